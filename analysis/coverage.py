@@ -1,0 +1,65 @@
+"""How far a study has got: what finished, what failed and which comparisons are incomplete."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import cells, labels
+from analysis.load import FINISHED, redact
+from trainables import schema
+
+STATUSES = ("FINISHED", "RUNNING", "SCHEDULED", "FAILED", "KILLED")
+
+
+def counts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the number of jobs on record by stage (lines) and status (columns), with totals."""
+    table = pd.crosstab(frame[schema.PARAM_STAGE], frame["status"])
+    stages = [name for name in schema.STAGES if name in table.index]
+    stages += sorted(set(table.index) - set(stages))
+    table = table.reindex(index=stages, columns=[name for name in STATUSES if name in table.columns])
+    table["total"] = table.sum(axis="columns")
+    table.loc["total"] = table.sum()
+    return table.rename(columns=str.lower).rename_axis(index="job", columns=None).reset_index()
+
+
+def failures(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the failed jobs with the first line of their error, one line each."""
+    failed = frame[frame["status"] == "FAILED"]
+    names = [*cells.CELL, schema.PARAM_MATCHER]
+    lines = [
+        {
+            "job": f"{run[schema.PARAM_STAGE]} {run['key'][:8]}",
+            "method": labels.method(run[schema.PARAM_METHOD]),
+            "where": labels.cell(run, [name for name in names if pd.notna(run[name]) and run[name] != ""]),
+            "seeds": ", ".join(
+                str(run[name]) for name in (schema.PARAM_SEED_A, schema.PARAM_SEED_B) if pd.notna(run[name])
+            ),
+            "error": redact((run["error"].strip().splitlines() or ["not recorded"])[0])[:200],
+        }
+        for _, run in failed.iterrows()
+    ]
+    return pd.DataFrame(lines, columns=["job", "method", "where", "seeds", "error"])
+
+
+def missing(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the results that a full grid of what is on record would have and this study lacks, by row.
+
+    Columns: ``method``; ``results``, finished (cell, pair) combinations; ``expected``, those that any method has on
+    record; ``missing``, the difference. Jobs that have not started at all may be unknown to the record.
+    """
+    by = cells.axes(frame)
+    sparse = frame[frame["stage"] == schema.SPARSE]
+    named = sparse.assign(**{cells.ROW: cells.rows(frame), cells.PAIR: sparse[schema.PARAM_SEED_A]})
+    named = named[~named[cells.ROW].isin(cells.NO_REWIND)]
+    expected = len(named.drop_duplicates([*by, cells.PAIR]))
+    lines = []
+    for row in cells.row_order(named[cells.ROW]):
+        done = named[(named[cells.ROW] == row) & (named["status"] == FINISHED)].drop_duplicates([*by, cells.PAIR])
+        lines.append({"method": labels.method(row), "results": len(done), "expected": expected})
+    table = pd.DataFrame(lines, columns=["method", "results", "expected"])
+    return table.assign(missing=table["expected"] - table["results"])
+
+
+def is_complete(frame: pd.DataFrame) -> bool:
+    """Return whether all jobs on record finished and no comparison lacks a result."""
+    return bool((frame["status"] == FINISHED).all()) and not missing(frame)["missing"].any()

@@ -1,0 +1,97 @@
+"""The study in one sentence, as strong as the data and no stronger."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import accuracy_table, cells, labels, stats
+from analysis.signs import MINUS
+from trainables import schema
+
+LEVEL = 0.05
+
+
+def headline(frame: pd.DataFrame) -> str:
+    """Return what permuting the mask gains over reusing it as it is, one sentence per task.
+
+    The gain of each pair of nets is averaged over the cells that all pairs have, and the interval is over pairs:
+    cells of one pair share their dense nets, so they are not independent observations.
+    """
+    scored, by = cells.scores(frame), cells.axes(frame)
+    sentences = []
+    for task, group in scored.groupby(list(cells.TASK)):
+        where = labels.cell(dict(zip(cells.TASK, task, strict=True)), cells.TASK)
+        sentences.append(_sentence(where, gains(group, by)))
+    return " ".join(sentences) or "No run has finished yet."
+
+
+def details(frame: pd.DataFrame) -> list[str]:
+    """Return the sentences that qualify the headline: by rewind epoch, and how many cells stand alone."""
+    scored, by = cells.scores(frame), cells.axes(frame)
+    tasks = scored.groupby(list(cells.TASK))
+    said = []
+    for task, group in tasks:
+        where = labels.cell(dict(zip(cells.TASK, task, strict=True)), cells.TASK) + ", " if len(tasks) > 1 else ""
+        epochs = group[schema.PARAM_REWIND_EPOCH]
+        parts = {"from the untouched initialisation": group[epochs == 0], "from epoch 1 or later": group[epochs > 0]}
+        found = {name: pooled(gains(part, by)) for name, part in parts.items()}
+        if all(one.n for one in found.values()):
+            points = "; ".join(f"{name}: {_points(one)}" for name, one in found.items())
+            said.append(f"{where}Permuted {MINUS} naive {points}.")
+    return said + _tested(frame)
+
+
+def _tested(frame: pd.DataFrame) -> list[str]:
+    """Return in how many cells permuted is ahead, and in how many of them that is more than chance."""
+    numbers = accuracy_table.table(frame)
+    numbers = numbers[numbers["pairs"] > 1] if len(numbers) else numbers
+    if numbers.empty:
+        return []
+    ahead = int((numbers["permuted_minus_naive"] > 0).sum())
+    clear = int((numbers["p_holm"] < LEVEL).sum())
+    return [
+        f"Permuted is ahead of naive in {ahead} of {labels.plural(len(numbers), 'cell')}; tested cell by cell, the "
+        f"difference is significant (p < {LEVEL} after Holm's correction) in {clear or 'none'}."
+    ]
+
+
+def gains(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return permuted - naive (percentage points), a line per pair and a column per cell that has all pairs."""
+    pairs = cells.paired(scored, by).reindex(columns=[cells.PERMUTED, cells.NAIVE])
+    difference = (pairs[cells.PERMUTED] - pairs[cells.NAIVE]).dropna()
+    return difference.unstack(by).dropna(axis="columns") if len(difference) else pd.DataFrame()
+
+
+def pooled(gained: pd.DataFrame) -> stats.Difference:
+    """Return the mean over cells of each pair's gain, and its interval over pairs."""
+    return stats.interval(gained.mean(axis="columns") if gained.size else [])
+
+
+def _sentence(where: str, gained: pd.DataFrame) -> str:
+    one = pooled(gained)
+    if not one.n:
+        return f"On {where} no cell has permuted and naive results of the same pairs yet."
+    basis = f"{labels.plural(one.n, 'pair')} of nets, {labels.plural(gained.shape[1], 'cell')} of the grid"
+    points = f"{abs(one.mean):.2f} points of test accuracy"
+    if one.n == 1:
+        side = "ahead of" if one.mean >= 0 else "behind"
+        return (
+            f"On {where} permuted is {points} {side} naive for the only pair so far ({basis}): too few for an interval."
+        )
+    basis = f"{_interval(one)}; {basis}"
+    if not one.excludes_zero:
+        signed = stats.format_difference(one.mean, stats.NAN, stats.NAN)
+        return f"On {where} permuted and naive masks cannot be told apart: {signed} points ({basis})."
+    verb = "gains" if one.mean > 0 else "loses"
+    return f"On {where} permuting the mask {verb} {points} over reusing it as it is ({basis})."
+
+
+def _points(one: stats.Difference) -> str:
+    """Return a difference with its unit and interval."""
+    mean = stats.format_difference(one.mean, stats.NAN, stats.NAN)
+    return f"{mean} points" + (f" ({_interval(one)})" if one.n > 1 else "")
+
+
+def _interval(one: stats.Difference) -> str:
+    limits = stats.format_difference(one.mean, one.low, one.high).partition(" ")[2]
+    return f"{100 * one.confidence:g} % CI {limits}"

@@ -1,0 +1,81 @@
+"""How values, axes and methods are called wherever a person reads them: tables, figures, terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis import cells
+from analysis.signs import DASH, TIMES
+from trainables import schema
+from trainables.methods import METHODS
+
+NAMES = {
+    schema.PARAM_MODEL: "model",
+    schema.PARAM_DATASET: "dataset",
+    schema.PARAM_WIDTH: "width",
+    schema.PARAM_SPARSITY: "sparsity",
+    schema.PARAM_REWIND_EPOCH: "rewind epoch",
+}
+"""Axis -> what it is called; a recipe field goes by its own name."""
+
+
+def method(row: str) -> str:
+    """Return the name of a row of :func:`cells.rows`: the method's label, and the matcher if it is another."""
+    name, _, matcher = row.partition(":")
+    label = METHODS[name].label if name in METHODS else name
+    return f"{label} ({matcher})" if matcher else label
+
+
+def axis(name: str) -> str:
+    """Return what an axis of the grid is called."""
+    return NAMES.get(name, name)
+
+
+def value(name: str, raw: Any) -> str:
+    """Return a value on an axis of the grid: ``x0.5``, ``95 %``, ``10``; a dash where there is none."""
+    if pd.isna(raw) or raw == "":
+        return DASH
+    if name == schema.PARAM_WIDTH:
+        return f"{TIMES}{raw:g}"
+    if name == schema.PARAM_SPARSITY:
+        return f"{round(100 * raw, 6):g} %"
+    return str(raw)
+
+
+def cell(values: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Return where in the grid something stands, ``resnet20 on cifar10, width x4, 95 % sparse``, by the axes named."""
+    parts = []
+    for name in names:
+        if pd.isna(values[name]) or values[name] == "":
+            continue
+        text = value(name, values[name])
+        if name == schema.PARAM_MODEL:
+            parts.append(text)
+        elif name == schema.PARAM_DATASET:
+            parts[-1:] = [f"{parts[-1]} on {text}"] if parts else [text]
+        elif name == schema.PARAM_SPARSITY:
+            parts.append(f"{text} sparse")
+        else:
+            parts.append(f"{axis(name)} {text}" if name in NAMES else f"{name} = {text}")
+    return ", ".join(parts)
+
+
+def task(frame: pd.DataFrame) -> str:
+    """Return the models and datasets of a study, ``resnet20 and vgg11 on cifar10``."""
+    models, datasets = (" and ".join(sorted(set(frame[name]) - {""})) for name in cells.TASK)
+    return f"{models or 'unknown model'} on {datasets or 'unknown data'}"
+
+
+def plural(n: int, noun: str, nouns: str = "") -> str:
+    """Return ``1 run``, ``3 runs``."""
+    return f"{n} {noun if n == 1 else nouns or noun + 's'}"
+
+
+def listed(items: Iterable[str], most: int = 8) -> str:
+    """Return items separated by commas, the number of the rest if there are more than `most`."""
+    every = list(items)
+    rest = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + rest

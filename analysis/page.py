@@ -1,0 +1,95 @@
+"""The looks of the report: one document without anything to fetch, for screens of any size and theme, and for paper."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+
+def document(title: str, head: str, sections: Iterable[str]) -> str:
+    """Return a page of HTML.
+
+    Args:
+        title: plain text for the window.
+        head: HTML of the page's top.
+        sections: HTML of its parts, in order.
+    """
+    return TEMPLATE.format(title=html.escape(title), style=STYLE, head=head, sections="\n".join(sections))
+
+
+TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}: sparse training and weight symmetry</title>
+<style>{style}</style>
+</head>
+<body>
+<header>
+{head}
+</header>
+<main>
+{sections}
+</main>
+</body>
+</html>
+"""
+
+STYLE = """
+:root { color-scheme: light dark; --ground: #fff; --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --shade: #f6f8fa;
+  --accent: #0072b2; --warn: #8a3600; --warnground: #fff1e5; }
+@media (prefers-color-scheme: dark) { :root { --ground: #14171b; --ink: #e6e8eb; --soft: #9aa4af; --line: #363c44;
+  --shade: #1c2026; --accent: #66b8ea; --warn: #ffb98a; --warnground: #33231a; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 70rem; background: var(--ground); color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+p { margin: .4rem 0; max-width: 50rem; }
+a { color: var(--accent); }
+.question { color: var(--soft); }
+.headline { font-size: 1.2rem; line-height: 1.4; margin: 1.1rem 0 .8rem; padding-left: .9rem;
+  border-left: 4px solid var(--accent); }
+.partial { background: var(--warnground); color: var(--warn); padding: .6rem .9rem; border-radius: 6px;
+  margin-top: 1rem; }
+.partial a { color: inherit; }
+figure { margin: 0; }
+figcaption, .note { color: var(--soft); font-size: .86rem; line-height: 1.45; max-width: 54rem; margin: .6rem 0 0; }
+.note::before { content: "Note: "; font-weight: 600; }
+.scroll { overflow-x: auto; max-width: 100%; }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; margin: .2rem 0; }
+th, td { padding: .3rem .5rem; text-align: right; white-space: nowrap; }
+th { white-space: normal; border-bottom: 1.5px solid var(--ink); border-top: 1.5px solid var(--ink); font-weight: 600;
+  vertical-align: bottom; }
+td { border-bottom: 1px solid var(--line); }
+tbody tr:last-child td { border-bottom: 1.5px solid var(--ink); }
+tbody tr:hover { background: var(--shade); }
+.l { text-align: left; }
+td.wide { white-space: normal; overflow-wrap: break-word; min-width: 16rem; }
+svg { display: block; height: auto; max-width: 100%; color: var(--ink); }
+svg text { font-family: inherit !important; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: 0; font-size: .92rem; }
+dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  body { padding: 1.2rem .9rem 3rem; }
+  .headline { font-size: 1.08rem; }
+  .scroll { margin-right: -.9rem; max-width: calc(100% + .9rem); }
+  svg { max-width: none; }
+  dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: .5rem; }
+}
+@media print {
+  :root { --ground: #fff; --ink: #000; --soft: #333; --line: #bbb; --accent: #000; --warn: #000; --warnground: #fff; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  .scroll { overflow: visible; }
+  figure, tr { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  table { font-size: 7.2pt; }
+  th, td { padding: .18rem .3rem; }
+  #files { display: none; }
+}
+"""

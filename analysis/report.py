@@ -1,0 +1,171 @@
+"""A study as one page: ``python -m analysis.report --space NAME``.
+
+The page is self-contained (figures are drawings inside it) and can be mailed or archived as it is; tables and figures
+are written beside it as files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import html
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis import command
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.figures import FigureModule
+
+PAGE = "index.html"
+MOST_FAILURES = 25
+QUESTION = "Does a lottery-ticket mask help a new random initialisation once its units are permuted to match?"
+
+
+def write_report(space: str, tracking_uri: str, out: Path) -> Path:
+    """Write the report on a study, with its tables and figures as files beside it, and return the page's path.
+
+    Args:
+        space: name of the search space.
+        tracking_uri: where the study recorded its runs.
+        out: folder to write to; made if need be.
+
+    Raises:
+        AnalysisError: nothing can be read there, see :func:`analysis.load.runs`.
+    """
+    from analysis import accuracy_table, files, load
+    from analysis.figures import FIGURES
+    from analysis.page import document
+
+    frame = load.runs(space, tracking_uri)
+    out.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(out / "runs.csv", index=False)
+    files.write(accuracy_table, "accuracy", frame, out)
+    sections = [_accuracy(frame)]
+    for name, module in FIGURES.items():
+        shown = frame if module.load is load.runs else module.load(space, tracking_uri)
+        files.write(module, name, shown, out)
+        sections.append(_figure(name, module, shown))
+    sections += [_coverage(frame), _provenance(frame, space, tracking_uri), _downloads(out)]
+    page = out / PAGE
+    page.write_text(document(space, _head(space, frame), sections), encoding="utf-8")
+    return page
+
+
+def _head(space: str, frame: pd.DataFrame) -> str:
+    """Return the top of the page: what was asked, and the answer so far."""
+    from analysis import coverage, headline, labels
+
+    parts = [
+        f"<h1>{html.escape(space)}</h1>",
+        f'<p class="question">{QUESTION} Measured with {html.escape(labels.task(frame))}.</p>',
+        f'<p class="headline">{html.escape(headline.headline(frame))}</p>',
+        *(f"<p>{html.escape(text)}</p>" for text in headline.details(frame)),
+    ]
+    if not coverage.is_complete(frame):
+        done = f"{(frame['status'] == 'FINISHED').sum()} of {labels.plural(len(frame), 'job')} on record have finished"
+        parts.append(f'<p class="partial">Not complete: {done}; <a href="#coverage">what is missing</a>.</p>')
+    return "\n".join(parts)
+
+
+def _accuracy(frame: pd.DataFrame) -> str:
+    from analysis import accuracy_table, files, labels
+
+    table = accuracy_table.formatted(frame)
+    texts = [name for name in table.columns if name in (labels.axis("model"), labels.axis("dataset"))]
+    body = files.html_table(table, texts=texts) if len(table) else ""
+    others = accuracy_table.controls(frame)
+    if len(others):
+        body += "<h3>References and controls</h3>" + files.html_table(others, texts=texts)
+    return _section("accuracy", accuracy_table.TITLE, body, accuracy_table.CAPTION, accuracy_table.notes(frame))
+
+
+def _figure(name: str, module: FigureModule, frame: pd.DataFrame) -> str:
+    from analysis import style
+
+    if module.table(frame).empty:
+        return _section(name, module.TITLE, "", "", module.notes(frame))
+    drawing = style.svg(module.figure(frame), f"fig-{name}")
+    body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}">{drawing}</div>'
+    return _section(name, module.TITLE, body, module.CAPTION, module.notes(frame))
+
+
+def _section(name: str, title: str, body: str, caption: str, notes: list[str]) -> str:
+    said = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
+    shown = f"<figure>{body}<figcaption>{html.escape(caption)}</figcaption></figure>" if body else ""
+    return f'<section id="{name}"><h2>{html.escape(title)}</h2>{shown}{said}</section>'
+
+
+def _coverage(frame: pd.DataFrame) -> str:
+    from analysis import coverage, files, labels
+
+    parts = ['<section id="coverage"><h2>What is missing</h2>']
+    if coverage.is_complete(frame):
+        parts.append("<p>Nothing: all jobs on record have finished, and every comparison has all its results.</p>")
+    parts.append(files.html_table(coverage.counts(frame), texts=["job"]))
+    missing = coverage.missing(frame)
+    if missing["missing"].any():
+        parts.append("<h3>Results by method</h3>" + files.html_table(missing, texts=["method"]))
+        parts.append(
+            '<p class="note">Expected are the combinations of cell and pair that any method has on record; '
+            "jobs that have not started may not be known yet.</p>"
+        )
+    failed = coverage.failures(frame)
+    if len(failed):
+        parts.append(
+            "<h3>Failed jobs</h3>"
+            + files.html_table(failed.head(MOST_FAILURES), texts=["job", "method", "where", "seeds"], wide=["error"])
+        )
+        if len(failed) > MOST_FAILURES:
+            parts.append(
+                f'<p class="note">{labels.plural(len(failed) - MOST_FAILURES, "more failed job")} in runs.csv.</p>'
+            )
+    return "".join(parts) + "</section>"
+
+
+def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
+    from analysis import labels, load
+
+    started, ended = frame["started"].min(), frame["ended"].max()
+    reused = int(frame["reused"].sum())
+    tags = sorted({tag for text in frame["environment"] for tag in text.split("; ") if tag})
+    facts = {
+        "Experiment": space,
+        "Tracking": load.redact(tracking_uri),
+        "Runs": f"{len(frame)}, of which {reused} reused from the store" if reused else str(len(frame)),
+        "First started": f"{started:%Y-%m-%d %H:%M} UTC" if started == started else "not recorded",
+        "Last ended": f"{ended:%Y-%m-%d %H:%M} UTC" if ended == ended else "not yet",
+        "Software": labels.listed(map(load.redact, tags), most=20) or "not recorded by the runs",
+        "Page written": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+    }
+    lines = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items())
+    return f'<section id="provenance"><h2>Provenance</h2><dl>{lines}</dl></section>'
+
+
+def _downloads(out: Path) -> str:
+    names = sorted(path.name for path in out.iterdir() if path.suffix in (".csv", ".md", ".png", ".pdf"))
+    items = " · ".join(f'<a href="{name}">{name}</a>' for name in names)
+    return f'<section id="files"><h2>Files</h2><p>Beside this page: {items}</p></section>'
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, or 2 if the request cannot be answered."""
+    arguments = command.parser("report", "Write a study's tables and figures as one self-contained page.").parse_args(
+        argv
+    )
+    return command.guarded(lambda: _write(arguments))
+
+
+def _write(arguments: argparse.Namespace) -> None:
+    from analysis import load
+
+    load.quiet_retries()
+    tracking_uri = load.working_tracking_uri(arguments.storage, arguments.tracking_uri)
+    print(write_report(arguments.space, tracking_uri, command.folder(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

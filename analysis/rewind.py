@@ -1,0 +1,119 @@
+"""Figure: test accuracy against the rewind epoch, a panel per sparsity and width (the paper's figures 5, 6 and 8).
+
+Run it alone with ``python -m analysis.rewind --space NAME``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import cells, facets, labels, style
+from analysis.load import runs as load
+from trainables import schema
+
+__all__ = ["CAPTION", "TITLE", "figure", "load", "notes", "table"]
+
+TITLE = "Accuracy against the rewind epoch"
+CAPTION = (
+    "Test accuracy after the last epoch, mean ± sample standard deviation over n pairs (A, B), for sparse nets trained "
+    "from the state of the dense net after as many epochs as the horizontal axis says; 0 is the untouched "
+    "initialisation. Dashed: the dense nets, mean ± standard deviation. Each panel has its own vertical scale; marks "
+    "at one epoch are set side by side."
+)
+HIDDEN = (cells.DENSE, cells.IMP)
+"""Rows that have no rewind epoch: one is drawn as a reference, the other is left to the table."""
+
+MOST_TICKS = 6
+ALONE = 4.0
+"""Epochs that the axis spans around a single rewind epoch."""
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return mean, std and n of the test accuracy (percent) of every row in every cell, one line each."""
+    return facets.summaries(frame, [schema.TEST_ACCURACY])
+
+
+def figure(frame: pd.DataFrame) -> Figure:
+    """Return the figure: rows of panels by sparsity (and task, and varied recipe), columns by width."""
+    by = cells.axes(frame)
+    numbers = table(frame)
+    rows, columns = facets.grid(numbers, by, across=schema.PARAM_WIDTH, without=schema.PARAM_REWIND_EPOCH)
+    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1))
+    for place, line in zip(rows, panels, strict=False):
+        for width, axes in zip(columns, line, strict=True):
+            panel = {**place, schema.PARAM_WIDTH: width}
+            _panel(
+                axes, panel, facets.at(numbers, panel), facets.told_apart(numbers, by, hide=schema.PARAM_REWIND_EPOCH)
+            )
+    if not rows:
+        style.empty(panels[0][0])
+    for line in panels:
+        line[0].set_ylabel(style.AXES[schema.TEST_ACCURACY])
+    for axes in panels[-1]:
+        axes.set_xlabel(style.AXES[schema.PARAM_REWIND_EPOCH])
+    present = cells.row_order(numbers[cells.ROW])
+    style.methods_legend(drawn, [row for row in present if row != cells.IMP])
+    return drawn
+
+
+def _panel(axes: Axes, panel: dict[str, Any], numbers: pd.DataFrame, names: list[str]) -> None:
+    sparse = numbers[~numbers[cells.ROW].isin(HIDDEN)]
+    counts = sparse.loc[sparse["n"] > 0, "n"]
+    style.title(axes, labels.cell(panel, names), facets.count(counts))
+    if numbers.empty:
+        style.empty(axes)
+        return
+    rows = cells.row_order(sparse[cells.ROW])
+    epochs = sparse[schema.PARAM_REWIND_EPOCH].dropna().astype(float)
+    span = float(np.ptp(epochs)) if epochs.nunique() > 1 else ALONE
+    step = 0.012 * span
+    for place, row in enumerate(rows):
+        line = sparse[sparse[cells.ROW] == row].sort_values(schema.PARAM_REWIND_EPOCH)
+        shifted = line[schema.PARAM_REWIND_EPOCH].astype(float) + step * (place - (len(rows) - 1) / 2)
+        style.errorbars(axes, shifted.tolist(), line["mean"].tolist(), line["std"].tolist(), style.look(row))
+    if epochs.nunique() <= MOST_TICKS:
+        axes.set_xticks(sorted(set(epochs)))
+    if epochs.nunique() == 1:
+        axes.set_xlim(epochs.iloc[0] - ALONE / 2, epochs.iloc[0] + ALONE / 2)
+    _dense(axes, numbers[numbers[cells.ROW] == cells.DENSE])
+
+
+def _dense(axes: Axes, numbers: pd.DataFrame) -> None:
+    """Draw the dense nets as a level line with a band."""
+    if numbers.empty:
+        return
+    drawn, dense = style.look(cells.DENSE), numbers.iloc[0]
+    axes.axhline(dense["mean"], color=drawn.colour, linestyle=drawn.dash, linewidth=1.1)
+    if dense["std"] > 0:
+        axes.axhspan(
+            dense["mean"] - dense["std"], dense["mean"] + dense["std"], color=drawn.colour, alpha=0.12, linewidth=0
+        )
+
+
+def notes(frame: pd.DataFrame) -> list[str]:
+    """Return what the figure leaves out, one sentence each."""
+    numbers = table(frame)
+    if numbers.empty:
+        return ["No sparse run has finished yet."]
+    said = []
+    single = numbers[(numbers["n"] == 1) & ~numbers[cells.ROW].isin(HIDDEN)]
+    if len(single):
+        said.append(f"{labels.plural(len(single), 'point')} of one run each without an error bar.")
+    if cells.DENSE not in set(numbers[cells.ROW]):
+        said.append("No dense net has finished, so there is no dashed line.")
+    return (
+        said
+        + facets.left_out(frame)
+        + facets.cut_off(numbers, cells.axes(frame), schema.PARAM_WIDTH, schema.PARAM_REWIND_EPOCH)
+    )
+
+
+if __name__ == "__main__":
+    from analysis import command, rewind
+
+    command.run_module(rewind)

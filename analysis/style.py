@@ -1,0 +1,237 @@
+"""How figures look: one colour, marker and name per method, everywhere.
+
+Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; the marker says the same again.
+Text and lines that are not data are drawn in one ink, so that a page can let them follow its theme.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from analysis import labels
+from analysis.signs import ALPHA
+from trainables import schema
+
+INK = "#1f2328"
+"""Text, axes and the dense reference."""
+ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE, GREY = (
+    *("#E69F00", "#56B4E9", "#009E73", "#C7B100", "#0072B2", "#D55E00", "#CC79A7"),
+    "#8A8F98",
+)
+"""Okabe and Ito's colours; their yellow is darkened, because on white it cannot be seen as a thin line."""
+
+
+Dash = Literal["-", "--", "-.", ":"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """How a line is drawn."""
+
+    colour: str
+    marker: str
+    dash: Dash = "-"
+
+
+LOOKS: dict[str, Look] = {
+    "dense": Look(colour=INK, marker=".", dash="--"),
+    "imp": Look(colour=GREY, marker="P", dash=":"),
+    "lth": Look(colour=BLUE, marker="o"),
+    "naive": Look(colour=VERMILLION, marker="s"),
+    "permuted": Look(colour=GREEN, marker="D"),
+    "shuffled": Look(colour=ORANGE, marker="v"),
+    "layerwise_random": Look(colour=SKY, marker="^"),
+    "own_mask": Look(colour=PURPLE, marker="X"),
+    "reinit": Look(colour=YELLOW, marker="*"),
+}
+STRANGER = Look(colour=GREY, marker="h", dash="-.")
+OTHER_DASHES: tuple[Dash, ...] = ("--", "-.", ":")
+
+AXES = {
+    schema.TEST_ACCURACY: "Test accuracy (%)",
+    schema.TEST_LOSS: "Test loss (nats)",
+    schema.GENERALIZATION_GAP: "Generalization gap (pp)",
+    schema.GAP_TO_DENSE: "Gap to dense (pp)",
+    schema.GAP_TO_LTH: "Gap to LTH (pp)",
+    schema.INTERPOLATION_ACCURACY: "Test accuracy (%)",
+    schema.INTERPOLATION_LOSS: "Test loss (nats)",
+    schema.ERROR_BARRIER: "Error barrier (pp)",
+    schema.LOSS_BARRIER: "Loss barrier (nats)",
+    schema.PARAM_REWIND_EPOCH: "Rewind epoch",
+    schema.PARAM_WIDTH: "Width multiplier",
+    "alpha": f"Position {ALPHA}, from π(A) to B",
+}
+"""What is measured -> axis label with its unit; pp are percentage points."""
+
+PAGE_WIDTH = 10.4
+PANEL_WIDTHS = (2.3, 3.45)
+"""Inches: three panels in a row fill the page; many make the figure wider than the page rather than unreadable."""
+LEAST_WIDTH = 5.6
+"""Inches: what the legend needs."""
+LEGEND_HEIGHT = 0.4
+CHARACTER = 0.066
+"""Width of a character of a title in inches, roughly."""
+RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "figure.facecolor": "none",
+    "pdf.fonttype": 42,  # text stays text in the PDF, as publishers ask
+    "svg.fonttype": "none",
+    "axes.unicode_minus": True,
+}
+
+
+def themed(**more: Any) -> AbstractContextManager[None]:
+    """Return a context in which Matplotlib draws in the study's style, whatever the user's own settings are."""
+    ours: dict[str, Any] = {**cast(Any, matplotlib.rcParamsDefault), **RC, **more}
+    ours.pop("backend")  # to set it would start a graphical backend
+    return matplotlib.rc_context(cast(Any, ours))
+
+
+def look(row: str) -> Look:
+    """Return how a row of :func:`analysis.cells.rows` is drawn; another matcher changes the dash, not the colour."""
+    name, _, matcher = row.partition(":")
+    known = LOOKS.get(name, STRANGER)
+    if not matcher:
+        return known
+    return Look(colour=known.colour, marker=known.marker, dash=OTHER_DASHES[sum(map(ord, matcher)) % len(OTHER_DASHES)])
+
+
+def panels(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure with a grid of empty panels."""
+    width = min(max(PAGE_WIDTH / columns, PANEL_WIDTHS[0]), PANEL_WIDTHS[1])
+    height = 0.55 + 0.56 * width
+    with themed():
+        figure = Figure(
+            figsize=(max(width * columns, LEAST_WIDTH), height * rows + LEGEND_HEIGHT), layout="constrained"
+        )
+        grid = figure.subplots(rows, columns, squeeze=False)
+    return figure, [list(line) for line in grid]
+
+
+def title(axes: Axes, left: str, n: str = "") -> None:
+    """Say what a panel shows, and over how many pairs; a long title is broken so that both fit."""
+    figure, spec = axes.get_figure(root=True), axes.get_subplotspec()
+    assert figure is not None
+    assert spec is not None
+    room = (figure.get_size_inches()[0] / spec.get_gridspec().ncols - 0.75) / CHARACTER
+    with themed():
+        axes.set_title(_broken(left, max(12, int(room) - len(n))), loc="left")
+        axes.set_title(n, loc="right", alpha=0.7)
+
+
+def _broken(text: str, room: int) -> str:
+    """Return a text with its lines broken after commas only, as far as they are longer than `room` characters."""
+    blank = "\N{NO-BREAK SPACE}"
+    joined = text.replace(" ", blank).replace(f",{blank}", ", ")
+    return "\n".join(textwrap.wrap(joined, room, break_long_words=False)).replace(blank, " ")
+
+
+def empty(axes: Axes, text: str = "no finished run") -> None:
+    """Mark a panel for which there is nothing to draw."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK, alpha=0.6, fontsize=8)
+
+
+def errorbars(axes: Axes, x: Sequence[float], mean: Sequence[float], std: Sequence[float], drawn: Look) -> None:
+    """Draw means joined by a line, with one standard deviation up and down where there is one."""
+    axes.errorbar(
+        x,
+        mean,
+        yerr=std,
+        color=drawn.colour,
+        marker=drawn.marker,
+        linestyle=drawn.dash,
+        linewidth=1.4,
+        markersize=4.5,
+        markeredgewidth=0,
+        elinewidth=1.0,
+        capsize=2.0,
+    )
+
+
+def legend(figure: Figure, drawn: Iterable[tuple[str, Look]]) -> None:
+    """Put one legend above all panels."""
+    handles = [
+        Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, markeredgewidth=0, label=name)
+        for name, look in drawn
+    ]
+    if handles:
+        with themed():
+            figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 5), handlelength=2.6)
+
+
+def methods_legend(figure: Figure, rows: Iterable[str]) -> None:
+    """Put the legend of the given rows above all panels."""
+    legend(figure, [(labels.method(row), look(row)) for row in rows])
+
+
+def width_axis(axes: Axes, widths: Sequence[float]) -> None:
+    """Make the horizontal axis a doubling scale with a tick at each width."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(list(widths)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([labels.value(schema.PARAM_WIDTH, width) for width in widths])
+    axes.set_xlim(min(widths) / 1.3, max(widths) * 1.3)
+
+
+def svg(figure: Figure, name: str) -> str:
+    """Return a figure as an ``<svg>`` element for a page: text stays text, and what is ink takes the page's colour.
+
+    Args:
+        figure: the figure.
+        name: distinguishes the ids inside from those of other figures on the page.
+    """
+    stream = io.StringIO()
+    with themed(**{"svg.hashsalt": name, "svg.id": name}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(rf'\bid="(?!{re.escape(name)}")', f'id="{name}-', text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+    return text.replace(INK, "currentColor")
+
+
+def save(figure: Figure, path: str, **options: Any) -> None:
+    """Write a figure to a file on a white ground, in the format that the name ends in."""
+    with themed():
+        figure.savefig(path, facecolor="white", **options)

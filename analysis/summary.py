@@ -1,0 +1,81 @@
+"""The result of a study as plain text, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis import accuracy_table, cells, labels, stats
+from analysis.signs import DASH, MINUS
+from trainables import schema
+
+COLUMNS = 100
+ROWS = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
+HEADER = ("width", "sparse", "rewind", *map(labels.method, ROWS), f"permuted {MINUS} naive")
+ABSENT = {"mean": stats.NAN, "std": stats.NAN, "n": 0}
+LAYOUTS = ((2, 2), (2, 1), (1, 2), (1, 1), (0, 1))
+"""(decimals, blanks between columns), tried in this order until the table fits. Blanks inside a column go first."""
+
+
+def short_table(frame: pd.DataFrame) -> str:
+    """Return test accuracy by width, sparsity and rewind epoch in at most 100 columns.
+
+    One block per task (and varied recipe): dense, LTH, permuted and naive as mean ± sample standard deviation (number
+    of runs) in percent, and the paired difference permuted - naive in percentage points with its 95 % t interval.
+
+    Args:
+        frame: as returned by :func:`analysis.load.runs`.
+    """
+    numbers = accuracy_table.table(frame)
+    if numbers.empty:
+        return "No accuracies yet: no run has finished."
+    apart = [name for name in cells.axes(frame) if name not in accuracy_table.GRID]
+    lines = [f"Test accuracy (%), mean ± std (runs); permuted {MINUS} naive in points, paired, with 95 % interval"]
+    for place, block in numbers.groupby(apart, dropna=False):
+        lines += ["", labels.cell(dict(zip(apart, place, strict=True)), apart), *_block(block)]
+    return "\n".join(lines + _footer(frame))
+
+
+def _block(numbers: pd.DataFrame) -> list[str]:
+    """Return the lines of one block in the first layout that fits."""
+    for decimals, blanks in LAYOUTS:
+        lines = _aligned([HEADER, *_cells(numbers, decimals)], blanks)
+        if max(map(len, lines)) <= COLUMNS:
+            break
+    return lines
+
+
+def _cells(numbers: pd.DataFrame, decimals: int) -> list[list[str]]:
+    body = []
+    for _, line in numbers.iterrows():
+        texts = [labels.value(name, line[name]).replace(" ", "") for name in accuracy_table.GRID]
+        for row in ROWS:
+            mean, std, n = (line.get(f"{row}_{what}", default) for what, default in ABSENT.items())
+            texts.append(stats.format_mean(mean, std, int(n), decimals=decimals, gap="") or DASH)
+        limits = (line["permuted_minus_naive"], line["ci_low"], line["ci_high"])
+        difference = stats.format_difference(*limits, decimals=decimals).replace(", ", ",")
+        body.append([*texts, difference or DASH])
+    return body
+
+
+def _aligned(table: Sequence[Sequence[str]], blanks: int) -> list[str]:
+    """Return lines of right-aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    separator = " " * blanks
+    return [
+        separator.join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table
+    ]
+
+
+def _footer(frame: pd.DataFrame) -> list[str]:
+    """Return what the table does not show."""
+    said = accuracy_table.notes(frame)
+    others = [name for name in cells.row_order(cells.scores(frame)[cells.ROW]) if name not in (*ROWS, cells.IMP)]
+    if others:
+        said.append(f"Also measured, see the report: {labels.listed(map(labels.method, others))}.")
+    failed = frame[frame["status"] == "FAILED"]
+    if len(failed):
+        stages = failed[schema.PARAM_STAGE].value_counts()
+        said.append("Failed and left out: " + labels.listed(f"{n} {stage}" for stage, n in stages.items()) + ".")
+    return ["", *said] if said else []

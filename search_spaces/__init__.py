@@ -1,0 +1,26 @@
+"""The search spaces by name. To add one: write a file that makes a ``SearchSpace``, and a line here."""
+
+from __future__ import annotations
+
+import difflib
+
+from search_spaces.digits_quickstart import DIGITS_QUICKSTART
+from search_spaces.space import SearchSpace
+
+SPACES: dict[str, SearchSpace] = {space.name: space for space in (DIGITS_QUICKSTART,)}
+
+
+def get_space(name: str) -> SearchSpace:
+    """Return the search space called `name`.
+
+    Raises:
+        ValueError: there is none; the message suggests the nearest and lists all.
+    """
+    if name in SPACES:
+        return SPACES[name]
+    near = difflib.get_close_matches(name, SPACES, n=1, cutoff=0.3)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"unknown search space {name!r}{hint}; known: {', '.join(SPACES)}")
+
+
+__all__ = ["SPACES", "SearchSpace", "get_space"]

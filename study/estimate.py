@@ -1,0 +1,112 @@
+"""How long a plan takes: multiply-adds by a rate, corrected by what the store says that like jobs really took.
+
+An estimate decides only what is printed and which job goes first, never what is computed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from study.plan import Plan
+from trainables import schema
+from trainables.config import ConnectConfig, MatchConfig
+from trainables.graph import Job
+from trainables.models import MODELS
+from trainables.store import DamagedArtifact, Store
+
+MULTIPLY_ADDS_PER_SECOND = 4e10
+"""One core of a current server processor, fp32; a first guess, for a machine that has not run anything yet."""
+SECONDS_PER_PASS = 1.4e-3
+"""Fixed cost of one forward pass over a batch; a training step costs three."""
+SECONDS_PER_JOB = 0.15
+"""Reading parents, building networks, publishing."""
+EVAL_BATCH = 1000
+SAMPLES_PER_CLASS = 5
+"""Published jobs whose time is looked up, per kind, model, width and dataset."""
+
+_Class = tuple[str, str, float, str]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Seconds per job.
+
+    Attributes:
+        seconds: key -> seconds on one device.
+        measured: how many published jobs the rates rest on; 0 means that they are a first guess.
+    """
+
+    seconds: Mapping[str, float]
+    measured: int
+
+    def total(self, keys: Collection[str]) -> float:
+        """Return the sum over some jobs, in seconds."""
+        return sum(self.seconds[key] for key in keys)
+
+    def makespan(self, plan: Plan, keys: Collection[str], slots: int) -> float:
+        """Return the seconds that some jobs take on so many slots: their share, but at least the longest chain."""
+        finished: dict[str, float] = {}
+        for key in plan.jobs:
+            if key in keys:
+                parents = (finished.get(ref.job.key, 0.0) for _, ref in plan.jobs[key].parents)
+                finished[key] = max(parents, default=0.0) + self.seconds[key]
+        return max(self.total(keys) / slots, max(finished.values(), default=0.0))
+
+
+def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
+    """Estimate every job of a plan.
+
+    Args:
+        plan: the plan.
+        store: where the times of published jobs are looked up.
+        published: the store's keys.
+    """
+    first = {key: _first_guess(plan, job) for key, job in plan.jobs.items()}
+    ratios: dict[_Class, list[float]] = defaultdict(list)
+    for key, job in plan.jobs.items():
+        kind = _class(job)
+        if key in published and len(ratios[kind]) < SAMPLES_PER_CLASS:
+            seconds = _measured(store, key)
+            if seconds is not None:
+                ratios[kind].append(seconds / first[key])
+    measured = [ratio for each in ratios.values() for ratio in each]
+    overall = statistics.median(measured) if measured else 1.0
+    rates = {kind: statistics.median(each) for kind, each in ratios.items() if each}
+    return Estimates(
+        {key: first[key] * rates.get(_class(job), overall) for key, job in plan.jobs.items()}, len(measured)
+    )
+
+
+def _measured(store: Store, key: str) -> float | None:
+    try:
+        return float(store.read_json(key, schema.METRICS)["final"][schema.SECONDS])
+    except (KeyError, DamagedArtifact):  # gone or set aside: the run will deal with it, an estimate can do without
+        return None
+
+
+def _class(job: Job) -> _Class:
+    task = job.config.task
+    return job.kind, task.model, task.width, task.dataset
+
+
+def _first_guess(plan: Plan, job: Job) -> float:
+    config = job.config
+    facts, entry = plan.facts[config.task.dataset], MODELS[config.task.model]
+    size = facts.image_size or entry.reference_image_size
+    macs = entry.mult_adds * config.task.width**2 * (size / entry.reference_image_size) ** 2
+
+    def forward(images: int, batch: int) -> float:
+        return images * macs / MULTIPLY_ADDS_PER_SECOND + -(-images // batch) * SECONDS_PER_PASS
+
+    test = forward(facts.test_images, EVAL_BATCH)
+    if isinstance(config, MatchConfig):
+        images = min(config.images or facts.train_images, facts.train_images)
+        return SECONDS_PER_JOB + 2 * forward(images, EVAL_BATCH)
+    if isinstance(config, ConnectConfig):
+        images = min(config.images or facts.train_images, facts.train_images)
+        return SECONDS_PER_JOB + config.points * (test + forward(images, EVAL_BATCH))
+    epoch = 3 * forward(facts.train_images, config.recipe.batch_size) + test
+    return SECONDS_PER_JOB + config.recipe.epochs * epoch + forward(facts.train_images, EVAL_BATCH) + 2 * test

@@ -1,0 +1,165 @@
+"""What a person sees while a study runs: a live table in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from study.estimate import Estimates
+from study.plan import Plan, run_name
+from study.searcher import BLOCKED, DONE, FAILED, READY, RUNNING, WAITING, PlanSearcher
+from trainables import schema
+
+LINE_SECONDS = 10.0
+"""Between two plain lines."""
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: 48 s, 3 min 5 s, 42 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 90:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 600:
+        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 36:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+class Progress:
+    """Watches a searcher and shows where the study stands."""
+
+    def __init__(
+        self, plan: Plan, searcher: PlanSearcher, estimates: Estimates, slots: int, stream: TextIO | None = None
+    ) -> None:
+        """Prepare the display.
+
+        Args:
+            plan: the study.
+            searcher: knows the state of every job.
+            estimates: seconds per job.
+            slots: trials that can run at the same time.
+            stream: where to write; standard output by default.
+        """
+        self._plan, self._searcher, self._estimates, self._slots = plan, searcher, estimates, slots
+        self._stream = stream or sys.stdout
+        self._console = Console(file=self._stream)
+        self._started = time.monotonic()
+        self._first_step: float | None = None
+        self._running: OrderedDict[str, str] = OrderedDict()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._live: Live | None = None
+        self._last_line = ""
+
+    # --- events, from the driver's loop -------------------------------------------------------------------------------
+    def result(self, key: str, row: Mapping[str, Any]) -> None:
+        """Note a result of a running job."""
+        if self._first_step is None:
+            self._first_step = time.monotonic()
+        accuracy = row.get(schema.TEST_ACCURACY)
+        text = f"epoch {row.get('epoch', 0)}/{self._plan.jobs[key].epochs}" if self._plan.jobs[key].epochs else ""
+        self._running[key] = text + (f", test accuracy {accuracy:.1f} %" if accuracy is not None else "")
+
+    def ended(self, key: str) -> None:
+        """Note that a job no longer runs."""
+        self._running.pop(key, None)
+
+    # --- display ------------------------------------------------------------------------------------------------------
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=4, transient=True)
+            self._live.__enter__()
+        else:
+            self._thread = threading.Thread(target=self._print_lines, name="progress", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+        if self._thread is not None:
+            self._thread.join()
+            self._write_line()
+
+    def _print_lines(self) -> None:
+        while not self._stop.wait(LINE_SECONDS):
+            self._write_line()
+
+    def _write_line(self) -> None:
+        line = self.line()
+        if line != self._last_line:
+            print(line, file=self._stream, flush=True)
+            self._last_line = line
+
+    def line(self) -> str:
+        """Return the state of the study as one plain line."""
+        counts = self._searcher.counts
+        parts = []
+        for kind in schema.STAGES:
+            total = sum(counts[kind, state] for state in _STATES)
+            if total:
+                parts.append(f"{kind} {counts[kind, DONE]}/{total}")
+        states = self._states()
+        text = f"{duration(time.monotonic() - self._started):>10}  done: {', '.join(parts)}"
+        text += f"; {states[RUNNING]} running, {states[WAITING] + states[READY]} waiting"
+        if states[FAILED] or states[BLOCKED]:
+            text += f", {states[FAILED]} failed, {states[BLOCKED]} blocked"
+        left = self.seconds_left()
+        return text + (f"; about {duration(left)} left" if left else "")
+
+    def _states(self) -> Counter[str]:
+        states: Counter[str] = Counter()
+        for (_, state), count in self._searcher.counts.items():
+            states[state] += count
+        return states
+
+    def seconds_left(self) -> float | None:
+        """Return the estimated seconds to the end; None once nothing is left."""
+        state = dict(self._searcher.state)
+        left = {key for key, each in state.items() if each in (WAITING, READY, RUNNING)}
+        if not left:
+            return None
+        remaining = self._estimates.makespan(self._plan, left, self._slots)
+        done = self._estimates.total([key for key, each in state.items() if each == DONE])
+        if self._first_step is None or not done:
+            return remaining
+        # How much faster or slower than estimated this run is, once enough of it is over to tell.
+        actual = (time.monotonic() - self._first_step) * self._slots
+        weight = min(1.0, done / (0.1 * (done + self._estimates.total(left))))
+        return remaining * ((1 - weight) + weight * actual / done)
+
+    def _table(self) -> Group:
+        counts = self._searcher.counts
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("job", "done", "running", "waiting", "failed", "total"):
+            table.add_column(column, justify="left" if column == "job" else "right")
+        for kind in schema.STAGES:
+            each = [counts[kind, state] for state in _STATES]
+            if sum(each):
+                waiting = counts[kind, WAITING] + counts[kind, READY]
+                failed = counts[kind, FAILED] + counts[kind, BLOCKED]
+                row = (counts[kind, DONE], counts[kind, RUNNING], waiting, failed, sum(each))
+                table.add_row(kind, *(str(number) for number in row))
+        left = self.seconds_left()
+        header = f"{self._plan.space.name}: {duration(time.monotonic() - self._started)} so far"
+        lines: list[Any] = [Text(header + (f", about {duration(left)} left" if left else "")), table]
+        for key, text in list(self._running.items())[:12]:
+            lines.append(Text(f"  {run_name(self._plan.jobs[key], self._plan.cells[key])}   {text}", style="dim"))
+        return Group(*lines)
+
+
+_STATES = (DONE, RUNNING, READY, WAITING, FAILED, BLOCKED)

@@ -1,0 +1,148 @@
+"""Run a study: ``python -m study.run --space digits_quickstart``.
+
+Plans the jobs of a search space, skips those that are in the store, runs the others as one Ray Tune experiment and
+records everything in MLflow. Running the same command again continues where it stopped.
+
+Exit codes: 0 every job of the plan is published; 1 some failed or were blocked by a failure; 2 the request is wrong,
+nothing was started; 130 interrupted, what was published stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from search_spaces import SPACES, get_space
+from study.estimate import Estimates, estimate
+from study.plan import Plan, make_plan, override
+from study.tracking import check_tracking, default_tracking_uri
+from trainables import schema
+from trainables.store import Store
+
+OK, FAILURES, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(arguments)
+    try:
+        if options.list:
+            return _list_spaces()
+        if options.space is None:
+            raise ValueError("which space? --space NAME, or --list to see them")
+        if "://" in options.storage:
+            raise ValueError(f"storage {options.storage!r}: give a local or shared directory")
+        space = override(get_space(options.space), options.set)
+        data_dir = os.path.abspath(os.path.expanduser(options.data_dir)) if options.data_dir else None
+        store = Store(Path(options.storage))
+        uri = options.tracking_uri or default_tracking_uri(store.root)
+        plan = make_plan(space, data_dir)
+        if options.dry_run:
+            return _dry_run(plan, store, options)
+        store.check_writable()
+        check_tracking(uri)
+        from study.sweep import run_sweep  # ray, torch and mlflow: only now that the request is known to be right
+
+        return run_sweep(plan, store, uri, data_dir, options, shlex.join(["python", "-m", "study.run", *arguments]))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_REQUEST
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m study.run",
+        description="Run a search space: train what is not in the store yet, log everything to MLflow.",
+        epilog="Running the same command again continues where it stopped.",
+    )
+    add = parser.add_argument
+    add("--space", metavar="NAME", help="the search space; --list shows all")
+    add("--list", action="store_true", help="list the search spaces")
+    add("--dry-run", action="store_true", help="print the plan and stop")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a field of the space; commas separate the values of an axis (--set seeds=0,1 --set epochs=5)",
+    )
+    add("--storage", default="outputs", metavar="DIR", help="where results are kept (default: %(default)s)")
+    add("--tracking-uri", metavar="URI", help="MLflow tracking store (default: sqlite:///STORAGE/mlflow.db)")
+    add("--data-dir", metavar="DIR", help="where the datasets are that do not come with a library")
+    add("--address", metavar="ADDR", help="Ray cluster to run on; default: a Ray of its own on this machine")
+    add("--max-concurrent", type=_positive(int), metavar="N", help="trials at the same time (default: what fits)")
+    add("--gpus-per-trial", type=_positive(float, zero=True), metavar="X", help="GPUs of a trial, may be a fraction")
+    add("--cpus-per-trial", type=_positive(float), metavar="N", default=1.0, help="CPUs of a trial (default: 1)")
+    add(
+        "--retries",
+        type=_positive(int, zero=True),
+        metavar="N",
+        default=3,
+        help="attempts after the first (default: 3)",
+    )
+    return parser
+
+
+def _positive(kind: type, *, zero: bool = False):  # type: ignore[no-untyped-def] # an argparse type
+    def parse(text: str) -> float:
+        value: float = kind(text)
+        if value < 0 or (value == 0 and not zero):
+            raise argparse.ArgumentTypeError(f"must be {'at least 0' if zero else 'above 0'}, got {text}")
+        return value
+
+    parse.__name__ = "whole number" if kind is int else "number"  # argparse names it in its messages
+    return parse
+
+
+def _list_spaces() -> int:
+    width = max(map(len, SPACES))
+    for space in SPACES.values():
+        print(f"{space.name:<{width}}  {space.question}")
+    return OK
+
+
+def _dry_run(plan: Plan, store: Store, options: argparse.Namespace) -> int:
+    published = store.keys()
+    todo = plan.closure.todo(published)
+    estimates = estimate(plan, store, published)
+    print_plan(plan, todo, estimates)
+    slots = options.max_concurrent or max(1, int((os.cpu_count() or 1) / options.cpus_per_trial))
+    if todo:
+        basis = f"from {estimates.measured} published jobs" if estimates.measured else "a first guess for one core"
+        seconds = estimates.makespan(plan, todo, slots)
+        print(f"about {_clock(seconds)} with {slots} trials at a time ({basis})")
+    return OK
+
+
+def print_plan(plan: Plan, todo: dict[str, set[int | None]], estimates: Estimates) -> None:
+    """Print the jobs by kind: how many, how many are published, what is left and what it costs."""
+    space = plan.space
+    print(f"{space.name}: {space.question}")
+    print(f"  {'job':<8}{'total':>8}{'published':>11}{'to run':>8}{'epochs':>9}{'est. time':>12}")
+    for kind in (*schema.STAGES, "all"):
+        keys = [key for key, job in plan.jobs.items() if kind in (job.kind, "all")]
+        left = [key for key in keys if key in todo]
+        if keys:
+            epochs, seconds = sum(plan.jobs[key].epochs for key in left), estimates.total(left)
+            print(f"  {kind:<8}{len(keys):>8}{len(keys) - len(left):>11}{len(left):>8}{epochs:>9}{_clock(seconds):>12}")
+    print(
+        f"{plan.requests} cells; sharing trains {plan.epochs:,} epochs "
+        f"instead of {plan.separate_epochs:,} ({plan.separate_epochs / max(1, plan.epochs):.1f} times fewer)"
+    )
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""Folders of images: what is found, what is refused, and that nothing is decoded twice."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainables.data import Augmentation, Dataset, check_dataset, image_folder, layout, load_dataset
+
+CLASSES = ("ant", "bee", "cow")
+
+
+def picture(seed: int, width: int = 8, height: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_folders(root: Path, *, test_folder: str = "test", per_class: int = 4) -> Path:
+    """Write 8x8 images without loss: image i of class c in train is `picture(10 * c + i)`, in test negated."""
+    for label, name in enumerate(CLASSES):
+        for split in ("train", test_folder):
+            (root / split / name).mkdir(parents=True)
+            for index in range(per_class):
+                pixels = picture(10 * label + index)
+                path = root / split / name / f"{index}.png"
+                Image.fromarray(pixels if split == "train" else 255 - pixels).save(path)
+    return root
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    return write_folders(tmp_path / "data")
+
+
+def load(root: Path, cache_dir: Path | None = None) -> Dataset:
+    """Load without the memory that `load_dataset` has of earlier calls."""
+    return image_folder.load("image_folder", root, cache_dir)
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every decoded file is noted here."""
+    paths: list[Path] = []
+    original = image_folder._decode_file
+
+    def noting(path: Path, size: int, first: Path) -> np.ndarray:
+        paths.append(path)
+        return original(path, size, first)
+
+    monkeypatch.setattr(image_folder, "_decode_file", noting)
+    return paths
+
+
+# --- what is found -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("test_folder", ["test", "val"])
+def test_images_and_labels(tmp_path: Path, test_folder: str) -> None:
+    root = write_folders(tmp_path, test_folder=test_folder)
+    facts = check_dataset("image_folder", root)
+    assert (facts.num_classes, facts.in_channels, facts.image_size) == (3, 3, 8)
+    assert (facts.train_images, facts.test_images) == (12, 12)
+    dataset = load_dataset("image_folder", root)
+    assert dataset.fingerprint == facts.fingerprint
+    expected = np.stack([picture(10 * label + i).transpose(2, 0, 1) for label in range(3) for i in range(4)])
+    np.testing.assert_array_equal(dataset.train.images.numpy(), expected)
+    np.testing.assert_array_equal(dataset.test.images.numpy(), 255 - expected)
+    assert dataset.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert dataset.class_names == CLASSES
+    assert dataset.augmentation == Augmentation(crop_padding=4, horizontal_flip=True)
+
+
+def test_folder_named_like_the_dataset(tmp_path: Path) -> None:
+    write_folders(tmp_path / "image_folder")
+    assert check_dataset("image_folder", tmp_path).num_classes == 3
+
+
+def test_val_is_taken_where_test_has_no_classes(tmp_path: Path) -> None:
+    root = write_folders(tmp_path, test_folder="val")
+    (root / "test").mkdir()
+    Image.fromarray(picture(0)).save(root / "test" / "unlabelled.png")
+    assert check_dataset("image_folder", root).test_images == 12
+
+
+def test_other_files_are_left_out(folders: Path) -> None:
+    (folders / "train" / "ant" / ".hidden.png").write_bytes(b"")
+    (folders / "train" / "ant" / "notes.txt").write_text("not an image")
+    (folders / "train" / ".cache").mkdir()
+    assert check_dataset("image_folder", folders).train_images == 12
+
+
+def test_grey_and_transparent_images_become_rgb(folders: Path) -> None:
+    pixels = picture(77)
+    Image.fromarray(pixels[:, :, 0]).save(folders / "train" / "ant" / "0.png")
+    Image.fromarray(np.dstack((pixels, pixels[:, :, 1]))).save(folders / "train" / "ant" / "1.png")
+    images = load(folders).train.images.numpy()
+    np.testing.assert_array_equal(images[0], np.broadcast_to(pixels[:, :, 0], (3, 8, 8)))
+    np.testing.assert_array_equal(images[1], pixels.transpose(2, 0, 1))
+
+
+def test_large_images_are_resized_and_cropped(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name, (width, height) in {"flat": (300, 200), "tall": (150, 400)}.items():
+            (tmp_path / split / name).mkdir(parents=True)
+            gradient = np.linspace(0, 255, width).astype(np.uint8)  # brighter to the right
+            pixels = np.broadcast_to(gradient[None, :, None], (height, width, 3))
+            Image.fromarray(pixels.copy()).save(tmp_path / split / name / "0.png")
+    assert check_dataset("image_folder", tmp_path).image_size == 224
+    dataset = load(tmp_path)
+    assert dataset.train.images.shape == (2, 3, 224, 224)
+    assert dataset.augmentation == Augmentation(random_resized_crop=True, horizontal_flip=True)
+    for image, width in zip(dataset.train.images.numpy(), (384, 256), strict=True):
+        left = (width - 224) // 2
+        expected = (np.arange(224) + left + 0.5) / width * 255
+        np.testing.assert_allclose(image[0, 100], expected, atol=2)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_empty_class(folders: Path) -> None:
+    for path in (folders / "test" / "bee").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"test/bee has no images; known suffixes: .*\.jpg"):
+        check_dataset("image_folder", folders)
+
+
+def test_no_classes_or_no_test(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match="train has no folders of classes"):
+        check_dataset("image_folder", tmp_path)
+    (tmp_path / "train" / "ant").mkdir()
+    with pytest.raises(ValueError, match=r"test/<class> or .*val/<class> is missing"):
+        check_dataset("image_folder", tmp_path)
+
+
+def test_classes_that_differ(folders: Path) -> None:
+    (folders / "test" / "cow").rename(folders / "test" / "dog")
+    with pytest.raises(ValueError, match=r"only in train: cow; only in test: dog"):
+        check_dataset("image_folder", folders)
+
+
+def test_cifar10_wants_its_classes_and_its_size(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    with pytest.raises(ValueError, match=r"train has 3 classes \(ant, bee, cow\), but cifar10 has 10"):
+        check_dataset("cifar10", tmp_path)
+    for split in ("train", "test"):
+        for number in range(7):
+            (tmp_path / split / f"kind{number}").mkdir()
+            Image.fromarray(picture(number)).save(tmp_path / split / f"kind{number}" / "0.png")
+    with pytest.raises(ValueError, match=r"ant/0.png has 8 pixels a side, but cifar10 has 32"):
+        load_dataset("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", "half"])
+def test_corrupt_image_is_named(folders: Path, content: bytes | str, tmp_path: Path) -> None:
+    bad = folders / "test" / "bee" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:60] if isinstance(content, str) else content)
+    assert check_dataset("image_folder", folders).test_images == 12  # only decoding can tell
+    with pytest.raises(ValueError, match=str(bad)):
+        load(folders)
+    assert not list((folders / ".decoded").glob("*/")), "nothing is published or left behind"
+
+
+def test_corrupt_first_image_is_found_before_training(folders: Path) -> None:
+    (folders / "train" / "ant" / "0.png").write_bytes(b"no image at all")
+    with pytest.raises(ValueError, match=r"train/ant/0.png is not an image"):
+        check_dataset("image_folder", folders)
+
+
+def test_images_of_different_sizes_are_named(folders: Path) -> None:
+    Image.fromarray(picture(0, 9, 9)).save(folders / "train" / "cow" / "3.png")
+    with pytest.raises(ValueError, match=r"train/cow/3.png is stored as 9x9 pixels, but .*train/ant/0.png as 8x8"):
+        load(folders)
+
+
+def test_small_images_must_be_square(folders: Path) -> None:
+    Image.fromarray(picture(0, 9, 8)).save(folders / "train" / "ant" / "0.png")
+    with pytest.raises(ValueError, match=r"ant/0.png .*9x8 pixels; .* must be square"):
+        check_dataset("image_folder", folders)
+
+
+def test_full_disk_is_noticed_before_decoding(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: full)
+    with pytest.raises(ValueError, match=r"4,608 bytes are needed in .*, 100 are free"):
+        load(folders)
+
+
+# --- fingerprint -------------------------------------------------------------------------------------------------
+
+
+def test_fingerprint_names_the_content_not_the_place(tmp_path: Path) -> None:
+    here, there = (write_folders(tmp_path / place) for place in ("here", "there"))
+    before = check_dataset("image_folder", here).fingerprint
+    os.utime(here / "train" / "ant" / "0.png", ns=(1, 1))
+    assert check_dataset("image_folder", here).fingerprint == before
+    assert check_dataset("image_folder", there).fingerprint == before
+    (there / "train" / "ant" / "0.png").rename(there / "train" / "ant" / "9.png")
+    assert check_dataset("image_folder", there).fingerprint != before
+
+
+# --- decoding once -----------------------------------------------------------------------------------------------
+
+
+def test_second_load_maps_what_the_first_decoded(folders: Path, decodings: list[Path]) -> None:
+    first = load(folders)
+    assert len(decodings) == 24
+    again = load(folders)
+    assert len(decodings) == 24
+    np.testing.assert_array_equal(first.train.images.numpy(), again.train.images.numpy())
+    assert again.class_names == CLASSES
+
+
+def test_arrays_are_mapped_not_copied(folders: Path) -> None:
+    images = load(folders).train.images
+    file = next((folders / ".decoded").glob("*/train_images.npy"))
+    mapped = np.load(file, mmap_mode="r+")
+    mapped[0, 0, 0, 0] ^= 255
+    assert images[0, 0, 0, 0] == mapped[0, 0, 0, 0]
+
+
+def test_changed_files_are_decoded_again(folders: Path, decodings: list[Path]) -> None:
+    load(folders)
+    changed = folders / "train" / "ant" / "0.png"
+    Image.fromarray(picture(500)).save(changed)
+    np.testing.assert_array_equal(load(folders).train.images[0].numpy(), picture(500).transpose(2, 0, 1))
+    assert len(decodings) == 48
+    (folders / "train" / "ant" / "1.png").unlink()
+    assert len(load(folders).train) == 11
+
+
+def test_cache_dir_is_used_when_given(folders: Path, tmp_path: Path, decodings: list[Path]) -> None:
+    for _ in range(2):
+        load(folders, tmp_path / "cache")
+    assert len(decodings) == 24
+    assert not (folders / ".decoded").exists()
+
+
+def test_a_folder_that_cannot_be_written_to(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decodings: list[Path]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    (folders / ".decoded").write_text("in the way")  # even the superuser cannot make a directory of it
+    for _ in range(2):
+        load(folders)
+    assert len(decodings) == 24
+    (tmp_path / "blocked").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "blocked"))
+    with pytest.raises(ValueError, match=r"no place to keep decoded images .* give a cache_dir"):
+        load(folders)
+
+
+def test_two_processes_at_once_decode_once(folders: Path) -> None:
+    program = f"""
+import hashlib, time
+from pathlib import Path
+from trainables.data import image_folder
+decode = image_folder._decode
+def slowly(*arguments):
+    print("decoding")
+    time.sleep(0.5)
+    return decode(*arguments)
+image_folder._decode = slowly
+print("ready", flush=True)
+input()
+images = image_folder.load("image_folder", Path({str(folders)!r}), None).train.images
+print(hashlib.sha256(images.numpy().tobytes()).hexdigest())
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:  # both are past their imports and start together
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    expected = hashlib.sha256(load(folders).train.images.numpy().tobytes()).hexdigest()
+    assert sorted(outputs) == sorted([["decoding", expected], [expected]])
+
+
+def test_what_a_killed_process_left_is_removed(folders: Path) -> None:
+    load(folders)
+    published = next((folders / ".decoded").glob("*/"))
+    prefix = published.name.rsplit("-", 2)[0]
+    left = published.with_name(f"{prefix}-tmp-{socket.gethostname()}-abc")
+    published.rename(left)
+    load(folders)
+    assert [path.name for path in (folders / ".decoded").glob("*/")] == [published.name]
+
+
+def test_without_locks_the_first_to_publish_wins(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    original = image_folder._decode
+    raced = False
+
+    def race(source: layout.ImageFolder, size: int, directory: Path) -> object:
+        nonlocal raced
+        if not raced:  # while this decodes, another process does the same and publishes
+            raced = True
+            load(folders)
+        return original(source, size, directory)
+
+    monkeypatch.setattr(image_folder, "_decode", race)
+    with pytest.warns(UserWarning, match="no file locks"):
+        dataset = load(folders)
+    assert len(dataset.train) == 12
+    assert len(list((folders / ".decoded").glob("*/"))) == 1

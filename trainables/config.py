@@ -1,0 +1,361 @@
+"""Every knob of the study, with its unit and its bounds. Torch-free: a plan is made without importing torch.
+
+:class:`Cell` is what a user asks for: one method at one point of the grid, and how to train it. The other classes
+are what a single job needs to know; their fields enter the job's key, so a field is here only if it changes the
+result. Resources, paths and the name of the search space are not here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from trainables.data import DATASETS
+from trainables.matchers import MATCHER_NAMES
+from trainables.methods import METHODS
+from trainables.models import MODELS, check_options, check_width
+
+SCHEDULES: dict[str, str] = {
+    "cosine": "cosine from the peak to 0, one value per epoch (the paper's code)",
+    "cosine_step": "cosine from the peak to 0, one value per step",
+    "one_cycle": "linear warm-up over `warmup_epochs`, then linear to 0, one value per step",
+    "constant": "the peak throughout, after the warm-up",
+}
+PRECISIONS: dict[str, str] = {
+    "fp32": "single precision throughout",
+    "bf16": "bfloat16 autocast for the forward pass, fp32 weights and updates",
+}
+CORRECTIONS: dict[str, str] = {
+    "none": "evaluate the interpolated weights as they are",
+    "bn_reset": "re-estimate BatchNorm statistics on training images at each point (no effect without BatchNorm)",
+    "repair": "rescale every unit to the interpolated mean and std of its end points (REPAIR)",
+}
+PRUNERS: dict[str, str] = {
+    "imp_finetune": "iterative magnitude pruning, each round continues from the current weights (the paper)",
+    "imp_rewind": "iterative magnitude pruning, each round retrains from the rewind epoch (the original lottery ticket)",
+    "one_shot": "one magnitude pruning of the trained net to the final sparsity, then one round of fine-tuning",
+}
+
+
+def known(what: str, name: str, names: Iterable[str]) -> None:
+    """Raise ValueError unless `name` is one of `names`; the message lists them and suggests the nearest."""
+    listed = list(names)
+    if name in listed:
+        return
+    near = difflib.get_close_matches(str(name), listed, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"unknown {what} {name!r}{hint}; known: {', '.join(listed)}")
+
+
+def bounded(
+    what: str,
+    value: float,
+    low: float,
+    high: float = math.inf,
+    *,
+    whole: bool = False,
+    above_low: bool = False,
+    below_high: bool = False,
+) -> None:
+    """Raise ValueError unless `value` is a number between `low` and `high`; the message gives value and bounds."""
+    kinds: tuple[type, ...] = (int,) if whole else (int, float)
+    number = isinstance(value, kinds) and not isinstance(value, bool) and not math.isnan(value)
+    if number and (value > low if above_low else value >= low) and (value < high if below_high else value <= high):
+        return
+    open_end = below_high or math.isinf(high)
+    interval = f"{'(' if above_low else '['}{low:g}, {high:g}{')' if open_end else ']'}"
+    raise ValueError(f"{what} must be {'a whole number' if whole else 'a number'} in {interval}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """Which network learns what.
+
+    Attributes:
+        model: name of a model in ``trainables.models.MODELS``.
+        width: multiplier of every hidden layer's channels, in [0.25, 32].
+        shortcut: kernel of the CIFAR ResNets' shortcut convolutions, ``conv3x3`` (the paper's code) or ``conv1x1``.
+        dataset: name of a dataset in ``trainables.data.DATASETS``.
+        data_version: fingerprint of the files for datasets that users bring as a folder, else empty.
+        augment: whether training images are augmented.
+    """
+
+    model: str
+    width: float
+    shortcut: str = dataclasses.field(default="conv3x3", metadata={"neutral": "conv3x3"})
+    dataset: str
+    data_version: str = dataclasses.field(default="", metadata={"neutral": ""})
+    augment: bool = dataclasses.field(default=True, metadata={"neutral": True})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How a network is trained by SGD.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: images per step; the last, partial batch of an epoch is dropped.
+        lr: peak learning rate.
+        momentum: in [0, 1).
+        weight_decay: L2 coefficient, on every parameter (as the paper's code has it).
+        schedule: a name of ``SCHEDULES``.
+        warmup_epochs: epochs of linear warm-up from 0.
+        precision: a name of ``PRECISIONS``.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: str
+    warmup_epochs: float = dataclasses.field(default=0.0, metadata={"neutral": 0.0})
+    precision: str = dataclasses.field(default="fp32", metadata={"neutral": "fp32"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseConfig:
+    """Train the dense net whose initialisation and data order come from `seed`."""
+
+    task: Task
+    recipe: Recipe
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruneConfig:
+    """One pruning round: prune globally by magnitude to `sparsity`, then train on with the mask.
+
+    Attributes:
+        sparsity: share of zeros among the prunable weights after the round, in [0, 1).
+        round: 1 for the first round; it selects the data order.
+        seed: the pruned net's seed.
+        prune_shortcuts: whether shortcut convolutions count as prunable (the paper's code: no).
+        prune_classifier: whether the classifier does (the paper's code: yes).
+    """
+
+    task: Task
+    recipe: Recipe
+    sparsity: float
+    round: int
+    seed: int
+    prune_shortcuts: bool
+    prune_classifier: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatchConfig:
+    """Find the permutation that moves net A onto net B.
+
+    Attributes:
+        matcher: a name of ``MATCHER_NAMES``.
+        images: training images to compare activations on; 0 means all of them.
+        seed: for the choice of images and the order of a randomised matcher.
+        stream_taps: where residual streams are read, ``end`` of the stage or as in the ``paper_code``.
+    """
+
+    task: Task
+    matcher: str
+    images: int
+    seed: int
+    stream_taps: str = dataclasses.field(default="end", metadata={"neutral": "end"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseConfig:
+    """Train a rewound net under a mask.
+
+    Attributes:
+        seed: data order; with it the same mask and weights can be trained several times.
+        transform: what is done to the mask first, a name of ``methods.TRANSFORMS``.
+        transform_seed: for the random transforms, else 0.
+    """
+
+    task: Task
+    recipe: Recipe
+    seed: int
+    transform: str
+    transform_seed: int = dataclasses.field(default=0, metadata={"neutral": 0})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectConfig:
+    """Measure loss and accuracy along the line from (the permuted) net A to net B.
+
+    Attributes:
+        points: how many alphas from 0 to 1, both included; odd, so that 1/2 is one of them.
+        correction: a name of ``CORRECTIONS``.
+        images: training images for the correction's statistics; 0 means all of them.
+        seed: for the choice of images.
+    """
+
+    task: Task
+    points: int
+    correction: str
+    images: int
+    seed: int
+
+
+Config = DenseConfig | PruneConfig | MatchConfig | SparseConfig | ConnectConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One method at one point of the grid: everything that decides its number, as flat scalars.
+
+    The paper's settings are the defaults (paper tables 2 and 4; schedule and IMP details from its code).
+
+    Attributes:
+        method: a row of ``trainables.methods.METHODS``.
+        model: a name of ``trainables.models.MODELS``.
+        dataset: a name of ``trainables.data.DATASETS``.
+        data_version: fingerprint of a folder dataset's files; filled in by the planner.
+        width: channel multiplier, in [0.25, 32].
+        sparsity: share of pruned weights among the prunable ones, in [0, 1).
+        rewind_epoch: epochs of dense training before the state that sparse training starts from; 0 is the untouched
+            initialisation.
+        seed: number of the seed pair; net A has seed 2 * seed, net B has seed 2 * seed + 1.
+        matcher: a name of ``MATCHER_NAMES``.
+        epochs: epochs of dense training; a sparse net trains for the remaining ``epochs - rewind_epoch``.
+        batch_size: images per step.
+        lr: peak learning rate of dense training.
+        sparse_lr: peak learning rate of sparse training.
+        momentum: in [0, 1).
+        weight_decay: L2 coefficient.
+        schedule: a name of ``SCHEDULES``.
+        warmup_epochs: epochs of linear warm-up.
+        precision: a name of ``PRECISIONS``.
+        augment: whether training images are augmented.
+        shortcut: kernel of the CIFAR ResNets' shortcut convolutions.
+        pruner: a name of ``PRUNERS``.
+        prune_fraction: share of the remaining weights that a round prunes, in (0, 1).
+        imp_epochs: epochs of training in each round.
+        imp_lr: peak learning rate of a round.
+        imp_momentum: momentum in a round (the paper's code: 0).
+        imp_weight_decay: weight decay in a round (the paper's code: 0).
+        prune_shortcuts: whether shortcut convolutions are prunable.
+        prune_classifier: whether the classifier is prunable.
+        match_images: training images for matching and for BatchNorm statistics; 0 means all.
+        stream_taps: where residual streams are matched, ``end`` or ``paper_code``.
+        interpolation_points: alphas of the interpolation curve A -> B, before and after matching; 0: not measured.
+        correction: what is corrected at each alpha, a name of ``CORRECTIONS``.
+    """
+
+    method: str
+    model: str = "resnet20"
+    dataset: str = "cifar10"
+    data_version: str = ""
+    width: float = 1.0
+    sparsity: float = 0.9
+    rewind_epoch: int = 10
+    seed: int = 0
+    matcher: str = "activation"
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 0.08
+    sparse_lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    precision: str = "fp32"
+    augment: bool = True
+    shortcut: str = "conv3x3"
+    pruner: str = "imp_finetune"
+    prune_fraction: float = 0.2
+    imp_epochs: int = 50
+    imp_lr: float = 0.01
+    imp_momentum: float = 0.0
+    imp_weight_decay: float = 0.0
+    prune_shortcuts: bool = False
+    prune_classifier: bool = True
+    match_images: int = 10_000
+    stream_taps: str = "end"
+    interpolation_points: int = 0
+    correction: str = "bn_reset"
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ValueError: with the value, the bounds or the known names.
+        """
+        known("method", self.method, METHODS)
+        known("model", self.model, MODELS)
+        known("dataset", self.dataset, DATASETS)
+        known("matcher", self.matcher, MATCHER_NAMES)
+        known("schedule", self.schedule, SCHEDULES)
+        known("precision", self.precision, PRECISIONS)
+        known("pruner", self.pruner, PRUNERS)
+        known("correction", self.correction, CORRECTIONS)
+        known("shortcut", self.shortcut, ("conv3x3", "conv1x1"))
+        known("stream_taps", self.stream_taps, ("end", "paper_code"))
+        bounded("width", self.width, 0.25, 32)
+        check_width(self.model, self.width)
+        check_options(self.model, **model_options(self.shortcut, self.stream_taps))
+        bounded("sparsity", self.sparsity, 0, 1, below_high=True)
+        bounded("epochs", self.epochs, 1, whole=True)
+        if not (isinstance(self.rewind_epoch, int) and 0 <= self.rewind_epoch < self.epochs):
+            raise ValueError(
+                f"rewind_epoch must be a whole number in [0, {self.epochs - 1}], below the {self.epochs} dense epochs, "
+                f"got {self.rewind_epoch!r}"
+            )
+        bounded("seed", self.seed, 0, whole=True)
+        bounded("batch_size", self.batch_size, 1, whole=True)
+        for name in ("lr", "sparse_lr", "imp_lr"):
+            bounded(name, getattr(self, name), 0, 100, above_low=True)
+        for name in ("momentum", "imp_momentum"):
+            bounded(name, getattr(self, name), 0, 1, below_high=True)
+        for name in ("weight_decay", "imp_weight_decay"):
+            bounded(name, getattr(self, name), 0, 1)
+        bounded("warmup_epochs", self.warmup_epochs, 0, self.epochs)
+        bounded("prune_fraction", self.prune_fraction, 0, 1, above_low=True, below_high=True)
+        bounded("imp_epochs", self.imp_epochs, 0, whole=True)
+        bounded("match_images", self.match_images, 0, whole=True)
+        bounded("interpolation_points", self.interpolation_points, 0, 1001, whole=True)
+        if self.interpolation_points and (self.interpolation_points < 3 or self.interpolation_points % 2 == 0):
+            raise ValueError(
+                "interpolation_points must be 0 or an odd number from 3, so that alpha = 1/2 is one of them, "
+                f"got {self.interpolation_points}"
+            )
+        for name in ("augment", "prune_shortcuts", "prune_classifier"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for field in dataclasses.fields(self):  # 1 and 1.0 are one width: they must not give two keys
+            if field.type == "float":
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+
+    @property
+    def seed_a(self) -> int:
+        """Seed of net A, whose mask is reused."""
+        return 2 * self.seed
+
+    @property
+    def seed_b(self) -> int:
+        """Seed of net B, the new random initialisation."""
+        return 2 * self.seed + 1
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any]) -> Cell:
+        """Build a cell from a flat mapping, such as a Ray Tune config.
+
+        Raises:
+            ValueError: unknown keys (the message lists the known ones), a missing method, or values out of bounds.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            known("setting", name, names)
+        if "method" not in values:
+            raise ValueError(f"a cell needs a method; known: {', '.join(METHODS)}")
+        return cls(**values)
+
+
+def model_options(shortcut: str, stream_taps: str) -> dict[str, str]:
+    """Return the architecture options that differ from every model's default."""
+    options = {"shortcut": shortcut, "stream_taps": stream_taps}
+    defaults = {"shortcut": "conv3x3", "stream_taps": "end"}
+    return {name: value for name, value in options.items() if value != defaults[name]}

@@ -1,0 +1,169 @@
+"""The datasets of a study, by name. Torch and the data itself are loaded only when arrays are asked for.
+
+To add one: write a module with ``load(name, data_dir, cache_dir) -> Dataset`` and a line in `DATASETS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+from pathlib import Path
+from typing import Final
+
+from trainables.data.dataset import Augmentation, Dataset, DatasetEntry, DatasetFacts, Split
+from trainables.data.layout import find_source
+
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "Dataset",
+    "DatasetEntry",
+    "DatasetFacts",
+    "Split",
+    "check_dataset",
+    "get_entry",
+    "load_dataset",
+]
+
+_IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+_IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+_SHIFT_AND_FLIP: Final = Augmentation(crop_padding=4, horizontal_flip=True)
+
+DATASETS: Final[dict[str, DatasetEntry]] = {
+    "digits": DatasetEntry(
+        module="trainables.data.digits",
+        num_classes=10,
+        in_channels=1,
+        image_size=8,
+        train_images=1437,
+        test_images=360,
+        mean=(0.3056,),  # of the training split
+        std=(0.3760,),
+        augmentation=Augmentation(crop_padding=1),
+        needs_data_dir=False,
+        description="8x8 grey handwritten digits that come with scikit-learn; stratified split by a fixed seed",
+    ),
+    "cifar10": DatasetEntry(
+        module="trainables.data.torchvision_sets",
+        num_classes=10,
+        in_channels=3,
+        image_size=32,
+        train_images=50_000,
+        test_images=10_000,
+        mean=_IMAGENET_MEAN,  # the paper's code uses ImageNet's values here
+        std=_IMAGENET_STD,
+        augmentation=_SHIFT_AND_FLIP,
+        needs_data_dir=True,
+        description="32x32 colour images of 10 kinds of things",
+    ),
+    "cifar100": DatasetEntry(
+        module="trainables.data.torchvision_sets",
+        num_classes=100,
+        in_channels=3,
+        image_size=32,
+        train_images=50_000,
+        test_images=10_000,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        augmentation=_SHIFT_AND_FLIP,
+        needs_data_dir=True,
+        description="32x32 colour images of 100 kinds of things",
+    ),
+    "svhn": DatasetEntry(
+        module="trainables.data.torchvision_sets",
+        num_classes=10,
+        in_channels=3,
+        image_size=32,
+        train_images=73_257,
+        test_images=26_032,
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        augmentation=Augmentation(crop_padding=4),  # a mirrored digit is no digit
+        needs_data_dir=True,
+        description="32x32 colour photographs of house numbers; the training split without the extra images",
+    ),
+    "image_folder": DatasetEntry(
+        module="trainables.data.image_folder",
+        num_classes=None,
+        in_channels=3,
+        image_size=None,
+        train_images=None,
+        test_images=None,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        augmentation=_SHIFT_AND_FLIP,
+        needs_data_dir=True,
+        description="images in train/<class>/ and test/<class>/ or val/<class>/, such as ImageNet",
+    ),
+}
+
+
+def get_entry(name: str) -> DatasetEntry:
+    """Return the registry's line for `name`.
+
+    Raises:
+        ValueError: if there is none; the message has the known names.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}{hint}")
+
+
+def check_dataset(name: str, data_dir: str | Path | None = None) -> DatasetFacts:
+    """Find out, before any training, that a dataset is complete and what it is like.
+
+    Folders are listed and the header of one image is read; nothing is decoded and torch is not imported.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: where the data lies, itself or in a folder called `name`; unused by a dataset that needs none.
+
+    Raises:
+        ValueError: if the name is unknown, or the data is missing or not as the entry says.
+    """
+    entry = get_entry(name)
+    if not entry.needs_data_dir:
+        assert entry.num_classes is not None
+        assert entry.train_images is not None
+        assert entry.test_images is not None
+        return DatasetFacts(
+            num_classes=entry.num_classes,
+            in_channels=entry.in_channels,
+            image_size=entry.image_size,
+            train_images=entry.train_images,
+            test_images=entry.test_images,
+            fingerprint="",
+        )
+    return find_source(name, entry, data_dir).facts(entry)
+
+
+def load_dataset(name: str, data_dir: str | Path | None = None, *, cache_dir: str | Path | None = None) -> Dataset:
+    """Load a dataset, once per process.
+
+    Datasets of many files are decoded once per machine, to arrays in ``<data_dir>/.decoded`` (see
+    `trainables.data.decoded`), and mapped from there: the processes of a machine share one copy in memory.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: as in `check_dataset`.
+        cache_dir: where to keep decoded arrays instead.
+
+    Raises:
+        ValueError: as `check_dataset` does, and if an image cannot be decoded; the message names the file.
+    """
+    get_entry(name)
+    return _load(name, _absolute(data_dir), _absolute(cache_dir))
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
+    module = importlib.import_module(DATASETS[name].module)
+    dataset: Dataset = module.load(name, data_dir, cache_dir)
+    return dataset
+
+
+def _absolute(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path).expanduser().absolute()

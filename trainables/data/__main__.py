@@ -1,0 +1,50 @@
+"""``python -m trainables.data --download cifar10 --data-dir DIR``: the only way in which data is ever downloaded."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainables.data import check_dataset, get_entry
+from trainables.data.layout import ARCHIVE_FILES
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Download one dataset; return 0, or 2 if that was not possible."""
+    parser = argparse.ArgumentParser(prog="python -m trainables.data", description="Download a dataset.")
+    parser.add_argument("--download", metavar="NAME", required=True, help=f"one of: {', '.join(ARCHIVE_FILES)}")
+    parser.add_argument("--data-dir", metavar="DIR", required=True, type=Path, help="where to put it")
+    options = parser.parse_args(arguments)
+    try:
+        _download(options.download, options.data_dir.expanduser().absolute())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _download(name: str, data_dir: Path) -> None:
+    entry = get_entry(name)
+    if not entry.needs_data_dir:
+        print(f"{name} needs no download")
+        return
+    if name not in ARCHIVE_FILES:
+        raise ValueError(f"{name} cannot be downloaded, only: {', '.join(ARCHIVE_FILES)}")
+    from trainables.data.torchvision_sets import download  # torch comes only with a request that needs it
+
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        download(name, data_dir)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"downloading {name} to {data_dir} failed: {error}. Without a network, put the archive there "
+            "from another machine and run the same command, which then only unpacks it"
+        ) from error
+    facts = check_dataset(name, data_dir)
+    print(f"{name}: {facts.train_images} training and {facts.test_images} test images in {data_dir}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

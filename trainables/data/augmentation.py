@@ -1,0 +1,171 @@
+"""Random changes of training images: parameters drawn on the CPU, applied to batches on any device.
+
+The two steps are apart so that one seed gives the same augmentation on every device and in batches of every size.
+Images are uint8 (N, C, H, W) going in and coming out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the name under which everybody knows it
+from torch import Tensor
+
+from trainables.data.dataset import Augmentation
+
+if TYPE_CHECKING:
+    from trainables.data.dataset import Device
+
+CROP_AREA: Final = (0.08, 1.0)
+"""Share of the image that a random resized crop may keep."""
+CROP_ASPECT: Final = (3 / 4, 4 / 3)
+"""Width over height of a random resized crop; drawn uniformly on the logarithmic scale."""
+CROP_ATTEMPTS: Final = 10
+"""Area and aspect are drawn again while the box is larger than the image; then the whole image is taken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Draws:
+    """Parameters of the augmentation of N images; ``None`` where the augmentation does not do that.
+
+    Attributes:
+        offsets: int64 (N, 2), rows and columns, see `random_shift`.
+        boxes: float32 (N, 4), see `random_resized_crop`.
+        flips: bool (N,).
+        padding: bound of the offsets, in pixels.
+    """
+
+    offsets: Tensor | None
+    boxes: Tensor | None
+    flips: Tensor | None
+    padding: int
+
+    def to(self, device: Device) -> Draws:
+        """Return the parameters on `device`."""
+        offsets, boxes, flips = (
+            None if drawn is None else drawn.to(device) for drawn in (self.offsets, self.boxes, self.flips)
+        )
+        return Draws(offsets=offsets, boxes=boxes, flips=flips, padding=self.padding)
+
+    def part(self, start: int, stop: int) -> Draws:
+        """Return the parameters of images `start` to `stop` (exclusive)."""
+        offsets, boxes, flips = (
+            None if drawn is None else drawn[start:stop] for drawn in (self.offsets, self.boxes, self.flips)
+        )
+        return Draws(offsets=offsets, boxes=boxes, flips=flips, padding=self.padding)
+
+
+def draw(augmentation: Augmentation, count: int, generator: torch.Generator) -> Draws:
+    """Draw the parameters for `count` images, usually of a whole epoch, from a generator on the CPU."""
+    padding = augmentation.crop_padding
+    offsets = boxes = flips = None
+    if padding:
+        offsets = torch.randint(-padding, padding + 1, (count, 2), generator=generator)
+    if augmentation.random_resized_crop:
+        boxes = _draw_boxes(count, generator)
+    if augmentation.horizontal_flip:
+        flips = torch.rand(count, generator=generator) < 0.5
+    return Draws(offsets=offsets, boxes=boxes, flips=flips, padding=padding)
+
+
+def augment(images: Tensor, draws: Draws) -> Tensor:
+    """Apply drawn parameters to as many images: shift, resized crop, flip."""
+    if draws.offsets is not None:
+        images = random_shift(images, draws.offsets, padding=draws.padding)
+    if draws.boxes is not None:
+        images = random_resized_crop(images, draws.boxes)
+    if draws.flips is not None:
+        images = horizontal_flip(images, draws.flips)
+    return images
+
+
+def random_shift(images: Tensor, offsets: Tensor, *, padding: int) -> Tensor:
+    """Shift every image by its own offset; what comes in from outside is black.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        offsets: int64 (N, 2), each in [-padding, padding]: ``out[n, :, y, x] = images[n, :, y + dy, x + dx]``.
+        padding: bound of the offsets, in pixels, >= 0.
+
+    Returns:
+        A new tensor of the same shape and type.
+    """
+    count, channels, height, width = images.shape
+    padded = F.pad(images, (padding, padding, padding, padding))
+    rows, columns = height + 2 * padding, width + 2 * padding
+    # A view of all windows, one per pixel of the padded array, costs nothing; one gather of whole windows then runs
+    # at the speed of copying, about six times as fast as a loop over the offsets.
+    last = (channels - 1) * rows * columns + (height - 1) * columns + width - 1
+    windows = padded.as_strided(
+        (max(padded.numel() - last, 0), channels, height, width), (1, rows * columns, columns, 1)
+    )
+    first = torch.arange(count, device=images.device) * (channels * rows * columns)
+    return windows.index_select(0, first + (offsets[:, 0] + padding) * columns + offsets[:, 1] + padding)
+
+
+def horizontal_flip(images: Tensor, flips: Tensor) -> Tensor:
+    """Mirror left and right the images of (N, C, H, W) whose entry in `flips`, bool (N,), is true."""
+    return torch.where(flips[:, None, None, None], images.flip(3), images)
+
+
+def random_resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
+    """Enlarge a box of every image to the size of the image, with bilinear interpolation.
+
+    A box is never larger than the image, so that nothing is scaled down and no smoothing is needed.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        boxes: float32 (N, 4): top, left, height, width as shares of the image's height and width, within [0, 1].
+
+    Returns:
+        A new tensor of the same shape and type, rounded to the nearest value.
+    """
+    height, width = images.shape[2:]
+    top, left, tall, wide = boxes[:, :, None].unbind(1)
+    # grid_sample counts from -1 at one edge to +1 at the other; pixel centres are half a pixel inside.
+    y = 2 * (top + tall * ((torch.arange(height, device=images.device) + 0.5) / height)) - 1
+    x = 2 * (left + wide * ((torch.arange(width, device=images.device) + 0.5) / width)) - 1
+    grid = torch.stack(
+        (x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)),
+        dim=3,
+    )
+    resized = F.grid_sample(images.to(torch.float32), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return ``(images / 255 - mean) / std`` per channel.
+
+    Args:
+        images: uint8 (N, C, H, W) in any memory format, which is kept.
+        mean: C values on the scale where white is 1.
+        std: C values on the same scale, > 0.
+
+    Returns:
+        float32 (N, C, H, W).
+    """
+    assert images.dtype == torch.uint8, f"{images.dtype} images would be changed in place"
+    scaled_mean, scaled_std = (
+        torch.tensor(values, dtype=torch.float32, device=images.device).mul_(255)[:, None, None]
+        for values in (mean, std)
+    )
+    return images.to(torch.float32).sub_(scaled_mean).div_(scaled_std)
+
+
+def _draw_boxes(count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` boxes (top, left, height, width), float32 (count, 4), as shares of a square image."""
+    smallest, largest = CROP_AREA
+    area = smallest + (largest - smallest) * torch.rand(count, CROP_ATTEMPTS, generator=generator)
+    low, high = (math.log(aspect) for aspect in CROP_ASPECT)
+    aspect = torch.exp(low + (high - low) * torch.rand(count, CROP_ATTEMPTS, generator=generator))
+    sides = torch.stack(((area / aspect).sqrt(), (area * aspect).sqrt()), dim=2)
+    fits = (sides <= 1).all(dim=2)
+    attempt = fits.to(torch.uint8).argmax(dim=1)  # the first that fits
+    size = sides[torch.arange(count), attempt]
+    size = torch.where(fits.any(dim=1, keepdim=True), size, torch.ones(()))
+    corner = torch.rand(count, 2, generator=generator) * (1 - size)
+    return torch.cat((corner, size), dim=1)

@@ -1,0 +1,188 @@
+"""Batches for training and evaluation, cut from arrays that already lie on the device.
+
+There are no loader processes: the datasets of a study fit into memory as uint8, and small networks would spend more
+time waiting for a loader than computing. A chunk of many batches is gathered, augmented and normalised at once, which
+makes the cost of one batch almost nothing; how large the chunks are has no influence on the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from trainables.data.augmentation import augment, draw, normalize
+from trainables.data.dataset import Augmentation, Split
+from trainables.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from trainables.data.dataset import Device
+
+CHUNK_BYTES: Final = 8 * 2**20
+"""float32 bytes prepared at once. Larger chunks fall out of the processor's cache, smaller ones cost more calls."""
+RESIDENT_BYTES: Final = 16 * 2**30
+"""A split above this size stays where it is, mapped from its file, and travels to the device chunk by chunk."""
+
+Batch = tuple[Tensor, Tensor]
+"""Images float32 (B, C, H, W), normalised, and labels int64 (B,)."""
+
+
+def cpu_generator(root: int, purpose: str, *counters: int) -> torch.Generator:
+    """Return a generator on the CPU, seeded by `derive_seed` of the arguments."""
+    generator = torch.Generator(device="cpu")
+    generator.manual_seed(derive_seed(root, purpose, *counters))
+    return generator
+
+
+def subset(split: Split, count: int, seed: int) -> Split:
+    """Return `count` different images of a split in random order, a pure function of `seed`.
+
+    Raises:
+        ValueError: if the split has fewer images, or `count` is not positive.
+    """
+    if not 1 <= count <= len(split):
+        raise ValueError(f"a subset needs 1 to {len(split)} images (all of the split), got {count}")
+    chosen = torch.randperm(len(split), generator=cpu_generator(seed, "subset"))[:count]
+    chosen = chosen.to(split.images.device)
+    return Split(images=split.images.index_select(0, chosen), labels=split.labels.index_select(0, chosen))
+
+
+class TrainBatches:
+    """Shuffled, augmented batches of full size; every epoch is a pure function of the seed and its number."""
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation,
+        batch_size: int,
+        seed: int,
+        device: Device = "cpu",
+        channels_last: bool = False,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        """Bring the split to the device.
+
+        Args:
+            split: images to train on.
+            mean: per channel, see `normalize`.
+            std: per channel, see `normalize`.
+            augmentation: random changes; those of a job are drawn anew for every epoch.
+            batch_size: images in every batch; what is left over at the end of an epoch is dropped.
+            seed: root of order and augmentation.
+            device: where the batches are wanted.
+            channels_last: memory format of the images, which some devices convolve faster.
+            chunk_bytes: see `CHUNK_BYTES`; a matter of speed only.
+
+        Raises:
+            ValueError: if `batch_size` is not within 1 and the size of the split.
+        """
+        if not 1 <= batch_size <= len(split):
+            raise ValueError(f"batch_size must be within 1 and {len(split)} (images to train on), got {batch_size}")
+        self.batch_size = batch_size
+        self.steps_per_epoch = len(split) // batch_size
+        self._split = _resident(split, device)
+        self._augmentation = augmentation
+        self._seed = seed
+        self._device = torch.device(device)
+        self._prepare = _Preparation(mean, std, channels_last)
+        self._chunk = _chunk_images(split, batch_size, chunk_bytes)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch.
+
+        Args:
+            number: of the epoch, >= 0. Any epoch can be asked for at any time: resuming needs no state.
+        """
+        if number < 0:
+            raise ValueError(f"epochs count from 0, got {number}")
+        split = self._split
+        # Drawn for the whole split, so that the batch size has no influence on which image gets which change.
+        order = torch.randperm(len(split), generator=cpu_generator(self._seed, "order", number))
+        draws = draw(self._augmentation, len(split), cpu_generator(self._seed, "augment", number))
+        order, draws = order.to(split.images.device), draws.to(self._device)
+        used = self.steps_per_epoch * self.batch_size
+        for start in range(0, used, self._chunk):
+            stop = min(start + self._chunk, used)
+            chosen = order[start:stop]
+            images = split.images.index_select(0, chosen).to(self._device)
+            labels = split.labels.index_select(0, chosen).to(self._device)
+            images = self._prepare(augment(images, draws.part(start, stop)))
+            yield from _cut(images, labels, self.batch_size)
+
+
+class EvalBatches:
+    """All images of a split in its own order, without augmentation; can be iterated again and again.
+
+    The last batch holds what is left over.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        batch_size: int,
+        device: Device = "cpu",
+        channels_last: bool = False,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        """Bring the split to the device; the arguments are those of `TrainBatches`.
+
+        Raises:
+            ValueError: if `batch_size` is not positive or the split is empty.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        if not len(split):
+            raise ValueError("cannot evaluate on a split without images")
+        self.batch_size = batch_size
+        self.num_images = len(split)
+        self._split = _resident(split, device)
+        self._device = torch.device(device)
+        self._prepare = _Preparation(mean, std, channels_last)
+        self._chunk = _chunk_images(split, batch_size, chunk_bytes)
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, self.num_images, self._chunk):
+            stop = start + self._chunk
+            images = self._prepare(self._split.images[start:stop].to(self._device))
+            labels = self._split.labels[start:stop].to(self._device)
+            yield from _cut(images, labels, self.batch_size)
+
+
+class _Preparation:
+    """From uint8 pixels to what a network takes."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool) -> None:
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, images: Tensor) -> Tensor:
+        # Rearranged while a pixel has one byte, not four.
+        return normalize(images.contiguous(memory_format=self.memory_format), self.mean, self.std)
+
+
+def _cut(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[Batch]:
+    """Yield views of `batch_size` images each, the last one perhaps smaller."""
+    for start in range(0, len(labels), batch_size):
+        yield images[start : start + batch_size], labels[start : start + batch_size]
+
+
+def _resident(split: Split, device: Device) -> Split:
+    return split if split.images.numel() > RESIDENT_BYTES else split.to(device)
+
+
+def _chunk_images(split: Split, batch_size: int, chunk_bytes: int) -> int:
+    """Return how many images to prepare at once: whole batches, at least one."""
+    batch_bytes = batch_size * split.images[0].numel() * 4
+    return max(1, chunk_bytes // batch_bytes) * batch_size

@@ -1,0 +1,153 @@
+"""What a dataset is: its entry in the registry, the facts known before it is loaded, and the loaded arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the planner imports this module and has no torch
+    import torch
+    from torch import Tensor
+
+    Device = torch.device | str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """Random changes of a training image, applied in the order of the fields. Evaluation never augments.
+
+    Attributes:
+        crop_padding: pixels (>= 0) of black border from which a crop of the original size is taken, that is, a
+            shift by up to that many pixels along each axis; 0 switches it off.
+        random_resized_crop: zoom into a random part of 8 to 100 % of the area, resized to the original size.
+        horizontal_flip: mirror with probability one half.
+    """
+
+    crop_padding: int = 0
+    random_resized_crop: bool = False
+    horizontal_flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.crop_padding < 0:
+            raise ValueError(f"crop_padding must be >= 0 pixels, got {self.crop_padding}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetEntry:
+    """One line of the registry: what is known without opening a file. ``None`` means: found in the data.
+
+    Attributes:
+        module: imported on first use; has ``load(name, data_dir, cache_dir) -> Dataset``.
+        num_classes: number of labels.
+        in_channels: 1 (grey) or 3 (RGB).
+        image_size: height and width in pixels.
+        train_images: size of the training split, for estimates of cost.
+        test_images: size of the test split.
+        mean: per channel, on the scale where white is 1; subtracted.
+        std: per channel, same scale, > 0; divided by.
+        augmentation: of the training images.
+        needs_data_dir: whether the data has to be brought along.
+        description: one sentence for people.
+    """
+
+    module: str
+    num_classes: int | None
+    in_channels: int
+    image_size: int | None
+    train_images: int | None
+    test_images: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+    needs_data_dir: bool
+    description: str
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) == self.in_channels:
+            raise ValueError(f"mean {self.mean} and std {self.std} need {self.in_channels} channels each")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetFacts:
+    """What `check_dataset` finds out about a dataset that is there, without decoding it.
+
+    Attributes:
+        num_classes: number of labels.
+        in_channels: 1 (grey) or 3 (RGB).
+        image_size: height and width in pixels; ``None`` if only decoding would tell.
+        train_images: size of the training split.
+        test_images: size of the test split.
+        fingerprint: digest of the names and sizes of a folder's files: equal for equal data wherever it lies,
+            different when a file was added, removed, renamed or changed in size. Belongs into the key of every
+            job, since the name ``image_folder`` says nothing about the images. Empty where the name of the dataset
+            says it all.
+    """
+
+    num_classes: int
+    in_channels: int
+    image_size: int | None
+    train_images: int
+    test_images: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Split:
+    """Images and labels in memory or mapped from a file.
+
+    Attributes:
+        images: uint8 (N, C, H, W). May be a read-only mapping of a file that all processes of a machine share:
+            never write to it.
+        labels: int64 (N,), values in [0, num_classes).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.images.ndim == 4, f"images of shape {tuple(self.images.shape)}"
+        assert self.labels.shape == self.images.shape[:1], f"{len(self.images)} images, {len(self.labels)} labels"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: Device) -> Split:
+        """Return the split on `device`; nothing is copied where it already lies there."""
+        return Split(images=self.images.to(device), labels=self.labels.to(device))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Dataset:
+    """A loaded dataset.
+
+    Attributes:
+        train: the training split, in a fixed order.
+        test: the test split.
+        num_classes: number of labels.
+        in_channels: 1 (grey) or 3 (RGB).
+        image_size: height and width in pixels.
+        mean: per channel, on the scale where white is 1.
+        std: per channel, same scale.
+        augmentation: of the training images.
+        class_names: name of label i at position i.
+        fingerprint: that of `DatasetFacts`, to compare what was planned with what is here.
+    """
+
+    train: Split
+    test: Split
+    num_classes: int
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        shape = (self.in_channels, self.image_size, self.image_size)
+        assert tuple(self.train.images.shape[1:]) == shape, f"train {tuple(self.train.images.shape)}, not {shape}"
+        assert tuple(self.test.images.shape[1:]) == shape, f"test {tuple(self.test.images.shape)}, not {shape}"
+        assert len(self.class_names) == self.num_classes, f"{len(self.class_names)} names, {self.num_classes} classes"

@@ -1,0 +1,131 @@
+"""Loss, accuracy and logits of a network over a set of batches.
+
+Batches are any iterable of images (N, C, H, W), or of (images, labels) pairs, already normalised. They may lie on
+any device: they are moved to the network's. Nothing here leaves a trace in the network: its mode is restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+Batches = Iterable[Tensor] | Iterable[Sequence[Tensor]]
+"""Batches of images (N, C, H, W), or of (images, labels) pairs with labels of shape (N,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a network does on a data set.
+
+    Attributes:
+        loss: mean cross-entropy per sample, nats.
+        accuracy: top-1 accuracy, percent.
+        top5_accuracy: share of samples whose label is among the five largest logits, percent; 100 for a network with
+            at most five classes.
+        count: number of samples.
+    """
+
+    loss: float
+    accuracy: float
+    top5_accuracy: float
+    count: int
+
+
+def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
+    """Measure `model` in eval mode, every sample with the same weight however it is batched.
+
+    Args:
+        model: maps images (N, C, H, W) to logits (N, classes).
+        batches: (images, labels) pairs; one pass is made.
+
+    Raises:
+        ValueError: a batch without labels, or no sample at all.
+    """
+    device = model_device(model)
+    # Sums stay on the device: reading one per batch would make the host wait for every batch.
+    loss = torch.zeros((), device=device, dtype=torch.float64)
+    hits = torch.zeros(2, device=device, dtype=torch.float64)
+    count = 0
+    with eval_mode(model), torch.inference_mode():
+        for batch in batches:
+            images, labels = labelled(batch, device)
+            logits = model(images).float()
+            loss += cross_entropy(logits, labels, reduction="sum")
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            hits[0] += best[:, 0].sum()
+            hits[1] += best.sum()
+            count += len(labels)
+    if count == 0:
+        raise ValueError("evaluate() needs at least one sample, got no batches")
+    total_loss, top1, top5 = torch.cat([loss[None], hits]).tolist()
+    return Evaluation(
+        loss=total_loss / count, accuracy=100 * top1 / count, top5_accuracy=100 * top5 / count, count=count
+    )
+
+
+def predict_logits(model: nn.Module, batches: Batches) -> Tensor:
+    """Return the logits of `model` in eval mode, in the order of the batches: float32 (N, classes) on the CPU.
+
+    Raises:
+        ValueError: no batches.
+    """
+    with eval_mode(model), torch.inference_mode():
+        logits = [model(images).float() for images in image_batches(batches, model_device(model))]
+    if not logits:
+        raise ValueError("predict_logits() needs at least one sample, got no batches")
+    # A clone made outside inference mode is an ordinary tensor that callers may change.
+    return torch.cat(logits).cpu().clone()
+
+
+def labelled(batch: Tensor | Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return images (N, C, H, W) and labels (N,) of `batch` on `device`.
+
+    Raises:
+        ValueError: the batch is not a pair.
+    """
+    if isinstance(batch, Tensor) or len(batch) != 2:
+        raise ValueError("batches of (images, labels) are needed here, got a batch without labels")
+    images, labels = batch
+    return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def image_batches(batches: Batches, device: torch.device) -> Iterator[Tensor]:
+    """Yield the images (N, C, H, W) of each batch on `device`, with or without labels beside them."""
+    for batch in batches:
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        yield images.to(device, non_blocking=True)
+
+
+def require_reiterable(batches: Batches, purpose: str) -> None:
+    """Raise ValueError if `batches` can be passed over only once and `purpose` needs several passes."""
+    if iter(batches) is batches:
+        raise ValueError(
+            f"{purpose} passes over its batches several times, got a one-shot {type(batches).__name__}; "
+            "give a list or an object with __iter__"
+        )
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Return the device of the first parameter or buffer (the CPU for a model that has neither)."""
+    for tensors in (model.parameters(), model.buffers()):
+        for tensor in tensors:
+            return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Hold `models` in eval mode, and give every submodule back the mode that it had."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,63 @@
+"""The method table: what distinguishes dense, LTH, naive and permuted training, and the controls.
+
+Every method trains the same way. It differs only in which net it starts from, whose mask it wears and what is done
+to that mask first, so a method is a row here and not a code path anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TRANSFORMS: dict[str, str] = {
+    "none": "the mask as it is",
+    "permute": "the mask permuted by the match of A onto B",
+    "shuffle": "the mask permuted by a random permutation of the same groups",
+    "layerwise_random": "a random mask with the same number of weights in every layer",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """One row.
+
+    Attributes:
+        label: name in tables and figures.
+        init: net whose state at the rewind epoch is the start: ``a``, ``b``, or ``fresh``, an initialisation of its
+            own (drawn independently of A and B, at epoch 0 whatever the rewind epoch). ``final`` means that nothing is
+            trained after pruning.
+        mask: net whose mask is worn, ``a`` or ``b``; None for dense training.
+        transform: a name of ``TRANSFORMS``.
+        answers: the question that the row answers.
+    """
+
+    label: str
+    init: Literal["a", "b", "fresh", "final"]
+    mask: Literal["a", "b"] | None
+    transform: str = "none"
+    answers: str
+
+
+METHODS: dict[str, Method] = {
+    "dense": Method(label="Dense", init="a", mask=None, answers="what does the unpruned network reach?"),
+    "imp": Method(
+        label="IMP", init="final", mask="a", answers="what does the pruned and fine-tuned network itself reach?"
+    ),
+    "lth": Method(label="LTH", init="a", mask="a", answers="what does the mask give to the net that it was found on?"),
+    "naive": Method(label="Naive", init="b", mask="a", answers="what does it give to another net as it is?"),
+    "permuted": Method(
+        label="Permuted", init="b", mask="a", transform="permute", answers="what does it give once aligned to that net?"
+    ),
+    "shuffled": Method(
+        label="Shuffled", init="b", mask="a", transform="shuffle", answers="is it the alignment, or any permutation?"
+    ),
+    "layerwise_random": Method(
+        label="Layerwise random",
+        init="b",
+        mask="a",
+        transform="layerwise_random",
+        answers="is it only the layer densities?",
+    ),
+    "own_mask": Method(label="Own mask", init="b", mask="b", answers="what would pruning the other net itself give?"),
+    "reinit": Method(label="Reinit", init="fresh", mask="a", answers="does the mask help a net of a third basin?"),
+}

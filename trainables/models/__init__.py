@@ -1,0 +1,189 @@
+"""The networks of the study: a table of facts that costs nothing to import, and the door to the networks themselves.
+
+Only :func:`build_model` imports torch, so a plan can name, check and cost models without it. A new model is one
+file beside this one and one entry of ``MODELS``; the tests pick it up from there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from trainables.models.network import Network
+
+MIN_WIDTH, MAX_WIDTH = 0.25, 32.0
+SHORTCUTS = ("conv3x3", "conv1x1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelEntry:
+    """What is known about a model before it is built.
+
+    Attributes:
+        description: one line for listings.
+        module: module that holds the factory; imported only to build the model.
+        factory: name of the function in `module` that builds the model.
+        base_channels: channel counts of the hidden layers at width 1; a width must keep all of them whole.
+        mult_adds: multiply-adds of the convolutions and linear layers for one RGB image at width 1 with the default
+            options and 10 classes; they grow about as width squared times the image's area.
+        reference_image_size: side in pixels of the image that `mult_adds` counts.
+        batchnorm: whether the model has BatchNorm layers.
+        options: architecture option -> the values it takes; the default is the factory's.
+    """
+
+    description: str
+    module: str
+    factory: str
+    base_channels: tuple[int, ...]
+    mult_adds: int
+    reference_image_size: int
+    batchnorm: bool
+    options: Mapping[str, Sequence[object]] = field(default_factory=dict)
+
+
+MODELS: dict[str, ModelEntry] = {
+    "resnet20": ModelEntry(
+        description="CIFAR ResNet with 3 stages of 3 basic blocks (the paper's)",
+        module="trainables.models.resnet_cifar",
+        factory="resnet20",
+        base_channels=(16, 32, 64),
+        mult_adds=42_910_336,
+        reference_image_size=32,
+        batchnorm=True,
+        options={"shortcut": SHORTCUTS, "stream_taps": ("end", "paper_code")},
+    ),
+    "resnet8": ModelEntry(
+        description="the same family with 1 basic block per stage, for quick experiments on small images",
+        module="trainables.models.resnet_cifar",
+        factory="resnet8",
+        base_channels=(16, 32, 64),
+        mult_adds=14_598_784,
+        reference_image_size=32,
+        batchnorm=True,
+        options={"shortcut": SHORTCUTS},
+    ),
+    "vgg11": ModelEntry(
+        description="VGG11 without BatchNorm, one linear layer (the paper's)",
+        module="trainables.models.vgg",
+        factory="vgg11",
+        base_channels=(64, 128, 256, 512),
+        mult_adds=152_769_536,
+        reference_image_size=32,
+        batchnorm=False,
+    ),
+    "vgg11_bn": ModelEntry(
+        description="VGG11 with BatchNorm, one linear layer",
+        module="trainables.models.vgg",
+        factory="vgg11_bn",
+        base_channels=(64, 128, 256, 512),
+        mult_adds=152_769_536,
+        reference_image_size=32,
+        batchnorm=True,
+    ),
+    "resnet50": ModelEntry(
+        description="torchvision's ResNet50 (the paper's ImageNet net)",
+        module="trainables.models.resnet50",
+        factory="resnet50",
+        base_channels=(64, 128, 256, 512, 1024, 2048),
+        mult_adds=4_087_156_736,
+        reference_image_size=224,
+        batchnorm=True,
+        options={"small_images": (False, True)},
+    ),
+    "mlp": ModelEntry(
+        description="3 hidden layers of 512 units on the flattened image",
+        module="trainables.models.mlp",
+        factory="mlp",
+        base_channels=(512,),
+        mult_adds=2_102_272,
+        reference_image_size=32,
+        batchnorm=False,
+        options={"image_size": range(1, 513)},
+    ),
+}
+
+
+def build_model(
+    name: str, *, width: float = 1, num_classes: int = 10, in_channels: int = 3, **options: object
+) -> Network:
+    """Build a freshly initialised network; the initialisation draws from torch's global random generator.
+
+    Args:
+        name: a name of ``MODELS``.
+        width: multiplier of the hidden layers' channels, in [0.25, 32].
+        num_classes: number of logits, at least 1.
+        in_channels: channels of the images, at least 1.
+        **options: architecture options of the model, see ``MODELS[name].options``.
+
+    Returns:
+        A module that maps images (N, in_channels, H, W) to logits (N, num_classes).
+
+    Raises:
+        ValueError: an unknown name or option, or a value out of bounds.
+    """
+    entry = model_entry(name)
+    check_width(name, width)
+    check_options(name, **options)
+    for what, count in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if count < 1:
+            raise ValueError(f"{what} must be at least 1, got {count!r}")
+    factory = getattr(importlib.import_module(entry.module), entry.factory)
+    return cast("Network", factory(width=width, num_classes=num_classes, in_channels=in_channels, **options))
+
+
+def model_entry(name: str) -> ModelEntry:
+    """Return the entry of `name`.
+
+    Raises:
+        ValueError: no such model; the message lists the known names and suggests the nearest.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    near = difflib.get_close_matches(str(name), MODELS, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"unknown model {name!r}{hint}; known: {', '.join(MODELS)}")
+
+
+def check_width(name: str, width: float) -> None:
+    """Check that model `name` can be built at `width`.
+
+    Raises:
+        ValueError: a width outside [0.25, 32], or one that gives a layer a fraction of a channel; the message has
+            the nearest widths that work.
+    """
+    step = Fraction(1, math.gcd(*model_entry(name).base_channels))
+    if not MIN_WIDTH <= width <= MAX_WIDTH:  # also true of NaN
+        nearest = [MIN_WIDTH if width < MIN_WIDTH else MAX_WIDTH]
+        problem = "is out of bounds"
+    elif (Fraction(width) / step).denominator != 1:
+        below = math.floor(Fraction(width) / step) * step
+        nearest = [float(below), float(below + step)]
+        problem = "gives a layer a fraction of a channel"
+    else:
+        return
+    raise ValueError(
+        f"width {width!r} of model {name!r} {problem}: widths go from {MIN_WIDTH:g} to {MAX_WIDTH:g} in steps of "
+        f"{step}; nearest: {' and '.join(f'{w:g}' for w in nearest)}"
+    )
+
+
+def check_options(name: str, **options: object) -> None:
+    """Check architecture options of model `name`.
+
+    Raises:
+        ValueError: an option that the model does not have, or a value that the option does not take.
+    """
+    known = model_entry(name).options
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"model {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}")
+        allowed = known[option]
+        if type(value) is not type(allowed[0]) or value not in allowed:
+            span = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else ", ".join(map(repr, allowed))
+            raise ValueError(f"option {option} of model {name!r} cannot be {value!r}; it takes: {span}")

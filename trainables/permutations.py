@@ -1,0 +1,166 @@
+"""Permutations of hidden units: which tensor axes a permutation acts on, and how to apply, invert and compose them.
+
+A network computes the same function after its hidden units are renumbered, provided that every tensor axis which
+touches those units is renumbered with them. A *group* is a set of units that must move together (all channels of
+one residual stream, say). The specification of a network lists, for each tensor of its state dict, the group that
+acts on each axis; nothing here knows about a particular architecture. The representation follows Git Re-Basin
+(Ainsworth et al., 2023, section 3).
+
+Everything is a function on dicts of tensors: state dicts, masks and any subset of either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+Permutation = dict[str, Tensor]
+"""Group name -> int64 index vector ``p`` of the group's size: ``new[i] = old[p[i]]`` along every axis it acts on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutationSpec:
+    """Where each permutation group acts in a network.
+
+    Attributes:
+        axes: tensor name -> group per axis (``None``: the axis is not permuted), for *every* tensor of the state
+            dict. A convolution weight of shape (out, in, kh, kw) has four entries; a scalar has none.
+        sizes: group name -> number of units.
+        taps: group name -> name of the module whose output (N, units, ...) holds the group's units after their
+            activation function. It is where activation matching looks.
+    """
+
+    axes: Mapping[str, tuple[str | None, ...]]
+    sizes: Mapping[str, int]
+    taps: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        used = {group for groups in self.axes.values() for group in groups if group is not None}
+        assert used == set(self.sizes), f"groups in axes {sorted(used)} and sizes {sorted(self.sizes)} differ"
+        assert set(self.taps) == set(self.sizes), f"groups in taps {sorted(self.taps)} and sizes differ"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Group names, from the input of the network to its output."""
+        return tuple(self.sizes)
+
+    def occurrences(self, group: str) -> Iterator[tuple[str, int]]:
+        """Yield (tensor name, axis) wherever `group` acts."""
+        for name, groups in self.axes.items():
+            for axis, acting in enumerate(groups):
+                if acting == group:
+                    yield name, axis
+
+
+class PermutableModel(Protocol):
+    """What a model has to offer: its own specification, kept beside its layers."""
+
+    def permutation_spec(self) -> PermutationSpec:
+        """Return the groups and the tensor axes that they act on."""
+        ...
+
+
+def permutation_spec(model: torch.nn.Module) -> PermutationSpec:
+    """Return the permutation specification of `model`.
+
+    Raises:
+        ValueError: the model does not describe its permutation symmetries.
+    """
+    if not callable(getattr(model, "permutation_spec", None)):
+        raise ValueError(f"{type(model).__name__} has no permutation_spec(); models built by build_model() have one")
+    return cast(PermutableModel, model).permutation_spec()
+
+
+def apply_permutation(
+    spec: PermutationSpec, permutation: Permutation, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Renumber the units of `tensors`: ``new[i] = old[p[i]]`` along every axis that a group acts on.
+
+    Args:
+        spec: the network's specification.
+        permutation: group -> index vector; a group that is absent stays as it is.
+        tensors: a state dict, masks, or any subset; each tensor needs the shape that the network gives it.
+
+    Returns:
+        New tensors under the same names, in the same order. The input is left as it is.
+
+    Raises:
+        ValueError: a name that the specification does not list, an axis of the wrong length, or an index vector
+            that is not a permutation of its group.
+    """
+    check_permutation(spec, permutation)
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name not in spec.axes:
+            raise ValueError(f"tensor {name!r} is not in the permutation spec; known: {', '.join(sorted(spec.axes))}")
+        groups = spec.axes[name]
+        if tensor.dim() != len(groups):
+            raise ValueError(f"tensor {name!r} has {tensor.dim()} axes, the permutation spec lists {len(groups)}")
+        moved = tensor
+        for axis, group in enumerate(groups):
+            if group is None:
+                continue
+            if tensor.shape[axis] != spec.sizes[group]:
+                raise ValueError(
+                    f"tensor {name!r} has {tensor.shape[axis]} units on axis {axis}, "
+                    f"group {group!r} has {spec.sizes[group]}"
+                )
+            if group in permutation:
+                moved = moved.index_select(axis, permutation[group].to(tensor.device))
+        result[name] = moved.clone() if moved is tensor else moved
+    return result
+
+
+def invert_permutation(permutation: Permutation) -> Permutation:
+    """Return the permutation that undoes `permutation`."""
+    return {group: torch.argsort(indices) for group, indices in permutation.items()}
+
+
+def compose_permutations(first: Permutation, second: Permutation) -> Permutation:
+    """Return the permutation that acts like `first`, then `second`.
+
+    ``apply(second, apply(first, x)) == apply(compose(first, second), x)``; a group that only one of them has is
+    taken from it.
+    """
+    composed: Permutation = {}
+    for group in {**first, **second}:
+        if group not in second:
+            composed[group] = first[group].clone()
+        elif group not in first:
+            composed[group] = second[group].clone()
+        else:
+            composed[group] = first[group][second[group]]
+    return composed
+
+
+def identity_permutation(spec: PermutationSpec) -> Permutation:
+    """Return the permutation that leaves every unit in place."""
+    return {group: torch.arange(size) for group, size in spec.sizes.items()}
+
+
+def random_permutation(spec: PermutationSpec, generator: torch.Generator | int = 0) -> Permutation:
+    """Draw each group's permutation uniformly.
+
+    Args:
+        spec: the network's specification.
+        generator: a CPU generator, or the seed of a new one.
+    """
+    if isinstance(generator, int):
+        generator = torch.Generator().manual_seed(generator)
+    return {group: torch.randperm(size, generator=generator) for group, size in spec.sizes.items()}
+
+
+def check_permutation(spec: PermutationSpec, permutation: Permutation) -> None:
+    """Raise ValueError unless each index vector is a permutation of a known group."""
+    for group, indices in permutation.items():
+        if group not in spec.sizes:
+            raise ValueError(f"unknown permutation group {group!r}; known: {', '.join(spec.groups)}")
+        size = spec.sizes[group]
+        if indices.shape != (size,) or not torch.equal(torch.sort(indices.cpu()).values, torch.arange(size)):
+            raise ValueError(
+                f"group {group!r} needs a permutation of 0..{size - 1}, got a vector of shape {tuple(indices.shape)}"
+            )

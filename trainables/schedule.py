@@ -1,0 +1,34 @@
+"""The learning rate as a pure function of the step: nothing to save, nothing to restore, nothing to drift."""
+
+from __future__ import annotations
+
+import math
+
+from trainables.config import Recipe
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of one optimiser step.
+
+    Args:
+        recipe: peak, schedule, warm-up and length.
+        step: steps taken before this one, in [0, epochs * steps_per_epoch).
+        steps_per_epoch: at least 1.
+    """
+    assert 0 <= step < recipe.epochs * steps_per_epoch, (step, recipe.epochs, steps_per_epoch)
+    epoch = step / steps_per_epoch
+    warmup, total = recipe.warmup_epochs, recipe.epochs
+    if epoch < warmup:
+        # Counted from the end of the step: a warm-up that begins at exactly 0 would waste its first step.
+        return recipe.lr * min(1.0, (step + 1) / (warmup * steps_per_epoch))
+    progress = (epoch - warmup) / (total - warmup)
+    if recipe.schedule == "cosine":
+        # One value per epoch. As in the paper's code, the last epoch does not end at 0 but one step above it.
+        progress = (math.floor(epoch) - math.floor(warmup)) / (total - math.floor(warmup))
+        return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+    if recipe.schedule == "cosine_step":
+        return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+    if recipe.schedule == "one_cycle":
+        return recipe.lr * (1.0 - progress)
+    assert recipe.schedule == "constant", recipe.schedule
+    return recipe.lr

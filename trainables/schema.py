@@ -1,0 +1,106 @@
+"""Names shared by whoever writes a result and whoever reads it: metrics, params, tags, files.
+
+Trainables and ``study.tracking`` write them; ``analysis`` reads them. A name appears here once, so that a
+reader can never look for something that nobody writes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- stages: the kinds of job -----------------------------------------------------------------------------------
+DENSE: Final = "dense"
+PRUNE: Final = "prune"
+MATCH: Final = "match"
+SPARSE: Final = "sparse"
+CONNECT: Final = "connect"
+STAGES: Final = (DENSE, PRUNE, MATCH, SPARSE, CONNECT)
+
+# --- metrics by epoch (MLflow step = epochs completed within the job, from 1) ---------------------------------------
+TRAIN_LOSS: Final = "train_loss"
+"""Mean cross-entropy (nats) over the epoch's augmented batches, in train mode, as the weights move."""
+TRAIN_ACCURACY: Final = "train_accuracy"
+"""Percent, over the same batches."""
+TEST_LOSS: Final = "test_loss"
+"""Mean cross-entropy (nats) over the whole test set after the epoch, eval mode."""
+TEST_ACCURACY: Final = "test_accuracy"
+"""Percent of the test set after the epoch; its last value is the result of the job."""
+LEARNING_RATE: Final = "learning_rate"
+"""Learning rate of the epoch's last step."""
+EPOCH_METRICS: Final = (TRAIN_LOSS, TRAIN_ACCURACY, TEST_LOSS, TEST_ACCURACY, LEARNING_RATE)
+
+# --- metrics at the end of a job --------------------------------------------------------------------------------
+FINAL_TRAIN_LOSS: Final = "final_train_loss"
+"""Nats, final weights, eval mode, whole training set without augmentation."""
+FINAL_TRAIN_ACCURACY: Final = "final_train_accuracy"
+"""Percent, measured likewise."""
+GENERALIZATION_GAP: Final = "generalization_gap"
+"""Percentage points: final_train_accuracy - test_accuracy, both on the final weights without augmentation."""
+GAP_TO_DENSE: Final = "gap_to_dense"
+"""Percentage points: test accuracy of the dense net that the run was rewound from, minus the run's own."""
+GAP_TO_LTH: Final = "gap_to_lth"
+"""Percentage points: test accuracy of the LTH run of the same mask, sparsity and rewind epoch, minus the run's own."""
+SPARSITY_PRUNABLE: Final = "sparsity_prunable"
+"""Share of zeros among the prunable weights, in [0, 1]."""
+SPARSITY_NETWORK: Final = "sparsity_network"
+"""Share of masked weights among all parameters of the network (biases, BatchNorm and shortcuts included), in [0, 1]."""
+IMAGES_PER_SECOND: Final = "images_per_second"
+"""Training images per second of training time, evaluation excluded."""
+SECONDS: Final = "seconds"
+"""Wall-clock seconds that the job's own work took, over all its attempts."""
+
+# --- metrics of `match` -----------------------------------------------------------------------------------------
+MEAN_CORRELATION: Final = "mean_correlation"
+"""Correlation of matched units, averaged within each permutation group and then over the groups, in [-1, 1]."""
+MEAN_CORRELATION_IDENTITY: Final = "mean_correlation_identity"
+"""The same without matching (unit i with unit i): what the permutation has to beat."""
+MOVED_UNITS: Final = "moved_units"
+"""Share of units that the permutation moves, in [0, 1]."""
+
+# --- metrics of `connect` (the curves have MLflow step = 100 * alpha: 0 is pi(A), 100 is B) -------------------------
+INTERPOLATION_ACCURACY: Final = "interpolation_accuracy"
+"""Test accuracy (percent) at each alpha."""
+INTERPOLATION_LOSS: Final = "interpolation_loss"
+"""Test cross-entropy (nats) at each alpha."""
+MIDPOINT_ACCURACY: Final = "midpoint_accuracy"
+"""Test accuracy (percent) at alpha = 1/2."""
+LOSS_BARRIER: Final = "loss_barrier"
+"""Nats: max over alpha of the test loss minus the linear interpolation of the end points' losses."""
+ERROR_BARRIER: Final = "error_barrier"
+"""Percentage points: the same of the test error."""
+
+# --- params of an MLflow run (beside every field of the recipe under its own name) -----------------------------------
+PARAM_STAGE: Final = "stage"
+PARAM_METHOD: Final = "method"
+PARAM_MODEL: Final = "model"
+PARAM_DATASET: Final = "dataset"
+PARAM_WIDTH: Final = "width"
+PARAM_SPARSITY: Final = "sparsity"
+PARAM_REWIND_EPOCH: Final = "rewind_epoch"
+PARAM_SEED_A: Final = "seed_a"
+PARAM_SEED_B: Final = "seed_b"
+PARAM_MATCHER: Final = "matcher"
+PARAM_CORRECTION: Final = "correction"
+
+# --- tags of an MLflow run --------------------------------------------------------------------------------------
+TAG_KEY: Final = "job_key"
+TAG_REUSED: Final = "reused"
+"""`true` on a run whose job was already in the store when this study first met it, else `false`."""
+TAG_PARENTS: Final = "parent_keys"
+"""Comma-separated keys of the parents."""
+TAG_ERROR: Final = "error"
+TAG_LTH_KEY: Final = "lth_key"
+"""Key of the LTH job that `gap_to_lth` compares with."""
+TAG_DENSE_KEY: Final = "dense_key"
+"""Key of the dense job that the run was rewound from and `gap_to_dense` compares with."""
+TAG_RECIPE: Final = "recipe"
+"""On the experiment: digest of the latest study's settings other than its axes. A run that belongs to a study of
+digest D has the tag `recipe.D`. Runs of different recipes must not be pooled."""
+
+# --- files of a store directory ---------------------------------------------------------------------------------
+MANIFEST: Final = "manifest.json"
+METRICS: Final = "metrics.json"
+WEIGHTS: Final = "weights.safetensors"
+MASK: Final = "mask.safetensors"
+PERMUTATION: Final = "permutation.safetensors"
+LOGITS: Final = "logits.safetensors"

@@ -1,0 +1,166 @@
+"""The one training loop: SGD on a network whose masked weights are zero at every observable instant."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
+from torch import Tensor, nn
+
+from trainables.config import Recipe
+from trainables.data.batches import EvalBatches, TrainBatches
+from trainables.evaluation import evaluate
+from trainables.masks import apply_mask
+from trainables.schedule import learning_rate
+from trainables.schema import LEARNING_RATE, TEST_ACCURACY, TEST_LOSS, TRAIN_ACCURACY, TRAIN_LOSS
+
+_MOMENTUM = "momentum/"
+_MODEL = "model/"
+
+
+class Diverged(RuntimeError):
+    """The training loss is no longer a number. Training again would end the same way."""
+
+
+class Training:
+    """A network being trained; its whole state can be saved after any epoch and restored elsewhere.
+
+    With the same state and seed the following epochs give the same bits on a CPU, whatever else runs on the machine:
+    order and augmentation are functions of (seed, epoch), the learning rate of the step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        train: TrainBatches,
+        test: EvalBatches,
+        mask: Mapping[str, Tensor] | None,
+    ) -> None:
+        """Take over `model`, which is trained in place.
+
+        Args:
+            model: on the device where it is to be trained.
+            recipe: how.
+            train: batches of any epoch.
+            test: the test set, evaluated after each epoch.
+            mask: name -> bool tensor, True where a weight is kept; None trains all weights.
+
+        Raises:
+            ValueError: the mask names a tensor that is no parameter, or of another shape.
+        """
+        self.model = model
+        self.recipe = recipe
+        self.epoch = 0
+        """Epochs completed."""
+        self.train_seconds = 0.0
+        """Time spent in training steps, evaluation excluded."""
+        self._train, self._test = train, test
+        self._device = next(model.parameters()).device
+        self._mask = dict(mask or {})
+        self._masked, self._keep = self._prepare_mask(self._mask)
+        self._optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self._apply_mask()
+
+    def _prepare_mask(self, mask: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        parameters = dict(self.model.named_parameters())
+        for name, keep in mask.items():
+            if name not in parameters or parameters[name].shape != keep.shape:
+                raise ValueError(f"mask {name!r} of shape {tuple(keep.shape)} fits no parameter of the network")
+        # Multiplied as numbers of the weights' own type and memory layout: one fused call for all layers.
+        masked: list[Tensor] = [parameters[name] for name in mask]
+        factors = [torch.empty_like(p).copy_(mask[name]) for name, p in zip(mask, masked, strict=True)]
+        return masked, factors
+
+    @torch.no_grad()
+    def _apply_mask(self) -> None:
+        if not self._masked:
+            return
+        torch._foreach_mul_(self._masked, self._keep)
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train one epoch, then evaluate on the test set.
+
+        Returns:
+            The epoch's metrics, names as in ``schema.EPOCH_METRICS``.
+
+        Raises:
+            Diverged: the loss is infinite or not a number.
+        """
+        assert self.epoch < self.recipe.epochs
+        start = time.perf_counter()
+        loss, accuracy = self._train_epoch()
+        self.train_seconds += time.perf_counter() - start
+        self.epoch += 1
+        test = evaluate(self.model, self._test)
+        return {
+            TRAIN_LOSS: loss,
+            TRAIN_ACCURACY: accuracy,
+            TEST_LOSS: test.loss,
+            TEST_ACCURACY: test.accuracy,
+            LEARNING_RATE: self._optimizer.param_groups[0]["lr"],
+        }
+
+    def _train_epoch(self) -> tuple[float, float]:
+        self.model.train()
+        steps = self._train.steps_per_epoch
+        # Sums stay on the device; reading one each step would make the host wait for every step.
+        total_loss = torch.zeros((), device=self._device)
+        hits = torch.zeros((), device=self._device)
+        autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+        for index, (images, labels) in enumerate(self._train.epoch(self.epoch)):
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate(self.recipe, self.epoch * steps + index, steps)
+            with autocast:
+                logits = self.model(images)
+            loss = F.cross_entropy(logits.float(), labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            self._apply_mask()
+            total_loss += loss.detach()
+            hits += (logits.detach().argmax(dim=1) == labels).sum()
+        mean_loss = float(total_loss) / steps
+        if not mean_loss < float("inf"):
+            raise Diverged(f"training loss is {mean_loss} in epoch {self.epoch + 1} (learning rate {self.recipe.lr:g})")
+        return mean_loss, 100.0 * float(hits) / (steps * self._train.batch_size)
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second of training time; 0 before the first epoch."""
+        images = self.epoch * self._train.steps_per_epoch * self._train.batch_size
+        return images / self.train_seconds if self.train_seconds else 0.0
+
+    # --- state --------------------------------------------------------------------------------------------------
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the network's state dict, masked weights exactly +0.0."""
+        weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return apply_mask({name: keep.to(self._device) for name, keep in self._mask.items()}, weights)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and plain data from which :meth:`restore` goes on with the next epoch."""
+        tensors = {_MODEL + name: tensor for name, tensor in self.weights().items()}
+        for name, parameter in self.model.named_parameters():
+            buffer = self._optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[_MOMENTUM + name] = buffer.detach().clone()
+        return tensors, {"epoch": self.epoch, "train_seconds": self.train_seconds}
+
+    def restore(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+        """Go back to a state that :meth:`state` returned."""
+        weights = {name[len(_MODEL) :]: tensor for name, tensor in tensors.items() if name.startswith(_MODEL)}
+        self.model.load_state_dict(weights)
+        for name, parameter in self.model.named_parameters():
+            if _MOMENTUM + name in tensors:
+                buffer = torch.empty_like(parameter).copy_(tensors[_MOMENTUM + name])
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.epoch, self.train_seconds = int(data["epoch"]), float(data["train_seconds"])

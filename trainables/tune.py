@@ -1,0 +1,174 @@
+"""Ray Tune Trainables around the jobs: the only file of this package that imports ray.
+
+``PlannedJob`` runs one job of a plan. ``Dense``, ``LTH``, ``Naive`` and ``Permuted`` run one cell of the grid from
+nothing, in anybody's ``tune.Tuner``: whatever their job needs and the store lacks is computed first, or waited for
+while another trial computes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ray
+import torch
+from ray.tune import PlacementGroupFactory, Trainable
+
+from trainables.config import Cell
+from trainables.execution import compute
+from trainables.graph import Job, Ref, closure, measurements, target
+from trainables.jobs import Context, Row, final_metrics
+from trainables.store import Store
+from trainables.training import Diverged
+
+STATUS_OK, STATUS_FAILED = "ok", "failed"
+_SURROUNDINGS = ("storage", "data_dir", "checkpoint_seconds")
+
+
+class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
+    """A trial that advances one job by one epoch per step and ends when the job's outputs are published.
+
+    Each result has ``stage`` and ``job_key`` of what was computed, ``epoch`` (epochs completed of the trial's own job,
+    0 while an ancestor is computed: use it as a scheduler's ``time_attr``) and the epoch's metrics. The last one has
+    the final metrics of the job.
+
+    Work happens in ``step()`` only: Tune may call ``setup()`` of a trial more than once.
+    """
+
+    _rows: Iterator[Row] | None = None
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Prepare the job that `config` describes."""
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Prepare the next job in the same process; nothing of the last one stays."""
+        self._close()
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        surroundings = {name: config[name] for name in _SURROUNDINGS if config.get(name) is not None}
+        job, outputs = self._job({name: value for name, value in config.items() if name not in _SURROUNDINGS})
+        context = Context(
+            store=Store(Path(surroundings.pop("storage", os.path.join(_driver_directory(), "outputs")))),
+            device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
+            **surroundings,
+        )
+        # One thread per CPU of the trial: more would only fight over the cores that other trials compute on.
+        torch.set_num_threads(max(1, int(self._cpus())))
+        self._target, self._context = job, context
+        self._rows = compute(job, outputs, context)
+
+    def _job(self, config: dict[str, Any]) -> tuple[Job, list[int | None]]:
+        """Return the job that the rest of the config names, and which of its outputs are wanted."""
+        raise NotImplementedError
+
+    def _cpus(self) -> float:
+        resources = self.trial_resources
+        return float(resources.required_resources.get("CPU", 1)) if resources else 1.0
+
+    def step(self) -> dict[str, Any]:
+        """Compute one epoch, or one measurement."""
+        assert self._rows is not None, "step() before setup()"
+        row = next(self._rows, None)
+        if row is None:
+            return self._finished()
+        return {"epoch": row.get("step", 0) if row["job_key"] == self._target.key else 0, **row, "done": False}
+
+    def _finished(self) -> dict[str, Any]:
+        job, store = self._target, self._context.store
+        final = final_metrics(store, job.key) if job.key in store else {}
+        return {"stage": job.kind, "job_key": job.key, "epoch": job.epochs, "status": STATUS_OK, **final, "done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Return which job this is: its state is in the store's own checkpoint, where a resumed trial finds it."""
+        return {"job_key": self._target.key}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Do nothing: the job goes on from the store's own checkpoint of its key."""
+
+    def cleanup(self) -> None:
+        """Give back the lease on a job that is stopped half-way."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._rows is not None and hasattr(self._rows, "close"):
+            self._rows.close()
+        self._rows = None
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        """Ask for one CPU; ``tune.with_resources`` asks for more, or for a GPU."""
+        return PlacementGroupFactory([{"CPU": 1}])
+
+
+class PlannedJob(JobTrainable):
+    """One job of a plan, named by its key and a cell that it belongs to.
+
+    The job is derived anew from the cell, so the config stays small and a node with other code than the planner's is
+    found out: the key is then not among the cell's.
+    """
+
+    def _job(self, config: dict[str, Any]) -> tuple[Job, list[int | None]]:
+        cell = Cell.from_mapping(json.loads(config["cell"]))
+        jobs = closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs
+        if config["key"] not in jobs:
+            raise RuntimeError(
+                f"job {config['key'][:12]} is not part of its cell here: this node runs another version of the study "
+                "than the driver"
+            )
+        return jobs[config["key"]], list(config["outputs"])
+
+    def step(self) -> dict[str, Any]:
+        """Compute one epoch; a failure that would only repeat itself ends the trial without a retry."""
+        try:
+            return super().step()
+        except Diverged as error:
+            return {"stage": self._target.kind, "status": STATUS_FAILED, "error": str(error), "done": True}
+
+
+class CellTrainable(JobTrainable):
+    """One cell of the grid by itself; the config holds the fields of ``trainables.config.Cell`` as flat scalars."""
+
+    method: ClassVar[str]
+
+    def _job(self, config: dict[str, Any]) -> tuple[Job, list[int | None]]:
+        asked = config.setdefault("method", self.method)
+        if asked != self.method:
+            raise ValueError(f"{type(self).__name__} trains method {self.method!r}, the config says {asked!r}")
+        return target(Cell.from_mapping(config)), [None]
+
+
+class Dense(CellTrainable):
+    """Train the dense net A."""
+
+    method = "dense"
+
+
+class LTH(CellTrainable):
+    """Train net A from the rewind epoch under its own mask (lottery ticket)."""
+
+    method = "lth"
+
+
+class Naive(CellTrainable):
+    """Train net B from the rewind epoch under A's mask as it is."""
+
+    method = "naive"
+
+
+class Permuted(CellTrainable):
+    """Train net B from the rewind epoch under A's mask, permuted to align A with B."""
+
+    method = "permuted"
+
+
+def _driver_directory() -> str:
+    """Return the directory that the driver was started in; a trial's own is somewhere in Tune's results."""
+    return os.environ.get("TUNE_ORIG_WORKING_DIR") or os.getcwd()
