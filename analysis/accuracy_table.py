@@ -18,7 +18,7 @@ from trainables import schema
 __all__ = ["CAPTION", "TITLE", "comparison", "controls", "formatted", "load", "notes", "table"]
 
 GRID = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
-INTERVAL = "[95 % CI] (n)"
+INTERVAL = "[95\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}CI] (n)"
 MAIN = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
 """Rows of the main table; the others are in :func:`controls`."""
 KEPT = {labels.axis(name) for name in GRID}

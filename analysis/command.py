@@ -65,7 +65,9 @@ def _write(module: Any, name: str, arguments: argparse.Namespace) -> None:
     load.quiet_retries()
     frame = module.load(arguments.space, load.working_tracking_uri(arguments.storage, arguments.tracking_uri))
     out = folder(arguments)
-    for path in files.write(module, name, frame, out):
-        print(path)
+    paths = files.write_tables(module, name, frame, out)
+    if hasattr(module, "figure") and not module.table(frame).empty:
+        paths += files.write_figure(module.figure(frame), name, out)
+    print(*paths, sep="\n")
     for note in module.notes(frame):
         print(note)

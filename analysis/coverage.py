@@ -8,12 +8,13 @@ from analysis import cells, labels
 from analysis.load import FINISHED, redact
 from trainables import schema
 
+UNKNOWN = "not recorded"
 STATUSES = ("FINISHED", "RUNNING", "SCHEDULED", "FAILED", "KILLED")
 
 
 def counts(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the number of jobs on record by stage (lines) and status (columns), with totals."""
-    table = pd.crosstab(frame[schema.PARAM_STAGE], frame["status"])
+    table = pd.crosstab(frame[schema.PARAM_STAGE].replace("", UNKNOWN), frame["status"])
     stages = [name for name in schema.STAGES if name in table.index]
     stages += sorted(set(table.index) - set(stages))
     table = table.reindex(index=stages, columns=[name for name in STATUSES if name in table.columns])
@@ -24,21 +25,15 @@ def counts(frame: pd.DataFrame) -> pd.DataFrame:
 
 def failures(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the failed jobs with the first line of their error, one line each."""
-    failed = frame[frame["status"] == "FAILED"]
-    names = [*cells.CELL, schema.PARAM_MATCHER]
     lines = [
         {
-            "job": f"{run[schema.PARAM_STAGE]} {run['key'][:8]}",
-            "method": labels.method(run[schema.PARAM_METHOD]),
-            "where": labels.cell(run, [name for name in names if pd.notna(run[name]) and run[name] != ""]),
-            "seeds": ", ".join(
-                str(run[name]) for name in (schema.PARAM_SEED_A, schema.PARAM_SEED_B) if pd.notna(run[name])
-            ),
-            "error": redact((run["error"].strip().splitlines() or ["not recorded"])[0])[:200],
+            "job": run["name"],
+            "key": run["key"][:12],
+            "error": redact((run["error"].strip().splitlines() or [UNKNOWN])[0])[:200],
         }
-        for _, run in failed.iterrows()
+        for _, run in frame[frame["status"] == "FAILED"].iterrows()
     ]
-    return pd.DataFrame(lines, columns=["job", "method", "where", "seeds", "error"])
+    return pd.DataFrame(lines, columns=["job", "key", "error"])
 
 
 def missing(frame: pd.DataFrame) -> pd.DataFrame:

@@ -5,36 +5,37 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from analysis.signs import DASH
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PNG_DPI = 200
 
 
-def write(module: Any, name: str, frame: pd.DataFrame, out: Path) -> list[Path]:
-    """Write what a module has to offer into a folder and return the paths.
-
-    Its table becomes ``<name>.csv``, as people read it ``<name>.md``, its figure ``<name>.png`` and ``<name>.pdf``;
-    there is no figure of an empty table.
-    """
+def write_tables(module: Any, name: str, frame: pd.DataFrame, out: Path) -> list[Path]:
+    """Write a module's numbers to ``<name>.csv``, and to ``<name>.md`` if it has a form to read; return the paths."""
     out.mkdir(parents=True, exist_ok=True)
-    numbers = module.table(frame)
     paths = [out / f"{name}.csv"]
-    numbers.to_csv(paths[0], index=False)
+    module.table(frame).to_csv(paths[0], index=False)
     if hasattr(module, "formatted"):
         paths.append(out / f"{name}.md")
         tables = [markdown(module.formatted(frame)), markdown(module.controls(frame))]
         paths[-1].write_text("\n".join([*filter(None, tables), module.CAPTION, ""]), encoding="utf-8")
-    if hasattr(module, "figure") and len(numbers):
-        from analysis import style
+    return paths
 
-        figure = module.figure(frame)
-        for suffix in ("png", "pdf"):
-            paths.append(out / f"{name}.{suffix}")
-            style.save(figure, str(paths[-1]), dpi=PNG_DPI)
+
+def write_figure(figure: Figure, name: str, out: Path) -> list[Path]:
+    """Write a figure to ``<name>.png`` and ``<name>.pdf`` and return the paths."""
+    from analysis import style
+
+    paths = [out / f"{name}.png", out / f"{name}.pdf"]
+    for path in paths:
+        style.save(figure, str(path), dpi=PNG_DPI)
     return paths
 
 

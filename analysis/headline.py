@@ -31,13 +31,14 @@ def details(frame: pd.DataFrame) -> list[str]:
     tasks = scored.groupby(list(cells.TASK))
     said = []
     for task, group in tasks:
-        where = labels.cell(dict(zip(cells.TASK, task, strict=True)), cells.TASK) + ", " if len(tasks) > 1 else ""
+        name = labels.cell(dict(zip(cells.TASK, task, strict=True)), cells.TASK)
+        where = f"With {name} permuted" if len(tasks) > 1 else "Permuted"
         epochs = group[schema.PARAM_REWIND_EPOCH]
         parts = {"from the untouched initialisation": group[epochs == 0], "from epoch 1 or later": group[epochs > 0]}
-        found = {name: pooled(gains(part, by)) for name, part in parts.items()}
+        found = {start: pooled(gains(part, by)) for start, part in parts.items()}
         if all(one.n for one in found.values()):
-            points = "; ".join(f"{name}: {_points(one)}" for name, one in found.items())
-            said.append(f"{where}Permuted {MINUS} naive {points}.")
+            points = "; ".join(f"{start}: {_points(one)}" for start, one in found.items())
+            said.append(f"{where} {MINUS} naive {points}.")
     return said + _tested(frame)
 
 
@@ -70,20 +71,19 @@ def pooled(gained: pd.DataFrame) -> stats.Difference:
 def _sentence(where: str, gained: pd.DataFrame) -> str:
     one = pooled(gained)
     if not one.n:
-        return f"On {where} no cell has permuted and naive results of the same pairs yet."
+        return f"With {where} no cell has permuted and naive results of the same pairs yet."
     basis = f"{labels.plural(one.n, 'pair')} of nets, {labels.plural(gained.shape[1], 'cell')} of the grid"
     points = f"{abs(one.mean):.2f} points of test accuracy"
     if one.n == 1:
         side = "ahead of" if one.mean >= 0 else "behind"
-        return (
-            f"On {where} permuted is {points} {side} naive for the only pair so far ({basis}): too few for an interval."
-        )
+        lead = f"permuted is {points} {side} naive for the only pair so far"
+        return f"With {where} {lead} ({basis}): too few for an interval."
     basis = f"{_interval(one)}; {basis}"
     if not one.excludes_zero:
         signed = stats.format_difference(one.mean, stats.NAN, stats.NAN)
-        return f"On {where} permuted and naive masks cannot be told apart: {signed} points ({basis})."
+        return f"With {where} permuted and naive masks cannot be told apart: {signed} points ({basis})."
     verb = "gains" if one.mean > 0 else "loses"
-    return f"On {where} permuting the mask {verb} {points} over reusing it as it is ({basis})."
+    return f"With {where} permuting the mask {verb} {points} over reusing it as it is ({basis})."
 
 
 def _points(one: stats.Difference) -> str:

@@ -23,7 +23,7 @@ from trainables import schema
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 T = TypeVar("T")
 DEFAULT_TRACKING_URI = "sqlite:///outputs/mlflow.db"
@@ -69,7 +69,7 @@ TAGS = {
     "dense_key": schema.TAG_DENSE_KEY,
     "lth_key": schema.TAG_LTH_KEY,
 }
-BOOKKEEPING = ("key", "run_id", "status", "started", "ended", "reused", "environment", *TAGS)
+BOOKKEEPING = ("key", "run_id", "name", "status", "started", "ended", "reused", "environment", *TAGS)
 CURVE_IDENTITY = (
     "key",
     "run_id",
@@ -97,7 +97,7 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
 
     Columns:
 
-    - ``key``, ``run_id``, ``status`` (FINISHED, FAILED, RUNNING, ...): str.
+    - ``key``, ``run_id``, ``name``, ``status`` (FINISHED, FAILED, RUNNING, ...): str.
     - ``stage``, ``method``, ``model``, ``dataset``, ``matcher``, ``correction``: str, empty where a job has none.
     - ``width`` (multiplier), ``sparsity`` (fraction of the prunable weights): float64, NaN where a job has none.
     - ``rewind_epoch`` (epochs), ``seed_a``, ``seed_b``: Int64, NA where a job has none.
@@ -109,7 +109,8 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     - every recipe field under its own name: str, empty where a job has none.
 
     A run that is not FINISHED may carry the accuracy of the epoch that it got to: select by ``status`` before
-    averaging.
+    averaging. If the space was run with several recipes, the rows are those of the latest, and
+    ``frame.attrs["set_aside"]`` is the number of the others.
 
     Args:
         space: name of the search space, which is the name of the experiment.
@@ -118,7 +119,19 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     Raises:
         AnalysisError: no such file or experiment, an experiment without runs, or with other people's runs only.
     """
-    return _frame(_ours(_client(tracking_uri), space, tracking_uri))
+    found, set_aside = _ours(_client(tracking_uri), space, tracking_uri)
+    frame = _frame(found)
+    frame.attrs["set_aside"] = set_aside
+    return frame
+
+
+def question(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> str:
+    """Return the question that a study asks, as its experiment's description has it; empty if it has none.
+
+    Raises:
+        AnalysisError: no such file or experiment.
+    """
+    return str(_experiment(_client(tracking_uri), space, tracking_uri).tags.get("mlflow.note.content", ""))
 
 
 def curves(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
@@ -137,7 +150,7 @@ def curves(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame
         AnalysisError: as :func:`runs`.
     """
     client = _client(tracking_uri)
-    frame = _frame(_ours(client, space, tracking_uri))
+    frame = _frame(_ours(client, space, tracking_uri)[0])
     measured = frame[(frame["stage"] == schema.CONNECT) & (frame["status"] == FINISHED)]
     columns = [*CURVE_IDENTITY, "alpha", schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS]
     parts = [_curve(client, row, tracking_uri) for _, row in measured.iterrows()]
@@ -217,11 +230,17 @@ def _asked(question: Callable[[], T], tracking_uri: str) -> T:
         raise AnalysisError(f"cannot read {redact(tracking_uri)}: {reason}") from error
 
 
-def _ours(client: MlflowClient, space: str, tracking_uri: str) -> list[Run]:
-    """Return the study's runs in the order of their start, one per job."""
+def _experiment(client: MlflowClient, space: str, tracking_uri: str) -> Experiment:
+    """Return the study's experiment."""
     experiment = _asked(lambda: client.get_experiment_by_name(space), tracking_uri)
     if experiment is None or experiment.lifecycle_stage != "active":
         raise AnalysisError(_unknown(client, space, tracking_uri, deleted=experiment is not None))
+    return experiment
+
+
+def _ours(client: MlflowClient, space: str, tracking_uri: str) -> tuple[list[Run], int]:
+    """Return the study's runs in the order of their start, one per job, and how many are of an earlier recipe."""
+    experiment = _experiment(client, space, tracking_uri)
     found = list(_pages(client, experiment.experiment_id, tracking_uri))
     if not found:
         raise AnalysisError(f"experiment {space!r} has no runs yet ({redact(tracking_uri)})")
@@ -230,7 +249,13 @@ def _ours(client: MlflowClient, space: str, tracking_uri: str) -> list[Run]:
         raise AnalysisError(
             f"experiment {space!r} has {len(found)} runs, but none is a study's job (no tag {schema.TAG_KEY!r})"
         )
-    return _one_per_job(ours)
+    recipe = experiment.tags.get(schema.TAG_RECIPE)
+    latest = [run for run in ours if recipe is None or f"{schema.TAG_RECIPE}.{recipe}" in run.data.tags]
+    if not latest:
+        raise AnalysisError(
+            f"experiment {space!r} has no runs yet of its latest recipe, and {len(ours)} of earlier ones"
+        )
+    return _one_per_job(latest), len(ours) - len(latest)
 
 
 def _unknown(client: MlflowClient, space: str, tracking_uri: str, *, deleted: bool) -> str:
@@ -283,7 +308,8 @@ def _frame(found: list[Run]) -> pd.DataFrame:
 def _row(run: Run, recipe: list[str]) -> dict[str, Any]:
     """Return one run as a flat mapping."""
     params, metrics, tags = run.data.params, run.data.metrics, run.data.tags
-    row: dict[str, Any] = {"key": tags[schema.TAG_KEY], "run_id": run.info.run_id, "status": run.info.status}
+    row: dict[str, Any] = {"key": tags[schema.TAG_KEY], "run_id": run.info.run_id}
+    row |= {"name": run.info.run_name or "", "status": run.info.status}
     row |= {name: _text(params.get(name)) for name in TEXTS}
     row |= {name: _number(run, name, float) for name in FRACTIONS}
     row |= {name: _number(run, name, int) for name in COUNTS}

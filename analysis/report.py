@@ -43,25 +43,27 @@ def write_report(space: str, tracking_uri: str, out: Path) -> Path:
     frame = load.runs(space, tracking_uri)
     out.mkdir(parents=True, exist_ok=True)
     frame.to_csv(out / "runs.csv", index=False)
-    files.write(accuracy_table, "accuracy", frame, out)
+    files.write_tables(accuracy_table, "accuracy", frame, out)
     sections = [_accuracy(frame)]
     for name, module in FIGURES.items():
         shown = frame if module.load is load.runs else module.load(space, tracking_uri)
-        files.write(module, name, shown, out)
-        sections.append(_figure(name, module, shown))
+        files.write_tables(module, name, shown, out)
+        sections.append(_figure(name, module, shown, out))
     sections += [_coverage(frame), _provenance(frame, space, tracking_uri), _downloads(out)]
     page = out / PAGE
-    page.write_text(document(space, _head(space, frame), sections), encoding="utf-8")
+    page.write_text(
+        document(space, _head(space, load.question(space, tracking_uri), frame), sections), encoding="utf-8"
+    )
     return page
 
 
-def _head(space: str, frame: pd.DataFrame) -> str:
+def _head(space: str, question: str, frame: pd.DataFrame) -> str:
     """Return the top of the page: what was asked, and the answer so far."""
     from analysis import coverage, headline, labels
 
     parts = [
         f"<h1>{html.escape(space)}</h1>",
-        f'<p class="question">{QUESTION} Measured with {html.escape(labels.task(frame))}.</p>',
+        f'<p class="question">{html.escape(question or QUESTION)} Measured with {html.escape(labels.task(frame))}.</p>',
         f'<p class="headline">{html.escape(headline.headline(frame))}</p>',
         *(f"<p>{html.escape(text)}</p>" for text in headline.details(frame)),
     ]
@@ -83,12 +85,15 @@ def _accuracy(frame: pd.DataFrame) -> str:
     return _section("accuracy", accuracy_table.TITLE, body, accuracy_table.CAPTION, accuracy_table.notes(frame))
 
 
-def _figure(name: str, module: FigureModule, frame: pd.DataFrame) -> str:
-    from analysis import style
+def _figure(name: str, module: FigureModule, frame: pd.DataFrame, out: Path) -> str:
+    """Write a figure to its files and return its section; there is no figure without numbers."""
+    from analysis import files, style
 
     if module.table(frame).empty:
         return _section(name, module.TITLE, "", "", module.notes(frame))
-    drawing = style.svg(module.figure(frame), f"fig-{name}")
+    figure = module.figure(frame)
+    files.write_figure(figure, name, out)
+    drawing = style.svg(figure, f"fig-{name}")
     body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}">{drawing}</div>'
     return _section(name, module.TITLE, body, module.CAPTION, module.notes(frame))
 
@@ -116,8 +121,7 @@ def _coverage(frame: pd.DataFrame) -> str:
     failed = coverage.failures(frame)
     if len(failed):
         parts.append(
-            "<h3>Failed jobs</h3>"
-            + files.html_table(failed.head(MOST_FAILURES), texts=["job", "method", "where", "seeds"], wide=["error"])
+            "<h3>Failed jobs</h3>" + files.html_table(failed.head(MOST_FAILURES), texts=["job", "key"], wide=["error"])
         )
         if len(failed) > MOST_FAILURES:
             parts.append(
@@ -130,18 +134,20 @@ def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
     from analysis import labels, load
 
     started, ended = frame["started"].min(), frame["ended"].max()
+    set_aside = frame.attrs.get("set_aside", 0)
     reused = int(frame["reused"].sum())
     tags = sorted({tag for text in frame["environment"] for tag in text.split("; ") if tag})
     facts = {
         "Experiment": space,
         "Tracking": load.redact(tracking_uri),
         "Runs": f"{len(frame)}, of which {reused} reused from the store" if reused else str(len(frame)),
+        "Set aside": f"{labels.plural(set_aside, 'run')} of earlier recipes" if set_aside else "",
         "First started": f"{started:%Y-%m-%d %H:%M} UTC" if started == started else "not recorded",
         "Last ended": f"{ended:%Y-%m-%d %H:%M} UTC" if ended == ended else "not yet",
         "Software": labels.listed(map(load.redact, tags), most=20) or "not recorded by the runs",
         "Page written": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
     }
-    lines = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items())
+    lines = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items() if text)
     return f'<section id="provenance"><h2>Provenance</h2><dl>{lines}</dl></section>'
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,21 +75,29 @@ class SearchSpace:
         """
         for field in self.settings():
             value = getattr(self, field.name)
-            if isinstance(value, list) or (field.name in AXES and not isinstance(value, tuple)):
-                value = tuple(value) if isinstance(value, list) else (value,)
-                object.__setattr__(self, field.name, value)
-            if isinstance(value, tuple):
-                self._check_axis(field.name, value)
-            for each in value if isinstance(value, tuple) else (value,):
+            is_axis = field.name in AXES or isinstance(value, list | tuple)
+            values = tuple(value) if isinstance(value, list | tuple) else (value,)
+            if is_axis:
+                self._check_axis(field.name, values)
+            for each in values:
                 if field.name in _BOUNDS and not _BOUNDS[field.name][0](each):
                     raise ValueError(f"{field.name} must be {_BOUNDS[field.name][1]}, got {each!r}")
-        shortest = min(_values(self.epochs))
+            if isinstance(_values(field.default)[0], float):  # 1 and 1.0 are one setting
+                values = tuple(float(each) if _is_number(each) else each for each in values)
+            object.__setattr__(self, field.name, values if is_axis else values[0])
+        self._check_lengths(min(_values(self.epochs)))
+
+    def _check_lengths(self, epochs: int) -> None:
         for epoch in self.rewind_epoch:
-            if epoch >= shortest:
+            if not _in(0, epochs - 1, whole=True)[0](epoch):
                 raise ValueError(
-                    f"rewind_epoch must be a whole number in [0, {shortest - 1}], below the {shortest} dense epochs, "
-                    f"got {epoch}"
+                    f"rewind_epoch must be a whole number in [0, {epochs - 1}], below the {epochs} dense epochs, "
+                    f"got {epoch!r}"
                 )
+        for warmup in _values(self.warmup_epochs):
+            fits, bounds = _in(0, epochs)
+            if not fits(warmup):
+                raise ValueError(f"warmup_epochs must be {bounds}, got {warmup!r}")
 
     def _check_axis(self, name: str, values: tuple[Scalar, ...]) -> None:
         if not values:
@@ -135,19 +144,41 @@ def _values(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _whole(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+def _in(
+    low: float, high: float = math.inf, *, whole: bool = False, above_low: bool = False, below_high: bool = False
+) -> tuple[Callable[[Any], bool], str]:
+    """Return a check that a value is a number between `low` and `high`, and its bounds in words."""
+
+    def fits(value: Any) -> bool:
+        if not _is_number(value) or (whole and not isinstance(value, int)):
+            return False
+        return bool((value > low if above_low else value >= low) and (value < high if below_high else value <= high))
+
+    interval = f"{'(' if above_low else '['}{low}, {high}{')' if below_high or math.isinf(high) else ']'}"
+    return fits, f"{'a whole number' if whole else 'a number'} in {interval}"
 
 
 _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "width": (lambda value: _number(value) and value > 0, "a number above 0"),
-    "sparsity": (lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)"),
-    "rewind_epoch": (lambda value: _whole(value, 0), "a whole number of at least 0"),
-    "seeds": (lambda value: _whole(value, 0), "a whole number of at least 0"),
-    "epochs": (lambda value: _whole(value, 1), "a whole number of at least 1"),
+    "width": _in(0.25, 32),
+    "sparsity": _in(0, 1, below_high=True),
+    "seeds": _in(0, 499_999_999, whole=True),
+    "epochs": _in(1, whole=True),
+    "batch_size": _in(1, whole=True),
+    "lr": _in(0, 100, above_low=True),
+    "sparse_lr": _in(0, 100, above_low=True),
+    "momentum": _in(0, 1, below_high=True),
+    "weight_decay": _in(0, 1),
+    "prune_fraction": _in(0.001, 1, below_high=True),
+    "imp_epochs": _in(0, whole=True),
+    "imp_lr": _in(0, 100, above_low=True),
+    "imp_momentum": _in(0, 1, below_high=True),
+    "imp_weight_decay": _in(0, 1),
+    "match_images": _in(0, whole=True),
+    "interpolation_points": _in(0, 1001, whole=True),
 }
-"""Field -> what its values must be. Bounds that depend on a model or a dataset are in ``trainables.config``."""
+"""Field -> what its values must be; a test holds them equal to those of ``trainables.config``, which also knows the
+bounds that depend on a model or a dataset."""

@@ -67,12 +67,11 @@ def make_plan(space: SearchSpace, data_dir: str | None = None) -> Plan:
         job = target(cell)
         requests += 1
         separate += _epochs_alone(job, own_epochs)
-        if job.key in asked:
-            continue
-        asked.add(job.key)
-        for root in (job, *measurements(cell)):
-            cells |= dict.fromkeys((added.key for added in graph.add(Ref(root))), cell)
-        if job.kind == schema.SPARSE and "lth" in space.method:
+        for root in (job, *measurements(cell)):  # cells of one job may still differ in what explains its number
+            if root.key not in asked:
+                asked.add(root.key)
+                cells |= dict.fromkeys((added.key for added in graph.add(Ref(root))), cell)
+        if job.kind == schema.SPARSE and "lth" in space.method and job.key not in lth_keys:
             lth_keys[job.key] = target(dataclasses.replace(cell, method="lth")).key
     return Plan(
         space=space,
@@ -184,12 +183,15 @@ def run_params(job: Job, cell: Cell) -> dict[str, Any]:
                 schema.PARAM_SPARSITY: f"{cell.sparsity:g}",
                 schema.PARAM_REWIND_EPOCH: cell.rewind_epoch,
                 schema.PARAM_SEED_A: cell.seed_a,
-                "pruner": cell.pruner,
+                "dense_epochs": cell.epochs,
+                "dense_lr": cell.lr,
+                **{name: getattr(cell, name) for name in _PRUNING},
             }
             if cell.method != "lth":
                 params[schema.PARAM_SEED_B] = cell.seed_b
             if config.transform == "permute":
                 params[schema.PARAM_MATCHER] = cell.matcher
+                params |= {name: getattr(cell, name) for name in _MATCHING}
         case MatchConfig(matcher=matcher):
             params |= {schema.PARAM_SEED_A: cell.seed_a, schema.PARAM_SEED_B: cell.seed_b}
             params |= {schema.PARAM_MATCHER: matcher, "match_images": config.images, "stream_taps": config.stream_taps}
@@ -198,6 +200,20 @@ def run_params(job: Job, cell: Cell) -> dict[str, Any]:
             params |= {schema.PARAM_MATCHER: _matcher(job), schema.PARAM_CORRECTION: config.correction}
             params |= {"match_images": config.images, "interpolation_points": config.points}
     return params
+
+
+_PRUNING = (
+    "pruner",
+    "prune_fraction",
+    "prune_shortcuts",
+    "prune_classifier",
+    "imp_epochs",
+    "imp_lr",
+    "imp_momentum",
+    "imp_weight_decay",
+)
+_MATCHING = ("match_images", "stream_taps")
+"""Settings of the jobs that a sparse net rests on: without them on its run, cells that differ there look the same."""
 
 
 def _matcher(job: Job) -> str:

@@ -123,7 +123,7 @@ class Progress:
 
     def _states(self) -> Counter[str]:
         states: Counter[str] = Counter()
-        for (_, state), count in self._searcher.counts.items():
+        for (_, state), count in list(self._searcher.counts.items()):  # the driver's thread may add to it meanwhile
             states[state] += count
         return states
 

@@ -44,12 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = make_plan(space, data_dir)
         if options.dry_run:
             return _dry_run(plan, store, options)
+        if options.tracking_uri:  # the default one lies in the storage directory
+            check_tracking(uri)
         store.check_writable()
-        check_tracking(uri)
-        from study.sweep import run_sweep  # ray, torch and mlflow: only now that the request is known to be right
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_REQUEST
+    try:
+        from study.sweep import ClusterError, run_sweep  # ray and torch: only now that the request is known to be right
 
         return run_sweep(plan, store, uri, data_dir, options, shlex.join(["python", "-m", "study.run", *arguments]))
-    except ValueError as error:
+    except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_REQUEST
     except KeyboardInterrupt:

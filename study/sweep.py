@@ -41,6 +41,10 @@ _ENVIRONMENT = {
 }
 
 
+class ClusterError(ValueError):
+    """The cluster cannot be reached, or is too small for a single trial."""
+
+
 def run_sweep(
     plan: Plan, store: Store, tracking_uri: str, data_dir: str | None, options: argparse.Namespace, command: str
 ) -> int:
@@ -100,12 +104,7 @@ def _fit(
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     print(f"starting Ray{f' on {options.address}' if options.address else ' on this machine'} ...", flush=True)
-    ray.init(
-        address=options.address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **({} if options.address else {"include_dashboard": False}),
-    )
+    _start_ray(options.address)
     try:
         resources, slots = _resources(options)
         directory = store.root / "ray"
@@ -139,6 +138,16 @@ def _fit(
         ray.shutdown()
 
 
+def _start_ray(address: str | None) -> None:
+    import ray
+
+    local: dict[str, Any] = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except (ConnectionError, ValueError) as error:
+        raise ClusterError(f"Ray cluster {address or 'on this machine'}: {error}") from error
+
+
 def _resources(options: argparse.Namespace) -> tuple[dict[str, float], int]:
     """Return what a trial asks for and how many fit on the cluster as it is now."""
     import ray
@@ -149,7 +158,7 @@ def _resources(options: argparse.Namespace) -> tuple[dict[str, float], int]:
         gpus = 1.0 if cluster.get("GPU", 0) else 0.0
     for name, asked in (("CPU", options.cpus_per_trial), ("GPU", gpus)):
         if asked > cluster.get(name, 0):
-            raise ValueError(f"a trial asks for {asked:g} {name}s, the whole cluster has {cluster.get(name, 0):g}")
+            raise ClusterError(f"a trial asks for {asked:g} {name}s, the whole cluster has {cluster.get(name, 0):g}")
     fit = cluster["CPU"] / options.cpus_per_trial
     if gpus:
         fit = min(fit, cluster["GPU"] / gpus)

@@ -8,10 +8,12 @@ server was away, the driver was killed - is made up for at the next start of the
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import logging
 import os
 import queue
+import re
 import threading
 import time
 import urllib.error
@@ -33,6 +35,8 @@ FLUSH_SECONDS = 5.0
 """Epochs of a running job are sent when the oldest unsent one is so old; short jobs are sent once, at their end."""
 CHUNK = 900
 """Metrics per request; MLflow takes at most 1,000."""
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+"""Errors of MLflow that trying again does not cure, such as those of a run that somebody has deleted meanwhile."""
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses between attempts while the server does not answer; the last one repeats."""
 
@@ -61,16 +65,20 @@ def check_tracking(uri: str, timeout: float = 10.0) -> None:
     """
     parts = urllib.parse.urlsplit(uri)
     if parts.scheme in ("http", "https"):
+        server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # urllib takes no user:password@
         try:
-            with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=timeout):
+            with urllib.request.urlopen(server.rstrip("/") + "/health", timeout=timeout):
                 return
         except urllib.error.HTTPError:
             return  # it answers; whether it lets us in is for MLflow's own client to find out
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ValueError(f"tracking server {redact(uri)} cannot be reached: {reason}") from error
     if parts.scheme == "sqlite":
-        folder = Path(uri.removeprefix("sqlite:///")).absolute().parent
+        database = Path(uri.removeprefix("sqlite:///")).absolute()
+        if database.is_dir():
+            raise ValueError(f"tracking database {uri} is a directory")
+        folder = database.parent
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(existing, os.W_OK) or not existing.is_dir():
             raise ValueError(f"tracking database {uri}: directory {str(existing)!r} is not writable")
@@ -86,6 +94,10 @@ def recipe_digest(space: SearchSpace) -> str:
     """
     recipe = {field.name: getattr(space, field.name) for field in SearchSpace.settings() if field.name not in AXES}
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+_Point = tuple[str, int, float]
+"""Name, step and value."""
 
 
 @dataclass
@@ -116,10 +128,15 @@ class Tracker:
         self._runs: dict[str, str] = {}
         self._finished: set[str] = set()
         self._live: dict[str, _Live] = {}
+        self._cut_off: set[str] = set()
+        self._with_error: set[str] = set()
+        self._params: dict[str, dict[str, str]] = {}
+        self._refused: str | None = None
+        self._sent: dict[str, set[_Point]] = {}
         self._compared_with: dict[str, list[str]] = defaultdict(list)
-        for key, lth in plan.lth_keys.items():
-            if key != lth:
-                self._compared_with[lth].append(key)
+        for key in plan.jobs:
+            for reference in self._references(key).values():
+                self._compared_with[reference].append(key)
         self._recipe = recipe_digest(plan.space)
         self.behind: str | None = None
         """Why results have not been delivered, while they have not."""
@@ -162,14 +179,20 @@ class Tracker:
             for pause in _pauses():
                 try:
                     action()
-                    self.behind = None
+                    self.behind = self._refused
                     break
                 except DamagedArtifact as error:
                     _log.warning("%s", error)  # it is computed again, by this run or the next, and then logged
                     break
                 except Exception as error:  # whatever a tracking server can throw: no study ends because of it
-                    self.behind = f"{type(error).__name__}: {error}".splitlines()[0]
+                    reason = re.sub(r"//[^/\s]*@", "//***@", str(error))  # clients quote the URI, password and all
+                    self.behind = f"{type(error).__name__}: {reason}".splitlines()[0]
                     _log.debug("tracking is behind", exc_info=True)
+                    if getattr(error, "error_code", None) in _REFUSALS:
+                        if action == self._connect:
+                            return  # no experiment, nothing to add to
+                        self._refused = self.behind
+                        break
                     if self._closing.wait(pause):
                         return
 
@@ -187,6 +210,8 @@ class Tracker:
                 location = (folder / "mlartifacts" / name).as_uri()
             self._experiment = self._client.create_experiment(name, artifact_location=location)
             self._client.set_experiment_tag(self._experiment, "mlflow.note.content", self._plan.space.question)
+            # Opens on the page for trained models, with its charts, not on the one for language models.
+            self._client.set_experiment_tag(self._experiment, "mlflow.experimentKind", "custom_model_development")
         else:
             self._experiment = experiment.experiment_id
         self._client.set_experiment_tag(self._experiment, schema.TAG_RECIPE, self._recipe)
@@ -194,10 +219,14 @@ class Tracker:
             key = run.data.tags.get(schema.TAG_KEY)
             if key is None:
                 continue
-            self._runs[key] = run.info.run_id
+            self._runs[key], self._params[key] = run.info.run_id, run.data.params
+            if schema.TAG_ERROR in run.data.tags:
+                self._with_error.add(key)
             up_to_date = self._recipe_tag() in run.data.tags and self._has_gaps(key, run.data.metrics)
             if run.info.status == "FINISHED" and up_to_date:
                 self._finished.add(key)
+            else:
+                self._cut_off.add(key)
 
     def _existing_runs(self) -> Iterator[Any]:
         token = None
@@ -209,15 +238,27 @@ class Tracker:
                 return
 
     def _has_gaps(self, key: str, metrics: Mapping[str, float]) -> bool:
-        """Return whether a run has the gap to LTH, if it is due: it may have ended before the LTH run."""
-        lth = self._plan.lth_keys.get(key)
-        return lth in (None, key) or schema.GAP_TO_LTH in metrics or lth not in self._store
+        """Return whether a run has the gaps that are due: it may have ended before what it is compared with."""
+        return all(name in metrics or other not in self._store for name, other in self._references(key).items())
+
+    def _references(self, key: str) -> dict[str, str]:
+        """Return what a job's accuracy is compared with: name of the gap -> key of the other job."""
+        job, lth = self._plan.jobs.get(key), self._plan.lth_keys.get(key)
+        if job is None or job.kind != schema.SPARSE:
+            return {}
+        dense = {schema.GAP_TO_DENSE: job.parent("init").job.key}
+        return dense if lth in (None, key) else {**dense, schema.GAP_TO_LTH: lth}
 
     def _recipe_tag(self) -> str:
         return f"{schema.TAG_RECIPE}.{self._recipe}"
 
-    def _run(self, key: str) -> str:
-        """Return the id of a job's run, creating the run if need be."""
+    def _run(self, key: str, started: int) -> str:
+        """Return the id of a job's run, creating the run if need be.
+
+        Args:
+            key: the job.
+            started: when the job began, ms since 1970; for a new run.
+        """
         if key not in self._runs:
             job, cell = self._plan.jobs[key], self._plan.cells[key]
             tags = {
@@ -231,7 +272,7 @@ class Tracker:
                 tags[schema.TAG_DENSE_KEY] = job.parent("init").job.key
             if key in self._plan.lth_keys:
                 tags[schema.TAG_LTH_KEY] = self._plan.lth_keys[key]
-            run = self._client.create_run(self._experiment, tags=tags, run_name=run_name(job, cell))
+            run = self._client.create_run(self._experiment, started, tags, run_name(job, cell))
             self._runs[key] = run.info.run_id
         return self._runs[key]
 
@@ -240,8 +281,8 @@ class Tracker:
         if row not in live.rows:  # a second attempt at this very action
             live.rows.append(row)
         if time.monotonic() - live.since >= FLUSH_SECONDS:
-            run = self._run(key)
-            self._log_metrics(run, [metric for each in live.rows for metric in _metrics(each)])
+            run = self._run(key, int(live.rows[0]["timestamp"]))
+            self._log_metrics(key, run, [metric for each in live.rows for metric in _metrics(each)])
             self._live[key] = _Live([], time.monotonic())
 
     def _log_done(self, key: str) -> None:
@@ -256,48 +297,45 @@ class Tracker:
         from mlflow.entities import Param, RunTag
 
         job, cell = self._plan.jobs[key], self._plan.cells[key]
-        run = self._run(key)
         finished = int(manifest["finished"])
+        run = self._run(key, finished - round(1000 * document["final"][schema.SECONDS]))
         metrics = [metric for row in document["history"] for metric in _metrics(row)]
         by_epoch = {name for name, *_ in metrics}
         final = {name: value for name, value in document["final"].items() if name not in by_epoch}
-        dense = self._gap_to_dense(key, document["final"])
-        metrics += [(name, value, finished, job.epochs) for name, value in {**final, **dense}.items()]
-        params = [Param(name, str(value)) for name, value in run_params(job, cell).items()]
+        metrics += [(name, value, finished, job.epochs) for name, value in final.items()]
+        # Params cannot be changed. They may differ from an earlier study's in what has no influence on this job.
+        known = self._params.get(key, {})
+        params = [Param(name, str(value)) for name, value in run_params(job, cell).items() if name not in known]
         tags = {self._recipe_tag(): "true", "device": manifest["environment"]["device"]}
         tags |= {"torch": manifest["environment"]["torch"]}
         self._client.log_batch(run, params=params, tags=[RunTag(name, value) for name, value in tags.items()])
-        self._log_metrics(run, metrics)
-        self._log_gap_to_lth(key)
+        self._log_metrics(key, run, metrics)
+        self._log_gaps(key)
         for other in self._compared_with.get(key, ()):
             if other in self._finished:
-                self._log_gap_to_lth(other)
+                self._log_gaps(other)
+        if key in self._with_error:
+            self._client.delete_tag(run, schema.TAG_ERROR)
+            self._with_error.discard(key)
         self._client.set_terminated(run, "FINISHED", end_time=finished)
         self._finished.add(key)
+        self._sent.pop(key, None)
 
-    def _gap_to_dense(self, key: str, final: Mapping[str, float]) -> dict[str, float]:
-        job = self._plan.jobs[key]
-        if job.kind != schema.SPARSE:
-            return {}
-        dense = job.parent("init").job.key
-        if dense not in self._store:
-            return {}
-        reference = self._store.read_json(dense, schema.METRICS)["final"][schema.TEST_ACCURACY]
-        return {schema.GAP_TO_DENSE: reference - final[schema.TEST_ACCURACY]}
-
-    def _log_gap_to_lth(self, key: str) -> None:
-        lth = self._plan.lth_keys.get(key)
-        if lth is None or lth == key or lth not in self._store:
-            return
-        own, reference = (self._store.read_json(each, schema.METRICS)["final"] for each in (key, lth))
-        gap = reference[schema.TEST_ACCURACY] - own[schema.TEST_ACCURACY]
-        stamp = int(self._store.manifest(key)["finished"])
-        self._log_metrics(self._run(key), [(schema.GAP_TO_LTH, gap, stamp, self._plan.jobs[key].epochs)])
+    def _log_gaps(self, key: str) -> None:
+        for name, other in self._references(key).items():
+            if other not in self._store:
+                continue
+            own, reference = (self._store.read_json(each, schema.METRICS)["final"] for each in (key, other))
+            gap = reference[schema.TEST_ACCURACY] - own[schema.TEST_ACCURACY]
+            stamp = int(self._store.manifest(key)["finished"])
+            self._log_metrics(key, self._runs[key], [(name, gap, stamp, self._plan.jobs[key].epochs)])
 
     def _log_failed(self, key: str, error: str) -> None:
-        run = self._run(key)
+        run = self._run(key, round(1000 * time.time()))
         self._client.set_tag(run, schema.TAG_ERROR, error[:4000])
+        self._with_error.add(key)
         self._client.set_terminated(run, "FAILED")
+        self._finished.discard(key)
         self._live.pop(key, None)
 
     def _close_live(self) -> None:
@@ -307,12 +345,27 @@ class Tracker:
                 self._client.set_terminated(self._runs[key], "KILLED")
             del self._live[key]
 
-    def _log_metrics(self, run: str, metrics: list[tuple[str, float, int, int]]) -> None:
+    def _log_metrics(self, key: str, run: str, metrics: list[tuple[str, float, int, int]]) -> None:
+        """Send the points that the run does not have: epochs of an attempt that was cut off are computed again."""
         from mlflow.entities import Metric
 
-        for start in range(0, len(metrics), CHUNK):
-            chunk = [Metric(name, value, stamp, step) for name, value, stamp, step in metrics[start : start + CHUNK]]
-            self._client.log_batch(run, metrics=chunk)
+        sent = self._sent_points(key, run)
+        new: dict[_Point, Metric] = {}
+        for name, value, stamp, step in metrics:
+            if (name, step, value) not in sent:
+                new.setdefault((name, step, value), Metric(name, value, stamp, step))
+        points = list(new.values())
+        for start in range(0, len(points), CHUNK):
+            self._client.log_batch(run, metrics=points[start : start + CHUNK])
+        sent.update(new)
+
+    def _sent_points(self, key: str, run: str) -> set[_Point]:
+        """Return the points by epoch that a run has from an earlier study or from this one."""
+        if key not in self._sent:
+            names = schema.EPOCH_METRICS if key in self._cut_off else ()
+            history = [point for name in names for point in self._client.get_metric_history(run, name)]
+            self._sent[key] = {(point.key, point.step, point.value) for point in history}
+        return self._sent[key]
 
 
 def _metrics(row: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:

@@ -87,7 +87,7 @@ class Recorder:
             run.info.run_id,
             metrics=points,
             params=[Param(name, number(value)) for name, value in settings.items()],
-            tags=[RunTag("mlflow.runName", key[:8])],
+            tags=[RunTag("mlflow.runName", f"{settings.get('method', settings['stage'])} {settings['seed_a']}")],
         )
         if status != "RUNNING":
             self.client.set_terminated(run.info.run_id, status=status, end_time=self.clock + 500)

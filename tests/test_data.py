@@ -61,7 +61,7 @@ def test_planning_needs_no_torch() -> None:
     program = (
         "import sys, time; from trainables.data import DATASETS, check_dataset; start = time.perf_counter(); "
         "facts = check_dataset('digits'); print(time.perf_counter() - start); "
-        "assert facts.train_images == 1437, facts; "
+        "assert facts.train_images == 898, facts; "
         "assert not {'torch', 'numpy', 'torchvision', 'sklearn'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -103,8 +103,8 @@ def test_missing_data_says_how_to_get_it(name: str, tmp_path: Path) -> None:
 def test_digits_are_what_the_registry_says(digits: Dataset) -> None:
     facts = check_dataset("digits", "/unused")
     assert facts.fingerprint == digits.fingerprint == ""
-    assert (len(digits.train), len(digits.test)) == (facts.train_images, facts.test_images) == (1437, 360)
-    assert digits.train.images.shape == (1437, 1, 8, 8)
+    assert (len(digits.train), len(digits.test)) == (facts.train_images, facts.test_images) == (898, 899)
+    assert digits.train.images.shape == (898, 1, 8, 8)
     assert digits.train.images.dtype == torch.uint8
     assert digits.train.labels.dtype == torch.int64
     pixels = digits.train.images.double() / 255
@@ -115,7 +115,7 @@ def test_digits_are_what_the_registry_says(digits: Dataset) -> None:
 
 def test_digits_are_split_by_class_and_for_ever(digits: Dataset) -> None:
     per_class = digits.test.labels.bincount()
-    assert (per_class - 360 * (per_class + digits.train.labels.bincount()) / 1797).abs().max() <= 1
+    assert (per_class - 899 * (per_class + digits.train.labels.bincount()) / 1797).abs().max() <= 1
     everything = {bytes(image.numpy()) for split in (digits.train, digits.test) for image in split.images}
     assert len(everything) == 1797  # no image is in both, or missing
     digest = hashlib.sha256(digits.test.images.numpy().tobytes() + digits.test.labels.numpy().tobytes()).hexdigest()
@@ -177,16 +177,16 @@ def test_channels_last_is_only_a_memory_format(numbered: Split) -> None:
 
 
 def test_augmentation_changes_images_and_epochs_differ(digits: Dataset) -> None:
-    one_batch = train_batches(digits.train, augmentation=Augmentation(crop_padding=1), batch_size=1437)
+    one_batch = train_batches(digits.train, augmentation=Augmentation(crop_padding=1), batch_size=898)
     images, labels = all_of(one_batch, 0)
-    plain, plain_labels = all_of(train_batches(digits.train, batch_size=1437), 0)
+    plain, plain_labels = all_of(train_batches(digits.train, batch_size=898), 0)
     assert torch.equal(labels, plain_labels)
     unmoved = (images == plain).flatten(1).all(1).float().mean().item()
     assert unmoved == pytest.approx(1 / 9, abs=0.03)
 
 
 def test_augmentation_is_drawn_anew_in_every_epoch(digits: Dataset) -> None:
-    same_image = digits.train.images[:1].expand(1437, 1, 8, 8)  # so that the order, which differs, does not show
+    same_image = digits.train.images[:1].expand(898, 1, 8, 8)  # so that the order, which differs, does not show
     batches = train_batches(
         Split(images=same_image, labels=digits.train.labels), augmentation=Augmentation(crop_padding=1)
     )
@@ -250,7 +250,7 @@ def test_evaluation_sees_everything_in_order_every_time(digits: Dataset, chunk_b
         expected = (digits.test.images.numpy() / 255 - digits.mean[0]) / digits.std[0]
         np.testing.assert_allclose(torch.cat(images).numpy(), expected, rtol=1e-5, atol=1e-5)
     assert len(batches) == 4
-    assert batches.num_images == 360
+    assert batches.num_images == 899
 
 
 def test_evaluation_refuses_nonsense(numbered: Split) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -22,8 +23,8 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = Non
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, on the CPU."""
-    return safetensors.torch.load(content)
+    """Return the tensors of a safetensors file by name, in alphabetical order, on the CPU."""
+    return dict(sorted(safetensors.torch.load(content).items()))  # which comes in another order each time
 
 
 def pack_json(document: Any) -> bytes:
@@ -58,7 +59,17 @@ def read_metrics(store: Store, key: str) -> dict[str, Any]:
 
 def pack_checkpoint(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> bytes:
     """Return a training state and the plain data that belongs to it as one file."""
-    return pack(tensors, {"document": json.dumps(document)})
+    text = json.dumps(document)
+    return pack(tensors, {"document": text, "checksum": _checksum(tensors, text)})
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Return the sha256 of a checkpoint's content: a flipped bit in a weight would go unnoticed, unlike a torn file."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def unpack_checkpoint(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -70,6 +81,9 @@ def unpack_checkpoint(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
-        return unpack(content), json.loads(header["__metadata__"]["document"])
+        tensors, metadata = unpack(content), header["__metadata__"]
+        if _checksum(tensors, metadata["document"]) != metadata["checksum"]:
+            raise ValueError("not a checkpoint: its checksum is wrong")
+        return tensors, json.loads(metadata["document"])
     except (safetensors.SafetensorError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"not a checkpoint: {error}") from error

@@ -36,9 +36,15 @@ CORRECTIONS: dict[str, str] = {
 }
 PRUNERS: dict[str, str] = {
     "imp_finetune": "iterative magnitude pruning, each round continues from the current weights (the paper)",
-    "imp_rewind": "iterative magnitude pruning, each round retrains from the rewind epoch (the original lottery ticket)",
+    "imp_rewind": "iterative magnitude pruning, each round retrains from the rewind epoch (the original ticket)",
     "one_shot": "one magnitude pruning of the trained net to the final sparsity, then one round of fine-tuning",
 }
+
+
+MAX_SEED = 499_999_999
+"""Numbers of seed pairs end here, so that the seeds of controls, beyond those of all pairs, are nobody else's."""
+MIN_PRUNE_FRACTION = 0.001
+"""A smaller share per round would need thousands of rounds."""
 
 
 def known(what: str, name: str, names: Iterable[str]) -> None:
@@ -63,11 +69,11 @@ def bounded(
 ) -> None:
     """Raise ValueError unless `value` is a number between `low` and `high`; the message gives value and bounds."""
     kinds: tuple[type, ...] = (int,) if whole else (int, float)
-    number = isinstance(value, kinds) and not isinstance(value, bool) and not math.isnan(value)
+    number = isinstance(value, kinds) and not isinstance(value, bool)
     if number and (value > low if above_low else value >= low) and (value < high if below_high else value <= high):
         return
     open_end = below_high or math.isinf(high)
-    interval = f"{'(' if above_low else '['}{low:g}, {high:g}{')' if open_end else ']'}"
+    interval = f"{'(' if above_low else '['}{low}, {high}{')' if open_end else ']'}"
     raise ValueError(f"{what} must be {'a whole number' if whole else 'a number'} in {interval}, got {value!r}")
 
 
@@ -232,7 +238,7 @@ class Cell:
         augment: whether training images are augmented.
         shortcut: kernel of the CIFAR ResNets' shortcut convolutions.
         pruner: a name of ``PRUNERS``.
-        prune_fraction: share of the remaining weights that a round prunes, in (0, 1).
+        prune_fraction: share of the remaining weights that a round prunes, in [0.001, 1).
         imp_epochs: epochs of training in each round.
         imp_lr: peak learning rate of a round.
         imp_momentum: momentum in a round (the paper's code: 0).
@@ -299,12 +305,13 @@ class Cell:
         check_options(self.model, **model_options(self.shortcut, self.stream_taps))
         bounded("sparsity", self.sparsity, 0, 1, below_high=True)
         bounded("epochs", self.epochs, 1, whole=True)
-        if not (isinstance(self.rewind_epoch, int) and 0 <= self.rewind_epoch < self.epochs):
+        whole = isinstance(self.rewind_epoch, int) and not isinstance(self.rewind_epoch, bool)
+        if not (whole and 0 <= self.rewind_epoch < self.epochs):
             raise ValueError(
                 f"rewind_epoch must be a whole number in [0, {self.epochs - 1}], below the {self.epochs} dense epochs, "
                 f"got {self.rewind_epoch!r}"
             )
-        bounded("seed", self.seed, 0, whole=True)
+        bounded("seed", self.seed, 0, MAX_SEED, whole=True)
         bounded("batch_size", self.batch_size, 1, whole=True)
         for name in ("lr", "sparse_lr", "imp_lr"):
             bounded(name, getattr(self, name), 0, 100, above_low=True)
@@ -313,7 +320,7 @@ class Cell:
         for name in ("weight_decay", "imp_weight_decay"):
             bounded(name, getattr(self, name), 0, 1)
         bounded("warmup_epochs", self.warmup_epochs, 0, self.epochs)
-        bounded("prune_fraction", self.prune_fraction, 0, 1, above_low=True, below_high=True)
+        bounded("prune_fraction", self.prune_fraction, MIN_PRUNE_FRACTION, 1, below_high=True)
         bounded("imp_epochs", self.imp_epochs, 0, whole=True)
         bounded("match_images", self.match_images, 0, whole=True)
         bounded("interpolation_points", self.interpolation_points, 0, 1001, whole=True)

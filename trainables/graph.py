@@ -24,6 +24,7 @@ from functools import lru_cache
 from typing import Any
 
 from trainables.config import (
+    MAX_SEED,
     Cell,
     Config,
     ConnectConfig,
@@ -40,7 +41,7 @@ from trainables.schema import CONNECT, DENSE, MATCH, PRUNE, SPARSE
 VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 1}
 """Bumped when the meaning of a kind of job changes; results of the old meaning are then no longer found."""
 
-FRESH_SEEDS = 1_000_000_000
+FRESH_SEEDS = 2 * (MAX_SEED + 1)
 """Seeds from here on are for nets that belong to no pair (the ``reinit`` control)."""
 
 
@@ -189,18 +190,34 @@ def prune_job(cell: Cell, seed: int) -> Job:
 def _prune(
     dense: Job, recipe: Recipe, sparsities: tuple[float, ...], rewind: int | None, shortcuts: bool, classifier: bool
 ) -> Job:
-    earlier = _prune(dense, recipe, sparsities[:-1], rewind, shortcuts, classifier) if len(sparsities) > 1 else dense
+    job = dense
+    for number, sparsity in enumerate(sparsities, start=1):
+        job = _round(job, dense, recipe, sparsity, number, rewind, shortcuts, classifier)
+    return job
+
+
+@lru_cache(maxsize=1 << 14)
+def _round(
+    previous: Job,
+    dense: Job,
+    recipe: Recipe,
+    sparsity: float,
+    number: int,
+    rewind: int | None,
+    shortcuts: bool,
+    classifier: bool,
+) -> Job:
     assert isinstance(dense.config, DenseConfig)
     config = PruneConfig(
         task=dense.config.task,
         recipe=recipe,
-        sparsity=sparsities[-1],
-        round=len(sparsities),
+        sparsity=sparsity,
+        round=number,
         seed=dense.config.seed,
         prune_shortcuts=shortcuts,
         prune_classifier=classifier,
     )
-    parents = {"previous": Ref(earlier)}
+    parents = {"previous": Ref(previous)}
     if rewind is not None:
         parents["rewind"] = Ref(dense, rewind)
     return make_job(PRUNE, config, **parents)

@@ -201,7 +201,7 @@ def _match(job: Job, context: Context) -> Iterator[Row]:
     metrics = {
         schema.MEAN_CORRELATION: _mean(found.correlation),
         schema.MEAN_CORRELATION_IDENTITY: _mean(found.correlation_identity),
-        schema.MOVED_UNITS: _mean(found.moved),
+        schema.MOVED_UNITS: found.moved_units,
         **{f"correlation/{group}": value for group, value in found.correlation.items()},
     }
     _publish(job, context, {schema.PERMUTATION: pack(found.permutation)}, metrics, [], time.perf_counter() - started)

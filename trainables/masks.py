@@ -119,8 +119,8 @@ def layerwise_random_mask(mask: Mapping[str, Tensor], generator: torch.Generator
     """
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
-    drawn: Mask = {}
-    for name, kept in mask.items():
+    drawn: Mask = dict.fromkeys(mask, torch.empty(0))
+    for name, kept in sorted(mask.items()):  # so that the draw depends on what is in the dict, not on its order
         flat = torch.zeros(kept.numel(), dtype=torch.bool)
         flat[torch.randperm(kept.numel(), generator=generator)[: int(kept.sum())]] = True
         drawn[name] = flat.reshape(kept.shape).to(kept.device)

@@ -26,8 +26,8 @@ class UnitMoments:
     """Mean and variance of each unit of one layer.
 
     Sums are kept of activations *shifted* by the first batch's means: a variance does not depend on the shift, and
-    without it a unit with a large mean would lose its variance to rounding. Float32 adds up blocks of positions, float64
-    the blocks.
+    without it a unit with a large mean would lose its variance to rounding. Float32 adds up blocks of positions, and
+    float64 the blocks.
     """
 
     def __init__(self) -> None:

@@ -91,17 +91,21 @@ class Store:
             KeyError: nothing is published under `key`.
             DamagedArtifact: the manifest cannot be read.
         """
+        directory = self.directory(key)
+        if not directory.is_dir():
+            raise KeyError(f"{key[:12]} is not in the store {self.root}")
         try:
-            text = (self.directory(key) / MANIFEST).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise KeyError(f"{key[:12]} is not in the store {self.root}") from None
-        try:
-            document = json.loads(text)
-            if not isinstance(document, dict) or document["key"] != key or not isinstance(document["files"], dict):
+            document = json.loads((directory / MANIFEST).read_bytes())
+            if document["key"] != key:
                 raise ValueError("manifest of another result")
+            if document.pop("checksum", None) not in (None, _checksum(document)):
+                raise ValueError("checksum of the manifest")
+        except FileNotFoundError as error:
+            raise self._damaged(key, MANIFEST, "the file is gone") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(key, MANIFEST, str(error)) from error
-        return document
+            raise self._damaged(key, MANIFEST, f"{type(error).__name__}: {error}") from error
+        result: dict[str, Any] = document
+        return result
 
     def read(self, key: str, name: str) -> bytes:
         """Return the content of one file of a published result, verified against its checksum.
@@ -126,11 +130,14 @@ class Store:
         return json.loads(self.read(key, name))
 
     def _damaged(self, key: str, name: str, reason: str) -> DamagedArtifact:
+        self._set_aside(key)
+        return DamagedArtifact(key, name, reason)
+
+    def _set_aside(self, key: str) -> None:
         aside = self.root / "store" / ".damaged" / f"{key}-{secrets.token_hex(4)}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another reader has just set it aside
             os.rename(self.directory(key), aside)
-        return DamagedArtifact(key, name, reason)
 
     # --- writing ------------------------------------------------------------------------------------------------
     def publish(self, key: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> bool:
@@ -150,20 +157,22 @@ class Store:
         try:
             listed = {}
             for name, content in files.items():
-                if not _NAME.fullmatch(name):
+                if not _NAME.fullmatch(name) or name == MANIFEST:
                     raise ValueError(f"artifact names look like weights.safetensors, got {name!r}")
                 _write_synced(temporary / name, content)
                 listed[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
             document = {**manifest, "key": key, "files": listed}
+            document["checksum"] = _checksum(document)
             _write_synced(temporary / MANIFEST, json.dumps(document, indent=1, sort_keys=True).encode())
             _sync(temporary)
             final.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.rename(temporary, final)
             except OSError:
-                if key not in self:
-                    raise
-                return False
+                if key in self:
+                    return False
+                self._set_aside(key)  # if it is there without a manifest, it is no result and in the way
+                os.rename(temporary, final)
             _sync(final.parent)
             return True
         finally:
@@ -236,15 +245,21 @@ class Lease:
     def _renew(self) -> None:
         while not self._released.wait(LEASE_SECONDS / 6):
             try:
+                if not self._held():
+                    return
                 os.utime(self.path)
             except FileNotFoundError:
-                return  # somebody took us for dead: then both compute, and the first to publish wins
+                return
+
+    def _held(self) -> bool:
+        """Return whether nobody took us for dead meanwhile; if so, both compute and the first to publish wins."""
+        return self.path.read_text(encoding="utf-8") == self.token
 
     def release(self) -> None:
         """Give the lease back, unless it has meanwhile gone to somebody else."""
         self._released.set()
         with contextlib.suppress(FileNotFoundError):
-            if self.path.read_text(encoding="utf-8") == self.token:
+            if self._held():
                 self.path.unlink()
 
     def __enter__(self) -> Lease:
@@ -252,6 +267,11 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Return the sha256 of a manifest, which says of everything else what it must be."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _create(path: Path, token: str) -> bool:

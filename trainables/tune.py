@@ -7,6 +7,7 @@ while another trial computes it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
 from trainables.config import Cell
+from trainables.data import check_dataset
 from trainables.execution import compute
 from trainables.graph import Job, Ref, closure, measurements, target
 from trainables.jobs import Context, Row, final_metrics
@@ -54,9 +56,13 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
 
     def _begin(self, config: dict[str, Any]) -> None:
         surroundings = {name: config[name] for name in _SURROUNDINGS if config.get(name) is not None}
-        job, outputs = self._job({name: value for name, value in config.items() if name not in _SURROUNDINGS})
+        if "data_dir" in surroundings:
+            surroundings["data_dir"] = str(_absolute(surroundings["data_dir"]))
+        job, outputs = self._job(
+            {name: value for name, value in config.items() if name not in _SURROUNDINGS}, surroundings.get("data_dir")
+        )
         context = Context(
-            store=Store(Path(surroundings.pop("storage", os.path.join(_driver_directory(), "outputs")))),
+            store=Store(_absolute(surroundings.pop("storage", "outputs"))),
             device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
             **surroundings,
         )
@@ -65,7 +71,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         self._target, self._context = job, context
         self._rows = compute(job, outputs, context)
 
-    def _job(self, config: dict[str, Any]) -> tuple[Job, list[int | None]]:
+    def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
         """Return the job that the rest of the config names, and which of its outputs are wanted."""
         raise NotImplementedError
 
@@ -115,7 +121,7 @@ class PlannedJob(JobTrainable):
     found out: the key is then not among the cell's.
     """
 
-    def _job(self, config: dict[str, Any]) -> tuple[Job, list[int | None]]:
+    def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
         cell = Cell.from_mapping(json.loads(config["cell"]))
         jobs = closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs
         if config["key"] not in jobs:
@@ -138,11 +144,13 @@ class CellTrainable(JobTrainable):
 
     method: ClassVar[str]
 
-    def _job(self, config: dict[str, Any]) -> tuple[Job, list[int | None]]:
+    def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
         asked = config.setdefault("method", self.method)
         if asked != self.method:
             raise ValueError(f"{type(self).__name__} trains method {self.method!r}, the config says {asked!r}")
-        return target(Cell.from_mapping(config)), [None]
+        cell = Cell.from_mapping(config)
+        facts = check_dataset(cell.dataset, data_dir)  # with the planner's fingerprint it is the planner's job
+        return target(dataclasses.replace(cell, data_version=facts.fingerprint)), [None]
 
 
 class Dense(CellTrainable):
@@ -169,6 +177,6 @@ class Permuted(CellTrainable):
     method = "permuted"
 
 
-def _driver_directory() -> str:
-    """Return the directory that the driver was started in; a trial's own is somewhere in Tune's results."""
-    return os.environ.get("TUNE_ORIG_WORKING_DIR") or os.getcwd()
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """Resolve a path from where the driver was started; a trial's own directory is somewhere in Tune's results."""
+    return Path(os.environ.get("TUNE_ORIG_WORKING_DIR") or os.getcwd()) / Path(path).expanduser()

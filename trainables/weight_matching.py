@@ -7,7 +7,7 @@ problem; visiting the groups in turn climbs to a local optimum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -66,9 +66,18 @@ def match_weights(
                 continue
             permutation, parts = candidate, candidate_parts
             history.append(objective)
-            # Only the groups that share a tensor with this one see another problem than before.
-            pending |= {other for name in touched[group] for other in spec.axes[name] if other is not None} - {group}
+            pending |= _neighbours(spec, group, touched[group])
     return permutation, tuple(history)
+
+
+def _neighbours(spec: PermutationSpec, group: str, names: Iterable[str]) -> set[str]:
+    """Return the groups that face another problem once `group` has moved: those on another axis of its tensors."""
+    neighbours: set[str] = set()
+    for name in names:
+        acting = [other for other in spec.axes[name] if other is not None]
+        acting.remove(group)  # one occurrence: a group on two axes is its own neighbour
+        neighbours.update(acting)
+    return neighbours
 
 
 def _score(

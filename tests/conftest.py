@@ -1,0 +1,49 @@
+"""Settings for all tests, and results of a tiny study that many of them read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+# Before anything imports torch, ray or mlflow; subprocesses inherit it.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    MLFLOW_LOGGING_LEVEL="WARNING",
+    RAY_USAGE_STATS_ENABLED="0",
+)
+
+import pytest
+import torch
+from tiny_study import METHODS, publish, tiny_cell
+
+from trainables.graph import Ref, measurements, target
+from trainables.jobs import Context
+from trainables.store import Store
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    """An empty store, with a checkpoint after every epoch."""
+    return Context(store=Store(tmp_path / "outputs"), checkpoint_seconds=0.0)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The tiny study of all methods, computed once; not to be changed."""
+    store = Store(tmp_path_factory.mktemp("published"))
+    roots = [Ref(target(tiny_cell(method))) for method in METHODS]
+    roots += [Ref(job) for job in measurements(tiny_cell("permuted"))]
+    publish(roots, Context(store=store))
+    return store
+
+
+@pytest.fixture
+def own_copy(published: Store, tmp_path: Path) -> Store:
+    """A copy of the tiny study that a test may damage."""
+    root = tmp_path / "copy"
+    shutil.copytree(published.root, root)
+    return Store(root)

@@ -1,0 +1,159 @@
+"""Estimates: positive, bounded by what a schedule can reach, and corrected by what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces import SearchSpace, get_space
+from study.estimate import Estimates, estimate
+from study.plan import Plan, make_plan
+from trainables.schema import CONNECT, DENSE, MATCH, METRICS, PRUNE, SECONDS, SPARSE
+from trainables.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "storage")
+
+
+def plan_of(**settings: Any) -> Plan:
+    defaults: dict[str, Any] = {"dataset": "digits", "model": "mlp", "seeds": (0,), "epochs": 20, "imp_epochs": 2}
+    return make_plan(SearchSpace(name="small", question="?", **{**defaults, **settings}))
+
+
+def guess(plan: Plan, store: Store) -> dict[str, float]:
+    """Return the estimates of a machine that has not run anything yet."""
+    return dict(estimate(plan, store, set()).seconds)
+
+
+def publish(store: Store, key: str, seconds: float) -> None:
+    store.publish(key, {METRICS: json.dumps({"history": [], "final": {SECONDS: seconds}}).encode()}, {})
+
+
+def of_kind(plan: Plan, kind: str) -> list[str]:
+    return [key for key, job in plan.jobs.items() if job.kind == kind]
+
+
+# --- the first guess ------------------------------------------------------------------------------------------------
+def test_every_job_takes_time(store: Store) -> None:
+    plan = make_plan(get_space("digits_quickstart"))
+    estimates = estimate(plan, store, store.keys())
+    assert estimates.seconds.keys() == plan.jobs.keys()
+    assert min(estimates.seconds.values()) > 0
+    assert estimates.measured == 0
+    assert not store.root.exists(), "an estimate must not create the storage"
+
+
+@pytest.mark.parametrize("kind", [DENSE, PRUNE, SPARSE])
+def test_more_work_takes_longer(store: Store, kind: str) -> None:
+    small, wide, long = (plan_of(**settings) for settings in ({}, {"width": 8}, {"epochs": 40, "imp_epochs": 20}))
+    (first, more_width, more_epochs) = (guess(plan, store)[of_kind(plan, kind)[-1]] for plan in (small, wide, long))
+    assert more_width > 2 * first
+    assert more_epochs > 1.5 * first
+
+
+def test_measuring_more_points_and_images_takes_longer(store: Store) -> None:
+    few, many = (plan_of(interpolation_points=points) for points in (3, 31))
+    assert guess(many, store)[of_kind(many, CONNECT)[0]] > guess(few, store)[of_kind(few, CONNECT)[0]]
+    some, every = (plan_of(match_images=images) for images in (100, 0))  # 0 means all of them
+    assert guess(every, store)[of_kind(every, MATCH)[0]] > guess(some, store)[of_kind(some, MATCH)[0]]
+    beyond = plan_of(match_images=10**9)  # more than there are
+    assert guess(beyond, store)[of_kind(beyond, MATCH)[0]] == guess(every, store)[of_kind(every, MATCH)[0]]
+
+
+# --- corrected by measurements ----------------------------------------------------------------------------------------
+def test_one_measured_job_corrects_all(store: Store) -> None:
+    plan = plan_of()
+    first, measured = guess(plan, store), of_kind(plan, DENSE)[0]
+    publish(store, measured, 3 * first[measured])
+    estimates = estimate(plan, store, store.keys())
+    assert estimates.measured == 1
+    assert dict(estimates.seconds) == pytest.approx({key: 3 * seconds for key, seconds in first.items()})
+
+
+def test_a_kind_that_was_measured_has_its_own_rate_and_the_others_the_median(store: Store) -> None:
+    plan = plan_of(interpolation_points=3)
+    first = guess(plan, store)
+    for kind, ratio in ((DENSE, 2.0), (PRUNE, 4.0), (MATCH, 10.0)):
+        publish(store, of_kind(plan, kind)[0], ratio * first[of_kind(plan, kind)[0]])
+    estimates = estimate(plan, store, store.keys())
+    ratios = {
+        kind: estimates.seconds[key] / first[key] for kind in (DENSE, PRUNE, MATCH) for key in of_kind(plan, kind)
+    }
+    assert ratios == pytest.approx({DENSE: 2, PRUNE: 4, MATCH: 10})
+    unmeasured = [estimates.seconds[key] / first[key] for kind in (SPARSE, CONNECT) for key in of_kind(plan, kind)]
+    assert unmeasured == pytest.approx([4.0] * len(unmeasured))
+    assert estimates.measured == 3
+
+
+def test_a_rate_is_of_a_width(store: Store) -> None:
+    plan = plan_of(width=(1, 2), method="dense")
+    first = guess(plan, store)
+    narrow, wide = of_kind(plan, DENSE)
+    publish(store, narrow, 5 * first[narrow])
+    publish(store, wide, 7 * first[wide])
+    seconds = estimate(plan, store, store.keys()).seconds
+    assert [seconds[key] / first[key] for key in (narrow, wide)] == pytest.approx([5, 7])
+
+
+def test_one_slow_job_does_not_spoil_the_rate(store: Store) -> None:
+    plan = plan_of(method="dense", seeds=(0, 1, 2, 3))
+    first = guess(plan, store)
+    for key, ratio in zip(of_kind(plan, DENSE), (2.0, 2.0, 100.0), strict=False):
+        publish(store, key, ratio * first[key])
+    last = of_kind(plan, DENSE)[-1]
+    assert estimate(plan, store, store.keys()).seconds[last] == pytest.approx(2 * first[last])
+
+
+def test_a_damaged_or_vanished_result_is_no_measurement(store: Store) -> None:
+    plan = plan_of(method="dense", seeds=(0, 1))
+    damaged, vanished = of_kind(plan, DENSE)
+    publish(store, damaged, 1e6)
+    (store.directory(damaged) / METRICS).write_bytes(b"{}")
+    assert dict(estimate(plan, store, {damaged, vanished}).seconds) == guess(plan, store)
+
+
+# --- how long a plan takes ------------------------------------------------------------------------------------------
+def chain(plan: Plan, seconds: dict[str, float], key: str) -> float:
+    """Return the seconds from the start of the first ancestor to the end of a job, without waiting for slots."""
+    parents = plan.jobs[key].parents
+    return seconds[key] + max((chain(plan, seconds, ref.job.key) for _, ref in parents), default=0.0)
+
+
+def longest_chain(plan: Plan, seconds: dict[str, float]) -> float:
+    return max(chain(plan, seconds, key) for key in plan.jobs)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8, 1000])
+def test_a_plan_takes_its_share_of_the_total_and_at_least_its_longest_chain(store: Store, slots: int) -> None:
+    plan = plan_of(sparsity=(0.9,), seeds=(0, 1, 2))
+    estimates = estimate(plan, store, set())
+    seconds = dict(estimates.seconds)
+    total = estimates.total(plan.jobs.keys())
+    makespan = estimates.makespan(plan, plan.jobs.keys(), slots)
+    assert total == pytest.approx(sum(seconds.values()))
+    assert makespan == pytest.approx(max(total / slots, longest_chain(plan, seconds)))
+    assert makespan <= total
+
+
+def test_chains_by_hand(store: Store) -> None:
+    # A -> rounds 1, 2, 3, 4 -> LTH; the dense nets take 5 s, everything else 1 s.
+    plan = plan_of(method=("lth", "naive"), sparsity=0.5)
+    dense = of_kind(plan, DENSE)
+    seconds = {key: 5.0 if key in dense else 1.0 for key in plan.jobs}
+    estimates = Estimates(seconds, 0)
+    assert estimates.total(plan.jobs) == 2 * 5 + 4 + 2
+    assert estimates.makespan(plan, plan.jobs, slots=1) == 16
+    assert estimates.makespan(plan, plan.jobs, slots=2) == 10  # A, its rounds and the sparse training
+    left = set(plan.jobs) - set(dense)
+    assert estimates.makespan(plan, left, slots=100) == 5  # what is published takes no time
+
+
+def test_nothing_left_takes_no_time(store: Store) -> None:
+    plan = plan_of()
+    estimates = estimate(plan, store, set())
+    assert estimates.total(set()) == estimates.makespan(plan, set(), 4) == 0

@@ -1,0 +1,218 @@
+import os
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import sqlite3
+
+import pandas as pd
+import pytest
+import synthetic_runs as synthetic
+from mlflow import MlflowClient
+
+from analysis import load
+from trainables import schema
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One store for all tests: to make the tables of a new one takes seconds."""
+    place = tmp_path_factory.mktemp("study")
+    synthetic.write_study(place, "width_sweep")
+    client = MlflowClient(tracking_uri=synthetic.tracking_uri(place))
+    client.create_experiment("just_planned", artifact_location=str(place))
+    foreign = client.create_experiment("somebody_elses", artifact_location=str(place))
+    client.set_terminated(client.create_run(foreign).info.run_id)
+    client.delete_experiment(client.create_experiment("thrown_away", artifact_location=str(place)))
+    return place
+
+
+@pytest.fixture(scope="module")
+def uri(folder):
+    return synthetic.tracking_uri(folder)
+
+
+@pytest.fixture(scope="module")
+def frame(uri):
+    return load.runs("width_sweep", uri)
+
+
+def only(frame, **where):
+    for name, value in where.items():
+        frame = frame[frame[name] == value]
+    assert len(frame) == 1
+    return frame.iloc[0]
+
+
+def test_one_row_per_job(frame):
+    assert frame["key"].is_unique
+    counts = frame["stage"].value_counts().to_dict()
+    assert counts == {"dense": 12, "prune": 18, "match": 6, "connect": 12, "sparse": 72}
+    assert set(frame["status"]) == {"FINISHED"}
+    assert list(frame["started"]) == sorted(frame["started"])
+
+
+def test_values_and_types(frame):
+    run = only(frame, method="permuted", width=0.5, sparsity=0.95, rewind_epoch=10, seed_a=2)
+    final = synthetic.accuracy("permuted", 0.5, 0.95, 10, 2)
+    assert run["test_accuracy"] == pytest.approx(final)  # the last epoch's, not the best or the first
+    assert run["generalization_gap"] == pytest.approx(99 - final)
+    assert (run["seed_b"], run["matcher"], run["epochs"], run["lr"]) == (3, "activation", "20", "0.08")
+    assert (run["reused"], run["error"], run["environment"]) == (False, "", "version.torch=2.11.0")
+    types = frame.dtypes.astype(str)
+    assert {types[name] for name in load.METRICS} == {"float64"}
+    assert (types["width"], types["rewind_epoch"], types["seed_b"]) == ("float64", "Int64", "Int64")
+    assert load.recipe_fields(frame) == ["epochs", "lr"]
+
+
+def test_what_a_job_does_not_have_is_missing_and_not_zero(frame):
+    dense = frame[frame["stage"] == "dense"]
+    assert dense["sparsity"].isna().all()
+    assert dense["rewind_epoch"].isna().all()
+    assert dense["gap_to_lth"].isna().all()
+    assert frame.loc[frame["method"] == "lth", "seed_b"].isna().all()
+
+
+def test_pages_are_joined(uri, frame, monkeypatch):
+    monkeypatch.setattr(load, "PAGE", 50)
+    pd.testing.assert_frame_equal(load.runs("width_sweep", uri), frame)
+
+
+def test_curves_are_long_and_complete(uri):
+    curves = load.curves("width_sweep", uri)
+    assert len(curves) == 12 * 11
+    point = only(curves, width=1.0, seed_a=0, matcher="identity", alpha=0.5)
+    assert point["interpolation_accuracy"] == pytest.approx(90 - 20.3)
+    assert point["interpolation_loss"] == pytest.approx(0.3 + 20.3 / 20)
+    assert (point["error_barrier"], point["seed_b"]) == (pytest.approx(20.3), 1)
+
+
+def test_a_curve_point_logged_twice_counts_as_logged_last(folder, uri):
+    recorder = synthetic.Recorder(folder, "curve_twice")
+    key = recorder.connect(1.0, (0, 1), "identity")
+    run = load.runs("curve_twice", uri).iloc[0]
+    recorder.client.log_metric(run["run_id"], schema.INTERPOLATION_LOSS, 7.0, recorder.clock + 10, 50)
+    curves = load.curves("curve_twice", uri)
+    assert len(curves) == 11
+    assert only(curves, key=key, alpha=0.5)["interpolation_loss"] == 7.0
+
+
+def test_a_job_recorded_twice_is_one_row_the_finished_one(folder, uri):
+    recorder = synthetic.Recorder(folder, "twice")
+    recorder.sparse("naive", 1.0, 0.8, 0, (0, 1))
+    recorder.sparse("naive", 1.0, 0.8, 0, (0, 1), status="FAILED")
+    assert load.runs("twice", uri)["status"].tolist() == ["FINISHED"]
+
+
+def test_recipes_are_not_pooled(folder, uri):
+    recorder = synthetic.Recorder(folder, "two_recipes")
+    tags = [{f"{schema.TAG_RECIPE}.old": "true"}, {f"{schema.TAG_RECIPE}.new": "true"}]
+    recorder.sparse("naive", 1.0, 0.8, 0, (0, 1), tags=tags[0])
+    recorder.dense(1.0, 0, tags=tags[0] | tags[1])
+    new = recorder.sparse("naive", 1.0, 0.8, 0, (0, 1), momentum=0.5, tags=tags[1])
+    assert len(load.runs("two_recipes", uri)) == 3  # nothing says which recipe is the latest
+    recorder.client.set_experiment_tag(recorder.experiment_id, schema.TAG_RECIPE, "new")
+    frame = load.runs("two_recipes", uri)
+    assert frame["stage"].tolist() == ["dense", "sparse"]
+    assert frame["key"].iloc[1] == new
+    assert frame.attrs["set_aside"] == 1
+    recorder.client.set_experiment_tag(recorder.experiment_id, schema.TAG_RECIPE, "newest")
+    with pytest.raises(load.AnalysisError, match="no runs yet of its latest recipe, and 3 of earlier ones"):
+        load.runs("two_recipes", uri)
+
+
+def test_the_question_of_a_study(folder, uri):
+    recorder = synthetic.Recorder(folder, "asking")
+    assert load.question("asking", uri) == ""
+    recorder.client.set_experiment_tag(recorder.experiment_id, "mlflow.note.content", "Does it help?")
+    assert load.question("asking", uri) == "Does it help?"
+
+
+def test_infinite_and_undefined_metrics_come_back_as_such(folder, uri):
+    recorder = synthetic.Recorder(folder, "diverged")
+    metrics = {schema.TEST_LOSS: float("inf"), schema.TRAIN_LOSS: float("nan")}
+    recorder.run(metrics, stage="dense", method="dense", width=1.0, seed_a=0)
+    run = load.runs("diverged", uri).iloc[0]
+    assert run["test_loss"] == float("inf")
+    assert pd.isna(run["train_loss"])
+
+
+def test_no_curves_is_an_empty_frame(folder, uri):
+    synthetic.Recorder(folder, "no_curves").dense(1.0, 0)
+    curves = load.curves("no_curves", uri)
+    assert curves.empty
+    assert {"alpha", "matcher", "interpolation_loss", "error_barrier"} <= set(curves.columns)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("with_swep", "no experiment 'with_swep'.*did you mean 'width_sweep'.*known: .*just_planned"),
+        ("just_planned", "'just_planned' has no runs yet"),
+        ("somebody_elses", "1 runs, but none is a study's job.*job_key"),
+        ("thrown_away", "deleted experiment 'thrown_away'"),
+    ],
+)
+def test_experiments_that_cannot_be_read(uri, space, message):
+    with pytest.raises(load.AnalysisError, match=message):
+        load.runs(space, uri)
+    with pytest.raises(load.AnalysisError, match=message):
+        load.curves(space, uri)
+
+
+def test_a_missing_database_is_named_and_not_created(tmp_path):
+    file = tmp_path / "mlflow.db"
+    with pytest.raises(load.AnalysisError, match=f"no MLflow database at {file}"):
+        load.runs("width_sweep", f"sqlite:///{file}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_files_are_not_touched(tmp_path):
+    text, other = tmp_path / "notes.txt", tmp_path / "other.db"
+    text.write_text("not a database, but long enough to be looked at as one by a careless reader")
+    connection = sqlite3.connect(other)
+    connection.execute("CREATE TABLE addresses (name TEXT)")
+    connection.close()
+    before = other.read_bytes()
+    with pytest.raises(load.AnalysisError, match=r"notes\.txt cannot be read as an sqlite database"):
+        load.runs("width_sweep", f"sqlite:///{text}")
+    with pytest.raises(load.AnalysisError, match=r"other\.db is not an MLflow database"):
+        load.runs("width_sweep", f"sqlite:///{other}")
+    assert other.read_bytes() == before
+
+
+def test_a_param_that_is_not_a_number_names_its_run(folder, uri):
+    synthetic.Recorder(folder, "odd").run({}, stage="dense", width="wide", seed_a=0)
+    with pytest.raises(load.AnalysisError, match=r"run \w+: param width is 'wide', not a number"):
+        load.runs("odd", uri)
+
+
+@pytest.mark.parametrize(
+    ("storage", "expected"),
+    [
+        ("outputs", "sqlite:///outputs/mlflow.db"),
+        ("/data/study", "sqlite:////data/study/mlflow.db"),
+        ("file:///data/my%20study", "sqlite:////data/my study/mlflow.db"),
+    ],
+)
+def test_the_tracking_store_lies_in_the_storage(storage, expected):
+    assert load.sqlite_uri(storage) == expected
+
+
+def test_a_remote_storage_needs_a_tracking_uri():
+    with pytest.raises(load.AnalysisError, match=r"s3://\*\*\*@bucket/x is not a local folder.*--tracking-uri"):
+        load.sqlite_uri("s3://key:secret@bucket/x")
+    assert load.working_tracking_uri("s3://bucket/x", "http://server") == "http://server"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("postgresql://me:secret@db/x?sslmode=on", "postgresql://***@db/x?sslmode=on"),
+        ("https://me:p%40ss@host:5000", "https://***@host:5000"),
+        ("postgresql://db/x?user=me&password=secret", "postgresql://db/x?user=me&password=***"),
+        ("cannot read http://u:p@h/ and s3://k:s@b", "cannot read http://***@h/ and s3://***@b"),
+        ("sqlite:///outputs/mlflow.db", "sqlite:///outputs/mlflow.db"),
+    ],
+)
+def test_credentials_are_not_shown(text, expected):
+    assert load.redact(text) == expected

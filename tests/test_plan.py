@@ -1,0 +1,328 @@
+"""The plan: what a grid shares, counted by hand; overriding a space; what a job is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces import SearchSpace, get_space
+from study.plan import Plan, make_plan, override, run_name, run_params
+from study.tracking import recipe_digest
+from trainables.config import Cell
+from trainables.graph import Ref, closure, measurements, round_sparsities, target
+from trainables.schema import CONNECT, DENSE, MATCH, PRUNE, SPARSE, STAGES
+
+QUICKSTART = get_space("digits_quickstart")
+
+
+def small(**settings: Any) -> SearchSpace:
+    """Return a space of one seed pair on the digits."""
+    defaults: dict[str, Any] = {
+        "dataset": "digits",
+        "model": "mlp",
+        "seeds": (0,),
+        "epochs": 20,
+        "imp_epochs": 2,
+        "sparsity": (0.5,),
+        "rewind_epoch": (5,),
+    }
+    return SearchSpace(name="small", question="?", **{**defaults, **settings})
+
+
+def counts(plan: Plan) -> dict[str, int]:
+    return dict(Counter(job.kind for job in plan.jobs.values()))
+
+
+# --- what is shared -----------------------------------------------------------------------------------------------
+def chain_length(sparsities: tuple[float, ...], fraction: float) -> int:
+    """Return the pruning rounds of one net: the full ones of all targets together, and one that lands on each."""
+    full: set[float] = set()
+    for sparsity in sparsities:
+        reached = fraction
+        while reached < sparsity - 1e-9:
+            full.add(round(reached, 9))
+            reached = 1 - (1 - reached) * (1 - fraction)
+    return len(full | {round(sparsity, 9) for sparsity in sparsities})
+
+
+def test_the_quickstart_shares_what_can_be_shared() -> None:
+    space = QUICKSTART
+    widths, seeds, sparsities = len(space.width), len(space.seeds), len(space.sparsity)
+    cells = widths * seeds * sparsities * len(space.rewind_epoch)  # of each method
+    assert {"dense", "lth", "naive", "permuted"} == set(space.method), "this test counts these four methods"
+    assert (len(space.model), len(space.dataset), len(space.matcher)) == (1, 1, 1), "this test counts one of each"
+    assert space.interpolation_points, "this test counts interpolations"
+    plan = make_plan(space)
+    assert plan.requests == 4 * cells
+    assert counts(plan) == {
+        DENSE: widths * 2 * seeds,  # A and B, whatever the sparsity, the rewind epoch and the method
+        PRUNE: widths * seeds * chain_length(space.sparsity, space.prune_fraction),  # of A only
+        MATCH: widths * seeds * 2,  # the pair's permutation, and the identity to measure the path without it
+        SPARSE: 3 * cells,
+        CONNECT: widths * seeds * 2,
+    }
+
+
+def test_a_chain_by_hand() -> None:
+    # 0.2, 0.36, 0.488, 0.5 and 0.2, 0.36, 0.488, 0.5904, 0.6: three full rounds in common
+    assert chain_length((0.5, 0.6), 0.2) == 6
+    assert chain_length((0.36, 0.5), 0.2) == 4  # a target that is itself a full round on the way
+
+
+@pytest.mark.parametrize("sparsities", [(0.5, 0.6), (0.36, 0.5), (0.9, 0.95), (0.0, 0.2)])
+def test_targets_share_their_pruning_rounds(sparsities: tuple[float, ...]) -> None:
+    plan = make_plan(small(sparsity=sparsities, method="lth"))
+    assert counts(plan)[PRUNE] == chain_length(sparsities, 0.2)
+
+
+def test_a_dense_grid_is_one_job_per_net_and_width() -> None:
+    plan = make_plan(small(method="dense", width=(0.5, 1), sparsity=(0.5, 0.9), rewind_epoch=(0, 5, 10), seeds=(0, 1)))
+    assert plan.requests == 2 * 2 * 3 * 2
+    assert counts(plan) == {DENSE: 4}  # B is not needed
+    assert plan.epochs == 4 * 20
+    assert plan.separate_epochs == plan.requests * 20
+
+
+def test_rewind_epochs_cost_only_their_sparse_training() -> None:
+    one, three = (make_plan(small(method="lth", rewind_epoch=epochs)) for epochs in (5, (0, 5, 10)))
+    assert counts(three) == counts(one) | {SPARSE: 3}
+    assert three.epochs - one.epochs == 20 + 10
+
+
+def test_matchers_share_all_but_the_match_and_its_use() -> None:
+    one, two = (make_plan(small(method=("lth", "permuted"), matcher=each)) for each in ("weight", ("weight", "random")))
+    assert counts(two) == counts(one) | {MATCH: 2, SPARSE: 1 + 2}
+
+
+def test_every_matcher_and_correction_of_a_grid_is_measured() -> None:
+    # The sparse training is the same whatever the path is corrected by: one cell's measurements must not stand for all.
+    plan = make_plan(small(method="permuted", interpolation_points=(3, 5), correction=("none", "repair")))
+    assert counts(plan) == {DENSE: 2, PRUNE: 4, MATCH: 2, SPARSE: 1, CONNECT: 2 * 2 * 2}
+    for key, cell in plan.cells.items():
+        roots = [Ref(job) for job in (target(cell), *measurements(cell))]
+        assert key in closure(roots).jobs, "a job is derived from its cell on the node that computes it"
+
+
+def test_separate_epochs_by_hand() -> None:
+    # Dense: 20 epochs. Rounds to 0.5 (0.2, 0.36, 0.488, 0.5): 4 x 2 = 8. Sparse from epoch 5: 15.
+    alone = {"dense": 20, "lth": 20 + 8 + 15, "naive": 2 * 20 + 8 + 15, "permuted": 2 * 20 + 8 + 15}
+    plan = make_plan(small())
+    assert plan.requests == 4
+    assert plan.separate_epochs == sum(alone.values())
+    assert plan.epochs == 2 * 20 + 8 + 3 * 15
+    for method, epochs in alone.items():
+        single = make_plan(small(method=method))
+        assert (single.epochs, single.separate_epochs) == (epochs, epochs)
+
+
+def test_parents_come_before_children() -> None:
+    seen: set[str] = set()
+    for key, job in make_plan(QUICKSTART).jobs.items():
+        assert {ref.job.key for _, ref in job.parents} <= seen
+        seen.add(key)
+
+
+def test_a_plan_is_the_same_every_time() -> None:
+    assert list(make_plan(QUICKSTART).jobs) == list(make_plan(QUICKSTART).jobs)
+
+
+def test_a_job_is_known_by_the_first_cell_that_needs_it() -> None:
+    plan = make_plan(QUICKSTART)
+    assert plan.cells.keys() == plan.jobs.keys()
+    for key, cell in plan.cells.items():
+        roots = [Ref(job) for job in (target(cell), *measurements(cell))]
+        assert key in closure(roots).jobs
+    for values in QUICKSTART.cells():
+        job = target(Cell.from_mapping(values))
+        if job.kind == SPARSE:
+            assert plan.cells[job.key].method == values["method"]
+
+
+def test_every_sparse_job_is_compared_with_the_lth_job_of_its_point() -> None:
+    plan = make_plan(QUICKSTART)
+    assert plan.lth_keys.keys() == {key for key, job in plan.jobs.items() if job.kind == SPARSE}
+    for key, lth in plan.lth_keys.items():
+        own, other = plan.cells[key], plan.cells[lth]
+        assert other == dataclasses.replace(own, method="lth")
+        assert plan.jobs[key].parent("mask").key == plan.jobs[lth].parent("mask").key
+
+
+def test_without_lth_in_the_grid_there_is_nothing_to_compare_with() -> None:
+    assert make_plan(small(method=("naive", "permuted"))).lth_keys == {}
+
+
+def test_a_plan_knows_its_data() -> None:
+    facts = make_plan(small()).facts
+    assert facts.keys() == {"digits"}
+    assert (facts["digits"].train_images, facts["digits"].test_images, facts["digits"].num_classes) == (898, 899, 10)
+
+
+def test_planning_needs_no_heavy_library() -> None:
+    program = (
+        "import sys; from search_spaces import get_space; from study.plan import make_plan; "
+        "make_plan(get_space('digits_quickstart')); "
+        "print(sorted({'torch', 'ray', 'mlflow', 'numpy', 'pandas', 'scipy'} & sys.modules.keys()))"
+    )
+    root = Path(__file__).parents[1]
+    answer = subprocess.run([sys.executable, "-c", program], cwd=root, check=True, capture_output=True, text=True)
+    assert answer.stdout == "[]\n", "planning must not wait for these imports: move them to where they are used"
+
+
+# --- overriding -------------------------------------------------------------------------------------------------------
+def test_an_axis_takes_several_values_and_keeps_their_types() -> None:
+    space = override(QUICKSTART, ["width=0.5, 2", "sparsity=0.9", "seeds=3,4", "method=lth,naive", "rewind_epoch=0"])
+    assert (space.width, space.sparsity, space.seeds) == ((0.5, 2.0), (0.9,), (3, 4))
+    assert (space.method, space.rewind_epoch) == (("lth", "naive"), (0,))
+    assert all(isinstance(width, float) for width in space.width)
+
+
+def test_a_recipe_takes_one_value_or_becomes_an_axis() -> None:
+    space = override(QUICKSTART, ["epochs=30", "lr=0.1,0.2", "schedule=one_cycle", "augment=false", "match_images=100"])
+    assert (space.epochs, space.lr, space.schedule) == (30, (0.1, 0.2), "one_cycle")
+    assert space.augment is False
+    assert space.match_images == 100
+
+
+def test_what_is_not_set_stays() -> None:
+    space = override(QUICKSTART, ["epochs=30"])
+    assert space == dataclasses.replace(QUICKSTART, epochs=30)
+    assert QUICKSTART.epochs == 20
+    assert override(QUICKSTART, []) == QUICKSTART
+
+
+def test_an_overridden_field_has_the_bounds_of_the_space() -> None:
+    with pytest.raises(ValueError, match=r"^sparsity must be a number in \[0, 1\), got 90.0$"):
+        override(QUICKSTART, ["sparsity=90"])
+    with pytest.raises(ValueError, match=r"^rewind_epoch must be a whole number in \[0, 1\], below the 2 dense epochs"):
+        override(QUICKSTART, ["epochs=2"])
+    with pytest.raises(ValueError, match=r"^width of space 'digits_quickstart' repeats a value"):
+        override(QUICKSTART, ["width=1,1.0"])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("epochs", "--set takes key=value, got 'epochs'"),
+        ("epochs=", "epochs must be a whole number, got ''"),
+        ("epochs=1e2", "epochs must be a whole number, got '1e2'"),
+        ("lr=fast", "lr must be a number, got 'fast'"),
+        ("seeds=0,one", "seeds must be a whole number, got 'one'"),
+        ("width=1,", "width must be a number, got ''"),
+        ("augment=yes", "augment must be true or false, got 'yes'"),
+        ("lr=nan", "lr must be a number in (0, 100], got nan"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(assignment: str, message: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        override(QUICKSTART, [assignment])
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("key", "nearest"), [("sparsty", "sparsity"), ("seed", "seeds"), ("batchsize", "batch_size")])
+def test_an_unknown_key_is_refused_with_the_nearest(key: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match="unknown key") as caught:
+        override(QUICKSTART, [f"{key}=1"])
+    assert str(caught.value).startswith(f"unknown key {key!r} of --set (did you mean {nearest!r}?); known: model, ")
+
+
+@pytest.mark.parametrize("key", ["name", "question", "settings"])
+def test_a_space_cannot_be_renamed(key: str) -> None:
+    with pytest.raises(ValueError, match="unknown key"):
+        override(QUICKSTART, [f"{key}=other"])
+
+
+# --- what a job is called --------------------------------------------------------------------------------------------
+def named(space: SearchSpace) -> dict[str, set[str]]:
+    plan = make_plan(space)
+    names: dict[str, set[str]] = {kind: set() for kind in STAGES}
+    for key, job in plan.jobs.items():
+        names[job.kind].add(run_name(job, plan.cells[key]))
+    return names
+
+
+def test_a_person_recognises_every_job() -> None:
+    names = named(small(width=2, sparsity=0.3, seeds=1, interpolation_points=3))
+    assert names == {
+        DENSE: {"dense · w2 · A2", "dense · w2 · B3"},
+        PRUNE: {"imp · w2 · S=20% · round 1 · A2", "imp · w2 · S=30% · round 2 · A2"},
+        MATCH: {"match activation · w2 · A2→B3", "match identity · w2 · A2→B3"},
+        SPARSE: {
+            "lth · w2 · S=30% · k=5 · A2",
+            "naive · w2 · S=30% · k=5 · A2→B3",
+            "permuted · w2 · S=30% · k=5 · A2→B3",
+        },
+        CONNECT: {"connect activation · w2 · A2→B3", "connect identity · w2 · A2→B3"},
+    }
+
+
+def test_the_jobs_of_the_quickstart_have_different_names() -> None:
+    names = [name for each in named(QUICKSTART).values() for name in each]
+    assert len(names) == len(set(names)) == len(make_plan(QUICKSTART).jobs)
+
+
+def params_of(kind: str, method: str = "permuted") -> dict[str, Any]:
+    plan = make_plan(small(width=2, seeds=1, interpolation_points=3, method=method, imp_lr=0.3, sparse_lr=0.4))
+    last = [(key, job) for key, job in plan.jobs.items() if job.kind == kind][-1]
+    return run_params(last[1], plan.cells[last[0]])
+
+
+RECIPE = {"epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "warmup_epochs", "precision"}
+PLACE = {"stage", "model", "dataset", "width"}
+
+
+def test_params_of_a_dense_job() -> None:
+    params = params_of(DENSE, "dense")
+    assert params.keys() == PLACE | RECIPE | {"augment", "shortcut", "method", "seed_a"}
+    assert params.items() >= {"stage": "dense", "method": "dense", "model": "mlp", "width": "2", "seed_a": 2}.items()
+    assert (params["epochs"], params["lr"]) == (20, 0.08)
+
+
+def test_params_of_a_pruning_round_have_its_own_recipe_and_sparsity() -> None:
+    params = params_of(PRUNE)
+    assert params.items() >= {"stage": "prune", "method": "imp", "sparsity": "0.5", "round": 4, "seed_a": 2}.items()
+    assert params.items() >= {"epochs": 2, "lr": 0.3, "momentum": 0.0, "pruner": "imp_finetune"}.items()
+    assert not {"seed_b", "rewind_epoch", "matcher"} & params.keys()
+
+
+@pytest.mark.parametrize("method", ["lth", "naive", "permuted"])
+def test_params_of_a_sparse_job(method: str) -> None:
+    params = params_of(SPARSE, method)
+    assert params.items() >= {"stage": "sparse", "method": method, "sparsity": "0.5", "rewind_epoch": 5}.items()
+    assert (params["seed_a"], params["epochs"], params["lr"]) == (2, 15, 0.4)
+    assert params.get("seed_b") == (None if method == "lth" else 3)
+    assert params.get("matcher") == ("activation" if method == "permuted" else None)
+
+
+@pytest.mark.parametrize("kind", [MATCH, CONNECT])
+def test_params_of_a_measurement_have_no_recipe(kind: str) -> None:
+    params = params_of(kind)
+    assert params.items() >= {"stage": kind, "seed_a": 2, "seed_b": 3, "match_images": 10_000}.items()
+    assert params["matcher"] in ("activation", "identity")
+    assert not RECIPE & params.keys()
+
+
+# --- the recipe of a space -------------------------------------------------------------------------------------------
+def test_growing_the_grid_keeps_the_recipe() -> None:
+    grown = override(QUICKSTART, ["width=1,2,4", "seeds=0,1,2,3,4", "sparsity=0.5", "method=lth", "matcher=weight"])
+    assert recipe_digest(grown) == recipe_digest(QUICKSTART)
+
+
+@pytest.mark.parametrize("change", ["epochs=30", "lr=0.1", "augment=false", "pruner=one_shot", "sparse_lr=0.1"])
+def test_another_recipe_has_another_digest(change: str) -> None:
+    assert recipe_digest(override(QUICKSTART, [change])) != recipe_digest(QUICKSTART)
+
+
+def test_the_spelling_of_a_number_makes_no_other_recipe() -> None:
+    assert recipe_digest(small(lr=1, warmup_epochs=2)) == recipe_digest(small(lr=1.0, warmup_epochs=2.0))
+
+
+def test_the_rounds_of_the_quickstart_land_on_its_sparsities() -> None:
+    plan = make_plan(QUICKSTART)
+    landed = {job.config.sparsity for job in plan.jobs.values() if job.kind == PRUNE}  # type: ignore[union-attr]
+    assert landed == {each for sparsity in QUICKSTART.sparsity for each in round_sparsities(sparsity, 0.2)}

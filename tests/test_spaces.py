@@ -1,0 +1,142 @@
+"""The search spaces: each one is valid, plannable where its data is at hand, and usable with a plain Tuner."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces import SPACES, SearchSpace, get_space
+from search_spaces.space import AXES
+from study.plan import make_plan
+from trainables.config import Cell
+from trainables.data import DATASETS, get_entry
+
+
+def axes(space: SearchSpace) -> dict[str, tuple[Any, ...]]:
+    """Return the settings of a space that take several values."""
+    values = {field.name: getattr(space, field.name) for field in SearchSpace.settings()}
+    return {name: value for name, value in values.items() if isinstance(value, tuple) and len(value) > 1}
+
+
+def offline(space: SearchSpace) -> bool:
+    return not any(get_entry(name).needs_data_dir for name in space.dataset)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_is_called_what_it_is_found_by(name: str) -> None:
+    assert SPACES[name].name == name
+    assert get_space(name) is SPACES[name]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_asks_a_question(name: str) -> None:
+    question = SPACES[name].question
+    assert question.endswith("?"), f"`question` of {name} should say in one line what the space is there to find out"
+    assert "\n" not in question
+
+
+def test_questions_and_names_differ() -> None:
+    assert len({space.question for space in SPACES.values()}) == len(SPACES)
+
+
+def test_the_file_of_a_space_bears_its_name() -> None:
+    folder = Path(sys.modules["search_spaces"].__file__ or "").parent
+    for name in SPACES:
+        assert any(f'name="{name}"' in file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_cell_of_a_space_is_valid(name: str) -> None:
+    space = SPACES[name]
+    cells = {Cell.from_mapping(values) for values in space.cells()}
+    assert len(cells) == math.prod(len(values) for values in axes(space).values())
+
+
+@pytest.mark.parametrize("name", [name for name, space in SPACES.items() if offline(space)])
+def test_a_space_whose_data_is_at_hand_can_be_planned(name: str) -> None:
+    plan = make_plan(SPACES[name])
+    assert plan.requests == sum(1 for _ in SPACES[name].cells())
+    assert plan.jobs.keys() == plan.cells.keys()
+
+
+def test_a_space_without_its_data_says_how_to_get_it() -> None:
+    for space in (*SPACES.values(), SearchSpace(name="the paper", question="?")):
+        if not offline(space):
+            with pytest.raises(ValueError, match="--data-dir DIR"):
+                make_plan(space)
+
+
+def test_there_is_a_space_to_try_out_without_any_data() -> None:
+    assert "digits" in DATASETS
+    assert offline(get_space("digits_quickstart"))
+    assert set(get_space("digits_quickstart").method) >= {"dense", "lth", "naive", "permuted"}
+
+
+# --- by name --------------------------------------------------------------------------------------------------------
+def test_a_misspelt_space_is_refused_with_the_nearest_and_all_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown search space 'digit_quikstart'") as caught:
+        get_space("digit_quikstart")
+    assert "did you mean 'digits_quickstart'?" in str(caught.value)
+    assert str(caught.value).endswith(f"known: {', '.join(SPACES)}")
+
+
+# --- for a plain Tuner ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", SPACES)
+def test_a_tuner_gets_every_axis_as_a_grid(name: str) -> None:
+    space = SPACES[name]
+    tuned = space.param_space()
+    grids = {key: value["grid_search"] for key, value in tuned.items() if isinstance(value, dict)}
+    expected = {"seed" if key == "seeds" else key: list(values) for key, values in axes(space).items()}
+    expected.pop("method", None)
+    assert grids == expected
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_one_trial_of_a_tuner_is_one_cell(name: str) -> None:
+    tuned = SPACES[name].param_space()
+    assert "method" not in tuned, "the method is the Trainable's"
+    del tuned["storage"]
+    trial = {key: value["grid_search"][0] if isinstance(value, dict) else value for key, value in tuned.items()}
+    first = next(SPACES[name].cells())
+    assert Cell.from_mapping({**trial, "method": first["method"]}) == Cell.from_mapping(first)
+
+
+def test_a_trial_finds_storage_and_data_from_any_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    space = get_space("digits_quickstart")
+    assert space.param_space()["storage"] == str(tmp_path / "outputs")
+    assert "data_dir" not in space.param_space()
+    given = space.param_space(storage="~/results", data_dir="data")
+    assert (given["storage"], given["data_dir"]) == (str(tmp_path / "home" / "results"), str(tmp_path / "data"))
+
+
+def test_a_setting_given_as_a_tuple_is_an_axis() -> None:
+    space = SearchSpace(name="test", question="?", lr=(0.1, 0.2), augment=(True, False), epochs=(20, 30))
+    tuned = space.param_space()
+    assert tuned["lr"] == {"grid_search": [0.1, 0.2]}
+    assert tuned["augment"] == {"grid_search": [True, False]}
+    assert sum(1 for _ in space.cells()) == 2 * 2 * 2 * len(space.method) * len(space.seeds)
+    assert {"lr", "augment", "epochs"} <= axes(space).keys()
+
+
+def test_the_axes_are_settings() -> None:
+    assert set(AXES) <= {field.name for field in SearchSpace.settings()}
+
+
+# --- pure data --------------------------------------------------------------------------------------------------------
+def test_the_standard_library_is_all_that_a_space_needs() -> None:
+    program = (
+        "import json, sys; before = set(sys.modules); import search_spaces; "
+        "print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})))"
+    )
+    root = Path(__file__).parents[1]
+    answer = subprocess.run([sys.executable, "-S", "-c", program], cwd=root, check=True, capture_output=True, text=True)
+    foreign = set(json.loads(answer.stdout)) - sys.stdlib_module_names - {"search_spaces"}
+    assert not foreign, f"search_spaces must import the standard library alone, not {sorted(foreign)}"

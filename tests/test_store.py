@@ -1,0 +1,519 @@
+"""The store: results appear as a whole or not at all, damage is found out, and work is not done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from trainables import store as store_module
+from trainables.schema import MANIFEST, METRICS, WEIGHTS
+from trainables.store import DamagedArtifact, Store
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 20.0
+"""Seconds that a test waits for another process before it gives up."""
+
+
+def key_of(text: object) -> str:
+    return hashlib.sha256(str(text).encode()).hexdigest()
+
+
+KEY = key_of("a result")
+FILES = {WEIGHTS: bytes(range(256)) * 8, METRICS: b'{"final": {"test_accuracy": 91.5}}'}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "storage")
+
+
+@pytest.fixture
+def full(store: Store) -> Store:
+    assert store.publish(KEY, FILES, {"kind": "dense"})
+    return store
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Return a function that runs a program, with its arguments in `argv`, in a process of its own."""
+    running: list[subprocess.Popen[str]] = []
+
+    def run(program: str, *arguments: object) -> subprocess.Popen[str]:
+        prelude = "import os, signal, sys, time\nfrom pathlib import Path\nfrom trainables.store import Store\n"
+        prelude += f"argv, patience = sys.argv[1:], {PATIENCE}\n"
+        process = subprocess.Popen(
+            [sys.executable, "-c", prelude + program, *map(str, arguments)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """Return the next line that a process prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+# --- publishing and reading -----------------------------------------------------------------------------------------
+def test_what_was_published_is_read(full: Store) -> None:
+    assert KEY in full
+    assert full.keys() == {KEY}
+    assert {name: full.read(KEY, name) for name in FILES} == FILES
+    assert full.read_json(KEY, METRICS) == {"final": {"test_accuracy": 91.5}}
+
+
+def test_the_manifest_lists_every_file_with_size_and_checksum(full: Store) -> None:
+    manifest = full.manifest(KEY)
+    assert (manifest["key"], manifest["kind"]) == (KEY, "dense")
+    expected = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in FILES.items()
+    }
+    assert manifest["files"] == expected
+    assert {path.name for path in full.directory(KEY).iterdir()} == {*FILES, MANIFEST}
+
+
+def test_the_first_result_stays(full: Store) -> None:
+    assert not full.publish(KEY, {WEIGHTS: b"another"}, {"kind": "sparse"})
+    assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+    assert full.manifest(KEY)["kind"] == "dense"
+
+
+def test_an_empty_store_contains_nothing(store: Store) -> None:
+    assert KEY not in store
+    assert store.keys() == set()
+    with pytest.raises(KeyError, match=rf"{KEY[:12]} is not in the store"):
+        store.manifest(KEY)
+    with pytest.raises(KeyError, match=rf"{KEY[:12]} is not in the store"):
+        store.read(KEY, WEIGHTS)
+    assert not store.root.exists(), "looking into a store must not create it"
+
+
+def test_a_file_that_a_result_does_not_have_is_no_damage(full: Store) -> None:
+    with pytest.raises(KeyError, match=rf"{KEY[:12]} has no mask.safetensors; it has metrics.json, weights"):
+        full.read(KEY, "mask.safetensors")
+    assert KEY in full
+
+
+def test_nothing_is_left_behind_by_publishing(full: Store) -> None:
+    full.publish(KEY, FILES, {})
+    with pytest.raises(ValueError, match="artifact names"):
+        full.publish(key_of(2), {"../escape.json": b""}, {})
+    assert list((full.root / "store" / ".tmp").iterdir()) == []
+    assert full.keys() == {KEY}
+
+
+def test_a_directory_of_a_user_is_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store(Path("~/results")).root == tmp_path / "results"
+    monkeypatch.chdir(tmp_path)
+    assert Store(Path("results")) == Store(tmp_path / "results")
+
+
+@pytest.mark.parametrize("key", ["", "..", "a" * 63, "a" * 65, "A" * 64, "../" + "a" * 61, KEY + "\n", KEY[:-1] + "/"])
+def test_a_key_cannot_point_outside(store: Store, key: str) -> None:
+    accesses: list[Callable[[], object]] = [
+        lambda: key in store,
+        lambda: store.manifest(key),
+        lambda: store.read(key, WEIGHTS),
+        lambda: store.publish(key, {}, {}),
+        lambda: store.write_checkpoint(key, b""),
+        lambda: store.drop_checkpoint(key),
+        lambda: store.lease(key),
+    ]
+    for access in accesses:
+        with pytest.raises(ValueError, match="a key has 64 hex digits"):
+            access()
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../weights.json", "/etc/weights.json", "weights", "weights.pt", "Weights.json", ".json", "a\n.json", MANIFEST],
+)
+def test_an_artifact_is_a_plain_file_of_a_known_format(store: Store, name: str) -> None:
+    with pytest.raises(ValueError, match=r"artifact names look like weights.safetensors"):
+        store.publish(KEY, {**FILES, name: b""}, {})
+    assert KEY not in store
+
+
+@pytest.mark.parametrize("below", ["file", "file/storage"])
+def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(ValueError, match=r"is not writable: .*; choose another --storage") as caught:
+        Store(tmp_path / below).check_writable()
+    assert str(tmp_path / below) in str(caught.value)
+
+
+def test_a_storage_that_can_be_written_is_left_empty(store: Store) -> None:
+    store.check_writable()
+    assert list(store.root.iterdir()) == []
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "first bit": lambda path: flip(path, 0),
+    "last bit": lambda path: flip(path, -1, 7),
+    "truncated": halve,
+    "empty": empty,
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "gone": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [WEIGHTS, MANIFEST])
+def test_damage_is_found_out_and_set_aside(full: Store, name: str, damage: str) -> None:
+    DAMAGES[damage](full.directory(KEY) / name)
+    with pytest.raises(DamagedArtifact, match=rf"artifact {name} of {KEY[:12]} is damaged .*; set aside") as caught:
+        full.read(KEY, WEIGHTS)
+    assert (caught.value.key, caught.value.name) == (KEY, name)
+    assert KEY not in full
+    assert full.keys() == set()
+    (aside,) = (full.root / "store" / ".damaged").iterdir()
+    assert aside.name.startswith(KEY)
+    with pytest.raises(KeyError):
+        full.read(KEY, WEIGHTS)
+
+
+def test_what_was_damaged_can_be_published_again(full: Store) -> None:
+    halve(full.directory(KEY) / WEIGHTS)
+    with pytest.raises(DamagedArtifact):
+        full.read(KEY, WEIGHTS)
+    assert full.publish(KEY, FILES, {})
+    assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+
+
+def test_remains_without_a_manifest_are_no_result_and_not_in_the_way(full: Store) -> None:
+    (full.directory(KEY) / MANIFEST).unlink()
+    assert KEY not in full
+    assert full.publish(KEY, {WEIGHTS: b"anew"}, {})
+    assert full.read(KEY, WEIGHTS) == b"anew"
+
+
+def test_one_damaged_file_does_not_take_the_others_with_it_unread(full: Store) -> None:
+    flip(full.directory(KEY) / WEIGHTS, 100)
+    assert full.read(KEY, METRICS) == FILES[METRICS]
+
+
+def test_the_manifest_of_another_result_is_damage(full: Store) -> None:
+    other = key_of("another")
+    full.directory(other).parent.mkdir(exist_ok=True)
+    shutil.copytree(full.directory(KEY), full.directory(other))
+    with pytest.raises(DamagedArtifact, match="manifest of another result"):
+        full.read(other, WEIGHTS)
+    assert full.keys() == {KEY}
+
+
+def test_no_flipped_bit_of_a_manifest_changes_what_is_read(full: Store) -> None:
+    original = (full.directory(KEY) / MANIFEST).read_bytes()
+    manifest = full.manifest(KEY)
+    for position in range(0, len(original), 7):  # 7 and 8 share no divisor: every bit has its turn
+        full.publish(KEY, FILES, {"kind": "dense"})
+        flip(full.directory(KEY) / MANIFEST, position, position % 8)
+        try:
+            read = full.manifest(KEY)
+        except DamagedArtifact:
+            assert KEY not in full
+        else:  # white space, or the name of the checksum itself
+            assert read.items() >= manifest.items()
+
+
+def test_two_readers_of_one_damaged_result_both_learn_of_it(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    halve(full.directory(KEY) / WEIGHTS)
+    listed = full.manifest(KEY)
+    # Both have read the manifest before one of them sets the result aside.
+    monkeypatch.setattr(Store, "manifest", lambda _store, _key: listed)
+    for _ in range(2):
+        with pytest.raises(DamagedArtifact):
+            full.read(KEY, WEIGHTS)
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+WATCHER = """
+store, wanted = Store(Path(argv[0])), set(argv[1:])
+print("ready", flush=True)
+deadline, seen = time.monotonic() + patience, set()
+while seen < wanted and time.monotonic() < deadline:
+    for key in wanted - seen:
+        directory = store.directory(key)
+        if key in store.keys() or key in store or directory.exists():
+            files = store.manifest(key)["files"]
+            assert len(files) == 5 and set(os.listdir(directory)) == {*files, "manifest.json"}, os.listdir(directory)
+            assert all(len(store.read(key, name)) == 1000 for name in files)
+            seen.add(key)
+print("saw all" if seen == wanted else "patience lost", flush=True)
+"""
+
+
+def test_a_reader_never_sees_half_a_result(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
+    keys = [key_of(number) for number in range(30)]
+    watcher = start(WATCHER, store.root, *keys)
+    assert line(watcher) == "ready"
+    for key in keys:
+        store.publish(key, {f"part_{number}.json": b"x" * 1000 for number in range(5)}, {})
+    assert line(watcher) == "saw all"
+
+
+WRITER = """
+store, me, keys = Store(Path(argv[0])), argv[1], argv[2:]
+print("ready", flush=True)
+sys.stdin.readline()
+print(*(int(store.publish(key, {"weights.safetensors": me.encode() * 5000}, {"by": me})) for key in keys), flush=True)
+"""
+
+
+def test_of_two_writers_one_wins_as_a_whole(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
+    keys = [key_of(number) for number in range(30)]
+    writers = {name: start(WRITER, store.root, name, *keys) for name in ("a", "b")}
+    assert [line(writer) for writer in writers.values()] == ["ready", "ready"]
+    for writer in writers.values():
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    won = {name: line(writer).split() for name, writer in writers.items()}
+    for index, key in enumerate(keys):
+        winners = [name for name in writers if won[name][index] == "1"]
+        assert len(winners) == 1
+        assert store.manifest(key)["by"] == winners[0]
+        assert store.read(key, WEIGHTS) == winners[0].encode() * 5000
+
+
+KILLED_WHILE_PUBLISHING = """
+os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Store(Path(argv[0])).publish(argv[1], {"weights.safetensors": b"half"}, {})
+"""
+HANGING_WHILE_PUBLISHING = """
+def rename(*_):
+    print("publishing", flush=True)
+    time.sleep(patience)
+os.rename = rename
+Store(Path(argv[0])).publish(argv[1], {"weights.safetensors": b"half"}, {})
+"""
+
+
+def test_who_is_killed_while_publishing_publishes_nothing(
+    store: Store, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    killed = start(KILLED_WHILE_PUBLISHING, store.root, KEY)
+    assert killed.wait(PATIENCE) == -signal.SIGKILL
+    assert KEY not in store
+    assert store.keys() == set()
+    assert store.publish(KEY, FILES, {})
+
+
+def test_sweeping_removes_what_the_dead_left_and_nothing_else(
+    store: Store, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    start(KILLED_WHILE_PUBLISHING, store.root, KEY).wait(PATIENCE)
+    alive = start(HANGING_WHILE_PUBLISHING, store.root, key_of("alive"))
+    assert line(alive) == "publishing"
+    temporary = store.root / "store" / ".tmp"
+    elsewhere = temporary / f"{key_of('elsewhere')}-another-host:1:1-abcd"
+    elsewhere.mkdir()
+    assert len(list(temporary.iterdir())) == 3
+    store.sweep()
+    left = {path.name[:64] for path in temporary.iterdir()}
+    assert left == {key_of("alive"), key_of("elsewhere")}
+
+
+def test_sweeping_an_empty_store_does_nothing(store: Store) -> None:
+    store.sweep()
+    assert not store.root.exists()
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+def test_a_checkpoint_is_replaced_and_dropped(store: Store) -> None:
+    assert not store.checkpoint(KEY).exists()
+    store.write_checkpoint(KEY, b"one")
+    store.write_checkpoint(KEY, b"two")
+    assert store.checkpoint(KEY).read_bytes() == b"two"
+    store.drop_checkpoint(KEY)
+    store.drop_checkpoint(KEY)
+    assert not store.checkpoint(KEY).parent.exists()
+    assert KEY not in store
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_who_is_killed_while_saving_leaves_the_last_checkpoint(
+    store: Store, start: Callable[..., subprocess.Popen[str]], call: str
+) -> None:
+    store.write_checkpoint(KEY, b"the last one")
+    program = f"os.{call} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+    program += "Store(Path(argv[0])).write_checkpoint(argv[1], b'a new one')"
+    assert start(program, store.root, KEY).wait(PATIENCE) == -signal.SIGKILL
+    assert store.checkpoint(KEY).read_bytes() == b"the last one"
+
+
+# --- leases -----------------------------------------------------------------------------------------------------------
+HOLDER = """
+lease = Store(Path(argv[0])).lease(argv[1])
+print("held" if lease else "refused", flush=True)
+if lease:
+    sys.stdin.readline()
+    lease.release()
+    print("released", flush=True)
+"""
+
+
+def lease_file(store: Store, token: str, age: float = 0.0) -> Path:
+    """Write the lease of somebody else."""
+    path = store.root / "leases" / KEY
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(token)
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_a_lease_is_given_to_one_at_a_time(store: Store) -> None:
+    lease = store.lease(KEY)
+    assert lease is not None
+    assert store.lease(KEY) is None
+    other = store.lease(key_of("another"))
+    assert other is not None
+    other.release()
+    lease.release()
+    with store.lease(KEY) or pytest.fail("a released lease is free"):
+        assert store.lease(KEY) is None
+    assert list((store.root / "leases").iterdir()) == []
+
+
+def test_a_lease_excludes_other_processes(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
+    holder = start(HOLDER, store.root, KEY)
+    assert line(holder) == "held"
+    assert store.lease(KEY) is None
+    assert line(start(HOLDER, store.root, KEY)) == "refused"
+    assert holder.stdin is not None
+    holder.stdin.write("release\n")
+    holder.stdin.flush()
+    assert line(holder) == "released"
+    lease = store.lease(KEY)
+    assert lease is not None
+    lease.release()
+
+
+def test_of_many_that_want_a_lease_one_gets_it(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
+    lease_file(store, "long-dead:1:1-abcd", age=10_000)  # an abandoned lease, which only one may take over
+    answers = [line(process) for process in [start(HOLDER, store.root, KEY) for _ in range(6)]]
+    assert sorted(answers) == ["held"] + ["refused"] * 5
+
+
+def test_the_lease_of_a_killed_process_is_free_at_once(
+    store: Store, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    holder = start(HOLDER, store.root, KEY)
+    assert line(holder) == "held"
+    holder.send_signal(signal.SIGKILL)  # and not waited for: even a zombie is dead
+    taken: list[object] = []
+    wait_until(lambda: bool(taken.append(store.lease(KEY)) or taken[-1]))
+    assert PATIENCE < store_module.LEASE_SECONDS, "this test must not wait for the lease to expire"
+    taken[-1].release()  # type: ignore[attr-defined]
+
+
+def test_the_number_of_a_dead_process_may_be_given_to_another(store: Store) -> None:
+    name, number, _ = store_module._me().rsplit(":", 2)
+    lease_file(store, f"{name}:{number}:1-abcd")  # this very process, but started at another time
+    lease = store.lease(KEY)
+    assert lease is not None
+    lease.release()
+
+
+def test_the_lease_of_another_host_expires_by_age(store: Store) -> None:
+    token = "another-host:1:1-abcd"
+    lease_file(store, token, age=store_module.LEASE_SECONDS - 10)
+    assert store.lease(KEY) is None
+    lease_file(store, token, age=store_module.LEASE_SECONDS + 1)
+    lease = store.lease(KEY)
+    assert lease is not None
+    lease.release()
+
+
+@pytest.mark.parametrize("token", ["", "garbage", "host-without-numbers-abcd"])
+def test_an_unreadable_lease_expires_by_age(store: Store, token: str) -> None:
+    lease_file(store, token)
+    assert store.lease(KEY) is None
+    lease_file(store, token, age=store_module.LEASE_SECONDS + 1)
+    lease = store.lease(KEY)
+    assert lease is not None
+    lease.release()
+
+
+def test_a_lease_is_renewed_while_it_is_held(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.3)
+    with store.lease(KEY) or pytest.fail("nobody holds it"):
+        path = store.root / "leases" / KEY
+        os.utime(path, (0, 0))
+        wait_until(lambda: path.stat().st_mtime > time.time() - 60)
+
+
+def renewing() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == f"lease-{KEY[:8]}"]
+
+
+def test_a_lease_that_went_to_somebody_else_stays_theirs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.3)
+    lease = store.lease(KEY)
+    assert lease is not None
+    path = lease_file(store, "another-host:1:1-abcd", age=100)
+    written = path.stat().st_mtime
+    wait_until(lambda: not renewing())  # the old owner no longer keeps it alive
+    assert path.stat().st_mtime == written
+    lease.release()
+    assert path.read_text() == "another-host:1:1-abcd"
+
+
+def test_a_released_lease_is_not_renewed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.3)
+    lease = store.lease(KEY)
+    assert lease is not None
+    lease.release()
+    lease.release()
+    wait_until(lambda: not renewing())
+    assert not lease.path.exists()
+
+
+def test_a_manifest_is_readable_for_people(full: Store) -> None:
+    text = (full.directory(KEY) / MANIFEST).read_text(encoding="utf-8")
+    assert json.loads(text)["files"].keys() == FILES.keys()
+    assert re.search(r"\n +\"kind\": \"dense\"", text)

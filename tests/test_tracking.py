@@ -1,0 +1,611 @@
+"""MLflow as a projection of the store: what a run says, nothing twice, and nothing lost to a bad server."""
+
+from __future__ import annotations
+
+import http.server
+import random
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from tiny_study import flip_bit, tiny_space
+
+from search_spaces import SearchSpace
+from study import tracking
+from study.plan import Plan, make_plan
+from study.tracking import Tracker, check_tracking, default_tracking_uri, redact
+from trainables import schema
+from trainables.artifacts import read_metrics
+from trainables.graph import Job
+from trainables.store import Store
+
+SPACE = tiny_space(interpolation_points=3)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(SPACE)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without runs; making one takes seconds."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def uri(empty_database: Path, tmp_path: Path) -> str:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return default_tracking_uri(tmp_path)
+
+
+def track(plan: Plan, store: Store, uri: str, fresh: set[str] | None = None) -> Tracker:
+    return Tracker(plan, store, uri, fresh=set(plan.jobs) if fresh is None else fresh)
+
+
+def log_all(plan: Plan, store: Store, uri: str, fresh: set[str] | None = None) -> None:
+    """Do what a study does that finds everything published."""
+    tracker = track(plan, store, uri, fresh)
+    tracker.start()
+    assert tracker.close(60), tracker.behind
+
+
+def all_runs(uri: str, space: SearchSpace = SPACE) -> list[Run]:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(space.name)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def by_key(uri: str) -> dict[str, Run]:
+    """Return the runs by their job; no job has two."""
+    runs = all_runs(uri)
+    found = {run.data.tags[schema.TAG_KEY]: run for run in runs}
+    assert len(found) == len(runs)
+    return found
+
+
+def points(uri: str) -> list[tuple[str, str, int, float, int]]:
+    """Return every metric point: (run, name, step, value, time stamp)."""
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
+        rows = database.execute("SELECT run_uuid, key, step, value, timestamp FROM metrics").fetchall()
+    return sorted(tuple(row) for row in rows)
+
+
+def curve(uri: str, run: Run, name: str) -> list[tuple[int, float]]:
+    return [(step, value) for run_id, key, step, value, _ in points(uri) if (run_id, key) == (run.info.run_id, name)]
+
+
+def job_of(plan: Plan, kind: str, method: str | None = None) -> Job:
+    """Return the last job of a kind (and of a method)."""
+    return [job for key, job in plan.jobs.items() if job.kind == kind and method in (None, plan.cells[key].method)][-1]
+
+
+def without(store: Store, *jobs: Job) -> None:
+    for job in jobs:
+        shutil.move(store.directory(job.key), store.root / job.key)
+
+
+def bring_back(store: Store, *jobs: Job) -> None:
+    for job in jobs:
+        shutil.move(store.root / job.key, store.directory(job.key))
+
+
+# --- the contract ---------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def logged(
+    plan: Plan, published: Store, empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Run]]:
+    """A study logged once: tracking URI and runs by key."""
+    folder = tmp_path_factory.mktemp("logged")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    uri = default_tracking_uri(folder)
+    log_all(plan, published, uri)
+    return uri, by_key(uri)
+
+
+Logged = tuple[str, dict[str, Run]]
+
+
+def test_one_finished_run_per_job_found_by_its_key(plan: Plan, logged: Logged) -> None:
+    _, runs = logged
+    assert runs.keys() == plan.jobs.keys()
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for key, run in runs.items():
+        assert run.data.tags[schema.TAG_REUSED] == "false"
+        parents = [ref.key for _, ref in plan.jobs[key].parents]
+        assert run.data.tags[schema.TAG_PARENTS] == ",".join(parents)
+
+
+def test_names_that_people_recognise(logged: Logged) -> None:
+    names = sorted(run.info.run_name for run in logged[1].values())
+    assert names == [
+        "connect activation · w0.25 · A0→B1",
+        "connect identity · w0.25 · A0→B1",
+        "dense · w0.25 · A0",
+        "dense · w0.25 · B1",
+        "imp · w0.25 · S=20% · round 1 · A0",
+        "imp · w0.25 · S=36% · round 2 · A0",
+        "imp · w0.25 · S=48.8% · round 3 · A0",
+        "imp · w0.25 · S=50% · round 4 · A0",
+        "lth · w0.25 · S=50% · k=1 · A0",
+        "match activation · w0.25 · A0→B1",
+        "match identity · w0.25 · A0→B1",
+        "naive · w0.25 · S=50% · k=1 · A0→B1",
+        "permuted · w0.25 · S=50% · k=1 · A0→B1",
+    ]
+
+
+def test_params_of_a_sparse_run(plan: Plan, logged: Logged) -> None:
+    params = logged[1][job_of(plan, schema.SPARSE, "permuted").key].data.params
+    expected = {
+        "stage": "sparse",
+        "method": "permuted",
+        "model": "resnet8",
+        "dataset": "digits",
+        "width": "0.25",
+        "sparsity": "0.5",
+        "rewind_epoch": "1",
+        "seed_a": "0",
+        "seed_b": "1",
+        "matcher": "activation",
+        "epochs": "2",
+        "batch_size": "128",
+        "lr": "0.02",
+        "momentum": "0.9",
+        "weight_decay": "0.0005",
+        "schedule": "cosine",
+        "precision": "fp32",
+    }
+    assert {name: params[name] for name in expected} == expected
+
+
+def test_params_that_a_run_does_not_have(plan: Plan, logged: Logged) -> None:
+    runs = logged[1]
+    assert "seed_b" not in runs[job_of(plan, schema.SPARSE, "lth").key].data.params
+    assert "matcher" not in runs[job_of(plan, schema.SPARSE, "naive").key].data.params
+    dense = runs[job_of(plan, schema.DENSE).key].data.params
+    assert dense["method"] == "dense"
+    assert not {"sparsity", "rewind_epoch", "matcher"} & dense.keys()
+
+
+def test_metrics_by_epoch_have_the_epoch_as_step(plan: Plan, published: Store, logged: Logged) -> None:
+    uri, runs = logged
+    for key, job in plan.jobs.items():
+        history = read_metrics(published, key)["history"]
+        names = schema.EPOCH_METRICS if job.epochs else ()
+        for name in names:
+            assert curve(uri, runs[key], name) == [(row["step"], row[name]) for row in history]
+        assert len(history) == job.epochs or job.kind == schema.CONNECT
+
+
+def test_interpolation_has_alpha_as_step(plan: Plan, published: Store, logged: Logged) -> None:
+    uri, runs = logged
+    job = job_of(plan, schema.CONNECT)
+    values = curve(uri, runs[job.key], schema.INTERPOLATION_ACCURACY)
+    history = read_metrics(published, job.key)["history"]
+    assert values == [
+        (step, row[schema.INTERPOLATION_ACCURACY]) for step, row in zip((0, 50, 100), history, strict=True)
+    ]
+
+
+def test_final_metrics(plan: Plan, published: Store, logged: Logged) -> None:
+    for key, run in logged[1].items():
+        final = read_metrics(published, key)["final"]
+        assert {name: run.data.metrics[name] for name in final} == final
+        if plan.jobs[key].epochs:
+            gap = final[schema.FINAL_TRAIN_ACCURACY] - final[schema.TEST_ACCURACY]
+            assert run.data.metrics[schema.GENERALIZATION_GAP] == gap
+            assert run.data.metrics[schema.IMAGES_PER_SECOND] > 0
+
+
+def test_gaps_to_dense_and_to_lth_by_hand(plan: Plan, logged: Logged) -> None:
+    runs = logged[1]
+    named = {run.info.run_name.split(" ")[0]: run for run in runs.values() if run.data.params["stage"] == "sparse"}
+    dense = {run.info.run_name[-2:]: run for run in runs.values() if run.data.params["stage"] == "dense"}
+    accuracy = {name: run.data.metrics["test_accuracy"] for name, run in (*named.items(), *dense.items())}
+    for method, net in (("lth", "A0"), ("naive", "B1"), ("permuted", "B1")):
+        metrics, tags = named[method].data.metrics, named[method].data.tags
+        assert metrics["gap_to_dense"] == accuracy[net] - accuracy[method]
+        assert tags["dense_key"] == dense[net].data.tags["job_key"]
+        assert tags["lth_key"] == named["lth"].data.tags["job_key"]
+        if method != "lth":
+            assert metrics["gap_to_lth"] == accuracy["lth"] - accuracy[method]
+    assert "gap_to_lth" not in named["lth"].data.metrics
+
+
+def test_times_are_those_of_the_work(plan: Plan, published: Store, logged: Logged) -> None:
+    for key, run in logged[1].items():
+        assert run.info.end_time == published.manifest(key)["finished"]
+        seconds = read_metrics(published, key)["final"][schema.SECONDS]
+        assert run.info.end_time - run.info.start_time == pytest.approx(1000 * seconds, abs=2)
+
+
+# --- nothing twice --------------------------------------------------------------------------------------------------
+def test_logging_again_adds_nothing(plan: Plan, own_copy: Store, logged: Logged, tmp_path: Path) -> None:
+    shutil.copy(logged[0].removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    uri = default_tracking_uri(tmp_path)
+    before = points(uri), {key: (run.info.run_id, run.data.to_dictionary()) for key, run in by_key(uri).items()}
+    for _ in range(2):
+        tracker = track(plan, own_copy, uri, fresh=set())
+        tracker.start()
+        for key in plan.jobs:
+            tracker.done(key)
+        assert tracker.close(60)
+    after = points(uri), {key: (run.info.run_id, run.data.to_dictionary()) for key, run in by_key(uri).items()}
+    assert after == before
+
+
+def test_reused_jobs_have_runs_that_say_so(plan: Plan, published: Store, uri: str) -> None:
+    fresh = {job_of(plan, schema.SPARSE, "permuted").key}
+    log_all(plan, published, uri, fresh)
+    for key, run in by_key(uri).items():
+        assert run.data.tags[schema.TAG_REUSED] == ("false" if key in fresh else "true")
+
+
+def test_a_wider_grid_adds_to_the_same_runs(plan: Plan, published: Store, uri: str) -> None:
+    log_all(make_plan(tiny_space(method=("dense", "lth"))), published, uri)
+    first = {key: run.info.run_id for key, run in by_key(uri).items()}
+    log_all(plan, published, uri)
+    runs = by_key(uri)
+    assert runs.keys() == plan.jobs.keys()
+    assert {key: runs[key].info.run_id for key in first} == first
+
+
+def test_other_recipe_in_the_same_experiment_tags_the_runs_that_it_shares(
+    plan: Plan, published: Store, uri: str
+) -> None:
+    log_all(plan, published, uri)
+    count = len(points(uri))
+    # Has no influence on any job that is published here, but is a param of some of their runs.
+    other = make_plan(tiny_space(interpolation_points=3, sparsity=0.2, prune_fraction=0.5))
+    log_all(other, published, uri)
+    tags = [f"{schema.TAG_RECIPE}.{tracking.recipe_digest(each.space)}" for each in (plan, other)]
+    runs = by_key(uri)
+    shared = [key for key in other.jobs if key in runs]
+    assert any(other.jobs[key].kind == schema.PRUNE for key in shared)
+    assert all(set(tags) <= runs[key].data.tags.keys() for key in shared)
+    assert all(tags[1] not in run.data.tags for key, run in runs.items() if key not in other.jobs)
+    assert len(points(uri)) == count
+    experiment = MlflowClient(uri).get_experiment_by_name(SPACE.name)
+    assert experiment.tags[schema.TAG_RECIPE] == tracking.recipe_digest(other.space)
+
+
+# --- gaps that come due later ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(("reference", "gap"), [("lth", schema.GAP_TO_LTH), ("dense", schema.GAP_TO_DENSE)])
+def test_gap_is_logged_once_its_other_end_exists(
+    plan: Plan, own_copy: Store, uri: str, reference: str, gap: str, restart: bool
+) -> None:
+    naive = job_of(plan, schema.SPARSE, "naive")
+    late = job_of(plan, schema.SPARSE, "lth") if reference == "lth" else naive.parent("init").job
+    without(own_copy, late)
+    tracker = track(plan, own_copy, uri)
+    tracker.start()
+    if restart:
+        assert tracker.close(60)
+        assert gap not in by_key(uri)[naive.key].data.metrics
+        bring_back(own_copy, late)
+        log_all(plan, own_copy, uri)
+    else:
+        bring_back(own_copy, late)
+        tracker.done(late.key)
+        assert tracker.close(60)
+    own, other = (read_metrics(own_copy, job.key)["final"][schema.TEST_ACCURACY] for job in (naive, late))
+    run = by_key(uri)[naive.key]
+    assert curve(uri, run, gap) == [(naive.epochs, other - own)]
+    assert run.info.status == "FINISHED"
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+def test_failed_job_and_its_later_success_are_one_run(plan: Plan, own_copy: Store, uri: str) -> None:
+    job = job_of(plan, schema.SPARSE, "permuted")
+    without(own_copy, job)
+    tracker = track(plan, own_copy, uri)
+    tracker.start()
+    tracker.failed(job.key, "training loss is nan in epoch 2")
+    assert tracker.close(60)
+    failed = by_key(uri)[job.key]
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags[schema.TAG_ERROR] == "training loss is nan in epoch 2"
+    bring_back(own_copy, job)
+    log_all(plan, own_copy, uri)
+    run = by_key(uri)[job.key]
+    assert run.info.run_id == failed.info.run_id
+    assert run.info.status == "FINISHED"
+    assert schema.TAG_ERROR not in run.data.tags
+    assert run.data.metrics[schema.TEST_ACCURACY] == read_metrics(own_copy, job.key)["final"][schema.TEST_ACCURACY]
+
+
+def test_failure_and_success_in_one_study(plan: Plan, own_copy: Store, uri: str) -> None:
+    job = job_of(plan, schema.SPARSE, "naive")
+    without(own_copy, job)
+    tracker = track(plan, own_copy, uri)
+    tracker.start()
+    tracker.failed(job.key, "x" * 10_000)
+    bring_back(own_copy, job)
+    tracker.done(job.key)
+    assert tracker.close(60)
+    run = by_key(uri)[job.key]
+    assert (run.info.status, schema.TAG_ERROR in run.data.tags) == ("FINISHED", False)
+
+
+def test_damaged_result_is_left_out_and_logged_once_it_is_there_again(
+    plan: Plan, published: Store, own_copy: Store, uri: str
+) -> None:
+    job = job_of(plan, schema.SPARSE, "permuted")
+    flip_bit(own_copy.directory(job.key) / schema.METRICS)
+    log_all(plan, own_copy, uri)
+    assert {run.info.status for key, run in by_key(uri).items() if key != job.key} == {"FINISHED"}
+    shutil.copytree(published.directory(job.key), own_copy.directory(job.key))
+    log_all(plan, own_copy, uri)
+    assert by_key(uri)[job.key].info.status == "FINISHED"
+
+
+# --- epochs of running jobs -----------------------------------------------------------------------------------------
+def later(rows: list[dict[str, Any]], milliseconds: int) -> list[dict[str, Any]]:
+    return [{**row, "timestamp": row["timestamp"] + milliseconds} for row in rows]
+
+
+def test_epochs_are_seen_while_the_job_runs_and_not_doubled_at_its_end(
+    plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    job = job_of(plan, schema.DENSE)
+    history = read_metrics(own_copy, job.key)["history"]
+    without(own_copy, job)
+    tracker = track(plan, own_copy, uri)
+    tracker.start()
+    for row in history[:2]:
+        tracker.epoch(job.key, row)
+    wait_for(lambda: len(curve(uri, by_key(uri)[job.key], schema.TEST_LOSS)) == 2)
+    assert by_key(uri)[job.key].info.status == "RUNNING"
+    bring_back(own_copy, job)
+    tracker.done(job.key)
+    assert tracker.close(60)
+    run = by_key(uri)[job.key]
+    assert curve(uri, run, schema.TEST_LOSS) == [(row["step"], row[schema.TEST_LOSS]) for row in history]
+    assert run.info.status == "FINISHED"
+
+
+def test_short_jobs_are_sent_once_at_their_end(plan: Plan, own_copy: Store, uri: str) -> None:
+    job = job_of(plan, schema.DENSE)
+    without(own_copy, job)
+    tracker = track(plan, own_copy, uri)
+    tracker.start()
+    tracker.epoch(job.key, {"step": 1, "timestamp": 1, schema.TEST_LOSS: 1.0})
+    assert tracker.close(60)
+    assert job.key not in by_key(uri)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_attempt_that_was_cut_off_leaves_no_second_points(
+    plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    job = job_of(plan, schema.DENSE)
+    history = read_metrics(own_copy, job.key)["history"]
+    without(own_copy, job)
+    tracker = track(plan, own_copy, uri)
+    tracker.start()
+    for row in later(history[:2], -60_000):  # the attempt that dies
+        tracker.epoch(job.key, row)
+    if restart:
+        assert tracker.close(60)
+        assert by_key(uri)[job.key].info.status == "KILLED"
+        tracker = track(plan, own_copy, uri)
+        tracker.start()
+    for row in history[1:]:  # goes on from a checkpoint after epoch 1
+        tracker.epoch(job.key, row)
+    bring_back(own_copy, job)
+    tracker.done(job.key)
+    assert tracker.close(60)
+    run = by_key(uri)[job.key]
+    for name in schema.EPOCH_METRICS:
+        assert curve(uri, run, name) == [(row["step"], row[name]) for row in history]
+    assert run.info.status == "FINISHED"
+
+
+def test_latest_value_wins_where_an_attempt_gave_other_numbers(
+    plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    job = job_of(plan, schema.DENSE)
+    history = read_metrics(own_copy, job.key)["history"]
+    tracker = track(plan, own_copy, uri)
+    without(own_copy, job)
+    tracker.start()
+    for row in later(history, -60_000):
+        tracker.epoch(job.key, {**row, schema.TEST_ACCURACY: 12.5})  # such as on a GPU, which rounds as it likes
+    bring_back(own_copy, job)
+    tracker.done(job.key)
+    assert tracker.close(60)
+    assert by_key(uri)[job.key].data.metrics[schema.TEST_ACCURACY] == history[-1][schema.TEST_ACCURACY]
+
+
+# --- servers that are slow, away or in a bad mood -------------------------------------------------------------------
+def wait_for(condition: Any, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except (KeyError, AssertionError):
+            pass
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+class Moody:
+    """Stands for ``MlflowClient``; calls fail by a plan."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Any) -> None:
+        self.log: list[tuple[str, Any]] = []
+        self.calls = 0
+        outer = self
+
+        class Client(MlflowClient):  # type: ignore[misc]
+            def __getattribute__(self, name: str) -> Any:
+                attribute = super().__getattribute__(name)
+                if name.startswith("_") or not callable(attribute):
+                    return attribute
+
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    outer.calls += 1
+                    error = fails(outer.calls, name)
+                    if error is not None:
+                        raise error
+                    outer.log.append((name, args))
+                    return attribute(*args, **kwargs)
+
+                return call
+
+        monkeypatch.setattr(mlflow, "MlflowClient", Client)
+        monkeypatch.setattr(tracking, "RETRY_SECONDS", (0.001,))
+
+
+def finished_order(moody: Moody, runs: dict[str, Run]) -> list[str]:
+    keys = {run.info.run_id: key for key, run in runs.items()}
+    return [keys[args[0]] for name, args in moody.log if name == "set_terminated"]
+
+
+def test_server_that_is_away_at_first_gets_everything_later_in_order(
+    plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = ConnectionError("connection refused")
+    moody = Moody(monkeypatch, lambda call, _: away if call <= 20 else None)
+    tracker = track(plan, published, uri)
+    tracker.start()
+    assert tracker.close(60)
+    assert moody.calls > 20
+    runs = by_key(uri)
+    assert runs.keys() == plan.jobs.keys()
+    assert finished_order(moody, runs) == list(plan.jobs)
+
+
+def test_server_that_fails_now_and_then_ends_with_the_same(
+    plan: Plan, published: Store, uri: str, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    luck = random.Random(0)
+    moody = Moody(monkeypatch, lambda *_: OSError("reset by peer") if luck.random() < 0.15 else None)
+    log_all(plan, published, uri)
+    runs, expected = by_key(uri), logged[1]
+    assert moody.calls > 100
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    names = {run.info.run_id: key for key, run in (*runs.items(), *expected.items())}
+    assert sorted((names[p[0]], *p[1:]) for p in points(uri)) == sorted(
+        (names[p[0]], *p[1:]) for p in points(logged[0])
+    )
+
+
+def test_close_says_what_has_not_been_delivered_and_does_not_wait_for_ever(
+    plan: Plan, published: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = "http://user:secret@127.0.0.1:9"
+    Moody(monkeypatch, lambda *_: MlflowException(f"API request to {uri}/api/2.0 failed: refused\nmore"))
+    tracker = track(plan, published, uri)
+    tracker.start()
+    started = time.monotonic()
+    assert tracker.close(0.5) is False
+    assert time.monotonic() - started < 5
+    assert tracker.behind == "MlflowException: API request to http://***@127.0.0.1:9/api/2.0 failed: refused"
+
+
+def test_what_the_server_refuses_for_good_does_not_hold_up_the_rest(
+    plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_all(plan, own_copy, uri)
+    job = job_of(plan, schema.SPARSE, "lth")
+    others = [key for key in plan.jobs if key != job.key]
+    client = MlflowClient(uri)
+    without(own_copy, job)
+    tracker = track(plan, own_copy, uri)
+    tracker.start()
+    tracker.failed(job.key, "first")
+    wait_for(lambda: by_key(uri)[job.key].info.status == "FAILED")
+    client.delete_run(by_key(uri)[job.key].info.run_id)  # somebody tidies up while the study runs
+    bring_back(own_copy, job)
+    tracker.done(job.key)
+    tracker.failed(others[0], "later")
+    assert tracker.close(60) is False
+    assert tracker.behind is not None
+    assert by_key(uri)[others[0]].info.status == "FAILED"
+    log_all(plan, own_copy, uri)
+    assert by_key(uri)[job.key].info.status == "FINISHED", "a new start makes a new run"
+
+
+def test_a_job_that_is_gone_is_no_error(plan: Plan, own_copy: Store, uri: str) -> None:
+    job = job_of(plan, schema.SPARSE, "lth")
+    without(own_copy, job)
+    tracker = track(plan, own_copy, uri)
+    tracker.start()
+    tracker.done(job.key)
+    assert tracker.close(60)
+    assert job.key not in by_key(uri)
+
+
+# --- addresses ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://user:secret@host:5000/path?token=secret", "http://***@host:5000/path"),
+        ("https://secret@host", "https://***@host"),
+        ("postgresql://user:p@ss@host/db?password=secret", "postgresql://***@host/db"),
+        ("http://host:5000", "http://host:5000"),
+        ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
+    ],
+)
+def test_redact_hides_credentials(uri: str, shown: str) -> None:
+    assert redact(uri) == shown
+
+
+@pytest.fixture
+def server() -> Iterator[int]:
+    """A web server that answers any request; returns its port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield httpd.server_address[1]
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_a_server_that_answers_is_good_with_and_without_a_password(server: int) -> None:
+    check_tracking(f"http://127.0.0.1:{server}/")
+    check_tracking(f"http://user:secret@127.0.0.1:{server}")
+
+
+def test_a_server_that_is_not_there_is_an_error_without_the_password(server: int) -> None:
+    with pytest.raises(ValueError, match=r"http://\*\*\*@127.0.0.1:9 cannot be reached") as raised:
+        check_tracking("http://user:secret@127.0.0.1:9", timeout=2)
+    assert "secret" not in str(raised.value)
+
+
+def test_directories_are_refused_with_what_to_write_instead(tmp_path: Path) -> None:
+    for uri in (str(tmp_path), f"file://{tmp_path}"):
+        with pytest.raises(ValueError, match=f"use sqlite:///{tmp_path}/mlflow.db"):
+            check_tracking(uri)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="not writable"):
+        check_tracking(f"sqlite:///{tmp_path}/file/mlflow.db")
+    check_tracking(f"sqlite:///{tmp_path}/new/folder/mlflow.db")
+    assert not (tmp_path / "new").exists(), "only looked at"
