@@ -135,7 +135,7 @@ def question(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> str:
 
 
 def curves(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
-    """Return the interpolation curves of a study's finished `connect` runs, one row per run and alpha.
+    """Return the interpolation curves from A to B of a study's finished `connect` runs, one row per run and alpha.
 
     Columns: ``key``, ``run_id``, ``model``, ``dataset``, ``matcher`` (``identity``: before matching), ``correction``
     (str), ``width`` (float64), ``seed_a``, ``seed_b`` (Int64), ``alpha`` (float64: 0 is pi(A), 1 is B),
@@ -152,6 +152,8 @@ def curves(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame
     client = _client(tracking_uri)
     frame = _frame(_ours(client, space, tracking_uri)[0])
     measured = frame[(frame["stage"] == schema.CONNECT) & (frame["status"] == FINISHED)]
+    if schema.PARAM_PATH in measured:  # absent where no run names its path: then all lead from A to B
+        measured = measured[measured[schema.PARAM_PATH].isin(["", "pair"])]
     columns = [*CURVE_IDENTITY, "alpha", schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS]
     parts = [_curve(client, row, tracking_uri) for _, row in measured.iterrows()]
     if not parts:

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import difflib
 
+from search_spaces.ablations import EARLY_MATCHING, MASK_CONTROLS, MASK_TRANSFER, MATCHER_ABLATION
 from search_spaces.digits_quickstart import DIGITS_QUICKSTART
+from search_spaces.function_space import ENSEMBLE_DIVERSITY, MODE_CONNECTIVITY
+from search_spaces.other_architectures import RESNET50_IMAGENET_SWEEP, VGG11_REWIND_SWEEP
+from search_spaces.recipes import RECIPES
+from search_spaces.resnet20 import RESNET20_CIFAR100_WIDTH_SWEEP, RESNET20_WIDTH_SWEEP
 from search_spaces.space import SearchSpace
 
-SPACES: dict[str, SearchSpace] = {space.name: space for space in (DIGITS_QUICKSTART,)}
+SPACES: dict[str, SearchSpace] = {
+    space.name: space
+    for space in (
+        DIGITS_QUICKSTART,
+        RESNET20_WIDTH_SWEEP,
+        RESNET20_CIFAR100_WIDTH_SWEEP,
+        VGG11_REWIND_SWEEP,
+        RESNET50_IMAGENET_SWEEP,
+        EARLY_MATCHING,
+        MATCHER_ABLATION,
+        MASK_CONTROLS,
+        MASK_TRANSFER,
+        MODE_CONNECTIVITY,
+        ENSEMBLE_DIVERSITY,
+    )
+}
 
 
 def get_space(name: str) -> SearchSpace:
@@ -23,4 +43,4 @@ def get_space(name: str) -> SearchSpace:
     raise ValueError(f"unknown search space {name!r}{hint}; known: {', '.join(SPACES)}")
 
 
-__all__ = ["SPACES", "SearchSpace", "get_space"]
+__all__ = ["RECIPES", "SPACES", "SearchSpace", "get_space"]

@@ -2,14 +2,21 @@
 
 Question: does the mask of net A serve net B, once it is permuted to B's basin, and is that visible at toy size?
 Command:  python -m study.run --space digits_quickstart
-Jobs:     422 (3,400 epochs of a net that takes a fifth of a second for one), 3 to 4 minutes on two cores.
-Expect:   LTH > permuted > naive on the mean over the seed pairs, and a midpoint of the path from A to B that is far
-          better after matching. README.md has the table of a run.
+Jobs:     296, 1,824 epochs of a tenth of a second each.
+Expect:   LTH > permuted > naive, by more at 98 % than at 95 % and by more at the later rewind epoch, where naive falls;
+          no room left for a gain at width 1 and 95 %. The midpoint of the path from A to B is far better after
+          matching. README.md has the table of a run.
 
-The setting differs from the paper's where the paper's would hide the effect on so small a net. The net has one block
-per stage, so its two shortcut convolutions would hold most of the weights that survive at 95 %; they are pruned like
-the others. Rewind epochs are a quarter and a half of the training: from an untouched initialisation even the paper sees
-little gain. Half of the images are for testing: differences of one point are to be seen.
+Three settings are not the paper's, because the paper's would hide the effect in 280 steps on 8x8 images:
+
+- Learning rate and weight decay are such that learning rate x weight decay x steps is about one, as in the paper's 78,000
+  steps. With less, the initialisation is not forgotten: the largest weights are those that were drawn large, and the
+  mask of A says nothing about B however well their units are matched.
+- Shortcuts are pruned. With one block per stage they would hold most of the weights that survive.
+- Rewind epochs are a quarter and a half of the training. From an untouched initialisation the paper sees next to no
+  gain, and so does this net (--set rewind_epoch=0,5,10).
+
+Half of the images are for testing, so that a difference of one point shows.
 """
 
 from __future__ import annotations
@@ -22,12 +29,18 @@ DIGITS_QUICKSTART = SearchSpace(
     dataset=("digits",),
     model=("resnet8",),
     width=(0.5, 1.0),
-    sparsity=(0.95, 0.97),
+    sparsity=(0.95, 0.98),
     rewind_epoch=(5, 10),
-    seeds=(0, 1, 2, 3, 4),
+    seeds=(0, 1, 2, 3),
     epochs=20,
     batch_size=64,
+    lr=0.2,
+    sparse_lr=0.05,
+    weight_decay=0.02,
     imp_epochs=2,
+    imp_lr=0.02,
+    imp_momentum=0.9,
+    imp_weight_decay=5e-4,
     prune_shortcuts=True,
     match_images=0,
     interpolation_points=11,

@@ -16,7 +16,7 @@ from typing import Any
 
 Scalar = bool | int | float | str
 
-AXES = ("model", "dataset", "width", "sparsity", "rewind_epoch", "method", "matcher", "seeds")
+AXES = ("model", "dataset", "width", "sparsity", "rewind_epoch", "method", "matcher", "match_epoch", "seeds")
 """Fields that always hold a tuple of values. Any other setting becomes an axis when it is given one."""
 
 
@@ -66,6 +66,15 @@ class SearchSpace:
     stream_taps: str = "end"
     interpolation_points: int = 0
     correction: str = "bn_reset"
+    rewind_offset: int = 0
+    prune_tolerance: float = 0.0
+    sparse_schedule: str = "restart"
+    match_epoch: tuple[int, ...] = (-1,)
+    mask_dataset: str = ""
+    member: int = 0
+    members: int = 0
+    imp_path: bool = False
+    plane_resolution: int = 0
 
     def __post_init__(self) -> None:
         """Check structure and bounds.
@@ -94,10 +103,13 @@ class SearchSpace:
                     f"rewind_epoch must be a whole number in [0, {epochs - 1}], below the {epochs} dense epochs, "
                     f"got {epoch!r}"
                 )
-        for warmup in _values(self.warmup_epochs):
-            fits, bounds = _in(0, epochs)
-            if not fits(warmup):
-                raise ValueError(f"warmup_epochs must be {bounds}, got {warmup!r}")
+        for name, (fits, bounds) in {
+            "warmup_epochs": _in(0, epochs),
+            "match_epoch": _in(-1, epochs, whole=True),
+        }.items():
+            for value in _values(getattr(self, name)):
+                if not fits(value):
+                    raise ValueError(f"{name} must be {bounds}, got {value!r}")
 
     def _check_axis(self, name: str, values: tuple[Scalar, ...]) -> None:
         if not values:
@@ -178,7 +190,12 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "imp_momentum": _in(0, 1, below_high=True),
     "imp_weight_decay": _in(0, 1),
     "match_images": _in(0, whole=True),
-    "interpolation_points": _in(0, 1001, whole=True),
+    "interpolation_points": _in(0, 101, whole=True),
+    "rewind_offset": _in(0, 1, whole=True),
+    "prune_tolerance": _in(0, 0.1),
+    "member": _in(0, 99, whole=True),
+    "members": _in(0, 100, whole=True),
+    "plane_resolution": _in(0, 201, whole=True),
 }
 """Field -> what its values must be; a test holds them equal to those of ``trainables.config``, which also knows the
 bounds that depend on a model or a dataset."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
@@ -66,7 +67,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
 def _last_line(trial: Any) -> str:
     """Return what a trial's exception said, without the trace."""
     with contextlib.suppress(OSError, TypeError):
-        lines = [line.strip() for line in open(trial.error_file, encoding="utf-8") if line.strip()]
-        if lines:
-            return lines[-1]
+        text = Path(trial.error_file).read_text(encoding="utf-8").strip()
+        if text:
+            return text.splitlines()[-1].strip()
     return "the trial died"

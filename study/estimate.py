@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from study.plan import Plan
 from trainables import schema
-from trainables.config import ConnectConfig, MatchConfig
+from trainables.config import TRAINING_CONFIGS, ConnectConfig, MatchConfig, PlaneConfig
 from trainables.graph import Job
 from trainables.models import MODELS
 from trainables.store import DamagedArtifact, Store
@@ -102,11 +102,28 @@ def _first_guess(plan: Plan, job: Job) -> float:
         return images * macs / MULTIPLY_ADDS_PER_SECOND + -(-images // batch) * SECONDS_PER_PASS
 
     test = forward(facts.test_images, EVAL_BATCH)
-    if isinstance(config, MatchConfig):
-        images = min(config.images or facts.train_images, facts.train_images)
-        return SECONDS_PER_JOB + 2 * forward(images, EVAL_BATCH)
-    if isinstance(config, ConnectConfig):
-        images = min(config.images or facts.train_images, facts.train_images)
-        return SECONDS_PER_JOB + config.points * (test + forward(images, EVAL_BATCH))
+    if not isinstance(config, TRAINING_CONFIGS):
+        asked = getattr(config, "images", 0) or facts.train_images
+        estimation = forward(min(asked, facts.train_images), EVAL_BATCH)
+        if isinstance(config, MatchConfig):
+            return SECONDS_PER_JOB + 2 * estimation
+        points = {ConnectConfig: "points", PlaneConfig: "resolution"}.get(type(config))
+        number = getattr(config, points) if points else len(job.parents)
+        return SECONDS_PER_JOB + (number**2 if isinstance(config, PlaneConfig) else number) * (test + estimation)
     epoch = 3 * forward(facts.train_images, config.recipe.batch_size) + test
     return SECONDS_PER_JOB + config.recipe.epochs * epoch + forward(facts.train_images, EVAL_BATCH) + 2 * test
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: 48 s, 3 min 5 s, 42 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 90:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 600:
+        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 36:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"

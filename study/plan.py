@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from search_spaces import SearchSpace
+from search_spaces import RECIPES, SearchSpace
 from trainables import schema
-from trainables.config import Cell, ConnectConfig, DenseConfig, MatchConfig, PruneConfig, SparseConfig
+from trainables.config import Cell, known
 from trainables.data import check_dataset
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Closure, Job, Ref, measurements, target
+from trainables.models import image_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,33 +55,69 @@ def make_plan(space: SearchSpace, data_dir: str | None = None) -> Plan:
     Raises:
         ValueError: a value out of bounds, an unknown name, or data that is not there; the message says how to get it.
     """
-    facts = {name: check_dataset(name, data_dir) for name in space.dataset}
+    masks = space.mask_dataset if isinstance(space.mask_dataset, tuple) else (space.mask_dataset,)
+    names = dict.fromkeys((*space.dataset, *filter(None, masks)))
+    facts = {name: check_dataset(name, data_dir) for name in names}
     graph = Closure()
     cells: dict[str, Cell] = {}
     lth_keys: dict[str, str] = {}
     asked: set[str] = set()
     requests = separate = 0
     own_epochs: dict[str, int] = {}
-    for values in space.cells():
-        cell = Cell.from_mapping({**values, "data_version": facts[str(values["dataset"])].fingerprint})
+
+    def ask(root: Job, cell: Cell) -> None:
+        if root.key in asked:
+            return
+        asked.add(root.key)
+        cells.update(dict.fromkeys((added.key for added in graph.add(Ref(root))), cell))
+
+    grid, unasked = list(_cells(space, facts)), dict[str, Cell]()
+    for cell in grid:
         job = target(cell)
         requests += 1
         separate += _epochs_alone(job, own_epochs)
-        for root in (job, *measurements(cell)):  # cells of one job may still differ in what explains its number
-            if root.key not in asked:
-                asked.add(root.key)
-                cells |= dict.fromkeys((added.key for added in graph.add(Ref(root))), cell)
+        ask(job, cell)
         if job.kind == schema.SPARSE and "lth" in space.method and job.key not in lth_keys:
-            lth_keys[job.key] = target(dataclasses.replace(cell, method="lth")).key
+            lth_keys[job.key] = target(dataclasses.replace(cell, method="lth", member=0)).key
+    for cell in grid:  # after all nets: an ensemble's members are known by their own cells, not by the ensemble's
+        for measurement in measurements(cell):  # cells of one job may still differ in what explains its number
+            if measurement.kind == schema.PLANE and (lth := measurement.parent("lth").key) not in graph.jobs:
+                unasked[lth] = dataclasses.replace(cell, method="lth", member=0)  # a net that the grid does not ask for
+            ask(measurement, cell)
     return Plan(
         space=space,
         facts=facts,
         closure=graph,
-        cells=cells,
+        cells=cells | unasked,
         requests=requests,
         lth_keys=lth_keys,
         separate_epochs=separate,
     )
+
+
+def _cells(space: SearchSpace, facts: Mapping[str, DatasetFacts]) -> Iterator[Cell]:
+    """Yield the cells of a space, for an ensemble its members one by one, with the fingerprints of their data."""
+    for values in space.cells():
+        dataset, masks = facts[str(values["dataset"])], facts.get(str(values["mask_dataset"]))
+        if masks and _shape(values, masks) != _shape(values, dataset):
+            raise ValueError(
+                f"mask_dataset {values['mask_dataset']!r} ({_described(masks)}) and dataset {values['dataset']!r} "
+                f"({_described(dataset)}) make {values['model']} differ in shape: the mask would not fit"
+            )
+        located = {"data_version": dataset.fingerprint, "mask_data_version": masks.fingerprint if masks else ""}
+        cell = Cell.from_mapping({**values, **located})
+        members = range(cell.members) if cell.members else (cell.member,)
+        yield from (dataclasses.replace(cell, member=member) for member in members)
+
+
+def _shape(values: Mapping[str, Any], facts: DatasetFacts) -> tuple[object, ...]:
+    """Return what a dataset decides of the shape of a cell's network."""
+    follow = image_options(str(values["model"]), facts.image_size) if facts.image_size else {}
+    return facts.num_classes, facts.in_channels, follow
+
+
+def _described(facts: DatasetFacts) -> str:
+    return f"{facts.num_classes} classes, {facts.in_channels} channels, {facts.image_size or '?'} pixels a side"
 
 
 def _epochs_alone(job: Job, known: dict[str, int]) -> int:
@@ -100,7 +136,9 @@ def _epochs_alone(job: Job, known: dict[str, int]) -> int:
 
 # --- overriding fields of a space -----------------------------------------------------------------------------------
 def override(space: SearchSpace, assignments: Iterable[str]) -> SearchSpace:
-    """Return the space with ``key=value`` assignments applied; commas separate the values of an axis.
+    """Return the space with ``key=value`` assignments applied, in their order; commas separate an axis's values.
+
+    ``recipe=NAME`` sets all the fields of a recipe.
 
     Raises:
         ValueError: not an assignment, an unknown key, or a value of the wrong type or out of bounds.
@@ -111,10 +149,11 @@ def override(space: SearchSpace, assignments: Iterable[str]) -> SearchSpace:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set takes key=value, got {assignment!r}")
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"unknown key {key!r} of --set{hint}; known: {', '.join(fields)}")
+        known("key of --set", key, ("recipe", *fields))
+        if key == "recipe":
+            known("recipe", text, RECIPES)
+            changes |= RECIPES[text]
+            continue
         example = getattr(space, key)
         default: Any = fields[key].default
         kind = type(default[0] if isinstance(default, tuple) else default)
@@ -135,96 +174,3 @@ def _parse(key: str, text: str, kind: type) -> Any:
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "a name"}
-
-
-# --- what people read -------------------------------------------------------------------------------------------------
-def run_name(job: Job, cell: Cell) -> str:
-    """Return a name by which a person recognises a job, such as ``permuted · w4 · S=95% · k=10 · A0→B1``."""
-    config, width = job.config, f"w{cell.width:g}"
-    pair = f"A{cell.seed_a}→B{cell.seed_b}"
-    match config:
-        case DenseConfig(seed=seed):
-            parts = ["dense", width, _net(seed)]
-        case PruneConfig(round=round_, sparsity=sparsity, seed=seed):
-            parts = ["imp", width, f"S={_percent(sparsity)}", f"round {round_}", _net(seed)]
-        case MatchConfig(matcher=matcher):
-            parts = [f"match {matcher}", width, pair]
-        case ConnectConfig():
-            parts = [f"connect {_matcher(job)}", width, pair]
-        case SparseConfig(seed=seed):
-            method = "lth" if cell.method == "lth" else cell.method
-            nets = _net(seed) if method == "lth" else pair
-            parts = [method, width, f"S={_percent(cell.sparsity)}", f"k={cell.rewind_epoch}", nets]
-    return " · ".join(parts)
-
-
-def run_params(job: Job, cell: Cell) -> dict[str, Any]:
-    """Return the params of the job's MLflow run: where it lies in the grid, and its recipe."""
-    config = job.config
-    params: dict[str, Any] = {
-        schema.PARAM_STAGE: job.kind,
-        schema.PARAM_MODEL: cell.model,
-        schema.PARAM_DATASET: cell.dataset,
-        schema.PARAM_WIDTH: f"{cell.width:g}",
-    }
-    if not isinstance(config, MatchConfig | ConnectConfig):
-        params |= dataclasses.asdict(config.recipe)
-        params |= {"augment": cell.augment, "shortcut": cell.shortcut}
-    match config:
-        case DenseConfig(seed=seed):
-            params |= {schema.PARAM_METHOD: "dense", schema.PARAM_SEED_A: seed}
-        case PruneConfig(seed=seed, sparsity=sparsity, round=round_):
-            params |= {schema.PARAM_METHOD: "imp", schema.PARAM_SEED_A: seed, schema.PARAM_SPARSITY: f"{sparsity:g}"}
-            params |= {"round": round_, "pruner": cell.pruner, "prune_fraction": cell.prune_fraction}
-            params |= {"prune_shortcuts": config.prune_shortcuts, "prune_classifier": config.prune_classifier}
-        case SparseConfig():
-            params |= {
-                schema.PARAM_METHOD: cell.method,
-                schema.PARAM_SPARSITY: f"{cell.sparsity:g}",
-                schema.PARAM_REWIND_EPOCH: cell.rewind_epoch,
-                schema.PARAM_SEED_A: cell.seed_a,
-                "dense_epochs": cell.epochs,
-                "dense_lr": cell.lr,
-                **{name: getattr(cell, name) for name in _PRUNING},
-            }
-            if cell.method != "lth":
-                params[schema.PARAM_SEED_B] = cell.seed_b
-            if config.transform == "permute":
-                params[schema.PARAM_MATCHER] = cell.matcher
-                params |= {name: getattr(cell, name) for name in _MATCHING}
-        case MatchConfig(matcher=matcher):
-            params |= {schema.PARAM_SEED_A: cell.seed_a, schema.PARAM_SEED_B: cell.seed_b}
-            params |= {schema.PARAM_MATCHER: matcher, "match_images": config.images, "stream_taps": config.stream_taps}
-        case ConnectConfig():
-            params |= {schema.PARAM_SEED_A: cell.seed_a, schema.PARAM_SEED_B: cell.seed_b}
-            params |= {schema.PARAM_MATCHER: _matcher(job), schema.PARAM_CORRECTION: config.correction}
-            params |= {"match_images": config.images, "interpolation_points": config.points}
-    return params
-
-
-_PRUNING = (
-    "pruner",
-    "prune_fraction",
-    "prune_shortcuts",
-    "prune_classifier",
-    "imp_epochs",
-    "imp_lr",
-    "imp_momentum",
-    "imp_weight_decay",
-)
-_MATCHING = ("match_images", "stream_taps")
-"""Settings of the jobs that a sparse net rests on: without them on its run, cells that differ there look the same."""
-
-
-def _matcher(job: Job) -> str:
-    config = job.parent("permutation").job.config
-    assert isinstance(config, MatchConfig)
-    return config.matcher
-
-
-def _net(seed: int) -> str:
-    return f"{'B' if seed % 2 else 'A'}{seed}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}".rstrip("0").rstrip(".") + "%"

@@ -14,28 +14,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from study.estimate import Estimates
-from study.plan import Plan, run_name
+from study.estimate import Estimates, duration
+from study.labels import run_name
+from study.plan import Plan
 from study.searcher import BLOCKED, DONE, FAILED, READY, RUNNING, WAITING, PlanSearcher
 from trainables import schema
 
 LINE_SECONDS = 10.0
 """Between two plain lines."""
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them: 48 s, 3 min 5 s, 42 min, 3 h 20 min, 2 d 4 h."""
-    if seconds < 90:
-        return f"{max(0.0, seconds):.0f} s"
-    if seconds < 600:
-        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 36:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 class Progress:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search_spaces import SPACES, get_space
-from study.estimate import Estimates, estimate
+from study.estimate import Estimates, duration, estimate
 from study.plan import Plan, make_plan, override
 from study.tracking import check_tracking, default_tracking_uri
 from trainables import schema
@@ -123,7 +123,7 @@ def _dry_run(plan: Plan, store: Store, options: argparse.Namespace) -> int:
     if todo:
         basis = f"from {estimates.measured} published jobs" if estimates.measured else "a first guess for one core"
         seconds = estimates.makespan(plan, todo, slots)
-        print(f"about {_clock(seconds)} with {slots} trials at a time ({basis})")
+        print(f"about {duration(seconds)} with {slots} trials at a time ({basis})")
     return OK
 
 
@@ -137,16 +137,13 @@ def print_plan(plan: Plan, todo: dict[str, set[int | None]], estimates: Estimate
         left = [key for key in keys if key in todo]
         if keys:
             epochs, seconds = sum(plan.jobs[key].epochs for key in left), estimates.total(left)
-            print(f"  {kind:<8}{len(keys):>8}{len(keys) - len(left):>11}{len(left):>8}{epochs:>9}{_clock(seconds):>12}")
+            print(
+                f"  {kind:<8}{len(keys):>8}{len(keys) - len(left):>11}{len(left):>8}{epochs:>9}{duration(seconds):>12}"
+            )
     print(
         f"{plan.requests} cells; sharing trains {plan.epochs:,} epochs "
         f"instead of {plan.separate_epochs:,} ({plan.separate_epochs / max(1, plan.epochs):.1f} times fewer)"
     )
-
-
-def _clock(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from study.estimate import estimate
-from study.plan import Plan, run_name
-from study.progress import Progress, duration
+from study.estimate import duration, estimate
+from study.labels import run_name
+from study.plan import Plan
+from study.progress import Progress
 from study.searcher import BLOCKED, DONE, FAILED, PlanSearcher
 from study.tracking import Tracker, redact
 from trainables.store import Store
@@ -142,10 +143,13 @@ def _start_ray(address: str | None) -> None:
     import ray
 
     local: dict[str, Any] = {} if address else {"include_dashboard": False}
+    on_termination = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, ValueError) as error:
         raise ClusterError(f"Ray cluster {address or 'on this machine'}: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_termination)  # in place of Ray's own handler, which aborts the process
 
 
 def _resources(options: argparse.Namespace) -> tuple[dict[str, float], int]:

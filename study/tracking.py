@@ -27,7 +27,8 @@ from typing import Any
 
 from search_spaces import SearchSpace
 from search_spaces.space import AXES
-from study.plan import Plan, run_name, run_params
+from study.labels import run_name, run_params
+from study.plan import Plan
 from trainables import schema
 from trainables.store import DamagedArtifact, Store
 
@@ -128,6 +129,7 @@ class Tracker:
         self._runs: dict[str, str] = {}
         self._finished: set[str] = set()
         self._live: dict[str, _Live] = {}
+        self._attempted: set[str] = set()
         self._cut_off: set[str] = set()
         self._with_error: set[str] = set()
         self._params: dict[str, dict[str, str]] = {}
@@ -272,9 +274,17 @@ class Tracker:
                 tags[schema.TAG_DENSE_KEY] = job.parent("init").job.key
             if key in self._plan.lth_keys:
                 tags[schema.TAG_LTH_KEY] = self._plan.lth_keys[key]
-            run = self._client.create_run(self._experiment, started, tags, run_name(job, cell))
+            run = self._lost_run(key) or self._client.create_run(self._experiment, started, tags, run_name(job, cell))
             self._runs[key] = run.info.run_id
         return self._runs[key]
+
+    def _lost_run(self, key: str) -> Any:
+        """Return the run that an earlier attempt has made although its answer was lost, or None."""
+        if key not in self._attempted:
+            self._attempted.add(key)
+            return None
+        found = self._client.search_runs([self._experiment], f"tags.{schema.TAG_KEY} = '{key}'", max_results=1)
+        return found[0] if found else None
 
     def _add_epoch(self, key: str, row: dict[str, Any]) -> None:
         live = self._live.setdefault(key, _Live([], time.monotonic()))
@@ -310,6 +320,8 @@ class Tracker:
         tags |= {"torch": manifest["environment"]["torch"]}
         self._client.log_batch(run, params=params, tags=[RunTag(name, value) for name, value in tags.items()])
         self._log_metrics(key, run, metrics)
+        if schema.PLANE_GRID in manifest["files"]:
+            self._client.log_text(run, self._store.read(key, schema.PLANE_GRID).decode(), schema.PLANE_GRID)
         self._log_gaps(key)
         for other in self._compared_with.get(key, ()):
             if other in self._finished:

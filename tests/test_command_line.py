@@ -71,7 +71,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "width": ([*SPACE, "--set", "width=0"], r"width must be a number in \[0.25, 32\], got 0.0"),
     "fraction of a channel": ([*SPACE, "--set", "width=0.3"], r"width 0.3 .*nearest: 0.25 and 0.3125"),
     "rewind": (
-        [*SPACE, "--set", "rewind_epoch=0,20"],
+        [*SPACE, "--set", "epochs=20", "--set", "rewind_epoch=0,20"],
         r"rewind_epoch must be a whole number in \[0, 19\], below the 20 dense epochs, got 20",
     ),
     "learning rate": ([*SPACE, "--set", "lr=-1"], r"lr must be a number in \(0, 100\], got -1.0"),

@@ -11,7 +11,16 @@ import pytest
 from search_spaces import SearchSpace
 from search_spaces.space import AXES
 from study.plan import make_plan
-from trainables.config import CORRECTIONS, MAX_SEED, PRECISIONS, PRUNERS, SCHEDULES, Cell
+from trainables.config import (
+    CORRECTIONS,
+    MAX_MEMBERS,
+    MAX_SEED,
+    PRECISIONS,
+    PRUNERS,
+    SCHEDULES,
+    SPARSE_SCHEDULES,
+    Cell,
+)
 from trainables.data import DATASETS
 from trainables.graph import FRESH_SEEDS, target
 from trainables.matchers import MATCHER_NAMES
@@ -38,7 +47,13 @@ BOUNDS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
     "prune_fraction": ("a number in [0.001, 1)", (0.001, BELOW_1), (0, 0.0009, 1)),
     "imp_epochs": ("a whole number in [0, inf)", (0, 10**9), (-1, 0.5)),
     "match_images": ("a whole number in [0, inf)", (0, 10**9), (-1, 0.5)),
-    "interpolation_points": ("a whole number in [0, 1001]", (0, 3, 1001), (-1, 1003, 10.5)),
+    "interpolation_points": ("a whole number in [0, 101]", (0, 3, 101), (-1, 103, 10.5)),
+    "rewind_offset": ("a whole number in [0, 1]", (0, 1), (-1, 2, 0.5)),
+    "prune_tolerance": ("a number in [0, 0.1]", (0, 0.005, 0.1), (-TINY, 0.11)),
+    "match_epoch": ("a whole number in [-1, 200]", (-1, 0, 200), (-2, 201, 0.5)),
+    "member": ("a whole number in [0, 99]", (0, MAX_MEMBERS - 1), (-1, MAX_MEMBERS, 0.5)),
+    "members": ("a whole number in [0, 100]", (0, 2, MAX_MEMBERS), (-1, MAX_MEMBERS + 1, 1.5)),
+    "plane_resolution": ("a whole number in [0, 201]", (0, 2, 201), (-1, 202, 1.5)),
     "rewind_epoch": ("a whole number in [0, 199], below the 200 dense epochs", (0, 199), (-1, 200, 0.5)),
 }
 INSIDE = [(field, value) for field, (_, inside, _) in BOUNDS.items() for value in inside]
@@ -56,17 +71,21 @@ NAMES: dict[str, tuple[str, ...]] = {
     "correction": tuple(CORRECTIONS),
     "shortcut": ("conv3x3", "conv1x1"),
     "stream_taps": ("end", "paper_code"),
+    "sparse_schedule": tuple(SPARSE_SCHEDULES),
+    "mask_dataset": tuple(DATASETS),
 }
+FINGERPRINTS = {"data_version", "mask_data_version"}
+"""Filled in by the planner."""
 
 
 def cell(**settings: Any) -> Cell:
-    return Cell(**{"method": "lth", **settings})
+    return Cell(**{"method": "lth", "epochs": 200, "rewind_epoch": 10, **settings})
 
 
 def space(**settings: Any) -> SearchSpace:
     if "seed" in settings:
         settings["seeds"] = settings.pop("seed")
-    return SearchSpace(name="test", question="?", **settings)
+    return SearchSpace(name="test", question="?", **{"epochs": 200, "rewind_epoch": 10, **settings})
 
 
 def refusal(make: Any, **settings: Any) -> str:
@@ -104,17 +123,38 @@ def test_what_is_no_number_is_refused(field: str, value: object) -> None:
         assert BOUNDS[field][0] in message
 
 
-@pytest.mark.parametrize("points", [1, 2, 10, 1000])
+@pytest.mark.parametrize("points", [1, 2, 10, 100])
 def test_interpolation_needs_a_midpoint(points: int) -> None:
     message = refusal(cell, interpolation_points=points)
     assert "0 or an odd number from 3" in message
     assert message.endswith(f"got {points}")
 
 
-@pytest.mark.parametrize("field", ["augment", "prune_shortcuts", "prune_classifier"])
+@pytest.mark.parametrize("field", ["augment", "prune_shortcuts", "prune_classifier", "imp_path"])
 @pytest.mark.parametrize("value", [1, "true", None])
 def test_switches_are_true_or_false(field: str, value: object) -> None:
     assert refusal(cell, **{field: value}) == f"{field} must be true or false, got {value!r}"
+
+
+def test_every_switch_of_a_cell_is_tested() -> None:
+    switches = {field.name for field in dataclasses.fields(Cell) if field.type == "bool"}
+    assert switches == {"augment", "prune_shortcuts", "prune_classifier", "imp_path"}
+
+
+@pytest.mark.parametrize("field", ["members", "plane_resolution"])
+def test_one_member_is_no_ensemble_and_one_point_no_plane(field: str) -> None:
+    assert refusal(cell, **{field: 1}) == "members and plane_resolution must be 0 or at least 2, got 1"
+
+
+def test_a_path_over_the_rounds_needs_its_points() -> None:
+    assert refusal(cell, imp_path=True) == "imp_path needs interpolation_points, got 0"
+    assert cell(imp_path=True, interpolation_points=3).imp_path
+
+
+def test_matching_ends_with_the_training() -> None:
+    assert cell(epochs=20, match_epoch=20).match_epoch == 20
+    assert refusal(cell, epochs=20, match_epoch=21) == "match_epoch must be a whole number in [-1, 20], got 21"
+    assert "match_epoch must be a whole number in [-1, 20], got 50" in refusal(space, epochs=(20, 200), match_epoch=50)
 
 
 def test_rewinding_stays_below_the_epochs() -> None:
@@ -128,7 +168,7 @@ def test_rewinding_stays_below_the_epochs() -> None:
 
 # --- names ----------------------------------------------------------------------------------------------------------
 def test_every_text_of_a_cell_is_a_checked_name() -> None:
-    texts = {field.name for field in dataclasses.fields(Cell) if field.type == "str"} - {"data_version"}
+    texts = {field.name for field in dataclasses.fields(Cell) if field.type == "str"} - FINGERPRINTS
     assert texts == NAMES.keys(), "a text of Cell is missing in NAMES of this file, or was renamed"
 
 
@@ -150,8 +190,9 @@ def test_a_space_with_an_unknown_name_makes_no_plan(field: str) -> None:
 
 
 @pytest.mark.parametrize("name", [None, 7, ["resnet20"]], ids=repr)
-def test_a_name_that_is_no_text_is_refused(name: object) -> None:
-    assert "unknown model" in refusal(cell, model=name)
+@pytest.mark.parametrize("field", ["model", "mask_dataset"])
+def test_a_name_that_is_no_text_is_refused(field: str, name: object) -> None:
+    assert f"unknown {field}" in refusal(cell, **{field: name})
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -187,7 +228,7 @@ def test_cell_and_space_have_the_same_settings_and_defaults() -> None:
     in_cell = {field.name: field.default for field in dataclasses.fields(Cell)}
     in_space = {field.name: field.default for field in SearchSpace.settings()}
     assert in_cell.pop("method") is dataclasses.MISSING, "a cell has one method, which nobody should get by default"
-    assert in_cell.pop("data_version") == ""  # filled in by the planner
+    assert {in_cell.pop(name) for name in FINGERPRINTS} == {""}
     assert in_cell.pop("seed") in in_space.pop("seeds")
     assert set(in_space.pop("method")) == {"dense", "lth", "naive", "permuted"}
     singles = {name: default[0] if name in AXES else default for name, default in in_space.items()}
@@ -235,6 +276,15 @@ def test_pairs_of_seeds_do_not_overlap() -> None:
     seeds = [seed for each in pairs for seed in (each.seed_a, each.seed_b)]
     assert seeds[:6] == [0, 1, 2, 3, 4, 5]
     assert max(seeds) < FRESH_SEEDS, "the seeds of controls must lie beyond those of all pairs"
+
+
+def test_members_of_an_ensemble_come_from_the_pairs_that_follow() -> None:
+    members = [cell(seed=3, member=member) for member in (0, 1, 2)]
+    assert [each.seed_a for each in members] == [6, 6, 6]  # one mask for all
+    assert [each.seed_b for each in members] == [7, 9, 11]
+    assert [each.seed_own for each in members] == [6, 8, 10]
+    last = cell(seed=MAX_SEED, member=MAX_MEMBERS - 1)
+    assert max(last.seed_b, last.seed_own) < FRESH_SEEDS
 
 
 # --- from a mapping ---------------------------------------------------------------------------------------------------

@@ -27,30 +27,79 @@ from trainables.graph import (
     closure,
     connect_job,
     dense_job,
+    ensemble_job,
     make_job,
     match_job,
     measurements,
+    plane_job,
     prune_job,
     round_sparsities,
     snapshot_key,
     target,
 )
 from trainables.methods import METHODS
-from trainables.schema import CONNECT, DENSE, MATCH, PRUNE, SPARSE, STAGES
+from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, PLANE, PRUNE, SPARSE, STAGES
 
 ROOT = Path(__file__).parents[1]
+CELL: dict[str, Any] = {
+    # Every setting is given, so that another default changes nothing here.
+    "method": "permuted",
+    "model": "resnet20",
+    "dataset": "cifar10",
+    "data_version": "",
+    "width": 1.0,
+    "sparsity": 0.9,
+    "rewind_epoch": 10,
+    "seed": 0,
+    "matcher": "activation",
+    "epochs": 200,
+    "batch_size": 128,
+    "lr": 0.08,
+    "sparse_lr": 0.02,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "warmup_epochs": 0.0,
+    "precision": "fp32",
+    "augment": True,
+    "shortcut": "conv3x3",
+    "pruner": "imp_finetune",
+    "prune_fraction": 0.2,
+    "imp_epochs": 50,
+    "imp_lr": 0.01,
+    "imp_momentum": 0.0,
+    "imp_weight_decay": 0.0,
+    "prune_shortcuts": False,
+    "prune_classifier": True,
+    "match_images": 10_000,
+    "stream_taps": "end",
+    "interpolation_points": 0,
+    "correction": "bn_reset",
+    "rewind_offset": 0,
+    "prune_tolerance": 0.0,
+    "sparse_schedule": "restart",
+    "match_epoch": -1,
+    "mask_dataset": "",
+    "mask_data_version": "",
+    "member": 0,
+    "members": 0,
+    "imp_path": False,
+    "plane_resolution": 0,
+}
 GOLDEN = {
     DENSE: (1, "94c834a805046436f97787dd5bf5f476de2104c014b0aa1fd91708685f87dddc"),
     PRUNE: (1, "819543c2544a1211ff192b3eb61a9f8207764567485fa27d1c3a65f962ea94ac"),
     MATCH: (1, "e0cc316a8b5f6f82cb4483cab366769aee413b8493ff50547dffd92321d8e392"),
     SPARSE: (1, "6fecb2951886580073e098f9ab197beac14aade72e103e170836cfba4ba08376"),
     CONNECT: (1, "0eb79612c6a7aaa564530151cace6479416a9c5d0ca8069da2e5489ec0abf8a4"),
+    PLANE: (1, "4a1272639aff626c1318644699226e449aa6f1437092ad5c0e0ad88b3977c67e"),
+    ENSEMBLE: (1, "9763cb2b94ae8fb1ffadbfae6ab5e541ad4f144ad696d1a44e724e2782fb81ef"),
 }
-"""Kind of job -> its version and the key of that job behind the default cell."""
+"""Kind of job -> its version and the key of that job behind `CELL`, with every kind of measurement."""
 
 
 def cell(method: str = "permuted", **settings: Any) -> Cell:
-    return Cell(method=method, **settings)
+    return Cell(**{**CELL, "method": method, **settings})
 
 
 def job_of_kind(kind: str, made: Cell) -> Job:
@@ -62,7 +111,12 @@ def job_of_kind(kind: str, made: Cell) -> Job:
         case "match":
             return match_job(made, made.matcher)
         case "connect":
-            return connect_job(made, made.matcher)
+            match_ = match_job(made, made.matcher)
+            return connect_job(made, match_.parent("a"), match_.parent("b"), match_)
+        case "plane":
+            return plane_job(dataclasses.replace(made, method="permuted"))
+        case "ensemble":
+            return ensemble_job(made)
         case _:
             return target(made)
 
@@ -89,12 +143,17 @@ def interpolating(**settings: Any) -> Cell:
     return cell(interpolation_points=11, **settings)
 
 
+def measured(**settings: Any) -> Cell:
+    """Return a cell with every kind of measurement."""
+    return interpolating(plane_resolution=21, members=3, **settings)
+
+
 # --- keys -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", STAGES)
 def test_golden_keys_change_only_together_with_versions(kind: str) -> None:
     version, key = GOLDEN[kind]
     assert VERSIONS[kind] == version, "a new version: pin the new key in GOLDEN of this file"
-    assert job_of_kind(kind, interpolating()).key == key, (
+    assert job_of_kind(kind, measured()).key == key, (
         f"{kind} jobs have new keys, so nobody finds published results any more. If a new field did it, give it a "
         "neutral value in its metadata. If the meaning of the job changed, bump VERSIONS in trainables/graph.py and "
         "pin the new keys, its own and its children's, here."
@@ -102,7 +161,7 @@ def test_golden_keys_change_only_together_with_versions(kind: str) -> None:
 
 
 def test_keys_are_64_hex_digits() -> None:
-    assert all(re.fullmatch("[0-9a-f]{64}", key) for key in keys(interpolating()).values())
+    assert all(re.fullmatch("[0-9a-f]{64}", key) for key in keys(measured()).values())
     assert re.fullmatch("[0-9a-f]{64}", snapshot_key(target(cell("dense")).key, 10))
 
 
@@ -110,7 +169,7 @@ PROGRAM = """
 import json, sys
 from trainables.config import Cell
 from trainables.graph import Ref, closure, measurements, target
-cell = Cell(method="permuted", interpolation_points=11)
+cell = Cell(**json.loads(sys.argv[1]))
 jobs = closure(map(Ref, (target(cell), *measurements(cell)))).jobs
 print(json.dumps(sorted({ref.key for job in jobs.values() for _, ref in job.parents} | jobs.keys())))
 """
@@ -121,17 +180,20 @@ def test_another_process_derives_the_same_keys(hash_seed: str | None) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
     if hash_seed is not None:
         environment["PYTHONHASHSEED"] = hash_seed
-    answer = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, check=True, capture_output=True)
-    made = interpolating()
+    made = measured()
+    command = [sys.executable, "-c", PROGRAM, json.dumps(dataclasses.asdict(made))]
+    answer = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     jobs = closure(map(Ref, (target(made), *measurements(made)))).jobs
     expected = {ref.key for job in jobs.values() for _, ref in job.parents} | jobs.keys()
     assert json.loads(answer.stdout) == sorted(expected)
 
 
 ALL = frozenset(STAGES)
-MASKED = frozenset({PRUNE, SPARSE})
+TRAINED = frozenset({SPARSE, PLANE, ENSEMBLE})
+MASKED = TRAINED | {PRUNE}
+MATCHED = TRAINED | {MATCH, CONNECT}
 RENAMES: list[tuple[dict[str, Any], frozenset[str]]] = [
-    # change of the default cell -> kinds of job whose keys change; a kind's key holds its ancestors' keys
+    # change of the cell -> kinds of job whose keys change; a kind's key holds its ancestors' keys
     ({"model": "resnet8"}, ALL),
     ({"dataset": "cifar100"}, ALL),
     ({"data_version": "f00d"}, ALL),
@@ -157,14 +219,28 @@ RENAMES: list[tuple[dict[str, Any], frozenset[str]]] = [
     ({"imp_weight_decay": 5e-4}, MASKED),
     ({"prune_shortcuts": True}, MASKED),
     ({"prune_classifier": False}, MASKED),
-    ({"rewind_epoch": 20}, frozenset({SPARSE})),
-    ({"sparse_lr": 0.1}, frozenset({SPARSE})),
-    ({"matcher": "weight"}, frozenset({MATCH, SPARSE, CONNECT})),
-    ({"match_images": 0}, frozenset({MATCH, SPARSE, CONNECT})),
-    ({"stream_taps": "paper_code"}, frozenset({MATCH, SPARSE, CONNECT})),
+    ({"prune_tolerance": 0.05}, MASKED),
+    ({"prune_tolerance": 0.005}, frozenset()),  # 90 % are reached by no full round within it
+    ({"rewind_epoch": 20}, TRAINED),
+    ({"rewind_offset": 1}, TRAINED),
+    ({"sparse_lr": 0.1}, TRAINED),
+    ({"sparse_schedule": "resume"}, TRAINED),
+    ({"matcher": "weight"}, MATCHED),
+    ({"match_images": 0}, MATCHED),
+    ({"stream_taps": "paper_code"}, MATCHED),
+    ({"match_epoch": 50}, MATCHED),
+    ({"match_epoch": 200}, frozenset()),  # the last epoch is the end, however it is called
+    ({"mask_dataset": "svhn"}, ALL - {DENSE}),
+    ({"mask_dataset": "svhn", "mask_data_version": "f00d"}, ALL - {DENSE}),
+    ({"mask_dataset": "cifar10"}, frozenset()),  # its own
     ({"interpolation_points": 21}, frozenset({CONNECT})),
-    ({"correction": "repair"}, frozenset({CONNECT})),
-    ({"method": "naive"}, frozenset({SPARSE})),
+    ({"correction": "repair"}, frozenset({CONNECT})),  # a plane has no REPAIR
+    ({"correction": "none"}, frozenset({CONNECT, PLANE})),
+    ({"plane_resolution": 11}, frozenset({PLANE})),
+    ({"members": 4}, frozenset({ENSEMBLE})),
+    ({"member": 1}, frozenset({MATCH, SPARSE, CONNECT, PLANE})),  # another B; the ensemble is of all members
+    ({"imp_path": True}, frozenset()),
+    ({"method": "naive"}, frozenset({SPARSE, ENSEMBLE})),
 ]
 
 
@@ -176,8 +252,8 @@ def test_what_every_setting_renames_is_tested() -> None:
 
 @pytest.mark.parametrize(("change", "renamed"), RENAMES, ids=str)
 def test_a_setting_renames_only_what_it_changes(change: dict[str, Any], renamed: frozenset[str]) -> None:
-    before = keys(interpolating())
-    after = keys(dataclasses.replace(interpolating(), **change))
+    before = keys(measured())
+    after = keys(dataclasses.replace(measured(), **change))
     assert {kind for kind in STAGES if before[kind] != after[kind]} == renamed
 
 

@@ -23,8 +23,16 @@ from tiny_study import (
 )
 from torch import Tensor, nn
 
-from trainables import jobs, schema
-from trainables.artifacts import read_mask, read_metrics, read_permutation, read_weights, unpack
+from trainables import schema, task
+from trainables.artifacts import (
+    pack_checkpoint,
+    read_mask,
+    read_metrics,
+    read_permutation,
+    read_weights,
+    unpack,
+    unpack_checkpoint,
+)
 from trainables.data import load_dataset
 from trainables.data.batches import EvalBatches
 from trainables.evaluation import evaluate
@@ -229,7 +237,7 @@ class Start(Training):
 def first_state(job: Job, store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return weights and mask with which a job begins to train."""
     monkeypatch.setattr(Start, "seen", [], raising=False)
-    monkeypatch.setattr(jobs, "Training", Start)
+    monkeypatch.setattr(task, "Training", Start)
     next(run_job(job, [None], Context(store=store)))
     return Start.seen[0]
 
@@ -298,7 +306,7 @@ def test_sparse_net_is_zero_exactly_under_its_mask(published: Store, method: str
 def test_rewind_pruner_retrains_from_the_rewind_epoch(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = tiny_cell("imp", pruner="imp_rewind", sparsity=0.36)
     monkeypatch.setattr(Start, "seen", [], raising=False)
-    monkeypatch.setattr(jobs, "Training", Start)
+    monkeypatch.setattr(task, "Training", Start)
     publish([Ref(target(cell))], context)
     rewound = read_weights(context.store, Ref(dense_job(cell, cell.seed_a), 1).key)
     masked = [(weights, mask) for weights, mask in Start.seen if mask]
@@ -383,8 +391,8 @@ def test_seconds_add_up_over_attempts(own_copy: Store) -> None:
     next(first)
     first.close()
     path = own_copy.checkpoint(DENSE_A.key)
-    tensors_, document = jobs.unpack_checkpoint(path.read_bytes())
-    own_copy.write_checkpoint(DENSE_A.key, jobs.pack_checkpoint(tensors_, {**document, "seconds": 1000.0}))
+    tensors_, document = unpack_checkpoint(path.read_bytes())
+    own_copy.write_checkpoint(DENSE_A.key, pack_checkpoint(tensors_, {**document, "seconds": 1000.0}))
     list(run_job(DENSE_A, {None}, context))
     assert 1000 < read_metrics(own_copy, DENSE_A.key)["final"][schema.SECONDS] < 1100
 

@@ -40,7 +40,8 @@ TRAININGS = {
 
 
 def job_of(method: str, **settings: Any) -> Job:
-    return target(Cell(method=method, seed=PAIR, **settings))
+    fixed = {"seed": PAIR, "epochs": EPOCHS, "rewind_epoch": REWIND, "sparsity": 0.9, "matcher": "activation"}
+    return target(Cell(**{**fixed, "method": method, **settings}))
 
 
 def parents(job: Job) -> dict[str, Ref]:

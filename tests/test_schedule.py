@@ -53,6 +53,42 @@ def test_one_cycle_goes_up_and_down_in_straight_lines() -> None:
     assert down[-1] == pytest.approx(0.08 / (8 * STEPS))
 
 
+def test_steps_fall_to_a_tenth_after_each_third() -> None:
+    made = rates(recipe("steps", epochs=9))
+    assert made == pytest.approx([0.08] * 3 * STEPS + [0.008] * 3 * STEPS + [0.0008] * 3 * STEPS, rel=1e-12)
+    by_epoch = rates(recipe("steps", epochs=90, lr=0.4), steps_per_epoch=1)  # ImageNet's: after epochs 30 and 60
+    assert by_epoch == pytest.approx([0.4] * 30 + [0.04] * 30 + [0.004] * 30, rel=1e-12)
+
+
+@pytest.mark.parametrize("epochs", range(1, 100))
+def test_steps_are_as_long_as_each_other_but_for_one_epoch(epochs: int) -> None:
+    made = rates(recipe("steps", epochs=epochs), steps_per_epoch=1)
+    lengths = [made.count(rate) for rate in dict.fromkeys(made)]
+    assert made == sorted(made, reverse=True)
+    assert len(lengths) == min(3, epochs)
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_warm_up_does_not_move_the_steps() -> None:
+    plain, warmed = (rates(recipe("steps", epochs=9, warmup_epochs=warmup)) for warmup in (0.0, 2.0))
+    assert plain[2 * STEPS :] == warmed[2 * STEPS :]
+
+
+# --- resumed: a schedule whose beginning lies before the training -------------------------------------------------------
+@pytest.mark.parametrize("rewind_epoch", [0, 1, 3, 9])
+@pytest.mark.parametrize("warmup", [0.0, 2.0, 4.5])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_resumed_schedule_is_the_rest_of_the_whole_one(schedule: str, warmup: float, rewind_epoch: int) -> None:
+    whole = recipe(schedule, warmup_epochs=warmup)
+    rest = recipe(schedule, warmup_epochs=warmup, epochs=10 - rewind_epoch, first_epoch=rewind_epoch)
+    assert rates(rest) == rates(whole)[rewind_epoch * STEPS :]
+
+
+def test_a_warm_up_that_was_interrupted_goes_on() -> None:
+    rest = rates(recipe(warmup_epochs=4.0, epochs=8, first_epoch=2))
+    assert rest[: 2 * STEPS] == pytest.approx([0.02 * (step + 1) / STEPS for step in range(2 * STEPS, 4 * STEPS)])
+
+
 def test_constant_stays_at_the_peak() -> None:
     assert set(rates(recipe("constant"))) == {0.08}
 
@@ -74,7 +110,7 @@ def test_without_a_warm_up_training_starts_at_the_peak(schedule: str) -> None:
     assert rates(recipe(schedule))[0] == 0.08
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "cosine_step", "one_cycle"])
+@pytest.mark.parametrize("schedule", ["cosine", "cosine_step", "one_cycle", "steps"])
 @pytest.mark.parametrize("warmup", [0.0, 1.5])
 def test_after_the_warm_up_the_rate_only_falls(schedule: str, warmup: float) -> None:
     after = rates(recipe(schedule, warmup_epochs=warmup))[math.ceil(warmup * STEPS) :]
@@ -114,7 +150,7 @@ def test_there_is_no_step_outside_the_training(step: int) -> None:
 
 
 def test_every_schedule_is_known_here() -> None:
-    assert SCHEDULES.keys() == {"cosine", "cosine_step", "one_cycle", "constant"}, "test the new schedule in this file"
+    assert SCHEDULES.keys() == {"cosine", "cosine_step", "one_cycle", "steps", "constant"}, "test the new schedule in this file"
 
 
 GOLDEN = {
@@ -122,6 +158,8 @@ GOLDEN = {
     ("cosine", 2.0, 30): 0.0682842712474619,
     ("cosine_step", 0.0, 30): 0.048900837358252576,
     ("one_cycle", 2.0, 30): 0.05714285714285715,
+    ("steps", 0.0, 30): 0.008,
+    ("steps", 2.0, 50): 0.0008,
     ("constant", 5.0, 30): 0.07085714285714285,
 }
 

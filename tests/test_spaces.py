@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,9 @@ def test_a_space_is_called_what_it_is_found_by(name: str) -> None:
 @pytest.mark.parametrize("name", SPACES)
 def test_a_space_asks_a_question(name: str) -> None:
     question = SPACES[name].question
-    assert question.endswith("?"), f"`question` of {name} should say in one line what the space is there to find out"
+    assert re.search(r"\w\?( \((paper|controls)[^()]*\))?$", question), (
+        f"`question` of {name} should say in one line what the space is there to find out, and where it comes from"
+    )
     assert "\n" not in question
 
 

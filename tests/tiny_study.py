@@ -33,6 +33,7 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 128,
     "imp_epochs": 1,
     "match_images": 200,
+    "prune_shortcuts": False,
 }
 TIMES = ("timestamp", schema.SECONDS, schema.IMAGES_PER_SECOND)
 """What may differ between two computations of one job."""

@@ -23,6 +23,7 @@ SCHEDULES: dict[str, str] = {
     "cosine": "cosine from the peak to 0, one value per epoch (the paper's code)",
     "cosine_step": "cosine from the peak to 0, one value per step",
     "one_cycle": "linear warm-up over `warmup_epochs`, then linear to 0, one value per step",
+    "steps": "the peak, a tenth of it after a third and a hundredth after two thirds of the epochs (ImageNet)",
     "constant": "the peak throughout, after the warm-up",
 }
 PRECISIONS: dict[str, str] = {
@@ -34,6 +35,10 @@ CORRECTIONS: dict[str, str] = {
     "bn_reset": "re-estimate BatchNorm statistics on training images at each point (no effect without BatchNorm)",
     "repair": "rescale every unit to the interpolated mean and std of its end points (REPAIR)",
 }
+SPARSE_SCHEDULES: dict[str, str] = {
+    "restart": "sparse training has a schedule of its own, from `sparse_lr` on (the paper)",
+    "resume": "sparse training goes on with the dense schedule where it was rewound to",
+}
 PRUNERS: dict[str, str] = {
     "imp_finetune": "iterative magnitude pruning, each round continues from the current weights (the paper)",
     "imp_rewind": "iterative magnitude pruning, each round retrains from the rewind epoch (the original ticket)",
@@ -43,6 +48,7 @@ PRUNERS: dict[str, str] = {
 
 MAX_SEED = 499_999_999
 """Numbers of seed pairs end here, so that the seeds of controls, beyond those of all pairs, are nobody else's."""
+MAX_MEMBERS = 100
 MIN_PRUNE_FRACTION = 0.001
 """A smaller share per round would need thousands of rounds."""
 
@@ -111,6 +117,7 @@ class Recipe:
         schedule: a name of ``SCHEDULES``.
         warmup_epochs: epochs of linear warm-up from 0.
         precision: a name of ``PRECISIONS``.
+        first_epoch: epochs of the schedule that lie before the first one; it is ``first_epoch + epochs`` long.
     """
 
     epochs: int
@@ -121,6 +128,7 @@ class Recipe:
     schedule: str
     warmup_epochs: float = dataclasses.field(default=0.0, metadata={"neutral": 0.0})
     precision: str = dataclasses.field(default="fp32", metadata={"neutral": "fp32"})
+    first_epoch: int = dataclasses.field(default=0, metadata={"neutral": 0})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,6 +187,7 @@ class SparseConfig:
         seed: data order; with it the same mask and weights can be trained several times.
         transform: what is done to the mask first, a name of ``methods.TRANSFORMS``.
         transform_seed: for the random transforms, else 0.
+        order: number of the data order, for ensembles that differ in nothing else.
     """
 
     task: Task
@@ -186,6 +195,7 @@ class SparseConfig:
     seed: int
     transform: str
     transform_seed: int = dataclasses.field(default=0, metadata={"neutral": 0})
+    order: int = dataclasses.field(default=0, metadata={"neutral": 0})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,7 +216,36 @@ class ConnectConfig:
     seed: int
 
 
-Config = DenseConfig | PruneConfig | MatchConfig | SparseConfig | ConnectConfig
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlaneConfig:
+    """Measure the plane through (permuted) dense A, its (permuted) LTH net and the permuted net (paper, Fig. 4b).
+
+    Attributes:
+        resolution: points per axis.
+        margin: how far the grid reaches beyond the nets, as a share of their extent.
+        correction: ``none`` or ``bn_reset``, at every point.
+        images: training images for the correction's statistics; 0 means all of them.
+        seed: for the choice of images.
+    """
+
+    task: Task
+    resolution: int
+    margin: float
+    correction: str
+    images: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnsembleConfig:
+    """Compare the functions of the parents and let them vote (paper, Table 1)."""
+
+    task: Task
+
+
+Config = DenseConfig | PruneConfig | MatchConfig | SparseConfig | ConnectConfig | PlaneConfig | EnsembleConfig
+TRAINING_CONFIGS = (DenseConfig, PruneConfig, SparseConfig)
+PLANE_MARGIN = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,6 +288,20 @@ class Cell:
         stream_taps: where residual streams are matched, ``end`` or ``paper_code``.
         interpolation_points: alphas of the interpolation curve A -> B, before and after matching; 0: not measured.
         correction: what is corrected at each alpha, a name of ``CORRECTIONS``.
+        rewind_offset: epochs by which the state called ``rewind_epoch`` is older; 1 is the paper's code, which saves
+            "epoch k" after k + 1 epochs. Sparse training lasts for ``epochs - rewind_epoch`` all the same.
+        prune_tolerance: pruning stops at the first round within this share of the target (the paper's code: 0.005,
+            which makes 94.5 % of 95 %).
+        sparse_schedule: a name of ``SPARSE_SCHEDULES``.
+        match_epoch: epochs of net B's training at which it is matched, early matching; -1: its end.
+        mask_dataset: dataset on which net A was trained and pruned, if not the same; both need as many classes.
+        mask_data_version: like `data_version`.
+        member: number of the net in an ensemble. LTH nets differ in data order; IMP and dense nets are those of pair
+            ``seed + member``; the others start from net B of that pair.
+        members: size of the ensemble that is measured at this point of the grid; 0: none.
+        imp_path: whether the paths from dense A to A after each pruning round are measured (paper, Fig. 4a), with
+            `interpolation_points` points.
+        plane_resolution: points per axis of the plane through dense A, LTH and permuted net (Fig. 4b); 0: none.
     """
 
     method: str
@@ -283,6 +336,16 @@ class Cell:
     stream_taps: str = "end"
     interpolation_points: int = 0
     correction: str = "bn_reset"
+    rewind_offset: int = 0
+    prune_tolerance: float = 0.0
+    sparse_schedule: str = "restart"
+    match_epoch: int = -1
+    mask_dataset: str = ""
+    mask_data_version: str = ""
+    member: int = 0
+    members: int = 0
+    imp_path: bool = False
+    plane_resolution: int = 0
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -300,6 +363,9 @@ class Cell:
         known("correction", self.correction, CORRECTIONS)
         known("shortcut", self.shortcut, ("conv3x3", "conv1x1"))
         known("stream_taps", self.stream_taps, ("end", "paper_code"))
+        known("sparse_schedule", self.sparse_schedule, SPARSE_SCHEDULES)
+        if self.mask_dataset != "":
+            known("mask_dataset", self.mask_dataset, DATASETS)
         bounded("width", self.width, 0.25, 32)
         check_width(self.model, self.width)
         check_options(self.model, **model_options(self.shortcut, self.stream_taps))
@@ -323,15 +389,25 @@ class Cell:
         bounded("prune_fraction", self.prune_fraction, MIN_PRUNE_FRACTION, 1, below_high=True)
         bounded("imp_epochs", self.imp_epochs, 0, whole=True)
         bounded("match_images", self.match_images, 0, whole=True)
-        bounded("interpolation_points", self.interpolation_points, 0, 1001, whole=True)
+        bounded("interpolation_points", self.interpolation_points, 0, 101, whole=True)
         if self.interpolation_points and (self.interpolation_points < 3 or self.interpolation_points % 2 == 0):
             raise ValueError(
                 "interpolation_points must be 0 or an odd number from 3, so that alpha = 1/2 is one of them, "
                 f"got {self.interpolation_points}"
             )
-        for name in ("augment", "prune_shortcuts", "prune_classifier"):
+        bounded("rewind_offset", self.rewind_offset, 0, 1, whole=True)
+        bounded("prune_tolerance", self.prune_tolerance, 0, 0.1)
+        bounded("match_epoch", self.match_epoch, -1, self.epochs, whole=True)
+        bounded("member", self.member, 0, MAX_MEMBERS - 1, whole=True)
+        bounded("members", self.members, 0, MAX_MEMBERS, whole=True)
+        bounded("plane_resolution", self.plane_resolution, 0, 201, whole=True)
+        if self.members == 1 or self.plane_resolution == 1:
+            raise ValueError("members and plane_resolution must be 0 or at least 2, got 1")
+        for name in ("augment", "prune_shortcuts", "prune_classifier", "imp_path"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.imp_path and not self.interpolation_points:
+            raise ValueError("imp_path needs interpolation_points, got 0")
         for field in dataclasses.fields(self):  # 1 and 1.0 are one width: they must not give two keys
             if field.type == "float":
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
@@ -342,9 +418,14 @@ class Cell:
         return 2 * self.seed
 
     @property
+    def seed_own(self) -> int:
+        """Seed of the net of methods that reuse nobody's mask; an ensemble's are those of different pairs."""
+        return 2 * (self.seed + self.member)
+
+    @property
     def seed_b(self) -> int:
         """Seed of net B, the new random initialisation."""
-        return 2 * self.seed + 1
+        return 2 * (self.seed + self.member) + 1
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> Cell:

@@ -24,24 +24,29 @@ from functools import lru_cache
 from typing import Any
 
 from trainables.config import (
+    MAX_MEMBERS,
     MAX_SEED,
+    PLANE_MARGIN,
+    TRAINING_CONFIGS,
     Cell,
     Config,
     ConnectConfig,
     DenseConfig,
+    EnsembleConfig,
     MatchConfig,
+    PlaneConfig,
     PruneConfig,
     Recipe,
     SparseConfig,
     Task,
 )
 from trainables.methods import METHODS
-from trainables.schema import CONNECT, DENSE, MATCH, PRUNE, SPARSE
+from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, PLANE, PRUNE, SPARSE
 
-VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 1}
+VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 1, PLANE: 1, ENSEMBLE: 1}
 """Bumped when the meaning of a kind of job changes; results of the old meaning are then no longer found."""
 
-FRESH_SEEDS = 2 * (MAX_SEED + 1)
+FRESH_SEEDS = 2 * (MAX_SEED + 1 + MAX_MEMBERS)
 """Seeds from here on are for nets that belong to no pair (the ``reinit`` control)."""
 
 
@@ -81,7 +86,7 @@ class Job:
     @property
     def epochs(self) -> int:
         """Passes over the training set that the job makes to train (0 for measurements)."""
-        return 0 if isinstance(self.config, MatchConfig | ConnectConfig) else self.config.recipe.epochs
+        return self.config.recipe.epochs if isinstance(self.config, TRAINING_CONFIGS) else 0
 
 
 def make_job(kind: str, config: Config, **parents: Ref) -> Job:
@@ -129,31 +134,56 @@ def target(cell: Cell) -> Job:
     """Return the job whose result is the cell's number; its ancestors hang on it."""
     method = METHODS[cell.method]
     if method.mask is None:
-        return dense_job(cell, cell.seed_a)
-    mask_seed = cell.seed_a if method.mask == "a" else cell.seed_b
-    pruned = prune_job(cell, mask_seed)
+        return dense_job(cell, cell.seed_own)
     if method.init == "final":
-        return pruned
-    init_seed = {"a": cell.seed_a, "b": cell.seed_b, "fresh": FRESH_SEEDS + cell.seed}[method.init]
+        return prune_job(cell, cell.seed_own)
+    pruned = prune_job(cell, cell.seed_a if method.mask == "a" else cell.seed_b)
+    init_seed = {"a": cell.seed_a, "b": cell.seed_b, "fresh": FRESH_SEEDS + cell.seed + cell.member}[method.init]
     rewind_epoch = 0 if method.init == "fresh" else cell.rewind_epoch
-    parents = {"init": Ref(dense_job(cell, init_seed), rewind_epoch), "mask": Ref(pruned)}
+    rewound = Ref(dense_job(cell, init_seed), 0 if method.init == "fresh" else rewind_epoch + cell.rewind_offset)
+    parents = {"init": rewound, "mask": Ref(pruned)}
     if method.transform == "permute":
         parents["permutation"] = Ref(match_job(cell, cell.matcher))
     config = SparseConfig(
         task=_task(cell),
-        recipe=_recipe(cell, epochs=cell.epochs - rewind_epoch, lr=cell.sparse_lr),
+        recipe=_sparse_recipe(cell, rewind_epoch),
         seed=init_seed,
         transform=method.transform,
         transform_seed=cell.seed if method.transform in ("shuffle", "layerwise_random") else 0,
+        order=cell.member if method.init == "a" else 0,
     )
     return make_job(SPARSE, config, **parents)
 
 
 def measurements(cell: Cell) -> tuple[Job, ...]:
-    """Return the jobs that explain the cell's number: the path from A to B before and after matching."""
-    if METHODS[cell.method].transform != "permute" or not cell.interpolation_points:
-        return ()
-    return tuple(connect_job(cell, matcher) for matcher in dict.fromkeys(("identity", cell.matcher)))
+    """Return the jobs that explain the cell's number, see ``config.Cell`` for the settings that ask for them."""
+    jobs: list[Job] = []
+    if METHODS[cell.method].transform == "permute":
+        if cell.interpolation_points:
+            matches = [match_job(cell, matcher) for matcher in dict.fromkeys(("identity", cell.matcher))]
+            jobs += [connect_job(cell, match.parent("a"), match.parent("b"), match) for match in matches]
+        if cell.plane_resolution:
+            jobs.append(plane_job(cell))
+    if METHODS[cell.method].init == "final" and cell.imp_path:
+        source = _mask_cell(cell)  # where these nets were trained, they are measured
+        dense = Ref(dense_job(source, cell.seed_own))
+        jobs += [
+            connect_job(dataclasses.replace(source, correction=correction), dense, Ref(pruned))
+            for pruned in pruning_rounds(target(cell))
+            for correction in dict.fromkeys(("none", cell.correction))
+        ]
+    if cell.members and cell.member == 0:
+        jobs.append(ensemble_job(cell))
+    return tuple(jobs)
+
+
+def pruning_rounds(job: Job) -> tuple[Job, ...]:
+    """Return the rounds that lead to a pruning job, the first one first and the job itself last."""
+    rounds: list[Job] = []
+    while job.kind == PRUNE:
+        rounds.append(job)
+        job = job.parent("previous").job
+    return tuple(reversed(rounds))
 
 
 def dense_job(cell: Cell, seed: int) -> Job:
@@ -168,9 +198,10 @@ def _dense(task: Task, recipe: Recipe, seed: int) -> Job:
 
 def prune_job(cell: Cell, seed: int) -> Job:
     """Return the pruning round that lands on the cell's sparsity, hanging on the rounds before it."""
+    cell = _mask_cell(cell)
     if cell.pruner == "imp_rewind":
-        rewind: int | None = cell.rewind_epoch
-        recipe = _recipe(cell, epochs=cell.epochs - cell.rewind_epoch, lr=cell.sparse_lr)
+        rewind: int | None = cell.rewind_epoch + cell.rewind_offset
+        recipe = _sparse_recipe(cell, cell.rewind_epoch)
     else:
         rewind = None
         recipe = dataclasses.replace(
@@ -182,17 +213,10 @@ def prune_job(cell: Cell, seed: int) -> Job:
     if cell.pruner == "one_shot":
         sparsities: tuple[float, ...] = (cell.sparsity,)
     else:
-        sparsities = round_sparsities(cell.sparsity, cell.prune_fraction)
-    return _prune(dense_job(cell, seed), recipe, sparsities, rewind, cell.prune_shortcuts, cell.prune_classifier)
-
-
-@lru_cache(maxsize=1 << 14)
-def _prune(
-    dense: Job, recipe: Recipe, sparsities: tuple[float, ...], rewind: int | None, shortcuts: bool, classifier: bool
-) -> Job:
-    job = dense
+        sparsities = round_sparsities(cell.sparsity, cell.prune_fraction, cell.prune_tolerance)
+    job = dense = dense_job(cell, seed)
     for number, sparsity in enumerate(sparsities, start=1):
-        job = _round(job, dense, recipe, sparsity, number, rewind, shortcuts, classifier)
+        job = _round(job, dense, recipe, sparsity, number, rewind, cell.prune_shortcuts, cell.prune_classifier)
     return job
 
 
@@ -223,14 +247,17 @@ def _round(
     return make_job(PRUNE, config, **parents)
 
 
-def round_sparsities(sparsity: float, fraction: float) -> tuple[float, ...]:
+def round_sparsities(sparsity: float, fraction: float, tolerance: float = 0.0) -> tuple[float, ...]:
     """Return the sparsity after each round of iterative magnitude pruning, the last one exactly `sparsity`.
 
     Each round prunes `fraction` of the remaining weights; the last is shortened to land (paper section 4). Rounds on
-    the way to a lower sparsity are a prefix of the rounds to a higher one, so all targets share one chain.
+    the way to a lower sparsity are a prefix of the rounds to a higher one, so all targets share one chain. With a
+    tolerance, a round that gets within it of the target is the last, and the target is missed by that much.
 
     >>> round_sparsities(0.5, 0.2)
     (0.2, 0.36, 0.488, 0.5)
+    >>> round_sparsities(0.5, 0.2, tolerance=0.02)
+    (0.2, 0.36, 0.488)
     """
     rounds: list[float] = []
     while True:
@@ -238,39 +265,74 @@ def round_sparsities(sparsity: float, fraction: float) -> tuple[float, ...]:
         if reached >= sparsity - 1e-9:
             return (*rounds, sparsity)
         rounds.append(reached)
+        if reached >= sparsity - tolerance:
+            return tuple(rounds)
 
 
 def match_job(cell: Cell, matcher: str) -> Job:
-    """Return the search for the permutation that moves A onto B."""
-    return _match(
-        dense_job(cell, cell.seed_a),
-        dense_job(cell, cell.seed_b),
-        matcher,
-        cell.match_images,
-        cell.seed,
-        cell.stream_taps,
-    )
+    """Return the search for the permutation that moves A, fully trained, onto B."""
+    a = dense_job(_mask_cell(cell), cell.seed_a)
+    b = Ref(dense_job(cell, cell.seed_b), None if cell.match_epoch in (-1, cell.epochs) else cell.match_epoch)
+    return _match(a, b.job, b.epoch, _task(cell), matcher, cell.match_images, cell.seed, cell.stream_taps)
 
 
 @lru_cache(maxsize=1 << 14)
-def _match(a: Job, b: Job, matcher: str, images: int, seed: int, stream_taps: str) -> Job:
-    assert isinstance(a.config, DenseConfig)
-    config = MatchConfig(task=a.config.task, matcher=matcher, images=images, seed=seed, stream_taps=stream_taps)
-    return make_job(MATCH, config, a=Ref(a), b=Ref(b))
+def _match(
+    a: Job, b: Job, epoch: int | None, task: Task, matcher: str, images: int, seed: int, stream_taps: str
+) -> Job:
+    config = MatchConfig(task=task, matcher=matcher, images=images, seed=seed, stream_taps=stream_taps)
+    return make_job(MATCH, config, a=Ref(a), b=Ref(b, epoch))
 
 
-def connect_job(cell: Cell, matcher: str) -> Job:
-    """Return the measurement of the path from A, permuted by `matcher`, to B."""
-    return _connect(match_job(cell, matcher), cell.interpolation_points, cell.correction)
-
-
-@lru_cache(maxsize=1 << 14)
-def _connect(match: Job, points: int, correction: str) -> Job:
-    assert isinstance(match.config, MatchConfig)
+def connect_job(cell: Cell, a: Ref, b: Ref, match: Job | None = None) -> Job:
+    """Return the measurement of the path from net `a`, permuted if there is a match, to net `b`."""
     config = ConnectConfig(
-        task=match.config.task, points=points, correction=correction, images=match.config.images, seed=match.config.seed
+        task=_task(cell),
+        points=cell.interpolation_points,
+        correction=cell.correction,
+        images=cell.match_images,
+        seed=cell.seed,
     )
-    return make_job(CONNECT, config, a=match.parent("a"), b=match.parent("b"), permutation=Ref(match))
+    parents = {"a": a, "b": b} | ({"permutation": Ref(match)} if match else {})
+    return make_job(CONNECT, config, **parents)
+
+
+def plane_job(cell: Cell) -> Job:
+    """Return the measurement of the plane through dense A, its LTH net and the permuted net, in B's frame."""
+    permuted = target(cell)
+    config = PlaneConfig(
+        task=_task(cell),
+        resolution=cell.plane_resolution,
+        margin=PLANE_MARGIN,
+        # REPAIR has no meaning outside the triangle of the three nets.
+        correction="none" if cell.correction == "none" else "bn_reset",
+        images=cell.match_images,
+        seed=cell.seed,
+    )
+    return make_job(
+        PLANE,
+        config,
+        dense=Ref(dense_job(_mask_cell(cell), cell.seed_a)),
+        lth=Ref(target(dataclasses.replace(cell, method="lth", member=0))),
+        permuted=Ref(permuted),
+        permutation=permuted.parent("permutation"),
+    )
+
+
+def ensemble_job(cell: Cell) -> Job:
+    """Return the comparison of the cell's method for ``cell.members`` members."""
+    members = [target(dataclasses.replace(cell, member=number)) for number in range(cell.members)]
+    parents = {f"member{number:02}": Ref(job) for number, job in enumerate(members)}
+    return make_job(ENSEMBLE, EnsembleConfig(task=members[0].config.task), **parents)
+
+
+def _mask_cell(cell: Cell) -> Cell:
+    """Return the cell on the dataset that net A was trained and pruned on."""
+    if not cell.mask_dataset:
+        return cell
+    return dataclasses.replace(
+        cell, dataset=cell.mask_dataset, data_version=cell.mask_data_version, mask_dataset="", mask_data_version=""
+    )
 
 
 def _task(cell: Cell) -> Task:
@@ -282,6 +344,13 @@ def _task(cell: Cell) -> Task:
         data_version=cell.data_version,
         augment=cell.augment,
     )
+
+
+def _sparse_recipe(cell: Cell, rewind_epoch: int) -> Recipe:
+    epochs = cell.epochs - rewind_epoch
+    if cell.sparse_schedule == "resume":
+        return dataclasses.replace(_recipe(cell, epochs=epochs, lr=cell.lr), first_epoch=rewind_epoch)
+    return _recipe(cell, epochs=epochs, lr=cell.sparse_lr)
 
 
 def _recipe(cell: Cell, *, epochs: int, lr: float) -> Recipe:

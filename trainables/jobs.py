@@ -7,11 +7,8 @@ a whole.
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,64 +17,27 @@ from trainables import schema
 from trainables.artifacts import (
     pack,
     pack_checkpoint,
-    pack_json,
     read_mask,
-    read_metrics,
     read_permutation,
     read_weights,
     unpack_checkpoint,
 )
-from trainables.config import (
-    ConnectConfig,
-    DenseConfig,
-    MatchConfig,
-    PruneConfig,
-    Recipe,
-    SparseConfig,
-    Task,
-    model_options,
-)
-from trainables.connectivity import error_barrier, interpolation_curve, loss_barrier
-from trainables.data import load_dataset
-from trainables.data.batches import EvalBatches, TrainBatches, subset
-from trainables.data.dataset import Augmentation, Dataset
+from trainables.config import DenseConfig, PruneConfig, SparseConfig
 from trainables.evaluation import evaluate, predict_logits
-from trainables.graph import Job, Ref, canonical
+from trainables.graph import Job, Ref
 from trainables.masks import apply_mask, layerwise_random_mask, magnitude_mask, mask_sparsity, network_sparsity
-from trainables.matching import match
-from trainables.models import MODELS, build_model
-from trainables.models.network import Network
+from trainables.measurements import measure
 from trainables.permutations import apply_permutation, permutation_spec, random_permutation
+from trainables.publishing import Context, Files, Metrics, Row, final_metrics, manifest, now, publish
 from trainables.seeding import derive_seed
 from trainables.store import Store
+from trainables.task import TaskData
 from trainables.training import Training
 
-EVAL_BATCH = 1000
-"""Images per batch where no gradients are needed."""
+__all__ = ["Context", "Row", "final_metrics", "run_job"]
+
 LOGITS_LIMIT = 2_000_000
 """Test logits are kept for later comparison of functions unless they are more numbers than this (8 MB)."""
-
-Metrics = dict[str, float]
-Row = dict[str, Any]
-Files = dict[str, bytes]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """Where and with what a job runs; none of it changes the result.
-
-    Attributes:
-        store: where parents are read and results are published.
-        data_dir: directory of the datasets that do not come with a library.
-        device: where to compute.
-        checkpoint_seconds: a running job is saved at the first end of an epoch after so many seconds; what is lost
-            when it is killed is at most that and one epoch.
-    """
-
-    store: Store
-    data_dir: str | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    checkpoint_seconds: float = 30.0
 
 
 def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Iterator[Row]:
@@ -95,10 +55,15 @@ def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Itera
         Diverged: training ended in a loss that is not a number.
         DamagedArtifact: a parent could not be read; it is no longer published.
     """
-    if job.kind == schema.DENSE:
-        yield from _dense(job, wanted, context)
-    else:
-        yield from _RUNNERS[job.kind](job, context)
+    match job.kind:
+        case schema.DENSE:
+            yield from _dense(job, wanted, context)
+        case schema.PRUNE:
+            yield from _prune(job, context)
+        case schema.SPARSE:
+            yield from _sparse(job, context)
+        case _:
+            measure(job, context)
     context.store.drop_checkpoint(job.key)
 
 
@@ -109,14 +74,14 @@ def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Iterat
     store = context.store
     missing = {epoch for epoch in wanted if Ref(job, epoch).key not in store}
     states = {epoch for epoch in missing if epoch is not None}
-    data = _Data(config.task, context)
+    data = TaskData(config.task, context)
     torch.manual_seed(derive_seed(config.seed, "init"))
     training = data.training(data.model(), config.recipe, derive_seed(config.seed, "dense"))
 
     def publish_state(epoch: int) -> None:
         if epoch in states:
-            manifest = {**_manifest(job, context), "kind": "snapshot", "epoch": epoch}
-            store.publish(Ref(job, epoch).key, {schema.WEIGHTS: pack(training.weights())}, manifest)
+            described = {**manifest(job, context), "kind": "snapshot", "epoch": epoch}
+            store.publish(Ref(job, epoch).key, {schema.WEIGHTS: pack(training.weights())}, described)
 
     # A checkpoint beyond a state that is asked for is of no use: that state lies before it.
     session = _Session(job, data, training, context, latest=min(states, default=config.recipe.epochs))
@@ -133,7 +98,7 @@ def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Iterat
 def _prune(job: Job, context: Context) -> Iterator[Row]:
     config = job.config
     assert isinstance(config, PruneConfig)
-    store, data = context.store, _Data(config.task, context)
+    store, data = context.store, TaskData(config.task, context)
     model = data.model()
     previous = job.parent("previous")
     weights = read_weights(store, previous.key)
@@ -150,10 +115,12 @@ def _prune(job: Job, context: Context) -> Iterator[Row]:
 def _sparse(job: Job, context: Context) -> Iterator[Row]:
     config = job.config
     assert isinstance(config, SparseConfig)
-    store, data = context.store, _Data(config.task, context)
+    store, data = context.store, TaskData(config.task, context)
     mask = _transform_mask(config, data.model(), read_mask(store, job.parent("mask").key), job, store)
     start = read_weights(store, job.parent("init").key)
-    yield from _train_masked(job, context, data, start, mask, derive_seed(config.seed, "sparse"))
+    # The first data order has no number: it is that of every net outside ensembles.
+    order = derive_seed(config.seed, "sparse", *([config.order] if config.order else []))
+    yield from _train_masked(job, context, data, start, mask, order)
 
 
 def _transform_mask(
@@ -173,7 +140,7 @@ def _transform_mask(
 
 
 def _train_masked(
-    job: Job, context: Context, data: _Data, start: Mapping[str, Tensor], mask: Mapping[str, Tensor], seed: int
+    job: Job, context: Context, data: TaskData, start: Mapping[str, Tensor], mask: Mapping[str, Tensor], seed: int
 ) -> Iterator[Row]:
     """Train from `start` under `mask`; publish weights and mask."""
     assert isinstance(job.config, PruneConfig | SparseConfig)
@@ -190,133 +157,12 @@ def _train_masked(
     session.publish(sparsities, {schema.MASK: pack({name: keep.to(torch.uint8) for name, keep in mask.items()})})
 
 
-def _match(job: Job, context: Context) -> Iterator[Row]:
-    config = job.config
-    assert isinstance(config, MatchConfig)
-    started, data = time.perf_counter(), _Data(config.task, context)
-    model_a = data.model(read_weights(context.store, job.parent("a").key), stream_taps=config.stream_taps)
-    model_b = data.model(read_weights(context.store, job.parent("b").key), stream_taps=config.stream_taps)
-    seed = derive_seed(config.seed, "match")
-    found = match(model_a, model_b, data.measuring(config.images, seed), config.matcher, seed=seed)
-    metrics = {
-        schema.MEAN_CORRELATION: _mean(found.correlation),
-        schema.MEAN_CORRELATION_IDENTITY: _mean(found.correlation_identity),
-        schema.MOVED_UNITS: found.moved_units,
-        **{f"correlation/{group}": value for group, value in found.correlation.items()},
-    }
-    _publish(job, context, {schema.PERMUTATION: pack(found.permutation)}, metrics, [], time.perf_counter() - started)
-    yield from ()
-
-
-def _connect(job: Job, context: Context) -> Iterator[Row]:
-    config = job.config
-    assert isinstance(config, ConnectConfig)
-    started, data = time.perf_counter(), _Data(config.task, context)
-    model_a = data.model(read_weights(context.store, job.parent("a").key))
-    model_b = data.model(read_weights(context.store, job.parent("b").key))
-    curve = interpolation_curve(
-        model_a,
-        model_b,
-        data.test,
-        alphas=[index / (config.points - 1) for index in range(config.points)],
-        permutation=read_permutation(context.store, job.parent("permutation").key),
-        correction=config.correction,
-        train_batches=data.measuring(config.images, derive_seed(config.seed, "connect")),
-    )
-    history: list[Row] = [
-        {
-            "step": round(100 * alpha),
-            "timestamp": _now(),
-            schema.INTERPOLATION_LOSS: loss,
-            schema.INTERPOLATION_ACCURACY: accuracy,
-        }
-        for alpha, loss, accuracy in zip(curve.alphas, curve.losses, curve.accuracies, strict=True)
-    ]
-    metrics = {
-        schema.MIDPOINT_ACCURACY: curve.midpoint_accuracy,
-        schema.LOSS_BARRIER: loss_barrier(curve),
-        schema.ERROR_BARRIER: error_barrier(curve),
-    }
-    _publish(job, context, {}, metrics, history, time.perf_counter() - started)
-    yield from ()
-
-
-_RUNNERS: dict[str, Callable[[Job, Context], Iterator[Row]]] = {
-    schema.PRUNE: _prune,
-    schema.SPARSE: _sparse,
-    schema.MATCH: _match,
-    schema.CONNECT: _connect,
-}
-
-
-# --- what they share ------------------------------------------------------------------------------------------------
-class _Data:
-    """The task's dataset and networks that fit it, on the device."""
-
-    def __init__(self, task: Task, context: Context) -> None:
-        self._task, self._device = task, context.device
-        self._dataset: Dataset = load_dataset(task.dataset, context.data_dir)
-        self.num_classes = self._dataset.num_classes
-        self.test = self._eval(self._dataset.test)
-        self.train_plain = self._eval(self._dataset.train)
-
-    def _eval(self, split: Any) -> EvalBatches:
-        dataset = self._dataset
-        return EvalBatches(
-            split,
-            mean=dataset.mean,
-            std=dataset.std,
-            batch_size=EVAL_BATCH,
-            device=self._device,
-            channels_last=True,
-        )
-
-    def model(self, weights: Mapping[str, Tensor] | None = None, *, stream_taps: str = "end") -> Network:
-        """Build the task's network on the device, freshly initialised or with the given weights."""
-        task, dataset = self._task, self._dataset
-        options: dict[str, object] = dict(model_options(task.shortcut, stream_taps))
-        if "image_size" in MODELS[task.model].options:
-            options["image_size"] = dataset.image_size
-        if "small_images" in MODELS[task.model].options:
-            options["small_images"] = dataset.image_size <= 64
-        model = build_model(
-            task.model,
-            width=task.width,
-            num_classes=dataset.num_classes,
-            in_channels=dataset.in_channels,
-            **options,
-        )
-        if weights is not None:
-            model.load_state_dict(weights)
-        return model.to(self._device).to(memory_format=torch.channels_last)
-
-    def training(
-        self, model: nn.Module, recipe: Recipe, seed: int, mask: Mapping[str, Tensor] | None = None
-    ) -> Training:
-        """Return the training of `model` by `recipe`; order and augmentation come from `seed`."""
-        dataset = self._dataset
-        batches = TrainBatches(
-            dataset.train,
-            mean=dataset.mean,
-            std=dataset.std,
-            augmentation=dataset.augmentation if self._task.augment else Augmentation(),
-            batch_size=recipe.batch_size,
-            seed=seed,
-            device=self._device,
-            channels_last=True,
-        )
-        return Training(model, recipe, batches, self.test, mask)
-
-    def measuring(self, images: int, seed: int) -> EvalBatches:
-        """Return training images without augmentation: `images` of them, or all if it is 0 or more than there are."""
-        train = self._dataset.train
-        return self._eval(train if not 0 < images < len(train) else subset(train, images, seed))
-
-
 class _Session:
     """The course of one training job: history, checkpoints, and what is published at its end."""
 
-    def __init__(self, job: Job, data: _Data, training: Training, context: Context, latest: int | None = None) -> None:
+    def __init__(
+        self, job: Job, data: TaskData, training: Training, context: Context, latest: int | None = None
+    ) -> None:
         self._job, self._data, self._training, self._context = job, data, training, context
         self._history: list[Row] = []
         self._seconds = 0.0
@@ -341,7 +187,7 @@ class _Session:
         """Train up to epoch `stop`, yielding a row after each."""
         while self._training.epoch < stop:
             metrics = self._training.run_epoch()
-            row = {"step": self._training.epoch, "timestamp": _now(), **metrics}
+            row = {"step": self._training.epoch, "timestamp": now(), **metrics}
             self._history.append(row)
             yield row
 
@@ -374,44 +220,4 @@ class _Session:
             schema.IMAGES_PER_SECOND: training.images_per_second,
             **metrics,
         }
-        _publish(self._job, self._context, files, metrics, self._history, self._elapsed())
-
-
-def _publish(job: Job, context: Context, files: Files, metrics: Metrics, history: list[Row], seconds: float) -> None:
-    document = {"history": history, "final": {**metrics, schema.SECONDS: seconds}}
-    context.store.publish(job.key, {**files, schema.METRICS: pack_json(document)}, _manifest(job, context))
-
-
-def _manifest(job: Job, context: Context) -> dict[str, Any]:
-    return {
-        "kind": job.kind,
-        "config": canonical(job.config),
-        "parents": {role: ref.key for role, ref in job.parents},
-        "finished": _now(),
-        "environment": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "device": _device_name(context.device),
-            "threads": torch.get_num_threads(),
-            "host": platform.node(),
-        },
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " cpu"
-
-
-def final_metrics(store: Store, key: str) -> Metrics:
-    """Return the final metrics of a published job."""
-    final: Metrics = read_metrics(store, key)["final"]
-    return final
-
-
-def _mean(values: Mapping[str, float]) -> float:
-    return sum(values.values()) / len(values)
-
-
-def _now() -> int:
-    """Milliseconds since 1970, MLflow's unit."""
-    return round(time.time() * 1000)
+        publish(self._job, self._context, files, metrics, self._history, self._elapsed())

@@ -12,3 +12,5 @@ MATCHER_NAMES: Final[dict[str, str]] = {
     "random": "control: a uniformly random permutation",
 }
 """Method -> what it does. ``trainables.matching.MATCHERS`` has the same names."""
+DATA_MATCHERS: Final = ("activation", "activation_inner")
+"""Those that compare activations, and so need training images."""

@@ -12,12 +12,13 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
     Args:
         recipe: peak, schedule, warm-up and length.
-        step: steps taken before this one, in [0, epochs * steps_per_epoch).
+        step: steps of this training taken before this one, in [0, epochs * steps_per_epoch).
         steps_per_epoch: at least 1.
     """
     assert 0 <= step < recipe.epochs * steps_per_epoch, (step, recipe.epochs, steps_per_epoch)
+    step += recipe.first_epoch * steps_per_epoch
     epoch = step / steps_per_epoch
-    warmup, total = recipe.warmup_epochs, recipe.epochs
+    warmup, total = recipe.warmup_epochs, recipe.first_epoch + recipe.epochs
     if epoch < warmup:
         # Counted from the end of the step: a warm-up that begins at exactly 0 would waste its first step.
         return recipe.lr * min(1.0, (step + 1) / (warmup * steps_per_epoch))
@@ -30,5 +31,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
     if recipe.schedule == "one_cycle":
         return recipe.lr * (1.0 - progress)
+    if recipe.schedule == "steps":
+        return recipe.lr * 0.1 ** min(2, math.floor(3 * math.floor(epoch) / total))
     assert recipe.schedule == "constant", recipe.schedule
     return recipe.lr

@@ -14,7 +14,9 @@ PRUNE: Final = "prune"
 MATCH: Final = "match"
 SPARSE: Final = "sparse"
 CONNECT: Final = "connect"
-STAGES: Final = (DENSE, PRUNE, MATCH, SPARSE, CONNECT)
+PLANE: Final = "plane"
+ENSEMBLE: Final = "ensemble"
+STAGES: Final = (DENSE, PRUNE, MATCH, SPARSE, CONNECT, PLANE, ENSEMBLE)
 
 # --- metrics by epoch (MLflow step = epochs completed within the job, from 1) ---------------------------------------
 TRAIN_LOSS: Final = "train_loss"
@@ -56,6 +58,8 @@ MEAN_CORRELATION_IDENTITY: Final = "mean_correlation_identity"
 """The same without matching (unit i with unit i): what the permutation has to beat."""
 MOVED_UNITS: Final = "moved_units"
 """Share of units that the permutation moves, in [0, 1]."""
+AGREEMENT_WITH_WEIGHT: Final = "agreement_with_weight"
+"""Share of units, in [0, 1], that weight matching of the same nets sends to the same place; for matchers on data."""
 
 # --- metrics of `connect` (the curves have MLflow step = 100 * alpha: 0 is pi(A), 100 is B) -------------------------
 INTERPOLATION_ACCURACY: Final = "interpolation_accuracy"
@@ -69,6 +73,24 @@ LOSS_BARRIER: Final = "loss_barrier"
 ERROR_BARRIER: Final = "error_barrier"
 """Percentage points: the same of the test error."""
 
+# --- metrics of `plane` and `ensemble` ------------------------------------------------------------------------------
+PLANE_ERROR: Final = "plane_error"
+"""``plane_error/<net>``: test error (percent) of a net that spans the plane, corrected as the grid is."""
+MEMBERS: Final = "members"
+"""Number of nets in the ensemble."""
+MEMBER_ACCURACY_MEAN: Final = "member_accuracy_mean"
+"""Test accuracy (percent), mean over the members."""
+MEMBER_ACCURACY_STD: Final = "member_accuracy_std"
+"""Sample standard deviation (percentage points) over the members."""
+ENSEMBLE_ACCURACY: Final = "ensemble_accuracy"
+"""Test accuracy (percent) of the mean of the members' probabilities."""
+DISAGREEMENT: Final = "disagreement"
+"""Share of test images, in [0, 1], for which two members predict different classes; mean over pairs."""
+KL_DIVERGENCE: Final = "kl_divergence"
+"""Nats, between two members' probabilities; mean over images and ordered pairs."""
+JS_DIVERGENCE: Final = "js_divergence"
+"""Nats, Jensen-Shannon; mean over images and pairs."""
+
 # --- params of an MLflow run (beside every field of the recipe under its own name) -----------------------------------
 PARAM_STAGE: Final = "stage"
 PARAM_METHOD: Final = "method"
@@ -81,6 +103,12 @@ PARAM_SEED_A: Final = "seed_a"
 PARAM_SEED_B: Final = "seed_b"
 PARAM_MATCHER: Final = "matcher"
 PARAM_CORRECTION: Final = "correction"
+PARAM_MATCH_EPOCH: Final = "match_epoch"
+PARAM_MASK_DATASET: Final = "mask_dataset"
+PARAM_DATA_ORDER: Final = "data_order"
+PARAM_ROUND: Final = "round"
+PARAM_PATH: Final = "path"
+"""Of `connect`: ``pair`` leads from (permuted) A to B, ``imp`` from dense A to A after a pruning round."""
 
 # --- tags of an MLflow run --------------------------------------------------------------------------------------
 TAG_KEY: Final = "job_key"
@@ -104,3 +132,5 @@ WEIGHTS: Final = "weights.safetensors"
 MASK: Final = "mask.safetensors"
 PERMUTATION: Final = "permutation.safetensors"
 LOGITS: Final = "logits.safetensors"
+PLANE_GRID: Final = "plane.json"
+"""The grid of :class:`trainables.planes.PlaneGrid` with the names of the three nets; also an MLflow artifact."""

@@ -81,7 +81,11 @@ class Store:
         found: set[str] = set()
         for shard in _subdirectories(self.root / "store"):
             if len(shard.name) == 2:
-                found.update(entry.name for entry in _subdirectories(Path(shard.path)) if _KEY.fullmatch(entry.name))
+                found.update(
+                    entry.name
+                    for entry in _subdirectories(Path(shard.path))
+                    if _KEY.fullmatch(entry.name) and os.path.isfile(os.path.join(entry.path, MANIFEST))
+                )
         return found
 
     def manifest(self, key: str) -> dict[str, Any]:

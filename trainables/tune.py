@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import ray
 import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
+from trainables import schema
 from trainables.config import Cell
 from trainables.data import check_dataset
 from trainables.execution import compute
@@ -27,6 +29,14 @@ from trainables.store import Store
 from trainables.training import Diverged
 
 STATUS_OK, STATUS_FAILED = "ok", "failed"
+_NAMED_METRICS = (
+    *schema.EPOCH_METRICS,
+    schema.FINAL_TRAIN_LOSS,
+    schema.FINAL_TRAIN_ACCURACY,
+    schema.GENERALIZATION_GAP,
+    schema.SPARSITY_PRUNABLE,
+    schema.SPARSITY_NETWORK,
+)
 _SURROUNDINGS = ("storage", "data_dir", "checkpoint_seconds")
 
 
@@ -35,7 +45,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
 
     Each result has ``stage`` and ``job_key`` of what was computed, ``epoch`` (epochs completed of the trial's own job,
     0 while an ancestor is computed: use it as a scheduler's ``time_attr``) and the epoch's metrics. The last one has
-    the final metrics of the job.
+    the final metrics of the job, too, which is published by then.
 
     Work happens in ``step()`` only: Tune may call ``setup()`` of a trial more than once.
     """
@@ -85,6 +95,10 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         row = next(self._rows, None)
         if row is None:
             return self._finished()
+        if row["job_key"] == self._target.key and row.get("step") == self._target.epochs:
+            for _ in self._rows:  # published before it is reported: a scheduler may end the trial at its last epoch
+                pass
+            return {**row, **self._finished()}
         return {"epoch": row.get("step", 0) if row["job_key"] == self._target.key else 0, **row, "done": False}
 
     def _finished(self) -> dict[str, Any]:
@@ -144,13 +158,26 @@ class CellTrainable(JobTrainable):
 
     method: ClassVar[str]
 
+    def step(self) -> dict[str, Any]:
+        """Compute one epoch; metrics that are not known yet, an ancestor's time among them, are NaN.
+
+        Tune ends the whole experiment if the metric that its user has named is missing from any result.
+        """
+        result = super().step()
+        if result["job_key"] != self._target.key:
+            result = {name: value for name, value in result.items() if name not in schema.EPOCH_METRICS}
+        return {**dict.fromkeys(_NAMED_METRICS, math.nan), **result}
+
     def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
         asked = config.setdefault("method", self.method)
         if asked != self.method:
             raise ValueError(f"{type(self).__name__} trains method {self.method!r}, the config says {asked!r}")
         cell = Cell.from_mapping(config)
-        facts = check_dataset(cell.dataset, data_dir)  # with the planner's fingerprint it is the planner's job
-        return target(dataclasses.replace(cell, data_version=facts.fingerprint)), [None]
+        # With the planner's fingerprints of the data it is the planner's job.
+        versions: dict[str, Any] = {"data_version": check_dataset(cell.dataset, data_dir).fingerprint}
+        if cell.mask_dataset:
+            versions["mask_data_version"] = check_dataset(cell.mask_dataset, data_dir).fingerprint
+        return target(dataclasses.replace(cell, **versions)), [None]
 
 
 class Dense(CellTrainable):

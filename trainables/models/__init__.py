@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MIN_WIDTH, MAX_WIDTH = 0.25, 32.0
 SHORTCUTS = ("conv3x3", "conv1x1")
+SMALL_IMAGE = 64
+"""Pixels a side up to which images count as small."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,6 +173,13 @@ def check_width(name: str, width: float) -> None:
         f"width {width!r} of model {name!r} {problem}: widths go from {MIN_WIDTH:g} to {MAX_WIDTH:g} in steps of "
         f"{step}; nearest: {' and '.join(f'{w:g}' for w in nearest)}"
     )
+
+
+def image_options(name: str, image_size: int) -> dict[str, object]:
+    """Return the options of model `name` that follow from the size of the images, `image_size` pixels a side."""
+    options = model_entry(name).options
+    follow: dict[str, object] = {"image_size": image_size, "small_images": image_size <= SMALL_IMAGE}
+    return {option: value for option, value in follow.items() if option in options}
 
 
 def check_options(name: str, **options: object) -> None:

@@ -1,0 +1,35 @@
+"""Where the nets lie and how they differ: paths, planes and ensembles (paper, Figs 3, 4; table 1).
+
+Command:  python -m study.run --space mode_connectivity --data-dir DIR   (likewise ensemble_diversity)
+Expect:   mode_connectivity: the barrier between A and B after matching and BatchNorm reset falls with width (ResNet20,
+          CIFAR-10: loss barrier 0.99 / 0.34 / 0.11 / 0.06 / 0.05 at 1 / 2 / 4 / 8 / 16); dense A and its pruned self
+          stay connected over all rounds once the statistics are reset. ensemble_diversity: five LTH nets disagree far
+          less than five permuted, naive or IMP nets; permuted members are as diverse as naive ones, and better.
+"""
+
+from __future__ import annotations
+
+from search_spaces.recipes import PAPER
+from search_spaces.space import SearchSpace
+
+MODE_CONNECTIVITY = SearchSpace(
+    name="mode_connectivity",
+    question="Are A and B linearly connected after matching, A and its sparse self throughout? (paper, Figs 3, 4)",
+    width=(1.0, 2.0, 4.0, 8.0, 16.0),
+    rewind_epoch=(25,),
+    method=("imp", "lth", "permuted"),
+    interpolation_points=25,
+    imp_path=True,
+    plane_resolution=21,
+    **PAPER,
+)
+
+ENSEMBLE_DIVERSITY = SearchSpace(
+    name="ensemble_diversity",
+    question="Do permuted nets make better ensembles than LTH nets? (paper, table 1)",
+    rewind_epoch=(25,),
+    method=("dense", "imp", "lth", "permuted", "naive"),
+    seeds=(0,),  # members come from pairs 0 to 4, all under the mask of pair 0
+    members=5,
+    **PAPER,
+)

@@ -1,0 +1,176 @@
+"""How a job is called and described in MLflow: so that people recognise it, and charts find where it lies."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from trainables import schema
+from trainables.config import (
+    TRAINING_CONFIGS,
+    Cell,
+    ConnectConfig,
+    DenseConfig,
+    EnsembleConfig,
+    MatchConfig,
+    PlaneConfig,
+    PruneConfig,
+    SparseConfig,
+)
+from trainables.graph import Job, Ref
+from trainables.methods import METHODS
+
+_PRUNING = (
+    "pruner",
+    "prune_fraction",
+    "prune_tolerance",
+    "prune_shortcuts",
+    "prune_classifier",
+    "imp_epochs",
+    "imp_lr",
+    "imp_momentum",
+    "imp_weight_decay",
+)
+_MATCHING = ("match_images", "stream_taps", schema.PARAM_MATCH_EPOCH)
+"""Settings of the jobs that a sparse net rests on: without them on its run, cells that differ there look the same."""
+
+
+def run_name(job: Job, cell: Cell) -> str:
+    """Return a name by which a person recognises a job, such as ``permuted · w4 · S=95% · k=10 · A0→B1``.
+
+    Args:
+        job: the job.
+        cell: a cell that needs it; of a sparse job, one whose number it is.
+    """
+    width, pair = f"w{cell.width:g}", f"A{cell.seed_a}→B{cell.seed_b}"
+    place = _place_in_words(cell)
+    match job.config:
+        case DenseConfig(seed=seed):
+            parts = ["dense", width, _net(seed), *_elsewhere(job, cell)]
+        case PruneConfig(round=number, sparsity=sparsity, seed=seed):
+            reached = dataclasses.replace(cell, method="imp", sparsity=sparsity)
+            parts = ["imp", width, *_place_in_words(reached), f"round {number}", _net(seed)]
+        case MatchConfig(matcher=matcher):
+            parts = [f"match {matcher}", width, pair, *_until(job.parent("b"))]
+        case ConnectConfig(correction=correction):
+            end = job.parent("b").job.config
+            if isinstance(end, PruneConfig):
+                parts = ["connect imp", width, f"round {end.round}", _net(end.seed), correction]
+            else:
+                parts = [f"connect {_matcher(job)}", width, pair, *_until(job.parent("b"))]
+        case PlaneConfig():
+            parts = ["plane", width, *place, pair, *_unlike_the_paper(cell)]
+        case EnsembleConfig():
+            nets = [_net(cell.seed_a), *_unlike_the_paper(cell)]
+            parts = [f"ensemble of {len(job.parents)} {cell.method}", width, *place, *nets]
+        case SparseConfig(order=order):
+            nets = [_net(cell.seed_a) if cell.method == "lth" else pair, *_unlike_the_paper(cell)]
+            parts = [cell.method, width, *place, *nets, *([f"order {order}"] if order else [])]
+    return " · ".join(parts)
+
+
+def run_params(job: Job, cell: Cell) -> dict[str, Any]:
+    """Return the params of the job's MLflow run: where it lies in the grid, and its recipe; arguments as above."""
+    config = job.config
+    params: dict[str, Any] = {
+        schema.PARAM_STAGE: job.kind,
+        schema.PARAM_MODEL: config.task.model,
+        schema.PARAM_DATASET: config.task.dataset,
+        schema.PARAM_WIDTH: f"{config.task.width:g}",
+    }
+    if isinstance(config, TRAINING_CONFIGS):
+        params |= dataclasses.asdict(config.recipe)
+        params |= {"augment": config.task.augment, "shortcut": config.task.shortcut}
+    match config:
+        case DenseConfig(seed=seed):
+            params |= {schema.PARAM_METHOD: "dense", schema.PARAM_SEED_A: seed}
+        case PruneConfig(seed=seed, sparsity=sparsity, round=number):
+            reached = dataclasses.replace(cell, method="imp", sparsity=sparsity)
+            params |= _place(reached) | {schema.PARAM_SEED_A: seed}
+            params |= {schema.PARAM_ROUND: number, "pruner": cell.pruner, "prune_fraction": cell.prune_fraction}
+            params |= {"prune_shortcuts": config.prune_shortcuts, "prune_classifier": config.prune_classifier}
+        case SparseConfig(order=order):
+            params |= _place(cell) | {"dense_epochs": cell.epochs, "dense_lr": cell.lr}
+            params |= {"rewind_offset": cell.rewind_offset, **{name: getattr(cell, name) for name in _PRUNING}}
+            if METHODS[cell.method].init != "a":
+                params[schema.PARAM_SEED_B] = cell.seed_b
+            params |= _matching(cell)
+            params |= {schema.PARAM_MASK_DATASET: cell.mask_dataset or cell.dataset, schema.PARAM_DATA_ORDER: order}
+        case MatchConfig(matcher=matcher):
+            params |= _pair(cell) | {schema.PARAM_MATCHER: matcher, "match_images": config.images}
+            params |= {"stream_taps": config.stream_taps, schema.PARAM_MATCH_EPOCH: cell.match_epoch}
+        case ConnectConfig():
+            params |= {schema.PARAM_CORRECTION: config.correction, "match_images": config.images}
+            params |= {"interpolation_points": config.points}
+            end = job.parent("b").job.config
+            if isinstance(end, PruneConfig):
+                params |= {schema.PARAM_PATH: "imp", schema.PARAM_SEED_A: end.seed, schema.PARAM_ROUND: end.round}
+                params[schema.PARAM_SPARSITY] = f"{end.sparsity:g}"
+            else:
+                params |= _pair(cell) | {schema.PARAM_PATH: "pair", schema.PARAM_MATCHER: _matcher(job)}
+                params[schema.PARAM_MATCH_EPOCH] = cell.match_epoch
+        case PlaneConfig():
+            params |= _place(cell) | _pair(cell) | {schema.PARAM_CORRECTION: config.correction}
+            params |= _matching(cell) | {"plane_resolution": config.resolution}
+        case EnsembleConfig():
+            params |= _place(cell) | _matching(cell) | {schema.MEMBERS: len(job.parents)}
+    return params
+
+
+def _place(cell: Cell) -> dict[str, Any]:
+    """Return where a cell lies in the grid; a dense net lies at no sparsity, a fine-tuned one at no rewind epoch."""
+    method = METHODS[cell.method]
+    params: dict[str, Any] = {schema.PARAM_METHOD: cell.method, schema.PARAM_SEED_A: cell.seed_a}
+    if method.mask is not None:
+        params[schema.PARAM_SPARSITY] = f"{cell.sparsity:g}"
+        if method.init != "final" or cell.pruner == "imp_rewind":
+            fresh = method.init == "fresh"  # a net of its own, from its initialisation on
+            params[schema.PARAM_REWIND_EPOCH] = 0 if fresh else cell.rewind_epoch
+    return params
+
+
+def _place_in_words(cell: Cell) -> list[str]:
+    place = _place(cell)
+    words = [f"S={_percent(cell.sparsity)}"] if schema.PARAM_SPARSITY in place else []
+    return [*words, f"k={place[schema.PARAM_REWIND_EPOCH]}"] if schema.PARAM_REWIND_EPOCH in place else words
+
+
+def _matching(cell: Cell) -> dict[str, Any]:
+    if METHODS[cell.method].transform != "permute":
+        return {}
+    return {schema.PARAM_MATCHER: cell.matcher, **{name: getattr(cell, name) for name in _MATCHING}}
+
+
+def _unlike_the_paper(cell: Cell) -> list[str]:
+    """Return how a permuted cell's nets were matched, as far as it differs from the paper's way."""
+    if METHODS[cell.method].transform != "permute":
+        return []
+    early = cell.match_epoch not in (-1, cell.epochs)
+    return [cell.matcher] * (cell.matcher != "activation") + [f"t={cell.match_epoch}"] * early
+
+
+def _elsewhere(job: Job, cell: Cell) -> list[str]:
+    task = job.config.task
+    return [] if task.dataset == cell.dataset else [task.dataset]
+
+
+def _pair(cell: Cell) -> dict[str, Any]:
+    return {schema.PARAM_SEED_A: cell.seed_a, schema.PARAM_SEED_B: cell.seed_b}
+
+
+def _matcher(job: Job) -> str:
+    config = job.parent("permutation").job.config
+    assert isinstance(config, MatchConfig)
+    return config.matcher
+
+
+def _until(ref: Ref) -> list[str]:
+    return [] if ref.epoch is None else [f"t={ref.epoch}"]
+
+
+def _net(seed: int) -> str:
+    return f"{'B' if seed % 2 else 'A'}{seed}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".rstrip("0").rstrip(".") + "%"

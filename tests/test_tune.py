@@ -1,0 +1,193 @@
+"""The Trainables in anybody's Tuner: from nothing to a result, sharing what they need, leaving nothing behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from PIL import Image
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from tiny_study import assert_same_result, publish, tiny_cell, tiny_space
+
+from study.plan import make_plan
+from trainables import LTH, Dense, Naive, Permuted, schema
+from trainables.execution import compute
+from trainables.graph import Ref, closure, dense_job, target
+from trainables.jobs import Context
+from trainables.store import Store
+from trainables.tune import PlannedJob, _absolute
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+
+class Results(tune.Callback):  # type: ignore[misc]
+    """Keeps every result of every trial."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        self.rows.append(result)
+
+
+def fit(trainable: type, space: dict[str, Any], folder: Path, stop: Any = None, **options: Any) -> Any:
+    """Run a Tuner; return its results and the rows of all trials."""
+    results = Results()
+    tuner = tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(**options),
+        run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0, callbacks=[results], stop=stop),
+    )
+    return tuner.fit(), results.rows
+
+
+# --- in a Tuner -------------------------------------------------------------------------------------------------------
+def test_two_trials_from_nothing_train_each_shared_job_once(cluster: None, published: Store, tmp_path: Path) -> None:
+    space = tiny_space(sparse_lr=(0.02, 0.05)).param_space(storage=str(tmp_path / "outputs"))
+    scheduler = ASHAScheduler(time_attr="epoch", max_t=2, grace_period=2)
+    grid, rows = fit(Permuted, space, tmp_path, metric="generalization_gap", mode="min", scheduler=scheduler)
+    assert not grid.errors
+    store = Store(tmp_path / "outputs")
+    jobs = [target(tiny_cell(sparse_lr=lr)) for lr in (0.02, 0.05)]
+    graph = closure(Ref(job) for job in jobs).jobs
+    computed = Counter((row["job_key"], row["step"]) for row in rows if "step" in row)
+    assert computed == {(key, step + 1): 1 for key, job in graph.items() for step in range(job.epochs)}
+    for result, job in zip(sorted(grid, key=lambda each: each.config["sparse_lr"]), jobs, strict=True):
+        final = store.read_json(job.key, schema.METRICS)["final"]
+        assert {name: result.metrics[name] for name in final} == final
+        assert result.metrics["status"] == "ok"
+        assert result.metrics["epoch"] == job.epochs
+    for key in closure([Ref(jobs[0])]).jobs:
+        assert_same_result(store, published, key)
+    best = min(result.metrics["generalization_gap"] for result in grid)
+    assert grid.get_best_result().metrics["generalization_gap"] == best
+    for row in rows:
+        own = row["job_key"] in {job.key for job in jobs}
+        assert row["epoch"] == (row["step"] if own else 0)
+        assert math.isnan(row["test_accuracy"]) != own, "an ancestor's accuracy is not the trial's"
+        assert math.isnan(row["generalization_gap"]) != (own and row["step"] == 2)
+
+
+def test_process_that_has_run_other_trials_gives_the_same_bits(
+    cluster: None, published: Store, context: Context, tmp_path: Path
+) -> None:
+    space = tiny_space(seeds=(1, 0), width=(0.5, 0.25)).param_space(storage=str(tmp_path / "outputs"))
+    grid, _ = fit(LTH, space, tmp_path, reuse_actors=True, max_concurrent_trials=1)
+    assert not grid.errors
+    assert len({result.metrics["pid"] for result in grid}) == 1, "one process ran all of them"
+    store = Store(tmp_path / "outputs")
+    for key in closure([Ref(target(tiny_cell("lth")))]).jobs:
+        assert_same_result(store, published, key)
+    other = Ref(target(tiny_cell("lth", seed=1, width=0.5)))
+    publish([other], context)
+    for key in closure([other]).jobs:
+        assert_same_result(store, context.store, key)
+
+
+def test_trial_that_is_stopped_gives_way_and_the_next_goes_on(cluster: None, published: Store, tmp_path: Path) -> None:
+    space = {**tiny_space().param_space(storage=str(tmp_path / "outputs")), "checkpoint_seconds": 0.0}
+    store, job = Store(tmp_path / "outputs"), target(tiny_cell("dense"))
+    _, rows = fit(Dense, space, tmp_path, stop={"epoch": 2})
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert job.key not in store
+    lease = store.lease(job.key)
+    assert lease is not None, "the stopped trial has given its lease back"
+    lease.release()
+    _, rows = fit(Dense, space, tmp_path)
+    assert [row["step"] for row in rows if "step" in row] == [3]
+    assert_same_result(store, published, job.key)
+
+
+def test_settings_of_another_method_are_an_error(cluster: None, tmp_path: Path) -> None:
+    space = {**tiny_space().param_space(storage=str(tmp_path / "outputs")), "method": "lth"}
+    grid, _ = fit(Naive, space, tmp_path)
+    assert "Naive trains method 'naive', the config says 'lth'" in str(grid.errors[0])
+    assert not (tmp_path / "outputs").exists()
+
+
+# --- without a cluster ------------------------------------------------------------------------------------------------
+def asked(trainable: type, config: dict[str, Any], data_dir: str | None = None) -> tuple[Any, Any]:
+    """Return job and outputs that a Trainable makes of a config."""
+    return trainable.__new__(trainable)._job(dict(config), data_dir)  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("trainable", "method"), [(Dense, "dense"), (LTH, "lth"), (Naive, "naive"), (Permuted, "permuted")]
+)
+def test_config_is_the_cell_of_the_method(trainable: type, method: str) -> None:
+    cell = asdict(tiny_cell(method))
+    without_method = {name: value for name, value in cell.items() if name != "method"}
+    for config in (cell, without_method):
+        job, outputs = asked(trainable, config)
+        assert (job.key, outputs) == (target(tiny_cell(method)).key, [None])
+
+
+def test_unknown_setting_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'sparcity'.*did you mean 'sparsity'"):
+        asked(Permuted, {"sparcity": 0.5})
+
+
+def test_value_out_of_bounds_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"sparsity must be a number in .*got 1.5"):
+        asked(Permuted, {"sparsity": 1.5, "dataset": "digits"})
+
+
+def test_folder_of_images_is_the_planners_job(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "image_folder" / split / label
+            folder.mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (40, 40), (10 * number, 0, 0)).save(folder / f"{number}.png")
+    settings = {"dataset": "image_folder", "batch_size": 2, "method": "dense"}
+    plan = make_plan(tiny_space(**settings), str(tmp_path))
+    ((key, job),) = plan.jobs.items()
+    assert job.config.task.data_version
+    cell = asdict(tiny_cell("dense", dataset="image_folder", batch_size=2))
+    assert asked(Dense, cell, str(tmp_path))[0].key == key
+
+
+def test_planned_job_is_found_by_its_key_among_its_cells() -> None:
+    cell, job = tiny_cell(), dense_job(tiny_cell(), 1)
+    config = {"cell": json.dumps(asdict(cell)), "key": job.key, "outputs": [1, None]}
+    found, outputs = asked(PlannedJob, config)
+    assert (found.key, outputs) == (job.key, [1, None])
+    with pytest.raises(RuntimeError, match="another version of the study"):
+        asked(PlannedJob, {**config, "key": "0" * 64})
+
+
+def test_divergence_ends_a_planned_job_without_an_exception(context: Context) -> None:
+    trial = PlannedJob.__new__(PlannedJob)
+    trial._target = target(tiny_cell("dense", model="mlp", lr=90.0))
+    trial._context, trial._rows = context, compute(trial._target, [None], context)
+    result = trial.step()
+    assert (result["status"], result["done"]) == ("failed", True)
+    assert "learning rate 90" in result["error"]
+
+
+def test_paths_are_the_drivers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNE_ORIG_WORKING_DIR", "/where/the/driver/is")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert _absolute("outputs") == Path("/where/the/driver/is/outputs")
+    assert _absolute("~/outputs") == Path("/home/somebody/outputs")
+    assert _absolute(tmp_path) == tmp_path

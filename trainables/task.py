@@ -1,0 +1,84 @@
+"""A task made concrete: its dataset on the device, and networks that fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trainables.config import Recipe, Task, model_options
+from trainables.data import load_dataset
+from trainables.data.batches import EvalBatches, TrainBatches, subset
+from trainables.data.dataset import Augmentation, Dataset, Split
+from trainables.models import build_model, image_options
+from trainables.models.network import Network
+from trainables.publishing import Context
+from trainables.training import Training
+
+EVAL_BATCH = 1000
+"""Images per batch where no gradients are needed."""
+
+
+class TaskData:
+    """The task's dataset and networks that fit it, on the device."""
+
+    def __init__(self, task: Task, context: Context) -> None:
+        """Load the dataset, once per process.
+
+        Raises:
+            ValueError: the data is not there on this machine.
+        """
+        self._task, self._device = task, context.device
+        self._dataset: Dataset = load_dataset(task.dataset, context.data_dir)
+        self.num_classes = self._dataset.num_classes
+        self.test = self._eval(self._dataset.test)
+        self.train_plain = self._eval(self._dataset.train)
+
+    def _eval(self, split: Split) -> EvalBatches:
+        dataset = self._dataset
+        return EvalBatches(
+            split,
+            mean=dataset.mean,
+            std=dataset.std,
+            batch_size=EVAL_BATCH,
+            device=self._device,
+            channels_last=True,
+        )
+
+    def model(self, weights: Mapping[str, Tensor] | None = None, *, stream_taps: str = "end") -> Network:
+        """Build the task's network on the device, freshly initialised or with the given weights."""
+        task, dataset = self._task, self._dataset
+        model = build_model(
+            task.model,
+            width=task.width,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.in_channels,
+            **model_options(task.shortcut, stream_taps),
+            **image_options(task.model, dataset.image_size),
+        )
+        if weights is not None:
+            model.load_state_dict(weights)
+        return model.to(self._device).to(memory_format=torch.channels_last)
+
+    def training(
+        self, model: nn.Module, recipe: Recipe, seed: int, mask: Mapping[str, Tensor] | None = None
+    ) -> Training:
+        """Return the training of `model` by `recipe`; order and augmentation come from `seed`."""
+        dataset = self._dataset
+        batches = TrainBatches(
+            dataset.train,
+            mean=dataset.mean,
+            std=dataset.std,
+            augmentation=dataset.augmentation if self._task.augment else Augmentation(),
+            batch_size=recipe.batch_size,
+            seed=seed,
+            device=self._device,
+            channels_last=True,
+        )
+        return Training(model, recipe, batches, self.test, mask)
+
+    def measuring(self, images: int, seed: int) -> EvalBatches:
+        """Return training images without augmentation: `images` of them, or all if it is 0 or more than there are."""
+        train = self._dataset.train
+        return self._eval(train if not 0 < images < len(train) else subset(train, images, seed))
