@@ -9,9 +9,9 @@ Expect:   LTH > permuted > naive, by more at 98 % than at 95 % and by more at th
 
 Three settings are not the paper's, because the paper's would hide the effect in 280 steps on 8x8 images:
 
-- Learning rate and weight decay are such that learning rate x weight decay x steps is about one, as in the paper's 78,000
-  steps. With less, the initialisation is not forgotten: the largest weights are those that were drawn large, and the
-  mask of A says nothing about B however well their units are matched.
+- Learning rate and weight decay are such that learning rate x weight decay x steps is about one, as in the paper's
+  78,000 steps. With less, the initialisation is not forgotten: the largest weights are those that were drawn large, and
+  the mask of A says nothing about B however well their units are matched.
 - Shortcuts are pruned. With one block per stage they would hold most of the weights that survive.
 - Rewind epochs are a quarter and a half of the training. From an untouched initialisation the paper sees next to no
   gain, and so does this net (--set rewind_epoch=0,5,10).

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
+from study.searcher import FAILED, PlanSearcher
 from trainables import schema
 
 if TYPE_CHECKING:
     from study.progress import Progress
-    from study.searcher import PlanSearcher
     from study.tracking import Tracker
 
 _PASSED_ON = ("timestamp", *schema.EPOCH_METRICS)
@@ -55,12 +55,12 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
             self._tracker.done(key)
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """Note why a trial died, after its last retry."""
+        """Note why a trial died, if it was the last attempt at its job."""
         key = self._key(trial)
         self._progress.ended(key)
-        error = _last_line(trial)
-        if self._searcher is not None:
-            self._searcher.errors[key] = error
+        if self._searcher is None or self._searcher.state.get(key) != FAILED:
+            return
+        self._searcher.errors[key] = error = _last_line(trial)
         self._tracker.failed(key, error)
 
 

@@ -55,6 +55,7 @@ def make_plan(space: SearchSpace, data_dir: str | None = None) -> Plan:
     Raises:
         ValueError: a value out of bounds, an unknown name, or data that is not there; the message says how to get it.
     """
+    _refuse_idle_settings(space)
     masks = space.mask_dataset if isinstance(space.mask_dataset, tuple) else (space.mask_dataset,)
     names = dict.fromkeys((*space.dataset, *filter(None, masks)))
     facts = {name: check_dataset(name, data_dir) for name in names}
@@ -93,6 +94,17 @@ def make_plan(space: SearchSpace, data_dir: str | None = None) -> Plan:
         lth_keys=lth_keys,
         separate_epochs=separate,
     )
+
+
+def _refuse_idle_settings(space: SearchSpace) -> None:
+    """Raise ValueError for a setting that would silently do nothing in this space."""
+    for setting, method in (("imp_path", "imp"), ("plane_resolution", "permuted")):
+        if getattr(space, setting) and method not in space.method:
+            raise ValueError(f"{setting} is measured for method {method!r}, which the space does not have")
+    if space.members and space.member:
+        raise ValueError(f"member={space.member} has no meaning with members={space.members}: all of them are trained")
+    if space.plane_resolution and space.mask_dataset:
+        raise ValueError("plane_resolution needs nets of one dataset, got a mask_dataset")
 
 
 def _cells(space: SearchSpace, facts: Mapping[str, DatasetFacts]) -> Iterator[Cell]:

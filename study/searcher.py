@@ -31,6 +31,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         todo: Mapping[str, set[int | None]],
         estimates: Estimates,
         surroundings: Mapping[str, Any],
+        retries: int = 0,
     ) -> None:
         """Prepare the order.
 
@@ -39,6 +40,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             todo: what has to be computed, from ``plan.closure.todo(published)``.
             estimates: decides which of the ready jobs goes first.
             surroundings: config entries that every trial gets (storage, data_dir, ...).
+            retries: attempts at a job after one that died. They are trials of their own: Tune itself gives up at once
+                on a trial whose process dies before it has begun, as one does that was kept for reuse.
         """
         super().__init__()
         self.plan = plan
@@ -48,6 +51,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         """Key of a failed job -> its error; of a blocked job -> key of the failed job that it waited for."""
         self.counts: Counter[tuple[str, str]] = Counter((plan.jobs[key].kind, WAITING) for key in self.todo)
         self._surroundings = dict(surroundings)
+        self._attempts_left = dict.fromkeys(self.todo, retries)
         self._children: dict[str, list[str]] = {key: [] for key in self.todo}
         self._open_parents: dict[str, int] = {}
         for key in self.todo:
@@ -95,7 +99,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         return Searcher.FINISHED  # type: ignore[no-any-return]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Release the children of a finished job, or block the descendants of a failed one."""
+        """Release the children of a finished job, or the job itself once more, or block a failed one's descendants."""
         key = self._trials.pop(trial_id, None)
         if key is None:
             return
@@ -105,6 +109,10 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
                 self._open_parents[child] -= 1
                 if not self._open_parents[child] and self.state[child] == WAITING:
                     self._release(child)
+            return
+        if error and self._attempts_left[key]:
+            self._attempts_left[key] -= 1
+            self._release(key)
             return
         self._move(key, FAILED)
         self.errors.setdefault(key, str((result or {}).get("error") or "the trial died"))

@@ -74,7 +74,7 @@ def run_sweep(
     try:
         if todo:
             surroundings = {"storage": str(store.root), "data_dir": data_dir}
-            searcher = PlanSearcher(plan, todo, estimates, surroundings)
+            searcher = PlanSearcher(plan, todo, estimates, surroundings, options.retries)
             with _termination_as_interrupt():
                 _fit(plan, store, searcher, tracker, estimates, options)
     finally:
@@ -104,6 +104,7 @@ def _fit(
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # failures are reported by job at the end
     print(f"starting Ray{f' on {options.address}' if options.address else ' on this machine'} ...", flush=True)
     _start_ray(options.address)
     try:
@@ -127,7 +128,7 @@ def _fit(
                 storage_path=str(directory),
                 verbose=0,
                 callbacks=[callback],
-                failure_config=tune.FailureConfig(max_failures=options.retries),
+                failure_config=tune.FailureConfig(max_failures=0),  # the searcher tries again
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )

@@ -46,6 +46,7 @@ TORCH_FREE = (
     "trainables.seeding",
     "trainables.store",
     "study.estimate",
+    "study.labels",
     "study.plan",
     "study.run",
     "study.tracking",
@@ -163,7 +164,7 @@ def test_no_module_imports_itself_through_others() -> None:
         visit(name, ())
 
 
-# --- what planning needs ----------------------------------------------------------------------------------------------
+# --- what planning needs --------------------------------------------------------------------------------------------
 def loaded_by(modules: Iterable[str]) -> dict[str, list[str]]:
     """Return which heavy libraries are loaded after each module, imported one after the other by a new process."""
     program = (
@@ -204,7 +205,7 @@ def test_analysis_loads_neither_torch_nor_ray() -> None:
     assert not guilty, f"{min(guilty)} loads torch or ray: results are read on machines that have neither"
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("path", TREES, ids=IDS)
 def test_a_file_is_named_after_what_it_is_about(path: Path) -> None:
     assert path.stem not in {"utils", "util", "common", "helpers", "misc"}, (

@@ -94,7 +94,7 @@ def refusal(make: Any, **settings: Any) -> str:
     return str(caught.value)
 
 
-# --- bounds -------------------------------------------------------------------------------------------------------
+# --- bounds ---------------------------------------------------------------------------------------------------------
 def test_every_number_of_a_cell_has_its_bounds_tested() -> None:
     numbers = {field.name for field in dataclasses.fields(Cell) if field.type in ("int", "float")}
     assert numbers == BOUNDS.keys(), "a number of Cell is missing in BOUNDS of this file, or was renamed"
@@ -195,7 +195,7 @@ def test_a_name_that_is_no_text_is_refused(field: str, name: object) -> None:
     assert f"unknown {field}" in refusal(cell, **{field: name})
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_takes_the_defaults(model: str) -> None:
     assert cell(model=model).width == 1.0
@@ -287,7 +287,7 @@ def test_members_of_an_ensemble_come_from_the_pairs_that_follow() -> None:
     assert max(last.seed_b, last.seed_own) < FRESH_SEEDS
 
 
-# --- from a mapping ---------------------------------------------------------------------------------------------------
+# --- from a mapping -------------------------------------------------------------------------------------------------
 def test_a_flat_mapping_makes_the_cell_it_was_made_from() -> None:
     original = cell(width=2, sparsity=0.95, seed=3, schedule="one_cycle", warmup_epochs=2)
     assert Cell.from_mapping(dataclasses.asdict(original)) == original

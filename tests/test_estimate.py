@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from search_spaces import SearchSpace, get_space
-from study.estimate import Estimates, estimate
+from study.estimate import SECONDS_PER_JOB, Estimates, estimate
 from study.plan import Plan, make_plan
-from trainables.schema import CONNECT, DENSE, MATCH, METRICS, PRUNE, SECONDS, SPARSE
+from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, METRICS, PLANE, PRUNE, SECONDS, SPARSE, STAGES
 from trainables.store import Store
 
 
@@ -65,7 +65,24 @@ def test_measuring_more_points_and_images_takes_longer(store: Store) -> None:
     assert guess(beyond, store)[of_kind(beyond, MATCH)[0]] == guess(every, store)[of_kind(every, MATCH)[0]]
 
 
-# --- corrected by measurements ----------------------------------------------------------------------------------------
+def test_a_plane_takes_the_square_of_its_resolution_and_an_ensemble_its_members(store: Store) -> None:
+    coarse, fine = (plan_of(plane_resolution=resolution) for resolution in (5, 10))
+    seconds = [guess(plan, store)[of_kind(plan, PLANE)[0]] - SECONDS_PER_JOB for plan in (coarse, fine)]
+    assert seconds[1] == pytest.approx(4 * seconds[0])
+    pair, many = (plan_of(method="lth", members=members) for members in (2, 6))
+    few, more = (guess(plan, store)[of_kind(plan, ENSEMBLE)[0]] - SECONDS_PER_JOB for plan in (pair, many))
+    assert more == pytest.approx(3 * few)
+
+
+def test_every_kind_of_job_of_every_shape_is_estimated(store: Store) -> None:
+    settings = {"method": ("imp", "lth", "permuted"), "imp_path": True, "interpolation_points": 3, "members": 2}
+    plan = plan_of(plane_resolution=3, match_epoch=(2, -1), **settings)
+    seconds = guess(plan, store)
+    assert {plan.jobs[key].kind for key in seconds} == set(STAGES)
+    assert min(seconds.values()) > 0
+
+
+# --- corrected by measurements --------------------------------------------------------------------------------------
 def test_one_measured_job_corrects_all(store: Store) -> None:
     plan = plan_of()
     first, measured = guess(plan, store), of_kind(plan, DENSE)[0]

@@ -31,6 +31,8 @@ SETTINGS_OF_STUDY = [f"{name}={value}" for name, value in {**SETTINGS, "epochs":
 SETTINGS_OF_STUDY += ["seeds=0,1", "interpolation_points=3"]
 MARK = "TEST_OF_FAULTS"
 """Environment variable by which the processes of one study are told from all others on the machine."""
+WORKERS = (b"ray::PlannedJob", b"ray::ResourceTrainable")
+"""Names of processes that run trials: before the first step, and in one."""
 RUN_SECONDS = 180
 
 
@@ -55,8 +57,8 @@ class Study:
         arguments = ["--space", SPACE, *settings, "--storage", str(self.store.root)]
         return python("-m", "study.run", *arguments, cwd=str(self.folder), env={MARK: self.mark})
 
-    def processes(self, name: bytes = b"") -> list[int]:
-        """Return the living processes of this study whose command line starts with `name`."""
+    def processes(self, *prefixes: bytes) -> list[int]:
+        """Return the living processes of this study, or those whose command line starts with one of `prefixes`."""
         parents, ours, names = {}, set(), {}
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
@@ -70,7 +72,7 @@ class Study:
         # Ray's workers write their name over their environment: they are known by their parents.
         while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
             ours |= more
-        return sorted(pid for pid in ours if names[pid].startswith(name))
+        return sorted(pid for pid in ours if names[pid].startswith(prefixes or b""))
 
     def kill_all(self) -> None:
         """Remove whatever is left of this study's processes; those of others are not touched."""
@@ -184,7 +186,7 @@ def test_workers_killed_under_a_running_study(study: Study, undisturbed: Study, 
     for share in (0.1, 0.4, 0.7):
         assert wait_for_results(study, process, int(share * total))
         time.sleep(luck.uniform(0.0, 0.5))
-        workers = study.processes(b"ray::PlannedJob")
+        workers = study.processes(*WORKERS)
         if workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(luck.choice(workers), signal.SIGKILL)

@@ -148,7 +148,7 @@ def measured(**settings: Any) -> Cell:
     return interpolating(plane_resolution=21, members=3, **settings)
 
 
-# --- keys -------------------------------------------------------------------------------------------------------------
+# --- keys -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", STAGES)
 def test_golden_keys_change_only_together_with_versions(kind: str) -> None:
     version, key = GOLDEN[kind]
@@ -307,7 +307,7 @@ def test_parents_and_their_roles_are_in_the_key() -> None:
     assert straight.key == make_job(MATCH, config, b=b, a=a).key  # but not the order in which they are listed
 
 
-# --- pruning rounds -----------------------------------------------------------------------------------------------
+# --- pruning rounds -------------------------------------------------------------------------------------------------
 SPARSITIES = [0.0, 1e-6, 0.1, 0.2, 0.36, 0.488, 0.5, 0.5904, 0.67232, 0.8, 0.9, 0.95, 0.97, 0.99, 0.999]
 FRACTIONS = [0.05, 0.1, 0.2, 0.5, 0.9]
 
@@ -400,7 +400,7 @@ def test_a_chain_may_be_longer_than_the_recursion_limit() -> None:
     assert sum(each.kind == PRUNE for each in closure([Ref(job)]).jobs.values()) == len(rounds)
 
 
-# --- measurements -----------------------------------------------------------------------------------------------------
+# --- measurements ---------------------------------------------------------------------------------------------------
 def test_the_path_is_measured_before_and_after_matching() -> None:
     made = interpolating(matcher="weight", correction="repair")
     before, after = measurements(made)
@@ -421,7 +421,7 @@ def test_nothing_is_measured_unasked() -> None:
     assert all(measurements(interpolating(method=name)) == () for name in METHODS if name != "permuted")
 
 
-# --- walking ----------------------------------------------------------------------------------------------------------
+# --- walking --------------------------------------------------------------------------------------------------------
 def cells_of(name: str) -> list[Cell]:
     return [Cell.from_mapping(values) for values in SPACES[name].cells()]
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from search_spaces import SearchSpace, get_space
+from search_spaces import RECIPES, SearchSpace, get_space
+from search_spaces.space import AXES
 from study.plan import Plan, make_plan, override
 from study.tracking import recipe_digest
 from trainables.config import Cell
@@ -45,7 +47,7 @@ def counts(plan: Plan) -> dict[str, int]:
     return dict(Counter(job.kind for job in plan.jobs.values()))
 
 
-# --- what is shared -----------------------------------------------------------------------------------------------
+# --- what is shared -------------------------------------------------------------------------------------------------
 def chain_length(sparsities: tuple[float, ...], fraction: float) -> int:
     """Return the pruning rounds of one net: the full ones of all targets together, and one that lands on each."""
     full: set[float] = set()
@@ -182,7 +184,97 @@ def test_planning_needs_no_heavy_library() -> None:
     assert answer.stdout == "[]\n", "planning must not wait for these imports: move them to where they are used"
 
 
-# --- overriding -------------------------------------------------------------------------------------------------------
+# --- ensembles, planes and masks from elsewhere ---------------------------------------------------------------------
+def test_members_of_an_ensemble_are_cells_of_the_plan() -> None:
+    methods = ("dense", "imp", "lth", "permuted", "naive")
+    plan = make_plan(small(method=methods, members=3, sparsity=0.2))
+    assert plan.requests == len(methods) * 3
+    assert counts(plan) == {
+        DENSE: 6,  # A and B of three pairs
+        PRUNE: 3,  # IMP's members; the others wear the first one's mask
+        MATCH: 3,
+        SPARSE: 3 * 3,
+        ENSEMBLE: len(methods),
+    }
+    assert plan.separate_epochs == 3 * (20 + (20 + 2) + (20 + 2 + 15) + 2 * (2 * 20 + 2 + 15))
+
+
+def test_a_member_is_known_by_its_own_cell() -> None:
+    plan = make_plan(small(method=("dense", "imp", "lth", "permuted", "naive", "own_mask"), members=3))
+    for key, job in plan.jobs.items():
+        if job.kind == SPARSE:
+            assert target(plan.cells[key]).key == key, "it would be called and described as another one"
+        if job.kind == ENSEMBLE:
+            assert key in {each.key for each in measurements(plan.cells[key])}
+
+
+def test_every_lth_member_is_compared_with_the_first() -> None:
+    plan = make_plan(small(method=("lth", "permuted"), members=3))
+    (lth,) = set(plan.lth_keys.values())
+    assert len(plan.lth_keys) == 6
+    assert plan.cells[lth] == dataclasses.replace(plan.cells[lth], method="lth", member=0)
+
+
+def test_a_plane_s_lth_net_is_known_as_such_where_the_grid_has_none() -> None:
+    for methods in ("permuted", ("permuted", "lth")):
+        plan = make_plan(small(method=methods, plane_resolution=3))
+        assert counts(plan) == {DENSE: 2, PRUNE: 4, MATCH: 1, SPARSE: 2, PLANE: 1}
+        for key, job in plan.jobs.items():
+            if job.kind == SPARSE:
+                assert target(plan.cells[key]).key == key
+                assert plan.cells[key].method == ("permuted" if "permutation" in dict(job.parents) else "lth")
+        assert list(plan.cells) == list(plan.jobs)
+
+
+def test_early_matches_share_all_but_the_match_and_its_use() -> None:
+    plan = make_plan(small(match_epoch=(2, 10, 20, -1)))
+    assert plan.requests == 4 * 4
+    assert counts(plan) == {DENSE: 2, PRUNE: 4, MATCH: 3, SPARSE: 2 + 3}  # 20 epochs are all, like -1
+
+
+def images(root: Path, classes: int, size: int) -> None:
+    """Write a dataset of one image per class and split."""
+    for split in ("train", "test"):
+        for number in range(classes):
+            folder = root / split / f"class{number:02}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (size, size)).save(folder / "image.png")
+
+
+def transfer(**settings: Any) -> SearchSpace:
+    fixed = {"dataset": "svhn", "mask_dataset": "image_folder", "method": ("dense", "imp", "naive", "permuted")}
+    return small(**{**fixed, **settings})
+
+
+def test_a_mask_from_elsewhere_needs_the_data_of_both(tmp_path: Path) -> None:
+    images(tmp_path / "svhn", 10, 32)
+    with pytest.raises(ValueError, match=r"dataset 'image_folder' is not in"):
+        make_plan(transfer(), str(tmp_path))
+    images(tmp_path / "image_folder", 10, 32)
+    plan = make_plan(transfer(), str(tmp_path))
+    assert plan.facts.keys() == {"svhn", "image_folder"}
+    assert counts(plan) == {DENSE: 3, PRUNE: 4, MATCH: 1, SPARSE: 2}  # A on both, B on the target's
+    versions = {job.config.task.dataset: job.config.task.data_version for job in plan.jobs.values()}
+    assert versions == {name: facts.fingerprint for name, facts in plan.facts.items()}
+
+
+@pytest.mark.parametrize(("classes", "size", "model"), [(9, 32, "resnet8"), (10, 16, "mlp"), (10, 72, "resnet50")])
+def test_a_mask_of_another_shape_is_refused(tmp_path: Path, classes: int, size: int, model: str) -> None:
+    images(tmp_path / "svhn", 10, 32)
+    images(tmp_path / "image_folder", classes, size)
+    with pytest.raises(ValueError, match=f"mask_dataset 'image_folder' .*{classes} classes, 3 channels, {size} pixels"):
+        make_plan(transfer(model=model), str(tmp_path))
+    with pytest.raises(ValueError, match=r"mask_dataset 'digits' .*dataset 'svhn' "):
+        make_plan(transfer(model=model, mask_dataset="digits"), str(tmp_path))
+
+
+def test_other_sizes_of_images_are_fine_for_a_net_that_takes_them(tmp_path: Path) -> None:
+    images(tmp_path / "svhn", 10, 32)
+    images(tmp_path / "image_folder", 10, 16)
+    assert make_plan(transfer(model="resnet8"), str(tmp_path)).facts["image_folder"].image_size == 16
+
+
+# --- overriding -----------------------------------------------------------------------------------------------------
 def test_an_axis_takes_several_values_and_keeps_their_types() -> None:
     space = override(QUICKSTART, ["width=0.5, 2", "sparsity=0.9", "seeds=3,4", "method=lth,naive", "rewind_epoch=0"])
     assert (space.width, space.sparsity, space.seeds) == ((0.5, 2.0), (0.9,), (3, 4))
@@ -236,7 +328,63 @@ def test_a_value_of_another_type_is_refused(assignment: str, message: str) -> No
 def test_an_unknown_key_is_refused_with_the_nearest(key: str, nearest: str) -> None:
     with pytest.raises(ValueError, match="unknown key") as caught:
         override(QUICKSTART, [f"{key}=1"])
-    assert str(caught.value).startswith(f"unknown key of --set {key!r} (did you mean {nearest!r}?); known: recipe, model")
+    assert str(caught.value).startswith(
+        f"unknown key of --set {key!r} (did you mean {nearest!r}?); known: recipe, model"
+    )
+
+
+# --- recipes by name ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_sets_all_its_fields_and_nothing_else(name: str) -> None:
+    space = SearchSpace(name="test", question="?", epochs=60, rewind_epoch=5, width=(1, 4), lr=0.3, correction="none")
+    assert override(space, [f"recipe={name}"]) == dataclasses.replace(space, **RECIPES[name])
+
+
+def test_later_overrides_win_over_a_recipe_and_a_recipe_over_earlier_ones() -> None:
+    short = RECIPES["short"]
+    after = override(QUICKSTART, ["recipe=short", "lr=0.3", "epochs=12"])
+    assert (after.lr, after.epochs, after.sparse_lr) == (0.3, 12, short["sparse_lr"])
+    before = override(QUICKSTART, ["lr=0.3", "width=2", "recipe=short"])
+    assert (before.lr, before.width) == (short["lr"], (2.0,))
+    last = override(QUICKSTART, ["recipe=paper_imagenet", "recipe=short"])
+    assert (last.schedule, last.epochs) == (short["schedule"], short["epochs"])
+
+
+def test_the_short_recipe_makes_a_plan() -> None:
+    space = override(QUICKSTART, ["recipe=short", "width=0.5", "sparsity=0.95", "seeds=0", "rewind_epoch=0,2"])
+    recipes = {job.config.recipe for job in make_plan(space).jobs.values() if job.kind == DENSE}  # type: ignore[union-attr]
+    (recipe,) = recipes
+    short = RECIPES["short"]
+    assert {field: getattr(recipe, field) for field in ("epochs", "lr", "schedule", "warmup_epochs")} == {
+        field: short[field] for field in ("epochs", "lr", "schedule", "warmup_epochs")
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_of_known_settings_and_say_how_to_train_completely(name: str) -> None:
+    assert RECIPES[name].keys() <= {field.name for field in SearchSpace.settings()} - set(AXES)
+    training = {"epochs", "batch_size", "lr", "sparse_lr", "momentum", "weight_decay", "schedule", "warmup_epochs"}
+    pruning = {"pruner", "prune_fraction", "imp_epochs", "imp_lr", "imp_momentum", "imp_weight_decay"}
+    assert RECIPES[name].keys() >= training | pruning
+
+
+def test_a_recipe_too_short_for_the_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^rewind_epoch must be .* below the 20 dense epochs, got 25$"):
+        override(SearchSpace(name="test", question="?", rewind_epoch=(10, 25)), ["recipe=short"])
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"^unknown recipe 'shrt' \(did you mean 'short'\?\); known: paper, "):
+        override(QUICKSTART, ["recipe=shrt"])
+
+
+def test_new_settings_can_be_set() -> None:
+    first = ["match_epoch=2,-1", "rewind_offset=1", "prune_tolerance=0.005", "sparse_schedule=resume"]
+    then = ["mask_dataset=digits", "members=3", "imp_path=true", "plane_resolution=5"]
+    space = override(QUICKSTART, [*first, *then])
+    assert (space.match_epoch, space.rewind_offset, space.prune_tolerance) == ((2, -1), 1, 0.005)
+    assert (space.sparse_schedule, space.mask_dataset, space.members) == ("resume", "digits", 3)
+    assert (space.imp_path, space.plane_resolution) == (True, 5)
 
 
 @pytest.mark.parametrize("key", ["name", "question", "settings"])
@@ -245,7 +393,7 @@ def test_a_space_cannot_be_renamed(key: str) -> None:
         override(QUICKSTART, [f"{key}=other"])
 
 
-# --- the recipe of a space -------------------------------------------------------------------------------------------
+# --- the recipe of a space ------------------------------------------------------------------------------------------
 def test_growing_the_grid_keeps_the_recipe() -> None:
     grown = override(QUICKSTART, ["width=1,2,4", "seeds=0,1,2,3,4", "sparsity=0.5", "method=lth", "matcher=weight"])
     assert recipe_digest(grown) == recipe_digest(QUICKSTART)

@@ -12,9 +12,8 @@ import pytest
 from tiny_study import tiny_space
 
 from study import progress as module
-from study.estimate import Estimates
+from study.estimate import Estimates, duration
 from study.plan import Plan, make_plan
-from study.estimate import duration
 from study.progress import Progress
 from study.searcher import PlanSearcher
 from trainables import schema

@@ -74,7 +74,7 @@ def test_a_warm_up_does_not_move_the_steps() -> None:
     assert plain[2 * STEPS :] == warmed[2 * STEPS :]
 
 
-# --- resumed: a schedule whose beginning lies before the training -------------------------------------------------------
+# --- resumed: a schedule whose beginning lies before the training ---------------------------------------------------
 @pytest.mark.parametrize("rewind_epoch", [0, 1, 3, 9])
 @pytest.mark.parametrize("warmup", [0.0, 2.0, 4.5])
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -150,7 +150,9 @@ def test_there_is_no_step_outside_the_training(step: int) -> None:
 
 
 def test_every_schedule_is_known_here() -> None:
-    assert SCHEDULES.keys() == {"cosine", "cosine_step", "one_cycle", "steps", "constant"}, "test the new schedule in this file"
+    assert SCHEDULES.keys() == {"cosine", "cosine_step", "one_cycle", "steps", "constant"}, (
+        "test the new schedule in this file"
+    )
 
 
 GOLDEN = {

@@ -178,6 +178,44 @@ def test_error_that_the_callback_knows_better_is_kept(plan: Plan) -> None:
     assert searcher.errors[key] == "CUDA out of memory"
 
 
+def test_job_that_died_is_tried_again_and_failed_after_the_last_attempt(plan: Plan) -> None:
+    estimates = Estimates(dict.fromkeys(plan.jobs, 1.0), 0)
+    searcher = PlanSearcher(plan, plan.closure.todo(set()), estimates, {}, retries=2)
+    key = searcher.suggest("t0")["key"]
+    for attempt in range(2):
+        searcher.on_trial_complete(f"t{attempt}", None, error=True)
+        check_counts(searcher)
+        assert searcher.state[key] == READY
+        assert searcher.suggest(f"t{attempt + 1}")["key"] == key, "as urgent as before"
+    searcher.on_trial_complete("t2", None, error=True)
+    assert searcher.state[key] == FAILED
+    check_counts(searcher)
+
+
+def test_every_job_may_die_as_often_as_there_are_retries(plan: Plan) -> None:
+    estimates = Estimates(dict.fromkeys(plan.jobs, 1.0), 0)
+    searcher = PlanSearcher(plan, plan.closure.todo(set()), estimates, {}, retries=1)
+    seen: Counter[str] = Counter()
+    trial = 0
+    while isinstance(config := searcher.suggest(f"t{trial}"), dict):
+        seen[config["key"]] += 1
+        died = seen[config["key"]] == 1
+        searcher.on_trial_complete(f"t{trial}", None if died else OK, error=died)
+        trial += 1
+    assert config == Searcher.FINISHED
+    assert seen == dict.fromkeys(plan.jobs, 2)
+    assert set(searcher.state.values()) == {DONE}
+    assert searcher.errors == {}
+
+
+def test_failure_that_would_only_repeat_itself_is_not_tried_again(plan: Plan) -> None:
+    estimates = Estimates(dict.fromkeys(plan.jobs, 1.0), 0)
+    searcher = PlanSearcher(plan, plan.closure.todo(set()), estimates, {}, retries=3)
+    key = searcher.suggest("t")["key"]
+    searcher.on_trial_complete("t", {"status": "failed", "error": "loss is nan"})
+    assert (searcher.state[key], searcher.errors[key]) == (FAILED, "loss is nan")
+
+
 @pytest.mark.parametrize("result", [None, {}, {"status": None}, {"done": True}, {"status": "failed"}])
 def test_result_without_a_good_status_is_a_failure(plan: Plan, result: dict[str, Any] | None) -> None:
     searcher = new_searcher(plan)

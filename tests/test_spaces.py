@@ -89,7 +89,7 @@ def test_a_misspelt_space_is_refused_with_the_nearest_and_all_known_ones() -> No
     assert str(caught.value).endswith(f"known: {', '.join(SPACES)}")
 
 
-# --- for a plain Tuner ------------------------------------------------------------------------------------------------
+# --- for a plain Tuner ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", SPACES)
 def test_a_tuner_gets_every_axis_as_a_grid(name: str) -> None:
     space = SPACES[name]
@@ -133,7 +133,7 @@ def test_the_axes_are_settings() -> None:
     assert set(AXES) <= {field.name for field in SearchSpace.settings()}
 
 
-# --- pure data --------------------------------------------------------------------------------------------------------
+# --- pure data ------------------------------------------------------------------------------------------------------
 def test_the_standard_library_is_all_that_a_space_needs() -> None:
     program = (
         "import json, sys; before = set(sys.modules); import search_spaces; "
