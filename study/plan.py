@@ -103,8 +103,6 @@ def _refuse_idle_settings(space: SearchSpace) -> None:
             raise ValueError(f"{setting} is measured for method {method!r}, which the space does not have")
     if space.members and space.member:
         raise ValueError(f"member={space.member} has no meaning with members={space.members}: all of them are trained")
-    if space.plane_resolution and space.mask_dataset:
-        raise ValueError("plane_resolution needs nets of one dataset, got a mask_dataset")
 
 
 def _cells(space: SearchSpace, facts: Mapping[str, DatasetFacts]) -> Iterator[Cell]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from search_spaces import SPACES, get_space
 from study.estimate import Estimates, duration, estimate
 from study.plan import Plan, make_plan, override
-from study.tracking import check_tracking, default_tracking_uri
+from study.tracking import check_tracking, default_tracking_uri, redact
 from trainables import schema
 from trainables.store import Store
 
@@ -53,13 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from study.sweep import ClusterError, run_sweep  # ray and torch: only now that the request is known to be right
 
-        return run_sweep(plan, store, uri, data_dir, options, shlex.join(["python", "-m", "study.run", *arguments]))
+        return run_sweep(plan, store, uri, data_dir, options, _command(arguments))
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_REQUEST
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """Return the command line for messages, without the password of a tracking server."""
+    shown = [redact(each) if "://" in each else each for each in arguments]
+    return shlex.join(["python", "-m", "study.run", *shown])
 
 
 def _parser() -> argparse.ArgumentParser:

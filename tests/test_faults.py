@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from tiny_study import SETTINGS, TIMES, assert_same_result, python
+from tiny_study import TIMES, assert_same_result, assignments, python
 
 from search_spaces import get_space
 from study.plan import Plan, make_plan, override
@@ -27,8 +27,7 @@ from trainables.store import Store
 pytestmark = pytest.mark.slow
 
 SPACE = "digits_quickstart"
-SETTINGS_OF_STUDY = [f"{name}={value}" for name, value in {**SETTINGS, "epochs": 12, "imp_epochs": 4}.items()]
-SETTINGS_OF_STUDY += ["seeds=0,1", "interpolation_points=3"]
+SETTINGS = assignments(get_space(SPACE), epochs=12, imp_epochs=4, seeds=(0, 1))
 MARK = "TEST_OF_FAULTS"
 """Environment variable by which the processes of one study are told from all others on the machine."""
 WORKERS = (b"ray::PlannedJob", b"ray::ResourceTrainable")
@@ -38,7 +37,7 @@ RUN_SECONDS = 180
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return make_plan(override(get_space(SPACE), SETTINGS_OF_STUDY))
+    return make_plan(override(get_space(SPACE), SETTINGS))
 
 
 @dataclass
@@ -53,7 +52,7 @@ class Study:
         return Store(self.folder / "outputs")
 
     def start(self) -> subprocess.Popen[str]:
-        settings = [f"--set={each}" for each in SETTINGS_OF_STUDY]
+        settings = [f"--set={each}" for each in SETTINGS]
         arguments = ["--space", SPACE, *settings, "--storage", str(self.store.root)]
         return python("-m", "study.run", *arguments, cwd=str(self.folder), env={MARK: self.mark})
 

@@ -121,6 +121,11 @@ def test_manifest_says_where_a_result_comes_from(published: Store) -> None:
     assert {"python", "torch", "device", "threads", "host"} <= manifest["environment"].keys()
 
 
+def test_tensors_come_in_the_same_order_each_time(published: Store) -> None:
+    names = [list(read_mask(published, PRUNED.key)) for _ in range(5)]
+    assert names == [sorted(names[0])] * 5
+
+
 def test_nothing_is_left_beside_the_results(published: Store) -> None:
     assert not list((published.root / "work").rglob("*"))
     assert not list((published.root / "leases").iterdir())

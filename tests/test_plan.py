@@ -413,3 +413,17 @@ def test_the_rounds_of_the_quickstart_land_on_its_sparsities() -> None:
     fraction = QUICKSTART.prune_fraction
     landed = {job.config.sparsity for job in plan.jobs.values() if job.kind == PRUNE}  # type: ignore[union-attr]
     assert landed == {each for sparsity in QUICKSTART.sparsity for each in round_sparsities(sparsity, fraction)}
+
+
+# --- settings that would do nothing ---------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"imp_path": True, "interpolation_points": 3, "method": ("lth",)}, "imp_path is measured for method 'imp'"),
+        ({"plane_resolution": 3, "method": ("lth",)}, "plane_resolution is measured for method 'permuted'"),
+        ({"members": 3, "member": 1}, "member=1 has no meaning with members=3"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_plan(small(**settings))

@@ -305,6 +305,8 @@ def test_gap_is_logged_once_its_other_end_exists(
         bring_back(own_copy, late)
         log_all(plan, own_copy, uri)
     else:
+        wait_for(lambda: by_key(uri)[naive.key].info.status == "FINISHED")
+        assert gap not in by_key(uri)[naive.key].data.metrics
         bring_back(own_copy, late)
         tracker.done(late.key)
         assert tracker.close(60)

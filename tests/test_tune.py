@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -110,8 +111,10 @@ def test_trial_that_is_stopped_gives_way_and_the_next_goes_on(cluster: None, pub
     _, rows = fit(Dense, space, tmp_path, stop={"epoch": 2})
     assert [row["epoch"] for row in rows] == [1, 2]
     assert job.key not in store
-    lease = store.lease(job.key)
-    assert lease is not None, "the stopped trial has given its lease back"
+    end = time.monotonic() + 30  # Tune does not wait for the processes of stopped trials to end
+    while (lease := store.lease(job.key)) is None:
+        assert time.monotonic() < end, "the stopped trial has not given its lease back"
+        time.sleep(0.1)
     lease.release()
     _, rows = fit(Dense, space, tmp_path)
     assert [row["step"] for row in rows if "step" in row] == [3]

@@ -49,6 +49,16 @@ def tiny_space(name: str = "tiny", **changes: Any) -> SearchSpace:
     return SearchSpace(name=name, question="Does it work?", **{**SETTINGS, "seeds": (0,), **changes})
 
 
+def assignments(space: SearchSpace, **changes: Any) -> list[str]:
+    """Return what ``--set`` has to be given to turn a space into the tiny study."""
+    tiny, settings = tiny_space(interpolation_points=3, **changes), []
+    for field in SearchSpace.settings():
+        value = getattr(tiny, field.name)
+        if value != getattr(space, field.name):
+            settings.append(f"{field.name}={','.join(map(str, value if isinstance(value, tuple) else (value,)))}")
+    return settings
+
+
 def publish(roots: Iterable[Ref], context: Context) -> list[Row]:
     """Compute outputs and whatever they need; return the rows."""
     return [row for root in roots for row in compute(root.job, [root.epoch], context)]
