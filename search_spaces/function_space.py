@@ -1,6 +1,7 @@
 """Where the nets lie and how they differ: paths, planes and ensembles (paper, Figs 3, 4; table 1).
 
 Command:  python -m study.run --space mode_connectivity --data-dir DIR   (likewise ensemble_diversity)
+Jobs:     mode_connectivity 630 (19,500 epochs), ensemble_diversity 90 (7,375).
 Expect:   mode_connectivity: the barrier between A and B after matching and BatchNorm reset falls with width (ResNet20,
           CIFAR-10: loss barrier 0.99 / 0.34 / 0.11 / 0.06 / 0.05 at 1 / 2 / 4 / 8 / 16); dense A and its pruned self
           stay connected over all rounds once the statistics are reset. ensemble_diversity: five LTH nets disagree far

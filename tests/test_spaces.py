@@ -14,9 +14,13 @@ import pytest
 
 from search_spaces import SPACES, SearchSpace, get_space
 from search_spaces.space import AXES
+from study import plan as plan_module
 from study.plan import make_plan
 from trainables.config import Cell
 from trainables.data import DATASETS, get_entry
+from trainables.data.dataset import DatasetFacts
+
+ROOT = Path(__file__).parents[1]
 
 
 def axes(space: SearchSpace) -> dict[str, tuple[Any, ...]]:
@@ -143,3 +147,31 @@ def test_the_standard_library_is_all_that_a_space_needs() -> None:
     answer = subprocess.run([sys.executable, "-S", "-c", program], cwd=root, check=True, capture_output=True, text=True)
     foreign = set(json.loads(answer.stdout)) - sys.stdlib_module_names - {"search_spaces"}
     assert not foreign, f"search_spaces must import the standard library alone, not {sorted(foreign)}"
+
+
+JOBS = {
+    "digits_quickstart": (296, 1_824),
+    "resnet20_width_sweep": (1_596, 232_200),
+    "resnet20_cifar100_width_sweep": (1_020, 133_560),
+    "vgg11_rewind_sweep": (180, 25_950),
+    "resnet50_imagenet_sweep": (49, 1_875),
+    "early_matching": (162, 19_170),
+    "matcher_ablation": (318, 31_980),
+    "mask_controls": (384, 40_680),
+    "mask_transfer": (117, 13_530),
+    "mode_connectivity": (630, 19_500),
+    "ensemble_diversity": (90, 7_375),
+}
+"""Space -> jobs and epochs, as the space's own file gives them."""
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_files_of_the_spaces_say_what_they_cost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = DatasetFacts(
+        num_classes=10, in_channels=3, image_size=32, train_images=50_000, test_images=10_000, fingerprint=""
+    )
+    monkeypatch.setattr(plan_module, "check_dataset", lambda name, data_dir: facts)
+    plan = make_plan(SPACES[name])
+    assert (len(plan.jobs), plan.epochs) == JOBS[name]
+    text = " ".join(path.read_text() for path in (ROOT / "search_spaces").glob("*.py"))
+    assert all(re.search(rf"\b{number:,}\b", text) for number in JOBS[name]), "correct the numbers in the space's file"

@@ -21,6 +21,7 @@ from trainables.matching import match, mean_over_groups
 from trainables.permutations import Permutation, apply_permutation, permutation_spec
 from trainables.planes import plane_grid
 from trainables.publishing import Context, Files, Metrics, Row, now, publish
+from trainables.repair import batchnorm_layers
 from trainables.seeding import derive_seed
 from trainables.similarity import disagreement, ensemble_accuracy, js_divergence, kl_divergence, pairwise_mean
 from trainables.store import Store
@@ -48,8 +49,24 @@ def _match(job: Job, context: Context) -> Outcome:
         data.model(read_weights(store, job.parent(role).key), stream_taps=config.stream_taps) for role in ("a", "b")
     )
     seed = derive_seed(config.seed, "match")
-    found = match(model_a, model_b, data.measuring(config.images, seed), config.matcher, seed=seed)
+    images = data.measuring(config.images, seed)
+    found = match(model_a, model_b, images, config.matcher, seed=seed)
+
+    def barrier(permutation: Permutation | None) -> float:
+        curve = interpolation_curve(
+            model_a,
+            model_b,
+            data.test,
+            alphas=(0.0, 0.5, 1.0),
+            permutation=permutation,
+            correction="bn_reset" if batchnorm_layers(model_a) else "repair",
+            train_batches=images,
+        )
+        return loss_barrier(curve)
+
     metrics = {
+        schema.LOSS_BARRIER_BEFORE: barrier(None),
+        schema.LOSS_BARRIER_AFTER: barrier(found.permutation),
         schema.MEAN_CORRELATION: mean_over_groups(found.correlation),
         schema.MEAN_CORRELATION_IDENTITY: mean_over_groups(found.correlation_identity),
         schema.MOVED_UNITS: found.moved_units,
