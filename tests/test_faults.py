@@ -177,6 +177,17 @@ def test_driver_killed_again_and_again(study: Study, undisturbed: Study, plan: P
     assert_as_if_nothing_had_happened(study, undisturbed, plan)
 
 
+def kill_a_worker(study: Study, process: subprocess.Popen[str], luck: random.Random) -> bool:
+    """Kill one of the study's workers as soon as there is one; say whether it came to that before the study ended."""
+    while process.poll() is None:
+        if workers := study.processes(*WORKERS):
+            with contextlib.suppress(ProcessLookupError):  # it ended between our look and our blow
+                os.kill(luck.choice(workers), signal.SIGKILL)
+                return True
+        time.sleep(0.05)
+    return False
+
+
 def test_workers_killed_under_a_running_study(study: Study, undisturbed: Study, plan: Plan) -> None:
     luck = random.Random(3)
     process = study.start()
@@ -185,11 +196,7 @@ def test_workers_killed_under_a_running_study(study: Study, undisturbed: Study, 
     for share in (0.1, 0.4, 0.7):
         assert wait_for_results(study, process, int(share * total))
         time.sleep(luck.uniform(0.0, 0.5))
-        workers = study.processes(*WORKERS)
-        if workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(luck.choice(workers), signal.SIGKILL)
-                kills += 1
+        kills += kill_a_worker(study, process, luck)
     out, err = process.communicate(timeout=RUN_SECONDS)
     assert process.returncode == 0, (out, err)
     assert kills == 3
