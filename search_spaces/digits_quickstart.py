@@ -4,14 +4,14 @@ Question: does the mask of net A serve net B, once it is permuted to B's basin, 
 Command:  python -m study.run --space digits_quickstart
 Jobs:     296, 1,824 epochs of a tenth of a second each.
 Expect:   LTH > permuted > naive, by more at 98 % than at 95 % and by more at the later rewind epoch, where naive falls;
-          no room left for a gain at width 1 and 95 %. The midpoint of the path from A to B is far better after
+          little room is left for a gain at width 1 and 95 %. The midpoint of the path from A to B is far better after
           matching. README.md has the table of a run.
 
 Three settings are not the paper's, because the paper's would hide the effect in 280 steps on 8x8 images:
 
-- Learning rate and weight decay are such that learning rate x weight decay x steps is about one, as in the paper's
-  78,000 steps. With less, the initialisation is not forgotten: the largest weights are those that were drawn large, and
-  the mask of A says nothing about B however well their units are matched.
+- Learning rate and weight decay are such that mean learning rate x weight decay x steps is of the order of one (0.6),
+  as in the paper's 78,000 steps (1.6). With less, the initialisation is not forgotten: the largest weights are those
+  that were drawn large, and the mask of A says nothing about B however well their units are matched.
 - Shortcuts are pruned. With one block per stage they would hold most of the weights that survive.
 - Rewind epochs are a quarter and a half of the training. From an untouched initialisation the paper sees next to no
   gain, and so does this net (--set rewind_epoch=0,5,10).

@@ -1,8 +1,9 @@
 """Recipes by name: how networks are trained, apart from what is asked.
 
 ``paper`` follows the tables of the paper, ``paper_code`` its released code where that does something else, and
-``paper_imagenet`` the ImageNet tables. ``short`` reaches the same ordering of the methods in a tenth of the epochs. On
-the command line ``--set recipe=short`` sets all fields of a recipe at once; later ``--set`` options override them.
+``paper_imagenet`` the ImageNet tables. ``short`` is for a look at the ordering of the methods in a tenth of the
+epochs. On the command line ``--set recipe=short`` sets all fields of a recipe at once; later ``--set`` options override
+them. The rewind epochs are the space's: with fewer epochs they have to be set, too.
 """
 
 from __future__ import annotations
@@ -65,7 +66,6 @@ PAPER_IMAGENET: dict[str, Any] = {
 
 SHORT: dict[str, Any] = {
     **PAPER,
-    # Twenty epochs end where forty of the cosine schedule do, if the rate first rises and then falls to 0 linearly.
     # Weight decay is stronger, so that learning rate x weight decay x steps is that of the paper (1.6): otherwise the
     # initialisation is never forgotten, the largest weights are those that were drawn large, and no permutation can
     # align the masks of two nets.

@@ -124,10 +124,12 @@ def _plane(job: Job, context: Context) -> Outcome:
     spec = permutation_spec(model)
     permutation = read_permutation(store, job.parent("permutation").key)
     # In B's frame: A and its LTH net are moved there, the permuted net already is.
-    dense, lth = (apply_permutation(spec, permutation, _state(store, job.parent(role))) for role in ("dense", "lth"))
+    dense, lth = (
+        apply_permutation(spec, permutation, read_weights(store, job.parent(role).key)) for role in ("dense", "lth")
+    )
     grid = plane_grid(
         model,
-        (dense, lth, _state(store, job.parent("permuted"))),
+        (dense, lth, read_weights(store, job.parent("permuted").key)),
         data.test,
         resolution=config.resolution,
         margin=config.margin,
@@ -138,10 +140,6 @@ def _plane(job: Job, context: Context) -> Outcome:
     errors = dict(zip(("dense", "lth", "permuted"), grid.network_errors, strict=True))
     metrics = {f"{schema.PLANE_ERROR}/{name}": error for name, error in errors.items()}
     return {schema.PLANE_GRID: pack_json(document)}, metrics, []
-
-
-def _state(store: Store, ref: Ref) -> dict[str, Tensor]:
-    return read_weights(store, ref.key)
 
 
 def _ensemble(job: Job, context: Context) -> Outcome:
