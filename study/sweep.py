@@ -73,7 +73,7 @@ def run_sweep(
     started = time.monotonic()
     try:
         if todo:
-            surroundings = {"storage": str(store.root), "data_dir": data_dir}
+            surroundings = {"storage": store.uri, "data_dir": data_dir}
             searcher = PlanSearcher(plan, todo, estimates, surroundings, options.retries)
             with _termination_as_interrupt():
                 _fit(plan, store, searcher, tracker, estimates, options)

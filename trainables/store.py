@@ -48,6 +48,10 @@ class DamagedArtifact(RuntimeError):
         return f"artifact {self.name} of {self.key[:12]} is damaged ({self.reason}); set aside, to be computed again"
 
 
+class StorageError(RuntimeError):
+    """The storage does not take or give files: it is full, away, or does not let us in. Trying again later may help."""
+
+
 @dataclass(frozen=True)
 class Store:
     """Results below one storage directory.
@@ -60,6 +64,11 @@ class Store:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(os.path.abspath(os.path.expanduser(self.root))))
+
+    @property
+    def uri(self) -> str:
+        """Return what ``--storage`` would be given to reach this store from anywhere that can."""
+        return str(self.root)
 
     # --- reading ------------------------------------------------------------------------------------------------
     def directory(self, key: str) -> Path:
