@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -14,11 +13,13 @@ from subprocess import Popen
 import pytest
 from tiny_study import assert_same_result, computed_epochs, flip_bit, publish, python, tensors, tiny_cell
 
-from trainables import execution, schema
+from trainables import schema
 from trainables.execution import compute
 from trainables.graph import Job, Ref, closure, dense_job, match_job, prune_job, target
 from trainables.jobs import Context
-from trainables.store import LEASE_SECONDS, DamagedArtifact, Store
+from trainables.lease import STALE_SECONDS
+from trainables.storage import LocalStorage
+from trainables.store import DamagedArtifact, Store
 
 CELL = tiny_cell()
 TARGET = target(CELL)
@@ -33,7 +34,7 @@ def trained(rows: list[dict[str, object]]) -> Counter[tuple[object, object]]:
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(LocalStorage, "poll_seconds", 0.02)
 
 
 # --- ancestors ------------------------------------------------------------------------------------------------------
@@ -198,8 +199,12 @@ def test_result_of_the_other_process_is_taken(published: Store, own_copy: Store,
 def test_lease_of_a_silent_process_expires(own_copy: Store, holder: Popen[str]) -> None:
     lease = own_copy.root / "leases" / TARGET.key
     assert next(compute(TARGET, [None], Context(store=own_copy)))["waiting"]
-    long_ago = time.time() - 2 * LEASE_SECONDS
-    os.utime(lease, (long_ago, long_ago))
+    long_ago = {
+        **json.loads(lease.read_text()),
+        "owner": "another-host:1:1",
+        "renewed": time.time() - 2 * STALE_SECONDS,
+    }
+    lease.write_text(json.dumps(long_ago))
     rows = list(compute(TARGET, [None], Context(store=own_copy)))
     assert computed_epochs(rows, TARGET) == [1, 2]
 

@@ -236,7 +236,7 @@ def test_the_imp_path_leads_from_dense_a_to_each_round(store: Store) -> None:
     assert len(rounds) == 2
     for index, job in enumerate(paths):
         curve = measured(job, store)["history"]
-        assert set(store.manifest(job.key)["files"]) == {schema.METRICS}
+        assert set(store.manifest(job.key)["files"]) == {schema.METRICS, schema.LOG}
         if job.config.correction == "none":  # type: ignore[union-attr]
             ends = [dense_job(cell, cell.seed_a).key, rounds[index // 2].key]
             measured_there = [curve[0][schema.INTERPOLATION_ACCURACY], curve[-1][schema.INTERPOLATION_ACCURACY]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -17,9 +19,12 @@ from pathlib import Path
 
 import pytest
 
-from trainables import store as store_module
+from trainables import lease as lease_module
+from trainables.lease import LEASE_SECONDS, STALE_SECONDS
+from trainables.processes import me
 from trainables.schema import MANIFEST, METRICS, WEIGHTS
-from trainables.store import DamagedArtifact, Store
+from trainables.storage import LocalStorage, errors
+from trainables.store import DamagedArtifact, Lease, NotPublished, StorageError, Store
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 20.0
@@ -109,9 +114,9 @@ def test_the_first_result_stays(full: Store) -> None:
 def test_an_empty_store_contains_nothing(store: Store) -> None:
     assert KEY not in store
     assert store.keys() == set()
-    with pytest.raises(KeyError, match=rf"{KEY[:12]} is not in the store"):
+    with pytest.raises(NotPublished, match=rf"{KEY[:12]} is not in the store"):
         store.manifest(KEY)
-    with pytest.raises(KeyError, match=rf"{KEY[:12]} is not in the store"):
+    with pytest.raises(NotPublished, match=rf"{KEY[:12]} is not in the store"):
         store.read(KEY, WEIGHTS)
     assert not store.root.exists(), "looking into a store must not create it"
 
@@ -144,9 +149,12 @@ def test_a_key_cannot_point_outside(store: Store, key: str) -> None:
         lambda: store.manifest(key),
         lambda: store.read(key, WEIGHTS),
         lambda: store.publish(key, {}, {}),
+        lambda: store.read_checkpoint(key),
         lambda: store.write_checkpoint(key, b""),
         lambda: store.drop_checkpoint(key),
         lambda: store.lease(key),
+        lambda: store.record_failure(key, {}),
+        lambda: store.failure(key),
     ]
     for access in accesses:
         with pytest.raises(ValueError, match="a key has 64 hex digits"):
@@ -262,12 +270,36 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_read(full: Store) -> None:
 
 def test_two_readers_of_one_damaged_result_both_learn_of_it(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     halve(full.directory(KEY) / WEIGHTS)
-    listed = full.manifest(KEY)
+    judged = full._manifest(KEY)
     # Both have read the manifest before one of them sets the result aside.
-    monkeypatch.setattr(Store, "manifest", lambda _store, _key: listed)
+    monkeypatch.setattr(Store, "_manifest", lambda _store, _key: judged)
     for _ in range(2):
         with pytest.raises(DamagedArtifact):
             full.read(KEY, WEIGHTS)
+
+
+def test_what_was_computed_again_meanwhile_is_not_set_aside(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    halve(full.directory(KEY) / WEIGHTS)
+    judged = full._manifest(KEY)
+    with pytest.raises(DamagedArtifact):
+        full.read(KEY, WEIGHTS)
+    full.publish(KEY, {WEIGHTS: b"anew"}, {"kind": "dense", "finished": 2})
+    with monkeypatch.context() as late:
+        late.setattr(Store, "_manifest", lambda _store, _key: judged)
+        with pytest.raises(DamagedArtifact):
+            full.read(KEY, WEIGHTS)
+    assert full.read(KEY, WEIGHTS) == b"anew"
+
+
+def test_a_transfer_that_went_wrong_once_is_no_damage(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, faults = LocalStorage.read, iter([b"cut off"])
+    monkeypatch.setattr(
+        LocalStorage,
+        "read",
+        lambda storage, path: read(storage, path) if path.endswith(MANIFEST) else next(faults, read(storage, path)),
+    )
+    assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+    assert next(faults, None) is None, "it did go wrong"
 
 
 # --- several processes ----------------------------------------------------------------------------------------------
@@ -365,13 +397,14 @@ def test_sweeping_an_empty_store_does_nothing(store: Store) -> None:
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 def test_a_checkpoint_is_replaced_and_dropped(store: Store) -> None:
-    assert not store.checkpoint(KEY).exists()
+    assert store.read_checkpoint(KEY) is None
     store.write_checkpoint(KEY, b"one")
     store.write_checkpoint(KEY, b"two")
-    assert store.checkpoint(KEY).read_bytes() == b"two"
+    assert store.read_checkpoint(KEY) == b"two"
     store.drop_checkpoint(KEY)
     store.drop_checkpoint(KEY)
-    assert not store.checkpoint(KEY).parent.exists()
+    assert store.read_checkpoint(KEY) is None
+    assert list((store.root / "work").iterdir()) == []
     assert KEY not in store
 
 
@@ -383,7 +416,7 @@ def test_who_is_killed_while_saving_leaves_the_last_checkpoint(
     program = f"os.{call} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
     program += "Store(Path(argv[0])).write_checkpoint(argv[1], b'a new one')"
     assert start(program, store.root, KEY).wait(PATIENCE) == -signal.SIGKILL
-    assert store.checkpoint(KEY).read_bytes() == b"the last one"
+    assert store.read_checkpoint(KEY) == b"the last one"
 
 
 # --- leases -----------------------------------------------------------------------------------------------------------
@@ -395,24 +428,27 @@ if lease:
     lease.release()
     print("released", flush=True)
 """
+ELSEWHERE = "another-host:1:1"
 
 
-def lease_file(store: Store, token: str, age: float = 0.0) -> Path:
-    """Write the lease of somebody else."""
+def lease_file(store: Store, owner: str, age: float = 0.0) -> Path:
+    """Write a lease that its owner says to have renewed so many seconds ago."""
     path = store.root / "leases" / KEY
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(token)
-    os.utime(path, (time.time() - age,) * 2)
+    path.write_text(json.dumps({"token": "abcd", "owner": owner, "renewed": time.time() - age, "note": {}}))
     return path
+
+
+def give_back(lease: Lease | None) -> None:
+    assert lease is not None, "the lease was not to be had"
+    lease.release()
 
 
 def test_a_lease_is_given_to_one_at_a_time(store: Store) -> None:
     lease = store.lease(KEY)
     assert lease is not None
     assert store.lease(KEY) is None
-    other = store.lease(key_of("another"))
-    assert other is not None
-    other.release()
+    give_back(store.lease(key_of("another")))
     lease.release()
     with store.lease(KEY) or pytest.fail("a released lease is free"):
         assert store.lease(KEY) is None
@@ -428,15 +464,14 @@ def test_a_lease_excludes_other_processes(store: Store, start: Callable[..., sub
     holder.stdin.write("release\n")
     holder.stdin.flush()
     assert line(holder) == "released"
-    lease = store.lease(KEY)
-    assert lease is not None
-    lease.release()
+    give_back(store.lease(KEY))
 
 
 def test_of_many_that_want_a_lease_one_gets_it(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
-    lease_file(store, "long-dead:1:1-abcd", age=10_000)  # an abandoned lease, which only one may take over
+    lease_file(store, ELSEWHERE, age=10_000)  # an abandoned lease, which only one may take over
     answers = [line(process) for process in [start(HOLDER, store.root, KEY) for _ in range(6)]]
     assert sorted(answers) == ["held"] + ["refused"] * 5
+    assert [path.name for path in (store.root / "leases").iterdir()] == [KEY], "claims are cleared away"
 
 
 def test_the_lease_of_a_killed_process_is_free_at_once(
@@ -445,59 +480,84 @@ def test_the_lease_of_a_killed_process_is_free_at_once(
     holder = start(HOLDER, store.root, KEY)
     assert line(holder) == "held"
     holder.send_signal(signal.SIGKILL)  # and not waited for: even a zombie is dead
-    taken: list[object] = []
+    taken: list[Lease | None] = []
     wait_until(lambda: bool(taken.append(store.lease(KEY)) or taken[-1]))
-    assert PATIENCE < store_module.LEASE_SECONDS, "this test must not wait for the lease to expire"
-    taken[-1].release()  # type: ignore[attr-defined]
+    assert PATIENCE < LEASE_SECONDS, "this test must not wait for the lease to expire"
+    give_back(taken[-1])
 
 
 def test_the_number_of_a_dead_process_may_be_given_to_another(store: Store) -> None:
-    name, number, _ = store_module._me().rsplit(":", 2)
-    lease_file(store, f"{name}:{number}:1-abcd")  # this very process, but started at another time
-    lease = store.lease(KEY)
-    assert lease is not None
-    lease.release()
+    name, number, _ = me().rsplit(":", 2)
+    lease_file(store, f"{name}:{number}:1")  # this very process, but started at another time
+    give_back(store.lease(KEY))
 
 
-def test_the_lease_of_another_host_expires_by_age(store: Store) -> None:
-    token = "another-host:1:1-abcd"
-    lease_file(store, token, age=store_module.LEASE_SECONDS - 10)
+def test_the_lease_of_another_host_expires_when_it_is_obviously_old(store: Store) -> None:
+    lease_file(store, ELSEWHERE, age=STALE_SECONDS - 10)
     assert store.lease(KEY) is None
-    lease_file(store, token, age=store_module.LEASE_SECONDS + 1)
-    lease = store.lease(KEY)
-    assert lease is not None
-    lease.release()
+    lease_file(store, ELSEWHERE, age=STALE_SECONDS + 1)
+    give_back(store.lease(KEY))
 
 
-@pytest.mark.parametrize("token", ["", "garbage", "host-without-numbers-abcd"])
-def test_an_unreadable_lease_expires_by_age(store: Store, token: str) -> None:
-    lease_file(store, token)
+@pytest.mark.parametrize("ahead", [-600.0, 0.0, 3600.0])
+def test_the_lease_of_another_host_expires_when_it_stands_still(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    now = time.monotonic()
+    lease_file(store, ELSEWHERE, age=-ahead)  # its clock is no guide
     assert store.lease(KEY) is None
-    lease_file(store, token, age=store_module.LEASE_SECONDS + 1)
-    lease = store.lease(KEY)
-    assert lease is not None
-    lease.release()
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: now + LEASE_SECONDS - 1)
+    assert store.lease(KEY) is None
+    lease_file(store, ELSEWHERE, age=1 - ahead)  # renewed
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: now + LEASE_SECONDS + 2)
+    assert store.lease(KEY) is None
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: now + 2 * LEASE_SECONDS + 4)
+    give_back(store.lease(KEY))
+
+
+@pytest.mark.parametrize("content", ["", "garbage", "[]", '{"owner": 3}', '{"owner": "host-without-numbers"}'])
+def test_an_unreadable_lease_expires_when_it_stands_still(
+    store: Store, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    lease_file(store, ELSEWHERE).write_text(content)
+    assert store.lease(KEY) is None
+    later = time.monotonic() + LEASE_SECONDS + 1
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: later)
+    give_back(store.lease(KEY))
 
 
 def test_a_lease_is_renewed_while_it_is_held(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.3)
-    with store.lease(KEY) or pytest.fail("nobody holds it"):
-        path = store.root / "leases" / KEY
-        os.utime(path, (0, 0))
-        wait_until(lambda: path.stat().st_mtime > time.time() - 60)
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.3)
+    with store.lease(KEY, {"epoch": 1}) or pytest.fail("nobody holds it") as lease:
+        first = store.leases()[KEY]
+        assert first["note"] == {"epoch": 1}
+        lease.note = {"epoch": 2}
+        wait_until(lambda: store.leases()[KEY]["note"] == {"epoch": 2})
+        assert store.leases()[KEY]["renewed"] > first["renewed"]
+        assert store.leases()[KEY]["since"] == first["since"]
 
 
-def test_a_lease_that_was_taken_a_moment_ago_is_put_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = lease_file(store, "another-host:1:1-abcd", age=store_module.LEASE_SECONDS + 1)
-    rename = os.rename
+def test_a_lease_that_was_taken_a_moment_ago_is_left_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lease_file(store, ELSEWHERE, age=10_000)
+    create = LocalStorage.create
 
-    def late(source: Path, target: Path) -> None:
-        path.write_text("third-host:1:1-abcd")  # between our look and our grip
-        rename(source, target)
+    def late(storage: LocalStorage, name: str, content: bytes) -> bool:
+        created = create(storage, name, content)
+        if name.startswith(f"leases/{KEY}.") and created:  # between our look and our grip
+            lease_file(store, "third-host:1:1")
+        return created
 
-    monkeypatch.setattr(os, "rename", late)
+    monkeypatch.setattr(LocalStorage, "create", late)
     assert store.lease(KEY) is None
-    assert path.read_text() == "third-host:1:1-abcd"
+    assert json.loads(path.read_text())["owner"] == "third-host:1:1"
+
+
+def test_who_dies_while_clearing_a_lease_away_blocks_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lease_file(store, ELSEWHERE, age=10_000)
+    claim = path.with_name(f"{KEY}.{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}")
+    claim.write_bytes(path.read_bytes())  # of a process that is long dead, too
+    assert store.lease(KEY) is None, "the first to come removes the claim"
+    give_back(store.lease(KEY))
 
 
 def renewing() -> list[threading.Thread]:
@@ -505,25 +565,105 @@ def renewing() -> list[threading.Thread]:
 
 
 def test_a_lease_that_went_to_somebody_else_stays_theirs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.3)
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.3)
     lease = store.lease(KEY)
     assert lease is not None
-    path = lease_file(store, "another-host:1:1-abcd", age=100)
-    written = path.stat().st_mtime
+    lease._token = "an older one"  # as after a long sleep of the machine, in which another has taken it over
+    content = lease_file(store, ELSEWHERE).read_bytes()
     wait_until(lambda: not renewing())  # the old owner no longer keeps it alive
-    assert path.stat().st_mtime == written
     lease.release()
-    assert path.read_text() == "another-host:1:1-abcd"
+    assert (store.root / "leases" / KEY).read_bytes() == content
 
 
 def test_a_released_lease_is_not_renewed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.3)
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.3)
     lease = store.lease(KEY)
     assert lease is not None
     lease.release()
     lease.release()
     wait_until(lambda: not renewing())
-    assert not lease.path.exists()
+    assert not (store.root / "leases" / KEY).exists()
+
+
+def test_who_works_on_what_is_visible(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
+    assert store.leases() == {}
+    assert store.studies() == []
+    with store.lease(KEY, {"kind": "dense"}) or pytest.fail("nobody holds it"):
+        (lease,) = store.leases().items()
+    assert (lease[0], lease[1]["owner"], lease[1]["note"]) == (KEY, me(), {"kind": "dense"})
+    with store.register_study({"space": "digits"}), store.register_study({"space": "cifar"}):
+        assert sorted(study["note"]["space"] for study in store.studies()) == ["cifar", "digits"]
+    assert store.studies() == []
+    program = "lease = Store(Path(argv[0])).register_study({})\nprint('on', flush=True)\nos.kill(os.getpid(), 9)"
+    start(program, store.root).wait(PATIENCE)
+    assert store.studies() == [], "its driver is dead"
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+def test_a_failure_is_noted_until_the_result_is_there(store: Store) -> None:
+    assert store.failure(KEY) is None
+    assert store.failures() == set()
+    store.record_failure(KEY, {"error": "Diverged: nan", "log": "epoch 1"})
+    assert store.failures() == {KEY}
+    assert store.failure(KEY) == {"error": "Diverged: nan", "log": "epoch 1"}
+    assert KEY not in store
+    store.publish(KEY, FILES, {})
+    assert store.failures() == set()
+
+
+# --- a storage in trouble -------------------------------------------------------------------------------------------
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let time pass by itself; return the pauses that were made."""
+    made: list[float] = []
+    monkeypatch.setattr(errors.time, "sleep", made.append)
+    monkeypatch.setattr(errors.time, "monotonic", lambda: sum(made))
+    return made
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO])
+def test_trouble_that_passes_is_waited_out(
+    store: Store, monkeypatch: pytest.MonkeyPatch, pauses: list[float], number: int
+) -> None:
+    fsync, trouble = os.fsync, iter(range(5))
+
+    def failing(descriptor: int) -> None:
+        if next(trouble, None) is not None:
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    assert store.publish(KEY, FILES, {})
+    assert store.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+    assert list((store.root / "store" / ".tmp").iterdir()) == []
+    assert len(pauses) == 5
+    assert all(later > earlier for earlier, later in itertools.pairwise(pauses)), "longer each time"
+
+
+def test_trouble_that_lasts_is_reported(store: Store, monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for action in (lambda: store.publish(KEY, FILES, {}), lambda: store.write_checkpoint(KEY, b"state")):
+        pauses.clear()
+        with pytest.raises(StorageError, match=rf"storage {store.root}/.*: No space left on device"):
+            action()
+        assert errors.PATIENCE_SECONDS / 2 < sum(pauses) <= errors.PATIENCE_SECONDS
+    assert KEY not in store
+    assert not [path for path in store.root.rglob("*") if path.is_file()], "nothing half-written is left"
+
+
+def test_trouble_that_no_waiting_cures_is_reported_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    def refused(_: int) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(StorageError, match="Permission denied"):
+        store.publish(KEY, FILES, {})
+    assert pauses == []
 
 
 def test_a_manifest_is_readable_for_people(full: Store) -> None:

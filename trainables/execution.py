@@ -12,10 +12,8 @@ from collections.abc import Collection, Iterator
 
 from trainables.graph import Closure, Job, Ref, closure
 from trainables.jobs import Context, Row, run_job
-from trainables.store import DamagedArtifact, Lease
+from trainables.store import DamagedArtifact, Lease, NotPublished
 
-POLL_SECONDS = 0.5
-"""How often a job looks whether somebody else has finished what it waits for."""
 MAX_DAMAGES = 5
 """Damaged artifacts that a job puts up with; more mean that the storage itself is broken."""
 
@@ -35,6 +33,7 @@ def compute(job: Job, outputs: Collection[int | None], context: Context) -> Iter
     Raises:
         Diverged: a training ended in a loss that is not a number.
         DamagedArtifact: artifacts were damaged again and again.
+        StorageError: the storage was away for too long.
     """
     graph = closure(Ref(job, epoch) for epoch in outputs)
     damages = 0
@@ -43,15 +42,16 @@ def compute(job: Job, outputs: Collection[int | None], context: Context) -> Iter
             ready, lease = _take(graph, todo, context)
             if lease is None:
                 yield {"stage": ready.kind, "job_key": ready.key, "waiting": True}
-                time.sleep(POLL_SECONDS)
+                time.sleep(context.store.storage.poll_seconds)
                 continue
             with lease:
                 wanted = graph.todo(context.store).get(ready.key)
                 if wanted is None:  # published between our look and our lease
                     continue
                 for row in run_job(ready, wanted, context):
+                    lease.note = {**lease.note, "step": row["step"]}
                     yield {"stage": ready.kind, "job_key": ready.key, **row}
-        except DamagedArtifact:
+        except (DamagedArtifact, NotPublished):
             damages += 1
             if damages > MAX_DAMAGES:
                 raise
@@ -64,7 +64,7 @@ def _take(graph: Closure, todo: Collection[str], context: Context) -> tuple[Job,
         job = graph.jobs[key]
         if any(ref.job.key in todo for _, ref in job.parents):
             continue
-        lease = context.store.lease(key)
+        lease = context.store.lease(key, {"kind": job.kind, "epochs": job.epochs})
         if lease is not None:
             return job, lease
         held = held or job

@@ -7,6 +7,8 @@ a whole.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Collection, Iterator, Mapping
 
@@ -25,12 +27,25 @@ from trainables.artifacts import (
 from trainables.config import DenseConfig, PruneConfig, SparseConfig
 from trainables.evaluation import evaluate, predict_logits
 from trainables.graph import Job, Ref
+from trainables.joblog import JobLog
 from trainables.masks import apply_mask, layerwise_random_mask, magnitude_mask, mask_sparsity, network_sparsity
 from trainables.measurements import measure
 from trainables.permutations import apply_permutation, permutation_spec, random_permutation
-from trainables.publishing import Context, Files, Metrics, Row, final_metrics, manifest, now, publish
+from trainables.publishing import (
+    Context,
+    Files,
+    Metrics,
+    Row,
+    environment,
+    failure_note,
+    final_metrics,
+    in_words,
+    manifest,
+    now,
+    publish,
+)
 from trainables.seeding import derive_seed
-from trainables.store import Store
+from trainables.store import DamagedArtifact, NotPublished, StorageError, Store
 from trainables.task import TaskData
 from trainables.training import Training
 
@@ -55,16 +70,27 @@ def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Itera
         Diverged: training ended in a loss that is not a number.
         DamagedArtifact: a parent could not be read; it is no longer published.
     """
-    match job.kind:
-        case schema.DENSE:
-            yield from _dense(job, wanted, context)
-        case schema.PRUNE:
-            yield from _prune(job, context)
-        case schema.SPARSE:
-            yield from _sparse(job, context)
-        case _:
-            measure(job, context)
-    context.store.drop_checkpoint(job.key)
+    context = dataclasses.replace(context, log=JobLog())
+    surroundings = ", ".join(f"{name} {value}" for name, value in environment(context.device).items())
+    context.log.write(f"{job.kind} {job.key}\n{surroundings}")
+    try:
+        with context.log.capturing():
+            match job.kind:
+                case schema.DENSE:
+                    yield from _dense(job, wanted, context)
+                case schema.PRUNE:
+                    yield from _prune(job, context)
+                case schema.SPARSE:
+                    yield from _sparse(job, context)
+                case _:
+                    measure(job, context)
+            context.store.drop_checkpoint(job.key)
+    except (DamagedArtifact, NotPublished, StorageError):
+        raise  # not of this job's making
+    except Exception as error:
+        with contextlib.suppress(StorageError):  # the error itself matters more than the note of it
+            context.store.record_failure(job.key, failure_note(error, context))
+        raise
 
 
 # --- the kinds of job ---------------------------------------------------------------------------------------------
@@ -171,17 +197,20 @@ class _Session:
 
     def _resume(self, latest: int | None) -> None:
         """Go on from the checkpoint if there is one, it is readable and not beyond epoch `latest`."""
-        path = self._context.store.checkpoint(self._job.key)
-        if not path.exists():
+        content = self._context.store.read_checkpoint(self._job.key)
+        if content is None:
             return
         try:
-            tensors, document = unpack_checkpoint(path.read_bytes())
-        except (ValueError, FileNotFoundError):
-            return  # a torn checkpoint costs time, never the result: the job starts from its first epoch
+            tensors, document = unpack_checkpoint(content)
+        except ValueError as error:  # costs time, never the result
+            self._context.log.write(f"starting from the first epoch: {error}")
+            return
         if latest is not None and document["epoch"] > latest:
             return
         self._training.restore(tensors, document)
         self._history, self._seconds = document["history"], document["seconds"]
+        self._context.log.precede(document.get("log", ()))
+        self._context.log.write(f"going on after epoch {self._training.epoch}")
 
     def epochs(self, stop: int) -> Iterator[Row]:
         """Train up to epoch `stop`, yielding a row after each."""
@@ -189,6 +218,7 @@ class _Session:
             metrics = self._training.run_epoch()
             row = {"step": self._training.epoch, "timestamp": now(), **metrics}
             self._history.append(row)
+            self._context.log.write(f"epoch {self._training.epoch}/{self._training.recipe.epochs}: {in_words(metrics)}")
             yield row
 
     def save_if_due(self) -> None:
@@ -196,7 +226,7 @@ class _Session:
         if time.perf_counter() - self._saved < self._context.checkpoint_seconds:
             return
         tensors, data = self._training.state()
-        document = {**data, "history": self._history, "seconds": self._elapsed()}
+        document = {**data, "history": self._history, "seconds": self._elapsed(), "log": self._context.log.lines}
         self._context.store.write_checkpoint(self._job.key, pack_checkpoint(tensors, document))
         self._saved = time.perf_counter()
 

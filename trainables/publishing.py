@@ -12,6 +12,7 @@ import torch
 from trainables import schema
 from trainables.artifacts import pack_json, read_metrics
 from trainables.graph import Job, canonical
+from trainables.joblog import JobLog
 from trainables.store import Store
 
 Metrics = dict[str, float]
@@ -29,12 +30,14 @@ class Context:
         device: where to compute.
         checkpoint_seconds: a running job is saved at the first end of an epoch after so many seconds; what is lost
             when it is killed is at most that and one epoch.
+        log: where a job says what it does.
     """
 
     store: Store
     data_dir: str | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     checkpoint_seconds: float = 30.0
+    log: JobLog = field(default_factory=JobLog)
 
 
 def publish(job: Job, context: Context, files: Files, metrics: Metrics, history: list[Row], seconds: float) -> None:
@@ -49,24 +52,45 @@ def publish(job: Job, context: Context, files: Files, metrics: Metrics, history:
         seconds: what the job took, over all its attempts.
     """
     document = {"history": history, "final": {**metrics, schema.SECONDS: seconds}}
-    context.store.publish(job.key, {**files, schema.METRICS: pack_json(document)}, manifest(job, context))
+    context.log.write(f"done after {seconds:.1f} s: {in_words(metrics)}")
+    files = {**files, schema.METRICS: pack_json(document), schema.LOG: context.log.text().encode()}
+    context.store.publish(job.key, files, {**manifest(job, context), schema.SECONDS: seconds})
 
 
 def manifest(job: Job, context: Context) -> dict[str, Any]:
     """Return what is recorded of a job beside its files: what it was, and in what surroundings it was computed."""
-    cuda = context.device.type == "cuda"
     return {
         "kind": job.kind,
         "config": canonical(job.config),
         "parents": {role: ref.key for role, ref in job.parents},
         "finished": now(),
-        "environment": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(context.device) if cuda else f"{platform.machine()} cpu",
-            "threads": torch.get_num_threads(),
-            "host": platform.node(),
-        },
+        "environment": environment(context.device),
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return where and with what software something is computed."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} cpu",
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+    }
+
+
+def in_words(metrics: Metrics) -> str:
+    """Return numbers with their names for a line of a log."""
+    return ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+
+
+def failure_note(error: Exception, context: Context) -> dict[str, Any]:
+    """Return what is kept of an attempt that failed: the error, when and where, and the log with its trace."""
+    return {
+        "error": f"{type(error).__name__}: {error}",
+        "at": now(),
+        "environment": environment(context.device),
+        "log": context.log.text(),
     }
 
 

@@ -1,0 +1,46 @@
+"""Processes by names that stay unique: host, process id and the time at which the process started."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+
+def me() -> str:
+    """Return ``host:pid:start``, which names this process for all time."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def alive(name: str) -> bool:
+    """Return whether the process that :func:`me` named may still run; of another host nothing is known."""
+    try:
+        host, pid, started = name.rsplit(":", 2)
+        number = int(pid)
+    except ValueError:
+        return True
+    if host != socket.gethostname():
+        return True
+    return _started(number) == started
+
+
+def _started(pid: int) -> str:
+    """Return a process's start time as the kernel gives it, or "" if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self/stat").exists():
+            return ""
+        return "alive" if _signalable(pid) else ""  # no /proc (macOS): the start time is unknown
+    state, *rest = stat.rsplit(")", 1)[1].split()
+    return "" if state in "ZX" else rest[18]
+
+
+def _signalable(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
