@@ -21,7 +21,7 @@ from study.estimate import Estimates, duration, estimate
 from study.plan import Plan, make_plan, override
 from study.tracking import check_tracking, default_tracking_uri, redact
 from trainables import schema
-from trainables.store import Store
+from trainables.store import StorageError, Store
 
 OK, FAILURES, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -33,21 +33,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.list:
             return _list_spaces()
+        store = Store(options.storage)
+        data_dir = os.path.abspath(os.path.expanduser(options.data_dir)) if options.data_dir else None
+        if options.clean:
+            return _clean(store, data_dir, options)
         if options.space is None:
             raise ValueError("which space? --space NAME, or --list to see them")
-        if "://" in options.storage:
-            raise ValueError(f"storage {options.storage!r}: give a local or shared directory")
         space = override(get_space(options.space), options.set)
-        data_dir = os.path.abspath(os.path.expanduser(options.data_dir)) if options.data_dir else None
-        store = Store(Path(options.storage))
-        uri = options.tracking_uri or default_tracking_uri(store.root)
+        # An object store holds no database: that stays where the driver runs.
+        uri = options.tracking_uri or default_tracking_uri(store.root if store.is_local else Path("outputs").absolute())
         plan = make_plan(space, data_dir)
+        if options.status:
+            from study.status import lines, status
+
+            print(*lines(status(plan, store)), sep="\n")
+            return OK
         if options.dry_run:
             return _dry_run(plan, store, options)
         if options.tracking_uri:  # the default one lies in the storage directory
             check_tracking(uri)
         store.check_writable()
-    except ValueError as error:
+    except (ValueError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_REQUEST
     try:
@@ -79,13 +85,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="list the search spaces")
     add("--dry-run", action="store_true", help="print the plan and stop")
     add(
+        "--status", action="store_true", help="print where the study stands and stop; also while it runs, from anywhere"
+    )
+    add("--clean", action="store_true", help="list the results that no space needs, and remove them if confirmed")
+    add("--yes", action="store_true", help="confirm --clean beforehand")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="override a field of the space; commas separate the values of an axis (--set seeds=0,1 --set epochs=5)",
     )
-    add("--storage", default="outputs", metavar="DIR", help="where results are kept (default: %(default)s)")
+    add(
+        "--storage",
+        default="outputs",
+        metavar="DIR|URI",
+        help="where results are kept: a directory that all nodes see, or s3://, gs://, az:// (default: %(default)s)",
+    )
     add("--tracking-uri", metavar="URI", help="MLflow tracking store (default: sqlite:///STORAGE/mlflow.db)")
     add("--data-dir", metavar="DIR", help="where the datasets are that do not come with a library")
     add("--address", metavar="ADDR", help="Ray cluster to run on; default: a Ray of its own on this machine")
@@ -117,6 +133,24 @@ def _list_spaces() -> int:
     width = max(map(len, SPACES))
     for space in SPACES.values():
         print(f"{space.name:<{width}}  {space.question}")
+    return OK
+
+
+def _clean(store: Store, data_dir: str | None, options: argparse.Namespace) -> int:
+    from study import clean
+
+    named = override(get_space(options.space), options.set) if options.space else None
+    clean.check_idle(store)
+    plans, missing = clean.plan_all(named, data_dir)
+    found = clean.surplus(store, plans, clean.datasets(missing))
+    print(*clean.lines(found, missing), sep="\n")
+    if not found.keys and not found.leftovers:
+        return OK
+    if not options.yes and (not sys.stdin.isatty() or input("remove them? [y/N] ").strip().lower() not in ("y", "yes")):
+        print("nothing was removed; --yes confirms")
+        return OK
+    clean.remove(store, found)
+    print("removed")
     return OK
 
 

@@ -21,7 +21,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from trainables.storage import LocalStorage, StorageError, open_storage, patient
 
 __all__ = ["DamagedArtifact", "Lease", "NotPublished", "StorageError", "Store"]
 
+READERS = 16
+"""Requests to an object store at the same time, where many results are looked at."""
 _KEY = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z][a-z0-9_]*\.(json|safetensors|txt)")
 _RESULT = re.compile(r"store/[0-9a-f]{2}/([0-9a-f]{64})/(.+)")
@@ -132,6 +135,26 @@ class Store:
         """
         return self._manifest(key)[0]
 
+    def manifests(self, keys: Collection[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Return the manifests of many results, read side by side, and a line on each that was found damaged.
+
+        What is not published is left out.
+        """
+        damaged: list[str] = []
+
+        def read(key: str) -> dict[str, Any] | None:
+            try:
+                return self.manifest(key)
+            except NotPublished:
+                return None
+            except DamagedArtifact as error:
+                damaged.append(str(error))
+                return None
+
+        with ThreadPoolExecutor(1 if self.is_local else READERS) as pool:
+            found = zip(keys, pool.map(read, keys), strict=True)
+            return {key: manifest for key, manifest in found if manifest is not None}, damaged
+
     def _manifest(self, key: str) -> tuple[dict[str, Any], bytes]:
         """Return a manifest, verified, and its bytes."""
         place = _place(key)
@@ -226,6 +249,12 @@ class Store:
         published = patiently(lambda: self.storage.publish(place, placed, MANIFEST))
         patiently(lambda: self.storage.remove(_failure(key)))
         return published
+
+    def remove(self, key: str) -> None:
+        """Remove a published result."""
+        place = _place(key)
+        patiently(lambda: self.storage.remove(f"{place}/{MANIFEST}"))  # first: what has none is no result
+        patiently(lambda: self.storage.remove_all(place))
 
     def check_writable(self) -> None:
         """Raise ValueError unless results can be published in the storage."""

@@ -1,0 +1,167 @@
+"""Removing results that no search space needs any more: ``python -m study.run --clean``.
+
+Needed is every job of every space as it is defined now, and of the space and settings named on the command line. A
+space whose data are not here cannot be planned; results on its datasets are kept.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from search_spaces import SPACES, SearchSpace
+from study.plan import Plan, make_plan
+from study.status import size_in_words
+from trainables.store import Store
+
+_Group = tuple[str, str, str, str]
+"""Dataset, model, width and kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surplus:
+    """What can go.
+
+    Attributes:
+        results: keys of results that no space needs, grouped.
+        leftovers: paths of files that belong to no result: set aside as damaged, of attempts that were killed,
+            checkpoints and notes of jobs that are published or that no space needs.
+        bytes: path -> bytes of all files of the storage that may go.
+        kept: dataset -> number of results that no planned space needs, kept because a space on it cannot be planned.
+    """
+
+    results: dict[_Group, list[str]]
+    leftovers: list[str]
+    bytes: dict[str, int]
+    kept: dict[str, int]
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys of all results that can go."""
+        return {key for keys in self.results.values() for key in keys}
+
+
+def surplus(store: Store, plans: Iterable[Plan], unplanned: Collection[str]) -> Surplus:
+    """Return what a store has beyond what some plans need.
+
+    Args:
+        store: the store.
+        plans: what is needed.
+        unplanned: datasets of spaces that could not be planned.
+    """
+    needed: set[str] = set()
+    for plan in plans:
+        needed |= plan.jobs.keys()
+        needed |= {root.key for root in plan.closure.roots}
+        needed |= {ref.key for job in plan.jobs.values() for _, ref in job.parents}
+    files = {path: size for directory in ("store", "work", "failed") for path, size in store.storage.sizes(directory)}
+    published = store.keys()
+    manifests, _ = store.manifests(sorted(published - needed))
+    results: dict[_Group, list[str]] = defaultdict(list)
+    kept: dict[str, int] = defaultdict(int)
+    for key, manifest in manifests.items():
+        task = manifest["config"]["task"]
+        if task["dataset"] in unplanned:
+            kept[task["dataset"]] += 1
+        else:
+            results[task["dataset"], task["model"], f"{task['width']:g}", manifest["kind"]].append(key)
+    leftovers = _leftovers(store, files, published, needed, bool(unplanned))
+    return Surplus(results=dict(sorted(results.items())), leftovers=leftovers, bytes=files, kept=dict(kept))
+
+
+def _leftovers(
+    store: Store, files: Iterable[str], published: Collection[str], needed: Collection[str], careful: bool
+) -> list[str]:
+    """Return files that belong to nothing; `careful` keeps the work on jobs of spaces that are not known."""
+    found, attempts = [], defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
+    for path in files:
+        top, *folders, _ = path.split("/")
+        if top != "store":
+            key = path.split("/")[1].removesuffix(".json")
+            if key in published or (key not in needed and not careful):
+                found.append(path)
+        elif folders[0] == ".damaged" or folders[1] not in published:
+            found.append(path)
+        elif len(folders) > 2:  # in an object store: of one of the attempts at publishing the result
+            attempts[folders[1]][folders[2]].append(path)
+    contested = [key for key, each in attempts.items() if len(each) > 1]
+    for key, manifest in store.manifests(contested)[0].items():
+        for attempt, paths in attempts[key].items():
+            if attempt != manifest["attempt"]:
+                found += paths
+    return found
+
+
+def plan_all(named: SearchSpace | None, data_dir: str | None) -> tuple[list[Plan], dict[str, str]]:
+    """Return the plans of all spaces, and why those that are missing could not be made: name -> reason.
+
+    Args:
+        named: a space with settings of its own, to be kept beside them.
+        data_dir: where datasets are looked for.
+
+    Raises:
+        ValueError: `named` itself cannot be planned.
+    """
+    plans = [make_plan(named, data_dir)] if named else []
+    missing = {}
+    for space in SPACES.values():
+        try:
+            plans.append(make_plan(space, data_dir))
+        except ValueError as error:
+            missing[space.name] = str(error)
+    return plans, missing
+
+
+def datasets(names: Iterable[str]) -> set[str]:
+    """Return the datasets of some spaces, those that masks come from included."""
+    found: set[str] = set()
+    for name in names:
+        space = SPACES[name]
+        masks = space.mask_dataset if isinstance(space.mask_dataset, tuple) else (space.mask_dataset,)
+        found |= {*space.dataset, *filter(None, masks)}
+    return found
+
+
+def lines(found: Surplus, missing: Collection[str]) -> list[str]:
+    """Return what can go, as text."""
+    size = size_in_words(sum(size for path, size in found.bytes.items() if _result(path) in found.keys))
+    text = [f"{len(found.keys)} results that no search space needs, {size}"]
+    if found.results:
+        text.append(f"  {'dataset':<14}{'model':<12}{'width':>6}  {'kind':<10}{'results':>8}")
+    for (dataset, model, width, kind), keys in found.results.items():
+        text.append(f"  {dataset:<14}{model:<12}{width:>6}  {kind:<10}{len(keys):>8}")
+    size = size_in_words(sum(found.bytes[path] for path in found.leftovers))
+    text.append(f"{len(found.leftovers)} files left over from damage, killed attempts and finished work, {size}")
+    if missing:
+        text.append(f"not planned, for want of data: {', '.join(sorted(missing))} (--data-dir)")
+    for dataset, count in found.kept.items():
+        text.append(f"  kept: {count} results on {dataset}")
+    text.append("results of a run with --set are needed only if you name that run here: --space NAME --set ...")
+    return text
+
+
+def _result(path: str) -> str:
+    """Return the key of the result that a file belongs to; "" for one of no result."""
+    parts = path.split("/")
+    return parts[2] if parts[0] == "store" and parts[1] != ".damaged" else ""
+
+
+def remove(store: Store, found: Surplus) -> None:
+    """Remove it.
+
+    Raises:
+        ValueError: a study is running on the store, which may need what it has just computed.
+    """
+    check_idle(store)
+    for key in sorted(found.keys):
+        store.remove(key)
+    for path in found.leftovers:
+        store.storage.remove(path)
+
+
+def check_idle(store: Store) -> None:
+    """Raise ValueError while a study or a job runs on the store."""
+    owners = {str(lease["owner"]).rsplit(":", 1)[0] for lease in (*store.studies(), *store.leases().values())}
+    if owners:
+        raise ValueError(f"something runs on {store.uri} ({', '.join(sorted(owners))}): clean when it has ended")

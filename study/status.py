@@ -1,0 +1,198 @@
+"""Where a study stands: ``python -m study.run --space NAME --status``, from any machine that reaches the storage.
+
+Everything is read from the store, nothing from the processes that compute: what is published, who holds a lease on
+what, which failures are noted. It can be asked while a study runs, and after.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from study.estimate import Estimates, duration, estimate
+from study.labels import run_name
+from study.plan import Plan
+from trainables import schema
+from trainables.store import Store
+
+PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING = "published", "running", "failed", "blocked", "waiting"
+STATES = (PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING)
+RATE_SECONDS = 3600.0
+"""The rate is that of so long a time before now."""
+LONGEST = 5
+SHOWN = 20
+"""Jobs named at most, of those that run and of those that failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A study at one moment.
+
+    Attributes:
+        plan: the study.
+        states: key of a job -> one of ``STATES``.
+        leases: key -> the lease of a running job.
+        failures: key -> what was noted of its failure.
+        manifests: key -> manifest of a published job.
+        damaged: what was found damaged and set aside by looking, one line each.
+        studies: the studies that run on the store, this one or others.
+        bytes: top-level directory of the storage -> bytes in it.
+        own_bytes: bytes of this study's results, as their manifests list them.
+        estimates: seconds of each job.
+        now: seconds since 1970.
+    """
+
+    plan: Plan
+    states: Mapping[str, str]
+    leases: Mapping[str, Mapping[str, Any]]
+    failures: Mapping[str, Mapping[str, Any]]
+    manifests: Mapping[str, Mapping[str, Any]]
+    damaged: Collection[str]
+    studies: Collection[Mapping[str, Any]]
+    bytes: Mapping[str, int]
+    own_bytes: int
+    estimates: Estimates
+    now: float
+
+    @property
+    def recent(self) -> list[str]:
+        """Keys of the jobs that were published within ``RATE_SECONDS``."""
+        since = 1000 * (self.now - RATE_SECONDS)
+        return [key for key, manifest in self.manifests.items() if manifest["finished"] >= since]
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimated seconds to the end, with as many jobs at a time as run now (at least one)."""
+        left = {key for key, state in self.states.items() if state in (RUNNING, WAITING)}
+        return self.estimates.makespan(self.plan, left, max(1, len(self.leases)))
+
+
+def status(plan: Plan, store: Store) -> Status:
+    """Return where a study stands.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    published = store.keys()
+    todo = plan.closure.todo(published)
+    leases = {key: lease for key, lease in store.leases().items() if key in todo}
+    failures = {key: note for key in store.failures() & todo.keys() - leases.keys() if (note := store.failure(key))}
+    manifests, damaged = store.manifests([key for key in plan.jobs if key not in todo and key in published])
+    states: dict[str, str] = {}
+    for key, job in plan.jobs.items():  # parents come first
+        parents = {states[ref.job.key] for _, ref in job.parents if ref.job.key in todo}
+        if key not in todo:
+            states[key] = PUBLISHED
+        elif key in leases:
+            states[key] = RUNNING
+        elif key in failures:
+            states[key] = FAILED
+        else:
+            states[key] = BLOCKED if parents & {FAILED, BLOCKED} else WAITING
+    sizes: Counter[str] = Counter()
+    for directory in ("store", "work"):
+        for path, size in store.storage.sizes(directory):
+            sizes["damaged" if path.startswith("store/.damaged/") else directory] += size
+    return Status(
+        plan=plan,
+        states=states,
+        leases=leases,
+        failures=failures,
+        manifests=manifests,
+        damaged=damaged,
+        studies=store.studies(),
+        bytes=sizes,
+        own_bytes=sum(file["bytes"] for manifest in manifests.values() for file in manifest["files"].values()),
+        estimates=estimate(plan, store, published),
+        now=time.time(),
+    )
+
+
+def lines(status: Status) -> list[str]:
+    """Return a status as text."""
+    plan, counts = status.plan, Counter((status.plan.jobs[key].kind, state) for key, state in status.states.items())
+    text = [f"{plan.space.name}: {plan.space.question}", f"  {'job':<8}{'total':>8}"]
+    text[-1] += "".join(f"{state:>11}" for state in STATES)
+    for kind in (*schema.STAGES, "all"):
+        row = [sum(n for (each, state), n in counts.items() if kind in (each, "all") and state == s) for s in STATES]
+        if sum(row):
+            text.append(f"  {kind:<8}{sum(row):>8}" + "".join(f"{number:>11}" for number in row))
+    text += [_running_studies(status), *_pace(status)]
+    text += _running(status) + _failed(status) + _slowest(status)
+    text += [f"damaged: {line}" for line in status.damaged]
+    sizes = ", ".join(f"{size_in_words(status.bytes.get(name, 0))} {words}" for name, words in _DIRECTORIES.items())
+    return [*text, f"disk: {sizes}; {size_in_words(status.own_bytes)} of it are this study's results"]
+
+
+_DIRECTORIES = {"store": "results", "work": "checkpoints", "damaged": "set aside as damaged"}
+
+
+def _running_studies(status: Status) -> str:
+    if not status.studies:
+        return "no study runs on this storage"
+    each = []
+    for study in status.studies:
+        owner = str(study["owner"]).rsplit(":", 1)[0]
+        each.append(f"{study['note'].get('space', '?')} on {owner} for {duration(status.now - study['since'])}")
+    return f"running: {'; '.join(each)}"
+
+
+def _pace(status: Status) -> list[str]:
+    counts = Counter(status.states.values())
+    if not counts[RUNNING] + counts[WAITING]:
+        return []
+    recent = status.recent
+    epochs = sum(status.plan.jobs[key].epochs for key in recent)
+    pace = f"last {duration(RATE_SECONDS)}: {len(recent)} jobs, {epochs:,} epochs"
+    at_a_time = f"{max(1, len(status.leases))} jobs at a time"
+    return [f"{pace}; about {duration(status.seconds_left)} left with {at_a_time}"]
+
+
+def _running(status: Status) -> list[str]:
+    text = []
+    for key, lease in list(status.leases.items())[:SHOWN]:
+        job, note = status.plan.jobs[key], lease["note"]
+        epoch = f"epoch {note.get('step', 0)}/{job.epochs}, " if job.epochs else ""
+        host = str(lease["owner"]).split(":", 1)[0]
+        seen = duration(status.now - lease["renewed"])
+        text.append(
+            f"  runs: {run_name(job, status.plan.cells[key])}  {epoch}on {host} for "
+            f"{duration(status.now - lease['since'])}, last sign of life {seen} ago"
+        )
+    return text + _more(len(status.leases))
+
+
+def _failed(status: Status) -> list[str]:
+    text = []
+    for key, note in list(status.failures.items())[:SHOWN]:
+        name = run_name(status.plan.jobs[key], status.plan.cells[key])
+        ago = duration(status.now - note["at"] / 1000)
+        text.append(f"  failed: {name} ({key[:12]}) {ago} ago: {note['error']}")
+    return text + _more(len(status.failures))
+
+
+def _slowest(status: Status) -> list[str]:
+    timed = {key: each[schema.SECONDS] for key, each in status.manifests.items() if schema.SECONDS in each}
+    longest = sorted(timed, key=lambda key: timed[key], reverse=True)[:LONGEST]
+    names = [
+        f"{run_name(status.plan.jobs[key], status.plan.cells[key])} {duration(timed[key])} "
+        f"({status.manifests[key]['environment']['host']})"
+        for key in longest
+    ]
+    return [f"slowest: {'; '.join(names)}"] if names else []
+
+
+def _more(count: int) -> list[str]:
+    return [f"  and {count - SHOWN} more"] if count > SHOWN else []
+
+
+def size_in_words(number: float) -> str:
+    """Return bytes as people say them."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit in ("bytes", "kB") else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
