@@ -171,14 +171,14 @@ def print_plan(plan: Plan, todo: dict[str, set[int | None]], estimates: Estimate
     """Print the jobs by kind: how many, how many are published, what is left and what it costs."""
     space = plan.space
     print(f"{space.name}: {space.question}")
-    print(f"  {'job':<8}{'total':>8}{'published':>11}{'to run':>8}{'epochs':>9}{'est. time':>12}")
+    print(f"  {'job':<8}{'total':>8}{'published':>11}{'to run':>8}{'epochs':>12}{'est. time':>14}")
     for kind in (*schema.STAGES, "all"):
         keys = [key for key, job in plan.jobs.items() if kind in (job.kind, "all")]
         left = [key for key in keys if key in todo]
         if keys:
             epochs, seconds = sum(plan.jobs[key].epochs for key in left), estimates.total(left)
             print(
-                f"  {kind:<8}{len(keys):>8}{len(keys) - len(left):>11}{len(left):>8}{epochs:>9}{duration(seconds):>12}"
+                f"  {kind:<8}{len(keys):>8}{len(keys) - len(left):>11}{len(left):>8}{epochs:>12,}{duration(seconds):>14}"
             )
     print(
         f"{plan.requests} cells; sharing trains {plan.epochs:,} epochs "

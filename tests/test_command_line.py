@@ -96,9 +96,13 @@ WRONG: dict[str, tuple[list[str], str]] = {
         [*SPACE, "--storage", __file__],
         r"storage '.*' is not writable: .*; choose another --storage",
     ),
-    "storage in a bucket": (
-        [*SPACE, "--storage", "s3://bucket/x"],
-        r"'s3://bucket/x': give a local or shared directory",
+    "storage of an unknown kind": (
+        [*SPACE, "--storage", "ftp://host/x"],
+        r"storage 'ftp://host/x': unknown scheme 'ftp'; known are s3, gs, ",
+    ),
+    "password in the storage": (
+        [*SPACE, "--storage", "s3://id:secret@bucket/x"],
+        r"storage 's3://bucket/x': credentials and options are taken from the environment",
     ),
     "unreachable tracking server": (
         [*SPACE, "--tracking-uri", "http://127.0.0.1:9"],
@@ -252,8 +256,8 @@ def test_a_dry_run_counts_the_jobs_and_creates_nothing(
     assert rows.keys() == {job.kind for job in plan.jobs.values()} | {"all"}
     for kind in rows.keys() - {"all"}:
         jobs = [job for job in plan.jobs.values() if job.kind == kind]
-        assert rows[kind][:4] == [str(len(jobs)), "0", str(len(jobs)), str(sum(job.epochs for job in jobs))]
-    assert rows["all"][:4] == [str(len(plan.jobs)), "0", str(len(plan.jobs)), str(plan.epochs)]
+        assert rows[kind][:4] == [str(len(jobs)), "0", str(len(jobs)), f"{sum(job.epochs for job in jobs):,}"]
+    assert rows["all"][:4] == [str(len(plan.jobs)), "0", str(len(plan.jobs)), f"{plan.epochs:,}"]
     assert all(re.fullmatch(r"\d+ s|\d+ min( \d+ s)?|\d+ h \d+ min|\d+ d \d+ h", row[4]) for row in rows.values())
     assert out.startswith("digits_quickstart: ")
     assert f"{plan.requests} cells; sharing trains {plan.epochs:,} epochs instead of {plan.separate_epochs:,}" in out
