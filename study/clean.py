@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from search_spaces import SPACES, SearchSpace
 from study.plan import Plan, make_plan
 from study.status import size_in_words
+from trainables.processes import host_of
 from trainables.store import Store
 
 _Group = tuple[str, str, str, str]
@@ -162,6 +163,6 @@ def remove(store: Store, found: Surplus) -> None:
 
 def check_idle(store: Store) -> None:
     """Raise ValueError while a study or a job runs on the store."""
-    owners = {str(lease["owner"]).rsplit(":", 1)[0] for lease in (*store.studies(), *store.leases().values())}
+    owners = {host_of(lease["owner"]) for lease in (*store.studies(), *store.leases().values())}
     if owners:
         raise ValueError(f"something runs on {store.uri} ({', '.join(sorted(owners))}): clean when it has ended")

@@ -19,8 +19,9 @@ from pathlib import Path
 from search_spaces import SPACES, get_space
 from study.estimate import Estimates, duration, estimate
 from study.plan import Plan, make_plan, override
-from study.tracking import check_tracking, default_tracking_uri, redact
+from study.tracking import check_tracking, default_tracking_uri
 from trainables import schema
+from trainables.redaction import redact
 from trainables.store import StorageError, Store
 
 OK, FAILURES, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.tracking_uri:  # the default one lies in the storage directory
             check_tracking(uri)
         store.check_writable()
+        if options.verify:
+            _verify(plan, store)
     except (ValueError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_REQUEST
@@ -63,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_REQUEST
+    except StorageError as error:
+        print(f"error: {error}; what was published stays, the same command continues", file=sys.stderr)
+        return FAILURES
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED
@@ -88,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "--status", action="store_true", help="print where the study stands and stop; also while it runs, from anywhere"
     )
     add("--clean", action="store_true", help="list the results that no space needs, and remove them if confirmed")
+    add("--verify", action="store_true", help="read every published file first; damaged results are computed again")
     add("--yes", action="store_true", help="confirm --clean beforehand")
     add(
         "--set",
@@ -152,6 +159,13 @@ def _clean(store: Store, data_dir: str | None, options: argparse.Namespace) -> i
     clean.remove(store, found)
     print("removed")
     return OK
+
+
+def _verify(plan: Plan, store: Store) -> None:
+    keys = plan.jobs.keys() | {ref.key for job in plan.jobs.values() for _, ref in job.parents}
+    published = sorted(keys & store.keys())
+    damaged = store.verify(published)
+    print(*damaged, f"{len(published)} results verified, {len(damaged)} damaged", sep="\n")
 
 
 def _dry_run(plan: Plan, store: Store, options: argparse.Namespace) -> int:

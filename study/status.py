@@ -16,6 +16,7 @@ from study.estimate import Estimates, duration, estimate
 from study.labels import run_name
 from study.plan import Plan
 from trainables import schema
+from trainables.processes import host_of
 from trainables.store import Store
 
 PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING = "published", "running", "failed", "blocked", "waiting"
@@ -135,8 +136,8 @@ def _running_studies(status: Status) -> str:
         return "no study runs on this storage"
     each = []
     for study in status.studies:
-        owner = str(study["owner"]).rsplit(":", 1)[0]
-        each.append(f"{study['note'].get('space', '?')} on {owner} for {duration(status.now - study['since'])}")
+        host, since = host_of(study["owner"]), duration(status.now - study["since"])
+        each.append(f"{study['note'].get('space', '?')} on {host} for {since}")
     return f"running: {'; '.join(each)}"
 
 
@@ -156,7 +157,7 @@ def _running(status: Status) -> list[str]:
     for key, lease in list(status.leases.items())[:SHOWN]:
         job, note = status.plan.jobs[key], lease["note"]
         epoch = f"epoch {note.get('step', 0)}/{job.epochs}, " if job.epochs else ""
-        host = str(lease["owner"]).split(":", 1)[0]
+        host = host_of(lease["owner"])
         seen = duration(status.now - lease["renewed"])
         text.append(
             f"  runs: {run_name(job, status.plan.cells[key])}  {epoch}on {host} for "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports torch, ray or mlflow; subprocesses inherit it.
@@ -16,8 +17,10 @@ os.environ.update(
 
 import pytest
 import torch
+from studies import Study, planned
 from tiny_study import METHODS, publish, tiny_cell
 
+from study.plan import Plan
 from trainables.graph import Ref, measurements, target
 from trainables.jobs import Context
 from trainables.store import Store
@@ -47,3 +50,27 @@ def own_copy(published: Store, tmp_path: Path) -> Store:
     root = tmp_path / "copy"
     shutil.copytree(published.root, root)
     return Store(root)
+
+
+# --- studies that are run as users run them ---------------------------------------------------------------------------
+@pytest.fixture(scope="session")
+def plan_of_studies() -> Plan:
+    """The plan of every ``studies.Study``."""
+    return planned()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[Study]:
+    """A study that has not begun; its processes end with the test."""
+    each = Study(tmp_path)
+    yield each
+    each.kill_all()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    """The same study, run in peace."""
+    each = Study(tmp_path_factory.mktemp("undisturbed"))
+    each.finish()
+    yield each
+    each.kill_all()

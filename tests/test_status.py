@@ -14,7 +14,7 @@ from study.plan import Plan, make_plan
 from study.status import BLOCKED, FAILED, PUBLISHED, RUNNING, WAITING, lines, size_in_words, status
 from trainables import schema
 from trainables.graph import dense_job, match_job, prune_job, target
-from trainables.processes import me
+from trainables.processes import host_of, me
 from trainables.store import Store
 
 CELL = tiny_cell()
@@ -64,7 +64,7 @@ def test_what_runs_fails_is_blocked_and_waits(plan: Plan, own_copy: Store) -> No
     assert (states[MATCH.key], states[PERMUTED.key], states[NAIVE.key]) == (FAILED, BLOCKED, RUNNING)
     assert states[DENSE_A.key] == states[PRUNED.key] == PUBLISHED
     text = "\n".join(lines(found))
-    host = me().split(":")[0]
+    host = host_of(me())
     assert f"running: tiny on {host}" in text
     assert f"epoch 2/{NAIVE.epochs}, on {host} for 0 s" in text
     assert f"({MATCH.key[:12]}) 60 s ago: ValueError: no match" in text

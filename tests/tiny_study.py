@@ -6,7 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +111,11 @@ def flip_bit(path: Path, position: int = -9) -> None:
     path.write_bytes(content)
 
 
-def python(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+def python(*arguments: str, prefix: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
     """Start Python in a process group of its own, output captured; it finds the modules of the tests."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **options.pop("env", {})}
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        [*prefix, sys.executable, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

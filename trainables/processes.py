@@ -1,4 +1,7 @@
-"""Processes by names that stay unique: host, process id and the time at which the process started."""
+"""Processes by names that stay unique: host, process id and the time at which the process started.
+
+A host is a host name with the namespace of process ids: containers may share the one and not the other.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,12 @@ from pathlib import Path
 
 def me() -> str:
     """Return ``host:pid:start``, which names this process for all time."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+    return f"{_host()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def host_of(name: str) -> str:
+    """Return the host name in the name of a process."""
+    return name.split(":", 1)[0].split("+", 1)[0]
 
 
 def alive(name: str) -> bool:
@@ -19,9 +27,17 @@ def alive(name: str) -> bool:
         number = int(pid)
     except ValueError:
         return True
-    if host != socket.gethostname():
+    if host != _host():
         return True
     return _started(number) == started
+
+
+def _host() -> str:
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux
+        return socket.gethostname()
+    return f"{socket.gethostname()}+{''.join(filter(str.isdigit, namespace))}"
 
 
 def _started(pid: int) -> str:

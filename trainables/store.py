@@ -21,16 +21,18 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainables.lease import Lease, live_leases
 from trainables.schema import MANIFEST
 from trainables.storage import LocalStorage, StorageError, open_storage, patiently
 
 __all__ = ["DamagedArtifact", "Lease", "NotPublished", "StorageError", "Store"]
+
+T = TypeVar("T")
 
 READERS = 16
 """Requests to an object store at the same time, where many results are looked at."""
@@ -151,9 +153,13 @@ class Store:
                 damaged.append(str(error))
                 return None
 
+        found = zip(keys, self._side_by_side(read, keys), strict=True)
+        return {key: manifest for key, manifest in found if manifest is not None}, damaged
+
+    def _side_by_side(self, read: Callable[[str], T], keys: Collection[str]) -> list[T]:
+        """Return what is read of each key; requests to an object store wait for their answers together."""
         with ThreadPoolExecutor(1 if self.is_local else READERS) as pool:
-            found = zip(keys, pool.map(read, keys), strict=True)
-            return {key: manifest for key, manifest in found if manifest is not None}, damaged
+            return list(pool.map(read, keys))
 
     def _manifest(self, key: str) -> tuple[dict[str, Any], bytes]:
         """Return a manifest, verified, and its bytes."""
@@ -198,6 +204,21 @@ class Store:
                 return content
             reason = f"checksum of {len(content)} bytes, {listed[name]['bytes']} were published"
         raise self._damaged(key, name, reason, judged)
+
+    def verify(self, keys: Collection[str]) -> list[str]:
+        """Read every file of some results; set aside those with a damaged one, and return a line on each."""
+
+        def check(key: str) -> str | None:
+            try:
+                for name in self.manifest(key)["files"]:
+                    self.read(key, name)
+            except NotPublished:
+                return None
+            except DamagedArtifact as error:
+                return str(error)
+            return None
+
+        return [line for line in self._side_by_side(check, keys) if line]
 
     def read_json(self, key: str, name: str) -> Any:
         """Return the parsed content of a JSON file of a published result; errors as in :meth:`read`."""

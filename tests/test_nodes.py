@@ -1,0 +1,108 @@
+"""A sweep over several nodes, of which some are lost: it ends complete, with the results of an undisturbed one."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nodes import Nodes, nodes
+from studies import MARK, RUN_SECONDS, Study, assert_as_if_nothing_had_happened, assert_whole, wait_for_results
+
+from study.plan import Plan
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster(study: Study) -> Iterator[Nodes]:
+    """A head for the driver and two nodes for trials."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,  # a socket's path must be short
+        nodes(Path(folder), {MARK: study.mark}) as cluster,
+    ):
+        for cpus in (0, 2, 2):
+            cluster.add(cpus)
+        study.arguments, study.prefix = ["--address", cluster.address], cluster.command(0)
+        yield cluster
+
+
+def hosts_of_workers(cluster: Nodes) -> set[int]:
+    """Return the nodes on which trials run."""
+    names = {}
+    for node in range(3):
+        for pid in cluster.processes(node):
+            path = Path(f"/proc/{pid}/cmdline")
+            names.setdefault(node, []).append(path.read_bytes() if path.exists() else b"")
+    return {node for node, each in names.items() if any(name.startswith(b"ray::PlannedJob") for name in each)}
+
+
+def test_a_node_is_lost(study: Study, cluster: Nodes, undisturbed: Study, plan_of_studies: Plan) -> None:
+    process = study.start()
+    total = len(undisturbed.store.keys())
+    seen: set[int] = set()
+    deadline = time.monotonic() + RUN_SECONDS
+    while seen != {1, 2} or len(study.store.keys()) < total // 3:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        seen |= hosts_of_workers(cluster)
+        time.sleep(0.1)
+    cluster.kill(1)
+    published = study.store.keys()
+    out, err = process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode == 0, (out, err)
+    assert published < study.store.keys()
+    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
+
+
+def test_a_node_joins_a_running_sweep(study: Study, cluster: Nodes, undisturbed: Study, plan_of_studies: Plan) -> None:
+    cluster.kill(2)
+    process = study.start()
+    assert wait_for_results(study, process, 3)
+    late = cluster.add(cpus=2)
+    seen: set[int] = set()
+    while process.poll() is None and late not in seen:
+        seen |= {late} if _runs_trials(cluster, late) else set()
+        time.sleep(0.1)
+    out, err = process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode == 0, (out, err)
+    assert late in seen
+    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
+
+
+def _runs_trials(cluster: Nodes, node: int) -> bool:
+    paths = [Path(f"/proc/{pid}/cmdline") for pid in cluster.processes(node)]
+    return any(path.exists() and path.read_bytes().startswith(b"ray::PlannedJob") for path in paths)
+
+
+def test_the_head_is_lost(study: Study, cluster: Nodes, undisturbed: Study, plan_of_studies: Plan) -> None:
+    """The driver runs on the head and dies with it; a new cluster takes up the work."""
+    process = study.start()
+    assert wait_for_results(study, process, len(undisturbed.store.keys()) // 3)
+    cluster.kill(0)
+    process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode != 0
+    assert_whole(study.store)
+    study.arguments, study.prefix = (), ()
+    study.finish()
+    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
+
+
+def test_the_cluster_is_lost_under_a_driver(
+    study: Study, cluster: Nodes, undisturbed: Study, plan_of_studies: Plan
+) -> None:
+    """All of Ray dies but the driver lives: it ends by itself, with a message."""
+    process = study.start()
+    assert wait_for_results(study, process, 3)
+    cluster.kill_ray(0)
+    cluster.kill(1)
+    cluster.kill(2)
+    out, err = process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode == 1, (out, err)
+    assert "the same command continues" in out + err
+    assert_whole(study.store)
+    study.arguments, study.prefix = (), ()
+    study.finish()
+    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)

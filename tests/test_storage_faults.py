@@ -1,0 +1,162 @@
+"""The storage is in trouble while a study runs on it: full, far away, unreliable, damaged."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from s3_server import BUCKET, Unreliable, environment, s3_server
+from studies import RUN_SECONDS, Study, assert_as_if_nothing_had_happened, assert_whole, tracked, wait_for_results
+from tiny_study import assert_same_result, flip_bit
+
+from study.plan import Plan
+from trainables import schema
+
+pytestmark = pytest.mark.slow
+
+
+# --- full -----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def small_disk(study: Study) -> Iterator[Path]:
+    """A file system too small for the study, as its storage."""
+    folder = study.folder / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a file system here: {mounted.stderr.decode().strip()}")
+    study.storage = str(folder / "storage")
+    study.arguments = ["--tracking-uri", f"sqlite:///{study.database}"]
+    yield folder
+    study.kill_all()
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def enlarge(folder: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=500m", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_study_with_a_clear_error(
+    study: Study, small_disk: Path, undisturbed: Study, plan_of_studies: Plan
+) -> None:
+    process = study.start("--retries", "0")
+    out, err = process.communicate(timeout=2 * RUN_SECONDS)
+    assert process.returncode == 1, (out, err)
+    assert "No space left on device" in out + err
+    assert "the same command continues" in out + err
+    assert 0 < len(study.store.keys()) < len(undisturbed.store.keys())
+    assert_whole(study.store)
+    enlarge(small_disk)
+    study.finish()
+    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
+
+
+def test_a_study_goes_on_when_space_is_back(
+    study: Study, small_disk: Path, undisturbed: Study, plan_of_studies: Plan
+) -> None:
+    process = study.start()
+    deadline = time.monotonic() + RUN_SECONDS
+    while shutil.disk_usage(small_disk).free > 60_000:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the disk does not fill up"
+        time.sleep(0.2)
+    time.sleep(5)
+    enlarge(small_disk)
+    out, err = process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode == 0, (out, err)
+    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
+
+
+# --- in an object store -----------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    if not (importlib.util.find_spec("s3fs") and importlib.util.find_spec("moto")):
+        pytest.skip("needs s3fs and moto")
+    with s3_server() as port:
+        yield port
+
+
+@pytest.mark.parametrize("every", [0, 3])
+def test_a_study_in_an_object_store(
+    server: int,
+    study: Study,
+    undisturbed: Study,
+    plan_of_studies: Plan,
+    every: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A real client over a socket; every third request may be dropped, before or after it was carried out."""
+    line = Unreliable(server, every=every)
+    study.environment = environment(line.port)
+    for name, value in study.environment.items():
+        monkeypatch.setenv(name, value)
+    study.storage = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    out, err = study.finish()
+    assert line.dropped > 50 if every else line.dropped == 0
+    line.every = 0
+    assert "very-secret" not in out + err
+    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
+    again, _ = study.finish()
+    assert f"0 jobs run, {len(plan_of_studies.jobs)} were published before" in again
+    line.close()
+
+
+# --- damaged --------------------------------------------------------------------------------------------------------
+def kinds_of_files(study: Study, plan: Plan) -> dict[tuple[str, str], str]:
+    """Return a result for each kind of job and file: (kind, file) -> key."""
+    found = {}
+    for key in plan.jobs:
+        manifest = study.store.manifest(key)
+        for name in (*manifest["files"], schema.MANIFEST):
+            found[manifest["kind"], name] = key
+    return found
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated"])
+def test_damage_in_every_kind_of_file(study: Study, undisturbed: Study, plan_of_studies: Plan, damage: str) -> None:
+    shutil.copytree(undisturbed.folder / "outputs", study.folder / "outputs")
+    study.database.unlink()  # which names the other folder; the study is logged anew
+    damaged: dict[str, str] = {}
+    for (_, name), key in kinds_of_files(study, plan_of_studies).items():
+        if key in damaged:
+            continue  # one file of a result is enough
+        damaged[key] = name
+    kinds = set(damaged.values())
+    for (_, name), key in kinds_of_files(study, plan_of_studies).items():
+        if name not in kinds:
+            damaged[key] = name
+    for key, name in damaged.items():
+        path = study.store.directory(key) / name
+        if damage == "flipped":
+            flip_bit(path, position=path.stat().st_size // 2)
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    out, _ = study.finish("--verify")
+    for key, name in damaged.items():
+        assert f"artifact {name} of {key[:12]} is damaged" in out
+    assert f"{len(damaged)} damaged" in out
+    assert f"{len(damaged)} jobs run, " in out
+    for key in plan_of_studies.jobs:
+        assert_same_result(study.store, undisturbed.store, key)
+    assert tracked(study.database) == tracked(undisturbed.database)
+    aside = {path.split("/")[2].rsplit("-", 1)[0] for path in study.store.storage.names("store/.damaged")}
+    assert aside == set(damaged)
+
+
+def test_a_damaged_checkpoint_costs_time_only(study: Study, undisturbed: Study, plan_of_studies: Plan) -> None:
+    process = study.start("--checkpoint-seconds", "0.001")
+    assert wait_for_results(study, process, 4)
+    process.kill()
+    process.communicate()
+    study.kill_all()
+    checkpoints = list((study.store.root / "work").glob("*/checkpoint.safetensors"))
+    assert checkpoints
+    for path in checkpoints:
+        flip_bit(path)
+    study.finish()
+    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
