@@ -27,6 +27,8 @@ SETTINGS = {
     "RAY_health_check_failure_threshold": "3",
 }
 """As the launch files set it before ``ray start``, on every node; and impatience."""
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+"""What nodes and drivers must know to talk to each other."""
 
 
 class Nodes:
@@ -38,7 +40,7 @@ class Nodes:
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self.folder, self.environment = folder, {**os.environ, **SETTINGS, **environment}
+        self.folder, self.environment = folder, {**os.environ, **SETTINGS, **TOKEN, **environment}
         self._name = f"r{secrets.token_hex(3)}"
         self._network = f"10.{77 + secrets.randbelow(100)}.{secrets.randbelow(250)}"
         self._namespaces: list[str] = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nodes import Nodes, nodes
+from nodes import TOKEN, Nodes, nodes
 from studies import MARK, RUN_SECONDS, Study, assert_as_if_nothing_had_happened, assert_whole, wait_for_results
 
 from study.plan import Plan
@@ -26,6 +26,7 @@ def cluster(study: Study) -> Iterator[Nodes]:
         for cpus in (0, 2, 2):
             cluster.add(cpus)
         study.arguments, study.prefix = ["--address", cluster.address], cluster.command(0)
+        study.environment = TOKEN
         yield cluster
 
 

@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     "match_images": 200,
     "prune_shortcuts": False,
 }
-TIMES = ("timestamp", schema.SECONDS, schema.IMAGES_PER_SECOND)
+TIMES = ("timestamp", schema.SECONDS, schema.IMAGES_PER_SECOND, *schema.SYSTEM_METRICS)
 """What may differ between two computations of one job."""
 
 

@@ -48,6 +48,7 @@ from trainables.seeding import derive_seed
 from trainables.store import DamagedArtifact, NotPublished, StorageError, Store
 from trainables.task import TaskData
 from trainables.training import Training
+from trainables.usage import Usage
 
 __all__ = ["Context", "Row", "final_metrics", "run_job"]
 
@@ -192,6 +193,7 @@ class _Session:
         self._job, self._data, self._training, self._context = job, data, training, context
         self._history: list[Row] = []
         self._seconds = 0.0
+        self._usage = Usage(context.device)
         self._started = self._saved = time.perf_counter()
         self._resume(latest)
 
@@ -216,7 +218,7 @@ class _Session:
         """Train up to epoch `stop`, yielding a row after each."""
         while self._training.epoch < stop:
             metrics = self._training.run_epoch()
-            row = {"step": self._training.epoch, "timestamp": now(), **metrics}
+            row = {"step": self._training.epoch, "timestamp": now(), **metrics, **self._usage.sample()}
             self._history.append(row)
             self._context.log.write(f"epoch {self._training.epoch}/{self._training.recipe.epochs}: {in_words(metrics)}")
             yield row

@@ -32,6 +32,15 @@ LEARNING_RATE: Final = "learning_rate"
 """Learning rate of the epoch's last step."""
 EPOCH_METRICS: Final = (TRAIN_LOSS, TRAIN_ACCURACY, TEST_LOSS, TEST_ACCURACY, LEARNING_RATE)
 
+# --- metrics of long jobs, at most twice a minute; MLflow shows them as system metrics -----------------------------------
+SYSTEM_MEMORY: Final = "system/peak_memory_megabytes"
+"""The most memory that the worker process has had, which may have run other jobs before."""
+SYSTEM_CPU: Final = "system/cpu_utilization_percentage"
+"""Processor time of the process over wall-clock time; 200 is two cores."""
+SYSTEM_GPU_MEMORY: Final = "system/peak_gpu_memory_megabytes"
+"""The most memory that the process has had on its GPU."""
+SYSTEM_METRICS: Final = (SYSTEM_MEMORY, SYSTEM_CPU, SYSTEM_GPU_MEMORY)
+
 # --- metrics at the end of a job --------------------------------------------------------------------------------
 FINAL_TRAIN_LOSS: Final = "final_train_loss"
 """Nats, final weights, eval mode, whole training set without augmentation."""
@@ -132,6 +141,8 @@ TAG_REUSED: Final = "reused"
 TAG_PARENTS: Final = "parent_keys"
 """Comma-separated keys of the parents."""
 TAG_ERROR: Final = "error"
+TAG_UNATTACHED: Final = "unattached"
+"""Files that could not be attached to the run although all its numbers are there; the next start tries again."""
 TAG_LTH_KEY: Final = "lth_key"
 """Key of the LTH job that `gap_to_lth` compares with."""
 TAG_DENSE_KEY: Final = "dense_key"

@@ -1,0 +1,42 @@
+"""What a long job takes of its machine, under the names by which MLflow shows system metrics on a page of their own."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+
+from trainables import schema
+
+SAMPLE_SECONDS = 30.0
+"""Between two samples; a job that is shorter has none."""
+
+
+class Usage:
+    """Samples of memory and processor time, taken when asked and if the last one is old enough."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._wall, self._busy = time.monotonic(), time.process_time()
+
+    def sample(self) -> dict[str, float]:
+        """Return the metrics since the last sample; nothing if that was less than ``SAMPLE_SECONDS`` ago."""
+        wall, busy = time.monotonic(), time.process_time()
+        if wall - self._wall < SAMPLE_SECONDS:
+            return {}
+        metrics = {
+            schema.SYSTEM_MEMORY: _peak_memory() / 1e6,
+            schema.SYSTEM_CPU: 100.0 * (busy - self._busy) / (wall - self._wall),
+        }
+        self._wall, self._busy = wall, busy
+        if self._device.type == "cuda":
+            metrics[schema.SYSTEM_GPU_MEMORY] = torch.cuda.max_memory_allocated(self._device) / 1e6
+        return metrics
+
+
+def _peak_memory() -> float:
+    """Return the most memory that this process ever had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
