@@ -1,15 +1,17 @@
-"""Ray Tune's events, passed on to whoever shows or records them."""
+"""Ray Tune's events, passed on to whoever orders, shows or records the jobs."""
 
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
-from study.searcher import FAILED, PlanSearcher
+from study.searcher import PlanSearcher
+from study.states import FAILED
 from trainables import schema
 
 if TYPE_CHECKING:
@@ -20,52 +22,71 @@ _PASSED_ON = ("timestamp", *schema.EPOCH_METRICS)
 
 
 class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
-    """Tells the tracker and the progress display what happens to the jobs.
+    """Tells the searcher what Tune does not tell it, and the tracker and the display what happens to the jobs.
 
     Tune pickles callbacks when the Tuner is made, so the live parts are attached afterwards. Nothing here raises or
     waits: an exception in a callback would end the sweep.
     """
 
+    directory: Path | None = None
+    """Where Tune keeps the experiment's files on this machine, once a trial has started."""
     _searcher: PlanSearcher | None = None
+    _tracker: Tracker | None = None
+    _progress: Progress | None = None
 
-    def attach(self, searcher: PlanSearcher, tracker: Tracker, progress: Progress) -> None:
+    def attach(self, searcher: PlanSearcher, tracker: Tracker | None = None, progress: Progress | None = None) -> None:
         """Connect the parts that live in the driver."""
         self._searcher, self._tracker, self._progress = searcher, tracker, progress
 
     def _key(self, trial: Any) -> str:
         return str(trial.config["key"])
 
+    def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
+        """Tell the searcher that a trial has got its resources."""
+        if self._searcher is not None:
+            self._searcher.on_trial_start(trial.trial_id)
+        if self.directory is None and trial.local_path:
+            self.directory = Path(trial.local_path).parents[1]  # .../EXPERIMENT/driver_artifacts/TRIAL
+
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
         """Pass an epoch on."""
         key = self._key(trial)
-        self._progress.result(key, result)
-        if result.get("job_key") == key and "step" in result:
+        if self._progress is not None:
+            self._progress.result(key, result)
+        if self._tracker is not None and result.get("job_key") == key and "step" in result:
             row = {name: result[name] for name in _PASSED_ON if name in result}
             self._tracker.epoch(key, {"step": result["step"], **row})
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """Pass the end of a job on."""
-        key, result = self._key(trial), trial.last_result or {}
-        self._progress.ended(key)
-        if result.get("error"):
-            self._tracker.failed(key, str(result["error"]))
-        else:
-            self._tracker.done(key)
+        """Pass the end of a job on; the searcher knows it already."""
+        self._ended(self._key(trial), has_result=not (trial.last_result or {}).get("error"))
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """Note why a trial died, if it was the last attempt at its job."""
         key = self._key(trial)
-        self._progress.ended(key)
-        if self._searcher is None or self._searcher.state.get(key) != FAILED:
+        if self._searcher is not None and self._searcher.state.get(key) == FAILED:
+            self._searcher.errors[key] = _reason(trial)
+        self._ended(key, has_result=False)
+
+    def _ended(self, key: str, has_result: bool) -> None:
+        if self._progress is not None:
+            self._progress.ended(key)
+        if self._tracker is None or self._searcher is None:
             return
-        self._searcher.errors[key] = error = _last_line(trial)
-        self._tracker.failed(key, error)
+        if has_result:
+            self._tracker.done(key)
+        elif self._searcher.state.get(key) == FAILED:
+            self._tracker.failed(key, self._searcher.errors[key])
 
 
-def _last_line(trial: Any) -> str:
+def _reason(trial: Any) -> str:
     """Return what a trial's exception said, without the trace."""
+    with contextlib.suppress(Exception):  # whatever unpickling somebody's exception may raise
+        cause = getattr(pickle.loads(Path(trial.pickled_error_file).read_bytes()), "cause", None)
+        if isinstance(cause, Exception):
+            return f"{type(cause).__name__}: {cause}".splitlines()[0].strip()
     with contextlib.suppress(OSError, TypeError):
         text = Path(trial.error_file).read_text(encoding="utf-8").strip()
         if text:

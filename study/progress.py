@@ -6,8 +6,8 @@ import sys
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,18 +17,30 @@ from rich.text import Text
 from study.estimate import Estimates, duration
 from study.labels import run_name
 from study.plan import Plan
-from study.searcher import BLOCKED, DONE, FAILED, READY, RUNNING, WAITING, PlanSearcher
+from study.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, STATES, WAITING
 from trainables import schema
+
+if TYPE_CHECKING:
+    from study.searcher import PlanSearcher
 
 LINE_SECONDS = 10.0
 """Between two plain lines."""
+ESTIMATE_SECONDS = 2.0
+"""Between two estimates of what is left in the live table: with 10,000 jobs one takes 30 ms."""
+STALLED_SECONDS = 30.0
+"""After so long without a running trial, the display says what is waited for."""
 
 
 class Progress:
     """Watches a searcher and shows where the study stands."""
 
     def __init__(
-        self, plan: Plan, searcher: PlanSearcher, estimates: Estimates, slots: int, stream: TextIO | None = None
+        self,
+        plan: Plan,
+        searcher: PlanSearcher,
+        estimates: Estimates,
+        slots: Callable[[], int],
+        stream: TextIO | None = None,
     ) -> None:
         """Prepare the display.
 
@@ -36,14 +48,17 @@ class Progress:
             plan: the study.
             searcher: knows the state of every job.
             estimates: seconds per job.
-            slots: trials that can run at the same time.
+            slots: returns how many trials can run at the same time, as the cluster is now.
             stream: where to write; standard output by default.
         """
         self._plan, self._searcher, self._estimates, self._slots = plan, searcher, estimates, slots
         self._stream = stream or sys.stdout
         self._console = Console(file=self._stream)
         self._started = time.monotonic()
-        self._first_step: float | None = None
+        self._last_step: float | None = None
+        self._slot_seconds = 0.0
+        self._estimated: tuple[float, float | None] = (-ESTIMATE_SECONDS, None)
+        self._idle_since: float | None = None
         self._running: OrderedDict[str, str] = OrderedDict()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -53,8 +68,8 @@ class Progress:
     # --- events, from the driver's loop -------------------------------------------------------------------------------
     def result(self, key: str, row: Mapping[str, Any]) -> None:
         """Note a result of a running job."""
-        if self._first_step is None:
-            self._first_step = time.monotonic()
+        if self._last_step is None:
+            self._last_step = time.monotonic()
         accuracy = row.get(schema.TEST_ACCURACY)
         text = f"epoch {row.get('epoch', 0)}/{self._plan.jobs[key].epochs}" if self._plan.jobs[key].epochs else ""
         self._running[key] = text + (f", test accuracy {accuracy:.1f} %" if accuracy is not None else "")
@@ -96,16 +111,27 @@ class Progress:
         counts = self._searcher.counts
         parts = []
         for kind in schema.STAGES:
-            total = sum(counts[kind, state] for state in _STATES)
+            total = sum(counts[kind, state] for state in STATES)
             if total:
                 parts.append(f"{kind} {counts[kind, DONE]}/{total}")
         states = self._states()
         text = f"{duration(time.monotonic() - self._started):>10}  done: {', '.join(parts)}"
-        text += f"; {states[RUNNING]} running, {states[WAITING] + states[READY]} waiting"
+        text += f"; {states[RUNNING]} running, {states[WAITING] + states[READY] + states[QUEUED]} waiting"
         if states[FAILED] or states[BLOCKED]:
             text += f", {states[FAILED]} failed, {states[BLOCKED]} blocked"
+        if states[NOT_RUN]:
+            text += f", {states[NOT_RUN]} not run"
         left = self.seconds_left()
-        return text + (f"; about {duration(left)} left" if left else "")
+        return text + (f"; about {duration(left)} left" if left else "") + self._stall(states)
+
+    def _stall(self, states: Counter[str]) -> str:
+        """Return what is waited for if nothing has run for a while; a cluster may have lost its last machines."""
+        if states[RUNNING] or not states[QUEUED]:
+            self._idle_since = None
+            return ""
+        self._idle_since = self._idle_since or time.monotonic()
+        idle = time.monotonic() - self._idle_since
+        return f"; waiting for machines for {duration(idle)}" if idle >= STALLED_SECONDS else ""
 
     def _states(self) -> Counter[str]:
         states: Counter[str] = Counter()
@@ -116,17 +142,27 @@ class Progress:
     def seconds_left(self) -> float | None:
         """Return the estimated seconds to the end; None once nothing is left."""
         state = dict(self._searcher.state)
-        left = {key for key, each in state.items() if each in (WAITING, READY, RUNNING)}
+        left = {key for key, each in state.items() if each in OPEN}
         if not left:
             return None
-        remaining = self._estimates.makespan(self._plan, left, self._slots)
+        slots = self._slots()
+        remaining = self._estimates.makespan(self._plan, left, slots)
         done = self._estimates.total([key for key, each in state.items() if each == DONE])
-        if self._first_step is None or not done:
+        if self._last_step is None:
+            return remaining
+        now = time.monotonic()
+        self._slot_seconds += slots * (now - self._last_step)
+        self._last_step = now
+        if not done:
             return remaining
         # How much faster or slower than estimated this run is, once enough of it is over to tell.
-        actual = (time.monotonic() - self._first_step) * self._slots
         weight = min(1.0, done / (0.1 * (done + self._estimates.total(left))))
-        return remaining * ((1 - weight) + weight * actual / done)
+        return remaining * ((1 - weight) + weight * self._slot_seconds / done)
+
+    def _recent_seconds_left(self) -> float | None:
+        if time.monotonic() - self._estimated[0] >= ESTIMATE_SECONDS:
+            self._estimated = time.monotonic(), self.seconds_left()
+        return self._estimated[1]
 
     def _table(self) -> Group:
         counts = self._searcher.counts
@@ -134,18 +170,16 @@ class Progress:
         for column in ("job", "done", "running", "waiting", "failed", "total"):
             table.add_column(column, justify="left" if column == "job" else "right")
         for kind in schema.STAGES:
-            each = [counts[kind, state] for state in _STATES]
+            each = [counts[kind, state] for state in STATES]
             if sum(each):
-                waiting = counts[kind, WAITING] + counts[kind, READY]
-                failed = counts[kind, FAILED] + counts[kind, BLOCKED]
+                waiting = counts[kind, WAITING] + counts[kind, READY] + counts[kind, QUEUED]
+                failed = counts[kind, FAILED] + counts[kind, BLOCKED] + counts[kind, NOT_RUN]
                 row = (counts[kind, DONE], counts[kind, RUNNING], waiting, failed, sum(each))
                 table.add_row(kind, *(str(number) for number in row))
-        left = self.seconds_left()
+        left = self._recent_seconds_left()
         header = f"{self._plan.space.name}: {duration(time.monotonic() - self._started)} so far"
-        lines: list[Any] = [Text(header + (f", about {duration(left)} left" if left else "")), table]
+        header += (f", about {duration(left)} left" if left else "") + self._stall(self._states())
+        lines: list[Any] = [Text(header), table]
         for key, text in list(self._running.items())[:12]:
             lines.append(Text(f"  {run_name(self._plan.jobs[key], self._plan.cells[key])}   {text}", style="dim"))
         return Group(*lines)
-
-
-_STATES = (DONE, RUNNING, READY, WAITING, FAILED, BLOCKED)

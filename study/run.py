@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from search_spaces import SPACES, get_space
+from study.address import cluster_address
 from study.estimate import Estimates, duration, estimate
 from study.plan import Plan, make_plan, override
 from study.tracking import check_tracking, default_tracking_uri
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(*lines(status(plan, store)), sep="\n")
             return OK
+        cluster_address(options.address)
         if options.dry_run:
             return _dry_run(plan, store, options)
         if options.tracking_uri:  # the default one lies in the storage directory
@@ -111,18 +113,59 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--tracking-uri", metavar="URI", help="MLflow tracking store (default: sqlite:///STORAGE/mlflow.db)")
     add("--data-dir", metavar="DIR", help="where the datasets are that do not come with a library")
-    add("--address", metavar="ADDR", help="Ray cluster to run on; default: a Ray of its own on this machine")
+    add(
+        "--address",
+        metavar="ADDR",
+        help="Ray cluster to run on, auto or host:port (default: RAY_ADDRESS, else a Ray of its own on this machine)",
+    )
     add("--max-concurrent", type=_positive(int), metavar="N", help="trials at the same time (default: what fits)")
-    add("--gpus-per-trial", type=_positive(float, zero=True), metavar="X", help="GPUs of a trial, may be a fraction")
+    add(
+        "--gpus-per-trial",
+        type=_gpus,
+        metavar="X",
+        help="GPUs of a trial, may be a fraction (default: what its job's memory needs, 1/8 to 1, if there are any)",
+    )
+    add(
+        "--gpu-memory",
+        type=_positive(float),
+        metavar="GIB",
+        help="memory of the smallest GPU (default: the nodes are asked; needed if the cluster has no GPU nodes yet)",
+    )
     add("--cpus-per-trial", type=_positive(float), metavar="N", default=1.0, help="CPUs of a trial (default: 1)")
     add(
         "--retries",
         type=_positive(int, zero=True),
         metavar="N",
         default=3,
-        help="attempts after the first (default: 3)",
+        help="attempts at a job after one that died without getting further than those before (default: 3)",
+    )
+    add(
+        "--checkpoint-seconds",
+        type=_positive(float, zero=True),
+        metavar="S",
+        default=30.0,
+        help="a job is saved at the first end of an epoch after so long; if it is killed, it loses at most that and "
+        "one epoch (default: 30)",
+    )
+    add(
+        "--max-silence",
+        type=_positive(float, zero=True),
+        metavar="H",
+        default=12.0,
+        help="a trial that ends neither an epoch nor a measurement for so many hours is taken for hung, ended and "
+        "tried again; 0: never (default: 12)",
     )
     return parser
+
+
+def _gpus(text: str) -> float:
+    value = float(text)
+    if not (0 <= value <= 1 or (value > 1 and value.is_integer())):
+        raise argparse.ArgumentTypeError(f"must be within 0 and 1, or a whole number, got {text}")
+    return value
+
+
+_gpus.__name__ = "number"  # argparse names it in its messages
 
 
 def _positive(kind: type, *, zero: bool = False):  # type: ignore[no-untyped-def] # an argparse type

@@ -4,25 +4,48 @@ from __future__ import annotations
 
 import heapq
 import json
+import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from study.estimate import Estimates
 from study.plan import Plan
-from trainables.tune import STATUS_OK
+from study.resources import Group, Resources, group
+from study.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
+from trainables.tune import STATUS_OK, STATUS_OUT_OF_MEMORY, STATUS_STORAGE
 
-WAITING, READY, RUNNING, DONE, FAILED, BLOCKED = "waiting", "ready", "running", "done", "failed", "blocked"
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+"""Seconds before the next attempt at a job that died; they double from the first to the longest."""
+STARVING_SECONDS = 10.0
+"""A trial that waits so long for resources gets what becomes free: nothing smaller is handed out meanwhile."""
+_ONE_CPU: Resources = {"CPU": 1.0}
+_TOLERANCE = 1e-6
+"""Of sums of fractions."""
+
+
+@dataclass
+class _Trial:
+    """A job in Tune's hands."""
+
+    key: str
+    asked: Resources
+    since: float
 
 
 class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
     """Suggests the jobs of a plan, the longest remaining chain first.
 
-    It is total: whatever Tune reports, ``suggest`` and ``on_trial_complete`` do not raise, because an exception here
-    would end the sweep. When nothing is ready and nothing runs, it is finished: a plan with failed jobs ends too.
+    It is total: whatever Tune reports, its methods do not raise, because an exception here would end the sweep. When
+    nothing is ready, pauses or runs, it is finished: a plan with failed jobs ends too.
+
+    A job whose trial died is tried again after a pause. Attempts are trials of their own: Tune itself gives up at once
+    on a trial whose process dies before it has begun, as one does that was kept for reuse. An attempt that got further
+    than all before it, so that a checkpoint was gained, does not count: a job of many hours on machines that are taken
+    away every hour ends, while one that dies in the same epoch each time fails.
     """
 
     def __init__(
@@ -32,6 +55,12 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         estimates: Estimates,
         surroundings: Mapping[str, Any],
         retries: int = 0,
+        *,
+        resources: Mapping[str, Resources] | None = None,
+        room: Callable[[], Resources] | None = None,
+        ahead: int = 2,
+        max_concurrent: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare the order.
 
@@ -40,8 +69,14 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             todo: what has to be computed, from ``plan.closure.todo(published)``.
             estimates: decides which of the ready jobs goes first.
             surroundings: config entries that every trial gets (storage, data_dir, ...).
-            retries: attempts at a job after one that died. They are trials of their own: Tune itself gives up at once
-                on a trial whose process dies before it has begun, as one does that was kept for reuse.
+            retries: attempts at a job after one that died, as long as none gets further than those before.
+            resources: key -> what the job asks for; one CPU by default.
+            room: returns what the whole cluster has now, which may change; None: everything fits.
+            ahead: jobs handed to Ray beyond what fits the room, at least 1: so that what becomes free is taken at
+                once, and a cluster that grows on demand sees a demand. More of them are more that an urgent job,
+                ready a moment later, has to wait for.
+            max_concurrent: trials at the same time at most; None: as many as fit.
+            clock: seconds, monotonic.
         """
         super().__init__()
         self.plan = plan
@@ -49,9 +84,20 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self.state = dict.fromkeys(self.todo, WAITING)
         self.errors: dict[str, str] = {}
         """Key of a failed job -> its error; of a blocked job -> key of the failed job that it waited for."""
+        self.halted: str | None = None
+        """Why nothing more is handed out: what the storage said when a job had tried it for the last time."""
         self.counts: Counter[tuple[str, str]] = Counter((plan.jobs[key].kind, WAITING) for key in self.todo)
         self._surroundings = dict(surroundings)
-        self._attempts_left = dict.fromkeys(self.todo, retries)
+        self._retries, self._ahead, self._max_concurrent = retries, ahead, max_concurrent
+        self._clock, self._room = clock, room
+        self._room_now: Resources | None = None
+        self._resources = dict(resources) if resources is not None else dict.fromkeys(self.todo, _ONE_CPU)
+        self._mean: Counter[str] = Counter()
+        for each in self._resources.values():
+            self._mean.update({name: amount / len(self._resources) for name, amount in each.items()})
+        self._least_share: dict[Group, float] = {}
+        self._vain = dict.fromkeys(self.todo, 0)
+        self._furthest = dict.fromkeys(self.todo, 0)
         self._children: dict[str, list[str]] = {key: [] for key in self.todo}
         self._open_parents: dict[str, int] = {}
         for key in self.todo:
@@ -61,7 +107,10 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
                 self._children[parent].append(key)
         self._urgency = self._longest_chains(estimates)
         self._ready: list[tuple[float, int, str]] = []
-        self._trials: dict[str, str] = {}
+        self._pausing: list[tuple[float, int, str]] = []
+        self._trials: dict[str, _Trial] = {}
+        self._queued: dict[str, _Trial] = {}
+        self._taken: Counter[str] = Counter()
         self._number = {key: number for number, key in enumerate(self.todo)}
         for key, count in self._open_parents.items():
             if not count:
@@ -87,49 +136,172 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
 
     # --- Ray Tune's side --------------------------------------------------------------------------------------------
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the config of the most urgent ready job; None while jobs run; FINISHED when nothing can follow."""
-        if self._ready:
-            key = heapq.heappop(self._ready)[2]
-            self._move(key, RUNNING)
-            self._trials[trial_id] = key
-            cell = json.dumps(asdict(self.plan.cells[key]))
-            return {**self._surroundings, "cell": cell, "key": key, "outputs": self.todo[key]}
-        if self._trials:
+        """Return the config of the most urgent ready job; None while there may be one later; FINISHED at the end."""
+        now = self._clock()
+        self._room_now = self._room() if self._room is not None else None
+        while self._pausing and self._pausing[0][0] <= now:
+            self._release(heapq.heappop(self._pausing)[2])
+        if not (self._trials or self._ready or self._pausing):
+            return Searcher.FINISHED  # type: ignore[no-any-return]
+        if not self._ready:
             return None
-        return Searcher.FINISHED  # type: ignore[no-any-return]
+        asked = self._asks(self._ready[0][2])
+        if not self._may_start(asked, now):
+            return None
+        key = heapq.heappop(self._ready)[2]
+        self._move(key, QUEUED)
+        self._trials[trial_id] = self._queued[trial_id] = _Trial(key, asked, now)
+        self._taken.update(asked)
+        cell = json.dumps(asdict(self.plan.cells[key]))
+        config = {"cell": cell, "key": key, "outputs": self.todo[key], "resources": dict(asked)}
+        return {**self._surroundings, **config}
+
+    def on_trial_start(self, trial_id: str) -> None:
+        """Note that Ray had room for a trial; Tune tells this to callbacks only, ``StudyCallback`` passes it on."""
+        trial = self._queued.pop(trial_id, None)
+        if trial is not None:
+            self._move(trial.key, RUNNING)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Forgive a job its failed attempts once it gets further than any of them."""
+        trial, step = self._trials.get(trial_id), result.get("step", 0)
+        if trial is not None and result.get("job_key") == trial.key and step > self._furthest[trial.key]:
+            self._furthest[trial.key] = step
+            self._vain[trial.key] = 0
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Release the children of a finished job, or the job itself once more, or block a failed one's descendants."""
-        key = self._trials.pop(trial_id, None)
-        if key is None:
+        trial = self._trials.pop(trial_id, None)
+        if trial is None:
             return
-        if not error and result is not None and result.get("status") == STATUS_OK:
-            self._move(key, DONE)
-            for child in self._children[key]:
-                self._open_parents[child] -= 1
-                if not self._open_parents[child] and self.state[child] == WAITING:
-                    self._release(child)
-            return
-        if error and self._attempts_left[key]:
-            self._attempts_left[key] -= 1
-            self._release(key)
-            return
+        self._queued.pop(trial_id, None)
+        self._taken.subtract(trial.asked)
+        key, result = trial.key, result or {}
+        status, text = result.get("status"), str(result.get("error") or "the trial died")
+        if error:
+            if not self._pause(key):
+                self._fail(key, text)
+        elif status == STATUS_OK:
+            self._finish(key)
+        elif status == STATUS_OUT_OF_MEMORY:
+            if not (self._enlarge(trial) or self._pause(key)):
+                self._fail(key, f"{text}; {_advice(trial.asked)}")
+        elif status == STATUS_STORAGE:
+            if not self._pause(key):
+                self._halt(key, text)
+        else:
+            self._fail(key, text)
+
+    def lose_trials(self) -> None:
+        """Take the trials in Tune's hands for dead: Tune itself has ended."""
+        for trial_id in list(self._trials):
+            self.on_trial_complete(trial_id, error=True)
+
+    # --- what may start -----------------------------------------------------------------------------------------------
+    def _asks(self, key: str) -> Resources:
+        asked = self._resources[key]
+        least = self._least_share.get(group(self.plan.jobs[key]), 0.0)
+        return {**asked, "GPU": least} if least > asked.get("GPU", 0.0) else asked
+
+    def _may_start(self, asked: Resources, now: float) -> bool:
+        if self._max_concurrent is not None and len(self._trials) >= self._max_concurrent:
+            return False
+        for trial in self._queued.values():
+            larger = any(amount > asked.get(name, 0.0) for name, amount in trial.asked.items())
+            if larger and now - trial.since > STARVING_SECONDS:
+                return False
+        return self._fits(asked) or len(self._queued) < self._ahead
+
+    def _fits(self, asked: Resources) -> bool:
+        room = self._room_now
+        if room is None:
+            return True
+        return all(self._taken[name] + amount <= room.get(name, 0.0) + _TOLERANCE for name, amount in asked.items())
+
+    def slots(self) -> int:
+        """Return how many trials of the jobs' average size the cluster has room for now, at least 1."""
+        room = self._room_now or {}
+        fit = min((int(room.get(name, 0.0) / amount + _TOLERANCE) for name, amount in self._mean.items()), default=1)
+        running = len(self._trials) - len(self._queued)
+        return min(max(1, fit, running), self._max_concurrent or len(self.todo))
+
+    # --- how a job ends -----------------------------------------------------------------------------------------------
+    def _finish(self, key: str) -> None:
+        self._move(key, DONE)
+        for child in self._children[key]:
+            self._open_parents[child] -= 1
+            if not self._open_parents[child] and self.state[child] == WAITING:
+                self._release(child)
+
+    def _pause(self, key: str) -> bool:
+        """Let a job be ready again after a while; return False if it has used up its attempts."""
+        if self.halted is not None:
+            self._move(key, NOT_RUN)
+            return True
+        self._vain[key] += 1
+        if self._vain[key] > self._retries:
+            return False
+        seconds = min(FIRST_PAUSE * 2.0 ** min(self._vain[key] - 1, 32), LONGEST_PAUSE)
+        self._move(key, READY)
+        heapq.heappush(self._pausing, (self._clock() + seconds, self._number[key], key))
+        return True
+
+    def _enlarge(self, trial: _Trial) -> bool:
+        """Let a job that ran out of memory, and its like, have twice the share of a GPU; False if it had a whole one.
+
+        What does not fit will not fit at the next attempt either, so this one does not count.
+        """
+        share = trial.asked.get("GPU", 0.0)
+        if not 0.0 < share < 1.0 or self.halted is not None:
+            return False
+        like = group(self.plan.jobs[trial.key])
+        self._least_share[like] = max(self._least_share.get(like, 0.0), min(1.0, 2 * share))
+        self._release(trial.key)
+        return True
+
+    def _fail(self, key: str, error: str) -> None:
         self._move(key, FAILED)
-        self.errors.setdefault(key, str((result or {}).get("error") or "the trial died"))
+        self.errors.setdefault(key, error)
         blocked = list(self._children[key])
         while blocked:
             child = blocked.pop()
-            if self.state[child] == WAITING:
+            if self.state[child] in (WAITING, NOT_RUN):
                 self._move(child, BLOCKED)
                 self.errors[child] = key
                 blocked.extend(self._children[child])
 
+    def _halt(self, key: str, error: str) -> None:
+        """Hand out nothing more: without the storage every other job would fail as this one did."""
+        self.halted = error
+        self._move(key, NOT_RUN)
+        for other, state in self.state.items():
+            if state in (WAITING, READY):
+                self._move(other, NOT_RUN)
+        self._ready.clear()
+        self._pausing.clear()
+
+    # --- what others ask ----------------------------------------------------------------------------------------------
+    def unfinished(self) -> list[str]:
+        """Return the keys of the jobs that were not run, whether for a reason or because the sweep ended early."""
+        return [key for key, state in self.state.items() if state in (*OPEN, NOT_RUN)]
+
     def key_of(self, trial_id: str) -> str | None:
         """Return the key of the job that a live trial runs."""
-        return self._trials.get(trial_id)
+        trial = self._trials.get(trial_id)
+        return trial.key if trial else None
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the store knows what is done."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing: a new run plans again."""
+
+
+def _advice(asked: Resources) -> str:
+    share = asked.get("GPU", 0.0)
+    if not share:
+        return "a smaller batch_size needs less, and so do fewer trials at a time (--max-concurrent)"
+    return (
+        f"it had {share:g} GPU (--gpus-per-trial): a smaller batch_size or precision=bf16 needs less; "
+        "or use GPUs with more memory"
+    )

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from study.estimate import duration, estimate
-from study.labels import run_name
+from study.address import ClusterError, cluster_address
+from study.estimate import Estimates, duration, estimate
 from study.plan import Plan
-from study.progress import Progress
-from study.searcher import BLOCKED, DONE, FAILED, PlanSearcher
-from study.tracking import Tracker, redact
-from trainables.store import Store
+from study.states import DONE
+from study.tracking import Tracker
+from trainables.redaction import redact
+from trainables.store import StorageError, Store
+
+if TYPE_CHECKING:  # ray reads some of its environment when it is imported
+    from study.callback import StudyCallback
+    from study.ray_session import Cluster
+    from study.resources import Resources
+    from study.searcher import PlanSearcher
+
+__all__ = ["ClusterError", "prepare_environment", "run_sweep"]
 
 DELIVERY_SECONDS = 120.0
 """How long the end of a study waits for a slow tracking server; what is missing is delivered by the next start."""
+LAST_DELIVERY_SECONDS = 10.0
+"""The same when the cluster is lost."""
+AHEAD_LOCAL, AHEAD_CLUSTER = 2, 16
+"""Jobs handed to Ray beyond what fits; on a cluster an autoscaler starts machines for them."""
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # per-trial CSV, JSON and TensorBoard files that nobody reads
@@ -32,6 +41,7 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study at once; everything that matters is published
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # the searcher itself says how many trials may wait for resources
     "RAY_memory_monitor_refresh_ms": "0",  # its kills end the whole experiment, the kernel's only a trial
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # trials without a GPU must not see one
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,10 +50,20 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
+"""Of a cluster that runs already, the variables that begin with RAY_ act on this process only."""
+_LOCAL_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # "no cluster": Ray listens on the loopback device, not on all of them
+}
 
 
-class ClusterError(ValueError):
-    """The cluster cannot be reached, or is too small for a single trial."""
+def prepare_environment(address: str | None) -> None:
+    """Set what Ray, Tune and MLflow read from the environment, where the user has not; before they are imported.
+
+    Args:
+        address: of the cluster to join, None for a Ray of our own.
+    """
+    for name, value in (_ENVIRONMENT | ({} if address else _LOCAL_ENVIRONMENT)).items():
+        os.environ.setdefault(name, value)
 
 
 def run_sweep(
@@ -57,118 +77,160 @@ def run_sweep(
         tracking_uri: MLflow tracking URI, already checked.
         data_dir: directory of the datasets.
         options: of the command line.
-        command: the command line itself, for the message on how to retry.
+        command: the command line itself, for the message on how to go on.
+
+    Raises:
+        ClusterError: no cluster, or none for these trials; nothing was run.
+        StorageError: the storage is away before anything was run.
     """
     from study.run import print_plan
 
+    address = cluster_address(options.address)
+    prepare_environment(address)
     store.sweep()
     published = store.keys()
     todo = plan.closure.todo(published)
     estimates = estimate(plan, store, published)
     print_plan(plan, todo, estimates)
-    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     tracker = Tracker(plan, store, tracking_uri, fresh=set(todo))
     tracker.start()
-    searcher = None
-    started = time.monotonic()
+    sweep = _Sweep(plan, store, tracker, estimates, options, command)
     try:
         if todo:
-            surroundings = {"storage": store.uri, "data_dir": data_dir}
-            searcher = PlanSearcher(plan, todo, estimates, surroundings, options.retries)
-            with _termination_as_interrupt():
-                _fit(plan, store, searcher, tracker, estimates, options)
+            with store.register_study({"space": plan.space.name}), _termination_as_interrupt():
+                sweep.run(todo, address, data_dir)
     finally:
         delivered = tracker.close(DELIVERY_SECONDS)
-    failures = _report_failures(plan, searcher, command) if searcher else False
-    done = sum(state == DONE for state in searcher.state.values()) if searcher else 0
+    bad = sweep.report()
     print(
-        f"{done} jobs run, {len(plan.jobs) - len(todo)} were published before; {duration(time.monotonic() - started)}"
+        f"{sweep.done} jobs run, {len(plan.jobs) - len(todo)} were published before; {duration(sweep.seconds)}",
+        flush=True,
     )
+    from study.summary import print_next_steps, print_results
+
     if not delivered:
         reason = tracker.behind or "the server is slow"
         print(f"warning: not everything reached {redact(tracking_uri)} ({reason}); the same command delivers the rest")
-    elif not failures:
-        _print_results(plan, tracking_uri)
-    _print_next_steps(plan, store, tracking_uri)
-    return 1 if failures else 0
+    elif not bad:
+        print_results(plan, tracking_uri)
+    print_next_steps(plan, store, tracking_uri)
+    return 1 if bad else 0
 
 
-def _fit(
-    plan: Plan, store: Store, searcher: PlanSearcher, tracker: Tracker, estimates: Any, options: argparse.Namespace
-) -> None:
-    import ray
-    from ray import tune
+class _Sweep:
+    """One run of the command: from the cluster's resources to the report."""
 
-    from study.callback import StudyCallback
-    from trainables.tune import PlannedJob
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        tracker: Tracker,
+        estimates: Estimates,
+        options: argparse.Namespace,
+        command: str,
+    ) -> None:
+        self._plan, self._store, self._tracker = plan, store, tracker
+        self._estimates, self._options, self._command = estimates, options, command
+        self._searcher: PlanSearcher | None = None
+        self._started = time.monotonic()
+        self._ending = threading.Lock()
+        self._ended: str | None = None
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # failures are reported by job at the end
-    print(f"starting Ray{f' on {options.address}' if options.address else ' on this machine'} ...", flush=True)
-    _start_ray(options.address)
-    try:
-        resources, slots = _resources(options)
-        directory = store.root / "ray"
-        name = f"{plan.space.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        progress = Progress(plan, searcher, estimates, slots)
-        callback = StudyCallback()
-        tuner = tune.Tuner(
-            tune.with_resources(PlannedJob, tune.PlacementGroupFactory([resources])),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                num_samples=-1,
-                reuse_actors=True,
-                max_concurrent_trials=slots,
-                trial_name_creator=lambda trial: f"{trial.trial_id}",
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=str(directory),
-                verbose=0,
-                callbacks=[callback],
-                failure_config=tune.FailureConfig(max_failures=0),  # the searcher tries again
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        )
-        callback.attach(searcher, tracker, progress)
-        with progress:
-            tuner.fit()
-        shutil.rmtree(directory / name, ignore_errors=True)
-    finally:
-        ray.shutdown()
+    @property
+    def done(self) -> int:
+        """Number of jobs that were run."""
+        return sum(state == DONE for state in self._searcher.state.values()) if self._searcher else 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._started
+
+    def run(self, todo: dict[str, set[int | None]], address: str | None, data_dir: str | None) -> None:
+        """Run the jobs; what has become of them is the searcher's to tell."""
+        from study.callback import StudyCallback
+        from study.progress import Progress
+        from study.ray_session import connected
+        from study.searcher import PlanSearcher
+        from study.summary import note_failures
+        from study.trials import run_trials
+
+        options = self._options
+        print(f"starting Ray{f' on {address}' if address else ' on this machine'} ...", flush=True)
+        with connected(address) as cluster:
+            surroundings = {
+                "storage": self._store.uri,
+                "data_dir": data_dir,
+                "checkpoint_seconds": options.checkpoint_seconds,
+                "max_silence": 3600.0 * options.max_silence,
+            }
+            self._searcher = searcher = PlanSearcher(
+                self._plan,
+                todo,
+                self._estimates,
+                surroundings,
+                options.retries,
+                resources=_resources(self._plan, todo, cluster, options),
+                room=cluster.resources,
+                ahead=AHEAD_LOCAL if cluster.is_own else AHEAD_CLUSTER,
+                max_concurrent=options.max_concurrent,
+            )
+            progress = Progress(self._plan, searcher, self._estimates, searcher.slots)
+
+            def attach(callback: StudyCallback) -> None:
+                callback.attach(searcher, self._tracker, progress)
+
+            with progress, cluster.watched(lambda reason: self._lose(reason, cluster)):
+                self._ended = run_trials(cluster, searcher, attach, self._plan.space.name)
+                if self._ended is not None and (missing := cluster.missing()) is not None:
+                    self._lose(f"{missing} is out of reach", cluster)
+        with contextlib.suppress(StorageError):  # the summary says it as well
+            note_failures(self._store, searcher, round(1000 * time.time()))
+
+    def report(self) -> bool:
+        """Say what did not go well; return whether there was anything."""
+        from study.summary import report_failures
+
+        return self._searcher is not None and report_failures(self._plan, self._searcher, self._command, self._ended)
+
+    def _lose(self, reason: str, cluster: Cluster) -> None:
+        """End the process: the cluster is gone, and a call to it, such as that to leave it, may hang for ever."""
+        with self._ending:  # and never let go: of the two threads that may come here, one ends the process
+            try:
+                self._ended = f"{reason}; what ran is lost from its last checkpoints on"
+                self.report()
+                self._tracker.close(LAST_DELIVERY_SECONDS)
+                cluster.abandon()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(1)
 
 
-def _start_ray(address: str | None) -> None:
-    import ray
+def _resources(
+    plan: Plan, todo: dict[str, set[int | None]], cluster: Cluster, options: argparse.Namespace
+) -> dict[str, Resources]:
+    """Return what each job asks for.
 
-    local: dict[str, Any] = {} if address else {"include_dashboard": False}
-    on_termination = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (ConnectionError, ValueError) as error:
-        raise ClusterError(f"Ray cluster {address or 'on this machine'}: {error}") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_termination)  # in place of Ray's own handler, which aborts the process
+    Raises:
+        ClusterError: this machine is too small for one of them, or its GPUs are not to be used.
+    """
+    from study.resources import GIB, requests
 
-
-def _resources(options: argparse.Namespace) -> tuple[dict[str, float], int]:
-    """Return what a trial asks for and how many fit on the cluster as it is now."""
-    import ray
-
-    cluster = ray.cluster_resources()
-    gpus = options.gpus_per_trial
-    if gpus is None:
-        gpus = 1.0 if cluster.get("GPU", 0) else 0.0
-    for name, asked in (("CPU", options.cpus_per_trial), ("GPU", gpus)):
-        if asked > cluster.get(name, 0):
-            raise ClusterError(f"a trial asks for {asked:g} {name}s, the whole cluster has {cluster.get(name, 0):g}")
-    fit = cluster["CPU"] / options.cpus_per_trial
-    if gpus:
-        fit = min(fit, cluster["GPU"] / gpus)
-    resources = {"CPU": options.cpus_per_trial} | ({"GPU": gpus} if gpus else {})
-    return resources, options.max_concurrent or max(1, int(fit))
+    gpus, memory = options.gpus_per_trial, options.gpu_memory and options.gpu_memory * GIB
+    if gpus is None and memory is None:
+        memory = cluster.gpu_memory()
+    asked, warnings = requests(plan, todo, cpus=options.cpus_per_trial, gpus=gpus, gpu_memory=memory)
+    for each in {tuple(each.items()) for each in asked.values()}:
+        if not cluster.fits(dict(each)):
+            wanted = " and ".join(f"{amount:g} {name}s" for name, amount in each)
+            problem = f"a trial asks for {wanted}, no node of the cluster has so much"
+            if cluster.is_own:
+                raise ClusterError(problem)
+            warnings.append(f"{problem} now; waiting for one that has")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return asked
 
 
 @contextlib.contextmanager
@@ -186,45 +248,3 @@ def _termination_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _report_failures(plan: Plan, searcher: PlanSearcher, command: str) -> bool:
-    """Name what failed, what it blocked, and how to try again; return whether there was anything."""
-    state = searcher.state
-    failed = [key for key, each in state.items() if each == FAILED]
-    blocked = [key for key, each in state.items() if each == BLOCKED]
-    unfinished = [key for key, each in state.items() if each not in (DONE, FAILED, BLOCKED)]
-    for key in failed:
-        victims = sum(searcher.errors[other] == key for other in blocked)
-        name = run_name(plan.jobs[key], plan.cells[key])
-        print(f"failed: {name} ({key[:12]}): {searcher.errors[key]}; it blocked {victims} jobs", file=sys.stderr)
-    if unfinished:
-        print(f"Ray Tune ended before {len(unfinished)} jobs had run", file=sys.stderr)
-    if failed or unfinished:
-        print(f"to retry just these: {command}", file=sys.stderr)
-    return bool(failed or unfinished)
-
-
-def _print_results(plan: Plan, tracking_uri: str) -> None:
-    from analysis.load import runs
-    from analysis.summary import short_table
-
-    frame = runs(plan.space.name, tracking_uri)
-    print()
-    print(short_table(frame[frame["key"].isin(list(plan.jobs))]))
-    print()
-
-
-def _print_next_steps(plan: Plan, store: Store, tracking_uri: str) -> None:
-    where = f" --storage {_relative(store.root)}" if store.root != Path("outputs").absolute() else ""
-    if not tracking_uri.endswith(f"{store.root}/mlflow.db"):
-        where += f" --tracking-uri {redact(tracking_uri)}"
-    print(f"report:  python -m analysis.report --space {plan.space.name}{where}")
-    if tracking_uri.startswith("sqlite:"):
-        print(f"browse:  mlflow ui --backend-store-uri {tracking_uri}")
-    else:
-        print(f"browse:  {redact(tracking_uri)}")
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

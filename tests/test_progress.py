@@ -7,6 +7,7 @@ import itertools
 import re
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from tiny_study import tiny_space
@@ -31,7 +32,9 @@ def plan() -> Plan:
     return make_plan(tiny_space())
 
 
-def new_progress(plan: Plan, slots: int = 1, stream: io.StringIO | None = None) -> tuple[PlanSearcher, Progress]:
+def new_progress(
+    plan: Plan, slots: Callable[[], int] = lambda: 1, stream: io.StringIO | None = None
+) -> tuple[PlanSearcher, Progress]:
     """Return searcher and display of a study whose jobs all take ten seconds."""
     estimates = Estimates(dict.fromkeys(plan.jobs, 10.0), 0)
     searcher = PlanSearcher(plan, plan.closure.todo(set()), estimates, {})
@@ -76,6 +79,8 @@ def test_line_counts_running_failed_and_blocked(plan: Plan) -> None:
     searcher, progress = new_progress(plan)
     first = searcher.suggest("first")
     assert isinstance(first, dict)
+    assert "; 0 running, 10 waiting; about" in progress.line(), "Ray has no room for it yet"
+    searcher.on_trial_start("first")
     assert "; 1 running, 9 waiting; about" in progress.line()
     searcher.on_trial_complete("first", None, error=True)
     blocked = sum(state == "blocked" for state in searcher.state.values())
@@ -91,7 +96,7 @@ def test_estimate_of_what_is_left_is_the_estimates_until_something_is_measured(p
 
 
 def test_longest_chain_limits_how_much_more_slots_help(plan: Plan) -> None:
-    _, progress = new_progress(plan, slots=100)
+    _, progress = new_progress(plan, slots=lambda: 100)
     assert progress.seconds_left() == pytest.approx(10.0 * (1 + 4 + 1)), "a dense net, four rounds, a sparse net"
 
 
@@ -104,6 +109,37 @@ def test_estimate_follows_the_pace(plan: Plan, monkeypatch: pytest.MonkeyPatch, 
     finish(searcher, 5)
     monkeypatch.setattr(module.time, "monotonic", lambda: now + 50.0 * speed)
     assert progress.seconds_left() == pytest.approx(50.0 * speed, rel=0.01)
+
+
+def test_estimate_knows_of_slots_that_come_and_go(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = [4]
+    searcher, progress = new_progress(plan, lambda: slots[0])
+    now = time.monotonic()
+    progress.result(next(iter(plan.jobs)), {"epoch": 1})
+    finish(searcher, 5)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + 12.5)  # 4 slots: 50 slot seconds for 50 estimated ones
+    progress.seconds_left()
+    slots[0] = 1
+    assert progress.seconds_left() == pytest.approx(50.0, rel=0.01), "at the same pace per slot, on one of them"
+
+
+def test_line_says_when_there_are_no_machines(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher, progress = new_progress(plan)
+    searcher.suggest("t")
+    now = time.monotonic()
+    assert "waiting for machines" not in progress.line()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + 40)
+    assert progress.line().endswith("; waiting for machines for 40 s")
+    searcher.on_trial_start("t")
+    assert "waiting for machines" not in progress.line()
+
+
+def test_line_counts_what_is_not_run(plan: Plan) -> None:
+    searcher, progress = new_progress(plan)
+    searcher.suggest("t")
+    searcher.on_trial_complete("t", {"status": "storage", "error": "no space left on device"})
+    assert progress.line().strip().endswith("0 running, 0 waiting, 10 not run")
+    assert progress.seconds_left() is None
 
 
 def test_failure_takes_its_time_out_of_the_estimate(plan: Plan) -> None:

@@ -8,9 +8,11 @@ while another trial computes it.
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import json
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,10 +27,17 @@ from trainables.data import check_dataset
 from trainables.execution import compute
 from trainables.graph import Job, Ref, closure, measurements, target
 from trainables.jobs import Context, Row, final_metrics
-from trainables.store import Store
+from trainables.store import StorageError, Store
 from trainables.training import Diverged
 
-STATUS_OK, STATUS_FAILED = "ok", "failed"
+STATUS_OK = "ok"
+STATUS_FAILED = "failed"
+"""It would fail again in the same way."""
+STATUS_OUT_OF_MEMORY = "out_of_memory"
+STATUS_STORAGE = "storage"
+"""The storage did not take or give files, whoever had asked."""
+_STDERR = 2
+"""File descriptor: a worker's goes to its file among Ray's logs, whatever has become of ``sys.stderr``."""
 _NAMED_METRICS = (
     *schema.EPOCH_METRICS,
     schema.FINAL_TRAIN_LOSS,
@@ -72,8 +81,8 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
             {name: value for name, value in config.items() if name not in _SURROUNDINGS}, surroundings.get("data_dir")
         )
         context = Context(
-            store=Store(_absolute(surroundings.pop("storage", "outputs"))),
-            device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
+            store=Store(_location(str(surroundings.pop("storage", "outputs")))),
+            device=self._device(),
             **surroundings,
         )
         # One thread per CPU of the trial: more would only fight over the cores that other trials compute on.
@@ -85,18 +94,41 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         """Return the job that the rest of the config names, and which of its outputs are wanted."""
         raise NotImplementedError
 
+    def _device(self) -> torch.device:
+        """Return the GPU that Ray has given to this trial, or the CPU if it has given none."""
+        if not ray.get_gpu_ids():
+            return torch.device("cpu")
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                f"Ray has given a GPU to this trial, but PyTorch {torch.__version__} sees none on {platform.node()}: "
+                "its driver, or a PyTorch built for CUDA, is missing there"
+            )
+        return torch.device("cuda")
+
     def _cpus(self) -> float:
         resources = self.trial_resources
         return float(resources.required_resources.get("CPU", 1)) if resources else 1.0
 
     def step(self) -> dict[str, Any]:
-        """Compute one epoch, or one measurement."""
-        assert self._rows is not None, "step() before setup()"
-        row = next(self._rows, None)
+        """Compute one epoch, or one measurement.
+
+        Raises:
+            RuntimeError: the trial has ended, or failed, before.
+        """
+        if self._rows is None:
+            raise RuntimeError("this trial has ended: there is nothing left to compute")
+        try:
+            return self._advance(self._rows)
+        except BaseException:
+            self._close()  # a generator that has raised looks like one that is through
+            raise
+
+    def _advance(self, rows: Iterator[Row]) -> dict[str, Any]:
+        row = next(rows, None)
         if row is None:
             return self._finished()
         if row["job_key"] == self._target.key and row.get("step") == self._target.epochs:
-            for _ in self._rows:  # published before it is reported: a scheduler may end the trial at its last epoch
+            for _ in rows:  # published before it is reported: a scheduler may end the trial at its last epoch
                 pass
             return {**row, **self._finished()}
         return {"epoch": row.get("step", 0) if row["job_key"] == self._target.key else 0, **row, "done": False}
@@ -135,6 +167,13 @@ class PlannedJob(JobTrainable):
     found out: the key is then not among the cell's.
     """
 
+    _max_silence: float | None = None
+    """Seconds after which a step is taken for hung."""
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        super()._begin(config)
+        self._max_silence = config.get("max_silence")
+
     def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
         cell = Cell.from_mapping(json.loads(config["cell"]))
         jobs = closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs
@@ -146,11 +185,27 @@ class PlannedJob(JobTrainable):
         return jobs[config["key"]], list(config["outputs"])
 
     def step(self) -> dict[str, Any]:
-        """Compute one epoch; a failure that would only repeat itself ends the trial without a retry."""
+        """Compute one epoch; failures of which it is known what to do about them end the trial with a status.
+
+        A step that hangs ends the process, which no exception could do if it hangs in a driver or in the kernel.
+        """
+        if self._max_silence:
+            faulthandler.dump_traceback_later(self._max_silence, exit=True, file=_STDERR)
         try:
             return super().step()
         except Diverged as error:
-            return {"stage": self._target.kind, "status": STATUS_FAILED, "error": str(error), "done": True}
+            return self._ended(STATUS_FAILED, str(error))
+        except StorageError as error:
+            return self._ended(STATUS_STORAGE, str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return self._ended(STATUS_OUT_OF_MEMORY, f"out of memory: {_first_line(error)}")
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _ended(self, status: str, error: str) -> dict[str, Any]:
+        return {"stage": self._target.kind, "status": status, "error": error, "done": True}
 
 
 class CellTrainable(JobTrainable):
@@ -202,6 +257,20 @@ class Permuted(CellTrainable):
     """Train net B from the rewind epoch under A's mask, permuted to align A with B."""
 
     method = "permuted"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch has a class of its own for a full GPU only.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _location(storage: str) -> str:
+    """Return a storage as the driver means it: URIs are the same everywhere."""
+    return storage if "://" in storage else str(_absolute(storage))
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

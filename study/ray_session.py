@@ -1,0 +1,190 @@
+"""The Ray that trials run on: started here or joined, asked what it has, watched, and left.
+
+To be imported after the environment has been set: Ray reads some of it when it is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from study.address import ClusterError
+from study.resources import Resources
+
+REFRESH_SECONDS: Final = 2.0
+"""How old what is known about the cluster's resources may be."""
+ANSWER_SECONDS: Final = 120.0
+"""How long nodes may take to say what GPUs they have: the first task on a node starts a process that imports torch."""
+RECONNECT_VARIABLE: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
+RECONNECT_SECONDS: Final = 60.0
+"""After so long without the head, or as many seconds as the variable says, Ray ends the driver's process by itself,
+without a word on what has become of the study. So after half of it the cluster counts as lost."""
+PROBE_SECONDS: Final = 3.0
+SHUTDOWN_SECONDS: Final = 10.0
+
+
+class Cluster:
+    """A Ray that this process is connected to."""
+
+    def __init__(self, *, is_own: bool, scratch: Path) -> None:
+        """Take over the connection.
+
+        Args:
+            is_own: whether Ray was started by this process.
+            scratch: directory of this machine for Tune's files, which nobody needs afterwards.
+        """
+        self.is_own, self.scratch = is_own, scratch
+        self._resources: tuple[float, Resources] = (-REFRESH_SECONDS, {})
+        context = ray.get_runtime_context()
+        own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+        self._endpoints = {
+            "the head of the Ray cluster": _endpoint(context.gcs_address),
+            "Ray on this machine": (own["NodeManagerAddress"], int(own["NodeManagerPort"])),
+        }
+
+    def resources(self) -> Resources:
+        """Return what all nodes have together, a moment ago."""
+        now = time.monotonic()
+        if now - self._resources[0] >= REFRESH_SECONDS:
+            self._resources = now, ray.cluster_resources()
+        return self._resources[1]
+
+    def fits(self, asked: Resources) -> bool:
+        """Return whether some node could run a trial that asks for so much, if it did nothing else."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return any(all(amount <= node.get(name, 0.0) for name, amount in asked.items()) for node in nodes)
+
+    def gpu_memory(self) -> float | None:
+        """Return the bytes of the smallest GPU that Ray has to give; None if it has none.
+
+        Raises:
+            ClusterError: a node offers GPUs that PyTorch there does not see, or none of the nodes answers.
+        """
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
+        if not nodes:
+            return None
+        # It reserves nothing, so that it need not wait for the GPUs to be free; and its process, which has seen all of
+        # the node's GPUs, is used for nothing else.
+        task = ray.remote(num_cpus=0, max_calls=1)(_smallest_gpu)
+        answers = {
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
+            for node in nodes
+        }
+        arrived, _ = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_SECONDS)
+        found: list[float] = []
+        for answer in arrived:
+            address = nodes[answers[answer]]["NodeManagerAddress"]
+            try:
+                memory = ray.get(answer)
+            except ray.exceptions.RayError:
+                continue  # the node has gone meanwhile
+            if memory is None:
+                raise ClusterError(
+                    f"node {address} offers GPUs, but PyTorch sees none there: its driver, or a PyTorch built for "
+                    "CUDA, is missing (--gpus-per-trial 0 computes on CPUs)"
+                )
+            found.append(memory)
+        if not found:
+            raise ClusterError("no node has said how much memory its GPUs have; give --gpu-memory or --gpus-per-trial")
+        return min(found)
+
+    def missing(self) -> str | None:
+        """Return what of the cluster cannot be reached; None if all is well."""
+        return next((name for name, endpoint in self._endpoints.items() if not _answers(endpoint)), None)
+
+    def abandon(self) -> None:
+        """Leave a Ray that does not answer any more, with as little waiting as possible."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        thread = threading.Thread(target=ray.shutdown, daemon=True)
+        thread.start()
+        thread.join(SHUTDOWN_SECONDS)
+
+    @contextlib.contextmanager
+    def watched(self, lost: Callable[[str], None]) -> Iterator[None]:
+        """Call `lost` from a thread, with the reason, once the cluster has been away for too long.
+
+        The driver's own calls to Ray then hang, or would for ever, where no exception reaches them.
+        """
+        stop = threading.Event()
+
+        def watch() -> None:
+            away: float | None = None
+            while not stop.wait(PROBE_SECONDS):
+                missing = self.missing()
+                if missing is None:
+                    away = None
+                    continue
+                away = away or time.monotonic()
+                silence = time.monotonic() - away
+                if silence >= _lost_after() and not stop.is_set():
+                    lost(f"{missing} has been out of reach for {silence:.0f} s")
+                    return
+
+        threading.Thread(target=watch, name="cluster-watch", daemon=True).start()
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[Cluster]:
+    """Join the cluster at an address, or start a Ray of our own, which listens on the loopback device alone.
+
+    Raises:
+        ClusterError: it cannot be reached or started.
+    """
+    own: dict[str, Any] = {} if address else {"include_dashboard": False}
+    on_termination = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = f"{error}".strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ClusterError(f"Ray cluster {address or 'on this machine'}: {reason}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_termination)  # in place of Ray's own handler, which aborts the process
+    try:
+        with tempfile.TemporaryDirectory(prefix="study-", ignore_cleanup_errors=True) as scratch:
+            yield Cluster(is_own=not address, scratch=Path(scratch))
+    finally:
+        ray.shutdown()
+
+
+def _smallest_gpu() -> float | None:
+    """Return the bytes of this node's smallest GPU; None if PyTorch sees none."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides them from a task that asks for none
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return float(min(torch.cuda.get_device_properties(each).total_memory for each in range(torch.cuda.device_count())))
+
+
+def _lost_after() -> float:
+    return 0.5 * float(os.environ.get(RECONNECT_VARIABLE, RECONNECT_SECONDS))
+
+
+def _endpoint(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _answers(endpoint: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(endpoint, timeout=PROBE_SECONDS):
+            return True
+    except OSError:
+        return False

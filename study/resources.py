@@ -1,0 +1,123 @@
+"""What a trial asks of a node: CPUs, and the share of a GPU that its job's memory needs.
+
+Ray's shares of a GPU are book-keeping: nothing keeps a trial within its share but that the share was large enough. So
+it is computed from the job: the network at its width, the batch, the dataset that stays on the device. All jobs of one
+network on one dataset ask for the same, because Tune gives a worker process, with its imports and its CUDA context,
+only to a trial that asks for exactly what the last one did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from study.estimate import EVAL_BATCH
+from study.plan import Plan
+from trainables.config import TRAINING_CONFIGS, MatchConfig
+from trainables.data.batches import RESIDENT_BYTES
+from trainables.data.dataset import DatasetFacts
+from trainables.footprint import footprint
+from trainables.graph import Job
+from trainables.models import MODELS
+
+Resources = Mapping[str, float]
+"""Ray's name of a resource (``CPU``, ``GPU``) -> amount, which may be a fraction."""
+Group = tuple[str, float, str, str]
+"""Model, width, shortcut and dataset: jobs of one group ask for the same."""
+
+GIB: Final = 2**30
+SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Shares of a GPU that a trial may get. Never less than an eighth: processes on one GPU take turns at computing, and
+each keeps a CPU busy with feeding it, so more of them would only wait for each other."""
+PROCESS_BYTES: Final = GIB
+"""What every process takes on a GPU before its first tensor: CUDA context, loaded kernels, workspaces of cuDNN and
+cuBLAS. About 0.4 to 0.9 GiB, more on newer devices."""
+SLACK: Final = 1.25
+"""Of the tensors' bytes: the caching allocator rounds up, and its blocks do not always fit the next request."""
+COPIES: Final = 5
+"""Of the weights, in training: weights, gradient, momentum, mask, and the copy that a checkpoint is made from. The
+measurements hold as many: two nets, the permuted one, the mixture and its corrected statistics."""
+LAYER_COPIES: Final = 4
+"""Of the largest layer's output, for a moment: its input, its output before and after normalisation, a sum."""
+
+
+def group(job: Job) -> Group:
+    """Return which jobs ask for the same as this one."""
+    task = job.config.task
+    return task.model, task.width, task.shortcut, task.dataset
+
+
+def device_bytes(job: Job, facts: DatasetFacts) -> float:
+    """Return about how many bytes of a GPU's memory a job takes.
+
+    Args:
+        job: of any kind.
+        facts: about its dataset.
+    """
+    config, task = job.config, job.config.task
+    size = facts.image_size or MODELS[task.model].reference_image_size
+    net = footprint(task, image_size=size, num_classes=facts.num_classes, in_channels=facts.in_channels)
+    momentary = float(EVAL_BATCH * LAYER_COPIES * net.largest)
+    if isinstance(config, TRAINING_CONFIGS):
+        half = config.recipe.precision == "bf16"
+        kept = config.recipe.batch_size * net.kept * (0.5 if half else 1) + (0.5 * net.parameters if half else 0)
+        momentary = max(momentary, kept + config.recipe.batch_size * LAYER_COPIES * net.largest)
+    elif isinstance(config, MatchConfig):
+        # One network's observed layers wait for the other's; float64 sums, products and scores of unit against unit.
+        momentary += EVAL_BATCH * net.tapped + 2 * 3 * net.correlations
+    pixels = facts.in_channels * size**2
+    train, test = (
+        images * pixels if images * pixels <= RESIDENT_BYTES else 0
+        for images in (facts.train_images, facts.test_images)
+    )
+    # The training images lie there twice: to train on, and to measure the trained network on.
+    return PROCESS_BYTES + 2 * train + test + SLACK * 4 * (COPIES * net.parameters + momentary)
+
+
+def gpu_share(needed: float, memory: float) -> float:
+    """Return the smallest share of a GPU that holds so many bytes; a whole one if none does."""
+    return next((share for share in SHARES if needed <= share * memory), SHARES[-1])
+
+
+def requests(
+    plan: Plan, keys: Iterable[str], *, cpus: float, gpus: float | None, gpu_memory: float | None
+) -> tuple[dict[str, Resources], list[str]]:
+    """Return what each job asks for, and a warning for each group of jobs that no GPU will hold.
+
+    Args:
+        plan: the study.
+        keys: of the jobs.
+        cpus: per trial.
+        gpus: per trial, whatever its job; None to derive it.
+        gpu_memory: bytes of the smallest GPU of the cluster; None if it has none.
+    """
+    asked: dict[str, Resources] = {}
+    if gpus is not None or gpu_memory is None:
+        same = _resources(cpus, gpus or 0.0)
+        return dict.fromkeys(keys, same), []
+    members: dict[Group, list[str]] = {}
+    for key in keys:
+        members.setdefault(group(plan.jobs[key]), []).append(key)
+    warnings = []
+    for each, its_keys in members.items():
+        # Nothing else about a job makes a difference to what it needs.
+        kinds = {(plan.jobs[key].kind, _recipe(plan.jobs[key])): key for key in its_keys}
+        needed = {key: device_bytes(plan.jobs[key], plan.facts[each[3]]) for key in kinds.values()}
+        worst = max(needed, key=lambda key: needed[key])
+        asked.update(dict.fromkeys(its_keys, _resources(cpus, gpu_share(needed[worst], gpu_memory))))
+        if needed[worst] > gpu_memory:
+            warnings.append(
+                f"{each[0]} of width {each[1]:g} on {each[3]} needs about {needed[worst] / GIB:.0f} GiB for its "
+                f"{plan.jobs[worst].kind} jobs, the smallest GPU has {gpu_memory / GIB:.0f}: they may run out of it "
+                "(a smaller batch_size, or precision=bf16, needs less)"
+            )
+    return asked, warnings
+
+
+def _recipe(job: Job) -> tuple[int, str] | None:
+    config = job.config
+    return (config.recipe.batch_size, config.recipe.precision) if isinstance(config, TRAINING_CONFIGS) else None
+
+
+def _resources(cpus: float, gpus: float) -> Resources:
+    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}

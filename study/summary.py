@@ -1,0 +1,121 @@
+"""What a person reads when a sweep has ended: what failed and what that stopped, results, and what to do next."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from study.labels import run_name
+from study.plan import Plan
+from study.searcher import PlanSearcher
+from study.states import BLOCKED, FAILED
+from trainables.redaction import redact
+from trainables.store import Store
+
+NAMED_VICTIMS = 5
+NAMED_FAILURES = 100
+"""More of them have few causes, and nobody reads them all here."""
+
+
+def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str | None = None) -> bool:
+    """Name what failed, what it blocked, what was not run, and how to go on; return whether there was anything.
+
+    Args:
+        plan: the study.
+        searcher: after the sweep.
+        command: the command line, without passwords.
+        ended: why the sweep ended before its time, if it did.
+    """
+    state, errors = searcher.state, searcher.errors
+    failed = [key for key, each in state.items() if each == FAILED]
+    victims: dict[str, list[str]] = defaultdict(list)
+    for key, each in state.items():
+        if each == BLOCKED:
+            victims[errors[key]].append(key)
+    lines = []
+    for key in failed[:NAMED_FAILURES]:
+        blocked = victims.get(key, [])
+        text = f"failed: {_name(plan, key)} ({key[:12]}): {errors[key]}"
+        text += f"; it blocked {len(blocked)} job{'' if len(blocked) == 1 else 's'}"
+        lines.append(text + (f": {_names(plan, blocked)}" if blocked else ""))
+    if len(failed) > NAMED_FAILURES:
+        rest = Counter(errors[key] for key in failed[NAMED_FAILURES:])
+        lines += [f"failed: {count} more: {error}" for error, count in rest.most_common(NAMED_VICTIMS)]
+    unfinished = searcher.unfinished()
+    reason = searcher.halted or ended
+    if reason is not None:
+        lines.append(f"the study ended early: {reason}")
+    if unfinished:
+        by_kind = Counter(plan.jobs[key].kind for key in unfinished)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in by_kind.items())
+        lines.append(f"not run: {len(unfinished)} jobs ({kinds})")
+    if failed or unfinished:
+        what = "retry just these" if not unfinished else "go on with these; what was published stays"
+        lines.append(f"to {what}: {command}")
+    if lines:
+        sys.stdout.flush()
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+    return bool(lines)
+
+
+def _name(plan: Plan, key: str) -> str:
+    return run_name(plan.jobs[key], plan.cells[key])
+
+
+def _names(plan: Plan, keys: list[str]) -> str:
+    names = ", ".join(_name(plan, key) for key in keys[:NAMED_VICTIMS])
+    return names + (f" and {len(keys) - NAMED_VICTIMS} more" if len(keys) > NAMED_VICTIMS else "")
+
+
+def print_results(plan: Plan, tracking_uri: str) -> None:
+    """Print the table of the study."""
+    from analysis.load import runs
+    from analysis.summary import short_table
+
+    frame = runs(plan.space.name, tracking_uri)
+    print()
+    print(short_table(frame[frame["key"].isin(list(plan.jobs))]))
+    print()
+
+
+def print_next_steps(plan: Plan, store: Store, tracking_uri: str) -> None:
+    """Print where the results can be looked at."""
+    where = "" if _is_default(store) else f" --storage {_shown(store)}"
+    if not (store.is_local and tracking_uri.endswith(f"{store.root}/mlflow.db")):
+        where += f" --tracking-uri {redact(tracking_uri)}"
+    print(f"report:  python -m analysis.report --space {plan.space.name}{where}")
+    if tracking_uri.startswith("sqlite:"):
+        print(f"browse:  mlflow ui --backend-store-uri {tracking_uri}")
+    else:
+        print(f"browse:  {redact(tracking_uri)}")
+
+
+def _is_default(store: Store) -> bool:
+    return store.is_local and store.root == Path("outputs").absolute()
+
+
+def _shown(store: Store) -> str:
+    if not store.is_local:
+        return store.uri
+    here = Path.cwd()
+    return str(store.root.relative_to(here) if store.root.is_relative_to(here) else store.root)
+
+
+def note_failures(store: Store, searcher: PlanSearcher, now: int) -> None:
+    """Leave a note of each failed job that could not leave one itself, because its process died.
+
+    Args:
+        store: where ``--status`` looks.
+        searcher: after the sweep.
+        now: ms since 1970.
+    """
+    noted = store.failures()
+    for key in _without(searcher, noted):
+        store.record_failure(key, {"error": searcher.errors[key], "at": now, "environment": {}, "log": ""})
+
+
+def _without(searcher: PlanSearcher, noted: Iterable[str]) -> list[str]:
+    known = set(noted)
+    return [key for key, each in searcher.state.items() if each == FAILED and key not in known]

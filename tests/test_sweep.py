@@ -1,0 +1,314 @@
+"""Trials on a real Ray: which die, hang, run out of memory or of storage, and a cluster that is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from stub_trials import Dies, FindsNoStorage, NeedsHalfAGpu, Raises, Stub
+from tiny_study import tiny_space
+
+from study import ray_session
+from study import searcher as searcher_module
+from study.address import ClusterError, cluster_address
+from study.callback import StudyCallback
+from study.estimate import Estimates
+from study.plan import Plan, make_plan
+from study.ray_session import Cluster, connected
+from study.searcher import PlanSearcher
+from study.states import DONE, FAILED, NOT_RUN
+from study.trials import RESTARTS, run_trials
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Ray on this machine whose GPU exists on paper only; its processes know this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        ray.init(
+            address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
+        yield Cluster(is_own=True, scratch=tmp_path_factory.mktemp("scratch"))
+        ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searcher_module, "FIRST_PAUSE", 0.1)
+    for name, value in {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_MAX_PENDING_TRIALS_PG": "100",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(tiny_space(method=("dense",), seeds=(0, 1), epochs=2))
+
+
+class Sweep:
+    """The jobs of a plan on a cluster, and what the attempts at them have noted."""
+
+    def __init__(self, cluster: Cluster, plan: Plan, folder: Path, **options: Any) -> None:
+        self.cluster, self.plan, self.folder = cluster, plan, folder
+        self.searcher = PlanSearcher(
+            plan,
+            plan.closure.todo(set()),
+            Estimates(dict.fromkeys(plan.jobs, 1.0), 0),
+            {"notes": str(folder)},
+            **{"retries": 2, "room": cluster.resources, **options},
+        )
+
+    def run(self, trainable: type[Stub], attach: Callable[[StudyCallback], None] | None = None) -> str | None:
+        return run_trials(
+            self.cluster, self.searcher, attach or (lambda each: each.attach(self.searcher)), "tiny", trainable
+        )
+
+    def attempts(self) -> list[list[float]]:
+        """Return for each job the share of a GPU of each attempt at it."""
+        notes = [self.folder / key for key in self.plan.jobs]
+        return [[float(line) for line in each.read_text().splitlines()] if each.exists() else [] for each in notes]
+
+    def states(self) -> set[str]:
+        return set(self.searcher.state.values())
+
+
+# --- outcomes ---------------------------------------------------------------------------------------------------------
+def test_jobs_whose_processes_die_twice_are_done_in_the_end(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
+    sweep = Sweep(cluster, plan, tmp_path)
+    assert sweep.run(Dies) is None
+    assert sweep.states() == {DONE}, sweep.searcher.errors
+    assert all(len(each) == 3 for each in sweep.attempts())
+    assert list(cluster.scratch.iterdir()) != [], "Tune's files are in the scratch directory"
+
+
+def test_exception_is_named_without_its_trace(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
+    sweep = Sweep(cluster, plan, tmp_path, retries=1)
+    assert sweep.run(Raises) is None
+    assert sweep.states() == {FAILED}
+    assert set(sweep.searcher.errors.values()) == {"ValueError: no such luck"}
+    assert all(len(each) == 2 for each in sweep.attempts())
+
+
+def test_trial_out_of_memory_gets_a_larger_share(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
+    asked = {key: {"CPU": 1.0, "GPU": 0.125} for key in plan.jobs}
+    sweep = Sweep(cluster, plan, tmp_path, resources=asked, retries=0)
+    assert sweep.run(NeedsHalfAGpu) is None
+    assert sweep.states() == {DONE}, sweep.searcher.errors
+    for shares in sweep.attempts():
+        assert shares == sorted(shares)
+        assert shares[-1] == 0.5
+
+
+def test_storage_that_is_away_ends_the_sweep(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
+    sweep = Sweep(cluster, plan, tmp_path, retries=1, max_concurrent=1)
+    assert sweep.run(FindsNoStorage) is None
+    assert sweep.states() == {NOT_RUN}
+    assert sweep.searcher.halted == "storage /data: No space left on device"
+    assert sum(map(len, sweep.attempts())) <= 2 * len(plan.jobs)
+
+
+def test_experiment_that_tune_gives_up_on_is_begun_anew(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
+    sweep = Sweep(cluster, plan, tmp_path)
+    begun = []
+
+    def attach(callback: StudyCallback) -> None:
+        callback.attach(sweep.searcher)
+        begun.append(callback)
+        if len(begun) == 1:
+            callback.on_trial_result = broken  # type: ignore[method-assign]
+
+    assert sweep.run(Stub, attach) is None
+    assert len(begun) == 2
+    assert sweep.states() == {DONE}, sweep.searcher.errors
+
+
+def broken(**_: Any) -> None:
+    raise OSError("a thing that nobody expected")
+
+
+def test_after_some_experiments_the_sweep_ends_with_the_reason(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
+    sweep = Sweep(cluster, plan, tmp_path, retries=99)
+    begun = []
+
+    def attach(callback: StudyCallback) -> None:
+        callback.attach(sweep.searcher)
+        callback.on_trial_start = broken  # type: ignore[method-assign]
+        begun.append(callback)
+
+    reason = sweep.run(Stub, attach)
+    assert reason is not None
+    assert "a thing that nobody expected" in reason
+    assert len(begun) == RESTARTS + 1
+    assert set(sweep.searcher.unfinished()) == plan.jobs.keys()
+
+
+# --- the cluster ------------------------------------------------------------------------------------------------------
+def test_what_fits_on_a_node(cluster: Cluster) -> None:
+    assert cluster.fits({"CPU": 2, "GPU": 1})
+    assert not cluster.fits({"CPU": 3})
+    assert not cluster.fits({"CPU": 1, "GPU": 1.5})
+    assert cluster.resources()["CPU"] == 2
+    assert cluster.missing() is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a GPU that PyTorch does not see")
+def test_gpus_that_torch_does_not_see_are_named_before_anything_runs(cluster: Cluster) -> None:
+    with pytest.raises(ClusterError, match=r"node .* offers GPUs, but PyTorch sees none there.*--gpus-per-trial 0"):
+        cluster.gpu_memory()
+
+
+def test_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ClusterError, match=r"Ray cluster 10.0.0.1:6379: cannot connect"), connected("10.0.0.1:6379"):
+        pass
+
+
+def refuse(**_: Any) -> None:
+    raise ConnectionError("cannot connect\nand much more about it")
+
+
+@contextlib.contextmanager
+def watched_port(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[socket.socket, list[str]]]:
+    """Let a cluster consist of one port; yield it with the list of reasons for which it was given up."""
+    monkeypatch.setattr(ray_session, "PROBE_SECONDS", 0.02)
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "0.4")
+    reasons: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(cluster, "_endpoints", {"the head": server.getsockname()})
+        with cluster.watched(reasons.append):
+            yield server, reasons
+
+
+def test_cluster_that_is_silent_for_long_is_given_up_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with watched_port(cluster, monkeypatch) as (server, reasons):
+        time.sleep(0.5)
+        assert reasons == []
+        server.close()
+        end = time.monotonic() + 20
+        while not reasons:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(0.5)
+    (reason,) = reasons
+    assert reason.startswith("the head has been out of reach for ")
+
+
+def test_cluster_that_comes_back_is_not_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "60")
+    with watched_port(cluster, monkeypatch) as (server, reasons):
+        monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "60")
+        address = server.getsockname()
+        server.close()
+        time.sleep(0.2)
+        with socket.create_server(address):
+            monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "0.2")
+            time.sleep(0.5)
+            assert reasons == []
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("asked", "environment", "address"),
+    [
+        (None, None, None),
+        (None, "", None),
+        ("local", "head:6379", None),
+        (None, "head:6379", "head:6379"),
+        ("auto", None, "auto"),
+        ("auto", "head:6379", "head:6379"),
+        ("10.0.0.1:6379", "head:6379", "10.0.0.1:6379"),
+    ],
+)
+def test_which_cluster_is_meant(asked: str | None, environment: str | None, address: str | None) -> None:
+    variables = {} if environment is None else {"RAY_ADDRESS": environment}
+    assert cluster_address(asked, variables) == address
+
+
+@pytest.mark.parametrize("address", ["ray://user:secret@head:10001", "http://head:8265", "https://head"])
+def test_client_addresses_are_refused_with_what_to_do(address: str) -> None:
+    with pytest.raises(ClusterError, match=r"^--address \w+://... .*ray job submit") as caught:
+        cluster_address(address, {})
+    assert "secret" not in str(caught.value)
+    for asked in (None, "auto"):
+        with pytest.raises(ClusterError, match=r"^RAY_ADDRESS .*unset RAY_ADDRESS"):
+            cluster_address(asked, {"RAY_ADDRESS": address})
+
+
+def test_address_without_a_port() -> None:
+    with pytest.raises(ClusterError, match="takes auto or host:port, got 'head'"):
+        cluster_address("head", {})
+
+
+# --- what listens -----------------------------------------------------------------------------------------------------
+LISTENERS = """
+import json, os, socket
+from pathlib import Path
+from study.sweep import prepare_environment
+prepare_environment(None)
+from study.ray_session import connected
+import ray
+
+def descendants(root):
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                pass
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+def sockets(pid):
+    try:
+        for descriptor in (Path("/proc") / str(pid) / "fd").iterdir():
+            try:
+                yield os.readlink(descriptor)
+            except OSError:
+                pass
+    except OSError:
+        pass
+
+def listening():
+    for table, size in (("tcp", 4), ("tcp6", 16)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                raw = bytes.fromhex(fields[1].split(":")[0])
+                words = b"".join(raw[at:at + 4][::-1] for at in range(0, size, 4))
+                yield f"socket:[{fields[9]}]", socket.inet_ntop(socket.AF_INET if size == 4 else socket.AF_INET6, words)
+
+with connected(None):
+    ray.get(ray.remote(lambda: 1).remote())
+    ours = {link for pid in descendants(os.getpid()) for link in sockets(pid)}
+    print(json.dumps([address for link, address in listening() if link in ours]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's /proc")
+def test_local_ray_listens_on_the_loopback_device_alone() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
+    answer = subprocess.run(
+        [sys.executable, "-c", LISTENERS], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert answer.returncode == 0, answer.stderr
+    addresses = json.loads(answer.stdout.splitlines()[-1])
+    assert len(addresses) >= 4, "head, raylet, driver, worker"
+    assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}

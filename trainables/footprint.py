@@ -1,0 +1,88 @@
+"""How much memory a network needs, found out without any: PyTorch's ``meta`` device computes shapes only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import cross_entropy
+
+from trainables.config import Task, model_options
+from trainables.models import build_model, image_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Numbers that a network consists of and leaves behind; times four they are bytes in float32.
+
+    Attributes:
+        parameters: of the network.
+        kept: per image, what a training step keeps from the forward to the backward pass.
+        largest: per image, the largest output of a layer.
+        tapped: per image, the outputs that activation matching looks at, of all permutation groups.
+        correlations: entries of the groups' square matrices of units against units, of all groups.
+    """
+
+    parameters: int
+    kept: int
+    largest: int
+    tapped: int
+    correlations: int
+
+
+def footprint(task: Task, *, image_size: int, num_classes: int, in_channels: int) -> Footprint:
+    """Return what the network of a task needs; computed once per architecture and image.
+
+    Args:
+        task: names model, width and shortcut; the rest of it plays no part.
+        image_size: pixels a side.
+        num_classes: number of logits.
+        in_channels: of the images.
+    """
+    return _footprint(task.model, task.width, task.shortcut, image_size, num_classes, in_channels)
+
+
+@cache
+def _footprint(
+    name: str, width: float, shortcut: str, image_size: int, num_classes: int, in_channels: int
+) -> Footprint:
+    options = {**model_options(shortcut, "end"), **image_options(name, image_size)}
+    images = 2  # BatchNorm wants more than one
+    kept: dict[int, Tensor] = {}
+    outputs: dict[str, int] = {}
+    with torch.device("meta"):
+        model = build_model(name, width=width, num_classes=num_classes, in_channels=in_channels, **options)
+        own = {_storage(tensor) for tensor in model.state_dict().values()}
+
+        def note(module: str) -> None:
+            def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                outputs[module] = output.numel() // images
+
+            model.get_submodule(module).register_forward_hook(hook)
+
+        def keep(tensor: Tensor) -> Tensor:
+            if _storage(tensor) not in own:
+                kept[_storage(tensor)] = tensor  # held on to, so that no other tensor gets its place
+            return tensor
+
+        for module, _ in model.named_modules():
+            note(module)
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = model(torch.empty(images, in_channels, image_size, image_size))
+            cross_entropy(logits, torch.zeros(images, dtype=torch.long))
+    spec = model.permutation_spec()
+    return Footprint(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        kept=sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // (4 * images),
+        largest=max(outputs.values()),
+        tapped=sum(outputs[tap] for tap in spec.taps.values()),
+        correlations=sum(units**2 for units in spec.sizes.values()),
+    )
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return what identifies the memory of a tensor; views share it."""
+    return int(tensor.untyped_storage()._cdata)
