@@ -1,45 +1,58 @@
 """MLflow as a projection of the store: one run per job, found again by its key, written by one thread of the driver.
 
-Trials never talk to MLflow, so a slow or absent server cannot stall or fail them. What is logged comes from published
-results with the time stamps recorded there; writing it a second time adds nothing, and whatever was missed - the
-server was away, the driver was killed - is made up for at the next start of the same command.
+Trials never talk to MLflow, so a slow or absent server cannot stall or fail them. What happens goes through an outbox
+on disk; what is logged of a published job comes from its result, with the time stamps recorded there. Whatever was
+missed - the server was away, the driver was killed - is made up for at the next start of the same command.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.client
+import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
-import queue
 import re
 import threading
 import time
+import traceback
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from search_spaces import SearchSpace
 from search_spaces.space import AXES
-from study.labels import run_name, run_params
+from study.outbox import Event, Outbox
 from study.plan import Plan
-from trainables import schema
-from trainables.store import DamagedArtifact, Store
+from study.runs import Row, Runs, RunSpec, Unattached, sqlite_file
+from trainables.config import known
+from trainables.redaction import redact, redact_text
+from trainables.store import DamagedArtifact, StorageError, Store
 
 FLUSH_SECONDS = 5.0
 """Epochs of a running job are sent when the oldest unsent one is so old; short jobs are sent once, at their end."""
-CHUNK = 900
-"""Metrics per request; MLflow takes at most 1,000."""
-_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
-"""Errors of MLflow that trying again does not cure, such as those of a run that somebody has deleted meanwhile."""
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses between attempts while the server does not answer; the last one repeats."""
+CLOSING_PAUSE, CLOSING_PATIENCE = 1.0, 20.0
+"""At the end of a study: the longest pause, and how long a server that does not answer is waited for."""
+ERROR_LENGTH, LOG_LENGTH = 4000, 200_000
+"""Characters of an error (MLflow takes 8,000 as a tag), and of a log, of which the end is kept."""
+_JOB, _EPOCH, _DONE, _FAILED = "job", "epoch", "done", "failed"
+"""Events. The first says what a run is called and where it lies: the driver that delivers may have another plan."""
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+"""Errors of MLflow that trying again does not cure, such as those of a run that somebody has deleted meanwhile."""
+_DATABASES = {"sqlite": "sqlite3", "postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc"}
+"""Scheme of a database -> the Python module that SQLAlchemy talks to it with, unless the URI names another."""
+_MODULES = {"pysqlite": "sqlite3", "mysqldb": "MySQLdb", "mysqlconnector": "mysql"}
+"""Drivers in URIs that are not called as their Python module."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,14 +62,6 @@ def default_tracking_uri(storage: Path) -> str:
     return f"sqlite:///{storage}/mlflow.db"
 
 
-def redact(uri: str) -> str:
-    """Return a URI without user name, password and query, fit for logs."""
-    parts = urllib.parse.urlsplit(uri)
-    if "@" in parts.netloc:
-        parts = parts._replace(netloc="***@" + parts.netloc.rsplit("@", 1)[1])
-    return urllib.parse.urlunsplit(parts._replace(query="")) if parts.netloc else uri
-
-
 def check_tracking(uri: str, timeout: float = 10.0) -> None:
     """Raise ValueError unless the tracking store can be reached or created; nothing is imported or written.
 
@@ -64,28 +69,52 @@ def check_tracking(uri: str, timeout: float = 10.0) -> None:
         uri: an MLflow tracking URI.
         timeout: seconds to wait for a server's answer.
     """
-    parts = urllib.parse.urlsplit(uri)
-    if parts.scheme in ("http", "https"):
-        server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # urllib takes no user:password@
-        try:
-            with urllib.request.urlopen(server.rstrip("/") + "/health", timeout=timeout):
-                return
-        except urllib.error.HTTPError:
-            return  # it answers; whether it lets us in is for MLflow's own client to find out
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise ValueError(f"tracking server {redact(uri)} cannot be reached: {reason}") from error
-    if parts.scheme == "sqlite":
-        database = Path(uri.removeprefix("sqlite:///")).absolute()
-        if database.is_dir():
-            raise ValueError(f"tracking database {uri} is a directory")
-        folder = database.parent
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not os.access(existing, os.W_OK) or not existing.is_dir():
-            raise ValueError(f"tracking database {uri}: directory {str(existing)!r} is not writable")
+    scheme, _, driver = urllib.parse.urlsplit(uri).scheme.partition("+")
+    if uri == "databricks":
         return
-    if parts.scheme in ("", "file"):
-        raise ValueError(f"tracking URI {uri!r} is a directory; use sqlite:///{uri.removeprefix('file://')}/mlflow.db")
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
+        raise ValueError(f"tracking URI {uri!r} has no scheme; a server is http://{uri}")
+    if scheme in ("", "file"):
+        folder = redact(uri).removeprefix("file://")
+        raise ValueError(f"tracking URI {redact(uri)!r} is a directory; use sqlite:///{folder}/mlflow.db")
+    if scheme in ("http", "https"):
+        _check_server(uri, timeout)
+    elif scheme in _DATABASES:
+        _check_database(uri, driver or _DATABASES[scheme])
+    elif scheme != "databricks":
+        plugins = {plugin.name for plugin in importlib.metadata.entry_points(group="mlflow.tracking_store")}
+        known("tracking scheme", scheme, [*_DATABASES, "http", "https", "databricks", *sorted(plugins)])
+
+
+def _check_server(uri: str, timeout: float) -> None:
+    parts = urllib.parse.urlsplit(uri)
+    health = parts._replace(  # urllib takes no user:password@
+        netloc=parts.netloc.rpartition("@")[2], path=f"{parts.path.rstrip('/')}/health", query="", fragment=""
+    )
+    try:
+        with urllib.request.urlopen(health.geturl(), timeout=timeout):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers; whether it lets us in is for MLflow's own client to find out
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = redact_text(str(getattr(error, "reason", error)))
+        raise ValueError(f"tracking server {redact(uri)} cannot be reached: {reason}") from error
+
+
+def _check_database(uri: str, driver: str) -> None:
+    module = _MODULES.get(driver, driver)
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"tracking database {redact(uri)}: the Python package for it, {module!r}, is not installed")
+    if not uri.startswith("sqlite"):
+        return
+    database = sqlite_file(uri)
+    if database is None:
+        raise ValueError(f"tracking database {redact(uri)} names no file; write sqlite:///DIRECTORY/mlflow.db")
+    if database.is_dir():
+        raise ValueError(f"tracking database {redact(uri)} is a directory")
+    existing = next(path for path in (database.parent, *database.parents) if path.exists())
+    if not os.access(existing, os.W_OK) or not existing.is_dir():
+        raise ValueError(f"tracking database {redact(uri)}: directory {str(existing)!r} is not writable")
 
 
 def recipe_digest(space: SearchSpace) -> str:
@@ -97,22 +126,10 @@ def recipe_digest(space: SearchSpace) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_Point = tuple[str, int, float]
-"""Name, step and value."""
-
-
-@dataclass
-class _Live:
-    """A running job's epochs that have not been sent."""
-
-    rows: list[dict[str, Any]]
-    since: float
-
-
 class Tracker:
     """Writes a study's runs, in a thread of its own, in the order in which things happened."""
 
-    def __init__(self, plan: Plan, store: Store, uri: str, *, fresh: set[str]) -> None:
+    def __init__(self, plan: Plan, store: Store, uri: str, *, fresh: set[str], outbox: Path | None = None) -> None:
         """Prepare; nothing happens before :meth:`start`.
 
         Args:
@@ -120,273 +137,239 @@ class Tracker:
             store: where results are read.
             uri: MLflow tracking URI.
             fresh: keys of the jobs that this study computes itself; the others are marked as reused.
+            outbox: local directory in which events wait while they cannot be delivered; by default below a local
+                storage, else below ``outputs``.
         """
-        self._plan, self._store, self._uri, self._fresh = plan, store, uri, fresh
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        home = Path("outputs" if "://" in store.uri else store.uri)
+        self.outbox = outbox or home / "tracking" / plan.space.name
+        """Where events wait while they cannot be delivered."""
+        self._plan, self._store = plan, store
+        self._runs = Runs(plan, store, uri, recipe=recipe_digest(plan.space), fresh=fresh)
+        self._address = f"{redact(uri)} {plan.space.name}"
+        self._box = Outbox(self.outbox, self._address)
+        self._introduced: set[str] = set()
+        self._introducing = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
-        self._ready = threading.Event()
-        self._closing = threading.Event()
-        self._runs: dict[str, str] = {}
-        self._finished: set[str] = set()
-        self._live: dict[str, _Live] = {}
-        self._attempted: set[str] = set()
-        self._cut_off: set[str] = set()
-        self._with_error: set[str] = set()
-        self._params: dict[str, dict[str, str]] = {}
+        self._closing, self._given_up = threading.Event(), threading.Event()
+        self._failing_since: float | None = None
+        self._problem: str | None = None
         self._refused: str | None = None
-        self._sent: dict[str, set[_Point]] = {}
-        self._compared_with: dict[str, list[str]] = defaultdict(list)
-        for key in plan.jobs:
-            for reference in self._references(key).values():
-                self._compared_with[reference].append(key)
-        self._recipe = recipe_digest(plan.space)
-        self.behind: str | None = None
-        """Why results have not been delivered, while they have not."""
 
-    # --- the driver's side ------------------------------------------------------------------------------------------
+    @property
+    def behind(self) -> str | None:
+        """Why results have not been delivered, while they have not."""
+        return self._problem or self._box.problem
+
+    # --- the driver's side: nothing here waits or raises ------------------------------------------------------------
     def start(self) -> None:
-        """Connect, and catch up with what the store already has."""
+        """Connect, deliver what earlier drivers could not, and catch up with what the store already has."""
         self._thread.start()
-        self._queue.put(self._connect)
-        for key in self._plan.jobs:
-            if key in self._store:
-                self.done(key)
 
     def epoch(self, key: str, row: Mapping[str, Any]) -> None:
         """Note an epoch of a running job."""
-        copied = dict(row)
-        self._queue.put(lambda: self._add_epoch(key, copied))
+        self._put(_EPOCH, key, row=dict(row))
 
     def done(self, key: str) -> None:
         """Log a published job."""
-        self._queue.put(lambda: self._log_done(key))
+        self._put(_DONE, key)
 
-    def failed(self, key: str, error: str) -> None:
-        """Log a job that failed for good."""
-        self._queue.put(lambda: self._log_failed(key, error))
+    def failed(self, key: str, error: str, log: str = "") -> None:
+        """Log a job that failed for good.
+
+        Args:
+            key: the job.
+            error: why.
+            log: content of its log, which becomes an artifact of its run; if empty, that which it left in the store.
+        """
+        error, log = redact_text(error[: 2 * ERROR_LENGTH])[:ERROR_LENGTH], redact_text(log[-2 * LOG_LENGTH :])
+        self._put(_FAILED, key, error=error, log=log[-LOG_LENGTH:], time=round(1000 * time.time()))
+
+    def _put(self, event: str, key: str, **content: Any) -> None:
+        """Add an event, and before the first one of a job what its run says."""
+        with self._introducing:
+            if key not in self._introduced:
+                self._introduced.add(key)
+                self._box.put({"event": _JOB, **dataclasses.asdict(self._runs.spec(key))})
+        self._box.put({"event": event, "key": key, **content})
 
     def close(self, timeout: float) -> bool:
-        """Deliver what is left, waiting `timeout` seconds at most; return whether everything was delivered."""
-        if not self._thread.is_alive():
-            return self.behind is None
-        self._queue.put(self._close_live)
-        self._queue.put(None)
-        self._thread.join(timeout)
+        """Deliver what is left; return whether everything was delivered. What was not stays in the outbox.
+
+        Args:
+            timeout: seconds to wait at most; a server that does not answer is given up earlier.
+        """
         self._closing.set()
+        self._box.finish()
+        began = time.monotonic()
+        while self._thread.is_alive() and time.monotonic() < began + timeout:
+            self._thread.join(min(0.1, timeout))
+            if self._failing_since and time.monotonic() - max(began, self._failing_since) > CLOSING_PATIENCE:
+                break
+        self._given_up.set()
         return not self._thread.is_alive() and self.behind is None
 
     # --- the thread's side ------------------------------------------------------------------------------------------
     def _work(self) -> None:
-        while (action := self._queue.get()) is not None:
-            for pause in _pauses():
-                try:
-                    action()
-                    self.behind = self._refused
-                    break
-                except DamagedArtifact as error:
-                    _log.warning("%s", error)  # it is computed again, by this run or the next, and then logged
-                    break
-                except Exception as error:  # whatever a tracking server can throw: no study ends because of it
-                    reason = re.sub(r"//[^/\s]*@", "//***@", str(error))  # clients quote the URI, password and all
-                    self.behind = f"{type(error).__name__}: {reason}".splitlines()[0]
-                    _log.debug("tracking is behind", exc_info=True)
-                    if getattr(error, "error_code", None) in _REFUSALS:
-                        if action == self._connect:
-                            return  # no experiment, nothing to add to
-                        self._refused = self.behind
-                        break
-                    if self._closing.wait(pause):
-                        return
+        try:
+            if self._attempt(self._runs.connect) and self._refused is None:  # else there is nothing to add to
+                self._deliver()
+        finally:
+            self._box.close()
 
-    def _connect(self) -> None:
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        from mlflow import MlflowClient
-
-        self._client = MlflowClient(tracking_uri=self._uri)
-        name = self._plan.space.name
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            location = None
-            if self._uri.startswith("sqlite:"):
-                folder = Path(self._uri.removeprefix("sqlite:///")).absolute().parent
-                location = (folder / "mlartifacts" / name).as_uri()
-            self._experiment = self._client.create_experiment(name, artifact_location=location)
-            self._client.set_experiment_tag(self._experiment, "mlflow.note.content", self._plan.space.question)
-            # Opens on the page for trained models, with its charts, not on the one for language models.
-            self._client.set_experiment_tag(self._experiment, "mlflow.experimentKind", "custom_model_development")
-        else:
-            self._experiment = experiment.experiment_id
-        self._client.set_experiment_tag(self._experiment, schema.TAG_RECIPE, self._recipe)
-        for run in self._existing_runs():
-            key = run.data.tags.get(schema.TAG_KEY)
-            if key is None:
-                continue
-            self._runs[key], self._params[key] = run.info.run_id, run.data.params
-            if schema.TAG_ERROR in run.data.tags:
-                self._with_error.add(key)
-            up_to_date = self._recipe_tag() in run.data.tags and self._has_gaps(key, run.data.metrics)
-            if run.info.status == "FINISHED" and up_to_date:
-                self._finished.add(key)
-            else:
-                self._cut_off.add(key)
-
-    def _existing_runs(self) -> Iterator[Any]:
-        token = None
-        while True:
-            page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
+    def _deliver(self) -> None:
+        published: set[str] = set()
+        if not self._attempt(lambda: published.update(self._store.keys())):
+            return
+        for box in Outbox.abandoned(self.outbox, self._address):
+            try:
+                if not _Delivery(box, self._runs, self._attempt, published).run():
+                    return
+            finally:
+                box.close()
+        for key in self._plan.jobs:
+            if key in published and not self._attempt(partial(self._runs.finish, self._runs.spec(key))):
                 return
+        _Delivery(self._box, self._runs, self._attempt, set()).run()
 
-    def _has_gaps(self, key: str, metrics: Mapping[str, float]) -> bool:
-        """Return whether a run has the gaps that are due: it may have ended before what it is compared with."""
-        return all(name in metrics or other not in self._store for name, other in self._references(key).items())
+    def _attempt(self, action: Callable[[], object]) -> bool:
+        """Do something, again and again while it fails in a way that may pass; return False if told to stop.
 
-    def _references(self, key: str) -> dict[str, str]:
-        """Return what a job's accuracy is compared with: name of the gap -> key of the other job."""
-        job, lth = self._plan.jobs.get(key), self._plan.lth_keys.get(key)
-        if job is None or job.kind != schema.SPARSE:
-            return {}
-        dense = {schema.GAP_TO_DENSE: job.parent("init").job.key}
-        return dense if lth in (None, key) else {**dense, schema.GAP_TO_LTH: lth}
+        What is refused for good is noted, and passed over.
+        """
+        for pause in _pauses():
+            try:
+                action()
+                self._problem, self._failing_since = self._refused, None
+                return True
+            except DamagedArtifact as error:
+                _log.warning("%s", error)  # it is computed again, by this run or the next, and then logged
+                return True
+            except Exception as error:  # whatever a tracking server can throw: no study ends because of it
+                lines = redact_text(f"{type(error).__name__}: {error}").splitlines()  # clients quote URIs
+                self._problem = lines[0]
+                _log.debug("tracking is behind: %s", redact_text(traceback.format_exc()))
+                if _is_final(error):
+                    self._refused, self._failing_since = self._problem, None
+                    return True
+                self._failing_since = self._failing_since or time.monotonic()
+                if self._waited(pause):
+                    return False
+        raise AssertionError("pauses do not end")
 
-    def _recipe_tag(self) -> str:
-        return f"{schema.TAG_RECIPE}.{self._recipe}"
+    def _waited(self, pause: float) -> bool:
+        """Wait before the next attempt; return whether there is to be none."""
+        if not self._closing.is_set():
+            self._closing.wait(pause)
+            return self._given_up.is_set()
+        return self._given_up.wait(min(pause, CLOSING_PAUSE))
 
-    def _run(self, key: str, started: int) -> str:
-        """Return the id of a job's run, creating the run if need be.
+
+@dataclass
+class _Live:
+    """A running job's epochs that have not been sent.
+
+    Attributes:
+        rows: the epochs.
+        since: when the first of them came, by the monotonic clock.
+        position: where the first of them begins in the outbox.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    since: float = 0.0
+    position: int = 0
+
+
+class _Delivery:
+    """Carries the events of one outbox to the runs, in their order."""
+
+    def __init__(
+        self, box: Outbox, runs: Runs, attempt: Callable[[Callable[[], object]], bool], published: set[str]
+    ) -> None:
+        """Prepare.
 
         Args:
-            key: the job.
-            started: when the job began, ms since 1970; for a new run.
+            box: where the events are.
+            runs: where they go.
+            attempt: does something until it succeeds or is refused; returns False if told to stop.
+            published: keys of jobs whose epochs and failures are history.
         """
-        if key not in self._runs:
-            job, cell = self._plan.jobs[key], self._plan.cells[key]
-            tags = {
-                schema.TAG_KEY: key,
-                schema.TAG_REUSED: "false" if key in self._fresh else "true",
-                schema.TAG_PARENTS: ",".join(ref.key for _, ref in job.parents),
-                self._recipe_tag(): "true",
-                "mlflow.source.name": "study.run",
-            }
-            if job.kind == schema.SPARSE:
-                tags[schema.TAG_DENSE_KEY] = job.parent("init").job.key
-            if key in self._plan.lth_keys:
-                tags[schema.TAG_LTH_KEY] = self._plan.lth_keys[key]
-            run = self._lost_run(key) or self._client.create_run(self._experiment, started, tags, run_name(job, cell))
-            self._runs[key] = run.info.run_id
-        return self._runs[key]
+        self._box, self._runs, self._attempt, self._published = box, runs, attempt, published
+        self._event: Event | None = None
+        self._specs: dict[str, RunSpec] = {}
+        self._live: dict[str, _Live] = {}
 
-    def _lost_run(self, key: str) -> Any:
-        """Return the run that an earlier attempt has made although its answer was lost, or None."""
-        if key not in self._attempted:
-            self._attempted.add(key)
-            return None
-        found = self._client.search_runs([self._experiment], f"tags.{schema.TAG_KEY} = '{key}'", max_results=1)
-        return found[0] if found else None
+    def run(self) -> bool:
+        """Deliver until the outbox is exhausted; return False if told to stop before."""
+        while not self._box.exhausted:
+            position = self._box.position
+            if not self._attempt(self._read):
+                return False
+            if self._event is not None and not self._attempt(partial(self._handle, self._event, position)):
+                return False
+            if self._event is not None and self._event.get("event") in (_DONE, _FAILED):
+                self._live.pop(self._event["key"], None)
+            if not self._flush():
+                return False
+            waiting = (live.position for live in self._live.values() if live.rows)
+            self._box.delivered(min(waiting, default=self._box.position))
+        for key, live in self._live.items():
+            if not self._attempt(partial(self._runs.interrupt, self._specs[key], live.rows)):
+                return False
+        self._box.delivered(self._box.position)
+        return True
 
-    def _add_epoch(self, key: str, row: dict[str, Any]) -> None:
-        live = self._live.setdefault(key, _Live([], time.monotonic()))
-        if row not in live.rows:  # a second attempt at this very action
-            live.rows.append(row)
-        if time.monotonic() - live.since >= FLUSH_SECONDS:
-            run = self._run(key, int(live.rows[0]["timestamp"]))
-            self._log_metrics(key, run, [metric for each in live.rows for metric in _metrics(each)])
-            self._live[key] = _Live([], time.monotonic())
+    def _read(self) -> None:
+        self._event = None
+        self._event = self._box.get(self._until_flush())
 
-    def _log_done(self, key: str) -> None:
-        self._live.pop(key, None)
-        if key in self._finished:
+    def _until_flush(self) -> float | None:
+        """Return the seconds until epochs are to be sent; None if there are none."""
+        since = min((live.since for live in self._live.values() if live.rows), default=None)
+        return None if since is None else max(0.0, since + FLUSH_SECONDS - time.monotonic())
+
+    def _flush(self) -> bool:
+        for key, live in self._live.items():
+            if live.rows and time.monotonic() - live.since >= FLUSH_SECONDS:
+                if not self._attempt(partial(self._runs.add_epochs, self._specs[key], live.rows)):
+                    return False
+                live.rows = []
+        return True
+
+    def _handle(self, event: Event, position: int) -> None:
+        kind = event.get("event")
+        if kind == _JOB:
+            named = {field.name: event[field.name] for field in dataclasses.fields(RunSpec)}
+            self._specs[named["key"]] = RunSpec(**named)
             return
-        try:
-            document = self._store.read_json(key, schema.METRICS)
-            manifest = self._store.manifest(key)
-        except KeyError:
-            return  # removed since: there is nothing to log
-        from mlflow.entities import Param, RunTag
-
-        job, cell = self._plan.jobs[key], self._plan.cells[key]
-        finished = int(manifest["finished"])
-        run = self._run(key, finished - round(1000 * document["final"][schema.SECONDS]))
-        metrics = [metric for row in document["history"] for metric in _metrics(row)]
-        by_epoch = {name for name, *_ in metrics}
-        final = {name: value for name, value in document["final"].items() if name not in by_epoch}
-        metrics += [(name, value, finished, job.epochs) for name, value in final.items()]
-        # Params cannot be changed. They may differ from an earlier study's in what has no influence on this job.
-        known = self._params.get(key, {})
-        params = [Param(name, str(value)) for name, value in run_params(job, cell).items() if name not in known]
-        tags = {self._recipe_tag(): "true", "device": manifest["environment"]["device"]}
-        tags |= {"torch": manifest["environment"]["torch"]}
-        self._client.log_batch(run, params=params, tags=[RunTag(name, value) for name, value in tags.items()])
-        self._log_metrics(key, run, metrics)
-        if schema.PLANE_GRID in manifest["files"]:
-            self._client.log_text(run, self._store.read(key, schema.PLANE_GRID).decode(), schema.PLANE_GRID)
-        self._log_gaps(key)
-        for other in self._compared_with.get(key, ()):
-            if other in self._finished:
-                self._log_gaps(other)
-        if key in self._with_error:
-            self._client.delete_tag(run, schema.TAG_ERROR)
-            self._with_error.discard(key)
-        self._client.set_terminated(run, "FINISHED", end_time=finished)
-        self._finished.add(key)
-        self._sent.pop(key, None)
-
-    def _log_gaps(self, key: str) -> None:
-        for name, other in self._references(key).items():
-            if other not in self._store:
-                continue
-            own, reference = (self._store.read_json(each, schema.METRICS)["final"] for each in (key, other))
-            gap = reference[schema.TEST_ACCURACY] - own[schema.TEST_ACCURACY]
-            stamp = int(self._store.manifest(key)["finished"])
-            self._log_metrics(key, self._runs[key], [(name, gap, stamp, self._plan.jobs[key].epochs)])
-
-    def _log_failed(self, key: str, error: str) -> None:
-        run = self._run(key, round(1000 * time.time()))
-        self._client.set_tag(run, schema.TAG_ERROR, error[:4000])
-        self._with_error.add(key)
-        self._client.set_terminated(run, "FAILED")
-        self._finished.discard(key)
-        self._live.pop(key, None)
-
-    def _close_live(self) -> None:
-        """End the runs of jobs that were interrupted; the next start takes them up again."""
-        for key in list(self._live):
-            if key in self._runs:
-                self._client.set_terminated(self._runs[key], "KILLED")
-            del self._live[key]
-
-    def _log_metrics(self, key: str, run: str, metrics: list[tuple[str, float, int, int]]) -> None:
-        """Send the points that the run does not have: epochs of an attempt that was cut off are computed again."""
-        from mlflow.entities import Metric
-
-        sent = self._sent_points(key, run)
-        new: dict[_Point, Metric] = {}
-        for name, value, stamp, step in metrics:
-            if (name, step, value) not in sent:
-                new.setdefault((name, step, value), Metric(name, value, stamp, step))
-        points = list(new.values())
-        for start in range(0, len(points), CHUNK):
-            self._client.log_batch(run, metrics=points[start : start + CHUNK])
-        sent.update(new)
-
-    def _sent_points(self, key: str, run: str) -> set[_Point]:
-        """Return the points by epoch that a run has from an earlier study or from this one."""
-        if key not in self._sent:
-            names = schema.EPOCH_METRICS if key in self._cut_off else ()
-            history = [point for name in names for point in self._client.get_metric_history(run, name)]
-            self._sent[key] = {(point.key, point.step, point.value) for point in history}
-        return self._sent[key]
+        if position < self._box.delivered_before:
+            return
+        if kind not in (_EPOCH, _DONE, _FAILED):
+            _log.warning("an event %r is left out: it is of a later version of the study", kind)
+            return
+        key = event["key"]
+        spec = self._specs[key]
+        if kind == _DONE:
+            self._runs.finish(spec)
+        elif key in self._published:
+            return
+        elif kind == _FAILED:
+            rows = self._live[key].rows if key in self._live else []
+            self._runs.fail(spec, rows, event["error"], event["log"], event["time"])
+        else:
+            if key not in self._live and not self._runs.resume(spec):
+                return
+            live = self._live.setdefault(key, _Live())
+            if not live.rows:
+                live.since, live.position = time.monotonic(), position
+            live.rows.append(event["row"])
 
 
-def _metrics(row: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:
-    """Return (name, value, time stamp in ms, step) of each number in a row of a job's history."""
-    return [
-        (name, value, int(row["timestamp"]), int(row["step"]))
-        for name, value in row.items()
-        if name not in ("step", "timestamp")
-    ]
+def _is_final(error: Exception) -> bool:
+    """Return whether trying again does not help: refused by the server, or an error of a program or installation."""
+    if isinstance(error, StorageError):
+        return not error.passing
+    programs = (ImportError, LookupError, TypeError, AttributeError, AssertionError, Unattached)
+    return isinstance(error, programs) or getattr(error, "error_code", None) in _REFUSALS
 
 
 def _pauses() -> Iterator[float]:

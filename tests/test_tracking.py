@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import importlib.metadata
 import random
+import re
 import shutil
 import sqlite3
+import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +25,10 @@ from mlflow.exceptions import MlflowException
 from tiny_study import flip_bit, tiny_space
 
 from search_spaces import SearchSpace
+from study import runs as study_runs
 from study import tracking
 from study.plan import Plan, make_plan
-from study.tracking import Tracker, check_tracking, default_tracking_uri, redact
+from study.tracking import Tracker, check_tracking, default_tracking_uri
 from trainables import schema
 from trainables.artifacts import read_metrics
 from trainables.graph import Job
@@ -57,7 +63,16 @@ def uri(empty_database: Path, tmp_path: Path) -> str:
 
 
 def track(plan: Plan, store: Store, uri: str, fresh: set[str] | None = None) -> Tracker:
-    return Tracker(plan, store, uri, fresh=set(plan.jobs) if fresh is None else fresh)
+    """Return a study's tracker; studies of one database have one place for their outboxes."""
+    database = study_runs.sqlite_file(uri)
+    outbox = database.parent / "outbox" if database else None
+    return Tracker(plan, store, uri, fresh=set(plan.jobs) if fresh is None else fresh, outbox=outbox)
+
+
+def outboxes(uri: str) -> list[Path]:
+    database = study_runs.sqlite_file(uri)
+    assert database is not None
+    return sorted((database.parent / "outbox").glob("*"))
 
 
 def log_all(plan: Plan, store: Store, uri: str, fresh: set[str] | None = None) -> None:
@@ -80,6 +95,12 @@ def by_key(uri: str) -> dict[str, Run]:
     found = {run.data.tags[schema.TAG_KEY]: run for run in runs}
     assert len(found) == len(runs)
     return found
+
+
+def artifact(uri: str, run: Run, name: str) -> str:
+    client = MlflowClient(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run.info.run_id, name, folder)).read_text(encoding="utf-8")
 
 
 def points(uri: str) -> list[tuple[str, str, int, float, int]]:
@@ -106,6 +127,47 @@ def without(store: Store, *jobs: Job) -> None:
 def bring_back(store: Store, *jobs: Job) -> None:
     for job in jobs:
         shutil.move(store.root / job.key, store.directory(job.key))
+
+
+# --- helpers that stand for time and for servers ---------------------------------------------------------------------
+def wait_for(condition: Any, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except (KeyError, AssertionError):
+            pass
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+class Moody:
+    """Stands for ``MlflowClient``; calls fail by a plan."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Any) -> None:
+        self.log: list[tuple[str, Any]] = []
+        self.calls = 0
+        outer = self
+
+        class Client(MlflowClient):  # type: ignore[misc]
+            def __getattribute__(self, name: str) -> Any:
+                attribute = super().__getattribute__(name)
+                if name.startswith("_") or not callable(attribute):
+                    return attribute
+
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    outer.calls += 1
+                    error = fails(outer.calls, name)
+                    if error is not None:
+                        raise error
+                    outer.log.append((name, args))
+                    return attribute(*args, **kwargs)
+
+                return call
+
+        monkeypatch.setattr(mlflow, "MlflowClient", Client)
+        monkeypatch.setattr(tracking, "RETRY_SECONDS", (0.001,))
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------
@@ -361,6 +423,74 @@ def test_damaged_result_is_left_out_and_logged_once_it_is_there_again(
     assert by_key(uri)[job.key].info.status == "FINISHED"
 
 
+def test_failed_job_keeps_its_epochs_and_its_log_without_passwords(dense_plan: Plan, own_copy: Store, uri: str) -> None:
+    job = job_of(dense_plan, schema.DENSE)
+    history = read_metrics(own_copy, job.key)["history"]
+    without(own_copy, job)
+    tracker = track(dense_plan, own_copy, uri)
+    tracker.start()
+    for row in history[:2]:
+        tracker.epoch(job.key, row)
+    tracker.failed(job.key, "no s3://key:secret@bucket", "epoch 1\nGET http://me:secret@host/?token=secret\n")
+    assert tracker.close(60)
+    run = by_key(uri)[job.key]
+    assert run.info.status == "FAILED"
+    for name in schema.EPOCH_METRICS:
+        assert curve(uri, run, name) == [(row["step"], row[name]) for row in history[:2]]
+    assert run.data.tags[schema.TAG_ERROR] == "no s3://***@bucket"
+    assert artifact(uri, run, schema.LOG) == "epoch 1\nGET http://***@host/?token=***\n"
+    assert run.data.params["stage"] == "dense", "a run that did not end well can be charted, too"
+
+
+def test_log_that_a_failed_job_has_left_in_the_store_is_attached(dense_plan: Plan, own_copy: Store, uri: str) -> None:
+    job = job_of(dense_plan, schema.DENSE)
+    without(own_copy, job)
+    own_copy.record_failure(job.key, {"error": "loss is nan", "log": "epoch 1\nepoch 2\n"})
+    tracker = track(dense_plan, own_copy, uri)
+    tracker.start()
+    tracker.failed(job.key, "loss is nan")
+    assert tracker.close(60)
+    assert artifact(uri, by_key(uri)[job.key], schema.LOG) == "epoch 1\nepoch 2\n"
+
+
+def test_logs_of_published_jobs_are_attached(plan: Plan, published: Store, logged: Logged) -> None:
+    for key, run in logged[1].items():
+        assert artifact(logged[0], run, schema.LOG) == published.read(key, schema.LOG).decode()
+
+
+def test_job_that_is_computed_again_is_running_again(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(dense_plan, schema.DENSE)
+    history = read_metrics(own_copy, job.key)["history"]
+    without(own_copy, job)
+    tracker = track(dense_plan, own_copy, uri)
+    tracker.start()
+    tracker.epoch(job.key, history[0])
+    tracker.failed(job.key, "out of memory")
+    assert tracker.close(60)
+    tracker = track(dense_plan, own_copy, uri)
+    tracker.start()
+    tracker.epoch(job.key, history[1])
+    wait_for(lambda: by_key(uri)[job.key].info.status == "RUNNING")
+    bring_back(own_copy, job)
+    tracker.done(job.key)
+    assert tracker.close(60)
+    run = by_key(uri)[job.key]
+    assert (run.info.status, schema.TAG_ERROR in run.data.tags) == ("FINISHED", False)
+    assert run.info.end_time == own_copy.manifest(job.key)["finished"]
+    assert curve(uri, run, schema.TEST_LOSS) == [(row["step"], row[schema.TEST_LOSS]) for row in history]
+
+
+def test_failure_that_success_has_overtaken_is_history(dense_plan: Plan, own_copy: Store, uri: str) -> None:
+    job = job_of(dense_plan, schema.DENSE)
+    tracker = track(dense_plan, own_copy, uri)
+    tracker.start()
+    tracker.failed(job.key, "its worker died")  # while another driver published it
+    assert tracker.close(60)
+    assert by_key(uri)[job.key].info.status == "FINISHED"
+
+
 # --- epochs of running jobs -----------------------------------------------------------------------------------------
 def later(rows: list[dict[str, Any]], milliseconds: int) -> list[dict[str, Any]]:
     return [{**row, "timestamp": row["timestamp"] + milliseconds} for row in rows]
@@ -378,7 +508,9 @@ def test_epochs_are_seen_while_the_job_runs_and_not_doubled_at_its_end(
     for row in history[:2]:
         tracker.epoch(job.key, row)
     wait_for(lambda: len(curve(uri, by_key(uri)[job.key], schema.TEST_LOSS)) == 2)
-    assert by_key(uri)[job.key].info.status == "RUNNING"
+    running = by_key(uri)[job.key]
+    assert running.info.status == "RUNNING"
+    assert (running.data.params["stage"], running.data.params["width"]) == ("dense", "0.25")
     bring_back(own_copy, job)
     tracker.done(job.key)
     assert tracker.close(60)
@@ -387,14 +519,36 @@ def test_epochs_are_seen_while_the_job_runs_and_not_doubled_at_its_end(
     assert run.info.status == "FINISHED"
 
 
-def test_short_jobs_are_sent_once_at_their_end(dense_plan: Plan, own_copy: Store, uri: str) -> None:
+def test_short_jobs_are_sent_once_at_their_end(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moody = Moody(monkeypatch, lambda *_: None)
+    job = job_of(dense_plan, schema.DENSE)
+    history = read_metrics(own_copy, job.key)["history"]
+    without(own_copy, job)
+    tracker = track(dense_plan, own_copy, uri)
+    tracker.start()
+    for row in history[:2]:
+        tracker.epoch(job.key, row)
+    bring_back(own_copy, job)
+    tracker.done(job.key)
+    assert tracker.close(60)
+    writing = Counter(name for name, _ in moody.log if name in ("create_run", "log_batch", "update_run"))
+    assert writing == {"create_run": 1, "log_batch": 1}
+
+
+def test_epochs_of_an_interrupted_job_are_kept_in_a_run_that_says_so(
+    dense_plan: Plan, own_copy: Store, uri: str
+) -> None:
     job = job_of(dense_plan, schema.DENSE)
     without(own_copy, job)
     tracker = track(dense_plan, own_copy, uri)
     tracker.start()
     tracker.epoch(job.key, {"step": 1, "timestamp": 1, schema.TEST_LOSS: 1.0})
     assert tracker.close(60)
-    assert job.key not in by_key(uri)
+    run = by_key(uri)[job.key]
+    assert run.info.status == "KILLED"
+    assert curve(uri, run, schema.TEST_LOSS) == [(1, 1.0)]
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -443,46 +597,6 @@ def test_latest_value_wins_where_an_attempt_gave_other_numbers(
 
 
 # --- servers that are slow, away or in a bad mood -------------------------------------------------------------------
-def wait_for(condition: Any, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            if condition():
-                return
-        except (KeyError, AssertionError):
-            pass
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
-class Moody:
-    """Stands for ``MlflowClient``; calls fail by a plan."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Any) -> None:
-        self.log: list[tuple[str, Any]] = []
-        self.calls = 0
-        outer = self
-
-        class Client(MlflowClient):  # type: ignore[misc]
-            def __getattribute__(self, name: str) -> Any:
-                attribute = super().__getattribute__(name)
-                if name.startswith("_") or not callable(attribute):
-                    return attribute
-
-                def call(*args: Any, **kwargs: Any) -> Any:
-                    outer.calls += 1
-                    error = fails(outer.calls, name)
-                    if error is not None:
-                        raise error
-                    outer.log.append((name, args))
-                    return attribute(*args, **kwargs)
-
-                return call
-
-        monkeypatch.setattr(mlflow, "MlflowClient", Client)
-        monkeypatch.setattr(tracking, "RETRY_SECONDS", (0.001,))
-
-
 def finished_order(moody: Moody, runs: dict[str, Run]) -> list[str]:
     keys = {run.info.run_id: key for key, run in runs.items()}
     return [keys[args[0]] for name, args in moody.log if name == "set_terminated"]
@@ -554,10 +668,9 @@ def test_what_the_server_refuses_for_good_does_not_hold_up_the_rest(
     plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log_all(plan, own_copy, uri)
-    job = job_of(plan, schema.SPARSE, "lth")
-    others = [key for key in plan.jobs if key != job.key]
+    job, other = job_of(plan, schema.SPARSE, "lth"), job_of(plan, schema.SPARSE, "naive")
     client = MlflowClient(uri)
-    without(own_copy, job)
+    without(own_copy, job, other)
     tracker = track(plan, own_copy, uri)
     tracker.start()
     tracker.failed(job.key, "first")
@@ -565,10 +678,10 @@ def test_what_the_server_refuses_for_good_does_not_hold_up_the_rest(
     client.delete_run(by_key(uri)[job.key].info.run_id)  # somebody tidies up while the study runs
     bring_back(own_copy, job)
     tracker.done(job.key)
-    tracker.failed(others[0], "later")
+    tracker.failed(other.key, "later")
     assert tracker.close(60) is False
     assert tracker.behind is not None
-    assert by_key(uri)[others[0]].info.status == "FAILED"
+    assert by_key(uri)[other.key].info.status == "FAILED"
     log_all(plan, own_copy, uri)
     assert by_key(uri)[job.key].info.status == "FINISHED", "a new start makes a new run"
 
@@ -583,21 +696,333 @@ def test_a_job_that_is_gone_is_no_error(plan: Plan, own_copy: Store, uri: str) -
     assert job.key not in by_key(uri)
 
 
+# --- the outbox -----------------------------------------------------------------------------------------------------
+AWAY = ConnectionError("connection refused")
+
+
+def test_what_a_driver_could_not_deliver_the_next_one_does(
+    plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 0.05)
+    job, lost = job_of(plan, schema.SPARSE, "lth"), job_of(plan, schema.SPARSE, "naive")
+    history = read_metrics(own_copy, job.key)["history"]
+    without(own_copy, job, lost)
+    with monkeypatch.context() as outage:
+        Moody(outage, lambda *_: AWAY)
+        tracker = track(plan, own_copy, uri)
+        tracker.start()
+        for row in history:
+            tracker.epoch(lost.key, row)
+        tracker.failed(lost.key, "training loss is nan", "the log\n")
+        for row in history[:1]:
+            tracker.epoch(job.key, row)
+        assert tracker.close(60) is False
+        assert tracker.behind == "ConnectionError: connection refused"
+    assert len(outboxes(uri)) == 1
+    log_all(plan, own_copy, uri, fresh=set())
+    runs = by_key(uri)
+    assert {key: run.info.status for key, run in runs.items()} == {
+        **dict.fromkeys(plan.jobs, "FINISHED"),
+        lost.key: "FAILED",
+        job.key: "KILLED",
+    }
+    assert artifact(uri, runs[lost.key], schema.LOG) == "the log\n"
+    for key, count in ((lost.key, len(history)), (job.key, 1)):
+        assert curve(uri, runs[key], schema.TEST_LOSS) == [(r["step"], r[schema.TEST_LOSS]) for r in history[:count]]
+        assert runs[key].data.tags[schema.TAG_REUSED] == "false", "as its own driver saw it"
+    assert outboxes(uri) == []
+    before = points(uri)
+    log_all(plan, own_copy, uri, fresh=set())
+    assert points(uri) == before
+
+
+def test_driver_that_dies_while_delivering_is_followed_by_one_that_doubles_nothing(
+    plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 0.05)
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    jobs = [job_of(plan, schema.SPARSE, method) for method in ("lth", "naive", "permuted")]
+    histories = [read_metrics(own_copy, job.key)["history"] for job in jobs]
+    without(own_copy, *jobs)
+    for calls in range(3, 40, 3):  # the server dies after so many answers more
+        with monkeypatch.context() as outage:
+            Moody(outage, lambda call, _, calls=calls: AWAY if call > calls else None)
+            tracker = track(plan, own_copy, uri)
+            tracker.start()
+            if calls == 3:
+                for job, history in zip(jobs, histories, strict=True):
+                    for row in history:
+                        tracker.epoch(job.key, row)
+                    tracker.failed(job.key, "its worker died")
+            tracker.close(60)
+    assert outboxes(uri) == []
+    log_all(plan, own_copy, uri)
+    runs = by_key(uri)
+    for job, history in zip(jobs, histories, strict=True):
+        assert runs[job.key].info.status == "FAILED"
+        assert curve(uri, runs[job.key], schema.TEST_LOSS) == [(r["step"], r[schema.TEST_LOSS]) for r in history]
+
+
+def test_events_of_a_plan_that_is_not_asked_for_any_more_are_delivered(
+    plan: Plan, dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 0.05)
+    done, failed = job_of(plan, schema.SPARSE, "naive"), job_of(plan, schema.SPARSE, "permuted")
+    without(own_copy, failed)
+    with monkeypatch.context() as outage:
+        Moody(outage, lambda *_: AWAY)
+        tracker = track(plan, own_copy, uri)
+        tracker.start()
+        tracker.done(done.key)
+        tracker.failed(failed.key, "its worker died")
+        assert tracker.close(60) is False
+    log_all(dense_plan, own_copy, uri)
+    runs = by_key(uri)
+    assert runs.keys() == {done.key, failed.key, *dense_plan.jobs}
+    assert (runs[done.key].info.status, runs[failed.key].info.status) == ("FINISHED", "FAILED")
+    assert runs[done.key].data.params["method"] == "naive"
+    assert schema.GAP_TO_DENSE in runs[done.key].data.metrics
+
+
+def test_events_of_a_later_version_are_left_out(
+    dense_plan: Plan, own_copy: Store, uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 0.05)
+    job = job_of(dense_plan, schema.DENSE)
+    without(own_copy, job)
+    with monkeypatch.context() as outage:
+        Moody(outage, lambda *_: AWAY)
+        tracker = track(dense_plan, own_copy, uri)
+        tracker.start()
+        tracker.failed(job.key, "its worker died")
+        tracker.close(60)
+    (file,) = outboxes(uri)
+    header, spec, failed = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(header + b'{"event": "telepathy", "key": "x"}\n' + spec + failed)
+    log_all(dense_plan, own_copy, uri)
+    assert any("telepathy" in message for message in caplog.messages)
+    assert by_key(uri)[job.key].info.status == "FAILED"
+
+
+def test_another_server_does_not_get_what_was_meant_for_this_one(
+    dense_plan: Plan, own_copy: Store, uri: str, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 0.05)
+    job = job_of(dense_plan, schema.DENSE)
+    without(own_copy, job)
+    with monkeypatch.context() as outage:
+        Moody(outage, lambda *_: AWAY)
+        tracker = track(dense_plan, own_copy, uri)
+        tracker.start()
+        tracker.failed(job.key, "its worker died")
+        tracker.close(60)
+    shutil.copy(empty_database, tmp_path / "other.db")
+    tracker = Tracker(dense_plan, own_copy, f"sqlite:///{tmp_path}/other.db", fresh=set(), outbox=tmp_path / "outbox")
+    tracker.start()
+    assert tracker.close(60)
+    assert by_key(f"sqlite:///{tmp_path}/other.db") == {}
+    assert len(outboxes(uri)) == 1
+
+
+def test_server_that_does_not_answer_does_not_hold_up_the_end(
+    dense_plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 0.1)
+    moody = Moody(monkeypatch, lambda *_: AWAY)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", (600.0,))
+    tracker = track(dense_plan, published, uri)
+    tracker.start()
+    wait_for(lambda: moody.calls == 1)
+    began = time.monotonic()
+    assert tracker.close(300) is False
+    assert time.monotonic() - began < 60
+    assert moody.calls > 1, "tried again at the end without waiting for the pause to pass"
+
+
+def test_feeding_goes_on_while_the_server_hangs(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(dense_plan, schema.DENSE)
+    without(own_copy, job)
+    answer = threading.Event()
+    Moody(monkeypatch, lambda *_: None if answer.wait(60) else AWAY)
+    tracker = track(dense_plan, own_copy, uri)
+    tracker.start()
+
+    def feed(number: int) -> None:
+        for step in range(number, 640, 32):
+            tracker.epoch(job.key, {"step": step, "timestamp": step, schema.TEST_LOSS: 0.1 * step})
+
+    threads = [threading.Thread(target=feed, args=(number,)) for number in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()  # does not come back if feeding waits for an answer
+    assert not answer.is_set()
+    answer.set()
+    assert tracker.close(60)
+    values = curve(uri, by_key(uri)[job.key], schema.TEST_LOSS)
+    assert sorted(values) == [(step, 0.1 * step) for step in range(640)], "everything, and nothing twice"
+
+
+def test_values_that_are_no_finite_numbers_are_not_doubled(dense_plan: Plan, own_copy: Store, uri: str) -> None:
+    job = job_of(dense_plan, schema.DENSE)
+    without(own_copy, job)
+    row = {"step": 1, schema.TEST_LOSS: float("nan"), schema.TRAIN_LOSS: float("inf"), schema.TEST_ACCURACY: 10.0}
+    for attempt in range(3):
+        tracker = track(dense_plan, own_copy, uri)
+        tracker.start()
+        tracker.epoch(job.key, {**row, "timestamp": attempt})
+        assert tracker.close(60)
+    assert len(points(uri)) == 3
+
+
+# --- one run per job ------------------------------------------------------------------------------------------------
+def test_two_drivers_at_once_make_one_run_of_each_job(plan: Plan, published: Store, uri: str) -> None:
+    trackers = [track(plan, published, uri) for _ in range(3)]
+    for tracker in trackers:
+        tracker.start()
+    for key in plan.jobs:
+        for tracker in trackers:
+            tracker.done(key)
+    assert all(tracker.close(120) for tracker in trackers)
+    runs = by_key(uri)
+    assert runs.keys() == plan.jobs.keys()
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    steps = Counter((run, name, step) for run, name, step, *_ in points(uri))
+    assert set(steps.values()) == {1}
+
+
+def test_run_of_a_driver_that_died_before_the_answer_is_found(
+    dense_plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 0.05)
+    create, made = MlflowClient.create_run, []
+
+    def create_and_die(client: MlflowClient, *args: Any, **kwargs: Any) -> Run:
+        made.append(create(client, *args, **kwargs).info.run_id)
+        raise AWAY
+
+    with monkeypatch.context() as death:
+        death.setattr(MlflowClient, "create_run", create_and_die)
+        Moody(death, lambda *_: AWAY if made else None)
+        tracker = track(dense_plan, published, uri)
+        tracker.start()
+        assert tracker.close(60) is False
+    assert len(made) == 1
+    log_all(dense_plan, published, uri)
+    (run,) = by_key(uri).values()
+    assert [run.info.run_id] == made
+    assert run.info.status == "FINISHED"
+    assert run.data.params["stage"] == "dense"
+
+
+def test_run_that_a_slow_server_makes_later_does_not_stay(
+    dense_plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", (0.001,))
+    create, log_batch, asked = MlflowClient.create_run, MlflowClient.log_batch, []
+
+    def time_out_once(client: MlflowClient, *args: Any, **kwargs: Any) -> Run:
+        asked.append((args, kwargs))
+        if len(asked) == 1:
+            raise ConnectionError("read timed out")
+        return create(client, *args, **kwargs)
+
+    def meanwhile(client: MlflowClient, *args: Any, **kwargs: Any) -> None:
+        late_args, late_kwargs = asked[0]
+        create(client, *late_args, **late_kwargs)
+        log_batch(client, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "create_run", time_out_once)
+    monkeypatch.setattr(MlflowClient, "log_batch", meanwhile)
+    log_all(dense_plan, published, uri)
+    (run,) = by_key(uri).values()
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics
+
+
+def test_of_two_runs_of_a_job_the_finished_one_stays(dense_plan: Plan, published: Store, uri: str) -> None:
+    log_all(dense_plan, published, uri)
+    (first,) = by_key(uri).values()
+    client = MlflowClient(uri)
+    tags = {schema.TAG_KEY: first.data.tags[schema.TAG_KEY]}
+    for started in (1, first.info.start_time, first.info.start_time + 1):
+        client.create_run(first.info.experiment_id, started, tags)
+    client.create_run(first.info.experiment_id, 1, {"somebody": "else"})
+    before = points(uri)
+    log_all(dense_plan, published, uri)
+    left = all_runs(uri)
+    assert {run.info.run_id for run in left if schema.TAG_KEY in run.data.tags} == {first.info.run_id}
+    assert len(left) == 2, "runs of other people are left alone"
+    assert points(uri) == before
+
+
+def test_mlflow_client_does_not_try_again_by_itself(dense_plan: Plan, published: Store, tmp_path: Path) -> None:
+    # It would repeat the creation of a run without looking what became of the first attempt.
+    with refusing_server() as (address, asked):
+        runs = study_runs.Runs(dense_plan, published, f"http://{address}", recipe="", fresh=set())
+        with pytest.raises(MlflowException):
+            runs.connect()
+    assert len(asked) == 1
+
+
+@contextlib.contextmanager
+def refusing_server() -> Iterator[tuple[str, list[str]]]:
+    """Serve errors; yield the address and a list that fills with what was asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{httpd.server_port}", asked
+        finally:
+            httpd.shutdown()
+            thread.join()
+
+
+# --- artifacts ------------------------------------------------------------------------------------------------------
+def test_artifact_store_that_is_closed_to_us_costs_only_the_artifacts(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(dense_plan, schema.DENSE)
+    with monkeypatch.context() as closed:
+        Moody(closed, lambda _, name: PermissionError("/mlflow of s3://k:secret@b") if name == "log_text" else None)
+        tracker = track(dense_plan, own_copy, uri)
+        tracker.start()
+        assert tracker.close(60) is False
+        assert tracker.behind is not None
+        assert "log.txt" in tracker.behind
+        assert "secret" not in tracker.behind
+    run = by_key(uri)[job.key]
+    assert (run.info.status, run.data.tags[schema.TAG_UNATTACHED]) == ("FINISHED", schema.LOG)
+    log_all(dense_plan, own_copy, uri)
+    run = by_key(uri)[job.key]
+    assert (run.info.status, schema.TAG_UNATTACHED in run.data.tags) == ("FINISHED", False)
+    assert artifact(uri, run, schema.LOG) == own_copy.read(job.key, schema.LOG).decode()
+
+
+def test_runs_of_jobs_computed_here_name_the_commit(plan: Plan, published: Store, uri: str) -> None:
+    fresh = {job_of(plan, schema.SPARSE, "permuted").key}
+    log_all(plan, published, uri, fresh)
+    root = Path(study_runs.__file__).parents[1]
+    here = (root / ".git").exists()
+    for key, run in by_key(uri).items():
+        assert (study_runs.COMMIT in run.data.tags) == (here and key in fresh)
+        assert re.fullmatch("[0-9a-f]{40}", run.data.tags.get(study_runs.COMMIT, "0" * 40))
+        assert run.data.tags[study_runs.SOURCE] == "study.run"
+
+
 # --- addresses ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("http://user:secret@host:5000/path?token=secret", "http://***@host:5000/path"),
-        ("https://secret@host", "https://***@host"),
-        ("postgresql://user:p@ss@host/db?password=secret", "postgresql://***@host/db"),
-        ("http://host:5000", "http://host:5000"),
-        ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
-    ],
-)
-def test_redact_hides_credentials(uri: str, shown: str) -> None:
-    assert redact(uri) == shown
-
-
 @pytest.fixture
 def server() -> Iterator[int]:
     """A web server that answers any request; returns its port."""
@@ -637,3 +1062,34 @@ def test_directories_are_refused_with_what_to_write_instead(tmp_path: Path) -> N
         check_tracking(f"sqlite:///{tmp_path}/file/mlflow.db")
     check_tracking(f"sqlite:///{tmp_path}/new/folder/mlflow.db")
     assert not (tmp_path / "new").exists(), "only looked at"
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("foo://x", "unknown tracking scheme 'foo'; known: sqlite, postgresql, mysql, mssql, http, https, databricks"),
+        ("sqlit:///x/mlflow.db", r"unknown tracking scheme 'sqlit' \(did you mean 'sqlite'\?\); known: sqlite, "),
+        ("postgres://me:secret@host/db", r"unknown tracking scheme 'postgres' \(did you mean 'postgresql'\?\)"),
+        ("postgresql+nosuch://me:secret@host/db", "postgresql.nosuch://.*@host/db: the Python package.* 'nosuch'"),
+        ("localhost:5000", "has no scheme; a server is http://localhost:5000"),
+        ("sqlite://mlflow.db", "names no file; write sqlite:///DIRECTORY/mlflow.db"),
+        ("me_too:secret@host", "is a directory"),
+    ],
+)
+def test_addresses_that_mlflow_does_not_know_are_refused(uri: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        check_tracking(uri)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("uri", ["databricks", "databricks://profile", "sqlite+pysqlite:///{}/mlflow.db?timeout=30"])
+def test_addresses_that_mlflow_knows_are_not(uri: str, tmp_path: Path) -> None:
+    check_tracking(uri.format(tmp_path))
+
+
+def test_plugins_of_mlflow_bring_schemes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = importlib.metadata.EntryPoint("arn", "plugin:store", "mlflow.tracking_store")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: [plugin] if group == plugin.group else [])
+    check_tracking("arn:aws:sagemaker:eu-west-1:1:mlflow-tracking-server/x")
+    with pytest.raises(ValueError, match="databricks, arn"):
+        check_tracking("foo://x")

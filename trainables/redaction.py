@@ -18,11 +18,11 @@ _PARAMETER = re.compile(
     r"""([?&;\#]|%3F|%26) ([^\s=&;?"'<>]{1,100}?) (=|%3D) (?: (?!%26) [^\s&;"'<>] )*""", re.VERBOSE | re.IGNORECASE
 )
 _SETTING = re.compile(
-    r"""\b( [\w.-]{0,100} (?: passw(?:or)?d | pwd | token | secret | (?:access|account|api|private)[_-]?key )
-    [\w.-]{0,100} ["']? \s* [=:] \s* ) (?: "[^"\n]+ | '[^'\n]+ | [^\s"',;&]+ )""",
+    r"""( (?: passw(?:or)?d | pwd | token | secret | (?:access|account|api|private)[_-]?key ) [\w.-]{0,100}
+    ["']? \s* [=:] \s* ) (?: "[^"\n]+ | '[^'\n]+ | [^\s"',;&]+ )""",
     re.VERBOSE | re.IGNORECASE,
 )
-_HEADER = re.compile(r"""\b(authorization["']?\s*[=:]\s*["']?)(?:[a-z]+\s+)?[^\s"',;]+""", re.IGNORECASE)
+_HEADER = re.compile(r"""(authorization["']?\s*[=:]\s*["']?)(?:[a-z]+\s+)?[^\s"',;]+""", re.IGNORECASE)
 _TELLTALE = re.compile(r"pass|pwd|token|secret|credential|signature|auth|key|^sig$|^code$", re.IGNORECASE)
 """Parts of the names of query parameters that are nobody's business."""
 

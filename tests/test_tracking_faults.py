@@ -1,0 +1,283 @@
+"""A tracking server that goes away, a database new to several drivers, drivers that die: nothing lost or doubled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from studies import SETTINGS, SPACE, Study
+from tiny_study import python
+
+from search_spaces import get_space
+from study.plan import Plan, make_plan, override
+from trainables import schema
+from trainables.store import Store
+
+pytestmark = pytest.mark.slow
+
+STUDY_SECONDS = 900
+OUTAGE_SECONDS = 30.0
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+# --- what is there in the end ---------------------------------------------------------------------------------------
+Points = Counter[tuple[str, str, int, float]]
+"""Key of the job, name, step and value of a metric -> how many times it is there."""
+
+
+def expected(store: Store, plan: Plan) -> Points:
+    """Return what the results of a plan without gaps say."""
+    points: Points = Counter()
+    for key, job in plan.jobs.items():
+        document = store.read_json(key, schema.METRICS)
+        by_epoch = {name for row in document["history"] for name in row}
+        points.update(
+            (key, name, row["step"], value)
+            for row in document["history"]
+            for name, value in row.items()
+            if name not in ("step", "timestamp")
+        )
+        points.update((key, name, job.epochs, v) for name, v in document["final"].items() if name not in by_epoch)
+    return points
+
+
+def recorded(database: Path) -> tuple[dict[str, list[str]], Points]:
+    """Return the status of the runs by job, and the metric points of all runs."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        runs = connection.execute(
+            "SELECT t.value, r.run_uuid, r.status FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid "
+            "WHERE t.key = ? AND r.lifecycle_stage = 'active'",
+            (schema.TAG_KEY,),
+        ).fetchall()
+        rows = connection.execute("SELECT run_uuid, key, step, value FROM metrics").fetchall()
+    keys = {run: key for key, run, _ in runs}
+    status: dict[str, list[str]] = {}
+    for key, _, state in runs:
+        status.setdefault(key, []).append(state)
+    return status, Counter((keys[run], *rest) for run, *rest in rows if run in keys)
+
+
+def assert_all_is_there_once(database: Path, store: Store, plan: Plan) -> None:
+    status, points = recorded(database)
+    assert status == {key: ["FINISHED"] for key in plan.jobs}
+    assert points == expected(store, plan)
+
+
+# --- a server that goes away ----------------------------------------------------------------------------------------
+@dataclass
+class Server:
+    """``mlflow server`` on a port of its own, which it keeps when it is started again."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "server.db"
+
+    def start(self) -> None:
+        arguments = ["--workers", "1", "--host", "127.0.0.1", "--port", str(self.port)]
+        arguments += ["--backend-store-uri", f"sqlite:///{self.database}"]
+        arguments += ["--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *arguments],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_until(self.answers, 180, "the server does not come up")
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+            return True
+        return False
+
+    def kill(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        each = Server(tmp_path, free.getsockname()[1])
+    each.start()
+    yield each
+    each.kill()
+
+
+@dataclass
+class Sweep:
+    """A study of so many dense nets, eight at a time, which wait for nobody."""
+
+    study: Study
+    plan: Plan
+
+    @classmethod
+    def of(cls, folder: Path, server: Server, *, nets: int, epochs: int) -> Sweep:
+        chosen = ["method=dense", f"seeds={','.join(map(str, range(nets)))}", f"epochs={epochs}"]
+        plan = make_plan(override(get_space(SPACE), [*SETTINGS, *chosen]))
+        options = ["--tracking-uri", server.uri, "--max-concurrent", "8", "--cpus-per-trial", "0.25"]
+        return cls(Study(folder, arguments=[*(f"--set={each}" for each in chosen), *options]), plan)
+
+    def finish(self, process: subprocess.Popen[str]) -> str:
+        """Wait for a good end; return what was said."""
+        out, err = process.communicate(timeout=STUDY_SECONDS)
+        assert process.returncode == 0, (out, err)
+        return out + err
+
+
+def outboxes(study: Study) -> list[Path]:
+    return [path for path in (study.folder / "outputs" / "tracking").rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, server: Server, request: pytest.FixtureRequest) -> Iterator[Sweep]:
+    each = Sweep.of(tmp_path, server, **request.param)
+    yield each
+    each.study.kill_all()
+
+
+@pytest.mark.parametrize("sweep", [{"nets": 12, "epochs": 100}], indirect=True)
+def test_server_that_is_stopped_during_a_sweep_of_eight_trials(sweep: Sweep, server: Server) -> None:
+    study, plan = sweep.study, sweep.plan
+    process = study.start()
+    wait_until(lambda: len(study.store.leases()) >= 8 or process.poll() is not None, 300, "no eight trials at once")
+    wait_until(lambda: bool(recorded(server.database)[0]) or process.poll() is not None, 300, "nothing is tracked")
+    server.kill()
+    assert len(study.store.keys()) < len(plan.jobs)
+    time.sleep(OUTAGE_SECONDS)
+    assert process.poll() is None, "the study ended before the outage did: it says nothing"
+    server.start()
+    said = sweep.finish(process)
+    assert f"{len(plan.jobs)} jobs run" in said
+    assert "failed" not in said
+    assert "warning" not in said
+    assert_all_is_there_once(server.database, study.store, plan)
+    assert outboxes(study) == []
+
+
+@pytest.mark.parametrize("sweep", [{"nets": 10, "epochs": 10}], indirect=True)
+def test_server_that_does_not_come_back_before_the_end(sweep: Sweep, server: Server) -> None:
+    study, plan = sweep.study, sweep.plan
+    process = study.start()
+    wait_until(lambda: bool(study.store.keys()) or process.poll() is not None, 300, "nothing is published")
+    server.kill()
+    assert "warning: not everything reached" in sweep.finish(process)
+    assert len(outboxes(study)) == 1
+    server.start()
+    said = sweep.finish(study.start())
+    assert "0 jobs run" in said
+    assert "warning" not in said
+    assert_all_is_there_once(server.database, study.store, plan)
+    assert outboxes(study) == []
+
+
+# --- several drivers, without a sweep -------------------------------------------------------------------------------
+DRIVER = """
+import os, signal, sys, time
+from pathlib import Path
+import mlflow
+from mlflow import MlflowClient
+from tiny_study import tiny_space
+from study.plan import make_plan
+from study.tracking import Tracker
+from trainables.store import Store
+
+storage, uri, fate, number, ready = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+create, done = MlflowClient.create_run, 0
+
+def create_and_die(self, *args, **kwargs):
+    global done
+    done += 1
+    if done == number and fate == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    run = create(self, *args, **kwargs)
+    if done == number and fate == "after":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run
+
+MlflowClient.create_run = create_and_die
+plan = make_plan(tiny_space(interpolation_points=3))
+tracker = Tracker(plan, Store(storage), uri, fresh=set(plan.jobs))
+(Path(storage) / f"ready-{os.getpid()}").touch()
+while len(list(Path(storage).glob("ready-*"))) < ready:  # nobody begins before the others can
+    time.sleep(0.01)
+tracker.start()
+delivered = tracker.close(300)
+print(tracker.behind)
+sys.exit(0 if delivered else 1)
+"""
+
+
+def drivers(store: Store, uri: str, fates: list[tuple[str, int]]) -> list[tuple[int, str]]:
+    """Let several drivers log the same results at the same time; return how they ended."""
+    for left in Path(store.uri).glob("ready-*"):
+        left.unlink()
+    command = ["-c", DRIVER, store.uri, uri]
+    processes = [python(*command, fate, str(number), str(len(fates))) for fate, number in fates]
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, "".join(output)) for process, output in zip(processes, outputs, strict=True)]
+
+
+def assert_one_finished_run_of_each(database: Path, jobs: int) -> None:
+    status, points = recorded(database)
+    assert list(status.values()) == [["FINISHED"]] * jobs
+    assert set(points.values()) == {1}
+
+
+def test_database_that_is_new_to_several_drivers(own_copy: Store, tmp_path: Path) -> None:
+    database = tmp_path / "new" / "mlflow.db"
+    ends = drivers(own_copy, f"sqlite:///{database}", [("lives", 0)] * 3)
+    assert [code for code, _ in ends] == [0, 0, 0], ends
+    assert_one_finished_run_of_each(database, 13)
+
+
+def test_drivers_killed_while_they_create_runs_beside_others(own_copy: Store, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    fates = [("after", 3), ("before", 5), ("lives", 0)]
+    ends = drivers(own_copy, f"sqlite:///{database}", fates)
+    assert [code for code, _ in ends] == [-signal.SIGKILL, -signal.SIGKILL, 0], ends
+    assert_one_finished_run_of_each(database, 13)
+    (code, output), *_ = drivers(own_copy, f"sqlite:///{database}", [("lives", 0)])
+    assert code == 0, output
+    assert_one_finished_run_of_each(database, 13)
+
+
+def test_drivers_killed_while_they_create_runs_on_a_server(own_copy: Store, server: Server) -> None:
+    ends = drivers(own_copy, server.uri, [("after", 2), ("after", 4), ("lives", 0)])
+    assert [code for code, _ in ends] == [-signal.SIGKILL, -signal.SIGKILL, 0], ends
+    assert_one_finished_run_of_each(server.database, 13)
