@@ -1,0 +1,636 @@
+"""The launch files: what Ray, KubeRay and bash say of them without a cloud, and runs of them as far as that goes.
+
+Amazon's API is simulated, downloads and Slurm's commands are replaced by scripts; Ray and the study are real.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from studies import MARK, RUN_SECONDS, SPACE, Study
+from tiny_study import assignments, python
+
+from search_spaces import get_space
+from study.plan import override
+from study.run import _parser
+from study.sweep import _ENVIRONMENT
+
+util = pytest.importorskip("ray.autoscaler._private.util", reason="Ray has moved its checks of launch files")
+
+ROOT = Path(__file__).parents[1]
+FILES = ROOT / "study" / "cluster"
+GUIDE = FILES / "README.md"
+LAUNCHER = ("aws.yaml", "gcp.yaml")
+PLACEHOLDER = re.compile(r"<([A-Z][A-Z_]*)>")
+VALUES = {"REGION": "us-east-1", "AMI": "ami-0", "GPU_MEMORY_GIB": "22", "BUCKET_URI": "s3://bucket"}
+RAY_SETTINGS = {
+    name: _ENVIRONMENT[name]
+    for name in ("RAY_memory_monitor_refresh_ms", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED")
+}
+"""What must be set before ``ray start``, on every node."""
+
+
+def filled(name: str, **values: str) -> str:
+    """Return a launch file with something in the place of every placeholder."""
+    values = {**VALUES, **values}
+    return PLACEHOLDER.sub(lambda match: values.get(match[1], match[1].lower()), (FILES / name).read_text())
+
+
+def launcher(name: str, **values: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(filled(name, **values))
+    return config
+
+
+# --- what is to be filled in ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_what_is_to_be_filled_in_stands_at_the_top(name: str) -> None:
+    top, metadata, below = re.split(r"^(?=metadata:|provider:)", (FILES / name).read_text(), flags=re.MULTILINE)
+    assert PLACEHOLDER.search(metadata)
+    assert not PLACEHOLDER.search(top + below)
+    assert f"grep '<[A-Z]' study/cluster/{name}" in top
+
+
+def test_the_guide_explains_every_placeholder() -> None:
+    asked = {match for path in FILES.glob("*.yaml") for match in PLACEHOLDER.findall(path.read_text())}
+    rows = [line.split("|")[1] for line in GUIDE.read_text().splitlines() if line.startswith("| `<")]
+    assert asked == {name for row in rows for name in PLACEHOLDER.findall(row)}
+
+
+def test_the_guide_names_every_file() -> None:
+    for path in FILES.iterdir():
+        assert path == GUIDE or path.name in GUIDE.read_text()
+
+
+# --- Ray's cluster launcher -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_ray_accepts_the_launch_file(name: str) -> None:
+    config = util.prepare_config(launcher(name))
+    util.validate_config(config)
+    types = config["available_node_types"]
+    assert config["head_node_type"] == "head"
+    assert types["head"]["resources"] == {"CPU": 0}
+    assert types["gpu"]["min_workers"] == 0
+    assert types["gpu"]["max_workers"] == config["max_workers"] > 0
+    assert types["gpu"]["resources"]["GPU"] == 1
+    assert config["provider"]["cache_stopped_nodes"] is False
+    assert 0 < config["idle_timeout_minutes"] <= 15
+    (start,) = [command for command in config["head_start_ray_commands"] if "ray start" in command]
+    assert "--dashboard-host=127.0.0.1" in start
+
+
+@pytest.mark.parametrize("path", [["max_worker"], ["available_node_types", "gpu", "max_nodes"], ["auth", "user"]])
+def test_ray_refuses_a_misspelt_field(path: list[str]) -> None:
+    config = util.prepare_config(launcher("aws.yaml"))
+    place = config
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = 1
+    with pytest.raises(jsonschema.ValidationError, match=path[-1]):
+        util.validate_config(config)
+
+
+def test_google_knows_every_field_of_the_instances() -> None:
+    """Against the description of the Compute API that Google's client brings along."""
+    googleapiclient = pytest.importorskip("googleapiclient")
+    documents = Path(googleapiclient.__file__).with_name("discovery_cache") / "documents"
+    schemas = json.loads((documents / "compute.v1.json").read_text())["schemas"]
+
+    def check(value: Any, schema: Mapping[str, Any], path: str) -> None:
+        schema = schemas[schema["$ref"]] if "$ref" in schema else schema
+        kind = {"object": dict, "array": list, "boolean": bool, "string": (str, int)}[schema["type"]]
+        assert isinstance(value, kind), path
+        assert value in schema.get("enum", [value]), path
+        for each in value if isinstance(value, list) else []:
+            check(each, schema["items"], f"{path}[]")
+        for name, each in value.items() if isinstance(value, dict) else []:
+            assert name in schema["properties"], f"{path}.{name}"
+            check(each, schema["properties"][name], f"{path}.{name}")
+
+    for name, kind in launcher("gcp.yaml")["available_node_types"].items():
+        check(kind["node_config"], {"$ref": "Instance"}, name)
+
+
+class Ssh:
+    """In the place of ``subprocess``: notes the commands that Ray would run on a node."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+
+    def check_call(self, command: list[str], **_: Any) -> int:
+        self.commands.append(command[-1])
+        return 0
+
+    def check_output(self, command: list[str], **_: Any) -> bytes:
+        self.commands.append(command[-1])
+        return b""
+
+
+@pytest.mark.slow
+def test_ray_up_on_simulated_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ray up`` up to the ssh commands: roles, keys, security group, an on-demand head; then spot workers."""
+    moto = pytest.importorskip("moto")
+    import boto3
+    from ray.autoscaler._private import commands
+    from ray.autoscaler._private.providers import _get_node_provider
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "simulated")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("token")
+    with moto.mock_aws():
+        ec2, iam = boto3.client("ec2", VALUES["REGION"]), boto3.client("iam", VALUES["REGION"])
+        for role in ("study-head", "study-worker"):
+            iam.create_instance_profile(InstanceProfileName=role)
+        config = launcher("aws.yaml", AMI=ec2.describe_images()["Images"][0]["ImageId"])
+        config = commands._bootstrap_config(config, no_config_cache=True)
+        ssh = Ssh()
+        commands.get_or_create_head_node(config, "aws.yaml", False, False, True, None, _runner=ssh)
+        provider = _get_node_provider(config["provider"], config["cluster_name"])
+        tags = {"ray-node-kind": "worker", "ray-user-node-type": "gpu", "ray-launch-config": "-", "ray-node-name": "-"}
+        worker = provider.create_node(config["available_node_types"]["gpu"]["node_config"], tags, 1)
+
+        def instances() -> list[tuple[str, str, str]]:
+            found = [each for group in ec2.describe_instances()["Reservations"] for each in group["Instances"]]
+            return sorted(
+                (each["InstanceType"], each.get("InstanceLifecycle", "on demand"), each["State"]["Name"])
+                for each in found
+            )
+
+        assert instances() == [("g6.xlarge", "spot", "running"), ("m7i.large", "on demand", "running")]
+        (group,) = ec2.describe_security_groups(GroupNames=["ray-autoscaler-sparse-symmetry"])["SecurityGroups"]
+        open_to_all = [rule["FromPort"] for rule in group["IpPermissions"] if rule["IpRanges"]]
+        assert open_to_all == [22]
+        provider.terminate_nodes(list(worker))
+        assert [state for *_, state in instances()] == ["terminated", "running"]
+    text = "\n".join(ssh.commands)
+    assert text.index("/.ray/auth_token") < text.index("ray_bootstrap_config.yaml") < text.index("study.env")
+    assert text.index("pip install") < text.index("fsspec") < text.index("ray start --head")
+    assert """RAY_OVERRIDE_RESOURCES='"'"'{"CPU":0}'""" in text
+
+
+FAKE_CURL = """#!/bin/sh
+cat <<'END'
+import pathlib, sys
+pip = pathlib.Path(sys.prefix, "bin", "pip")
+pip.write_text('#!/bin/sh\\necho "$@" >> ~/pip.log\\n')
+pip.chmod(0o755)
+END
+"""
+UBUNTU_BASHRC = "case $- in *i*) ;; *) return;; esac\n"
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_setting_up_a_node(name: str, tmp_path: Path) -> None:
+    """The commands that Ray runs on a new node, run in the home of nobody yet; twice, as ``ray up`` may do."""
+    from ray.autoscaler._private.command_runner import _with_interactive
+
+    home, tools, bucket = tmp_path / "home", tmp_path / "tools", tmp_path / "bucket"
+    for directory in (home, tools, bucket / "data" / "cifar-10-batches-py"):
+        directory.mkdir(parents=True)
+    (bucket / "data" / "cifar-10-batches-py" / "data_batch_1").write_text("images")
+    (tools / "curl").write_text(FAKE_CURL)
+    (tools / "curl").chmod(0o755)
+    (home / ".bashrc").write_text(f"{UBUNTU_BASHRC}export PATH={tools}:{Path(sys.executable).parent}:$PATH\n")
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": sysconfig.get_path("purelib")}
+
+    def run(command: str) -> str:
+        line = " ".join(_with_interactive(command))
+        done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (command, done.stderr)
+        return done.stdout
+
+    config = yaml.safe_load(re.sub(r"(s3|gs)://<BUCKET>", f"file://{bucket}", filled_but(name, "BUCKET")))
+    for _ in range(2):
+        for command in config["setup_commands"]:
+            run(command)
+    assert (home / "data" / "cifar-10-batches-py" / "data_batch_1").read_text() == "images"
+    installed = (home / "pip.log").read_text().splitlines()[0]
+    assert "@ git+repository_url@git_tag_or_commit" in installed
+    assert "$" not in installed
+    variables = dict(line.split("=", 1) for line in run("env").splitlines() if "=" in line)
+    assert RAY_SETTINGS.items() <= variables.items()
+    assert variables["RAY_AUTH_MODE"] == "token"
+    assert run("command -v python").strip() == str(home / "study-env" / "bin" / "python")
+    assert (home / ".bashrc").read_text().count("study.env") == 1
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory for Ray's sockets, whose paths must be short."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+NOBODY = "f" * 51
+"""What Ray's provider of simulated machines begins their names with; the head is number 0."""
+LAST_ONE_OUT = """
+import sys, time, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+while sum(node["Alive"] for node in ray.nodes()) > 1:
+    time.sleep(0.2)
+"""
+
+
+@pytest.mark.slow
+def test_sweep_on_a_cluster_that_has_no_worker_yet(tmp_path: Path, short_path: Path) -> None:
+    """The node types of aws.yaml, but machines are processes: Ray's autoscaler starts them, and ends them when idle."""
+    from ray.util import get_node_ip_address
+
+    study, config, address = Study(tmp_path), launcher("aws.yaml"), f"{get_node_ip_address()}:{_free_port()}"
+    types = config["available_node_types"]
+    provider = {
+        "type": "external",
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "head_node_id": f"{NOBODY}00000",
+        "launch_multiple": True,
+        "gcs_address": address,
+    }
+    config |= {
+        "provider": provider,
+        "head_node_type": "ray.head.default",  # the provider's name for it
+        "available_node_types": {
+            "ray.head.default": types["head"] | {"node_config": {}},
+            "gpu": types["gpu"] | {"node_config": {}, "resources": {"CPU": 1}, "max_workers": 2},
+        },
+        "idle_timeout_minutes": 0.1,
+        "file_mounts": {},
+        "auth": {},
+        **{name: [] for name in config if name.endswith("_commands")},
+    }
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+    environment = {
+        **os.environ,
+        **RAY_SETTINGS,
+        MARK: study.mark,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0" * 64,
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_NODE_TYPE_NAME": "ray.head.default",
+        "RAY_CLOUD_INSTANCE_ID": f"{NOBODY}00000",
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": f"{NOBODY}00000",
+    }
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={address.rpartition(':')[2]}"]
+    ray += ["--num-cpus=0", "--include-dashboard=false", f"--temp-dir={short_path}"]
+    settings = [f"--set={each}" for each in assignments(get_space(SPACE))]
+    arguments = ["--space", SPACE, *settings, "--storage", str(tmp_path / "outputs"), "--address", address]
+    try:
+        subprocess.run(
+            [*ray, f"--autoscaling-config={tmp_path / 'cluster.yaml'}"], env=environment, check=True, timeout=120
+        )
+        driver = python("-m", "study.run", *arguments, "--gpus-per-trial", "0", env=environment)
+        out, err = driver.communicate(timeout=RUN_SECONDS)
+        assert driver.returncode == 0, (out, err)
+        assert "waiting for one that has" in err
+        assert "0 were published before" in out
+        python("-c", LAST_ONE_OUT, address, env=environment).communicate(timeout=120)
+    finally:
+        study.kill_all()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def filled_but(name: str, kept: str) -> str:
+    return filled(name, **{kept: f"<{kept}>"})
+
+
+# --- KubeRay ----------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def rayjob() -> dict[str, Any]:
+    job: dict[str, Any] = yaml.safe_load(filled("kuberay-rayjob.yaml"))
+    return job
+
+
+def test_ray_derives_the_node_types_from_the_rayjob(rayjob: dict[str, Any]) -> None:
+    """As Ray's autoscaler does in the head's pod."""
+    kuberay = pytest.importorskip("ray.autoscaler._private.kuberay.autoscaling_config")
+    cluster = {"metadata": {"name": "sweep", "namespace": "default"}, "spec": rayjob["spec"]["rayClusterSpec"]}
+    config = kuberay._derive_autoscaling_config_from_ray_cr(cluster)
+    util.validate_config(config)
+    head, gpu = config["available_node_types"]["headgroup"], config["available_node_types"]["gpu"]
+    assert head["resources"]["CPU"] == 0
+    assert (gpu["min_workers"], gpu["max_workers"], gpu["resources"]["GPU"]) == (0, 8, 1)
+    assert gpu["resources"]["CPU"] > 1
+
+
+def test_the_rayjob_ends_and_is_tried_again(rayjob: dict[str, Any]) -> None:
+    spec = rayjob["spec"]
+    assert (rayjob["apiVersion"], rayjob["kind"]) == ("ray.io/v1", "RayJob")
+    assert spec["shutdownAfterJobFinishes"]
+    assert spec["backoffLimit"] > 0
+    assert spec["activeDeadlineSeconds"] > 0
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert spec["rayClusterSpec"]["enableInTreeAutoscaling"]
+
+
+def test_pods_of_the_rayjob(rayjob: dict[str, Any]) -> None:
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"]["template"]["spec"], cluster["workerGroupSpecs"][0]["template"]["spec"]]
+    for pod in pods:
+        (container,), (data,) = pod["containers"], pod["initContainers"]
+        assert {each["name"]: each["value"] for each in container["env"]}.items() >= RAY_SETTINGS.items()
+        assert container["envFrom"] == data["envFrom"] == [{"secretRef": {"name": "study-storage", "optional": True}}]
+        assert container["image"] == data["image"]
+        assert container["volumeMounts"] == data["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
+        compile(data["args"][0], "initContainer", "exec")
+    tolerated = {each["key"] for each in pods[1]["tolerations"]}
+    assert {"nvidia.com/gpu", "cloud.google.com/gke-spot"} <= tolerated
+    assert "tolerations" not in pods[0], "the head does not run on spot nodes"
+
+
+def test_the_tracking_server_is_where_the_rayjob_looks(rayjob: dict[str, Any]) -> None:
+    claim, service, deployment = yaml.safe_load_all(filled("mlflow.yaml"))
+    pod = deployment["spec"]["template"]
+    port = service["spec"]["ports"][0]["port"]
+    assert f"--tracking-uri http://{service['metadata']['name']}:{port} " in rayjob["spec"]["entrypoint"]
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]["port"] == port
+
+
+@pytest.mark.slow
+def test_the_tracking_server_answers_to_its_names_only(tmp_path: Path) -> None:
+    """Its command line as in the manifest, but for the place of its files and the interface."""
+    *_, deployment = yaml.safe_load_all(filled("mlflow.yaml"))
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    port = _free_port()
+    words = [word.replace("/mlflow/", f"{tmp_path}/") for word in (*container["command"], *container["args"])]
+    words = [*words, "--host=127.0.0.1", f"--port={port}"]
+    server = python("-m", *words)
+    try:
+        deadline = time.monotonic() + 120
+        while _status(port, "/health", "any") != 200:
+            assert server.poll() is None, server.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        question = "/api/2.0/mlflow/experiments/search?max_results=1"
+        hosts = ("mlflow:5000", "mlflow", "localhost:5000", "example.com")
+        assert [_status(port, question, host) for host in hosts] == [200, 200, 200, 403]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.communicate()
+
+
+def _status(port: int, path: str, host: str) -> int | None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path, headers={"Host": host})
+        return connection.getresponse().status
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+def test_the_image_has_what_the_project_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    dockerfile = (FILES / "Dockerfile").read_text()
+    copied = {word for line in re.findall(r"^COPY (.*) \S+$", dockerfile, flags=re.MULTILINE) for word in line.split()}
+    packages = {each.rstrip("*") for each in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    assert {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"], *packages} == copied
+    extras = {extra for name in ("Dockerfile", *LAUNCHER) for extra in _extras((FILES / name).read_text())}
+    assert extras == {"s3", "gcs"} <= project["project"]["optional-dependencies"].keys()
+
+
+def _extras(text: str) -> Iterator[str]:
+    for extras in re.findall(r"(?:sparse-symmetry-study|\.)\[([a-z0-9,]+)\]", text):
+        yield from extras.split(",")
+
+
+def test_all_nodes_have_the_same_packages(rayjob: dict[str, Any]) -> None:
+    texts = {name: (FILES / name).read_text() for name in (*LAUNCHER, "Dockerfile")}
+    versions = {name: re.findall(r"ray\[default\]==([0-9.]+)", text) for name, text in texts.items()}
+    assert set(map(tuple, versions.values())) == {(rayjob["spec"]["rayClusterSpec"]["rayVersion"],)}
+    days = {name: re.findall(r"\d{4}-\d\d-\d\dT00:00:00Z", text) for name, text in texts.items()}
+    assert len(set(map(tuple, days.values()))) == 1
+
+
+# --- command lines ----------------------------------------------------------------------------------------------------
+def shell_blocks() -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```$", GUIDE.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def study_commands() -> list[list[str]]:
+    """Return the arguments of every ``python -m study.run`` in the launch files and their guide."""
+    job = yaml.safe_load(filled("kuberay-rayjob.yaml"))["spec"]["entrypoint"]
+    usage = re.search(r"sbatch .*slurm\.sh (--space .*) \[options of study\.run\]", (FILES / "slurm.sh").read_text())
+    assert usage is not None
+    blocks = [job, f"python -m study.run {usage[1]}", *shell_blocks()]
+    commands = []
+    for words in (words for block in blocks for words in _lines_of_words(block)):
+        for word in words:  # quoted, for another machine
+            if word.startswith("python -m study.run "):
+                commands.append(shlex.split(word)[3:])
+        if "study.run" in words:
+            commands.append(words[words.index("study.run") + 1 :])
+        if "study/cluster/slurm.sh" in words:
+            commands.append(words[words.index("study/cluster/slurm.sh") + 1 :])
+    return [[re.sub(r"^(DIR|NAME)$", SPACE, word) for word in words] for words in commands]
+
+
+def _lines_of_words(script: str) -> Iterator[list[str]]:
+    text = ""
+    for line in script.splitlines():
+        text += line
+        if text.endswith("\\"):
+            text = text[:-1]
+            continue
+        try:
+            yield shlex.split(text, comments=True)
+            text = ""
+        except ValueError:  # within quotes: the line goes on
+            text += "\n"
+    assert not text
+
+
+def test_commands_are_understood() -> None:
+    commands = study_commands()
+    assert len(commands) >= 6
+    for words in commands:
+        end = next((place for place, word in enumerate(words) if re.fullmatch(r"\||&&|;|\d?>.*", word)), len(words))
+        options = _parser().parse_args(words[:end])
+        override(get_space(options.space), options.set)
+
+
+@pytest.mark.parametrize("text", [(FILES / "slurm.sh").read_text(), *shell_blocks()])
+def test_bash_can_read_it(text: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- Slurm ------------------------------------------------------------------------------------------------------------
+SRUN = """#!/usr/bin/env bash
+count=1
+echo "srun $*" >> "$CALLS"
+while [[ $1 == --* ]]; do [[ $1 != --nodes=* ]] || count=${1#--nodes=}; shift; done
+trap 'kill -TERM $(jobs -p) 2>/dev/null' TERM
+for ((node = 0; node < count; node++)); do "$@" & done
+while [ -n "$(jobs -pr)" ]; do wait; done
+"""
+SCONTROL = """#!/bin/sh
+echo "scontrol $*" >> "$CALLS"
+"""
+RAY = """#!/usr/bin/env bash
+case "$*" in
+  health-check*) exec grep -q 'begin of head' "$CALLS" ;;
+  *--head*) role=head ;;
+  *) role=worker ;;
+esac
+trap 'echo "end of $role" >> "$CALLS"; kill $!; exit 0' TERM
+[ $role = worker ] || env | grep ^RAY_ > "$CALLS.env"
+echo "begin of $role" >> "$CALLS"
+[ $role = head ] || echo > "$CALLS.worker"
+read -r _ < "$CALLS.never" & wait
+"""
+PYTHON = """#!/usr/bin/env bash
+trap 'echo "end of driver" >> "$CALLS"; kill $!; exit 130' TERM
+echo "python $*" >> "$CALLS"
+read -r _ < "$CALLS.worker"
+echo 'driver runs'
+[ -z "${DRIVER_STATUS:-}" ] || exit "$DRIVER_STATUS"
+read -r _ < "$CALLS.never" & wait
+"""
+
+
+class Slurm:
+    """Slurm's commands as scripts that run everything on this machine, and a list of what was called."""
+
+    def __init__(self, folder: Path, **commands: str) -> None:
+        self.calls_file = folder / "calls"
+        os.mkfifo(f"{self.calls_file}.worker")
+        os.mkfifo(f"{self.calls_file}.never")  # nobody ever writes to it: who reads it waits for a signal
+        for name, text in {"srun": SRUN, "scontrol": SCONTROL, **commands}.items():
+            path = folder / "bin" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            path.chmod(0o755)
+        self.job = 100_000 + os.getpid()
+        self.environment = {
+            **os.environ,
+            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "CALLS": str(self.calls_file),
+            "SLURM_JOB_ID": str(self.job),
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_CPUS_PER_TASK": "1",
+            "HEAD_ADDRESS": "127.0.0.1",
+        }
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(FILES / "slurm.sh"), *arguments],
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def calls(self) -> list[str]:
+        return self.calls_file.read_text().splitlines()
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Slurm:
+    return Slurm(tmp_path, ray=RAY, python=PYTHON)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_slurm_job_from_head_to_tear_down(slurm: Slurm, status: int) -> None:
+    job = slurm.start("--space", SPACE, DRIVER_STATUS=str(status))
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == status, out
+    calls = slurm.calls()
+    head, worker, cleanup = [call for call in calls if call.startswith("srun")]
+    port = 20_000 + slurm.job % 10_000
+    assert " ".join(head.split()[1:6]) == "--nodes=1 --ntasks=1 --relative=0 ray start"
+    assert f" --head --node-ip-address=127.0.0.1 --port={port} " in head
+    assert "--nodes=1 --ntasks=1 --relative=1 --no-kill" in worker
+    assert worker.endswith(f"--num-cpus=1 --min-worker-port=0 --max-worker-port=0 --address=127.0.0.1:{port}")
+    assert cleanup.endswith(f"--nodes=2 --ntasks=2 rm -rf /tmp/ray-{slurm.job}")
+    driver = f"python -m study.run --address 127.0.0.1:{port} --space {SPACE}"
+    order = [head, "begin of head", worker, driver, "end of head", cleanup]
+    assert sorted(order, key=calls.index) == order
+    assert calls.index("end of worker") < calls.index(cleanup)
+    assert not [call for call in calls if "requeue" in call]
+
+
+def test_nodes_of_a_slurm_job_know_the_settings_and_a_secret(slurm: Slurm, tmp_path: Path) -> None:
+    secrets = set()
+    for _ in range(2):
+        slurm.start(DRIVER_STATUS="0").communicate(timeout=60)
+        variables = dict(line.split("=", 1) for line in Path(f"{slurm.calls_file}.env").read_text().splitlines())
+        assert RAY_SETTINGS.items() <= variables.items()
+        assert variables["RAY_AUTH_MODE"] == "token"
+        assert re.fullmatch("[0-9a-f]{64}", variables["RAY_AUTH_TOKEN"])
+        secrets.add(variables["RAY_AUTH_TOKEN"])
+    assert len(secrets) == 2
+    assert not any(secret in call for secret in secrets for call in slurm.calls()), "all can see command lines"
+
+
+@pytest.mark.parametrize(("number", "again"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_slurm_job_that_is_to_stop(slurm: Slurm, number: signal.Signals, again: bool) -> None:
+    """At the end of its time it goes back into the queue; one that was cancelled does not."""
+    job = slurm.start("--space", SPACE)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "driver runs\n"
+    job.send_signal(number)
+    out, _ = job.communicate(timeout=60)
+    calls = slurm.calls()
+    order = ["end of driver", "end of head", *([f"scontrol requeue {slurm.job}"] if again else [])]
+    assert sorted(order, key=calls.index) == order, out
+    assert calls[-1].startswith("scontrol" if again else "srun")
+    assert job.returncode == (0 if again else 130)
+
+
+def test_slurm_job_whose_head_does_not_start(tmp_path: Path) -> None:
+    slurm = Slurm(tmp_path, ray="#!/bin/sh\nexit 3\n", python=PYTHON)
+    job = slurm.start("--space", SPACE)
+    job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert not [call for call in slurm.calls() if call.startswith("python")]
+
+
+@pytest.mark.slow
+def test_sweep_in_a_slurm_job_of_two_nodes(tmp_path: Path) -> None:
+    """Real Ray on two nodes of this machine, and a real study; Slurm is what is not."""
+    slurm = Slurm(tmp_path)
+    study = Study(tmp_path)
+    settings = [f"--set={each}" for each in assignments(get_space(SPACE))]
+    job = slurm.start("--space", SPACE, *settings, "--storage", str(tmp_path / "outputs"), **{MARK: study.mark})
+    try:
+        out, _ = job.communicate(timeout=RUN_SECONDS)
+        assert job.returncode == 0, out
+        assert "0 were published before" in out
+        assert sum("ray start" in call for call in slurm.calls()) == 2
+        assert not study.processes(), "nothing is left running"
+        assert not Path(f"/tmp/ray-{slurm.job}").exists()
+    finally:
+        study.kill_all()
+        shutil.rmtree(f"/tmp/ray-{slurm.job}", ignore_errors=True)
