@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
 PLACES: dict[str, tuple[str, ...]] = {
     "ray": ("trainables/tune.py", "study/"),
     "mlflow": ("study/runs.py", "analysis/"),
-    "torch": ("trainables/", "study/benchmark.py"),
+    "torch": ("trainables/", "study/benchmark/"),
     "scipy": ("trainables/", "analysis/"),
     "pandas": ("analysis/",),
     "matplotlib": ("analysis/",),

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from study.benchmark import Comparison, main, one_group
+from study.benchmark import matching, results, training
+from study.benchmark.__main__ import main
+from study.benchmark.contest import Contestant, Team, in_turns, machine
+from study.benchmark.results import Comparison, Figure, Measurement, Rate, nearest, read_rates
+from study.benchmark.training import BareStep, OurTrial, Setting, conventional, images_on_disk
+from trainables.masks import mask_sparsity
 from trainables.matching import activation_moments
 from trainables.models import MODELS, build_model
 from trainables.permutations import permutation_spec
 
+SMALL = Setting(model="resnet8", width=0.25, batch_size=12, steps=2, trials=2)
+COMPARISON = Comparison(name="a thing", ours=(1.0, 2.0, 4.0), other=(8.0, 8.0, 8.0))
+RATE = Rate(model="mlp", width=2.0, precision="fp32", image_size=32, images_per_second=100.0)
 
+
+# --- matching ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["resnet8", "vgg11", "mlp"])
 def test_both_ways_of_matching_collect_the_same_moments(name: str) -> None:
     options = {"image_size": 8} if "image_size" in MODELS[name].options else {}
@@ -23,28 +38,232 @@ def test_both_ways_of_matching_collect_the_same_moments(name: str) -> None:
     together = activation_moments(model_a, model_b, spec, batches)
     assert len(together) == len(spec.groups)
     for group in spec.groups:
-        alone = activation_moments(model_a, model_b, one_group(spec, group), batches)
+        alone = activation_moments(model_a, model_b, matching.one_group(spec, group), batches)
         assert alone.keys() == {group}
         assert torch.equal(alone[group].correlation(), together[group].correlation())
 
 
+# --- training ---------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def images() -> Iterator[Path]:
+    with images_on_disk(SMALL.images) as folder:
+        yield folder
+
+
+@pytest.fixture
+def without_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load images in this process, which is quicker for a few of them."""
+    monkeypatch.setattr(training, "cores", lambda: 0)
+
+
+@pytest.mark.usefixtures("without_loaders")
+def test_all_ways_train_the_same_number_of_images(images: Path) -> None:
+    for precision in SMALL.precisions:
+        assert OurTrial(SMALL, images, precision).run() == SMALL.images
+        assert BareStep(SMALL, images, precision).run() == SMALL.images
+    assert conventional(SMALL, images).run() == SMALL.images
+
+
+@pytest.mark.usefixtures("without_loaders")
+def test_both_loops_train_the_same_network_under_the_same_mask(images: Path) -> None:
+    ours, other = OurTrial(SMALL, images, "fp32"), conventional(SMALL, images)
+    before = ours.training.weights()
+
+    def effective() -> dict[str, torch.Tensor]:
+        """Return the weights that the conventional loop computes with, under our names."""
+        modules = dict(other.model.named_modules())
+        return {
+            name: getattr(modules[name.rpartition(".")[0]], name.rpartition(".")[2]).detach()
+            for name, _ in ours.training.model.named_parameters()
+        }
+
+    assert all(torch.equal(before[name], weights) for name, weights in effective().items())
+    masks = {name: mask.bool() for name, mask in other.model.named_buffers() if name.endswith("weight_mask")}
+    assert mask_sparsity(masks) == pytest.approx(SMALL.sparsity, abs=0.01)
+    ours.run()
+    other.run()
+    after = ours.training.weights()
+    for name, weights in effective().items():
+        assert not torch.equal(before[name], weights), f"the conventional loop does not train {name}"
+        assert not torch.equal(before[name], after[name]), f"ours does not train {name}"
+        keep = masks.get(f"{name}_mask")
+        if keep is not None:
+            assert not weights[~keep].any()
+            assert not after[name][~keep].any()
+            assert weights[keep].any()
+    assert 0 < other.loss < 100
+    assert 0 <= other.accuracy <= 100
+
+
+@pytest.mark.usefixtures("without_loaders")
+def test_the_conventional_loop_shows_every_image_once_and_augments_it(images: Path) -> None:
+    loop = conventional(dataclasses.replace(SMALL, batch_size=SMALL.images, steps=1), images)
+    ((first, labels),), ((second, _),) = list(loop._loader), list(loop._loader)
+    assert sorted(labels.tolist()) == sorted(index % training.CLASSES for index in range(SMALL.images))
+    assert first.shape == second.shape == (SMALL.images, 3, training.IMAGE_SIZE, training.IMAGE_SIZE)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": "resnet21"},
+        {"width": 0.3},
+        {"sparsity": 1.0},
+        {"steps": 0},
+        {"batch_size": 9},
+        {"trials": 0},
+        {"precisions": ("fp8",)},
+        {"precisions": ()},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"got|unknown|known|out of bounds|fraction of a channel"):
+        Setting(**wrong)
+
+
+# --- contests ---------------------------------------------------------------------------------------------------------
+class Counting:
+    """Says how often it has run, which process it is and how many threads torch has there."""
+
+    def __init__(self, done: int) -> None:
+        self._done, self._runs = done, 0
+
+    def run(self) -> int:
+        self._runs += 1
+        if self._done < 0 and self._runs > 1:
+            raise ValueError(f"tired in {self._runs} runs")
+        assert os.getpid() != os.getppid()
+        assert torch.get_num_threads() == 2
+        return self._done
+
+    def helpers(self) -> tuple[int, ...]:
+        return ()
+
+
+class Scripted:
+    """A team that takes the seconds it is told, for two images each time."""
+
+    def __init__(self, name: str, seconds: list[float], order: list[str]) -> None:
+        self._name, self._seconds, self._order = name, iter(seconds), order
+
+    def seconds(self) -> tuple[float, int]:
+        self._order.append(self._name)
+        return next(self._seconds), 2
+
+
+def test_teams_take_turns_and_nobody_is_always_first() -> None:
+    order: list[str] = []
+    teams: Any = {"a": Scripted("a", [2.0, 4.0], order), "b": Scripted("b", [6.0, 8.0], order)}
+    assert in_turns(teams, repeats=2) == {"a": (1.0, 2.0), "b": (3.0, 4.0)}
+    assert "".join(order) == "abba"
+
+
+@pytest.mark.slow  # each process imports torch
+def test_contestants_run_in_processes_of_their_own_and_say_what_went_wrong() -> None:
+    with ExitStack() as stack:
+        teams = {
+            "pair": Team(stack, *(Contestant("one of a pair", 2, Counting, 5) for _ in range(2))),
+            "alone": Team(stack, Contestant("alone", 2, Counting, 5)),
+        }
+        assert [teams[name].seconds()[1] for name in ("pair", "alone")] == [10, 5]
+        times = in_turns(teams, repeats=3)
+        assert {name: len(seconds) for name, seconds in times.items()} == {"pair": 3, "alone": 3}
+        assert min(min(seconds) for seconds in times.values()) > 0
+        assert teams["pair"].memory() > 50
+        faulty = Team(stack, Contestant("faulty", 2, Counting, -1))
+        with pytest.raises(RuntimeError, match="faulty: ValueError: tired in 2 runs"):
+            faulty.seconds()
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
 def test_a_ratio_says_how_many_times_faster_ours_is() -> None:
-    comparison = Comparison(name="a thing", ours=(1.0, 2.0, 4.0), other=(8.0, 8.0, 8.0))
-    assert comparison.ratios == (8.0, 4.0, 2.0)
-    assert "4.0x [2.0, 8.0]" in comparison.line()
+    assert COMPARISON.ratios == (8.0, 4.0, 2.0)
+    assert "4.00x [2.00, 8.00]" in COMPARISON.line()
+    assert "1,234 MiB" in Figure(name="memory", value=1234.0, unit="MiB").line()
 
 
 def test_results_are_kept_with_the_machine_they_were_measured_on(tmp_path: Path) -> None:
     out = tmp_path / "new" / "benchmark.json"
     assert main(["matching", "--model=resnet8", "--width=0.25", "--images=4", "--repeats=2", f"--out={out}"]) == 0
-    document = json.loads(out.read_text())
-    assert document["machine"]["torch"] == torch.__version__
-    (result,) = document["results"]
+    (entry,) = json.loads(out.read_text())["measurements"]
+    assert entry["machine"] == json.loads(json.dumps(machine()))
+    assert entry["machine"]["torch"] == torch.__version__
+    assert (entry["what"], entry["settings"]["images"]) == ("matching", 4)
+    (result,) = entry["comparisons"]
     assert len(result["ours"]) == len(result["other"]) == len(result["ratios"]) == 2
+    assert min(result["ratios"]) <= result["median_ratio"] <= max(result["ratios"])
 
 
-@pytest.mark.parametrize("wrong", ["--model=resnet21", "--width=0.3", "--images=0"])
-def test_wrong_requests_are_refused(wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measuring_again_replaces_only_what_was_measured(tmp_path: Path) -> None:
+    out = tmp_path / "benchmark.json"
+
+    def keep(what: str, width: float, value: float) -> None:
+        figure = Figure(name="a number", value=value)
+        measurement = Measurement(what=what, settings={"width": width}, figures=[figure], comparisons=[COMPARISON])
+        results.store(out, measurement, machine={"cores": 2}, commit="abc")
+
+    for what, width, value in (
+        ("training", 1.0, 1.0),
+        ("training", 4.0, 2.0),
+        ("sweep", 1.0, 3.0),
+        ("training", 1.0, 4.0),
+    ):
+        keep(what, width, value)
+    entries = json.loads(out.read_text())["measurements"]
+    found = {(each["what"], each["settings"]["width"]): each["figures"][0]["value"] for each in entries}
+    assert found == {("training", 1.0): 4.0, ("training", 4.0): 2.0, ("sweep", 1.0): 3.0}
+    assert all(each["commit"] == "abc" and each["measured"].endswith("+00:00") for each in entries)
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmark.json"]
+
+
+def test_rates_are_read_back_and_the_nearest_width_counts(tmp_path: Path) -> None:
+    out = tmp_path / "benchmark.json"
+    assert read_rates(out) == []
+    wide = dataclasses.replace(RATE, width=8.0)
+    results.store(out, Measurement(what="training", settings={}, rates=[RATE, wide]), machine={}, commit=None)
+    rates = read_rates(out)
+    assert rates == [RATE, wide]
+    assert [nearest(rates, "mlp", width, "fp32") for width in (1.0, 2.0, 3.0, 5.0, 16.0)] == [RATE] * 3 + [wide] * 2
+    assert nearest(rates, "mlp", 1.0, "bf16") is None
+    assert nearest(rates, "vgg11", 1.0, "fp32") is None
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"measurements": [1]}', '{"measurements": [{"what": "training"}]}']
+)
+def test_a_file_that_is_something_else_is_not_overwritten(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "thesis.json"
+    out.write_text(content)
+    assert main(["matching", f"--out={out}"]) == 2
+    assert str(out) in capsys.readouterr().err
+    assert out.read_text() == content
+    with pytest.raises(ValueError, match=r"thesis\.json"):
+        read_rates(out)
+
+
+@pytest.mark.parametrize("wrong", ["--model=resnet21", "--width=0.3", "--images=0", "--repeats=0", "--precisions=fp8"])
+def test_wrong_requests_are_refused_before_anything_is_measured(
+    wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([wrong, f"--out={tmp_path / 'x.json'}"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.slow
+def test_the_training_benchmark_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "benchmark.json"
+    options = ["--model=resnet8", "--width=0.25", "--steps=1", "--trials=2", "--repeats=2", "--precisions=bf16"]
+    assert main(["training", *options, f"--out={out}"]) == 0
+    (entry,) = json.loads(out.read_text())["measurements"]
+    assert all(len(each["ratios"]) == 2 and min(each["ratios"]) > 0 for each in entry["comparisons"])
+    names = [each["name"] for each in entry["comparisons"]]
+    assert [sum(part in name for name in names) for part in ("conventional", "bare", "at a time")][1:] == [2, 1]
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+    (rate,) = read_rates(out)
+    assert (rate.model, rate.width, rate.precision) == ("resnet8", 0.25, "bf16")
+    assert rate.images_per_second > 0

@@ -10,9 +10,7 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -26,38 +24,15 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from launch_files import FILES, GUIDE, LAUNCHER, PLACEHOLDER, RAY_SETTINGS, ROOT, VALUES, filled, free_port, launcher
 from studies import MARK, RUN_SECONDS, SPACE, Study
 from tiny_study import assignments, python
 
 from search_spaces import get_space
 from study.plan import override
 from study.run import _parser
-from study.sweep import _ENVIRONMENT
 
 util = pytest.importorskip("ray.autoscaler._private.util", reason="Ray has moved its checks of launch files")
-
-ROOT = Path(__file__).parents[1]
-FILES = ROOT / "study" / "cluster"
-GUIDE = FILES / "README.md"
-LAUNCHER = ("aws.yaml", "gcp.yaml")
-PLACEHOLDER = re.compile(r"<([A-Z][A-Z_]*)>")
-VALUES = {"REGION": "us-east-1", "AMI": "ami-0", "GPU_MEMORY_GIB": "22", "BUCKET_URI": "s3://bucket"}
-RAY_SETTINGS = {
-    name: _ENVIRONMENT[name]
-    for name in ("RAY_memory_monitor_refresh_ms", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED")
-}
-"""What must be set before ``ray start``, on every node."""
-
-
-def filled(name: str, **values: str) -> str:
-    """Return a launch file with something in the place of every placeholder."""
-    values = {**VALUES, **values}
-    return PLACEHOLDER.sub(lambda match: values.get(match[1], match[1].lower()), (FILES / name).read_text())
-
-
-def launcher(name: str, **values: str) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load(filled(name, **values))
-    return config
 
 
 # --- what is to be filled in ------------------------------------------------------------------------------------------
@@ -220,7 +195,7 @@ def test_setting_up_a_node(name: str, tmp_path: Path) -> None:
         assert done.returncode == 0, (command, done.stderr)
         return done.stdout
 
-    config = yaml.safe_load(re.sub(r"(s3|gs)://<BUCKET>", f"file://{bucket}", filled_but(name, "BUCKET")))
+    config = yaml.safe_load(re.sub(r"(s3|gs)://bucket", f"file://{bucket}", filled(name)))
     for _ in range(2):
         for command in config["setup_commands"]:
             run(command)
@@ -242,8 +217,8 @@ def short_path() -> Iterator[Path]:
         yield Path(folder)
 
 
-NOBODY = "f" * 51
-"""What Ray's provider of simulated machines begins their names with; the head is number 0."""
+HEAD = "f" * 51 + "00000"
+"""What Ray's provider of simulated machines calls the head."""
 LAST_ONE_OUT = """
 import sys, time, ray
 ray.init(address=sys.argv[1], log_to_driver=False)
@@ -252,32 +227,36 @@ while sum(node["Alive"] for node in ray.nodes()) > 1:
 """
 
 
+def _with_processes_for_machines(config: dict[str, Any], address: str) -> dict[str, Any]:
+    head, gpu = (config["available_node_types"][name] | {"node_config": {}} for name in ("head", "gpu"))
+    return {
+        **config,
+        **{name: [] for name in config if name.endswith("_commands")},
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "head_node_id": HEAD,
+            "launch_multiple": True,
+            "gcs_address": address,
+        },
+        "head_node_type": "ray.head.default",  # the provider's name for it
+        "available_node_types": {
+            "ray.head.default": head,
+            "gpu": gpu | {"resources": {"CPU": 1}, "max_workers": 2},
+        },
+        "idle_timeout_minutes": 0.1,
+        "file_mounts": {},
+        "auth": {},
+    }
+
+
 @pytest.mark.slow
 def test_sweep_on_a_cluster_that_has_no_worker_yet(tmp_path: Path, short_path: Path) -> None:
     """The node types of aws.yaml, but machines are processes: Ray's autoscaler starts them, and ends them when idle."""
     from ray.util import get_node_ip_address
 
-    study, config, address = Study(tmp_path), launcher("aws.yaml"), f"{get_node_ip_address()}:{_free_port()}"
-    types = config["available_node_types"]
-    provider = {
-        "type": "external",
-        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
-        "head_node_id": f"{NOBODY}00000",
-        "launch_multiple": True,
-        "gcs_address": address,
-    }
-    config |= {
-        "provider": provider,
-        "head_node_type": "ray.head.default",  # the provider's name for it
-        "available_node_types": {
-            "ray.head.default": types["head"] | {"node_config": {}},
-            "gpu": types["gpu"] | {"node_config": {}, "resources": {"CPU": 1}, "max_workers": 2},
-        },
-        "idle_timeout_minutes": 0.1,
-        "file_mounts": {},
-        "auth": {},
-        **{name: [] for name in config if name.endswith("_commands")},
-    }
+    study, address = Study(tmp_path), f"{get_node_ip_address()}:{free_port()}"
+    config = _with_processes_for_machines(util.prepare_config(launcher("aws.yaml")), address)
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
     environment = {
         **os.environ,
@@ -289,36 +268,26 @@ def test_sweep_on_a_cluster_that_has_no_worker_yet(tmp_path: Path, short_path: P
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_NODE_TYPE_NAME": "ray.head.default",
-        "RAY_CLOUD_INSTANCE_ID": f"{NOBODY}00000",
-        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": f"{NOBODY}00000",
+        "RAY_CLOUD_INSTANCE_ID": HEAD,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
     }
-    ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={address.rpartition(':')[2]}"]
-    ray += ["--num-cpus=0", "--include-dashboard=false", f"--temp-dir={short_path}"]
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={address.rpartition(':')[2]}"]
+    start += ["--num-cpus=0", "--include-dashboard=false", f"--temp-dir={short_path}"]
     settings = [f"--set={each}" for each in assignments(get_space(SPACE))]
-    arguments = ["--space", SPACE, *settings, "--storage", str(tmp_path / "outputs"), "--address", address]
+    where = ["--storage", str(tmp_path / "outputs"), "--address", address, "--gpus-per-trial", "0"]
     try:
-        subprocess.run(
-            [*ray, f"--autoscaling-config={tmp_path / 'cluster.yaml'}"], env=environment, check=True, timeout=120
-        )
-        driver = python("-m", "study.run", *arguments, "--gpus-per-trial", "0", env=environment)
+        start += [f"--autoscaling-config={tmp_path / 'cluster.yaml'}"]
+        subprocess.run(start, env=environment, check=True, timeout=120)
+        driver = python("-m", "study.run", "--space", SPACE, *settings, *where, env=environment)
         out, err = driver.communicate(timeout=RUN_SECONDS)
         assert driver.returncode == 0, (out, err)
         assert "waiting for one that has" in err
         assert "0 were published before" in out
-        python("-c", LAST_ONE_OUT, address, env=environment).communicate(timeout=120)
+        watch = python("-c", LAST_ONE_OUT, address, env=environment)
+        out, err = watch.communicate(timeout=120)
+        assert watch.returncode == 0, (out, err)
     finally:
         study.kill_all()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def filled_but(name: str, kept: str) -> str:
-    return filled(name, **{kept: f"<{kept}>"})
 
 
 # --- KubeRay ----------------------------------------------------------------------------------------------------------
@@ -380,7 +349,7 @@ def test_the_tracking_server_answers_to_its_names_only(tmp_path: Path) -> None:
     """Its command line as in the manifest, but for the place of its files and the interface."""
     *_, deployment = yaml.safe_load_all(filled("mlflow.yaml"))
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    port = _free_port()
+    port = free_port()
     words = [word.replace("/mlflow/", f"{tmp_path}/") for word in (*container["command"], *container["args"])]
     words = [*words, "--host=127.0.0.1", f"--port={port}"]
     server = python("-m", *words)
@@ -483,154 +452,3 @@ def test_commands_are_understood() -> None:
 def test_bash_can_read_it(text: str) -> None:
     done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-# --- Slurm ------------------------------------------------------------------------------------------------------------
-SRUN = """#!/usr/bin/env bash
-count=1
-echo "srun $*" >> "$CALLS"
-while [[ $1 == --* ]]; do [[ $1 != --nodes=* ]] || count=${1#--nodes=}; shift; done
-trap 'kill -TERM $(jobs -p) 2>/dev/null' TERM
-for ((node = 0; node < count; node++)); do "$@" & done
-while [ -n "$(jobs -pr)" ]; do wait; done
-"""
-SCONTROL = """#!/bin/sh
-echo "scontrol $*" >> "$CALLS"
-"""
-RAY = """#!/usr/bin/env bash
-case "$*" in
-  health-check*) exec grep -q 'begin of head' "$CALLS" ;;
-  *--head*) role=head ;;
-  *) role=worker ;;
-esac
-trap 'echo "end of $role" >> "$CALLS"; kill $!; exit 0' TERM
-[ $role = worker ] || env | grep ^RAY_ > "$CALLS.env"
-echo "begin of $role" >> "$CALLS"
-[ $role = head ] || echo > "$CALLS.worker"
-read -r _ < "$CALLS.never" & wait
-"""
-PYTHON = """#!/usr/bin/env bash
-trap 'echo "end of driver" >> "$CALLS"; kill $!; exit 130' TERM
-echo "python $*" >> "$CALLS"
-read -r _ < "$CALLS.worker"
-echo 'driver runs'
-[ -z "${DRIVER_STATUS:-}" ] || exit "$DRIVER_STATUS"
-read -r _ < "$CALLS.never" & wait
-"""
-
-
-class Slurm:
-    """Slurm's commands as scripts that run everything on this machine, and a list of what was called."""
-
-    def __init__(self, folder: Path, **commands: str) -> None:
-        self.calls_file = folder / "calls"
-        os.mkfifo(f"{self.calls_file}.worker")
-        os.mkfifo(f"{self.calls_file}.never")  # nobody ever writes to it: who reads it waits for a signal
-        for name, text in {"srun": SRUN, "scontrol": SCONTROL, **commands}.items():
-            path = folder / "bin" / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
-            path.chmod(0o755)
-        self.job = 100_000 + os.getpid()
-        self.environment = {
-            **os.environ,
-            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "CALLS": str(self.calls_file),
-            "SLURM_JOB_ID": str(self.job),
-            "SLURM_JOB_NUM_NODES": "2",
-            "SLURM_CPUS_PER_TASK": "1",
-            "HEAD_ADDRESS": "127.0.0.1",
-        }
-
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            ["bash", str(FILES / "slurm.sh"), *arguments],
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def calls(self) -> list[str]:
-        return self.calls_file.read_text().splitlines()
-
-
-@pytest.fixture
-def slurm(tmp_path: Path) -> Slurm:
-    return Slurm(tmp_path, ray=RAY, python=PYTHON)
-
-
-@pytest.mark.parametrize("status", [0, 1])
-def test_slurm_job_from_head_to_tear_down(slurm: Slurm, status: int) -> None:
-    job = slurm.start("--space", SPACE, DRIVER_STATUS=str(status))
-    out, _ = job.communicate(timeout=60)
-    assert job.returncode == status, out
-    calls = slurm.calls()
-    head, worker, cleanup = [call for call in calls if call.startswith("srun")]
-    port = 20_000 + slurm.job % 10_000
-    assert " ".join(head.split()[1:6]) == "--nodes=1 --ntasks=1 --relative=0 ray start"
-    assert f" --head --node-ip-address=127.0.0.1 --port={port} " in head
-    assert "--nodes=1 --ntasks=1 --relative=1 --no-kill" in worker
-    assert worker.endswith(f"--num-cpus=1 --min-worker-port=0 --max-worker-port=0 --address=127.0.0.1:{port}")
-    assert cleanup.endswith(f"--nodes=2 --ntasks=2 rm -rf /tmp/ray-{slurm.job}")
-    driver = f"python -m study.run --address 127.0.0.1:{port} --space {SPACE}"
-    order = [head, "begin of head", worker, driver, "end of head", cleanup]
-    assert sorted(order, key=calls.index) == order
-    assert calls.index("end of worker") < calls.index(cleanup)
-    assert not [call for call in calls if "requeue" in call]
-
-
-def test_nodes_of_a_slurm_job_know_the_settings_and_a_secret(slurm: Slurm, tmp_path: Path) -> None:
-    secrets = set()
-    for _ in range(2):
-        slurm.start(DRIVER_STATUS="0").communicate(timeout=60)
-        variables = dict(line.split("=", 1) for line in Path(f"{slurm.calls_file}.env").read_text().splitlines())
-        assert RAY_SETTINGS.items() <= variables.items()
-        assert variables["RAY_AUTH_MODE"] == "token"
-        assert re.fullmatch("[0-9a-f]{64}", variables["RAY_AUTH_TOKEN"])
-        secrets.add(variables["RAY_AUTH_TOKEN"])
-    assert len(secrets) == 2
-    assert not any(secret in call for secret in secrets for call in slurm.calls()), "all can see command lines"
-
-
-@pytest.mark.parametrize(("number", "again"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_slurm_job_that_is_to_stop(slurm: Slurm, number: signal.Signals, again: bool) -> None:
-    """At the end of its time it goes back into the queue; one that was cancelled does not."""
-    job = slurm.start("--space", SPACE)
-    assert job.stdout is not None
-    assert job.stdout.readline() == "driver runs\n"
-    job.send_signal(number)
-    out, _ = job.communicate(timeout=60)
-    calls = slurm.calls()
-    order = ["end of driver", "end of head", *([f"scontrol requeue {slurm.job}"] if again else [])]
-    assert sorted(order, key=calls.index) == order, out
-    assert calls[-1].startswith("scontrol" if again else "srun")
-    assert job.returncode == (0 if again else 130)
-
-
-def test_slurm_job_whose_head_does_not_start(tmp_path: Path) -> None:
-    slurm = Slurm(tmp_path, ray="#!/bin/sh\nexit 3\n", python=PYTHON)
-    job = slurm.start("--space", SPACE)
-    job.communicate(timeout=60)
-    assert job.returncode == 1
-    assert not [call for call in slurm.calls() if call.startswith("python")]
-
-
-@pytest.mark.slow
-def test_sweep_in_a_slurm_job_of_two_nodes(tmp_path: Path) -> None:
-    """Real Ray on two nodes of this machine, and a real study; Slurm is what is not."""
-    slurm = Slurm(tmp_path)
-    study = Study(tmp_path)
-    settings = [f"--set={each}" for each in assignments(get_space(SPACE))]
-    job = slurm.start("--space", SPACE, *settings, "--storage", str(tmp_path / "outputs"), **{MARK: study.mark})
-    try:
-        out, _ = job.communicate(timeout=RUN_SECONDS)
-        assert job.returncode == 0, out
-        assert "0 were published before" in out
-        assert sum("ray start" in call for call in slurm.calls()) == 2
-        assert not study.processes(), "nothing is left running"
-        assert not Path(f"/tmp/ray-{slurm.job}").exists()
-    finally:
-        study.kill_all()
-        shutil.rmtree(f"/tmp/ray-{slurm.job}", ignore_errors=True)

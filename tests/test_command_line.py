@@ -48,6 +48,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         plan: object, store: object, tracking_uri: str, data_dir: str | None, options: object, command: str
     ) -> int:
         calls.append({"plan": plan, "store": store, "uri": tracking_uri, "data_dir": data_dir, "command": command})
+        calls[-1]["options"] = options
         return OK
 
     stand_in = types.ModuleType("study.sweep")
@@ -104,6 +105,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
         [*SPACE, "--storage", "s3://id:secret@bucket/x"],
         r"storage 's3://bucket/x': credentials and options are taken from the environment",
     ),
+    "address of a client": (
+        [*SPACE, "--address", "ray://head:10001"],
+        r"--address ray://... is for clients.*ray job submit",
+    ),
+    "address without a port": ([*SPACE, "--address", "head"], r"--address takes auto or host:port, got 'head'"),
     "unreachable tracking server": (
         [*SPACE, "--tracking-uri", "http://127.0.0.1:9"],
         r"tracking server http://127.0.0.1:9 cannot be reached: .*refused",
@@ -160,7 +166,11 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(
         (["--max-concurrent", "0"], "must be above 0, got 0"),
         (["--max-concurrent", "1.5"], "invalid whole number value: '1.5'"),
         (["--cpus-per-trial", "0"], "must be above 0, got 0"),
-        (["--gpus-per-trial", "-1"], "must be at least 0, got -1"),
+        (["--gpus-per-trial", "-1"], "must be within 0 and 1, or a whole number, got -1"),
+        (["--gpus-per-trial", "1.5"], "must be within 0 and 1, or a whole number, got 1.5"),
+        (["--gpu-memory", "0"], "must be above 0, got 0"),
+        (["--checkpoint-seconds", "-1"], "must be at least 0, got -1"),
+        (["--max-silence", "-1"], "must be at least 0, got -1"),
         (["--gpus-per-trial", "half"], "invalid number value: 'half'"),
         (["--retries", "-1"], "must be at least 0, got -1"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
@@ -193,6 +203,15 @@ def test_a_right_request_reaches_the_sweep(folder: Path, started: list[dict[str,
     assert call["store"] == Store(folder / "outputs")
     assert call["uri"] == f"sqlite:///{folder}/outputs/mlflow.db"
     assert call["data_dir"] == str(folder / "data")
+
+
+def test_what_trials_get_reaches_the_sweep(folder: Path, started: list[dict[str, Any]]) -> None:
+    flags = ["--gpus-per-trial", "0.25", "--gpu-memory", "16", "--checkpoint-seconds", "0", "--max-silence", "0.5"]
+    assert main(SPACE) == main([*SPACE, *flags, "--address", "auto"]) == OK
+    default, asked = (call["options"] for call in started)
+    names = ("address", "gpus_per_trial", "gpu_memory", "checkpoint_seconds", "max_silence")
+    assert [getattr(default, name) for name in names] == [None, None, None, 30.0, 12.0]
+    assert [getattr(asked, name) for name in names] == ["auto", 0.25, 16.0, 0.0, 0.5]
 
 
 def test_the_command_to_retry_is_the_one_that_was_given(folder: Path, started: list[dict[str, Any]]) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from search_spaces import SearchSpace, get_space
-from study.estimate import SECONDS_PER_JOB, Estimates, estimate
+from study.benchmark.results import FILE, Measurement, Rate
+from study.benchmark.results import store as keep
+from study.estimate import FIRST_GUESS, MULTIPLY_ADDS_PER_SECOND, SECONDS_PER_JOB, Estimates, estimate
 from study.plan import Plan, make_plan
+from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, METRICS, PLANE, PRUNE, SECONDS, SPARSE, STAGES
 from trainables.store import Store
 
@@ -80,6 +83,65 @@ def test_every_kind_of_job_of_every_shape_is_estimated(store: Store) -> None:
     seconds = guess(plan, store)
     assert {plan.jobs[key].kind for key in seconds} == set(STAGES)
     assert min(seconds.values()) > 0
+
+
+# --- from the benchmark -----------------------------------------------------------------------------------------------
+def benchmarked(store: Store, *rates: Rate) -> None:
+    keep(store.root / FILE, Measurement(what="training", settings={}, rates=rates), machine={}, commit=None)
+
+
+def rate(images_per_second: float, *, model: str = "mlp", width: float = 1.0, precision: str = "fp32") -> Rate:
+    return Rate(model=model, width=width, precision=precision, image_size=32, images_per_second=images_per_second)
+
+
+def speed(model: str, multiply_adds_per_second: float) -> float:
+    """Return the images per second that train at so many multiply-adds: a training step takes three passes."""
+    return multiply_adds_per_second / (3 * MODELS[model].mult_adds)
+
+
+def test_a_benchmark_that_measured_the_constant_changes_nothing_but_the_basis(store: Store) -> None:
+    plan = plan_of()
+    first = guess(plan, store)
+    assert estimate(plan, store, set()).basis == FIRST_GUESS
+    benchmarked(store, rate(speed("mlp", MULTIPLY_ADDS_PER_SECOND)))
+    estimates = estimate(plan, store, set())
+    assert dict(estimates.seconds) == pytest.approx(first)
+    assert estimates.basis == f"from {store.root / FILE}"
+
+
+def test_a_machine_that_trains_slower_takes_longer_and_a_job_counts_more_than_the_benchmark(store: Store) -> None:
+    plan = plan_of(epochs=1000, model="resnet8")
+    first, measured = guess(plan, store), of_kind(plan, DENSE)[0]
+    benchmarked(store, rate(speed("resnet8", MULTIPLY_ADDS_PER_SECOND / 10), model="resnet8"))
+    slow = guess(plan, store)
+    assert 2 * first[measured] < slow[measured] < 10 * first[measured], "the fixed cost of a step stays"
+    publish(store, measured, 3 * slow[measured])
+    estimates = estimate(plan, store, store.keys())
+    assert dict(estimates.seconds) == pytest.approx({key: 3 * seconds for key, seconds in slow.items()})
+    assert estimates.basis == "from 1 published jobs"
+
+
+def test_a_rate_is_that_of_model_precision_and_nearest_width(store: Store) -> None:
+    plans = [plan_of(width=2), plan_of(width=2, precision="bf16"), plan_of(width=2, model="resnet8")]
+    before = [guess(plan, store) for plan in plans]
+    slow, fast = speed("mlp", MULTIPLY_ADDS_PER_SECOND / 100), speed("mlp", MULTIPLY_ADDS_PER_SECOND)
+    benchmarked(store, rate(slow), rate(fast / 64, width=8.0))
+    after = [guess(plan, store) for plan in plans]
+    dense = [of_kind(plan, DENSE)[0] for plan in plans]
+    assert after[0][dense[0]] > before[0][dense[0]]
+    assert after[1][dense[1]] == before[1][dense[1]], "nobody has measured bf16"
+    assert after[2] == before[2], "nobody has measured that model"
+
+
+def test_a_damaged_benchmark_is_named_and_not_used(store: Store) -> None:
+    plan = plan_of()
+    first = guess(plan, store)
+    store.root.mkdir()
+    (store.root / FILE).write_text("{")
+    estimates = estimate(plan, store, set())
+    assert dict(estimates.seconds) == first
+    assert estimates.basis.startswith(FIRST_GUESS)
+    assert FILE in estimates.basis
 
 
 # --- corrected by measurements --------------------------------------------------------------------------------------

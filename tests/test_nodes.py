@@ -79,10 +79,11 @@ def _runs_trials(cluster: Nodes, node: int) -> bool:
 
 
 def test_the_head_is_lost(study: Study, cluster: Nodes, undisturbed: Study, plan_of_studies: Plan) -> None:
-    """The driver runs on the head and dies with it; a new cluster takes up the work."""
+    """The driver runs on the head and dies with it, the other nodes follow; elsewhere the work is taken up."""
     process = study.start()
     assert wait_for_results(study, process, len(undisturbed.store.keys()) // 3)
-    cluster.kill(0)
+    for node in range(3):
+        cluster.kill(node)
     process.communicate(timeout=RUN_SECONDS)
     assert process.returncode != 0
     assert_whole(study.store)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -108,3 +109,198 @@ def test_a_mean_shows_two_digits_of_its_spread(mean, std, n, text):
 
 def test_p_values():
     assert [stats.format_p(p) for p in (0.034, 0.00001, math.nan)] == ["0.034", "< 0.001", ""]
+
+
+def holm_by_closed_testing(p_values):
+    """Return Holm's adjusted p values by their definition: a hypothesis falls with all intersections it is part of."""
+    tested = [place for place, p in enumerate(p_values) if not math.isnan(p)]
+    adjusted = [math.nan] * len(p_values)
+    for place in tested:
+        others = [other for other in tested if other != place]
+        subsets = itertools.chain.from_iterable(itertools.combinations(others, size) for size in range(len(others) + 1))
+        bonferroni = [
+            min(1.0, (1 + len(subset)) * min(p_values[other] for other in (place, *subset))) for subset in subsets
+        ]
+        adjusted[place] = max(bonferroni)
+    return adjusted
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 9])
+def test_holm_is_the_closed_test_of_bonferroni(n):
+    p_values = [*np.random.default_rng(n).beta(0.3, 1.5, size=n), math.nan]
+    assert stats.holm(p_values) == pytest.approx(holm_by_closed_testing(p_values), nan_ok=True)
+
+
+def test_holm_keeps_the_order_and_never_makes_a_p_smaller():
+    p_values = RNG.uniform(size=200)
+    adjusted = np.asarray(stats.holm(p_values.tolist()))
+    assert (adjusted >= p_values).all()
+    assert (np.diff(adjusted[np.argsort(p_values)]) >= 0).all()
+
+
+# --- independent samples --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("first", "second"), [((3, 92.1, 0.2), (3, 91.8, 0.4)), ((5, -1.0, 1.0), (2, 4.0, 0.1))])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_welch_is_welch(first, second, confidence):
+    ours = stats.welch(stats.reported(*first), stats.reported(*second), confidence)
+    theirs = scipy_stats.ttest_ind_from_stats(
+        mean1=first[1], std1=first[2], nobs1=first[0], mean2=second[1], std2=second[2], nobs2=second[0], equal_var=False
+    )
+    assert (ours.in_standard_errors, ours.p) == pytest.approx((theirs.statistic, theirs.pvalue))
+    values = [mean + std * _standardised(n) for n, mean, std in (first, second)]
+    limits = scipy_stats.ttest_ind(*values, equal_var=False).confidence_interval(confidence)
+    assert (ours.low, ours.high) == pytest.approx(tuple(limits))
+
+
+def _standardised(n):
+    """Return n values of mean 0 and sample standard deviation 1."""
+    values = np.linspace(-1, 1, n)
+    return values / values.std(ddof=1)
+
+
+def test_a_difference_in_standard_errors_by_hand():
+    one = stats.welch(stats.reported(3, 90.0, 0.3), stats.reported(3, 89.5, 0.4))
+    assert one.mean == pytest.approx(0.5)
+    assert one.sem == pytest.approx(0.5 / math.sqrt(3))  # 0.3, 0.4, 0.5 make a right triangle
+    assert one.in_standard_errors == pytest.approx(math.sqrt(3))
+
+
+@pytest.mark.parametrize("other", [(1, 89.0, math.nan), (3, 89.0, math.nan), (0, math.nan, math.nan)])
+def test_without_a_spread_there_is_a_difference_and_no_more(other):
+    one = stats.welch(stats.reported(3, 90.0, 0.3), stats.reported(*other))
+    assert one.mean == pytest.approx(90.0 - other[1], nan_ok=True)
+    assert all(math.isnan(value) for value in (one.sem, one.low, one.high, one.p, one.in_standard_errors))
+
+
+def test_what_is_reported_is_what_would_have_been_summarised():
+    values = [94.94, 95.11, 94.86]
+    assert stats.reported(3, float(np.mean(values)), float(np.std(values, ddof=1))) == stats.summarize(values)
+
+
+# --- the share of a gap, and its bootstrap --------------------------------------------------------------------------
+def test_a_share_of_two_pairs_by_hand():
+    # pairs close 1 of 2 and 3 of 4 points: together 4 of 6; resamples: either pair twice, or both
+    one = stats.paired_share(permuted=[1.0, 3.0], naive=[0.0, 0.0], lth=[2.0, 4.0])
+    assert (one.n, one.value) == (2, pytest.approx(4 / 6))
+    assert (one.low, one.high) == pytest.approx((0.5, 0.75))
+    assert str(one) == "67 % [50, 75]"
+
+
+def test_few_pairs_are_resampled_in_all_ways():
+    for n in range(1, 7):
+        places = stats._resamples(n)
+        assert len({tuple(line) for line in places.tolist()}) == len(places) == n**n
+    assert stats._resamples(7).shape == (stats.RESAMPLES, 7)
+
+
+@pytest.mark.parametrize("n", [6, 12])
+def test_the_bootstrap_is_the_percentile_bootstrap(n):
+    rng = np.random.default_rng(n)
+    naive = rng.normal(80, 1, size=n)
+    lth, permuted = naive + rng.normal(4, 0.5, size=n), naive + rng.normal(2, 0.5, size=n)
+    ours = stats.paired_share(permuted.tolist(), naive.tolist(), lth.tolist())
+    theirs = scipy_stats.bootstrap(
+        (permuted, naive, lth),
+        lambda a, b, c, axis: (a.mean(axis) - b.mean(axis)) / (c.mean(axis) - b.mean(axis)),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=40_000,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    width = theirs.high - theirs.low
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.03 * width)
+    assert ours.low < ours.value < ours.high
+
+
+def test_bootstrap_limits_are_never_narrower_than_their_level():
+    replicates = np.arange(27.0)
+    assert stats.bootstrap_limits(replicates) == (0.0, 26.0)  # 2.5 % of 27 is less than one
+    assert stats.bootstrap_limits(np.arange(1001.0)) == (25.0, 975.0)
+
+
+def test_the_bootstrap_interval_holds_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(100):
+        gap = rng.normal(4, 1, size=15)
+        one = stats.paired_share((0.5 * gap + rng.normal(0, 0.5, size=15)).tolist(), [0.0] * 15, gap.tolist())
+        hits += one.low <= 0.5 <= one.high
+    assert 87 <= hits <= 99
+
+
+@pytest.mark.parametrize(
+    ("lth", "value", "interval"),
+    [
+        ([2.0, 2.0, 2.0], True, True),
+        ([9.0, 9.0, -0.5], True, False),  # ahead by more than a standard error, but one pair is not
+        ([3.0, -1.0, -1.9], False, False),  # within a standard error of nothing
+        ([-1.0, -1.0, -1.0], False, False),
+        ([0.0, 0.0, 0.0], False, False),
+    ],
+)
+def test_there_is_no_share_of_a_gap_that_is_not_there(lth, value, interval):
+    one = stats.paired_share([1.0, 1.0, 1.0], [0.0, 0.0, 0.0], lth)
+    assert one.n == 3
+    assert math.isnan(one.value) is not value
+    assert math.isnan(one.low) is math.isnan(one.high) is not interval
+
+
+def test_shares_are_of_complete_pairs():
+    one = stats.paired_share([1.0, 7.0, 9.0], [0.0, math.nan, 8.0], [2.0, 8.0, math.nan])
+    assert (one.n, one.value) == (1, 0.5)
+    assert math.isnan(one.low)
+    assert str(one) == "50 %"
+    assert str(stats.paired_share([], [], [])) == ""
+    with pytest.raises(ValueError, match="1, 1 and 2"):
+        stats.paired_share([1.0], [1.0], [1.0, 2.0])
+
+
+# --- rank correlation -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("n", [4, 10, 40])
+def test_rank_correlation_is_spearmans(n):
+    first = RNG.normal(size=n).round(1)  # with ties
+    second = (first + RNG.normal(size=n)).round(1)
+    ours = stats.rank_correlation(first.tolist(), second.tolist())
+    assert (ours.n, ours.rho) == (n, pytest.approx(scipy_stats.spearmanr(first, second).statistic))
+    centre, half = math.atanh(ours.rho), 1.959964 * math.sqrt((1 + ours.rho**2 / 2) / (n - 3))
+    assert (ours.low, ours.high) == pytest.approx((math.tanh(centre - half), math.tanh(centre + half)), abs=1e-6)
+
+
+def test_a_monotone_curve_has_rank_correlation_one_and_no_interval():
+    one = stats.rank_correlation([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 8.0, 27.0, 64.0, 125.0])
+    assert one.rho == pytest.approx(1)
+    assert math.isnan(one.low)
+    assert str(one) == "+1.00 (5)"
+
+
+def test_what_only_differs_between_groups_is_no_correlation_inside_them():
+    # both are higher in the second group, and inside either they run against each other
+    first, second = [1.0, 2.0, 3.0, 11.0, 12.0, 13.0], [3.0, 2.0, 1.0, 13.0, 12.0, 11.0]
+    groups = ["a", "a", "a", "b", "b", "b"]
+    assert stats.rank_correlation(first, second).rho > 0.5
+    inside = stats.rank_correlation(first, second, within=groups)
+    assert (inside.n, inside.rho) == (6, pytest.approx(-1))
+
+
+def test_each_group_costs_a_degree_of_freedom():
+    first, second = RNG.normal(size=20), RNG.normal(size=20)
+    groups = [place % 4 for place in range(20)]
+    one = stats.rank_correlation(first.tolist(), second.tolist(), within=groups)
+    half = 1.959964 * math.sqrt((1 + one.rho**2 / 2) / (20 - 3 - 3))
+    assert one.high == pytest.approx(math.tanh(math.atanh(one.rho) + half), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([1.0, 2.0], [1.0, 2.0]), ([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 4.0]), ([1.0, 2.0, math.nan], [3.0, 4.0, 5.0])],
+)
+def test_too_few_or_equal_points_have_no_rank_correlation(first, second):
+    one = stats.rank_correlation(first, second)
+    assert math.isnan(one.rho)
+    assert str(one) == ""
+
+
+def test_points_need_both_values():
+    with pytest.raises(ValueError, match="2, 1 and 2"):
+        stats.rank_correlation([1.0, 2.0], [1.0])

@@ -390,6 +390,20 @@ def test_sweeping_removes_what_the_dead_left_and_nothing_else(
     assert left == {key_of("alive"), key_of("elsewhere")}
 
 
+def test_sweeping_removes_leases_of_the_dead_and_checkpoints_of_what_is_published(
+    full: Store, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    other, dead = key_of("other"), "store.lease(argv[1]); store.register_study({}); os.kill(os.getpid(), 9)"
+    start(f"store = Store(Path(argv[0])); {dead}", full.root, key_of("dead")).wait(PATIENCE)
+    full.write_checkpoint(KEY, b"its job was killed just after it was published")
+    full.write_checkpoint(other, b"work in progress")
+    with full.lease(other) or pytest.fail("it is free"):
+        assert len([*full.storage.names("leases"), *full.storage.names("studies")]) == 3
+        full.sweep()
+        assert [*full.storage.names("leases"), *full.storage.names("studies")] == [f"leases/{other}"]
+    assert [*full.storage.names("work")] == [f"work/{other}/checkpoint.safetensors"]
+
+
 def test_sweeping_an_empty_store_does_nothing(store: Store) -> None:
     store.sweep()
     assert not store.root.exists()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +121,7 @@ def test_storage_that_is_away_ends_the_sweep(cluster: Cluster, plan: Plan, tmp_p
     assert sum(map(len, sweep.attempts())) <= 2 * len(plan.jobs)
 
 
+@pytest.mark.slow
 def test_experiment_that_tune_gives_up_on_is_begun_anew(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
     sweep = Sweep(cluster, plan, tmp_path)
     begun = []
@@ -141,6 +141,7 @@ def broken(**_: Any) -> None:
     raise OSError("a thing that nobody expected")
 
 
+@pytest.mark.slow
 def test_after_some_experiments_the_sweep_ends_with_the_reason(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
     sweep = Sweep(cluster, plan, tmp_path, retries=99)
     begun = []
@@ -182,43 +183,51 @@ def refuse(**_: Any) -> None:
     raise ConnectionError("cannot connect\nand much more about it")
 
 
-@contextlib.contextmanager
-def watched_port(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[socket.socket, list[str]]]:
-    """Let a cluster consist of one port; yield it with the list of reasons for which it was given up."""
-    monkeypatch.setattr(ray_session, "PROBE_SECONDS", 0.02)
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "0.4")
+@pytest.mark.parametrize(
+    ("answers", "patience", "lost"),
+    [
+        ([True, True, True], 0.0, 0),
+        ([False, False, True, False, True], 3600.0, 0),
+        ([True, False], 0.0, 1),
+        ([False, False, False, False], 0.0, 1),
+    ],
+)
+def test_cluster_is_given_up_once_and_only_after_a_long_silence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answers: list[bool], patience: float, lost: int
+) -> None:
+    asked, ended = iter(answers), threading.Event()
+
+    def answer(endpoint: tuple[str, int]) -> bool:
+        assert endpoint == ("10.0.0.1", 6379)
+        result = next(asked, None)
+        if result is None:
+            ended.set()
+        return result is not False
+
+    def give_up(reason: str) -> None:
+        reasons.append(reason)
+        ended.set()
+
     reasons: list[str] = []
+    monkeypatch.setattr(ray_session, "PROBE_SECONDS", 0.001)
+    monkeypatch.setattr(ray_session, "_answers", answer)
+    monkeypatch.setenv(ray_session.RECONNECT_VARIABLE, str(2 * patience))
+    cluster = object.__new__(Cluster)
+    cluster._endpoints = {"the head": ("10.0.0.1", 6379)}
+    with cluster.watched(give_up):
+        (watcher,) = [thread for thread in threading.enumerate() if thread.name == "cluster-watch"]
+        assert ended.wait(20)
+    watcher.join(20)
+    assert not watcher.is_alive()
+    assert len(reasons) == lost
+    assert all(reason.startswith("the head has been out of reach for ") for reason in reasons)
+
+
+def test_what_answers_is_a_port_that_somebody_listens_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(cluster, "_endpoints", {"the head": server.getsockname()})
-        with cluster.watched(reasons.append):
-            yield server, reasons
-
-
-def test_cluster_that_is_silent_for_long_is_given_up_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    with watched_port(cluster, monkeypatch) as (server, reasons):
-        time.sleep(0.5)
-        assert reasons == []
-        server.close()
-        end = time.monotonic() + 20
-        while not reasons:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        time.sleep(0.5)
-    (reason,) = reasons
-    assert reason.startswith("the head has been out of reach for ")
-
-
-def test_cluster_that_comes_back_is_not_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "60")
-    with watched_port(cluster, monkeypatch) as (server, reasons):
-        monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "60")
         address = server.getsockname()
-        server.close()
-        time.sleep(0.2)
-        with socket.create_server(address):
-            monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "0.2")
-            time.sleep(0.5)
-            assert reasons == []
+        assert ray_session._answers(address)
+    assert not ray_session._answers(address)
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------

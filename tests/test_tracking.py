@@ -668,6 +668,7 @@ def test_what_the_server_refuses_for_good_does_not_hold_up_the_rest(
     plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log_all(plan, own_copy, uri)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", (0.001,))
     job, other = job_of(plan, schema.SPARSE, "lth"), job_of(plan, schema.SPARSE, "naive")
     client = MlflowClient(uri)
     without(own_copy, job, other)
@@ -827,7 +828,7 @@ def test_another_server_does_not_get_what_was_meant_for_this_one(
 def test_server_that_does_not_answer_does_not_hold_up_the_end(
     dense_plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 0.1)
+    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 1.0)
     moody = Moody(monkeypatch, lambda *_: AWAY)
     monkeypatch.setattr(tracking, "RETRY_SECONDS", (600.0,))
     tracker = track(dense_plan, published, uri)

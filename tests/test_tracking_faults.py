@@ -109,6 +109,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # a dozen processes of no use here
             )
         wait_until(self.answers, 180, "the server does not come up")
 
@@ -209,10 +210,12 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from tiny_study import tiny_space
+from study import tracking
 from study.plan import make_plan
 from study.tracking import Tracker
 from trainables.store import Store
 
+tracking.CLOSING_PATIENCE = 300.0  # nothing is away here
 storage, uri, fate, number, ready = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 create, done = MlflowClient.create_run, 0
 

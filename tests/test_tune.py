@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from PIL import Image
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -23,8 +26,9 @@ from trainables import LTH, Dense, Naive, Permuted, schema
 from trainables.execution import compute
 from trainables.graph import Ref, closure, dense_job, target
 from trainables.jobs import Context
-from trainables.store import Store
-from trainables.tune import PlannedJob, _absolute
+from trainables.store import StorageError, Store
+from trainables.training import Diverged
+from trainables.tune import PlannedJob, _absolute, _location
 
 
 @pytest.fixture(scope="module")
@@ -179,13 +183,108 @@ def test_planned_job_is_found_by_its_key_among_its_cells() -> None:
         asked(PlannedJob, {**config, "key": "0" * 64})
 
 
-def test_divergence_ends_a_planned_job_without_an_exception(context: Context) -> None:
+def planned(rows: Iterator[dict[str, Any]], context: Context | None = None) -> PlannedJob:
+    """Return a trial of a job whose rows are given."""
     trial = PlannedJob.__new__(PlannedJob)
-    trial._target = target(tiny_cell("dense", model="mlp", lr=90.0))
-    trial._context, trial._rows = context, compute(trial._target, [None], context)
-    result = trial.step()
+    trial._target, trial._rows = target(tiny_cell("dense", model="mlp", lr=90.0)), rows
+    if context is not None:
+        trial._context = context
+    return trial
+
+
+def failing(error: BaseException) -> Iterator[dict[str, Any]]:
+    yield {"stage": "dense", "job_key": "of an ancestor"}
+    raise error
+
+
+def test_divergence_ends_a_planned_job_without_an_exception(context: Context) -> None:
+    job = target(tiny_cell("dense", model="mlp", lr=90.0))
+    result = planned(compute(job, [None], context)).step()
     assert (result["status"], result["done"]) == ("failed", True)
     assert "learning rate 90" in result["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (Diverged("training loss is nan in epoch 3"), "failed", "training loss is nan in epoch 3"),
+        (StorageError("storage /data: No space left"), "storage", "storage /data: No space left"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 has"),
+            "out_of_memory",
+            "out of memory: CUDA out of memory.",
+        ),
+        (MemoryError(), "out_of_memory", "out of memory: MemoryError"),
+    ],
+)
+def test_failure_of_which_it_is_known_what_to_do_is_a_status(error: Exception, status: str, text: str) -> None:
+    trial = planned(failing(error))
+    assert not trial.step()["done"]
+    result = trial.step()
+    assert result == {"stage": "dense", "status": status, "error": text, "done": True}
+
+
+def test_full_memory_of_the_host_is_recognised() -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield {"stage": "dense", "job_key": "of an ancestor", "sum": float(torch.empty(1 << 50).sum())}
+
+    assert planned(rows()).step()["status"] == "out_of_memory"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("no such data")])
+def test_any_other_failure_is_raised_and_what_has_failed_is_not_done_afterwards(error: Exception) -> None:
+    trial = planned(failing(error))
+    trial.step()
+    with pytest.raises(type(error), match=str(error)):
+        trial.step()
+    with pytest.raises(RuntimeError, match="has ended"):
+        trial.step()
+
+
+def test_step_that_hangs_ends_its_process() -> None:
+    program = (
+        "import threading\nfrom trainables.tune import PlannedJob\n"
+        "def rows():\n"
+        "    yield {'stage': 'dense', 'job_key': 'of an ancestor'}\n"
+        "    threading.Event().wait()\n"
+        "trial = PlannedJob.__new__(PlannedJob)\n"
+        "trial._target = type('Job', (), {'key': 'k', 'kind': 'dense', 'epochs': 1})\n"
+        "trial._rows, trial._max_silence = rows(), 0.2\n"
+        "trial.step()\n"
+        "threading.Event().wait(0.5)\n"  # between two steps nothing is awaited of it
+        "print('still here', flush=True)\n"
+        "trial.step()\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 1
+    assert answer.stdout == "still here\n"
+    assert "Timeout" in answer.stderr
+    assert "in rows" in answer.stderr, "the trace says where it hung"
+
+
+def test_trial_computes_where_ray_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = PlannedJob.__new__(PlannedJob)
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert trial._device().type == "cpu", "a GPU that Ray has not given to it is somebody else's"
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [3])
+    assert trial._device().type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"Ray has given a GPU to this trial, but PyTorch .* sees none"):
+        trial._device()
+
+
+def test_settings_of_the_study_reach_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    monkeypatch.setattr(PlannedJob, "trial_resources", None)
+    cell, job = tiny_cell(), dense_job(tiny_cell(), 1)
+    trial = PlannedJob.__new__(PlannedJob)
+    config = {"cell": json.dumps(asdict(cell)), "key": job.key, "outputs": [None], "resources": {"CPU": 1.0}}
+    trial._begin({**config, "storage": str(tmp_path), "checkpoint_seconds": 7.0, "max_silence": 3600.0})
+    assert trial._context.checkpoint_seconds == 7.0
+    assert trial._context.store == Store(tmp_path)
+    assert trial._max_silence == 3600.0
+    assert trial._target.key == job.key
 
 
 def test_paths_are_the_drivers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -194,3 +293,5 @@ def test_paths_are_the_drivers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert _absolute("outputs") == Path("/where/the/driver/is/outputs")
     assert _absolute("~/outputs") == Path("/home/somebody/outputs")
     assert _absolute(tmp_path) == tmp_path
+    assert _location("outputs") == "/where/the/driver/is/outputs"
+    assert _location("s3://bucket/prefix") == "s3://bucket/prefix"

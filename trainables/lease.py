@@ -128,6 +128,18 @@ def live_leases(storage: Storage, directory: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def bury(storage: Storage, directory: str) -> None:
+    """Remove the leases below a directory whose owners are known to be dead."""
+    for path in list(storage.names(directory)):
+        with contextlib.suppress(FileNotFoundError):
+            content = storage.read(path)
+            if "." in path.rsplit("/", 1)[-1]:  # a claim
+                if is_abandoned(storage, path, content):
+                    storage.remove(path)
+            else:
+                _clear_away(storage, path, content)
+
+
 def _clear_away(storage: Storage, path: str, content: bytes) -> bool:
     """Remove an abandoned lease; return whether the way is free."""
     try:

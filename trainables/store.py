@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainables.lease import Lease, live_leases
+from trainables.lease import Lease, bury, live_leases
 from trainables.schema import MANIFEST
 from trainables.storage import LocalStorage, StorageError, open_storage, patiently
 
@@ -282,8 +282,14 @@ class Store:
         self.storage.check_writable()
 
     def sweep(self) -> None:
-        """Remove half-written results of processes of this host that are dead."""
+        """Remove what the dead have left: half-written results, leases, checkpoints of what is published after all."""
         patiently(lambda: self.storage.sweep("store"))
+        for directory in ("leases", "studies"):
+            patiently(lambda directory=directory: bury(self.storage, directory))  # type: ignore[misc]
+        for path in patiently(lambda: list(self.storage.names("work"))):
+            key = path.split("/")[1]
+            if _KEY.fullmatch(key) and key in self:
+                self.drop_checkpoint(key)
 
     # --- work in progress ---------------------------------------------------------------------------------------
     def read_checkpoint(self, key: str) -> bytes | None:
