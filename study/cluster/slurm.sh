@@ -31,18 +31,24 @@ export RAY_memory_monitor_refresh_ms=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 RAY_
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it from sbatch by itself
 
 driver='' requeue=''
+# shellcheck disable=SC2329 # called by traps
+stop() {
+  [ -n "$driver" ] || exit 1
+  kill -TERM "$driver" || true
+}
+# shellcheck disable=SC2329
 tear_down() { # ends what this job started; `ray stop` would end the user's other clusters on these nodes, too
-  trap - EXIT
   local running
   running=$(jobs -p)
   # shellcheck disable=SC2086 # one word per process
   [ -z "$running" ] || kill -TERM $running 2>/dev/null || true
   wait
   srun --nodes="$nodes" --ntasks="$nodes" rm -rf "$directory" || true
+  [ -z "$requeue" ] || scontrol requeue "$job"
 }
 trap tear_down EXIT
-trap '[ -z "$driver" ] || kill -TERM "$driver" || true' TERM
-trap 'requeue=yes; [ -z "$driver" ] || kill -TERM "$driver" || true' USR1
+trap stop TERM
+trap 'requeue=yes; stop' USR1
 
 # Worker ports as the system picks them, and a directory of its own: others may run Ray on these nodes.
 ray_start=(ray start --block --num-cpus="$SRUN_CPUS_PER_TASK" --min-worker-port=0 --max-worker-port=0)
@@ -63,8 +69,4 @@ driver=$!
 while kill -0 "$driver" 2>/dev/null; do # a signal ends the wait, not yet the driver
   wait "$driver" || true
 done
-status=0
-wait "$driver" || status=$?
-tear_down
-[ -z "$requeue" ] || exec scontrol requeue "$job"
-exit "$status"
+wait "$driver" # its status is the job's
