@@ -13,12 +13,13 @@ from ray.tune import Callback
 from study.searcher import PlanSearcher
 from study.states import FAILED
 from trainables import schema
+from trainables.tune import STATUS_OK
 
 if TYPE_CHECKING:
     from study.progress import Progress
     from study.tracking import Tracker
 
-_PASSED_ON = ("timestamp", *schema.EPOCH_METRICS)
+_PASSED_ON = ("timestamp", *schema.EPOCH_METRICS, *schema.SYSTEM_METRICS)
 
 
 class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
@@ -61,7 +62,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """Pass the end of a job on; the searcher knows it already."""
-        self._ended(self._key(trial), has_result=not (trial.last_result or {}).get("error"))
+        self._ended(self._key(trial), has_result=(trial.last_result or {}).get("status") == STATUS_OK)
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """Note why a trial died, if it was the last attempt at its job."""

@@ -1,5 +1,7 @@
 """How long a plan takes: multiply-adds by a rate, corrected by what the store says that like jobs really took.
 
+The rate is what ``python -m study.benchmark training`` has measured of the model, if it has, else a constant.
+
 An estimate decides only what is printed and which job goes first, never what is computed.
 """
 
@@ -9,7 +11,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from study.benchmark.results import FILE, nearest, read_rates
 from study.plan import Plan
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS, ConnectConfig, MatchConfig, PlaneConfig
@@ -18,7 +22,7 @@ from trainables.models import MODELS
 from trainables.store import DamagedArtifact, Store
 
 MULTIPLY_ADDS_PER_SECOND = 4e10
-"""One core of a current server processor, fp32; a first guess, for a machine that has not run anything yet."""
+"""One core of a current server processor, fp32; a first guess, for a machine that nothing is known of."""
 SECONDS_PER_PASS = 1.4e-3
 """Fixed cost of one forward pass over a batch; a training step costs three."""
 SECONDS_PER_JOB = 0.15
@@ -27,7 +31,11 @@ EVAL_BATCH = 1000
 SAMPLES_PER_CLASS = 5
 """Published jobs whose time is looked up, per kind, model, width and dataset."""
 
+FIRST_GUESS = "a first guess for one core"
+
 _Class = tuple[str, str, float, str]
+_Net = tuple[str, float, str]
+"""Model, width and precision."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,13 @@ class Estimates:
 
     Attributes:
         seconds: key -> seconds on one device.
-        measured: how many published jobs the rates rest on; 0 means that they are a first guess.
+        measured: how many published jobs the rates rest on.
+        basis: what they rest on, in words.
     """
 
     seconds: Mapping[str, float]
     measured: int
+    basis: str = FIRST_GUESS
 
     def total(self, keys: Collection[str]) -> float:
         """Return the sum over some jobs, in seconds."""
@@ -64,7 +74,8 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
         store: where the times of published jobs are looked up.
         published: the store's keys.
     """
-    first = {key: _first_guess(plan, job) for key, job in plan.jobs.items()}
+    speeds, basis = _speeds(plan, store)
+    first = {key: _first_guess(plan, job, speeds[_net(job)]) for key, job in plan.jobs.items()}
     ratios: dict[_Class, list[float]] = defaultdict(list)
     for key, job in plan.jobs.items():
         kind = _class(job)
@@ -74,10 +85,42 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
                 ratios[kind].append(seconds / first[key])
     measured = [ratio for each in ratios.values() for ratio in each]
     overall = statistics.median(measured) if measured else 1.0
-    rates = {kind: statistics.median(each) for kind, each in ratios.items() if each}
+    corrections = {kind: statistics.median(each) for kind, each in ratios.items() if each}
     return Estimates(
-        {key: first[key] * rates.get(_class(job), overall) for key, job in plan.jobs.items()}, len(measured)
+        {key: first[key] * corrections.get(_class(job), overall) for key, job in plan.jobs.items()},
+        measured=len(measured),
+        basis=f"from {len(measured)} published jobs" if measured else basis,
     )
+
+
+def _speeds(plan: Plan, store: Store) -> tuple[dict[_Net, float], str]:
+    """Return the multiply-adds per second for each network of the plan, and in words where they are from."""
+    path = (store.root if store.is_local else Path("outputs")) / FILE
+    try:
+        rates, basis = read_rates(path), FIRST_GUESS
+    except ValueError as error:  # an estimate can do without
+        rates, basis = [], f"{FIRST_GUESS}: {error}"
+    speeds = {}
+    for net in {_net(job) for job in plan.jobs.values()}:
+        rate = nearest(rates, *net)
+        if rate is None:
+            speeds[net] = MULTIPLY_ADDS_PER_SECOND
+        else:
+            speeds[net] = 3 * rate.images_per_second * _multiply_adds(rate.model, rate.width, rate.image_size)
+            basis = f"from {path}"
+    return speeds, basis
+
+
+def _net(job: Job) -> _Net:
+    """Return what decides a network's speed; where nothing is trained, precision is single."""
+    precision = job.config.recipe.precision if isinstance(job.config, TRAINING_CONFIGS) else "fp32"
+    return job.config.task.model, job.config.task.width, precision
+
+
+def _multiply_adds(model: str, width: float, image_size: int) -> float:
+    """Return the multiply-adds for one image."""
+    entry = MODELS[model]
+    return entry.mult_adds * width**2 * (image_size / entry.reference_image_size) ** 2
 
 
 def _measured(store: Store, key: str) -> float | None:
@@ -92,14 +135,15 @@ def _class(job: Job) -> _Class:
     return job.kind, task.model, task.width, task.dataset
 
 
-def _first_guess(plan: Plan, job: Job) -> float:
+def _first_guess(plan: Plan, job: Job, speed: float) -> float:
+    """Return the seconds of a job at so many multiply-adds per second."""
     config = job.config
-    facts, entry = plan.facts[config.task.dataset], MODELS[config.task.model]
-    size = facts.image_size or entry.reference_image_size
-    macs = entry.mult_adds * config.task.width**2 * (size / entry.reference_image_size) ** 2
+    facts = plan.facts[config.task.dataset]
+    size = facts.image_size or MODELS[config.task.model].reference_image_size
+    seconds_per_image = _multiply_adds(config.task.model, config.task.width, size) / speed
 
     def forward(images: int, batch: int) -> float:
-        return images * macs / MULTIPLY_ADDS_PER_SECOND + -(-images // batch) * SECONDS_PER_PASS
+        return images * seconds_per_image + -(-images // batch) * SECONDS_PER_PASS
 
     test = forward(facts.test_images, EVAL_BATCH)
     if not isinstance(config, TRAINING_CONFIGS):

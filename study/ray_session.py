@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from study.address import ClusterError
 from study.resources import Resources
+from trainables.footprint import smallest_gpu
 
 REFRESH_SECONDS: Final = 2.0
 """How old what is known about the cluster's resources may be."""
@@ -78,7 +79,7 @@ class Cluster:
             return None
         # It reserves nothing, so that it need not wait for the GPUs to be free; and its process, which has seen all of
         # the node's GPUs, is used for nothing else.
-        task = ray.remote(num_cpus=0, max_calls=1)(_smallest_gpu)
+        task = ray.remote(num_cpus=0, max_calls=1)(smallest_gpu)
         answers = {
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
             for node in nodes
@@ -151,8 +152,10 @@ def connected(address: str | None) -> Iterator[Cluster]:
     on_termination = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = f"{error}".strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if address not in (None, "auto") and "RAY_AUTH_MODE" not in os.environ:  # of auto, Ray finds out itself
+            reason += "; if it asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         raise ClusterError(f"Ray cluster {address or 'on this machine'}: {reason}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_termination)  # in place of Ray's own handler, which aborts the process
@@ -161,16 +164,6 @@ def connected(address: str | None) -> Iterator[Cluster]:
             yield Cluster(is_own=not address, scratch=Path(scratch))
     finally:
         ray.shutdown()
-
-
-def _smallest_gpu() -> float | None:
-    """Return the bytes of this node's smallest GPU; None if PyTorch sees none."""
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides them from a task that asks for none
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    return float(min(torch.cuda.get_device_properties(each).total_memory for each in range(torch.cuda.device_count())))
 
 
 def _lost_after() -> float:

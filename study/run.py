@@ -218,9 +218,8 @@ def _dry_run(plan: Plan, store: Store, options: argparse.Namespace) -> int:
     print_plan(plan, todo, estimates)
     slots = options.max_concurrent or max(1, int((os.cpu_count() or 1) / options.cpus_per_trial))
     if todo:
-        basis = f"from {estimates.measured} published jobs" if estimates.measured else "a first guess for one core"
         seconds = estimates.makespan(plan, todo, slots)
-        print(f"about {duration(seconds)} with {slots} trials at a time ({basis})")
+        print(f"about {duration(seconds)} with {slots} trials at a time ({estimates.basis})")
     return OK
 
 

@@ -80,6 +80,7 @@ class _Run:
         sent: points that the run has.
         gaps: names of the gaps that it has.
         complete: whether nothing is left to be done.
+        doubted: whether a request failed, so that the run may not be as it is thought to be.
     """
 
     id: str
@@ -90,6 +91,7 @@ class _Run:
     sent: set[_Point] = field(default_factory=set)
     gaps: set[str] = field(default_factory=set)
     complete: bool = False
+    doubted: bool = False
 
 
 class Runs:
@@ -106,7 +108,7 @@ class Runs:
             fresh: keys of the jobs that this study computes itself; the others are marked as reused.
         """
         self._plan, self._store, self._uri, self._recipe, self._fresh = plan, store, uri, recipe, fresh
-        self._commit = _commit()
+        self._commit = project_commit()
         self._runs: dict[str, _Run] = {}
         self._doubtful: set[str] = set()
         self._accuracies: dict[str, tuple[float | None, int]] = {}
@@ -155,8 +157,9 @@ class Runs:
         space = self._plan.space
         database = sqlite_file(self._uri)
         location = (database.parent / "mlartifacts" / space.name).as_uri() if database else None
-        with self._sole_creator(), _locked(database) if database else contextlib.nullcontext():
+        with _locked(database) if database else contextlib.nullcontext():
             self._client = MlflowClient(tracking_uri=self._uri)
+        with self._sole_creator():
             experiment = self._client.get_experiment_by_name(space.name)
             if experiment is None:
                 made = self._client.create_experiment(space.name, artifact_location=location)
@@ -218,27 +221,31 @@ class Runs:
         found = self._client.search_runs([self._experiment], f"tags.{schema.TAG_KEY} = '{key}'", max_results=10)
         return self._known(key, self._only_one(key, list(found))) if found else None
 
-    def _open(self, spec: RunSpec, started: int, tags: Mapping[str, str] | None = None) -> _Run:
-        """Return a job's run, creating it if need be.
+    @contextlib.contextmanager
+    def _opened(self, spec: RunSpec, started: int, tags: Mapping[str, str] | None = None) -> Iterator[_Run]:
+        """Yield a job's run; if it was not known before, no other driver touches it meanwhile.
 
         Args:
             spec: what a new run says.
             started: when the job began, ms since 1970; for a new run.
             tags: of a new run, beside those of `spec`.
         """
-        if spec.key not in self._runs:
-            with self._sole_creator():
-                run = self._find(spec.key)
-                if run is None:
-                    all_tags = {**spec.tags, **(tags or {})}
-                    try:
-                        created = self._client.create_run(self._experiment, started, all_tags, spec.name)
-                    except Exception:
-                        self._doubtful.add(spec.key)  # the server may yet do it
-                        raise
-                    run = _Run(created.info.run_id, tags=all_tags)
+        run = self._runs.get(spec.key)
+        if run is not None and not run.doubted:
+            yield run
+            return
+        with self._sole_creator():
+            run = self._find(spec.key) or run
+            if run is None:
+                all_tags = {**spec.tags, **(tags or {})}
+                try:
+                    created = self._client.create_run(self._experiment, started, all_tags, spec.name)
+                except Exception:
+                    self._doubtful.add(spec.key)  # the server may yet do it
+                    raise
+                run = _Run(created.info.run_id, tags=all_tags)
             self._runs[spec.key] = run
-        return self._runs[spec.key]
+            yield run
 
     @contextlib.contextmanager
     def _sole_creator(self) -> Iterator[None]:
@@ -273,9 +280,9 @@ class Runs:
 
     def add_epochs(self, spec: RunSpec, rows: list[Row]) -> None:
         """Send epochs of a running job."""
-        run = self._open(spec, int(rows[0]["timestamp"]))
-        self._set_running(run)
-        self._send(run, _metrics(rows), spec.params)
+        with self._opened(spec, int(rows[0]["timestamp"])) as run:
+            self._set_running(run)
+            self._send(run, _metrics(rows), spec.params)
 
     def interrupt(self, spec: RunSpec, rows: list[Row]) -> None:
         """Send the last epochs of a job that its driver did not see the end of; the next start takes it up again."""
@@ -300,8 +307,8 @@ class Runs:
         """
         if spec.key in self._store:
             return  # by now it has succeeded, here or elsewhere
-        run = self._open(spec, int(rows[0]["timestamp"]) if rows else when)
-        self._send(run, _metrics(rows), spec.params, {schema.TAG_ERROR: error})
+        with self._opened(spec, int(rows[0]["timestamp"]) if rows else when) as run:
+            self._send(run, _metrics(rows), spec.params, {schema.TAG_ERROR: error})
         log = log or str((self._store.failure(spec.key) or {}).get("log", ""))
         missing = self._attach(spec.key, run, {schema.LOG: log} if log else {})
         self._end(spec.key, run, FAILED, when)
@@ -325,16 +332,16 @@ class Runs:
             return
         finished, final = int(manifest["finished"]), document["final"]
         tags = {name: str(manifest["environment"][name]) for name in ("device", "torch")}
-        run = self._open(spec, finished - round(1000 * final[schema.SECONDS]), tags)
-        if run.complete:
-            return  # another driver was first
         metrics = _metrics(document["history"])
         by_epoch = {name for name, *_ in metrics}
         metrics += [(name, value, finished, spec.epochs) for name, value in final.items() if name not in by_epoch]
         self._accuracies[key] = final.get(schema.TEST_ACCURACY), finished
-        # Of a run that an earlier study has made: what this one adds.
-        tags |= {name: value for name, value in spec.tags.items() if name != schema.TAG_REUSED}
-        self._send(run, metrics + self._due_gaps(spec, run), spec.params, tags)
+        with self._opened(spec, finished - round(1000 * final[schema.SECONDS]), tags) as run:
+            if run.complete:
+                return  # another driver was first
+            # Of a run that an earlier study has made: what this one adds.
+            tags |= {name: value for name, value in spec.tags.items() if name != schema.TAG_REUSED}
+            self._send(run, metrics + self._due_gaps(spec, run), spec.params, tags)
         missing = self._attach(key, run, {name: content.decode(errors="replace") for name, content in files.items()})
         for other in self._compared_with.get(key, ()):
             if other in self._runs and self._runs[other].complete:
@@ -392,12 +399,14 @@ class Runs:
         new_params = {name: value for name, value in (params or {}).items() if name not in run.params}
         new_tags = {name: value for name, value in (tags or {}).items() if run.tags.get(name) != value}
         if new or new_params or new_tags:
+            run.doubted = True  # until there is an answer
             self._client.log_batch(
                 run.id,
                 list(new.values()),
                 [Param(name, value) for name, value in new_params.items()],
                 [RunTag(name, value) for name, value in new_tags.items()],
             )
+            run.doubted = False
         run.sent |= new.keys()
         run.params |= new_params.keys()
         run.tags |= new_tags
@@ -477,7 +486,7 @@ def _locked(database: Path) -> Iterator[None]:
         yield
 
 
-def _commit() -> str | None:
+def project_commit() -> str | None:
     """Return the commit of the project's code; None if it does not run from its repository."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():

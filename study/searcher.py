@@ -16,10 +16,12 @@ from study.estimate import Estimates
 from study.plan import Plan
 from study.resources import Group, Resources, group
 from study.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
-from trainables.tune import STATUS_OK, STATUS_OUT_OF_MEMORY, STATUS_STORAGE
+from trainables.tune import STATUS_HELD, STATUS_OK, STATUS_OUT_OF_MEMORY, STATUS_STORAGE
 
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds before the next attempt at a job that died; they double from the first to the longest."""
+HELD_PAUSE = 20.0
+"""Seconds before the next look at a job that another study is computing."""
 STARVING_SECONDS = 10.0
 """A trial that waits so long for resources gets what becomes free: nothing smaller is handed out meanwhile."""
 _ONE_CPU: Resources = {"CPU": 1.0}
@@ -183,6 +185,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
                 self._fail(key, text)
         elif status == STATUS_OK:
             self._finish(key)
+        elif status == STATUS_HELD:
+            self._postpone(key, HELD_PAUSE)
         elif status == STATUS_OUT_OF_MEMORY:
             if not (self._enlarge(trial) or self._pause(key)):
                 self._fail(key, f"{text}; {_advice(trial.asked)}")
@@ -235,16 +239,19 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
 
     def _pause(self, key: str) -> bool:
         """Let a job be ready again after a while; return False if it has used up its attempts."""
+        if self.halted is None:
+            self._vain[key] += 1
+            if self._vain[key] > self._retries:
+                return False
+        self._postpone(key, min(FIRST_PAUSE * 2.0 ** min(self._vain[key] - 1, 32), LONGEST_PAUSE))
+        return True
+
+    def _postpone(self, key: str, seconds: float) -> None:
         if self.halted is not None:
             self._move(key, NOT_RUN)
-            return True
-        self._vain[key] += 1
-        if self._vain[key] > self._retries:
-            return False
-        seconds = min(FIRST_PAUSE * 2.0 ** min(self._vain[key] - 1, 32), LONGEST_PAUSE)
+            return
         self._move(key, READY)
         heapq.heappush(self._pausing, (self._clock() + seconds, self._number[key], key))
-        return True
 
     def _enlarge(self, trial: _Trial) -> bool:
         """Let a job that ran out of memory, and its like, have twice the share of a GPU; False if it had a whole one.

@@ -44,17 +44,14 @@ def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str
         rest = Counter(errors[key] for key in failed[NAMED_FAILURES:])
         lines += [f"failed: {count} more: {error}" for error, count in rest.most_common(NAMED_VICTIMS)]
     unfinished = searcher.unfinished()
-    reason = searcher.halted or ended
-    if reason is not None:
-        lines.append(f"the study ended early: {reason}")
     if unfinished:
+        lines.append(f"the study ended early: {searcher.halted or ended or 'Ray Tune stopped without a word'}")
         by_kind = Counter(plan.jobs[key].kind for key in unfinished)
         kinds = ", ".join(f"{count} {kind}" for kind, count in by_kind.items())
         lines.append(f"not run: {len(unfinished)} jobs ({kinds})")
-    if failed or unfinished:
+    if lines:
         what = "retry just these" if not unfinished else "go on with these; what was published stays"
         lines.append(f"to {what}: {command}")
-    if lines:
         sys.stdout.flush()
         print(*lines, sep="\n", file=sys.stderr, flush=True)
     return bool(lines)

@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from study.address import ClusterError, cluster_address
@@ -148,7 +149,6 @@ class _Sweep:
 
     def run(self, todo: dict[str, set[int | None]], address: str | None, data_dir: str | None) -> None:
         """Run the jobs; what has become of them is the searcher's to tell."""
-        from study.callback import StudyCallback
         from study.progress import Progress
         from study.ray_session import connected
         from study.searcher import PlanSearcher
@@ -223,14 +223,24 @@ def _resources(
     asked, warnings = requests(plan, todo, cpus=options.cpus_per_trial, gpus=gpus, gpu_memory=memory)
     for each in {tuple(each.items()) for each in asked.values()}:
         if not cluster.fits(dict(each)):
-            wanted = " and ".join(f"{amount:g} {name}s" for name, amount in each)
-            problem = f"a trial asks for {wanted}, no node of the cluster has so much"
+            problem = f"a trial asks for {_in_words(each)}, no node of the cluster has so much"
             if cluster.is_own:
                 raise ClusterError(problem)
             warnings.append(f"{problem} now; waiting for one that has")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    counts = Counter(tuple(each.items()) for each in asked.values())
+    shapes = "; ".join(f"{count} with {_in_words(each)}" for each, count in counts.most_common())
+    hint = "" if cluster.is_own or cluster.resources().get("GPU") or gpus is not None or memory else _NO_GPUS
+    print(f"trials: {shapes}{hint}", flush=True)
     return asked
+
+
+_NO_GPUS = " (the cluster has no GPUs now; if it starts machines that have, --gpu-memory makes trials ask for them)"
+
+
+def _in_words(asked: Iterable[tuple[str, float]]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in asked)
 
 
 @contextlib.contextmanager

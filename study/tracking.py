@@ -47,8 +47,10 @@ ERROR_LENGTH, LOG_LENGTH = 4000, 200_000
 """Characters of an error (MLflow takes 8,000 as a tag), and of a log, of which the end is kept."""
 _JOB, _EPOCH, _DONE, _FAILED = "job", "epoch", "done", "failed"
 """Events. The first says what a run is called and where it lies: the driver that delivers may have another plan."""
-_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
-"""Errors of MLflow that trying again does not cure, such as those of a run that somebody has deleted meanwhile."""
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+"""Errors of MLflow that trying again seldom cures, such as those of a run that somebody has deleted meanwhile."""
+REFUSALS = 3
+"""How often in a row something is refused before it is passed over: another driver may have been in the way."""
 _DATABASES = {"sqlite": "sqlite3", "postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc"}
 """Scheme of a database -> the Python module that SQLAlchemy talks to it with, unless the URI names another."""
 _MODULES = {"pysqlite": "sqlite3", "mysqldb": "MySQLdb", "mysqlconnector": "mysql"}
@@ -141,7 +143,7 @@ class Tracker:
                 storage, else below ``outputs``.
         """
         home = Path("outputs" if "://" in store.uri else store.uri)
-        self.outbox = outbox or home / "tracking" / plan.space.name
+        self.outbox = (outbox or home / "tracking" / plan.space.name).absolute()
         """Where events wait while they cannot be delivered."""
         self._plan, self._store = plan, store
         self._runs = Runs(plan, store, uri, recipe=recipe_digest(plan.space), fresh=fresh)
@@ -213,7 +215,11 @@ class Tracker:
         try:
             if self._attempt(self._runs.connect) and self._refused is None:  # else there is nothing to add to
                 self._deliver()
+        except Exception as error:  # a fault of ours; the study goes on, and what happens is kept
+            self._problem = redact_text(f"{type(error).__name__}: {error}")
+            _log.warning("tracking has stopped: %s", redact_text(traceback.format_exc()))
         finally:
+            self._closing.wait()
             self._box.close()
 
     def _deliver(self) -> None:
@@ -234,8 +240,9 @@ class Tracker:
     def _attempt(self, action: Callable[[], object]) -> bool:
         """Do something, again and again while it fails in a way that may pass; return False if told to stop.
 
-        What is refused for good is noted, and passed over.
+        What is refused is noted, and passed over.
         """
+        refusals = 0
         for pause in _pauses():
             try:
                 action()
@@ -245,10 +252,10 @@ class Tracker:
                 _log.warning("%s", error)  # it is computed again, by this run or the next, and then logged
                 return True
             except Exception as error:  # whatever a tracking server can throw: no study ends because of it
-                lines = redact_text(f"{type(error).__name__}: {error}").splitlines()  # clients quote URIs
-                self._problem = lines[0]
+                self._problem = redact_text(f"{type(error).__name__}: {error}").splitlines()[0]  # clients quote URIs
                 _log.debug("tracking is behind: %s", redact_text(traceback.format_exc()))
-                if _is_final(error):
+                refusals += _is_refusal(error)
+                if refusals == REFUSALS or isinstance(error, Unattached):
                     self._refused, self._failing_since = self._problem, None
                     return True
                 self._failing_since = self._failing_since or time.monotonic()
@@ -341,14 +348,15 @@ class _Delivery:
             named = {field.name: event[field.name] for field in dataclasses.fields(RunSpec)}
             self._specs[named["key"]] = RunSpec(**named)
             return
-        if position < self._box.delivered_before:
-            return
         if kind not in (_EPOCH, _DONE, _FAILED):
             _log.warning("an event %r is left out: it is of a later version of the study", kind)
             return
         key = event["key"]
         spec = self._specs[key]
-        if kind == _DONE:
+        if position < self._box.delivered_before:
+            if kind == _EPOCH and key not in self._published:
+                self._live.setdefault(key, _Live())  # its run says that it is running, unless more is to come
+        elif kind == _DONE:
             self._runs.finish(spec)
         elif key in self._published:
             return
@@ -364,12 +372,12 @@ class _Delivery:
             live.rows.append(event["row"])
 
 
-def _is_final(error: Exception) -> bool:
-    """Return whether trying again does not help: refused by the server, or an error of a program or installation."""
+def _is_refusal(error: Exception) -> bool:
+    """Return whether trying again will hardly help: refused by the server, or an error of a program or installation."""
     if isinstance(error, StorageError):
         return not error.passing
-    programs = (ImportError, LookupError, TypeError, AttributeError, AssertionError, Unattached)
-    return isinstance(error, programs) or getattr(error, "error_code", None) in _REFUSALS
+    programs = (ImportError, LookupError, TypeError, AttributeError, AssertionError)
+    return isinstance(error, programs) or getattr(error, "error_code", None) in _REFUSED
 
 
 def _pauses() -> Iterator[float]:

@@ -18,7 +18,7 @@ from tiny_study import tiny_space
 
 from study.estimate import Estimates
 from study.plan import Plan, make_plan
-from study.searcher import FIRST_PAUSE, LONGEST_PAUSE, STARVING_SECONDS, PlanSearcher
+from study.searcher import FIRST_PAUSE, HELD_PAUSE, LONGEST_PAUSE, STARVING_SECONDS, PlanSearcher
 from study.states import BLOCKED, DONE, FAILED, NOT_RUN, QUEUED, READY, RUNNING, WAITING
 from trainables import schema
 from trainables.config import Cell
@@ -371,6 +371,20 @@ def test_states_on_the_way(plan: Plan) -> None:
     searcher.on_trial_start("t")
     assert searcher.state[key] == RUNNING
     check_counts(searcher)
+
+
+def test_job_that_another_study_computes_is_looked_at_again(plan: Plan) -> None:
+    clock = Clock()
+    searcher = lonely(plan, retries=0, clock=clock)
+    for look in range(5):
+        assert isinstance(searcher.suggest(f"t{look}"), dict)
+        searcher.on_trial_complete(f"t{look}", {"status": "held", "done": True})
+        check_counts(searcher)
+        assert searcher.suggest("at once") is None
+        clock.now += HELD_PAUSE
+    searcher.suggest("last")
+    searcher.on_trial_complete("last", OK)
+    assert searcher.state[leaf(plan)] == DONE
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +21,9 @@ import pytest
 import ray
 import torch
 from stub_trials import Dies, FindsNoStorage, NeedsHalfAGpu, Raises, Stub
-from tiny_study import tiny_space
+from tiny_study import assignments, python, tiny_space
 
+from search_spaces import get_space
 from study import ray_session
 from study import searcher as searcher_module
 from study.address import ClusterError, cluster_address
@@ -28,6 +34,7 @@ from study.ray_session import Cluster, connected
 from study.searcher import PlanSearcher
 from study.states import DONE, FAILED, NOT_RUN
 from study.trials import RESTARTS, run_trials
+from trainables.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +110,7 @@ def test_exception_is_named_without_its_trace(cluster: Cluster, plan: Plan, tmp_
     assert all(len(each) == 2 for each in sweep.attempts())
 
 
+@pytest.mark.slow
 def test_trial_out_of_memory_gets_a_larger_share(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
     asked = {key: {"CPU": 1.0, "GPU": 0.125} for key in plan.jobs}
     sweep = Sweep(cluster, plan, tmp_path, resources=asked, retries=0)
@@ -175,8 +183,13 @@ def test_gpus_that_torch_does_not_see_are_named_before_anything_runs(cluster: Cl
 
 def test_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(ClusterError, match=r"Ray cluster 10.0.0.1:6379: cannot connect"), connected("10.0.0.1:6379"):
-        pass
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    for address, message in {
+        "10.0.0.1:6379": r"^Ray cluster 10.0.0.1:6379: cannot connect; if it asks for a token, set RAY_AUTH_MODE=token",
+        "auto": r"^Ray cluster auto: cannot connect$",
+    }.items():
+        with pytest.raises(ClusterError, match=message), connected(address):
+            raise AssertionError("there is nothing to connect to")
 
 
 def refuse(**_: Any) -> None:
@@ -228,6 +241,54 @@ def test_what_answers_is_a_port_that_somebody_listens_on() -> None:
         address = server.getsockname()
         assert ray_session._answers(address)
     assert not ray_session._answers(address)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/comm").exists(), reason="reads Linux's /proc")
+def test_study_whose_head_is_killed_ends_with_a_message(tmp_path: Path, short_folder: str) -> None:
+    settings = [f"--set={each}" for each in assignments(get_space("digits_quickstart"), epochs=400)]
+    arguments = ["--space", "digits_quickstart", *settings, "--storage", str(tmp_path / "outputs")]
+    environment = {ray_session.RECONNECT_VARIABLE: "10", "TMPDIR": short_folder}
+    process = python("-m", "study.run", *arguments, env=environment, cwd=tmp_path)
+    store = Store(tmp_path / "outputs")
+    while not store.leases():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    (head,) = [pid for pid in descendants(process.pid) if named(pid) == "gcs_server"]
+    os.kill(head, signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert re.search(
+        r"^the study ended early: the head of the Ray cluster has been out of reach for \d+ s; ", err, re.M
+    )
+    assert re.search(r"^not run: \d+ jobs ", err, re.M)
+    assert re.search(r"^to go on with these; what was published stays: python -m study.run --space ", err, re.M)
+    assert "Traceback" not in err
+    assert not list(Path(short_folder).glob("study-*")), "nothing is left of what nobody needs"
+
+
+@pytest.fixture
+def short_folder() -> Iterator[str]:
+    """A directory for Ray, whose sockets take only short paths."""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def descendants(root: int) -> set[int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def named(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------

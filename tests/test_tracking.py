@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import importlib.metadata
+import json
 import random
 import re
 import shutil
@@ -762,6 +763,47 @@ def test_driver_that_dies_while_delivering_is_followed_by_one_that_doubles_nothi
     for job, history in zip(jobs, histories, strict=True):
         assert runs[job.key].info.status == "FAILED"
         assert curve(uri, runs[job.key], schema.TEST_LOSS) == [(r["step"], r[schema.TEST_LOSS]) for r in history]
+
+
+def test_run_of_a_driver_that_was_killed_does_not_say_for_ever_that_it_is_running(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    job = job_of(dense_plan, schema.DENSE)
+    history = read_metrics(own_copy, job.key)["history"]
+    without(own_copy, job)
+    killed = track(dense_plan, own_copy, uri)
+    killed.start()
+    for row in history[:2]:
+        killed.epoch(job.key, row)
+    (file,) = outboxes(uri)
+    size = file.stat().st_size
+    wait_for(lambda: json.loads(file.read_bytes().splitlines()[0])["delivered"] == size)
+    shutil.copy(file, file.with_stem(f"{file.stem}-dead"))  # as it is left when its driver is killed
+    log_all(dense_plan, own_copy, uri)
+    run = by_key(uri)[job.key]
+    assert run.info.status == "KILLED"
+    assert curve(uri, run, schema.TEST_LOSS) == [(row["step"], row[schema.TEST_LOSS]) for row in history[:2]]
+    assert outboxes(uri) == [file], "that of the driver that lives"
+    assert killed.close(60)
+
+
+def test_outbox_that_cannot_be_written_is_said_and_costs_nothing_else(
+    dense_plan: Plan, own_copy: Store, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(dense_plan, schema.DENSE)
+    without(own_copy, job)
+    (tmp_path / "file").write_text("")
+    answer = threading.Event()
+    Moody(monkeypatch, lambda *_: None if answer.wait(60) else AWAY)
+    tracker = Tracker(dense_plan, own_copy, uri, fresh=set(), outbox=tmp_path / "file" / "outbox")
+    tracker.start()
+    tracker.failed(job.key, "its worker died")
+    assert tracker.behind is not None
+    assert "in memory only" in tracker.behind
+    answer.set()
+    assert tracker.close(60)
+    assert by_key(uri)[job.key].info.status == "FAILED"
 
 
 def test_events_of_a_plan_that_is_not_asked_for_any_more_are_delivered(

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,7 +207,6 @@ def test_server_that_does_not_come_back_before_the_end(sweep: Sweep, server: Ser
 DRIVER = """
 import os, signal, sys, time
 from pathlib import Path
-import mlflow
 from mlflow import MlflowClient
 from tiny_study import tiny_space
 from study import tracking
@@ -216,24 +215,29 @@ from study.tracking import Tracker
 from trainables.store import Store
 
 tracking.CLOSING_PATIENCE = 300.0  # nothing is away here
-storage, uri, fate, number, ready = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+storage, uri, number, fate, creation, *signs = sys.argv[1:]
 create, done = MlflowClient.create_run, 0
+
+def die():
+    Path(storage, f"dying-{number}").touch()
+    time.sleep(0.5)  # the next driver is at work by then
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def create_and_die(self, *args, **kwargs):
     global done
     done += 1
-    if done == number and fate == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if fate == "before" and done == int(creation):
+        die()
     run = create(self, *args, **kwargs)
-    if done == number and fate == "after":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if fate == "after" and done == int(creation):
+        die()
     return run
 
 MlflowClient.create_run = create_and_die
 plan = make_plan(tiny_space(interpolation_points=3))
 tracker = Tracker(plan, Store(storage), uri, fresh=set(plan.jobs))
-(Path(storage) / f"ready-{os.getpid()}").touch()
-while len(list(Path(storage).glob("ready-*"))) < ready:  # nobody begins before the others can
+Path(storage, f"ready-{number}").touch()
+while not all(Path(storage, sign).exists() for sign in signs):
     time.sleep(0.01)
 tracker.start()
 delivered = tracker.close(300)
@@ -242,18 +246,33 @@ sys.exit(0 if delivered else 1)
 """
 
 
-def drivers(store: Store, uri: str, fates: list[tuple[str, int]]) -> list[tuple[int, str]]:
-    """Let several drivers log the same results at the same time; return how they ended."""
-    for left in Path(store.uri).glob("ready-*"):
-        left.unlink()
+def run_drivers(store: Store, uri: str, drivers: Sequence[tuple[str, int, Sequence[str]]]) -> list[int]:
+    """Let several drivers log the same results; return how they ended.
+
+    Args:
+        store: the results.
+        uri: where to log.
+        drivers: of each, whether it dies ``before`` or ``after`` it creates a run, or ``lives``; which creation that
+            is, from 1; and the signs that it waits for.
+    """
     command = ["-c", DRIVER, store.uri, uri]
-    processes = [python(*command, fate, str(number), str(len(fates))) for fate, number in fates]
+    processes = [
+        python(*command, str(number), fate, str(creation), *signs)
+        for number, (fate, creation, signs) in enumerate(drivers)
+    ]
     try:
-        outputs = [process.communicate(timeout=300) for process in processes]
+        said = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, "".join(output)) for process, output in zip(processes, outputs, strict=True)]
+    codes = [process.returncode for process in processes]
+    assert set(codes) <= {0, -signal.SIGKILL}, said
+    return codes
+
+
+ALL_READY = ("ready-0", "ready-1", "ready-2")
+ONE_AFTER_THE_OTHER = (("after", 3, ALL_READY), ("before", 2, ["dying-0"]), ("lives", 0, ["dying-1"]))
+"""Each driver takes over while the one before is creating a run, in the middle of which it dies."""
 
 
 def assert_one_finished_run_of_each(database: Path, jobs: int) -> None:
@@ -264,23 +283,20 @@ def assert_one_finished_run_of_each(database: Path, jobs: int) -> None:
 
 def test_database_that_is_new_to_several_drivers(own_copy: Store, tmp_path: Path) -> None:
     database = tmp_path / "new" / "mlflow.db"
-    ends = drivers(own_copy, f"sqlite:///{database}", [("lives", 0)] * 3)
-    assert [code for code, _ in ends] == [0, 0, 0], ends
+    codes = run_drivers(own_copy, f"sqlite:///{database}", [("lives", 0, ALL_READY)] * 3)
+    assert codes == [0, 0, 0]
     assert_one_finished_run_of_each(database, 13)
 
 
 def test_drivers_killed_while_they_create_runs_beside_others(own_copy: Store, tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
-    fates = [("after", 3), ("before", 5), ("lives", 0)]
-    ends = drivers(own_copy, f"sqlite:///{database}", fates)
-    assert [code for code, _ in ends] == [-signal.SIGKILL, -signal.SIGKILL, 0], ends
+    codes = run_drivers(own_copy, f"sqlite:///{database}", ONE_AFTER_THE_OTHER)
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0]
     assert_one_finished_run_of_each(database, 13)
-    (code, output), *_ = drivers(own_copy, f"sqlite:///{database}", [("lives", 0)])
-    assert code == 0, output
-    assert_one_finished_run_of_each(database, 13)
+    assert list(own_copy.storage.names("leases")) == []
 
 
 def test_drivers_killed_while_they_create_runs_on_a_server(own_copy: Store, server: Server) -> None:
-    ends = drivers(own_copy, server.uri, [("after", 2), ("after", 4), ("lives", 0)])
-    assert [code for code, _ in ends] == [-signal.SIGKILL, -signal.SIGKILL, 0], ends
+    codes = run_drivers(own_copy, server.uri, ONE_AFTER_THE_OTHER)
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0]
     assert_one_finished_run_of_each(server.database, 13)

@@ -23,6 +23,7 @@ from tiny_study import assert_same_result, publish, tiny_cell, tiny_space
 
 from study.plan import make_plan
 from trainables import LTH, Dense, Naive, Permuted, schema
+from trainables import tune as tune_module
 from trainables.execution import compute
 from trainables.graph import Ref, closure, dense_job, target
 from trainables.jobs import Context
@@ -239,6 +240,29 @@ def test_any_other_failure_is_raised_and_what_has_failed_is_not_done_afterwards(
         trial.step()
     with pytest.raises(RuntimeError, match="has ended"):
         trial.step()
+
+
+def test_trial_that_waits_for_another_study_gives_its_place_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(tune_module.time, "monotonic", lambda: now[0])
+    waiting, own = (
+        {"stage": "dense", "job_key": "of an ancestor", **more} for more in ({"waiting": True}, {"step": 1})
+    )
+    closed = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        try:
+            yield from (waiting, own, waiting, waiting, waiting)
+        finally:
+            closed.append(True)
+
+    trial = planned(rows())
+    statuses = []
+    for _ in range(5):
+        statuses.append(trial.step().get("status"))
+        now[0] += 0.6 * tune_module.HELD_SECONDS
+    assert statuses == [None, None, None, None, "held"], "what it computes in between counts as a new beginning"
+    assert closed == [True], "and with it the lease that it may hold"
 
 
 def test_step_that_hangs_ends_its_process() -> None:

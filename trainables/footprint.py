@@ -1,7 +1,11 @@
-"""How much memory a network needs, found out without any: PyTorch's ``meta`` device computes shapes only."""
+"""How much memory a network needs, found out without any: PyTorch's ``meta`` device computes shapes only.
+
+And how much there is.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 
@@ -81,6 +85,17 @@ def _footprint(
         tapped=sum(outputs[tap] for tap in spec.taps.values()),
         correlations=sum(units**2 for units in spec.sizes.values()),
     )
+
+
+def smallest_gpu() -> float | None:
+    """Return the bytes of this machine's smallest GPU; None if PyTorch sees none.
+
+    To be called in a process of its own: it looks at all of them, even if Ray has hidden them from the process.
+    """
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if not torch.cuda.is_available():
+        return None
+    return float(min(torch.cuda.get_device_properties(each).total_memory for each in range(torch.cuda.device_count())))
 
 
 def _storage(tensor: Tensor) -> int:

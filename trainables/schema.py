@@ -32,7 +32,7 @@ LEARNING_RATE: Final = "learning_rate"
 """Learning rate of the epoch's last step."""
 EPOCH_METRICS: Final = (TRAIN_LOSS, TRAIN_ACCURACY, TEST_LOSS, TEST_ACCURACY, LEARNING_RATE)
 
-# --- metrics of long jobs, at most twice a minute; MLflow shows them as system metrics -----------------------------------
+# --- metrics of long jobs, at most twice a minute; MLflow shows them as system metrics ----------------------------
 SYSTEM_MEMORY: Final = "system/peak_memory_megabytes"
 """The most memory that the worker process has had, which may have run other jobs before."""
 SYSTEM_CPU: Final = "system/cpu_utilization_percentage"

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,6 +37,10 @@ STATUS_FAILED = "failed"
 STATUS_OUT_OF_MEMORY = "out_of_memory"
 STATUS_STORAGE = "storage"
 """The storage did not take or give files, whoever had asked."""
+STATUS_HELD = "held"
+"""Somebody else is computing it."""
+HELD_SECONDS = 10.0
+"""A trial that waits for somebody else's result gives its place to another one after so long."""
 _STDERR = 2
 """File descriptor: a worker's goes to its file among Ray's logs, whatever has become of ``sys.stderr``."""
 _NAMED_METRICS = (
@@ -169,10 +174,11 @@ class PlannedJob(JobTrainable):
 
     _max_silence: float | None = None
     """Seconds after which a step is taken for hung."""
+    _held_since: float | None = None
 
     def _begin(self, config: dict[str, Any]) -> None:
         super()._begin(config)
-        self._max_silence = config.get("max_silence")
+        self._max_silence, self._held_since = config.get("max_silence"), None
 
     def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
         cell = Cell.from_mapping(json.loads(config["cell"]))
@@ -192,7 +198,7 @@ class PlannedJob(JobTrainable):
         if self._max_silence:
             faulthandler.dump_traceback_later(self._max_silence, exit=True, file=_STDERR)
         try:
-            return super().step()
+            result = super().step()
         except Diverged as error:
             return self._ended(STATUS_FAILED, str(error))
         except StorageError as error:
@@ -203,6 +209,14 @@ class PlannedJob(JobTrainable):
             return self._ended(STATUS_OUT_OF_MEMORY, f"out of memory: {_first_line(error)}")
         finally:
             faulthandler.cancel_dump_traceback_later()
+        if not result.get("waiting"):
+            self._held_since = None
+            return result
+        self._held_since = self._held_since or time.monotonic()
+        if time.monotonic() - self._held_since < HELD_SECONDS:
+            return result
+        self._close()
+        return {"stage": self._target.kind, "status": STATUS_HELD, "done": True}
 
     def _ended(self, status: str, error: str) -> dict[str, Any]:
         return {"stage": self._target.kind, "status": status, "error": error, "done": True}

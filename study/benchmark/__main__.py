@@ -1,0 +1,80 @@
+"""The command line of the benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from study.benchmark import results
+from study.runs import project_commit
+from trainables.config import PRECISIONS, bounded
+
+WHAT = ("training", "matching")
+OPTIONS = {
+    "model": (str, "resnet20", "network to train and to match"),
+    "width": (float, 1.0, "its width"),
+    "sparsity": (float, 0.9, "of the mask it is trained under"),
+    "steps": (int, 10, "training steps of a run"),
+    "trials": (int, 8, "trials of a grid"),
+    "images": (int, 1000, "images to match by"),
+    "threads": (int, 1, "CPU threads to match with"),
+}
+"""Option -> its type, default and meaning. Each kind of measurement takes those that it has a setting for."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, or 2 for a wrong request."""
+    options = _parser().parse_args(argv)
+    asked = WHAT if options.what == "all" else (options.what,)
+    modules = {what: importlib.import_module(f"study.benchmark.{what}") for what in asked}
+    try:
+        results.check_readable(options.out)
+        bounded("repeats", options.repeats, 1, whole=True)
+        settings = {what: _setting(module.Setting, options) for what, module in modules.items()}
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from study.benchmark.contest import machine
+
+    surroundings = machine()
+    print(", ".join(f"{name} {value}" for name, value in surroundings.items()))
+    for what, module in modules.items():
+        measurement = module.measure(settings[what], options.repeats)
+        print(*measurement.lines(), sep="\n", flush=True)
+        results.store(options.out, measurement, surroundings, project_commit())
+    return 0
+
+
+def _setting(kind: type, options: argparse.Namespace) -> Any:
+    """Return what is to be measured, from those options that it knows."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in vars(options).items() if name in known})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m study.benchmark",
+        description="What this machine does: ratios of two ways to do the same, timed in turns.",
+    )
+    parser.add_argument("what", nargs="?", default="all", choices=(*WHAT, "all"))
+    for name, (kind, default, meaning) in OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} (default: %(default)s)")
+    parser.add_argument(
+        "--precisions",
+        type=lambda text: tuple(text.split(",")),
+        default=tuple(PRECISIONS),
+        metavar="P,...",
+        help=f"that our trials are measured in (default: {','.join(PRECISIONS)})",
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("outputs", results.FILE), help="default: %(default)s")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

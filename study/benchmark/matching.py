@@ -1,0 +1,66 @@
+"""Activation matching: one pass for all permutation groups against one per group, as the paper's code makes them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from study.benchmark.contest import compare
+from study.benchmark.results import Measurement
+from trainables.config import bounded, known
+from trainables.matching import activation_moments
+from trainables.models import MODELS, build_model, check_width
+from trainables.permutations import PermutationSpec, permutation_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is matched.
+
+    Attributes:
+        model: a name of ``MODELS``.
+        width: its width.
+        images: random RGB images of 32 x 32 pixels.
+        threads: of the CPU.
+    """
+
+    model: str = "resnet20"
+    width: float = 1.0
+    images: int = 1000
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        known("model", self.model, MODELS)
+        check_width(self.model, self.width)
+        bounded("images", self.images, 1, whole=True)
+        bounded("threads", self.threads, 1, whole=True)
+
+
+def measure(setting: Setting, repeats: int) -> Measurement:
+    """Compare the two. Both collect the same moments of the same activations; the assignments are not timed.
+
+    Args:
+        setting: what is matched.
+        repeats: counted repeats of each way.
+    """
+    torch.set_num_threads(setting.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    model_a, model_b = (build_model(setting.model, width=setting.width).to(device) for _ in range(2))
+    batches = list(torch.split(torch.randn(setting.images, 3, 32, 32, device=device), 250))
+    spec = permutation_spec(model_a)
+    alone = [one_group(spec, group) for group in spec.groups]
+    comparison = compare(
+        f"matching {setting.model} x{setting.width:g}, {setting.images} images, against {len(alone)} passes",
+        lambda: activation_moments(model_a, model_b, spec, batches),
+        lambda: [activation_moments(model_a, model_b, each, batches) for each in alone],
+        repeats,
+    )
+    return Measurement(what="matching", settings=asdict(setting), comparisons=[comparison])
+
+
+def one_group(spec: PermutationSpec, group: str) -> PermutationSpec:
+    """Return the specification of one permutation group by itself."""
+    axes = {name: tuple(each if each == group else None for each in groups) for name, groups in spec.axes.items()}
+    return PermutationSpec(axes=axes, sizes={group: spec.sizes[group]}, taps={group: spec.taps[group]})

@@ -1,0 +1,255 @@
+"""Sparse training: our trial against the conventional loop, against the model by itself, and a grid of trials.
+
+All train the same network under the same mask on the same images, which are noise of CIFAR's shape: what they show
+does not change how long they take.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from study.benchmark.contest import Contestant, Team, cores, in_turns
+from study.benchmark.conventional import ConventionalLoop
+from study.benchmark.results import Comparison, Figure, Measurement, Rate
+from trainables.config import PRECISIONS, Recipe, Task, bounded, known
+from trainables.data import load_dataset
+from trainables.masks import magnitude_mask
+from trainables.models import MODELS, check_width
+from trainables.publishing import Context
+from trainables.store import Store
+from trainables.task import TaskData
+
+CLASSES = 10
+IMAGE_SIZE = 32
+CONVENTIONAL = "conventional"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is trained.
+
+    Attributes:
+        model: a name of ``MODELS``.
+        width: its width.
+        sparsity: of the mask, in [0, 1).
+        batch_size: images per step.
+        steps: per run.
+        precisions: names of ``PRECISIONS`` that our trial is measured in; the conventional loop knows fp32 only.
+        trials: of the grid: as many train at the same time, on a CPU at most one per core.
+    """
+
+    model: str = "resnet20"
+    width: float = 1.0
+    sparsity: float = 0.9
+    batch_size: int = 128
+    steps: int = 10
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
+    trials: int = 8
+
+    def __post_init__(self) -> None:
+        known("model", self.model, MODELS)
+        check_width(self.model, self.width)
+        bounded("sparsity", self.sparsity, 0, 1, below_high=True)
+        bounded("batch_size", self.batch_size, CLASSES, whole=True)
+        bounded("steps", self.steps, 1, whole=True)
+        bounded("trials", self.trials, 1, whole=True)
+        if not self.precisions:
+            raise ValueError(f"no precision to measure in; known: {', '.join(PRECISIONS)}")
+        for precision in self.precisions:
+            known("precision", precision, PRECISIONS)
+
+    @property
+    def images(self) -> int:
+        """Images of a run."""
+        return self.batch_size * self.steps
+
+    def recipe(self, precision: str = "fp32") -> Recipe:
+        """Return a recipe that never ends."""
+        return Recipe(
+            epochs=10**6,
+            batch_size=self.batch_size,
+            lr=0.01,
+            momentum=0.9,
+            weight_decay=1e-4,
+            schedule="constant",
+            precision=precision,
+        )
+
+
+# --- the three ways -------------------------------------------------------------------------------------------------
+class OurTrial:
+    """Trains an epoch per run, as a job of a study does, and evaluates on as good as no test images."""
+
+    def __init__(self, setting: Setting, folder: Path, precision: str) -> None:
+        data, model, mask = _prepared(setting, folder)
+        self.training = data.training(model, setting.recipe(precision), seed=0, mask=mask)
+        self._images = setting.images
+
+    def run(self) -> int:
+        """Train one epoch; return the number of images."""
+        self.training.run_epoch()
+        return self._images
+
+    def helpers(self) -> Sequence[int]:
+        """Return nothing: a trial is one process."""
+        return ()
+
+
+class BareStep:
+    """Forward and backward pass of the model over one batch again and again: what no loop can be faster than."""
+
+    def __init__(self, setting: Setting, folder: Path, precision: str) -> None:
+        data, self._model, _ = _prepared(setting, folder)
+        images, labels = next(iter(data.train_plain))
+        self._images, self._labels = images[: setting.batch_size], labels[: setting.batch_size]
+        self._steps, self._half = setting.steps, precision == "bf16"
+
+    def run(self) -> int:
+        """Take the steps of a run; return the number of images."""
+        self._model.train()
+        for _ in range(self._steps):
+            with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._half):
+                logits = self._model(self._images)
+            cross_entropy(logits.float(), self._labels).backward()  # type: ignore[no-untyped-call]
+            for parameter in self._model.parameters():
+                parameter.grad = None
+        return self._steps * len(self._labels)
+
+    def helpers(self) -> Sequence[int]:
+        """Return nothing."""
+        return ()
+
+
+def conventional(setting: Setting, folder: Path) -> ConventionalLoop:
+    """Return the conventional loop with a loader process per core."""
+    _, model, mask = _prepared(setting, folder)
+    dataset, recipe = load_dataset("image_folder", folder), setting.recipe()
+    return ConventionalLoop(
+        model.to(memory_format=torch.contiguous_format),
+        mask,
+        dataset.train,
+        mean=dataset.mean,
+        std=dataset.std,
+        batch_size=setting.batch_size,
+        workers=cores(),
+        device=_device(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def _prepared(setting: Setting, folder: Path) -> tuple[TaskData, nn.Module, dict[str, Tensor]]:
+    """Return the data, the network and a mask of its smallest weights; the same ones in every process."""
+    task = Task(model=setting.model, width=setting.width, dataset="image_folder")
+    data = TaskData(task, Context(store=Store(folder / "outputs"), data_dir=str(folder), device=_device()))
+    torch.manual_seed(0)
+    model = data.model()
+    weights = {name: model.get_parameter(name).detach() for name in model.prunable_names()}
+    return data, model, magnitude_mask(weights, setting.sparsity)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def images_on_disk(count: int) -> Iterator[Path]:
+    """Yield a folder of noise images in the layout of ``image_folder``, decoded already; removed afterwards."""
+    noise = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        for split, number in (("train", count), ("test", CLASSES)):
+            for index in range(number):
+                folder = Path(name, split, f"{index % CLASSES}")
+                folder.mkdir(parents=True, exist_ok=True)
+                pixels = noise.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+        load_dataset("image_folder", name)
+        yield Path(name)
+
+
+# --- the contests ---------------------------------------------------------------------------------------------------
+def measure(setting: Setting, repeats: int) -> Measurement:
+    """Compare the ways to train.
+
+    Args:
+        setting: what is trained.
+        repeats: counted runs of each way.
+
+    Raises:
+        RuntimeError: one of the ways failed.
+    """
+    cuda = torch.cuda.is_available()
+    comparisons: list[Comparison] = []
+    figures: list[Figure] = []
+    rates: list[Rate] = []
+    with images_on_disk(setting.images) as folder:
+        for threads in dict.fromkeys([cores()] if cuda else [cores(), 1]):
+            compared, found = _one_trial(setting, threads, folder, repeats)
+            comparisons += compared
+            figures += found
+        for precision in setting.precisions:
+            together = setting.trials if cuda else min(setting.trials, cores())
+            comparison, rate = _grid(setting, precision, together, folder, repeats)
+            comparisons.append(comparison)
+            rates.append(rate)
+    return Measurement(what="training", settings=asdict(setting), comparisons=comparisons, figures=figures, rates=rates)
+
+
+def _one_trial(setting: Setting, threads: int, folder: Path, repeats: int) -> tuple[list[Comparison], list[Figure]]:
+    """Compare one trial with the conventional loop and with the bare step, all on so many threads."""
+    comparisons, figures = [], []
+    on = "GPU" if torch.cuda.is_available() else f"{threads} thread{'s' * (threads > 1)}"
+    with ExitStack() as stack:
+        teams = {CONVENTIONAL: Team(stack, Contestant(CONVENTIONAL, threads, conventional, setting, folder))}
+        for precision in setting.precisions:
+            for name, way in (("ours", OurTrial), ("bare", BareStep)):
+                named = f"{name} {precision}"
+                teams[named] = Team(stack, Contestant(named, threads, way, setting, folder, precision))
+        seconds = in_turns(teams, repeats)
+        for precision in setting.precisions:
+            what = f"training {setting.model} x{setting.width:g} {precision}, {on}"
+            for against, other in (("conventional loop", CONVENTIONAL), ("bare model step", f"bare {precision}")):
+                name = f"{what}, against the {against}"
+                comparisons.append(_comparison(name, seconds[f"ours {precision}"], seconds[other], setting.images))
+        for name, team in teams.items():
+            speed = 1 / statistics.median(seconds[name])
+            figures.append(Figure(name=f"training {name}, {on}", value=speed, unit="images/s"))
+            figures.append(Figure(name=f"peak memory {name}, {on}", value=team.memory(), unit="MiB"))
+    return comparisons, figures
+
+
+def _grid(setting: Setting, precision: str, together: int, folder: Path, repeats: int) -> tuple[Comparison, Rate]:
+    """Compare trials side by side, one thread each, with one conventional trial on all cores."""
+    with ExitStack() as stack:
+        alone = Contestant(CONVENTIONAL, cores(), conventional, setting, folder)
+        trials = [Contestant(f"trial {each}", 1, OurTrial, setting, folder, precision) for each in range(together)]
+        seconds = in_turns({"ours": Team(stack, *trials), CONVENTIONAL: Team(stack, alone)}, repeats)
+    what = f"{setting.model} x{setting.width:g} {precision}"
+    name = f"training {what}, {together} trials at a time, against one conventional"
+    rate = Rate(
+        model=setting.model,
+        width=setting.width,
+        precision=precision,
+        image_size=IMAGE_SIZE,
+        images_per_second=1 / statistics.median(seconds["ours"]) / together,
+    )
+    return _comparison(name, seconds["ours"], seconds[CONVENTIONAL], setting.images), rate
+
+
+def _comparison(name: str, ours: Sequence[float], other: Sequence[float], images: int) -> Comparison:
+    """Return a comparison of the seconds for so many images, from the seconds for one."""
+    return Comparison(
+        name=name, ours=tuple(images * each for each in ours), other=tuple(images * each for each in other)
+    )
