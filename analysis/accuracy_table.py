@@ -6,11 +6,10 @@ Run it alone with ``python -m analysis.accuracy_table --space NAME``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import pandas as pd
 
-from analysis import cells, labels, stats
+from analysis import cells, facets, labels, stats
 from analysis.load import runs as load
 from analysis.signs import MINUS
 from trainables import schema
@@ -19,6 +18,8 @@ __all__ = ["CAPTION", "TITLE", "comparison", "controls", "formatted", "load", "n
 
 GRID = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
 INTERVAL = "[95\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}CI] (n)"
+CELL = "cell"
+"""Number of a cell, in the order of the grid."""
 MAIN = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
 """Rows of the main table; the others are in :func:`controls`."""
 KEPT = {labels.axis(name) for name in GRID}
@@ -37,41 +38,55 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: the cell's axes; ``<row>_mean``, ``<row>_std``, ``<row>_n`` for each row (percent); then those of
     :func:`comparison`.
     """
-    by = cells.axes(frame)
-    scored = cells.scores(frame)
-    lines = []
-    for cell, group in scored.groupby(by, dropna=False):
-        line: dict[str, Any] = dict(zip(by, cell, strict=True))
-        for row in cells.row_order(scored[cells.ROW]):
-            summary = stats.summarize(group.loc[group[cells.ROW] == row, schema.TEST_ACCURACY])
-            line |= {f"{row}_mean": summary.mean, f"{row}_std": summary.std, f"{row}_n": summary.n}
-        lines.append(line | comparison(cells.paired(group, by)))
-    result = pd.DataFrame(lines)
+    places, scored = _numbered(frame)
+    spread = facets.spread(scored, [CELL, cells.ROW], [schema.TEST_ACCURACY]).set_index([CELL, cells.ROW])
+    rows = cells.row_order(scored[cells.ROW])
+    columns = {}
+    for row in rows:
+        of_row = spread.xs(row, level=cells.ROW).reindex(places.index) if row in spread.index.levels[1] else None
+        for what in ("mean", "std", "n"):
+            columns[f"{row}_{what}"] = of_row[what] if of_row is not None else stats.NAN
+    compared = pd.DataFrame([comparison(pairs) for pairs in _pairs(places, scored)], index=places.index)
+    result = pd.concat([places.assign(**columns), compared], axis="columns")
+    result = result.fillna({f"{row}_n": 0 for row in rows}).astype({f"{row}_n": int for row in rows})
     if len(result):
         result["p_holm"] = stats.holm(result["p"].tolist())
-        result[schema.PARAM_REWIND_EPOCH] = result[schema.PARAM_REWIND_EPOCH].astype("Int64")
     return result
+
+
+def _numbered(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the cells, by number, and the scores with the number of their cell."""
+    by = cells.axes(frame)
+    scored = cells.scores(frame)
+    scored = scored.assign(**{CELL: scored.groupby(by, dropna=False).ngroup()})
+    return scored[[*by, CELL]].drop_duplicates().set_index(CELL).sort_index(), scored
+
+
+def _pairs(places: pd.DataFrame, scored: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the pairs of each cell."""
+    every = cells.paired(scored, [CELL])
+    number = every.index.get_level_values(CELL)
+    return [every[number == cell] for cell in places.index]
 
 
 def comparison(pairs: pd.DataFrame) -> dict[str, float]:
     """Return how the permuted mask compares with the naive one in a cell.
 
     ``permuted_minus_naive`` with ``ci_low``, ``ci_high`` (percentage points, 95 %), ``pairs`` and ``p``; and
-    ``share_closed``, over the pairs that have LTH, too, where LTH is ahead of naive by more than a standard error.
+    ``share_closed`` with ``share_low``, ``share_high`` (:func:`analysis.stats.paired_share`).
     """
-    columns = pairs.reindex(columns=[cells.PERMUTED, cells.NAIVE, cells.LTH])
-    difference = stats.paired_difference(columns[cells.PERMUTED], columns[cells.NAIVE])
-    complete = columns.dropna()
-    ahead = stats.summarize(complete[cells.LTH] - complete[cells.NAIVE])
-    clear = ahead.n > 0 and not ahead.mean <= (0.0 if ahead.n == 1 else ahead.sem)
-    permuted, naive, lth = (float(value) for value in complete.mean())
+    permuted, naive, lth = pairs.reindex(columns=[cells.PERMUTED, cells.NAIVE, cells.LTH]).to_numpy(dtype=float).T
+    difference = stats.paired_difference(permuted, naive)
+    share = stats.paired_share(permuted, naive, lth)
     return {
         "permuted_minus_naive": difference.mean,
         "ci_low": difference.low,
         "ci_high": difference.high,
         "pairs": difference.n,
         "p": difference.p,
-        "share_closed": stats.share_closed(permuted, naive, lth) if clear else stats.NAN,
+        "share_closed": share.value,
+        "share_low": share.low,
+        "share_high": share.high,
     }
 
 
@@ -81,7 +96,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     if numbers.empty:
         return numbers
     columns = _places(numbers, cells.axes(frame)) | _means(numbers, MAIN)
-    columns[f"Permuted {MINUS} naive {INTERVAL}"] = [str(_ahead(pairs, cells.NAIVE)) for pairs in _paired(frame)]
+    columns[f"Permuted {MINUS} naive {INTERVAL}"] = _ahead(frame, cells.NAIVE)
     columns["p (Holm)"] = [stats.format_p(p) for p in numbers["p_holm"]]
     columns["Gap closed"] = ["" if pd.isna(share) else f"{100 * share:.0f} %" for share in numbers["share_closed"]]
     return _without_empty(columns)
@@ -98,19 +113,14 @@ def controls(frame: pd.DataFrame) -> pd.DataFrame:
         columns |= _means(numbers, [row])
         if row != cells.IMP:
             name = f"Permuted {MINUS} {labels.method(row).lower()} {INTERVAL}"
-            columns[name] = [str(_ahead(pairs, row)) for pairs in _paired(frame)]
+            columns[name] = _ahead(frame, row)
     return _without_empty(columns)
 
 
-def _paired(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the pairs of each cell, in the order of the table."""
-    by = cells.axes(frame)
-    return [cells.paired(group, by) for _, group in cells.scores(frame).groupby(by, dropna=False)]
-
-
-def _ahead(pairs: pd.DataFrame, row: str) -> stats.Difference:
-    columns = pairs.reindex(columns=[cells.PERMUTED, row])
-    return stats.paired_difference(columns[cells.PERMUTED], columns[row])
+def _ahead(frame: pd.DataFrame, row: str) -> list[str]:
+    """Return how far permuted is ahead of another row in each cell, paired, with its interval."""
+    every = [pairs.reindex(columns=[cells.PERMUTED, row]) for pairs in _pairs(*_numbered(frame))]
+    return [str(stats.paired_difference(pairs[cells.PERMUTED].tolist(), pairs[row].tolist())) for pairs in every]
 
 
 def _rows(numbers: pd.DataFrame) -> list[str]:
@@ -149,10 +159,14 @@ def notes(frame: pd.DataFrame) -> list[str]:
             f"{labels.plural(cells.indistinct(scored, by), 'entry', 'entries')} average several runs of one pair "
             "that no recorded setting tells apart."
         )
-    matchers = sorted({name.partition(":")[2] for name in scored[cells.ROW]} - {""})
-    if matchers:
-        main = cells.main_matcher(frame[frame["stage"] == schema.SPARSE])
-        said.append(f"Permuted without a matcher's name is matched by {main}.")
+    variants = [row for row in cells.row_order(scored[cells.ROW]) if ":" in row]
+    if variants:
+        main = cells.main_matching(frame)
+        epoch = main[schema.PARAM_MATCH_EPOCH]
+        when = "at the end of B's training" if epoch == cells.END else f"after {epoch} epochs of B's training"
+        others = [f", {name}={main[name]}" for name in cells.MATCHING if any(f"{name}=" in row for row in variants)]
+        how = f"matched by {main[schema.PARAM_MATCHER]}, {when}{''.join(others)}"
+        said.append(f"Permuted without further words: {how}.")
     return said
 
 

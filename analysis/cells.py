@@ -1,12 +1,16 @@
 """Which runs belong together: cells of the grid, the rows of each, and the pairs inside.
 
 A *cell* is one point of the grid: model, dataset, width, sparsity, rewind epoch and whatever recipe field the study
-varied. A *row* is what is compared in it: a method. A *pair* is one (net A, net B), known by the seed of A. Dense nets
-have neither sparsity nor rewind epoch and pruned nets have no rewind epoch, so they stand in many cells.
+varied. A *row* is what is compared in it: a method, and how its nets were matched where the study tried several ways.
+A *pair* is one (net A, net B). LTH and pruned nets have no net B and stand in all pairs of their net A; dense nets have
+neither sparsity nor rewind epoch and pruned nets have no rewind epoch, so they stand in many cells.
 """
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pandas as pd
 
 from analysis.load import FINISHED, recipe_fields
@@ -16,15 +20,25 @@ from trainables.methods import METHODS
 TASK = (schema.PARAM_MODEL, schema.PARAM_DATASET)
 CELL = (*TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
 ROW, PAIR = "row", "pair"
+NETS = (schema.PARAM_SEED_A, schema.PARAM_SEED_B, schema.PARAM_DATA_ORDER)
 DENSE, IMP, LTH, NAIVE, PERMUTED = "dense", "imp", "lth", "naive", "permuted"
 MEASURES = (
     schema.TEST_ACCURACY,
+    schema.TEST_TOP5_ACCURACY,
     schema.GENERALIZATION_GAP,
     schema.GAP_TO_DENSE,
     schema.GAP_TO_LTH,
 )
 NO_REWIND = frozenset(name for name, method in METHODS.items() if method.init == "fresh")
 """Methods that start at the initialisation whatever the rewind epoch, and so stand beside every one of them."""
+MATCHED = frozenset(name for name, method in METHODS.items() if method.transform == "permute")
+MATCHER = "activation"
+"""The matcher that goes without saying wherever it was used: the paper's."""
+END = -1
+"""Value of ``match_epoch`` for nets that were matched when trained to the end: goes without saying, likewise."""
+MATCHING = ("match_images", "stream_taps")
+"""Recipe fields of the match alone. Like matcher and match epoch they make rows, not cells: permuted nets of all of
+them are compared with one and the same naive net."""
 
 
 def axes(frame: pd.DataFrame) -> list[str]:
@@ -39,25 +53,28 @@ def varied(frame: pd.DataFrame) -> list[str]:
     does must never be averaged over, or the spread over seeds would be the spread over recipes.
     """
     trained = frame[frame["stage"].isin([schema.DENSE, schema.PRUNE, schema.SPARSE])]
-    alike = trained.groupby([schema.PARAM_STAGE, schema.PARAM_METHOD, *CELL, schema.PARAM_MATCHER], dropna=False)
-    fields = [name for name in recipe_fields(frame) if "seed" not in name]
+    fields = [name for name in recipe_fields(frame) if "seed" not in name and name not in MATCHING]
+    fields = [name for name in fields if trained[name].nunique() > 1]  # few do, and groups take their time
+    alike = trained.groupby([schema.PARAM_STAGE, schema.PARAM_METHOD, *CELL], dropna=False)
     return [name for name in fields if (alike[name].nunique() > 1).any()]
 
 
 def scores(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per finished run and cell that it stands in.
 
-    Columns: those of :func:`axes`, ``row`` (a method; ``permuted:NAME`` for a matcher other than the study's main
-    one), ``pair`` (seed of net A; for a dense net its own seed), ``run_id`` and the ``MEASURES``.
+    Columns: those of :func:`axes`, ``row`` (see :func:`rows`), ``pair`` (``A0→B1``; of a net that belongs to no pair,
+    ``A0``), ``seed_a`` (of a dense net: its own), ``seed_b``, ``data_order``, ``run_id`` and the ``MEASURES``.
     """
     by = axes(frame)
-    named = frame.assign(**{ROW: rows(frame), PAIR: frame[schema.PARAM_SEED_A]})
+    needed = dict.fromkeys([*by, *NETS, "run_id", *MEASURES, "stage", "status", "key", "dense_key"])
+    named = frame[list(needed)]
+    named = named.assign(**{ROW: rows(frame), PAIR: pairs(frame), schema.PARAM_SPARSITY: _asked(frame)})
     named[[schema.PARAM_WIDTH, schema.PARAM_SPARSITY]] = named[[schema.PARAM_WIDTH, schema.PARAM_SPARSITY]].round(9)
     grid = _grid(named, by)
     done = named[named["status"] == FINISHED]
     sparse = done[done["stage"] == schema.SPARSE]
     free = sparse[ROW].isin(NO_REWIND)
-    columns = [*by, ROW, PAIR, "run_id", *MEASURES]
+    columns = [*by, ROW, PAIR, *NETS, "run_id", *MEASURES]
     parts = [
         _dense(named, done, grid, by),
         _beside(done[(done["stage"] == schema.PRUNE) & (done[ROW] == IMP)], grid, by),
@@ -68,41 +85,112 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows(frame: pd.DataFrame) -> pd.Series:
-    """Return the name under which each run is compared: its method, with the matcher where several were tried."""
+    """Return the name under which each run is compared: its method, and how it was matched if not in the main way.
+
+    ``permuted`` is what goes without saying (:func:`main_matching`), ``permuted:weight`` another matcher,
+    ``permuted:t=5`` nets that were matched after 5 epochs of B's training, ``permuted:match_images=1000`` a match on so
+    many images, ``permuted:weight, t=5`` both.
+    """
     label = frame[schema.PARAM_METHOD].copy()
-    for method, group in frame[frame["stage"] == schema.SPARSE].groupby(schema.PARAM_METHOD):
-        main = main_matcher(group)
-        other = group[(group[schema.PARAM_MATCHER] != "") & (group[schema.PARAM_MATCHER] != main)]
-        label[other.index] = str(method) + ":" + other[schema.PARAM_MATCHER]
+    matched = frame[label.isin(MATCHED)]
+    if matched.empty:
+        return label
+    main = main_matching(frame)
+    how = pd.Series("", index=matched.index, dtype=object)
+    for name, values in _matching(matched).items():
+        prefix = {schema.PARAM_MATCHER: "", schema.PARAM_MATCH_EPOCH: "t="}.get(str(name), f"{name}=")
+        differs = values.notna() & (values != "") & (values != main[str(name)])
+        texts = prefix + values[differs].astype(str)
+        how[differs] += np.where(how[differs] == "", ":", ", ") + texts.to_numpy(dtype=object)
+    label[how.index] += how
     return label
 
 
-def main_matcher(frame: pd.DataFrame) -> str:
-    """Return the matcher that goes without saying: the paper's if it was used, else the most frequent one."""
-    used = frame.loc[frame[schema.PARAM_MATCHER] != "", schema.PARAM_MATCHER]
-    if used.empty or (used == "activation").any():
-        return "activation"
-    return str(used.mode().iloc[0])
+def main_matching(frame: pd.DataFrame) -> dict[str, object]:
+    """Return how nets were matched where a row does not say it, by setting.
+
+    The paper's matcher, at the end of B's training, if that was used; of anything else what was used most often.
+    """
+    used = _matching(frame[(frame[schema.PARAM_STAGE] == schema.SPARSE) & frame[schema.PARAM_METHOD].isin(MATCHED)])
+    main: dict[str, object] = {schema.PARAM_MATCHER: MATCHER, schema.PARAM_MATCH_EPOCH: END}
+    for name, values in used.items():
+        present = values[values.notna() & (values != "")]
+        if len(present) and not (present == main.get(str(name))).any():
+            main[str(name)] = present.mode().iloc[-1]  # of several that are as frequent, the largest
+        main.setdefault(str(name), None)
+    return main
+
+
+def _matching(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the settings of the matches that runs rest on, a column each."""
+    epochs = frame[schema.PARAM_MATCH_EPOCH]
+    if "dense_epochs" in frame:  # which is another way to say: at the end
+        epochs = epochs.mask(epochs.astype(str) == frame["dense_epochs"].astype(str), END)
+    settings = frame[[schema.PARAM_MATCHER, *(name for name in MATCHING if name in frame)]]
+    return settings.assign(**{schema.PARAM_MATCH_EPOCH: epochs})
+
+
+def early(names: pd.Series) -> pd.Series:
+    """Return which rows are those of nets that were matched before the end of B's training."""
+    return names.astype(str).str.contains(r":(?:.*, )?t=").astype(bool)
+
+
+def pairs(frame: pd.DataFrame) -> pd.Series:
+    """Return which nets each run is about: ``A0→B1``, or ``A0`` where there is no net B."""
+    a, b = (frame[name].astype("string").fillna("") for name in (schema.PARAM_SEED_A, schema.PARAM_SEED_B))
+    return ("A" + a + ("→B" + b).where(b != "", "")).astype(str)
 
 
 def row_order(names: pd.Series) -> list[str]:
-    """Return the distinct rows in the order of the method table, strangers last."""
+    """Return the distinct rows in the order of the method table, strangers last; 5 comes before 20."""
     order = {name: place for place, name in enumerate(METHODS)}
-    return sorted(map(str, names.unique()), key=lambda name: (order.get(name.split(":")[0], len(order)), name))
+
+    def key(name: str) -> tuple[int, list[tuple[bool, int, str]]]:
+        parts = [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+        return order.get(name.split(":")[0], len(order)), parts
+
+    return sorted(map(str, names.unique()), key=key)
 
 
 def paired(scored: pd.DataFrame, by: list[str], measure: str = schema.TEST_ACCURACY) -> pd.DataFrame:
-    """Return one line per cell and pair with a column per row; dense nets are left out, they belong to no pair.
+    """Return one line per cell and pair, indexed by both, with a column per row; dense nets belong to no pair.
 
-    Runs of one pair that no recorded param tells apart are averaged (:func:`indistinct` counts them).
+    What has no net B (LTH, IMP) stands in all pairs of its net A. Runs of one pair that no recorded param tells apart
+    are averaged (:func:`indistinct` counts them), and so are data orders.
     """
     sparse = scored[scored[ROW] != DENSE]
-    return sparse.groupby([*by, PAIR, ROW], dropna=False)[measure].mean().unstack(ROW)
+    of_pair = sparse[schema.PARAM_SEED_B].notna()
+    place = [*by, schema.PARAM_SEED_A]
+    wide = _means(sparse[of_pair], [*place, PAIR], measure).merge(
+        _means(sparse[~of_pair], place, measure), on=place, how="outer"
+    )
+    wide[PAIR] = wide[PAIR].fillna("A" + wide[schema.PARAM_SEED_A].astype(str))
+    wide = wide.set_index([*by, PAIR]).drop(columns=schema.PARAM_SEED_A).sort_index()
+    return wide.rename_axis(columns=ROW)
+
+
+def _means(scored: pd.DataFrame, place: list[str], measure: str) -> pd.DataFrame:
+    """Return the mean by place and row, a line per place and a column per row."""
+    means = scored.groupby([*place, ROW], dropna=False)[measure].mean()
+    return means.unstack(ROW).reset_index().rename_axis(columns=None)
 
 
 def indistinct(scored: pd.DataFrame, by: list[str]) -> int:
-    """Return how many (cell, row, pair) hold more than one run."""
-    return int((scored.groupby([*by, ROW, PAIR], dropna=False).size() > 1).sum())
+    """Return how many (cell, row, pair, data order) hold more than one run."""
+    return int((scored.groupby([*by, ROW, PAIR, schema.PARAM_DATA_ORDER], dropna=False).size() > 1).sum())
+
+
+def _asked(frame: pd.DataFrame) -> pd.Series:
+    """Return the sparsity that was asked for: pruning may stop within a tolerance of it.
+
+    A pruned net is known by the sparsity that it reached, the sparse nets that wear its mask by the one that was asked
+    for; they name it as their parent.
+    """
+    sparsity = frame[schema.PARAM_SPARSITY]
+    sparse = frame.loc[frame[schema.PARAM_STAGE] == schema.SPARSE, ["parents", schema.PARAM_SPARSITY]]
+    links = sparse.assign(parents=sparse["parents"].str.split(",")).explode("parents").drop_duplicates("parents")
+    asked = frame["key"].map(links.set_index("parents")[schema.PARAM_SPARSITY]).astype(float)
+    return asked.where((frame[schema.PARAM_STAGE] == schema.PRUNE) & asked.notna(), sparsity)
 
 
 def _grid(named: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import cells, labels, stats
+from analysis import cells, labels
 from analysis.load import FINISHED
 from analysis.signs import DASH
 from trainables import schema
@@ -22,18 +22,23 @@ def summaries(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     Lines without a value are left out; they come in the order of the grid, rows in the order of the method table.
     """
     by = cells.axes(frame)
-    scored = cells.scores(frame)
-    lines: list[dict[str, Any]] = []
-    for cell, group in scored.groupby(by, dropna=False):
-        for row in cells.row_order(group[cells.ROW]):
-            for measure in measures:
-                one = stats.summarize(group.loc[group[cells.ROW] == row, measure])
-                if one.n:
-                    place = dict(zip(by, cell, strict=True))
-                    spread = {"n": one.n, "mean": one.mean, "std": one.std, "sem": one.sem}
-                    lines.append({**place, cells.ROW: row, "measure": measure, **spread})
-    columns = [*by, cells.ROW, "measure", "n", "mean", "std", "sem"]
-    return pd.DataFrame(lines, columns=columns).astype({schema.PARAM_REWIND_EPOCH: "Int64"})
+    return spread(cells.scores(frame), [*by, cells.ROW], measures)
+
+
+def spread(frame: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+    """Return ``n``, ``mean``, sample ``std`` and ``sem`` of each measure by place, one line for each that has a value.
+
+    Lines are in the order of the places, of rows in that of the method table, and of the measures.
+    """
+    long = frame.melt([*by], [*measures], var_name="measure", value_name="value").dropna(subset="value")
+    order: dict[str, dict[str, int]] = {"measure": {name: place for place, name in enumerate(measures)}}
+    if cells.ROW in by:
+        order[cells.ROW] = {name: place for place, name in enumerate(cells.row_order(long[cells.ROW]))}
+    found = long.groupby([*by, "measure"], dropna=False)["value"].agg(n="count", mean="mean", std="std").reset_index()
+    found = found.sort_values(
+        [*by, "measure"], key=lambda column: column.map(order.get(str(column.name))) if column.name in order else column
+    )
+    return found.assign(sem=found["std"] / found["n"] ** 0.5).reset_index(drop=True)
 
 
 def grid(numbers: pd.DataFrame, by: list[str], *, across: str, without: str) -> tuple[list[dict[str, Any]], list[Any]]:

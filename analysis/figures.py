@@ -11,7 +11,23 @@ from typing import Protocol
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import interpolation, rewind, width
+from analysis import (
+    controls,
+    cost,
+    early_matching,
+    effects,
+    function_space,
+    imp_path,
+    interpolation,
+    mask_overlap,
+    match_quality,
+    plane,
+    rewind,
+    sparsity,
+    top5,
+    versus_paper,
+    width,
+)
 
 
 class FigureModule(Protocol):
@@ -35,7 +51,19 @@ class FigureModule(Protocol):
 
 FIGURES: dict[str, FigureModule] = {
     "rewind": rewind,
+    "top5": top5,
+    "sparsity": sparsity,
     "width": width,
     "interpolation": interpolation,
+    "imp_path": imp_path,
+    "plane": plane,
+    "function_space": function_space,
+    "early_matching": early_matching,
+    "effects": effects,
+    "controls": controls,
+    "mask_overlap": mask_overlap,
+    "match_quality": match_quality,
+    "versus_paper": versus_paper,
+    "cost": cost,
 }
 """Name (of the files that it is written to) -> module, in the order of the report."""

@@ -1,42 +1,140 @@
-"""Tables and figures as files: CSV, Markdown, HTML, PNG and PDF."""
+"""Tables and figures as files: CSV, Markdown, LaTeX and HTML; PNG, SVG and PDF."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis.signs import DASH
+from analysis.signs import ALPHA, DASH, MINUS, TIMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PNG_DPI = 200
+SUFFIXES = (".csv", ".md", ".tex", ".png", ".svg", ".pdf")
+"""Of the files that are written here."""
+TEXTS = ("model", "dataset", "method")
+"""Columns that are set flush left."""
+MOST_LINES = 45
+"""Lines of a LaTeX table that fit on a page; longer ones are broken."""
+LATEX_SIGNS = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": "$<$",
+        ">": "$>$",
+        "±": r"$\pm$",
+        "→": r"$\rightarrow$",
+        "π": r"$\pi$",
+        ALPHA: r"$\alpha$",
+        DASH: "--",
+        MINUS: "$-$",
+        TIMES: r"$\times$",
+        "\N{NO-BREAK SPACE}": "~",
+        "\n": " ",
+    }
+)
+"""Sign -> how LaTeX writes it."""
+LATEX = r"""\begin{{table}}
+\centering
+\caption{{{caption}}}\label{{tab:{label}}}
+\begin{{tabular}}{{{columns}}}
+\toprule
+{head}
+\midrule
+{body}
+\bottomrule
+\end{{tabular}}
+\end{{table}}
+"""
+LONG_LATEX = r"""\begin{{longtable}}{{{columns}}}
+\caption{{{caption}}}\label{{tab:{label}}} \\
+\toprule
+{head}
+\midrule
+\endfirsthead
+\toprule
+{head}
+\midrule
+\endhead
+\bottomrule
+\endfoot
+{body}
+\end{{longtable}}
+"""
 
 
 def write_tables(module: Any, name: str, frame: pd.DataFrame, out: Path) -> list[Path]:
-    """Write a module's numbers to ``<name>.csv``, and to ``<name>.md`` if it has a form to read; return the paths."""
+    """Write a module's numbers as CSV, and as Markdown and LaTeX if they have a form to read; return the paths.
+
+    The form is what ``formatted`` returns, and ``controls`` below it where a module has any.
+    """
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.csv"]
     module.table(frame).to_csv(paths[0], index=False)
-    if hasattr(module, "formatted"):
-        paths.append(out / f"{name}.md")
-        tables = [markdown(module.formatted(frame)), markdown(module.controls(frame))]
-        paths[-1].write_text("\n".join([*filter(None, tables), module.CAPTION, ""]), encoding="utf-8")
+    parts = [getattr(module, part)(frame) for part in ("formatted", "controls") if hasattr(module, part)]
+    tables = [table for table in parts if len(table)]
+    if tables:
+        texts = {
+            ".md": [*map(markdown, tables), module.CAPTION, ""],
+            ".tex": [
+                latex(table, caption=module.CAPTION, label=f"{name}-{number}" if number > 1 else name)
+                for number, table in enumerate(tables, start=1)
+            ],
+        }
+        for suffix, lines in texts.items():
+            paths.append(out / f"{name}{suffix}")
+            paths[-1].write_text("\n".join(lines), encoding="utf-8")
     return paths
 
 
 def write_figure(figure: Figure, name: str, out: Path) -> list[Path]:
-    """Write a figure to ``<name>.png`` and ``<name>.pdf`` and return the paths."""
+    """Write a figure to ``<name>.png``, ``<name>.svg`` and ``<name>.pdf`` and return the paths."""
     from analysis import style
 
-    paths = [out / f"{name}.png", out / f"{name}.pdf"]
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{name}{suffix}" for suffix in (".png", ".svg", ".pdf")]
     for path in paths:
-        style.save(figure, str(path), dpi=PNG_DPI)
+        style.save(figure, path, dpi=PNG_DPI)
     return paths
+
+
+def latex(table: pd.DataFrame, *, caption: str, label: str, texts: Collection[str] = TEXTS) -> str:
+    r"""Return a table of texts in LaTeX, for the packages booktabs and, if it is long, longtable.
+
+    Args:
+        table: what to write; signs that LaTeX reserves are escaped.
+        caption: plain text.
+        label: what ``\ref{tab:...}`` calls it.
+        texts: columns that are set flush left; all others are flush right.
+    """
+    return (LONG_LATEX if len(table) > MOST_LINES else LATEX).format(
+        caption=_latex_text(caption),
+        label=label,
+        columns="".join("l" if name in texts else "r" for name in table.columns),
+        head=_latex_line(table.columns),
+        body="\n".join(_latex_line(line) for line in table.itertuples(index=False)),
+    )
+
+
+def _latex_line(values: Iterable[Any]) -> str:
+    return " & ".join(_latex_text(str(value)) for value in values) + r" \\"
+
+
+def _latex_text(text: str) -> str:
+    return text.translate(LATEX_SIGNS)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -56,10 +56,17 @@ def _tested(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def gains(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return permuted - naive (percentage points), a line per pair and a column per cell that has all pairs."""
-    pairs = cells.paired(scored, by).reindex(columns=[cells.PERMUTED, cells.NAIVE])
-    difference = (pairs[cells.PERMUTED] - pairs[cells.NAIVE]).dropna()
+def gains(scored: pd.DataFrame, by: list[str], row: str = cells.PERMUTED, over: str = cells.NAIVE) -> pd.DataFrame:
+    """Return permuted - naive (percentage points), a line per pair and a column per cell that has all pairs.
+
+    Args:
+        scored: as returned by :func:`analysis.cells.scores`.
+        by: the axes that tell one cell from another.
+        row: another row than permuted.
+        over: another row than naive.
+    """
+    pairs = cells.paired(scored, by).reindex(columns=[row, over])
+    difference = (pairs[row] - pairs[over]).dropna()
     return difference.unstack(by).dropna(axis="columns") if len(difference) else pd.DataFrame()
 
 

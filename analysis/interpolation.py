@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import cells, facets, labels, stats, style
+from analysis import cells, facets, labels, style
 from analysis.load import curves as load
 from analysis.signs import ALPHA
 from trainables import schema
@@ -31,6 +31,8 @@ CAPTION = (
 IDENTITY = "identity"
 How = tuple[str, str]
 HOW = (schema.PARAM_MATCHER, schema.PARAM_CORRECTION)
+PLACE = (*cells.TASK, schema.PARAM_MATCH_EPOCH)
+"""What has rows of panels of its own; B after some epochs of training is another net than B at the end."""
 CURVES = (schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS)
 BARRIERS = (schema.ERROR_BARRIER, schema.LOSS_BARRIER)
 BEFORE = style.Look(colour=style.VERMILLION, marker="s")
@@ -44,36 +46,44 @@ AFTER = (
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return both barriers by task, width, matcher and correction, one line each: n, mean and std.
+    """Return both barriers by task, match epoch, width, matcher and correction, one line each: n, mean, std and sem.
 
-    Error barrier in percentage points, loss barrier in nats; ``measure`` says which.
+    Error barrier in percentage points, loss barrier in nats; ``measure`` says which. Match epoch: epochs of B's
+    training, -1 for all.
     """
-    return _means(frame.drop_duplicates("run_id"), [*cells.TASK, schema.PARAM_WIDTH, *HOW], BARRIERS)
+    return _means(frame.drop_duplicates("run_id"), [*PLACE, schema.PARAM_WIDTH, *HOW], BARRIERS)
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Return the figure: two rows of panels per task, a column per width and one for the barriers."""
-    tasks = frame[list(cells.TASK)].drop_duplicates().to_dict("records")
+    """Return the figure: two rows of panels per task (and match epoch), a column per width and one for the barriers."""
+    frame = _with_epoch(frame)
+    places = frame[list(PLACE)].drop_duplicates().sort_values(list(PLACE)).to_dict("records")
     widths = sorted(frame[schema.PARAM_WIDTH].unique())
+    names = [name for name in PLACE if frame[name].nunique() > 1]
+    names = [*(cells.TASK if set(names) & set(cells.TASK) else ()), *names, schema.PARAM_WIDTH]
     drawn_as = looks(frame)
-    drawn, panels = style.panels(2 * max(len(tasks), 1), max(len(widths), 1) + 1)
-    for number, task in enumerate(tasks):
-        here = facets.at(frame, task)
-        names = [*cells.TASK, schema.PARAM_WIDTH] if len(tasks) > 1 else [schema.PARAM_WIDTH]
+    drawn, panels = style.panels(2 * max(len(places), 1), max(len(widths), 1) + 1)
+    for number, place in enumerate(places):
+        here = facets.at(frame, place)
         for curve, barrier, line in zip(CURVES, BARRIERS, panels[2 * number : 2 * number + 2], strict=True):
             for width, axes in zip(widths, line, strict=False):
-                place = {**task, schema.PARAM_WIDTH: width}
-                _curve(axes, curve, facets.at(here, place), drawn_as, labels.cell(place, names))
+                panel = {**place, schema.PARAM_WIDTH: width}
+                _curve(axes, curve, facets.at(here, panel), drawn_as, labels.cell(panel, dict.fromkeys(names)))
             _barrier(line[-1], barrier, table(here), drawn_as)
             line[0].set_ylabel(style.AXES[curve])
     for axes in panels[-1][:-1]:
         axes.set_xlabel(style.AXES["alpha"])
     panels[-1][-1].set_xlabel(style.AXES[schema.PARAM_WIDTH])
-    if not tasks:
+    if not places:
         for axes in (axes for line in panels for axes in line):
             style.empty(axes, "no pair measured")
     style.legend(drawn, [(_name(how, drawn_as), look) for how, look in drawn_as.items()])
     return drawn
+
+
+def _with_epoch(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with a match epoch everywhere."""
+    return frame.assign(**{schema.PARAM_MATCH_EPOCH: frame[schema.PARAM_MATCH_EPOCH].fillna(cells.END)})
 
 
 def looks(frame: pd.DataFrame) -> dict[How, style.Look]:
@@ -126,20 +136,15 @@ def _barrier(axes: Axes, barrier: str, numbers: pd.DataFrame, drawn: Mapping[How
     for how, look in drawn.items():
         line = facets.at(numbers, dict(zip(HOW, how, strict=True))).sort_values(schema.PARAM_WIDTH)
         style.errorbars(axes, line[schema.PARAM_WIDTH].tolist(), line["mean"].tolist(), line["std"].tolist(), look)
+    style.title(axes, "", facets.count(numbers["n"]))
     style.width_axis(axes, sorted(numbers[schema.PARAM_WIDTH].unique()))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
 
 def _means(frame: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
-    """Return n, mean and std of finite values by group and measure, one line each."""
-    lines = []
-    for place, group in frame.groupby(list(by), dropna=False):
-        for measure in measures:
-            one = stats.summarize(group[measure].where(np.isfinite(group[measure])))
-            if one.n:
-                spread = {"n": one.n, "mean": one.mean, "std": one.std}
-                lines.append({**dict(zip(by, place, strict=True)), "measure": measure, **spread})
-    return pd.DataFrame(lines, columns=[*by, "measure", "n", "mean", "std"])
+    """Return n, mean and spread of finite values by group and measure, one line each."""
+    finite = {name: frame[name].where(np.isfinite(frame[name].astype(float))) for name in measures}
+    return facets.spread(_with_epoch(frame).assign(**finite), by, measures)
 
 
 def notes(frame: pd.DataFrame) -> list[str]:

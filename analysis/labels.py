@@ -18,6 +18,10 @@ NAMES = {
     schema.PARAM_WIDTH: "width",
     schema.PARAM_SPARSITY: "sparsity",
     schema.PARAM_REWIND_EPOCH: "rewind epoch",
+    schema.PARAM_MATCH_EPOCH: "match epoch",
+    schema.PARAM_MATCHER: "matcher",
+    schema.PARAM_CORRECTION: "correction",
+    schema.PARAM_SEED_A: "net A",
 }
 """Axis -> what it is called; a recipe field goes by its own name."""
 
@@ -42,6 +46,8 @@ def value(name: str, raw: Any) -> str:
         return f"{TIMES}{raw:g}"
     if name == schema.PARAM_SPARSITY:
         return f"{round(100 * raw, 6):g} %"
+    if name == schema.PARAM_MATCH_EPOCH and raw == cells.END:
+        return "at the end"
     return str(raw)
 
 

@@ -1,4 +1,4 @@
-"""A finished or half-finished study as data frames: the only module that reads MLflow.
+"""A finished or half-finished study as data frames, one tidy row per job.
 
 Nothing is computed here. A run becomes a row, a param or metric becomes a column, and what a run does not have is
 missing (NaN, NA or an empty string), never zero.
@@ -6,35 +6,42 @@ missing (NaN, NA or an empty string), never zero.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import os
+import json
 import re
-import sqlite3
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 
+from analysis.records import AnalysisError, Experiment, Point, Record, Source, quiet_retries, redact, source
 from trainables import schema
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Experiment, Run
+__all__ = [
+    "AnalysisError",
+    "curves",
+    "local_folder",
+    "planes",
+    "question",
+    "quiet_retries",
+    "recipe_fields",
+    "redact",
+    "runs",
+    "sqlite_uri",
+    "working_tracking_uri",
+]
 
-T = TypeVar("T")
 DEFAULT_TRACKING_URI = "sqlite:///outputs/mlflow.db"
 FINISHED = "FINISHED"
-PAGE = 1000
-"""Runs per request: what the tracking server hands out at once is faster than a request per run."""
+NAN = float("nan")
 
 METRICS = (
     *schema.EPOCH_METRICS,
     schema.FINAL_TRAIN_LOSS,
     schema.FINAL_TRAIN_ACCURACY,
+    schema.TEST_TOP5_ACCURACY,
     schema.GENERALIZATION_GAP,
     schema.GAP_TO_DENSE,
     schema.GAP_TO_LTH,
@@ -45,11 +52,25 @@ METRICS = (
     schema.MEAN_CORRELATION,
     schema.MEAN_CORRELATION_IDENTITY,
     schema.MOVED_UNITS,
+    schema.LOSS_BARRIER_BEFORE,
+    schema.LOSS_BARRIER_AFTER,
+    schema.AGREEMENT_WITH_WEIGHT,
+    schema.MASK_OVERLAP,
+    schema.MASK_OVERLAP_IDENTITY,
+    schema.MASK_OVERLAP_RANDOM,
     schema.MIDPOINT_ACCURACY,
     schema.LOSS_BARRIER,
     schema.ERROR_BARRIER,
+    schema.MEMBERS,
+    schema.MEMBER_ACCURACY_MEAN,
+    schema.MEMBER_ACCURACY_STD,
+    schema.ENSEMBLE_ACCURACY,
+    schema.DISAGREEMENT,
+    schema.KL_DIVERGENCE,
+    schema.JS_DIVERGENCE,
 )
-"""Metrics that become a column, float64, in the units that ``trainables.schema`` gives."""
+"""Metrics that always have a column, float64, in the units that ``trainables.schema`` gives. Metrics of a group, such
+as ``plane_error/<net>``, have one where a run of the study has them."""
 
 TEXTS = (
     schema.PARAM_STAGE,
@@ -58,14 +79,23 @@ TEXTS = (
     schema.PARAM_DATASET,
     schema.PARAM_MATCHER,
     schema.PARAM_CORRECTION,
+    schema.PARAM_PATH,
 )
 FRACTIONS = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
-COUNTS = (schema.PARAM_REWIND_EPOCH, schema.PARAM_SEED_A, schema.PARAM_SEED_B)
+COUNTS = (
+    schema.PARAM_REWIND_EPOCH,
+    schema.PARAM_SEED_A,
+    schema.PARAM_SEED_B,
+    schema.PARAM_ROUND,
+    schema.PARAM_MATCH_EPOCH,
+    schema.PARAM_DATA_ORDER,
+)
 IDENTITY = (*TEXTS, *FRACTIONS, *COUNTS)
 """Params that say which job a run is; every other param is a recipe field."""
 
 TAGS = {
     "error": schema.TAG_ERROR,
+    "parents": schema.TAG_PARENTS,
     "dense_key": schema.TAG_DENSE_KEY,
     "lth_key": schema.TAG_LTH_KEY,
 }
@@ -79,17 +109,28 @@ CURVE_IDENTITY = (
     schema.PARAM_SEED_A,
     schema.PARAM_SEED_B,
     schema.PARAM_MATCHER,
+    schema.PARAM_MATCH_EPOCH,
     schema.PARAM_CORRECTION,
     schema.LOSS_BARRIER,
     schema.ERROR_BARRIER,
 )
+PAIR_PATH = "pair"
+"""What ``path`` says of a `connect` run that leads from net A to net B."""
+PLANE_IDENTITY = (
+    "key",
+    "run_id",
+    schema.PARAM_MODEL,
+    schema.PARAM_DATASET,
+    schema.PARAM_WIDTH,
+    schema.PARAM_SPARSITY,
+    schema.PARAM_REWIND_EPOCH,
+    schema.PARAM_SEED_A,
+    schema.PARAM_SEED_B,
+    schema.PARAM_MATCHER,
+    schema.PARAM_MATCH_EPOCH,
+    schema.PARAM_CORRECTION,
+)
 ENVIRONMENT_TAG = re.compile(r"version|(^|[._])(commit|git_sha|device|gpu|python|torch|ray)$", re.IGNORECASE)
-INFINITE = sys.float_info.max
-"""How SQL tracking stores write an infinite metric down."""
-
-
-class AnalysisError(ValueError):
-    """A request that cannot be answered, with the reason in one line."""
 
 
 def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
@@ -98,12 +139,17 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     Columns:
 
     - ``key``, ``run_id``, ``name``, ``status`` (FINISHED, FAILED, RUNNING, ...): str.
-    - ``stage``, ``method``, ``model``, ``dataset``, ``matcher``, ``correction``: str, empty where a job has none.
+    - ``stage``, ``method``, ``model``, ``dataset``, ``matcher``, ``correction``, ``path`` (of `connect`: pair or imp):
+      str, empty where a job has none.
     - ``width`` (multiplier), ``sparsity`` (fraction of the prunable weights): float64, NaN where a job has none.
-    - ``rewind_epoch`` (epochs), ``seed_a``, ``seed_b``: Int64, NA where a job has none.
+    - ``rewind_epoch`` (epochs), ``seed_a``, ``seed_b``, ``round`` (pruning rounds), ``match_epoch`` (epochs of B's
+      training at which it was matched; -1: all), ``data_order`` (number of it, for ensembles): Int64, NA where a job
+      has none.
     - one float64 column per name in ``METRICS``: the latest value, in the units that ``trainables.schema`` gives;
-      NaN where it was not logged.
-    - ``reused``: bool; ``error``, ``dense_key``, ``lth_key``: str, empty where a run has no such tag.
+      NaN where it was not logged. Likewise for metrics with a slash in their name that any run has, such as
+      ``plane_error/<net>`` (percent) and ``correlation/<group>`` (in [-1, 1]); not for MLflow's own, ``system/...``.
+    - ``reused``: bool; ``error``, ``parents`` (keys, comma-separated), ``dense_key``, ``lth_key``: str, empty where a
+      run has no such tag.
     - ``started``, ``ended``: UTC time stamps.
     - ``environment``: str, ``name=value`` of the run's tags on versions and hardware, separated by ``; ``.
     - every recipe field under its own name: str, empty where a job has none.
@@ -119,7 +165,7 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     Raises:
         AnalysisError: no such file or experiment, an experiment without runs, or with other people's runs only.
     """
-    found, set_aside = _ours(_client(tracking_uri), space, tracking_uri)
+    found, set_aside = _ours(source(tracking_uri), space, tracking_uri)
     frame = _frame(found)
     frame.attrs["set_aside"] = set_aside
     return frame
@@ -131,15 +177,15 @@ def question(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> str:
     Raises:
         AnalysisError: no such file or experiment.
     """
-    return str(_experiment(_client(tracking_uri), space, tracking_uri).tags.get("mlflow.note.content", ""))
+    return _experiment(source(tracking_uri), space, tracking_uri).tags.get("mlflow.note.content", "")
 
 
 def curves(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     """Return the interpolation curves from A to B of a study's finished `connect` runs, one row per run and alpha.
 
     Columns: ``key``, ``run_id``, ``model``, ``dataset``, ``matcher`` (``identity``: before matching), ``correction``
-    (str), ``width`` (float64), ``seed_a``, ``seed_b`` (Int64), ``alpha`` (float64: 0 is pi(A), 1 is B),
-    ``interpolation_accuracy`` (percent), ``interpolation_loss`` (nats), and the run's ``loss_barrier`` (nats) and
+    (str), ``width`` (float64), ``seed_a``, ``seed_b``, ``match_epoch`` (Int64), ``alpha`` (float64: 0 is pi(A), 1 is
+    B), ``interpolation_accuracy`` (percent), ``interpolation_loss`` (nats), and the run's ``loss_barrier`` (nats) and
     ``error_barrier`` (percentage points), repeated on each of its rows. Empty if nothing was measured.
 
     Args:
@@ -149,16 +195,49 @@ def curves(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame
     Raises:
         AnalysisError: as :func:`runs`.
     """
-    client = _client(tracking_uri)
-    frame = _frame(_ours(client, space, tracking_uri)[0])
-    measured = frame[(frame["stage"] == schema.CONNECT) & (frame["status"] == FINISHED)]
-    if schema.PARAM_PATH in measured:  # absent where no run names its path: then all lead from A to B
-        measured = measured[measured[schema.PARAM_PATH].isin(["", "pair"])]
-    columns = [*CURVE_IDENTITY, "alpha", schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS]
-    parts = [_curve(client, row, tracking_uri) for _, row in measured.iterrows()]
-    if not parts:
-        return pd.DataFrame(columns=columns).astype({"width": float, "alpha": float})
-    return pd.concat(parts, ignore_index=True)[columns]
+    reader = source(tracking_uri)
+    found = [
+        record
+        for record in _of_stage(reader, space, tracking_uri, schema.CONNECT)
+        if record.params.get(schema.PARAM_PATH, PAIR_PATH) == PAIR_PATH
+    ]
+    points = {
+        name: _by_alpha(name, reader.histories(found, name))
+        for name in (schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS)
+    }
+    measured = pd.concat(points.values(), axis="columns").rename_axis(["run_id", "alpha"]).reset_index()
+    return _frame(found)[list(CURVE_IDENTITY)].merge(measured, on="run_id")
+
+
+def planes(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
+    """Return the planes of a study's finished `plane` runs, one row per run and point of its grid, and per net in it.
+
+    Columns: ``key``, ``run_id``, ``model``, ``dataset``, ``matcher``, ``correction`` (str), ``width``, ``sparsity``
+    (float64), ``rewind_epoch``, ``seed_a``, ``seed_b``, ``match_epoch`` (Int64); ``net`` (str: dense, lth or permuted;
+    empty for a point of the grid), ``x``, ``y`` (float64: Euclidean distances of parameter vectors), ``error``
+    (percent of the test set), ``loss`` (nats). Empty if nothing was measured; ``frame.attrs["unreadable"]`` is the
+    number of runs whose grid is not where it was written to.
+
+    Args:
+        space: name of the search space.
+        tracking_uri: where the study recorded its runs.
+
+    Raises:
+        AnalysisError: as :func:`runs`.
+    """
+    reader = source(tracking_uri)
+    found = _of_stage(reader, space, tracking_uri, schema.PLANE)
+    parts, unreadable = [_points([])], 0
+    for record in found:
+        try:
+            document = json.loads(reader.text(record, schema.PLANE_GRID))
+        except AnalysisError:  # counted, and said by the figure
+            unreadable += 1
+            continue
+        parts.append(_points(_plane_points(document)).assign(run_id=record.run_id))
+    frame = _frame(found)[list(PLANE_IDENTITY)].merge(pd.concat(parts, ignore_index=True), on="run_id")
+    frame.attrs["unreadable"] = unreadable
+    return frame
 
 
 def sqlite_uri(storage: str) -> str:
@@ -183,147 +262,112 @@ def local_folder(storage: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
-def redact(text: str) -> str:
-    """Return a text without the ``user:password@`` of the URIs in it.
-
-    >>> redact("postgresql://me:secret@db.example/mlflow")
-    'postgresql://***@db.example/mlflow'
-    """
-    text = re.sub(r"(?<=://)[^\s/?#]*@", "***@", text)
-    return re.sub(r"(?i)(?<=[?&])((?:password|token|secret|key)[^=&\s]*)=[^&\s]*", r"\1=***", text)
-
-
 # --- the experiment ---------------------------------------------------------------------------------------------
-def _client(tracking_uri: str) -> MlflowClient:
-    """Return a client, after making sure that opening the store does not create it."""
-    if tracking_uri.startswith("sqlite:") and ":memory:" not in tracking_uri:
-        _check_sqlite(tracking_uri)
-    from mlflow import MlflowClient  # here, because importing it takes seconds that a wrong path need not cost
-
-    return _asked(lambda: MlflowClient(tracking_uri=tracking_uri), tracking_uri)
-
-
-def _check_sqlite(tracking_uri: str) -> None:
-    """Raise AnalysisError unless the file behind a sqlite URI has something in it."""
-    file = Path(unquote(tracking_uri.split(":///", 1)[-1].split("?", 1)[0]))
-    if not file.is_file():
-        raise AnalysisError(
-            f"no MLflow database at {file}: run the study first, or point --storage or --tracking-uri at it"
-        )
-    # MLflow would make its tables in whatever database it is given.
-    with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-        try:
-            found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise AnalysisError(f"{file} cannot be read as an sqlite database: {error}") from error
-    if not found:
-        raise AnalysisError(f"{file} is not an MLflow database")
-
-
-def _asked(question: Callable[[], T], tracking_uri: str) -> T:
-    """Return the answer of the tracking server, or raise AnalysisError with its first line."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        return question()
-    except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: the database's driver
-        reason = redact(str(error).strip().splitlines()[0])
-        raise AnalysisError(f"cannot read {redact(tracking_uri)}: {reason}") from error
-
-
-def _experiment(client: MlflowClient, space: str, tracking_uri: str) -> Experiment:
+def _experiment(reader: Source, space: str, tracking_uri: str) -> Experiment:
     """Return the study's experiment."""
-    experiment = _asked(lambda: client.get_experiment_by_name(space), tracking_uri)
-    if experiment is None or experiment.lifecycle_stage != "active":
-        raise AnalysisError(_unknown(client, space, tracking_uri, deleted=experiment is not None))
+    experiment = reader.experiment(space)
+    if experiment is None or not experiment.active:
+        raise AnalysisError(_unknown(reader, space, tracking_uri, deleted=experiment is not None))
     return experiment
 
 
-def _ours(client: MlflowClient, space: str, tracking_uri: str) -> tuple[list[Run], int]:
+def _ours(reader: Source, space: str, tracking_uri: str) -> tuple[list[Record], int]:
     """Return the study's runs in the order of their start, one per job, and how many are of an earlier recipe."""
-    experiment = _experiment(client, space, tracking_uri)
-    found = list(_pages(client, experiment.experiment_id, tracking_uri))
+    experiment = _experiment(reader, space, tracking_uri)
+    return _checked(experiment, reader.records(experiment), tracking_uri)
+
+
+def _of_stage(reader: Source, space: str, tracking_uri: str, stage: str) -> list[Record]:
+    """Return the study's finished runs of one stage, maybe none, likewise."""
+    experiment = _experiment(reader, space, tracking_uri)
+    found = _latest(experiment, reader.records(experiment, stage))
+    if not found:  # it may not be asked for; but is there a study at all? Its dense nets are the first, and few
+        any_runs = reader.records(experiment, schema.DENSE) or reader.records(experiment)
+        _checked(experiment, any_runs, tracking_uri)
+    return [record for record in _one_per_job(found) if record.status == FINISHED]
+
+
+def _checked(experiment: Experiment, found: Sequence[Record], tracking_uri: str) -> tuple[list[Record], int]:
     if not found:
-        raise AnalysisError(f"experiment {space!r} has no runs yet ({redact(tracking_uri)})")
-    ours = [run for run in found if schema.TAG_KEY in run.data.tags]
+        raise AnalysisError(f"experiment {experiment.name!r} has no runs yet ({redact(tracking_uri)})")
+    ours = [record for record in found if schema.TAG_KEY in record.tags]
     if not ours:
         raise AnalysisError(
-            f"experiment {space!r} has {len(found)} runs, but none is a study's job (no tag {schema.TAG_KEY!r})"
+            f"experiment {experiment.name!r} has {len(found)} runs, but none is a study's job "
+            f"(no tag {schema.TAG_KEY!r})"
         )
-    recipe = experiment.tags.get(schema.TAG_RECIPE)
-    latest = [run for run in ours if recipe is None or f"{schema.TAG_RECIPE}.{recipe}" in run.data.tags]
+    latest = _latest(experiment, ours)
     if not latest:
         raise AnalysisError(
-            f"experiment {space!r} has no runs yet of its latest recipe, and {len(ours)} of earlier ones"
+            f"experiment {experiment.name!r} has no runs yet of its latest recipe, and {len(ours)} of earlier ones"
         )
     return _one_per_job(latest), len(ours) - len(latest)
 
 
-def _unknown(client: MlflowClient, space: str, tracking_uri: str, *, deleted: bool) -> str:
+def _latest(experiment: Experiment, found: Iterable[Record]) -> list[Record]:
+    """Return the study's runs of its latest recipe."""
+    recipe = experiment.tags.get(schema.TAG_RECIPE)
+    ours = [record for record in found if schema.TAG_KEY in record.tags]
+    return [record for record in ours if recipe is None or f"{schema.TAG_RECIPE}.{recipe}" in record.tags]
+
+
+def _unknown(reader: Source, space: str, tracking_uri: str, *, deleted: bool) -> str:
     """Return what to say about an experiment that is not there."""
-    names = sorted(e.name for e in _asked(lambda: client.search_experiments(), tracking_uri))
+    names = reader.names()
     near = difflib.get_close_matches(space, names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     what = "deleted experiment" if deleted else "no experiment"
     return f"{what} {space!r} in {redact(tracking_uri)}{hint}; known: {', '.join(names) or 'none'}"
 
 
-def _pages(client: MlflowClient, experiment_id: str, tracking_uri: str) -> Iterator[Run]:
-    """Yield all runs of an experiment, page by page."""
-    token: str | None = None
-    while True:
-        page = _asked(
-            lambda token=token: client.search_runs(  # type: ignore[misc]
-                [experiment_id], max_results=PAGE, order_by=["attributes.start_time ASC"], page_token=token
-            ),
-            tracking_uri,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _one_per_job(found: Iterable[Run]) -> list[Run]:
+def _one_per_job(found: Iterable[Record]) -> list[Record]:
     """Keep one run per key: the last finished one, else the last.
 
     The study never records a job twice; two machines that started the same study at once may have.
     """
-    kept: dict[str, Run] = {}
-    for run in found:
-        key = run.data.tags[schema.TAG_KEY]
-        if key not in kept or run.info.status == FINISHED or kept[key].info.status != FINISHED:
-            kept[key] = run
+    kept: dict[str, Record] = {}
+    for record in found:
+        key = record.tags[schema.TAG_KEY]
+        if key not in kept or record.status == FINISHED or kept[key].status != FINISHED:
+            kept[key] = record
     return list(kept.values())
 
 
 # --- from runs to columns ---------------------------------------------------------------------------------------
-def _frame(found: list[Run]) -> pd.DataFrame:
+def _frame(found: Sequence[Record]) -> pd.DataFrame:
     """Return the tidy frame that :func:`runs` documents."""
-    recipe = sorted({name for run in found for name in run.data.params} - set(IDENTITY))
-    frame = pd.DataFrame([_row(run, recipe) for run in found])
-    types = dict.fromkeys(COUNTS, "Int64") | dict.fromkeys((*FRACTIONS, *METRICS), "float64")
-    return frame.astype(types)
-
-
-def _row(run: Run, recipe: list[str]) -> dict[str, Any]:
-    """Return one run as a flat mapping."""
-    params, metrics, tags = run.data.params, run.data.metrics, run.data.tags
-    row: dict[str, Any] = {"key": tags[schema.TAG_KEY], "run_id": run.info.run_id}
-    row |= {"name": run.info.run_name or "", "status": run.info.status}
-    row |= {name: _text(params.get(name)) for name in TEXTS}
-    row |= {name: _number(run, name, float) for name in FRACTIONS}
-    row |= {name: _number(run, name, int) for name in COUNTS}
-    row |= {name: _finite_or_inf(metrics.get(name, float("nan"))) for name in METRICS}
-    row["reused"] = tags.get(schema.TAG_REUSED) == "true"
-    row |= {column: tags.get(tag, "") for column, tag in TAGS.items()}
-    row["started"] = pd.Timestamp(run.info.start_time, unit="ms", tz="UTC") if run.info.start_time else pd.NaT
-    row["ended"] = pd.Timestamp(run.info.end_time, unit="ms", tz="UTC") if run.info.end_time else pd.NaT
-    row["environment"] = "; ".join(f"{name}={tags[name]}" for name in sorted(tags) if ENVIRONMENT_TAG.search(name))
+    grouped = sorted({name for record in found for name in record.metrics if _is_grouped(name)})
+    recipe = sorted({name for record in found for name in record.params} - {*IDENTITY, *METRICS})
+    columns: dict[str, Any] = {
+        "key": [record.tags[schema.TAG_KEY] for record in found],
+        "run_id": [record.run_id for record in found],
+        "name": [record.name for record in found],
+        "status": [record.status for record in found],
+    }
+    columns |= {name: [_text(record.params.get(name)) for record in found] for name in TEXTS}
+    columns |= {name: [_number(record, name) for record in found] for name in FRACTIONS}
+    columns |= {name: pd.array([_number(record, name) for record in found], "Int64") for name in COUNTS}
+    columns |= {name: [record.metrics.get(name, NAN) for record in found] for name in (*METRICS, *grouped)}
+    columns["reused"] = [record.tags.get(schema.TAG_REUSED) == "true" for record in found]
+    columns |= {column: [record.tags.get(tag, "") for record in found] for column, tag in TAGS.items()}
+    for name, stamps in {"started": [r.started for r in found], "ended": [r.ended for r in found]}.items():
+        columns[name] = pd.to_datetime(stamps, unit="ms", utc=True)
+    columns["environment"] = [_environment(record) for record in found]
     for name in recipe:
-        row[f"param.{name}" if name in row else name] = _text(params.get(name))
-    return row
+        text = [_text(record.params.get(name)) for record in found]
+        columns[f"param.{name}" if name in columns else name] = text
+    types = dict.fromkeys((*FRACTIONS, *METRICS, *grouped), "float64") | dict.fromkeys(("reused",), "bool")
+    texts = [name for name, column in columns.items() if name not in types and isinstance(column, list)]
+    return pd.DataFrame(columns).astype(types | dict.fromkeys(texts, str))
+
+
+def _is_grouped(metric: str) -> bool:
+    """Return whether a metric is one of a group that depends on the net, such as ``correlation/<group>``."""
+    return "/" in metric and not metric.startswith("system/")
+
+
+def _environment(record: Record) -> str:
+    return "; ".join(f"{name}={record.tags[name]}" for name in sorted(record.tags) if ENVIRONMENT_TAG.search(name))
 
 
 def _text(value: str | None) -> str:
@@ -331,55 +375,59 @@ def _text(value: str | None) -> str:
     return "" if value in (None, "None") else str(value)
 
 
-def _number(run: Run, name: str, kind: type[int] | type[float]) -> int | float | None:
-    """Return a param as a number, None where the run has none."""
-    text = _text(run.data.params.get(name))
+def _number(record: Record, name: str) -> float:
+    """Return a param as a number, NaN where the run has none."""
+    text = _text(record.params.get(name))
     if not text:
-        return None
+        return NAN
     try:
-        value = float(text)
+        return float(text)
     except ValueError as error:
-        raise AnalysisError(f"run {run.info.run_id}: param {name} is {text!r}, not a number") from error
-    return int(value) if kind is int else value
+        raise AnalysisError(f"run {record.run_id}: param {name} is {text!r}, not a number") from error
 
 
-def _finite_or_inf(value: float) -> float:
-    """Return a metric as it was logged: SQL stores write the largest float for infinity."""
-    return float("inf") * (1 if value > 0 else -1) if abs(value) >= INFINITE else value
+def _by_alpha(name: str, histories: dict[str, list[Point]]) -> pd.Series:
+    """Return curves indexed by run and alpha, in order; a point that was logged twice counts as it was logged last."""
+    points = {
+        (run_id, step / 100): value
+        for run_id, history in histories.items()
+        for step, _stamp, value in sorted(history, key=lambda point: point[:2])
+    }
+    index = pd.MultiIndex.from_tuples(points, names=["run_id", "alpha"]) if points else _NO_POINTS
+    return pd.Series(list(points.values()), index=index, dtype=float, name=name)
 
 
-def _curve(client: MlflowClient, row: pd.Series, tracking_uri: str) -> pd.DataFrame:
-    """Return both curves of one `connect` run, a row per alpha."""
-    curve = pd.DataFrame(
-        {
-            name: _history(client, row["run_id"], name, tracking_uri)
-            for name in (schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS)
-        }
-    ).sort_index()
-    identity = pd.DataFrame({name: pd.Series([row[name]] * len(curve), index=curve.index) for name in CURVE_IDENTITY})
-    identity = identity.astype({name: "Int64" for name in COUNTS if name in identity})
-    return pd.concat([identity, curve.rename_axis("alpha").reset_index().set_index(curve.index)], axis=1)
+_NO_POINTS = pd.MultiIndex.from_arrays([pd.Series(dtype=object), pd.Series(dtype=float)], names=["run_id", "alpha"])
 
 
-def _history(client: MlflowClient, run_id: str, name: str, tracking_uri: str) -> pd.Series:
-    """Return a curve, indexed by alpha; a point that was logged twice counts as it was logged last."""
-    points = _asked(lambda: client.get_metric_history(run_id, name), tracking_uri)
-    latest = {point.step: _finite_or_inf(point.value) for point in sorted(points, key=lambda p: p.timestamp)}
-    return pd.Series({step / 100: value for step, value in latest.items()}, dtype=float, name=name)
+def _plane_points(document: dict[str, Any]) -> list[tuple[str, float, float, float, float]]:
+    """Return net, x, y, error and loss of the nets and of every point of the grid in a plane's file."""
+    nets = zip(
+        document["networks"],
+        document["coordinates"],
+        document["network_errors"],
+        document["network_losses"],
+        strict=True,
+    )
+    points = [(name, x, y, error, loss) for name, (x, y), error, loss in nets]
+    lines = zip(document["ys"], document["errors"], document["losses"], strict=True)
+    for y, errors, losses in lines:
+        points += [("", x, y, error, loss) for x, error, loss in zip(document["xs"], errors, losses, strict=True)]
+    return points
+
+
+def _points(points: Sequence[tuple[str, float, float, float, float]]) -> pd.DataFrame:
+    """Return points of a plane as a frame with the id of their run, yet to be set."""
+    frame = pd.DataFrame(points, columns=["net", "x", "y", "error", "loss"])
+    return frame.astype({"net": str, **dict.fromkeys(("x", "y", "error", "loss"), float)}).assign(run_id="")
 
 
 def recipe_fields(frame: pd.DataFrame) -> list[str]:
     """Return the columns of a frame of :func:`runs` that hold recipe fields."""
     known = {*BOOKKEEPING, *IDENTITY, *METRICS}
-    return [name for name in frame.columns if name not in known]
+    return [name for name in frame.columns if name not in known and not _is_grouped(name)]
 
 
 def working_tracking_uri(storage: str, tracking_uri: str | None) -> str:
     """Return the tracking URI to read: the one that was given, else the one inside the storage."""
     return tracking_uri if tracking_uri else sqlite_uri(storage)
-
-
-def quiet_retries() -> None:
-    """Let an unreachable tracking server fail in seconds, as a reader at a terminal expects, instead of minutes."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

@@ -91,10 +91,11 @@ def _figure(name: str, module: FigureModule, frame: pd.DataFrame, out: Path) -> 
 
     if module.table(frame).empty:
         return _section(name, module.TITLE, "", "", module.notes(frame))
-    figure = module.figure(frame)
-    files.write_figure(figure, name, out)
-    drawing = style.svg(figure, f"fig-{name}")
+    files.write_figure(module.figure(frame), name, out)
+    drawing = style.on_page((out / f"{name}.svg").read_text(encoding="utf-8"))
     body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}">{drawing}</div>'
+    if hasattr(module, "formatted"):
+        body += files.html_table(module.formatted(frame), texts=files.TEXTS)
     return _section(name, module.TITLE, body, module.CAPTION, module.notes(frame))
 
 
@@ -152,7 +153,9 @@ def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
 
 
 def _downloads(out: Path) -> str:
-    names = sorted(path.name for path in out.iterdir() if path.suffix in (".csv", ".md", ".png", ".pdf"))
+    from analysis import files
+
+    names = sorted(path.name for path in out.iterdir() if path.suffix in files.SUFFIXES)
     items = " · ".join(f'<a href="{name}">{name}</a>' for name in names)
     return f'<section id="files"><h2>Files</h2><p>Beside this page: {items}</p></section>'
 

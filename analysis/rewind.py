@@ -16,7 +16,7 @@ from analysis import cells, facets, labels, style
 from analysis.load import runs as load
 from trainables import schema
 
-__all__ = ["CAPTION", "TITLE", "figure", "load", "notes", "table"]
+__all__ = ["CAPTION", "TITLE", "dense_line", "draw", "figure", "load", "notes", "table"]
 
 TITLE = "Accuracy against the rewind epoch"
 CAPTION = (
@@ -26,7 +26,8 @@ CAPTION = (
     "at one epoch are set side by side."
 )
 HIDDEN = (cells.DENSE, cells.IMP)
-"""Rows that have no rewind epoch: one is drawn as a reference, the other is left to the table."""
+"""Rows that have no rewind epoch: one is drawn as a reference, the other is left to the table. Nets that were matched
+early have a figure of their own."""
 
 MOST_TICKS = 6
 ALONE = 4.0
@@ -40,20 +41,30 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: rows of panels by sparsity (and task, and varied recipe), columns by width."""
+    return draw(frame, table(frame), schema.TEST_ACCURACY)
+
+
+def draw(frame: pd.DataFrame, numbers: pd.DataFrame, measure: str) -> Figure:
+    """Return the figure of any measure.
+
+    Args:
+        frame: the runs.
+        numbers: of them, as :func:`analysis.facets.summaries` returns them.
+        measure: which of the numbers, a key of ``style.AXES``.
+    """
     by = cells.axes(frame)
-    numbers = table(frame)
+    numbers = numbers[(numbers["measure"] == measure) & ~cells.early(numbers[cells.ROW])]
     rows, columns = facets.grid(numbers, by, across=schema.PARAM_WIDTH, without=schema.PARAM_REWIND_EPOCH)
     drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1))
+    names = facets.told_apart(numbers, by, hide=schema.PARAM_REWIND_EPOCH)
     for place, line in zip(rows, panels, strict=False):
         for width, axes in zip(columns, line, strict=True):
             panel = {**place, schema.PARAM_WIDTH: width}
-            _panel(
-                axes, panel, facets.at(numbers, panel), facets.told_apart(numbers, by, hide=schema.PARAM_REWIND_EPOCH)
-            )
+            _panel(axes, panel, facets.at(numbers, panel), names)
     if not rows:
         style.empty(panels[0][0])
     for line in panels:
-        line[0].set_ylabel(style.AXES[schema.TEST_ACCURACY])
+        line[0].set_ylabel(style.AXES[measure])
     for axes in panels[-1]:
         axes.set_xlabel(style.AXES[schema.PARAM_REWIND_EPOCH])
     present = cells.row_order(numbers[cells.ROW])
@@ -80,19 +91,13 @@ def _panel(axes: Axes, panel: dict[str, Any], numbers: pd.DataFrame, names: list
         axes.set_xticks(sorted(set(epochs)))
     if epochs.nunique() == 1:
         axes.set_xlim(epochs.iloc[0] - ALONE / 2, epochs.iloc[0] + ALONE / 2)
-    _dense(axes, numbers[numbers[cells.ROW] == cells.DENSE])
+    dense_line(axes, numbers[numbers[cells.ROW] == cells.DENSE])
 
 
-def _dense(axes: Axes, numbers: pd.DataFrame) -> None:
-    """Draw the dense nets as a level line with a band."""
-    if numbers.empty:
-        return
-    drawn, dense = style.look(cells.DENSE), numbers.iloc[0]
-    axes.axhline(dense["mean"], color=drawn.colour, linestyle=drawn.dash, linewidth=1.1)
-    if dense["std"] > 0:
-        axes.axhspan(
-            dense["mean"] - dense["std"], dense["mean"] + dense["std"], color=drawn.colour, alpha=0.12, linewidth=0
-        )
+def dense_line(axes: Axes, numbers: pd.DataFrame) -> None:
+    """Draw the dense nets of a panel, if there are any, as a level line with a band."""
+    for mean, std in numbers[["mean", "std"]].drop_duplicates().head(1).itertuples(index=False):
+        style.level(axes, mean, std, style.look(cells.DENSE))
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
@@ -106,6 +111,8 @@ def notes(frame: pd.DataFrame) -> list[str]:
         said.append(f"{labels.plural(len(single), 'point')} of one run each without an error bar.")
     if cells.DENSE not in set(numbers[cells.ROW]):
         said.append("No dense net has finished, so there is no dashed line.")
+    if cells.early(numbers[cells.ROW]).any():
+        said.append("Nets that were matched before the end of B's training are in the figure on early matching.")
     return (
         said
         + facets.left_out(frame)

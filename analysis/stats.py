@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from analysis.signs import MINUS
 
 NAN = float("nan")
+RESAMPLES = 10_000
+MOST_ENUMERATED = 6
+"""Pairs up to which a bootstrap goes over all n ** n resamples (46,656) instead of drawing ``RESAMPLES`` of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +73,90 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Difference of the means of two independent samples (Welch): neither their spreads nor their sizes need agree.
+
+    Attributes:
+        mean: difference of the means, NaN if either sample is empty.
+        sem: its standard error; this and all that follows is NaN if either sample has less than two values.
+        low: lower end of the confidence interval.
+        high: upper end.
+        p: two-sided p value of Welch's t test, NaN also where neither sample varies.
+        confidence: level of the interval, in (0, 1).
+    """
+
+    mean: float
+    sem: float
+    low: float
+    high: float
+    p: float
+    confidence: float = 0.95
+
+    @property
+    def in_standard_errors(self) -> float:
+        """The difference in units of its standard error, NaN if there is none."""
+        return self.mean / self.sem if self.sem > 0 else NAN
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankCorrelation:
+    """Spearman's rank correlation.
+
+    Attributes:
+        n: how many points.
+        rho: in [-1, 1]; NaN below three points, or where a variable does not vary.
+        low: lower end of the confidence interval, NaN where the points are too few for one.
+        high: upper end, likewise.
+        confidence: level of the interval, in (0, 1).
+    """
+
+    n: int
+    rho: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+    def __str__(self) -> str:
+        """Return ``+rho [low, high] (n)``, empty if there is none."""
+        return f"{format_difference(self.rho, self.low, self.high)} ({self.n})" if self.rho == self.rho else ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """Share of the way from one value to another that a third one covers, over pairs.
+
+    Attributes:
+        n: pairs that have all three values.
+        value: ratio of the means, NaN where the way is too short to say.
+        low: lower end of the bootstrap interval, NaN below two pairs or where a resample has no way to cover.
+        high: upper end, likewise.
+    """
+
+    n: int
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Return ``41 % [30, 52]``, empty if there is no share."""
+        if math.isnan(self.value):
+            return ""
+        limits = "" if math.isnan(self.low) else f" [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+        return f"{100 * self.value:.0f} %{limits}".replace("-", MINUS)
+
+
 def summarize(values: Iterable[float]) -> Summary:
     """Return n, mean, sample standard deviation and standard error; missing values do not count."""
     array = _present(values)
     n = array.size
     std = float(array.std(ddof=1)) if n > 1 else NAN
     return Summary(n=n, mean=float(array.mean()) if n else NAN, std=std, sem=std / math.sqrt(n) if n else NAN)
+
+
+def reported(n: int, mean: float, std: float) -> Summary:
+    """Return the summary of values of which only this is known, such as a number in a paper; NaN: no std reported."""
+    return Summary(n=n, mean=mean, std=std, sem=std / math.sqrt(n) if n > 1 else NAN)
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Difference:
@@ -111,6 +193,70 @@ def interval(differences: Iterable[float], confidence: float = 0.95) -> Differen
     return Difference(n=n, mean=mean, low=mean - half, high=mean + half, p=p, confidence=confidence)
 
 
+def welch(first: Summary, second: Summary, confidence: float = 0.95) -> Comparison:
+    """Return ``first - second`` of two independent samples of which the summaries are known.
+
+    Degrees of freedom after Welch and Satterthwaite.
+    """
+    from scipy import stats
+
+    mean = first.mean - second.mean
+    if math.isnan(first.sem + second.sem):
+        return Comparison(mean=mean, sem=NAN, low=NAN, high=NAN, p=NAN, confidence=confidence)
+    sem = math.hypot(first.sem, second.sem)
+    if not sem > 0:
+        return Comparison(mean=mean, sem=sem, low=mean, high=mean, p=NAN, confidence=confidence)
+    freedom = sem**4 / (first.sem**4 / (first.n - 1) + second.sem**4 / (second.n - 1))
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * sem
+    p = float(2 * stats.t.sf(abs(mean) / sem, freedom))
+    return Comparison(mean=mean, sem=sem, low=mean - half, high=mean + half, p=p, confidence=confidence)
+
+
+def rank_correlation(
+    first: Sequence[float],
+    second: Sequence[float],
+    within: Sequence[object] | None = None,
+    confidence: float = 0.95,
+) -> RankCorrelation:
+    """Return Spearman's correlation of two variables; a point with a missing value does not count.
+
+    Args:
+        first: one value per point.
+        second: the other, at the same place.
+        within: a group per point; only differences inside groups count: values are ranked in their group and the
+            ranks taken relative to its mean, so that two groups which differ in both variables prove nothing.
+        confidence: level of the interval, which is Fisher's with the variance of Bonett and Wright (2000); every group
+            beyond the first costs a degree of freedom.
+
+    Raises:
+        ValueError: unequal lengths.
+    """
+    from scipy import stats
+
+    groups = list(within) if within is not None else [None] * len(first)
+    if not len(first) == len(second) == len(groups):
+        raise ValueError(f"points need a value of each, got {len(first)}, {len(second)} and {len(groups)}")
+    points = np.column_stack([np.asarray(first, float), np.asarray(second, float)])
+    present = ~np.isnan(points).any(axis=1)
+    places: dict[object, list[int]] = {}
+    for place in np.flatnonzero(present):
+        places.setdefault(groups[place], []).append(int(place))
+    n, ranks = int(present.sum()), np.zeros_like(points)
+    for members in places.values():
+        inside = stats.rankdata(points[members], axis=0)
+        ranks[members] = inside - inside.mean(axis=0)
+    (xx, xy), (_, yy) = ranks.T @ ranks
+    if n < 3 or not (xx > 0 and yy > 0):
+        return RankCorrelation(n=n, rho=NAN, low=NAN, high=NAN, confidence=confidence)
+    rho = float(np.clip(xy / math.sqrt(xx * yy), -1, 1))
+    freedom = n - 3 - (len(places) - 1)
+    if freedom < 1 or abs(rho) > 1 - 1e-12:  # an interval of no width, which no number of points justifies
+        return RankCorrelation(n=n, rho=rho, low=NAN, high=NAN, confidence=confidence)
+    half = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt((1 + rho**2 / 2) / freedom)
+    low, high = (math.tanh(math.atanh(rho) + side * half) for side in (-1, 1))
+    return RankCorrelation(n=n, rho=rho, low=low, high=high, confidence=confidence)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p values adjusted for the number of comparisons (Holm, 1979), in the order given; NaN stays NaN.
 
@@ -134,6 +280,60 @@ def share_closed(permuted: float, naive: float, lth: float) -> float:
     """
     gap = lth - naive
     return (permuted - naive) / gap if gap > 0 else NAN
+
+
+def paired_share(
+    permuted: Sequence[float], naive: Sequence[float], lth: Sequence[float], confidence: float = 0.95
+) -> Share:
+    """Return :func:`share_closed` of the means over the pairs that have all three, with a percentile bootstrap.
+
+    There is a share only where LTH is ahead of naive by more than the standard error of that difference, and an
+    interval only if LTH is ahead in every resample of the pairs: else its ends would be those of a division by nothing.
+    Up to six pairs all resamples are taken, not a random choice. With two or three pairs the interval is no more than
+    the range of the single pairs: it holds the true share less often than its level says.
+
+    Raises:
+        ValueError: unequal lengths.
+    """
+    if not len(permuted) == len(naive) == len(lth):
+        raise ValueError(f"pairs need three values each, got {len(permuted)}, {len(naive)} and {len(lth)}")
+    triples = np.column_stack([np.asarray(values, float) for values in (permuted, naive, lth)])
+    triples = triples[~np.isnan(triples).any(axis=1)]
+    n = len(triples)
+    ahead = summarize(triples[:, 2] - triples[:, 1])
+    if not (n and ahead.mean > (0.0 if n == 1 else ahead.sem)):
+        return Share(n=n, value=NAN, low=NAN, high=NAN)
+    value = share_closed(*(float(mean) for mean in triples.mean(axis=0)))
+    of_permuted, of_naive, of_lth = np.einsum("nr,nc->cr", _weights(n), triples)  # BLAS would start threads for it
+    gaps = of_lth - of_naive
+    if n < 2 or not (gaps > 0).all():
+        return Share(n=n, value=value, low=NAN, high=NAN)
+    low, high = bootstrap_limits((of_permuted - of_naive) / gaps, confidence)
+    return Share(n=n, value=value, low=low, high=high)
+
+
+def bootstrap_limits(replicates: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of bootstrap replicates, never narrower than its level for their number."""
+    tail = (1 - confidence) / 2
+    low = np.quantile(replicates, tail, method="lower")
+    return float(low), float(np.quantile(replicates, 1 - tail, method="higher"))
+
+
+@lru_cache(maxsize=64)
+def _weights(n: int) -> NDArray[np.float64]:
+    """Return the share of each of n places in each resample, a column each, so that means are one product."""
+    resamples = _resamples(n)
+    weights = np.zeros((n, len(resamples)))
+    np.add.at(weights, (resamples, np.arange(len(resamples))[:, None]), 1 / n)
+    return weights
+
+
+@lru_cache(maxsize=64)
+def _resamples(n: int) -> NDArray[np.intp]:
+    """Return samples with replacement of n places, one per line: all of them if they are few, else the same draws."""
+    if n <= MOST_ENUMERATED:
+        return np.indices((n,) * n, dtype=np.intp).reshape(n, -1).T
+    return np.random.default_rng(0).integers(n, size=(RESAMPLES, n), dtype=np.intp)
 
 
 def decimals_for(spread: float, *, digits: int = 2, most: int = 2) -> int:

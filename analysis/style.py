@@ -7,11 +7,13 @@ Text and lines that are not data are drawn in one ink, so that a page can let th
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import matplotlib
@@ -34,7 +36,8 @@ ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE, GREY = (
 """Okabe and Ito's colours; their yellow is darkened, because on white it cannot be seen as a thin line."""
 
 
-Dash = Literal["-", "--", "-.", ":"]
+Dash = Literal["-", "--", "-.", ":", "None"] | tuple[int, tuple[float, ...]]
+"""How a line is broken: a name of Matplotlib, or an offset and the lengths of dashes and gaps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,10 +61,17 @@ LOOKS: dict[str, Look] = {
     "reinit": Look(colour=YELLOW, marker="*"),
 }
 STRANGER = Look(colour=GREY, marker="h", dash="-.")
-OTHER_DASHES: tuple[Dash, ...] = ("--", "-.", ":")
+MATCHER_DASHES: dict[str, Dash] = {
+    "activation_inner": "--",
+    "weight": "-.",
+    "identity": ":",
+    "random": (0, (1, 4)),
+}
+OTHER_DASHES: tuple[Dash, ...] = ((0, (6, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (6, 4)), (0, (8, 1, 1, 1)))
 
 AXES = {
     schema.TEST_ACCURACY: "Test accuracy (%)",
+    schema.TEST_TOP5_ACCURACY: "Top-5 test accuracy (%)",
     schema.TEST_LOSS: "Test loss (nats)",
     schema.GENERALIZATION_GAP: "Generalization gap (pp)",
     schema.GAP_TO_DENSE: "Gap to dense (pp)",
@@ -72,6 +82,12 @@ AXES = {
     schema.LOSS_BARRIER: "Loss barrier (nats)",
     schema.PARAM_REWIND_EPOCH: "Rewind epoch",
     schema.PARAM_WIDTH: "Width multiplier",
+    schema.PARAM_SPARSITY: "Sparsity (%)",
+    schema.PARAM_MATCH_EPOCH: "Epoch t of B when it was matched",
+    schema.MEMBER_ACCURACY_MEAN: "Test accuracy (%)",
+    schema.DISAGREEMENT: "Disagreement (%)",
+    schema.KL_DIVERGENCE: "KL divergence (nats)",
+    schema.JS_DIVERGENCE: "JS divergence (nats)",
     "alpha": f"Position {ALPHA}, from π(A) to B",
 }
 """What is measured -> axis label with its unit; pp are percentage points."""
@@ -82,8 +98,13 @@ PANEL_WIDTHS = (2.3, 3.45)
 LEAST_WIDTH = 5.6
 """Inches: what the legend needs."""
 LEGEND_HEIGHT = 0.4
+GROUND = 'style="background: white"'
+HANDLE = 2.6
+"""Length of a line in the legend, in units of the font size."""
+LEGEND_COLUMN = 0.68
+"""Inches of a column of the legend beside its text."""
 CHARACTER = 0.066
-"""Width of a character of a title in inches, roughly."""
+"""Width of a character of a title or legend in inches, roughly."""
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -127,18 +148,25 @@ def themed(**more: Any) -> AbstractContextManager[None]:
 
 
 def look(row: str) -> Look:
-    """Return how a row of :func:`analysis.cells.rows` is drawn; another matcher changes the dash, not the colour."""
-    name, _, matcher = row.partition(":")
+    """Return how a row of :func:`analysis.cells.rows` is drawn; another match changes the dash, not the colour."""
+    name, _, how = row.partition(":")
     known = LOOKS.get(name, STRANGER)
-    if not matcher:
+    if not how:
         return known
-    return Look(colour=known.colour, marker=known.marker, dash=OTHER_DASHES[sum(map(ord, matcher)) % len(OTHER_DASHES)])
+    dash = MATCHER_DASHES.get(how, OTHER_DASHES[sum(map(ord, how)) % len(OTHER_DASHES)])
+    return Look(colour=known.colour, marker=known.marker, dash=dash)
 
 
-def panels(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure with a grid of empty panels."""
+def panels(rows: int, columns: int, tall: float = 0.56) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure with a grid of empty panels.
+
+    Args:
+        rows: of panels.
+        columns: of panels.
+        tall: height of a panel over its width, what is around it left aside.
+    """
     width = min(max(PAGE_WIDTH / columns, PANEL_WIDTHS[0]), PANEL_WIDTHS[1])
-    height = 0.55 + 0.56 * width
+    height = 0.55 + tall * width
     with themed():
         figure = Figure(
             figsize=(max(width * columns, LEAST_WIDTH), height * rows + LEGEND_HEIGHT), layout="constrained"
@@ -147,12 +175,19 @@ def panels(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
     return figure, [list(line) for line in grid]
 
 
-def title(axes: Axes, left: str, n: str = "") -> None:
-    """Say what a panel shows, and over how many pairs; a long title is broken so that both fit."""
+def title(axes: Axes, left: str, n: str = "", beside: float = 0.0) -> None:
+    """Say what a panel shows, and over how many pairs; a long title is broken so that both fit.
+
+    Args:
+        axes: the panel.
+        left: what it shows.
+        n: over how many pairs.
+        beside: inches that something to the right of the panel takes from it.
+    """
     figure, spec = axes.get_figure(root=True), axes.get_subplotspec()
     assert figure is not None
     assert spec is not None
-    room = (figure.get_size_inches()[0] / spec.get_gridspec().ncols - 0.75) / CHARACTER
+    room = (figure.get_size_inches()[0] / spec.get_gridspec().ncols - 0.75 - beside) / CHARACTER
     with themed():
         axes.set_title(_broken(left, max(12, int(room) - len(n))), loc="left")
         axes.set_title(n, loc="right", alpha=0.7)
@@ -172,6 +207,11 @@ def empty(axes: Axes, text: str = "no finished run") -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK, alpha=0.6, fontsize=8)
 
 
+def mark_size(look: Look, size: float = 5.5) -> float:
+    """Return the size at which a marker on its own looks as large as the others: points and stars are drawn smaller."""
+    return size * {".": 1.7, "*": 1.5}.get(look.marker, 1.0)
+
+
 def errorbars(axes: Axes, x: Sequence[float], mean: Sequence[float], std: Sequence[float], drawn: Look) -> None:
     """Draw means joined by a line, with one standard deviation up and down where there is one."""
     axes.errorbar(
@@ -189,15 +229,43 @@ def errorbars(axes: Axes, x: Sequence[float], mean: Sequence[float], std: Sequen
     )
 
 
+def level(axes: Axes, mean: float, std: float, drawn: Look) -> None:
+    """Draw a value that does not depend on the horizontal axis: a line, and a band of one standard deviation."""
+    axes.axhline(mean, color=drawn.colour, linestyle=drawn.dash, linewidth=1.1)
+    if std > 0:
+        axes.axhspan(mean - std, mean + std, color=drawn.colour, alpha=0.12, linewidth=0)
+
+
 def legend(figure: Figure, drawn: Iterable[tuple[str, Look]]) -> None:
-    """Put one legend above all panels."""
+    """Put one legend above all panels, in as many columns as the figure has room for."""
+    entries = list(drawn)
     handles = [
-        Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, markeredgewidth=0, label=name)
-        for name, look in drawn
+        Line2D(
+            [],
+            [],
+            color=look.colour,
+            marker=look.marker,
+            markersize=mark_size(look, 4.5),
+            linestyle=look.dash,
+            markeredgewidth=0,
+            label=name,
+        )
+        for name, look in entries
     ]
     if handles:
+        columns = _columns([name for name, _ in entries], figure.get_size_inches()[0])
         with themed():
-            figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 5), handlelength=2.6)
+            figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=HANDLE)
+
+
+def _columns(names: Sequence[str], room: float) -> int:
+    """Return the largest number of columns, at most five, in which a legend is no wider than the room in inches."""
+    for columns in range(min(len(names), 5), 1, -1):
+        rows = math.ceil(len(names) / columns)
+        widest = (max(map(len, names[start : start + rows])) for start in range(0, len(names), rows))
+        if sum(LEGEND_COLUMN + CHARACTER * width for width in widest) <= room:
+            return columns
+    return 1
 
 
 def methods_legend(figure: Figure, rows: Iterable[str]) -> None:
@@ -214,6 +282,41 @@ def width_axis(axes: Axes, widths: Sequence[float]) -> None:
     axes.set_xlim(min(widths) / 1.3, max(widths) * 1.3)
 
 
+def sparsity_position(sparsity: float) -> float:
+    """Return where a sparsity lies on :func:`sparsity_axis`: at minus the logarithm of the share that is left."""
+    return -math.log2(1 - sparsity)
+
+
+def sparsity_axis(
+    axes: Axes,
+    sparsities: Iterable[float],
+    *,
+    most: int = 6,
+    decimals: int = 1,
+    below: Mapping[float, str] | None = None,
+) -> None:
+    """Make the horizontal axis one of :func:`sparsity_position`, on which pruning rounds are evenly spaced.
+
+    Args:
+        axes: the panel.
+        sparsities: what was measured, in [0, 1); ticks stand at these.
+        most: how many ticks to set at most; if there are more, the last and others evenly before it.
+        decimals: digits after the point at most.
+        below: sparsity -> what is said under its tick, too.
+    """
+    every = sorted(set(sparsities))
+    step = math.ceil(len(every) / most)
+    shown = every[::-1][::step][::-1]
+    axes.xaxis.set_major_locator(FixedLocator([sparsity_position(sparsity) for sparsity in shown]))
+    texts = [f"{round(100 * sparsity, decimals):g}" for sparsity in shown]
+    axes.set_xticklabels(
+        ["\n".join([text, (below or {}).get(s, "")]).strip() for s, text in zip(shown, texts, strict=True)]
+    )
+    low, high = sparsity_position(every[0]), sparsity_position(every[-1])
+    margin = 0.06 * (high - low) or 0.5
+    axes.set_xlim(low - margin, high + margin)
+
+
 def _settle(figure: Figure) -> None:
     """Lay a figure out once and for all its formats: it is the slowest part of drawing."""
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
@@ -223,11 +326,11 @@ def _settle(figure: Figure) -> None:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """Return a figure as an ``<svg>`` element for a page: text stays text, and what is ink takes the page's colour.
+    """Return a figure as an ``<svg>`` element on a white ground, in which text stays text.
 
     Args:
         figure: the figure.
-        name: distinguishes the ids inside from those of other figures on the page.
+        name: distinguishes the ids inside from those of other figures on the same page.
     """
     _settle(figure)
     stream = io.StringIO()
@@ -238,11 +341,23 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(rf'\bid="(?!{re.escape(name)}")', f'id="{name}-', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
-    return text.replace(INK, "currentColor")
+    return text.replace("<svg ", f"<svg {GROUND} ", 1)
 
 
-def save(figure: Figure, path: str, **options: Any) -> None:
-    """Write a figure to a file on a white ground, in the format that the name ends in."""
+def on_page(svg: str) -> str:
+    """Return what :func:`svg` returned without its ground, and with all that is ink in the colour of the page."""
+    return svg.replace(f"{GROUND} ", "", 1).replace(INK, "currentColor")
+
+
+def save(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure to a file on a white ground, in the format that the name ends in.
+
+    The same figure makes the same file: the time of writing is not in it.
+    """
+    if path.suffix == ".svg":
+        path.write_text(svg(figure, f"fig-{path.stem}"), encoding="utf-8")
+        return
     _settle(figure)
+    undated = {"CreationDate": None} if path.suffix == ".pdf" else None
     with themed():
-        figure.savefig(path, facecolor="white", **options)
+        figure.savefig(path, facecolor="white", metadata=undated, **options)

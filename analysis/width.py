@@ -36,6 +36,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: rows of panels by sparsity (and task, and varied recipe), columns by gap."""
     by = cells.axes(frame)
     numbers = table(frame)
+    numbers = numbers[~cells.early(numbers[cells.ROW])]
     rows, _ = facets.grid(numbers, by, across=schema.PARAM_WIDTH, without=schema.PARAM_REWIND_EPOCH)
     drawn, panels = style.panels(max(len(rows), 1), len(MEASURES))
     names = [

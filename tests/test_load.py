@@ -72,11 +72,6 @@ def test_what_a_job_does_not_have_is_missing_and_not_zero(frame):
     assert frame.loc[frame["method"] == "lth", "seed_b"].isna().all()
 
 
-def test_pages_are_joined(uri, frame, monkeypatch):
-    monkeypatch.setattr(load, "PAGE", 50)
-    pd.testing.assert_frame_equal(load.runs("width_sweep", uri), frame)
-
-
 def test_curves_are_long_and_complete(uri):
     curves = load.curves("width_sweep", uri)
     assert len(curves) == 12 * 11
@@ -84,6 +79,26 @@ def test_curves_are_long_and_complete(uri):
     assert point["interpolation_accuracy"] == pytest.approx(90 - 20.3)
     assert point["interpolation_loss"] == pytest.approx(0.3 + 20.3 / 20)
     assert (point["error_barrier"], point["seed_b"]) == (pytest.approx(20.3), 1)
+
+
+def test_curves_lead_from_a_to_b_only(folder, uri):
+    recorder = synthetic.Recorder(folder, "two_paths")
+    key = recorder.connect(1.0, (0, 1), "identity", path="pair")
+    recorder.connect(1.0, (0, 1), "", path="imp", round=1, sparsity=0.2)
+    assert set(load.curves("two_paths", uri)["key"]) == {key}
+    rounds = load.runs("two_paths", uri).set_index("path")["round"]
+    assert (rounds["imp"], pd.isna(rounds["pair"])) == (1, True)
+
+
+def test_metrics_of_a_group_have_columns_and_those_of_the_system_have_not(folder, uri):
+    recorder = synthetic.Recorder(folder, "grouped")
+    recorder.run({"correlation/stream1": 0.5, "system/cpu": 3.0}, stage="match", width=1.0, seed_a=0, seed_b=1)
+    recorder.dense(1.0, 0)
+    frame = load.runs("grouped", uri)
+    assert frame["correlation/stream1"].tolist()[0] == 0.5
+    assert pd.isna(frame["correlation/stream1"].iloc[1])
+    assert "system/cpu" not in frame
+    assert load.recipe_fields(frame) == ["epochs", "lr"]
 
 
 def test_a_curve_point_logged_twice_counts_as_logged_last(folder, uri):
@@ -136,6 +151,13 @@ def test_infinite_and_undefined_metrics_come_back_as_such(folder, uri):
     assert pd.isna(run["train_loss"])
 
 
+def test_no_planes_is_an_empty_frame(uri):
+    planes = load.planes("width_sweep", uri)
+    assert planes.empty
+    assert {"net", "x", "y", "error", "loss", "sparsity"} <= set(planes.columns)
+    assert planes.attrs["unreadable"] == 0
+
+
 def test_no_curves_is_an_empty_frame(folder, uri):
     synthetic.Recorder(folder, "no_curves").dense(1.0, 0)
     curves = load.curves("no_curves", uri)
@@ -157,6 +179,8 @@ def test_experiments_that_cannot_be_read(uri, space, message):
         load.runs(space, uri)
     with pytest.raises(load.AnalysisError, match=message):
         load.curves(space, uri)
+    with pytest.raises(load.AnalysisError, match=message):
+        load.planes(space, uri)
 
 
 def test_a_missing_database_is_named_and_not_created(tmp_path):

@@ -1,0 +1,377 @@
+"""Where runs are read: an SQLite file directly, any other tracking store through MLflow's client.
+
+Both give the same answers. A study of twenty thousand runs is read from its file in seconds; the client makes an object
+of every param and metric and takes ten times as long. The file is only ever opened for reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import re
+import sqlite3
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from trainables import schema
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+T = TypeVar("T")
+PAGE = 1000
+"""Runs per request: what the tracking server hands out at once is faster than a request per run."""
+ACTIVE = "active"
+INFINITE = sys.float_info.max
+"""How SQL tracking stores write an infinite metric down."""
+LOCK_SECONDS = 30.0
+"""How long to wait for a study that is writing to the same file."""
+LAYOUT = {
+    "experiments": {"experiment_id", "name", "lifecycle_stage"},
+    "experiment_tags": {"experiment_id", "key", "value"},
+    "runs": {
+        *("run_uuid", "name", "status", "start_time", "end_time"),
+        *("lifecycle_stage", "artifact_uri", "experiment_id"),
+    },
+    "params": {"run_uuid", "key", "value"},
+    "tags": {"run_uuid", "key", "value"},
+    "latest_metrics": {"run_uuid", "key", "value", "is_nan"},
+    "metrics": {"run_uuid", "key", "value", "is_nan", "step", "timestamp"},
+}
+"""Table of MLflow's database -> the columns that are read here."""
+
+
+class AnalysisError(ValueError):
+    """A request that cannot be answered, with the reason in one line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """An experiment.
+
+    Attributes:
+        id: MLflow's.
+        name: the search space's.
+        active: whether it has not been deleted.
+        tags: name -> value.
+    """
+
+    id: str
+    name: str
+    active: bool
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """A run as it was recorded.
+
+    Attributes:
+        run_id: MLflow's.
+        name: for people, may be empty.
+        status: FINISHED, FAILED, RUNNING, ...
+        started: ms since 1970, None if unknown.
+        ended: likewise.
+        params: name -> text.
+        metrics: name -> latest value; infinities and NaN as they were logged.
+        tags: name -> text.
+        artifacts: URI of the folder of its artifacts.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    started: int | None
+    ended: int | None
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    artifacts: str
+
+
+Point = tuple[int, int, float]
+"""Step, time stamp in ms, value."""
+
+
+class Source(Protocol):
+    """A tracking store to read from."""
+
+    def experiment(self, name: str) -> Experiment | None:
+        """Return the experiment of a name, deleted or not; None if there is none."""
+
+    def names(self) -> list[str]:
+        """Return the names of the experiments that have not been deleted, sorted."""
+
+    def records(self, experiment: Experiment, stage: str | None = None) -> list[Record]:
+        """Return the runs of an experiment in the order of their start, those of one stage if it is named."""
+
+    def histories(self, records: Sequence[Record], metric: str) -> dict[str, list[Point]]:
+        """Return all points of a metric, by run id."""
+
+    def text(self, record: Record, artifact: str) -> str:
+        """Return the content of an artifact of a run.
+
+        Raises:
+            AnalysisError: it cannot be read.
+        """
+
+
+def source(tracking_uri: str) -> Source:
+    """Return what reads a tracking store; a database that is not there is not created.
+
+    Raises:
+        AnalysisError: no such file, not MLflow's, or a store that cannot be reached.
+    """
+    if tracking_uri.startswith("sqlite:") and ":memory:" not in tracking_uri:
+        file = Path(unquote(tracking_uri.split(":///", 1)[-1].split("?", 1)[0]))
+        if _has_layout(file):
+            return _Database(file, tracking_uri)
+    return _Server(tracking_uri)
+
+
+def redact(text: str) -> str:
+    """Return a text without the ``user:password@`` of the URIs in it.
+
+    >>> redact("postgresql://me:secret@db.example/mlflow")
+    'postgresql://***@db.example/mlflow'
+    """
+    text = re.sub(r"(?<=://)[^\s/?#]*@", "***@", text)
+    return re.sub(r"(?i)(?<=[?&])((?:password|token|secret|key)[^=&\s]*)=[^&\s]*", r"\1=***", text)
+
+
+def quiet_retries() -> None:
+    """Let an unreachable tracking server fail in seconds, as a reader at a terminal expects, instead of minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+
+def _value(value: float, *, is_nan: bool = False) -> float:
+    """Return a metric as it was logged: SQL stores write the largest float for infinity."""
+    if is_nan:
+        return float("nan")
+    return float("inf") * (1 if value > 0 else -1) if abs(value) >= INFINITE else value
+
+
+# --- a file -----------------------------------------------------------------------------------------------------
+def _has_layout(file: Path) -> bool:
+    """Return whether an SQLite file has the tables that :class:`_Database` knows.
+
+    Raises:
+        AnalysisError: there is no such file, or it is none of MLflow's.
+    """
+    if not file.is_file():
+        raise AnalysisError(
+            f"no MLflow database at {file}: run the study first, or point --storage or --tracking-uri at it"
+        )
+    with contextlib.closing(_opened(file)) as connection:
+        try:
+            found = {table: {row[1] for row in connection.execute(f"PRAGMA table_info({table})")} for table in LAYOUT}
+        except sqlite3.DatabaseError as error:
+            raise AnalysisError(f"{file} cannot be read as an sqlite database: {error}") from error
+    if not found["experiments"]:  # MLflow's client would make its tables in whatever database it is given
+        raise AnalysisError(f"{file} is not an MLflow database")
+    return all(columns <= found[table] for table, columns in LAYOUT.items())
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
+
+
+class _Database:
+    """Reads the SQLite file that is a study's default tracking store."""
+
+    def __init__(self, file: Path, tracking_uri: str) -> None:
+        self._file, self._uri = file, tracking_uri
+
+    def experiment(self, name: str) -> Experiment | None:
+        found = self._rows("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?", name)
+        if not found:
+            return None
+        number, stage = found[0]
+        tags = dict(self._rows("SELECT key, value FROM experiment_tags WHERE experiment_id = ?", number))
+        return Experiment(id=str(number), name=name, active=stage == ACTIVE, tags=tags)
+
+    def names(self) -> list[str]:
+        return sorted(name for (name,) in self._rows("SELECT name FROM experiments WHERE lifecycle_stage = ?", ACTIVE))
+
+    def records(self, experiment: Experiment, stage: str | None = None) -> list[Record]:
+        runs = "SELECT run_uuid FROM runs WHERE experiment_id = ? AND lifecycle_stage = ?"
+        chosen: tuple[Any, ...] = (int(experiment.id), ACTIVE)
+        if stage is not None:
+            runs += " AND run_uuid IN (SELECT run_uuid FROM params WHERE key = ? AND value = ?)"
+            chosen += (schema.PARAM_STAGE, stage)
+        # The runs first: one that ends meanwhile then counts as not ended yet, and not as ended without results.
+        found = self._rows(
+            "SELECT run_uuid, name, status, start_time, end_time, artifact_uri FROM runs "
+            f"WHERE run_uuid IN ({runs}) ORDER BY start_time IS NULL, start_time, run_uuid",
+            *chosen,
+        )
+        params, tags, metrics = (defaultdict[str, dict[str, Any]](dict) for _ in range(3))
+        for table, texts in (("params", params), ("tags", tags)):
+            lines = self._rows(f"SELECT run_uuid, key, value FROM {table} WHERE run_uuid IN ({runs})", *chosen)
+            for run_id, key, value in lines:
+                texts[run_id][sys.intern(key)] = value
+        lines = self._rows(
+            f"SELECT run_uuid, key, value, is_nan FROM latest_metrics WHERE run_uuid IN ({runs})", *chosen
+        )
+        for run_id, key, value, is_nan in lines:
+            metrics[run_id][sys.intern(key)] = _value(value, is_nan=is_nan)
+        return [
+            Record(
+                run_id=run_id,
+                name=name or "",
+                status=status,
+                started=started,
+                ended=ended,
+                params=params[run_id],
+                metrics=metrics[run_id],
+                tags=tags[run_id],
+                artifacts=artifacts or "",
+            )
+            for run_id, name, status, started, ended, artifacts in found
+        ]
+
+    def histories(self, records: Sequence[Record], metric: str) -> dict[str, list[Point]]:
+        points: dict[str, list[Point]] = {record.run_id: [] for record in records}
+        with contextlib.closing(_opened(self._file)) as connection:
+            for run_id, of_run in points.items():
+                found = connection.execute(
+                    "SELECT step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ? AND key = ?",
+                    (run_id, metric),
+                )
+                of_run += [(step, stamp, _value(value, is_nan=is_nan)) for step, stamp, value, is_nan in found]
+        return points
+
+    def text(self, record: Record, artifact: str) -> str:
+        folder = _local(record.artifacts)
+        if folder is None:
+            return _Server(self._uri).text(record, artifact)
+        # A storage that was copied from elsewhere has its artifacts beside the database, not where they were written.
+        moved = self._file.parent.joinpath("mlartifacts", *_after(folder, "mlartifacts"))
+        return _read(folder if folder.exists() else moved, artifact)
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with contextlib.closing(_opened(self._file)) as connection:
+            return connection.execute(query, values).fetchall()
+
+
+def _local(uri: str) -> Path | None:
+    """Return a URI as a path, None if it leads elsewhere."""
+    parts = urlsplit(uri)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def _after(path: Path, name: str) -> tuple[str, ...]:
+    """Return the parts of a path behind a folder, none if it is not in it."""
+    return path.parts[path.parts.index(name) + 1 :] if name in path.parts else ()
+
+
+def _read(folder: Path, artifact: str) -> str:
+    try:
+        return (folder / artifact).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AnalysisError(f"artifact {artifact} of a run cannot be read: {error}") from error
+
+
+# --- a server ---------------------------------------------------------------------------------------------------
+class _Server:
+    """Reads any tracking store that MLflow knows, through its client."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        from mlflow import MlflowClient  # here, because importing it takes seconds that a wrong path need not cost
+
+        self._uri = tracking_uri
+        self._client: MlflowClient = self._asked(lambda: MlflowClient(tracking_uri=tracking_uri))
+
+    def experiment(self, name: str) -> Experiment | None:
+        found = self._asked(lambda: self._client.get_experiment_by_name(name))
+        if found is None:
+            return None
+        active = found.lifecycle_stage == ACTIVE
+        return Experiment(id=found.experiment_id, name=name, active=active, tags=dict(found.tags))
+
+    def names(self) -> list[str]:
+        return sorted(found.name for found in self._asked(self._client.search_experiments))
+
+    def records(self, experiment: Experiment, stage: str | None = None) -> list[Record]:
+        chosen = f"params.{schema.PARAM_STAGE} = '{stage}'" if stage is not None else ""
+        return [_record(run) for run in self._runs(experiment.id, chosen)]
+
+    def histories(self, records: Sequence[Record], metric: str) -> dict[str, list[Point]]:
+        return {record.run_id: list(self._history(record.run_id, metric)) for record in records}
+
+    def text(self, record: Record, artifact: str) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = self._asked(lambda: self._client.download_artifacts(record.run_id, artifact, folder))
+            except OSError as error:
+                raise AnalysisError(f"artifact {artifact} of run {record.run_id} cannot be read: {error}") from error
+            return _read(Path(path).parent, Path(path).name)
+
+    def _history(self, run_id: str, metric: str) -> Iterable[Point]:
+        for point in self._asked(lambda: self._client.get_metric_history(run_id, metric)):
+            yield point.step, point.timestamp, _value(point.value)
+
+    def _runs(self, experiment_id: str, chosen: str) -> Iterator[Run]:
+        """Yield the runs of an experiment, page by page."""
+        token: str | None = None
+        while True:
+            with _without_collector():
+                page = self._asked(
+                    lambda token=token: self._client.search_runs(  # type: ignore[misc]
+                        [experiment_id],
+                        chosen,
+                        max_results=PAGE,
+                        order_by=["attributes.start_time ASC"],
+                        page_token=token,
+                    )
+                )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _asked(self, question: Callable[[], T]) -> T:
+        """Return the answer of the tracking server, or raise AnalysisError with its first line."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            return question()
+        except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: the database's driver
+            reason = redact(str(error).strip().splitlines()[0])
+            raise AnalysisError(f"cannot read {redact(self._uri)}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Hold the garbage collector off: a page of runs makes so many objects that it would cost more than the page."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _record(run: Run) -> Record:
+    return Record(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        status=run.info.status,
+        started=run.info.start_time,
+        ended=run.info.end_time,
+        params=dict(run.data.params),
+        metrics={name: _value(value) for name, value in run.data.metrics.items()},
+        tags=dict(run.data.tags),
+        artifacts=run.info.artifact_uri or "",
+    )
