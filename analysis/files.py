@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis.signs import ALPHA, DASH, MINUS, TIMES
+from analysis.signs import ALPHA, DASH, MINUS, RHO, TIMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +39,7 @@ LATEX_SIGNS = str.maketrans(
         "→": r"$\rightarrow$",
         "π": r"$\pi$",
         ALPHA: r"$\alpha$",
+        RHO: r"$\rho$",
         DASH: "--",
         MINUS: "$-$",
         TIMES: r"$\times$",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
 from analysis import cells, facets, labels, style
@@ -44,8 +44,10 @@ MOST_LEVELS = 8
 GROUND = LinearSegmentedColormap.from_list("error", ["#f7fbff", "#c9ddf0", "#7fb2d9", "#3f87c0"])
 """From low error to high; light enough for dark contours and marks on it, whatever the theme of the page."""
 CONTOUR = "#26323d"
-CLEAR = 0.06
-"""Share of the panel's width around nets and along the edges that labels of contours stay out of."""
+CLEAR = (0.1, 0.05)
+"""Share of the panel's width and height around nets and along the edges that labels of contours stay out of."""
+SHAPES = (0.6, 1.4)
+"""Bounds of a panel's height over its width."""
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -64,13 +66,13 @@ def figure(frame: pd.DataFrame) -> Figure:
     numbers = table(frame)
     rows, columns = facets.grid(numbers, list(PLACE), across=schema.PARAM_WIDTH, without="")
     names = [name for name in PLACE if name in ALWAYS or numbers[name].nunique(dropna=False) > 1]
-    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1), tall=0.85)
+    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1), tall=_tallest(frame))
     for place, line in zip(rows, panels, strict=False):
         for width, axes in zip(columns, line, strict=True):
             panel = {**place, schema.PARAM_WIDTH: width}
             here = facets.at(frame, panel)
             pairs = here["run_id"].nunique()
-            style.title(axes, labels.cell(panel, names), f"n = 1 of {pairs}" if pairs else "")
+            style.title(axes, f"{labels.cell(panel, names)}, n = 1 of {pairs}" if pairs else labels.cell(panel, names))
             _panel(axes, here)
         line[0].set_ylabel("Distance in weight space")
     if not rows:
@@ -85,6 +87,13 @@ def figure(frame: pd.DataFrame) -> Figure:
 ALWAYS = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
 
 
+def _tallest(frame: pd.DataFrame) -> float:
+    """Return the height of a panel over its width that the planes need, within reason."""
+    extents = frame.groupby("run_id")[["x", "y"]].agg(np.ptp)
+    ratio = float((extents["y"] / extents["x"]).max()) if len(extents) else 1.0
+    return min(max(ratio, SHAPES[0]), SHAPES[1])
+
+
 def _panel(axes: Axes, frame: pd.DataFrame) -> None:
     if frame.empty:
         style.empty(axes, "not measured")
@@ -95,25 +104,24 @@ def _panel(axes: Axes, frame: pd.DataFrame) -> None:
     errors = np.ma.masked_invalid(grid.to_numpy())
     levels = chosen_levels(float(errors.min()), float(errors.max()))
     bounds = [-1.0, *levels, 101.0]  # no error is beyond
-    fill = ListedColormap(GROUND(np.linspace(0, 1, len(levels) + 1)))
+    fill = [to_hex(GROUND(share)) for share in np.linspace(0, 1, len(levels) + 1)]
     axes.set_axisbelow(False)
     axes.grid(False)
-    axes.contourf(grid.columns, grid.index, errors, bounds, cmap=fill)
+    axes.contourf(grid.columns, grid.index, errors, bounds, colors=fill)
     lines = axes.contour(grid.columns, grid.index, errors, levels, colors=CONTOUR, linewidths=0.6)
     texts = axes.clabel(lines, fmt=lambda value: f"{value:g}", fontsize=7, colors=CONTOUR, inline_spacing=2)
     nets = plane[plane["net"] != ""]
     for net in nets.to_dict("records"):
         axes.plot(net["x"], net["y"], **_mark(style.look(net["net"])))
-    clear = CLEAR * np.ptp(grid.columns)
+    size = np.array([np.ptp(grid.columns), np.ptp(grid.index)])
+    corner = np.array([grid.columns[0], grid.index[0]])
     for text in texts:
-        x, y = text.get_position()
-        inside = (
-            grid.columns[0] + clear < x < grid.columns[-1] - clear
-            and grid.index[0] + clear < y < grid.index[-1] - clear
-        )
-        if not inside or (np.hypot(nets["x"] - x, nets["y"] - y) < clear).any():
+        place = (np.array(text.get_position()) - corner) / size
+        apart = np.abs((nets[["x", "y"]].to_numpy() - corner) / size - place)
+        if (np.minimum(place, 1 - place) < CLEAR).any() or (apart < CLEAR).all(axis=1).any():
             text.remove()  # it would be cut off, or stand in a net's mark
     axes.set_aspect("equal")
+    axes.set_anchor("W")  # where the title starts
 
 
 def _mark(look: style.Look) -> dict[str, Any]:

@@ -57,10 +57,11 @@ class Cluster:
         }
 
     def resources(self) -> Resources:
-        """Return what all nodes have together, a moment ago."""
+        """Return what all nodes have together, or had when the cluster was last in reach."""
         now = time.monotonic()
         if now - self._resources[0] >= REFRESH_SECONDS:
-            self._resources = now, ray.cluster_resources()
+            with contextlib.suppress(ray.exceptions.RayError):
+                self._resources = now, ray.cluster_resources()
         return self._resources[1]
 
     def fits(self, asked: Resources) -> bool:
@@ -105,6 +106,15 @@ class Cluster:
     def missing(self) -> str | None:
         """Return what of the cluster cannot be reached; None if all is well."""
         return next((name for name, endpoint in self._endpoints.items() if not _answers(endpoint)), None)
+
+    def comes_back(self) -> bool:
+        """Wait for what is missing of the cluster; return False if that takes too long."""
+        end = time.monotonic() + _lost_after()
+        while self.missing() is not None:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(PROBE_SECONDS)
+        return True
 
     def abandon(self) -> None:
         """Leave a Ray that does not answer any more, with as little waiting as possible."""

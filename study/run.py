@@ -22,6 +22,7 @@ from study.estimate import Estimates, duration, estimate
 from study.plan import Plan, make_plan, override
 from study.tracking import check_tracking, default_tracking_uri
 from trainables import schema
+from trainables.graph import Ref
 from trainables.redaction import redact
 from trainables.store import StorageError, Store
 
@@ -205,10 +206,12 @@ def _clean(store: Store, data_dir: str | None, options: argparse.Namespace) -> i
 
 
 def _verify(plan: Plan, store: Store) -> None:
-    keys = plan.jobs.keys() | {ref.key for job in plan.jobs.values() for _, ref in job.parents}
-    published = sorted(keys & store.keys())
+    outputs = {ref.key: ref for job in plan.jobs.values() for ref in (Ref(job), *(parent for _, parent in job.parents))}
+    published = sorted(outputs.keys() & store.keys())
     damaged = store.verify(published)
-    print(*damaged, f"{len(published)} results verified, {len(damaged)} damaged", sep="\n")
+    for key in damaged:  # also what only led to published results, and would not be needed otherwise
+        plan.closure.add(outputs[key])
+    print(*damaged.values(), f"{len(published)} results verified, {len(damaged)} damaged", sep="\n")
 
 
 def _dry_run(plan: Plan, store: Store, options: argparse.Namespace) -> int:
@@ -233,9 +236,8 @@ def print_plan(plan: Plan, todo: dict[str, set[int | None]], estimates: Estimate
         left = [key for key in keys if key in todo]
         if keys:
             epochs, seconds = sum(plan.jobs[key].epochs for key in left), estimates.total(left)
-            print(
-                f"  {kind:<8}{len(keys):>8}{len(keys) - len(left):>11}{len(left):>8}{epochs:>12,}{duration(seconds):>14}"
-            )
+            row = f"{len(keys):>8}{len(keys) - len(left):>11}{len(left):>8}{epochs:>12,}{duration(seconds):>14}"
+            print(f"  {kind:<8}{row}")
     print(
         f"{plan.requests} cells; sharing trains {plan.epochs:,} epochs "
         f"instead of {plan.separate_epochs:,} ({plan.separate_epochs / max(1, plan.epochs):.1f} times fewer)"

@@ -11,7 +11,7 @@ from study.labels import run_name
 from study.plan import Plan
 from study.searcher import PlanSearcher
 from study.states import BLOCKED, FAILED
-from trainables.redaction import redact
+from trainables.redaction import redact, redact_text
 from trainables.store import Store
 
 NAMED_VICTIMS = 5
@@ -37,11 +37,11 @@ def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str
     lines = []
     for key in failed[:NAMED_FAILURES]:
         blocked = victims.get(key, [])
-        text = f"failed: {_name(plan, key)} ({key[:12]}): {errors[key]}"
+        text = f"failed: {_name(plan, key)} ({key[:12]}): {redact_text(errors[key])}"
         text += f"; it blocked {len(blocked)} job{'' if len(blocked) == 1 else 's'}"
         lines.append(text + (f": {_names(plan, blocked)}" if blocked else ""))
     if len(failed) > NAMED_FAILURES:
-        rest = Counter(errors[key] for key in failed[NAMED_FAILURES:])
+        rest = Counter(redact_text(errors[key]) for key in failed[NAMED_FAILURES:])
         lines += [f"failed: {count} more: {error}" for error, count in rest.most_common(NAMED_VICTIMS)]
     unfinished = searcher.unfinished()
     if unfinished:
@@ -110,7 +110,7 @@ def note_failures(store: Store, searcher: PlanSearcher, now: int) -> None:
     """
     noted = store.failures()
     for key in _without(searcher, noted):
-        store.record_failure(key, {"error": searcher.errors[key], "at": now, "environment": {}, "log": ""})
+        store.record_failure(key, {"error": redact_text(searcher.errors[key]), "at": now, "environment": {}, "log": ""})
 
 
 def _without(searcher: PlanSearcher, noted: Iterable[str]) -> list[str]:

@@ -69,7 +69,7 @@ def run_trials(
                 shutil.rmtree(callback.directory, ignore_errors=True)
         searcher.lose_trials()
         left = RESTARTS if _done(searcher) > done else left - 1
-        if left < 0 or cluster.missing() is not None:
+        if left < 0 or not cluster.comes_back():
             return reason
 
 

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from study.benchmark import matching, results, training
+from search_spaces import SPACES
+from study.benchmark import matching, results, sweep, training
 from study.benchmark.__main__ import main
 from study.benchmark.contest import Contestant, Team, in_turns, machine
 from study.benchmark.results import Comparison, Figure, Measurement, Rate, nearest, read_rates
 from study.benchmark.training import BareStep, OurTrial, Setting, conventional, images_on_disk
+from study.plan import make_plan
 from trainables.masks import mask_sparsity
 from trainables.matching import activation_moments
 from trainables.models import MODELS, build_model
@@ -28,7 +30,7 @@ COMPARISON = Comparison(name="a thing", ours=(1.0, 2.0, 4.0), other=(8.0, 8.0, 8
 RATE = Rate(model="mlp", width=2.0, precision="fp32", image_size=32, images_per_second=100.0)
 
 
-# --- matching ---------------------------------------------------------------------------------------------------------
+# --- matching --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["resnet8", "vgg11", "mlp"])
 def test_both_ways_of_matching_collect_the_same_moments(name: str) -> None:
     options = {"image_size": 8} if "image_size" in MODELS[name].options else {}
@@ -43,7 +45,7 @@ def test_both_ways_of_matching_collect_the_same_moments(name: str) -> None:
         assert torch.equal(alone[group].correlation(), together[group].correlation())
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def images() -> Iterator[Path]:
     with images_on_disk(SMALL.images) as folder:
@@ -122,7 +124,7 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
         Setting(**wrong)
 
 
-# --- contests ---------------------------------------------------------------------------------------------------------
+# --- contests --------------------------------------------------------------------------------------------------------
 class Counting:
     """Says how often it has run, which process it is and how many threads torch has there."""
 
@@ -176,7 +178,7 @@ def test_contestants_run_in_processes_of_their_own_and_say_what_went_wrong() -> 
             faulty.seconds()
 
 
-# --- results ----------------------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------------
 def test_a_ratio_says_how_many_times_faster_ours_is() -> None:
     assert COMPARISON.ratios == (8.0, 4.0, 2.0)
     assert "4.00x [2.00, 8.00]" in COMPARISON.line()
@@ -267,3 +269,34 @@ def test_the_training_benchmark_end_to_end(tmp_path: Path, capsys: pytest.Captur
     (rate,) = read_rates(out)
     assert (rate.model, rate.width, rate.precision) == ("resnet8", 0.25, "bf16")
     assert rate.images_per_second > 0
+
+
+# --- the sweep -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("jobs", [10, 100, 300])
+def test_a_plan_has_as_many_jobs_as_were_asked_for_and_not_many_more(jobs: int) -> None:
+    plan, seconds = sweep.plan_of(jobs)
+    assert jobs <= len(plan.jobs) <= jobs + 74, "one seed more than needed at most"
+    assert seconds > 0
+
+
+def test_what_sharing_saves_is_read_off_the_plans() -> None:
+    figures = {figure.name.split(",")[1].split()[0]: figure for figure in sweep.sharing() if figure.unit == "x"}
+    assert {"digits_quickstart", "resnet20_width_sweep"} <= figures.keys() <= SPACES.keys()
+    plan = make_plan(SPACES["digits_quickstart"])
+    assert figures["digits_quickstart"].value == plan.separate_epochs / plan.epochs > 1
+    assert f"({plan.epochs:,} with it)" in figures["digits_quickstart"].name
+
+
+def test_a_sweep_so_small_that_both_sizes_are_the_same_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"jobs must be a whole number in \[100, inf\), got 99"):
+        sweep.Setting(jobs=99)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_sweep_of_trivial_jobs_ends_with_nothing_left_to_do(tracked: bool) -> None:
+    cost = sweep.run_apart(20, tracked)
+    assert cost.jobs >= 20
+    assert cost.again == 0
+    assert cost.driver_seconds > 0
+    assert 0 < cost.start_memory <= cost.memory

@@ -48,7 +48,7 @@ def test_a_full_disk_ends_the_study_with_a_clear_error(
     out, err = process.communicate(timeout=2 * RUN_SECONDS)
     assert process.returncode == 1, (out, err)
     assert "No space left on device" in out + err
-    assert "the same command continues" in out + err
+    assert "what was published stays" in out + err
     assert 0 < len(study.store.keys()) < len(undisturbed.store.keys())
     assert_whole(study.store)
     enlarge(small_disk)
@@ -61,7 +61,7 @@ def test_a_study_goes_on_when_space_is_back(
 ) -> None:
     process = study.start()
     deadline = time.monotonic() + RUN_SECONDS
-    while shutil.disk_usage(small_disk).free > 60_000:
+    while shutil.disk_usage(small_disk).free > 150_000:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the disk does not fill up"
         time.sleep(0.2)
@@ -91,6 +91,9 @@ def test_a_study_in_an_object_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A real client over a socket; every third request may be dropped, before or after it was carried out."""
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()  # whose clients know the line of the test before
     line = Unreliable(server, every=every)
     study.environment = environment(line.port)
     for name, value in study.environment.items():

@@ -66,6 +66,18 @@ def test_failure_is_named_with_its_error_and_its_victims(plan: Plan, capsys: pyt
     ]
 
 
+def test_no_credentials_in_what_is_said(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad, store = last(plan, schema.SPARSE), Store(tmp_path)
+    searcher = run_all(plan, {bad: "cannot read https://me:secret@host/data"})
+    report_failures(plan, searcher, COMMAND)
+    note_failures(store, searcher, 1)
+    err, note = capsys.readouterr().err, store.failure(bad)
+    assert note is not None
+    for text in (err, note["error"]):
+        assert "host/data" in text
+        assert "secret" not in text
+
+
 def test_of_many_victims_some_are_named(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     bad = next(iter(plan.jobs))
     searcher = run_all(plan, {bad: "loss is nan"})

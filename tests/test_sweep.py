@@ -236,6 +236,34 @@ def test_cluster_is_given_up_once_and_only_after_a_long_silence(
     assert all(reason.startswith("the head has been out of reach for ") for reason in reasons)
 
 
+def test_cluster_that_is_away_for_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_session, "PROBE_SECONDS", 0.001)
+    cluster = object.__new__(Cluster)
+    cluster._endpoints = {"the head": ("10.0.0.1", 6379)}
+    answers = iter([False, False, True])
+    monkeypatch.setattr(ray_session, "_answers", lambda endpoint: next(answers))
+    assert cluster.comes_back()
+    monkeypatch.setattr(ray_session, "_answers", lambda endpoint: False)
+    monkeypatch.setenv(ray_session.RECONNECT_VARIABLE, "0.02")
+    assert not cluster.comes_back()
+
+
+def test_resources_are_the_last_known_ones_while_the_cluster_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([{"CPU": 4.0}, ray.exceptions.RaySystemError("no head"), {"CPU": 8.0}])
+
+    def ask() -> dict[str, float]:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ray, "cluster_resources", ask)
+    monkeypatch.setattr(ray_session, "REFRESH_SECONDS", 0.0)
+    cluster = object.__new__(Cluster)
+    cluster._resources = (0.0, {})
+    assert [cluster.resources()["CPU"] for _ in range(3)] == [4.0, 4.0, 8.0]
+
+
 def test_what_answers_is_a_port_that_somebody_listens_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()

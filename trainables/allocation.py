@@ -1,7 +1,7 @@
 """How this process keeps the memory that training frees and wants again at the next step.
 
 By itself the C library returns the activations of each step to the kernel, which zeroes them page by page when the
-next step asks for them: an eighth of the time of a ResNet20 on a CPU. None of this has an influence on results.
+next step asks for them: a tenth of the time of a ResNet20 on a CPU. None of this has an influence on results.
 """
 
 from __future__ import annotations

@@ -205,8 +205,8 @@ class Store:
             reason = f"checksum of {len(content)} bytes, {listed[name]['bytes']} were published"
         raise self._damaged(key, name, reason, judged)
 
-    def verify(self, keys: Collection[str]) -> list[str]:
-        """Read every file of some results; set aside those with a damaged one, and return a line on each."""
+    def verify(self, keys: Collection[str]) -> dict[str, str]:
+        """Read every file of some results; set aside those with a damaged one, and return a line on each by its key."""
 
         def check(key: str) -> str | None:
             try:
@@ -218,7 +218,7 @@ class Store:
                 return str(error)
             return None
 
-        return [line for line in self._side_by_side(check, keys) if line]
+        return {key: line for key, line in zip(keys, self._side_by_side(check, keys), strict=True) if line}
 
     def read_json(self, key: str, name: str) -> Any:
         """Return the parsed content of a JSON file of a published result; errors as in :meth:`read`."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
 from torch import Tensor, nn
 
+from trainables.allocation import keep_freed_memory
 from trainables.config import Recipe
 from trainables.data.batches import EvalBatches, TrainBatches
 from trainables.evaluation import evaluate
@@ -60,6 +61,8 @@ class Training:
         """Time spent in training steps, evaluation excluded."""
         self._train, self._test = train, test
         self._device = next(model.parameters()).device
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self._mask = dict(mask or {})
         self._masked, self._keep = self._prepare_mask(self._mask)
         self._optimizer = torch.optim.SGD(

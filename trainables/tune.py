@@ -23,6 +23,7 @@ import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
 from trainables import schema
+from trainables.allocation import give_back
 from trainables.config import Cell
 from trainables.data import check_dataset
 from trainables.execution import compute
@@ -75,6 +76,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         self._close()
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()
+        give_back()
         self._begin(new_config)
         return True
 

@@ -14,7 +14,7 @@ from study.benchmark import results
 from study.runs import project_commit
 from trainables.config import PRECISIONS, bounded
 
-WHAT = ("training", "matching")
+WHAT = ("training", "matching", "sweep")
 OPTIONS = {
     "model": (str, "resnet20", "network to train and to match"),
     "width": (float, 1.0, "its width"),
@@ -23,6 +23,7 @@ OPTIONS = {
     "trials": (int, 8, "trials of a grid"),
     "images": (int, 1000, "images to match by"),
     "threads": (int, 1, "CPU threads to match with"),
+    "jobs": (int, 10_000, "trivial jobs of a sweep"),
 }
 """Option -> its type, default and meaning. Each kind of measurement takes those that it has a setting for."""
 

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from study.benchmark.contest import Contestant, Team, cores, in_turns
 from study.benchmark.conventional import ConventionalLoop
 from study.benchmark.results import Comparison, Figure, Measurement, Rate
+from trainables.allocation import keep_freed_memory
 from trainables.config import PRECISIONS, Recipe, Task, bounded, known
 from trainables.data import load_dataset
 from trainables.masks import magnitude_mask
@@ -87,7 +88,7 @@ class Setting:
         )
 
 
-# --- the three ways -------------------------------------------------------------------------------------------------
+# --- the three ways --------------------------------------------------------------------------------------------------
 class OurTrial:
     """Trains an epoch per run, as a job of a study does, and evaluates on as good as no test images."""
 
@@ -110,6 +111,7 @@ class BareStep:
     """Forward and backward pass of the model over one batch again and again: what no loop can be faster than."""
 
     def __init__(self, setting: Setting, folder: Path, precision: str) -> None:
+        keep_freed_memory()  # as our trial does
         data, self._model, _ = _prepared(setting, folder)
         images, labels = next(iter(data.train_plain))
         self._images, self._labels = images[: setting.batch_size], labels[: setting.batch_size]
@@ -179,7 +181,7 @@ def images_on_disk(count: int) -> Iterator[Path]:
         yield Path(name)
 
 
-# --- the contests ---------------------------------------------------------------------------------------------------
+# --- the contests ----------------------------------------------------------------------------------------------------
 def measure(setting: Setting, repeats: int) -> Measurement:
     """Compare the ways to train.
 

@@ -1,0 +1,196 @@
+"""Scheduling: what a job costs the driver besides being computed, how memory grows, and what a plan saves.
+
+The jobs of a real plan go through the real searcher, Tuner, callback, store and tracker; only computing them is left
+out.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from search_spaces import SPACES, SearchSpace, get_space
+from study.benchmark.contest import peak_memory
+from study.benchmark.results import Figure, Measurement
+from study.plan import Plan, make_plan
+from trainables.config import bounded
+from trainables.data.layout import ARCHIVE_FILES
+
+SPACE = "digits_quickstart"
+DELIVERY_SECONDS = 3600.0
+MIN_JOBS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is scheduled.
+
+    Attributes:
+        jobs: of the larger of two sweeps, at least; the other has a tenth.
+    """
+
+    jobs: int = 10_000
+
+    def __post_init__(self) -> None:
+        bounded("jobs", self.jobs, MIN_JOBS, whole=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a sweep took.
+
+    Attributes:
+        jobs: that were run.
+        plan_seconds: for making the plan.
+        driver_seconds: processor time of the driver, all its threads together.
+        wall_seconds: from the first job handed out to the last one done.
+        delivery_seconds: after that, until everything was in MLflow.
+        start_memory: the driver's peak in MiB before the first job.
+        memory: the driver's peak in MiB in the end.
+        again: jobs that a second sweep over the same store would run.
+    """
+
+    jobs: int
+    plan_seconds: float
+    driver_seconds: float
+    wall_seconds: float
+    delivery_seconds: float
+    start_memory: float
+    memory: float
+    again: int
+
+
+def measure(setting: Setting, repeats: int) -> Measurement:
+    """Run sweeps of two sizes, with and without a tracker; each takes minutes, so none is repeated.
+
+    Args:
+        setting: how large.
+        repeats: not used.
+
+    Raises:
+        RuntimeError: a job of a sweep failed.
+    """
+    figures = sharing()
+    for tracked in (False, True):
+        small, large = (run_apart(jobs, tracked) for jobs in (setting.jobs // 10, setting.jobs))
+        kind = f"{large.jobs} jobs {'with' if tracked else 'without'} MLflow"
+        growth = 1024 * (large.memory - small.memory) / (large.jobs - small.jobs)
+        figures += [
+            Figure(name=f"driver time per job, {kind}", value=1000 * large.driver_seconds / large.jobs, unit="ms"),
+            Figure(name=f"wall time per job, {kind}", value=1000 * large.wall_seconds / large.jobs, unit="ms"),
+            Figure(name=f"peak memory of the driver, {kind}", value=large.memory, unit="MiB"),
+            Figure(name=f"of it before the first job, {kind}", value=large.start_memory, unit="MiB"),
+            Figure(name=f"growth per job beyond {small.jobs}, {kind}", value=growth, unit="KiB"),
+            Figure(name=f"jobs that a second sweep would run again, {kind}", value=large.again),
+        ]
+        if tracked:
+            figures.append(
+                Figure(name=f"delivery to MLflow after the end, {kind}", value=large.delivery_seconds, unit="s")
+            )
+        else:
+            figures.append(Figure(name=f"plan of {large.jobs} jobs", value=large.plan_seconds, unit="s"))
+    return Measurement(what="sweep", settings=asdict(setting), figures=figures)
+
+
+# --- what a plan saves -----------------------------------------------------------------------------------------------
+def sharing() -> list[Figure]:
+    """Return for each space how many epochs its plan has, and how many its cells would take one by one."""
+    figures, seconds = [], 0.0
+    with _datasets_by_name() as folder:
+        for space in SPACES.values():
+            if not set(space.dataset) <= {"digits", *ARCHIVE_FILES}:
+                continue  # files of the user's decide what it needs
+            start = time.perf_counter()
+            plan = make_plan(space, str(folder))
+            seconds += time.perf_counter() - start
+            ratio = plan.separate_epochs / max(1, plan.epochs)
+            figures.append(
+                Figure(name=f"epochs without sharing, {space.name} ({plan.epochs:,} with it)", value=ratio, unit="x")
+            )
+    return [*figures, Figure(name=f"plans of {len(figures)} spaces together", value=seconds, unit="s")]
+
+
+@contextmanager
+def _datasets_by_name() -> Iterator[Path]:
+    """Yield a folder in which datasets are found that nobody opens: their sizes are known without."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        for file in (file for files in ARCHIVE_FILES.values() for file in files):
+            Path(folder, file).parent.mkdir(exist_ok=True)
+            Path(folder, file).touch()
+        yield Path(folder)
+
+
+def plan_of(jobs: int) -> tuple[Plan, float]:
+    """Return a plan of at least so many jobs, and the seconds that it took."""
+    space = get_space(SPACE)
+
+    def of(seeds: int) -> SearchSpace:
+        return replace(space, seeds=tuple(range(seeds)))
+
+    one, two = (len(make_plan(of(seeds)).jobs) for seeds in (1, 2))
+    start = time.perf_counter()
+    plan = make_plan(of(max(1, 1 + -(-(jobs - one) // (two - one)))))
+    return plan, time.perf_counter() - start
+
+
+# --- a sweep, in a process of its own --------------------------------------------------------------------------------
+def run_apart(jobs: int, tracked: bool) -> Cost:
+    """Do what `run` does in a process of its own, which no other sweep has had its memory from."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(run, jobs, tracked).result()
+
+
+def run(jobs: int, tracked: bool) -> Cost:
+    """Run a sweep of at least so many trivial jobs on a Ray of its own, and return what it took.
+
+    Raises:
+        RuntimeError: a job failed, or not everything arrived in MLflow.
+    """
+    from study.estimate import estimate
+    from study.states import DONE
+    from study.sweep import AHEAD_LOCAL, prepare_environment
+    from study.tracking import Tracker, default_tracking_uri
+    from trainables.store import Store
+
+    prepare_environment(None)
+    from study.benchmark.trivial import TrivialJob
+    from study.ray_session import connected
+    from study.searcher import PlanSearcher
+    from study.trials import run_trials
+
+    plan, plan_seconds = plan_of(jobs)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, connected(None) as cluster:
+        store = Store(Path(folder, "outputs"))
+        store.check_writable()
+        todo = plan.closure.todo(set())
+        estimates = estimate(plan, store, set())
+        searcher = PlanSearcher(
+            plan, todo, estimates, {"storage": store.uri}, room=cluster.resources, ahead=AHEAD_LOCAL
+        )
+        tracker = Tracker(plan, store, default_tracking_uri(store.root), fresh=set(todo)) if tracked else None
+        start_memory = peak_memory()
+        start, driver_start = time.perf_counter(), time.process_time()
+        if tracker is not None:
+            tracker.start()
+        reason = run_trials(cluster, searcher, lambda each: each.attach(searcher, tracker), SPACE, TrivialJob)
+        end = time.perf_counter()
+        if reason is not None or set(searcher.state.values()) != {DONE}:
+            raise RuntimeError(f"the sweep failed: {reason or dict(searcher.errors)}")
+        if tracker is not None and not tracker.close(DELIVERY_SECONDS):
+            raise RuntimeError(f"not everything reached MLflow: {tracker.behind}")
+        return Cost(
+            jobs=len(todo),
+            plan_seconds=plan_seconds,
+            driver_seconds=time.process_time() - driver_start,
+            wall_seconds=end - start,
+            delivery_seconds=time.perf_counter() - end,
+            start_memory=start_memory,
+            memory=peak_memory(),
+            again=len(plan.closure.todo(store.keys())),
+        )
