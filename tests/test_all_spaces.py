@@ -33,26 +33,26 @@ MEASURED_AFTER_TRAINING = {
     *(schema.GENERALIZATION_GAP, schema.IMAGES_PER_SECOND, schema.SECONDS),
 }
 SPARSITIES = {schema.SPARSITY_PRUNABLE, schema.SPARSITY_NETWORK}
-TRAINED = {schema.METRICS, schema.WEIGHTS, schema.LOGITS}
+TRAINED = {schema.METRICS, schema.LOG, schema.WEIGHTS, schema.LOGITS}
 EXPECTED: dict[str, tuple[set[str], set[str]]] = {
     # kind: files, and metrics that every job of the kind has
     schema.DENSE: (TRAINED, MEASURED_AFTER_TRAINING),
     schema.PRUNE: (TRAINED | {schema.MASK}, MEASURED_AFTER_TRAINING | SPARSITIES),
     schema.SPARSE: (TRAINED | {schema.MASK}, MEASURED_AFTER_TRAINING | SPARSITIES),
     schema.MATCH: (
-        {schema.METRICS, schema.PERMUTATION},
+        {schema.METRICS, schema.LOG, schema.PERMUTATION},
         {schema.MEAN_CORRELATION, schema.MEAN_CORRELATION_IDENTITY, schema.MOVED_UNITS, schema.SECONDS},
     ),
     schema.CONNECT: (
-        {schema.METRICS},
+        {schema.METRICS, schema.LOG},
         {schema.MIDPOINT_ACCURACY, schema.LOSS_BARRIER, schema.ERROR_BARRIER, schema.SECONDS},
     ),
     schema.PLANE: (
-        {schema.METRICS, schema.PLANE_GRID},
+        {schema.METRICS, schema.LOG, schema.PLANE_GRID},
         {*(f"{schema.PLANE_ERROR}/{net}" for net in ("dense", "lth", "permuted")), schema.SECONDS},
     ),
     schema.ENSEMBLE: (
-        {schema.METRICS},
+        {schema.METRICS, schema.LOG},
         {
             *(schema.MEMBERS, schema.MEMBER_ACCURACY_MEAN, schema.MEMBER_ACCURACY_STD, schema.ENSEMBLE_ACCURACY),
             *(schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE, schema.SECONDS),
