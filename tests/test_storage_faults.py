@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import BUCKET, Unreliable, environment, s3_server
-from studies import RUN_SECONDS, Study, assert_as_if_nothing_had_happened, assert_whole, tracked, wait_for_results
+from studies import RUN_SECONDS, Study, assert_as_if_nothing_had_happened, assert_whole, tracked
 from tiny_study import assert_same_result, flip_bit
 
 from study.plan import Plan
@@ -151,15 +151,22 @@ def test_damage_in_every_kind_of_file(study: Study, undisturbed: Study, plan_of_
     assert aside == set(damaged)
 
 
+def killed_in_the_middle_of_a_job(study: Study) -> list[Path]:
+    """Kill the study, as often as it takes, until a job has left a checkpoint; return the checkpoints."""
+    pattern = "work/*/checkpoint.safetensors"
+    while True:
+        process = study.start("--checkpoint-seconds", "0.001")
+        while process.poll() is None and not any(study.store.root.glob(pattern)):
+            time.sleep(0.01)
+        study.kill_all()
+        out, err = process.communicate()
+        assert process.returncode < 0, ("it ended before it could be killed", out, err)
+        if checkpoints := list(study.store.root.glob(pattern)):
+            return checkpoints
+
+
 def test_a_damaged_checkpoint_costs_time_only(study: Study, undisturbed: Study, plan_of_studies: Plan) -> None:
-    process = study.start("--checkpoint-seconds", "0.001")
-    assert wait_for_results(study, process, 4)
-    process.kill()
-    process.communicate()
-    study.kill_all()
-    checkpoints = list((study.store.root / "work").glob("*/checkpoint.safetensors"))
-    assert checkpoints
-    for path in checkpoints:
+    for path in killed_in_the_middle_of_a_job(study):
         flip_bit(path)
     study.finish()
     assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
