@@ -1,7 +1,7 @@
 """What the gain rests on: when and how nets are matched, which part of the mask counts, where the mask comes from.
 
 Command:  python -m study.run --space mask_controls --data-dir DIR   (likewise the others)
-Jobs:     early_matching 162 (19,170 epochs), matcher_ablation 318 (31,980), mask_controls 384 (40,680),
+Jobs:     early_matching 162 (19,170 epochs), matcher_ablation 318 (31,980), mask_controls 396 (40,680),
           mask_transfer 117 (13,530).
 Expect:   early_matching (paper, table 15): gains of 0.1 to 0.7 points over naive, mostly within one standard deviation,
           whatever the epoch. mask_transfer (rebuttal, table 16): permuted ahead of naive in 5 of 8 cells, with much
@@ -41,6 +41,7 @@ MASK_CONTROLS = SearchSpace(
     sparsity=(0.9, 0.97),
     rewind_epoch=(10, 50),
     method=("dense", "imp", "lth", "permuted", "naive", "shuffled", "layerwise_random", "own_mask", "reinit"),
+    mask_overlap=True,
     **PAPER,
 )
 

@@ -75,6 +75,7 @@ class SearchSpace:
     members: int = 0
     imp_path: bool = False
     plane_resolution: int = 0
+    mask_overlap: bool = False
 
     def __post_init__(self) -> None:
         """Check structure and bounds.

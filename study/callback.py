@@ -62,16 +62,22 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """Pass the end of a job on; the searcher knows it already."""
-        self._ended(self._key(trial), has_result=(trial.last_result or {}).get("status") == STATUS_OK)
+        self.ended(self._key(trial), has_result=(trial.last_result or {}).get("status") == STATUS_OK)
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """Note why a trial died, if it was the last attempt at its job."""
         key = self._key(trial)
         if self._searcher is not None and self._searcher.state.get(key) == FAILED:
             self._searcher.errors[key] = _reason(trial)
-        self._ended(key, has_result=False)
+        self.ended(key)
 
-    def _ended(self, key: str, has_result: bool) -> None:
+    def ended(self, key: str, has_result: bool = False) -> None:
+        """Pass on that a trial has ended, and what that means for its job.
+
+        Args:
+            key: of the job.
+            has_result: whether the job is published now.
+        """
         if self._progress is not None:
             self._progress.ended(key)
         if self._tracker is None or self._searcher is None:

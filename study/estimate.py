@@ -16,7 +16,7 @@ from pathlib import Path
 from study.benchmark.results import FILE, nearest, read_rates
 from study.plan import Plan
 from trainables import schema
-from trainables.config import TRAINING_CONFIGS, ConnectConfig, MatchConfig, PlaneConfig
+from trainables.config import TRAINING_CONFIGS, ConnectConfig, MatchConfig, OverlapConfig, PlaneConfig
 from trainables.graph import Job
 from trainables.models import MODELS
 from trainables.store import DamagedArtifact, Store
@@ -145,6 +145,8 @@ def _first_guess(plan: Plan, job: Job, speed: float) -> float:
     def forward(images: int, batch: int) -> float:
         return images * seconds_per_image + -(-images // batch) * SECONDS_PER_PASS
 
+    if isinstance(config, OverlapConfig):
+        return SECONDS_PER_JOB
     test = forward(facts.test_images, EVAL_BATCH)
     if not isinstance(config, TRAINING_CONFIGS):
         asked = getattr(config, "images", 0) or facts.train_images

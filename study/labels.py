@@ -13,6 +13,7 @@ from trainables.config import (
     DenseConfig,
     EnsembleConfig,
     MatchConfig,
+    OverlapConfig,
     PlaneConfig,
     PruneConfig,
     SparseConfig,
@@ -60,6 +61,9 @@ def run_name(job: Job, cell: Cell) -> str:
                 parts = [f"connect {_matcher(job)}", width, pair, *_until(job.parent("b"))]
         case PlaneConfig():
             parts = ["plane", width, *place, pair, *_unlike_the_paper(cell)]
+        case OverlapConfig():
+            place = _place_in_words(dataclasses.replace(cell, method="imp"))
+            parts = ["overlap", width, *place, pair, *_unlike_the_paper(cell)]
         case EnsembleConfig():
             nets = [_net(cell.seed_a), *_unlike_the_paper(cell)]
             parts = [f"ensemble of {len(job.parents)} {cell.method}", width, *place, *nets]
@@ -112,6 +116,10 @@ def run_params(job: Job, cell: Cell) -> dict[str, Any]:
         case PlaneConfig():
             params |= _place(cell) | _pair(cell) | {schema.PARAM_CORRECTION: config.correction}
             params |= _matching(cell) | {"plane_resolution": config.resolution}
+        case OverlapConfig():
+            params |= _place(dataclasses.replace(cell, method="imp")) | _pair(cell) | _matching(cell)
+            params |= {name: getattr(cell, name) for name in _PRUNING}
+            del params[schema.PARAM_METHOD]
         case EnsembleConfig():
             params |= _place(cell) | _matching(cell) | {schema.MEMBERS: len(job.parents)}
     return params

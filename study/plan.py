@@ -98,7 +98,7 @@ def make_plan(space: SearchSpace, data_dir: str | None = None) -> Plan:
 
 def _refuse_idle_settings(space: SearchSpace) -> None:
     """Raise ValueError for a setting that would silently do nothing in this space."""
-    for setting, method in (("imp_path", "imp"), ("plane_resolution", "permuted")):
+    for setting, method in (("imp_path", "imp"), ("plane_resolution", "permuted"), ("mask_overlap", "permuted")):
         if getattr(space, setting) and method not in space.method:
             raise ValueError(f"{setting} is measured for method {method!r}, which the space does not have")
     if space.members and space.member:

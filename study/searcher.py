@@ -196,10 +196,12 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         else:
             self._fail(key, text)
 
-    def lose_trials(self) -> None:
-        """Take the trials in Tune's hands for dead: Tune itself has ended."""
-        for trial_id in list(self._trials):
+    def lose_trials(self) -> list[str]:
+        """Take the trials in Tune's hands for dead, because Tune itself has ended; return the keys of their jobs."""
+        lost = {trial_id: trial.key for trial_id, trial in self._trials.items()}
+        for trial_id in lost:
             self.on_trial_complete(trial_id, error=True)
+        return list(lost.values())
 
     # --- what may start -----------------------------------------------------------------------------------------------
     def _asks(self, key: str) -> Resources:

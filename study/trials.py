@@ -67,7 +67,8 @@ def run_trials(
         finally:
             if callback.directory is not None:
                 shutil.rmtree(callback.directory, ignore_errors=True)
-        searcher.lose_trials()
+        for key in searcher.lose_trials():
+            callback.ended(key)
         left = RESTARTS if _done(searcher) > done else left - 1
         if left < 0 or not cluster.comes_back():
             return reason

@@ -58,6 +58,10 @@ EXPECTED: dict[str, tuple[set[str], set[str]]] = {
             *(schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE, schema.SECONDS),
         },
     ),
+    schema.OVERLAP: (
+        {schema.METRICS, schema.LOG},
+        {schema.MASK_OVERLAP, schema.MASK_OVERLAP_IDENTITY, schema.MASK_OVERLAP_RANDOM, schema.SECONDS},
+    ),
 }
 HEAVY = {
     *("digits_quickstart", "resnet20_cifar100_width_sweep", "vgg11_rewind_sweep", "resnet50_imagenet_sweep"),
@@ -132,7 +136,7 @@ WANTED: dict[str, set[str]] = {
     "resnet50_imagenet_sweep": {schema.MATCH, schema.CONNECT},
     "early_matching": {schema.MATCH},
     "matcher_ablation": {schema.MATCH, schema.CONNECT},
-    "mask_controls": {schema.MATCH},
+    "mask_controls": {schema.MATCH, schema.OVERLAP},
     "mask_transfer": {schema.MATCH},
     "mode_connectivity": {schema.MATCH, schema.CONNECT, schema.PLANE},
     "ensemble_diversity": {schema.MATCH, schema.ENSEMBLE},

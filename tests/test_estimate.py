@@ -79,7 +79,7 @@ def test_a_plane_takes_the_square_of_its_resolution_and_an_ensemble_its_members(
 
 def test_every_kind_of_job_of_every_shape_is_estimated(store: Store) -> None:
     settings = {"method": ("imp", "lth", "permuted"), "imp_path": True, "interpolation_points": 3, "members": 2}
-    plan = plan_of(plane_resolution=3, match_epoch=(2, -1), **settings)
+    plan = plan_of(plane_resolution=3, match_epoch=(2, -1), mask_overlap=True, **settings)
     seconds = guess(plan, store)
     assert {plan.jobs[key].kind for key in seconds} == set(STAGES)
     assert min(seconds.values()) > 0

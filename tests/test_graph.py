@@ -31,6 +31,7 @@ from trainables.graph import (
     make_job,
     match_job,
     measurements,
+    overlap_job,
     plane_job,
     prune_job,
     round_sparsities,
@@ -38,7 +39,7 @@ from trainables.graph import (
     target,
 )
 from trainables.methods import METHODS
-from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, PLANE, PRUNE, SPARSE, STAGES
+from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE, STAGES
 
 ROOT = Path(__file__).parents[1]
 CELL: dict[str, Any] = {
@@ -85,6 +86,7 @@ CELL: dict[str, Any] = {
     "members": 0,
     "imp_path": False,
     "plane_resolution": 0,
+    "mask_overlap": False,
 }
 GOLDEN = {
     DENSE: (1, "94c834a805046436f97787dd5bf5f476de2104c014b0aa1fd91708685f87dddc"),
@@ -94,6 +96,7 @@ GOLDEN = {
     CONNECT: (1, "0eb79612c6a7aaa564530151cace6479416a9c5d0ca8069da2e5489ec0abf8a4"),
     PLANE: (1, "4a1272639aff626c1318644699226e449aa6f1437092ad5c0e0ad88b3977c67e"),
     ENSEMBLE: (1, "9763cb2b94ae8fb1ffadbfae6ab5e541ad4f144ad696d1a44e724e2782fb81ef"),
+    OVERLAP: (1, "7fb32e1ac93dd2a170fc4309f258cbc91525d971507fece9eea8f7f5c2cafde6"),
 }
 """Kind of job -> its version and the key of that job behind `CELL`, with every kind of measurement."""
 
@@ -115,6 +118,8 @@ def job_of_kind(kind: str, made: Cell) -> Job:
             return connect_job(made, match_.parent("a"), match_.parent("b"), match_)
         case "plane":
             return plane_job(dataclasses.replace(made, method="permuted"))
+        case "overlap":
+            return overlap_job(dataclasses.replace(made, method="permuted"))
         case "ensemble":
             return ensemble_job(made)
         case _:
@@ -145,7 +150,7 @@ def interpolating(**settings: Any) -> Cell:
 
 def measured(**settings: Any) -> Cell:
     """Return a cell with every kind of measurement."""
-    return interpolating(plane_resolution=21, members=3, **settings)
+    return interpolating(plane_resolution=21, members=3, mask_overlap=True, **settings)
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
@@ -190,8 +195,8 @@ def test_another_process_derives_the_same_keys(hash_seed: str | None) -> None:
 
 ALL = frozenset(STAGES)
 TRAINED = frozenset({SPARSE, PLANE, ENSEMBLE})
-MASKED = TRAINED | {PRUNE}
-MATCHED = TRAINED | {MATCH, CONNECT}
+MASKED = TRAINED | {PRUNE, OVERLAP}
+MATCHED = TRAINED | {MATCH, CONNECT, OVERLAP}
 RENAMES: list[tuple[dict[str, Any], frozenset[str]]] = [
     # change of the cell -> kinds of job whose keys change; a kind's key holds its ancestors' keys
     ({"model": "resnet8"}, ALL),
@@ -238,8 +243,9 @@ RENAMES: list[tuple[dict[str, Any], frozenset[str]]] = [
     ({"correction": "none"}, frozenset({CONNECT, PLANE})),
     ({"plane_resolution": 11}, frozenset({PLANE})),
     ({"members": 4}, frozenset({ENSEMBLE})),
-    ({"member": 1}, frozenset({MATCH, SPARSE, CONNECT, PLANE})),  # another B; the ensemble is of all members
+    ({"member": 1}, frozenset({MATCH, SPARSE, CONNECT, PLANE, OVERLAP})),  # another B; the ensemble is of all members
     ({"imp_path": True}, frozenset()),
+    ({"mask_overlap": False}, frozenset()),
     ({"method": "naive"}, frozenset({SPARSE, ENSEMBLE})),
 ]
 

@@ -34,7 +34,7 @@ from trainables.graph import (
 )
 from trainables.methods import METHODS
 from trainables.schedule import learning_rate
-from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, PLANE, PRUNE
+from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE
 
 SPARSE_METHODS = [name for name, row in METHODS.items() if row.mask is not None and row.init != "final"]
 REWOUND = [name for name in SPARSE_METHODS if METHODS[name].init != "fresh"]
@@ -426,9 +426,37 @@ def test_a_member_s_plane_goes_through_the_grid_s_lth_net() -> None:
     assert first.parent("permuted").key != second.parent("permuted").key
 
 
+# --- the overlap of masks -------------------------------------------------------------------------------------------
+def test_the_overlap_is_of_the_masks_that_permuted_and_own_mask_wear() -> None:
+    (job,) = measurements(cell(seed=3, mask_overlap=True))
+    permuted, own = target(cell(seed=3)), target(cell("own_mask", seed=3))
+    assert {role: ref.key for role, ref in job.parents} == {
+        "mask": permuted.parent("mask").key,
+        "own": own.parent("mask").key,
+        "permutation": permuted.parent("permutation").key,
+    }
+
+
+def test_all_rewind_epochs_share_an_overlap_unless_pruning_rewinds() -> None:
+    for pruner, number in (("imp_finetune", 1), ("imp_rewind", 2)):
+        made = [cell(pruner=pruner, rewind_epoch=epoch, mask_overlap=True) for epoch in (5, 10)]
+        assert len({job.key for each in made for job in measurements(each)}) == number
+
+
+def test_b_s_own_mask_is_found_on_its_own_data() -> None:
+    (job,) = measurements(cell(dataset="svhn", mask_dataset="cifar10", mask_overlap=True))
+    assert job.parent("mask").job.config.task.dataset == "cifar10"
+    assert job.parent("own").job.config.task.dataset == "svhn"
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "permuted"])
+def test_only_a_permuted_mask_is_compared_with_b_s(method: str) -> None:
+    assert measurements(cell(method, mask_overlap=True)) == ()
+
+
 def test_everything_at_once() -> None:
-    made = cell(interpolation_points=3, plane_resolution=5, members=3, imp_path=True)
-    assert Counter(job.kind for job in measurements(made)) == {CONNECT: 2, PLANE: 1, ENSEMBLE: 1}
+    made = cell(interpolation_points=3, plane_resolution=5, members=3, imp_path=True, mask_overlap=True)
+    assert Counter(job.kind for job in measurements(made)) == {CONNECT: 2, PLANE: 1, ENSEMBLE: 1, OVERLAP: 1}
     jobs = closure(Ref(job) for job in (target(made), *measurements(made))).jobs.values()
     assert sum(job.kind == MATCH for job in jobs) == 3 + 1  # each member's, and the identity
     assert {job.config.matcher for job in jobs if isinstance(job.config, MatchConfig)} == {"activation", "identity"}

@@ -12,7 +12,7 @@ from study.labels import run_name, run_params
 from study.plan import Plan, make_plan
 from trainables.config import Cell
 from trainables.graph import Job, Ref, closure, measurements, target
-from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, PLANE, PRUNE, SPARSE, STAGES
+from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE, STAGES
 
 QUICKSTART = get_space("digits_quickstart")
 
@@ -60,6 +60,7 @@ def test_a_person_recognises_every_job() -> None:
         CONNECT: {"connect activation · w2 · A2→B3", "connect identity · w2 · A2→B3"},
         PLANE: set(),
         ENSEMBLE: set(),
+        OVERLAP: set(),
     }
 
 
@@ -78,6 +79,14 @@ def test_names_of_planes() -> None:
     names = named(small(method="permuted", matcher="weight", match_epoch=3, plane_resolution=3))
     assert names[PLANE] == {"plane · w1 · S=50% · k=5 · A0→B1 · weight · t=3"}
     assert names[SPARSE] == {"lth · w1 · S=50% · k=5 · A0", "permuted · w1 · S=50% · k=5 · A0→B1 · weight · t=3"}
+
+
+def test_names_of_overlaps() -> None:
+    names = named(small(mask_overlap=True, matcher="weight", rewind_epoch=(2, 5)))
+    assert names[OVERLAP] == {"overlap · w1 · S=50% · A0→B1 · weight"}  # one for all rewind epochs
+    assert {name.rpartition(" · ")[2] for name in names[PRUNE]} == {"A0", "B1"}
+    names = named(small(mask_overlap=True, pruner="imp_rewind", rewind_epoch=(2, 5)))
+    assert names[OVERLAP] == {f"overlap · w1 · S=50% · k={epoch} · A0→B1" for epoch in (2, 5)}
 
 
 def test_names_of_ensembles_and_their_members() -> None:
@@ -227,6 +236,13 @@ def test_params_of_the_path_between_a_pair() -> None:
 def test_params_of_a_match_have_its_epoch() -> None:
     params = all_params(make_plan(small(method="permuted", match_epoch=(3, -1))), MATCH)
     assert [each["match_epoch"] for each in params] == [3, -1]
+
+
+def test_params_of_an_overlap() -> None:
+    (params,) = all_params(make_plan(small(method="permuted", seeds=1, mask_overlap=True)), OVERLAP)
+    place = {"stage": "overlap", "sparsity": "0.5", "seed_a": 2, "seed_b": 3, "matcher": "activation"}
+    assert params.items() >= {**place, "match_epoch": -1, "prune_fraction": 0.2}.items()
+    assert not {"method", "rewind_epoch", *RECIPE} & params.keys()
 
 
 def test_params_of_a_plane() -> None:

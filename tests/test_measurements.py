@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trainables import jobs, schema
-from trainables.artifacts import read_metrics, read_permutation, read_weights, unpack
+from trainables.artifacts import read_mask, read_metrics, read_permutation, read_weights, unpack
 from trainables.config import Cell
 from trainables.connectivity import interpolate
 from trainables.data import load_dataset
@@ -25,16 +25,20 @@ from trainables.graph import (
     connect_job,
     dense_job,
     ensemble_job,
+    make_job,
     match_job,
     measurements,
+    overlap_job,
     plane_job,
     prune_job,
     pruning_rounds,
     target,
 )
 from trainables.jobs import Context
+from trainables.masks import mask_overlap
 from trainables.matchers import DATA_MATCHERS, MATCHER_NAMES
 from trainables.measurements import MEASUREMENTS, agreement
+from trainables.overlap import expected_overlap
 from trainables.permutations import apply_permutation, identity_permutation, permutation_spec, random_permutation
 from trainables.similarity import disagreement, ensemble_accuracy, js_divergence, kl_divergence
 from trainables.store import Store
@@ -92,7 +96,7 @@ def pair_job(**changes: Any) -> Job:
 
 
 def test_every_kind_that_trains_nothing_is_tested_here() -> None:
-    assert MEASUREMENTS.keys() == {schema.MATCH, schema.CONNECT, schema.PLANE, schema.ENSEMBLE}
+    assert MEASUREMENTS.keys() == {schema.MATCH, schema.CONNECT, schema.PLANE, schema.ENSEMBLE, schema.OVERLAP}
     assert set(schema.STAGES) == MEASUREMENTS.keys() | {schema.DENSE, schema.PRUNE, schema.SPARSE}
 
 
@@ -101,7 +105,7 @@ def test_every_kind_that_trains_nothing_is_tested_here() -> None:
 def test_a_match_publishes_a_permutation_and_how_good_it_is(store: Store, matcher: str) -> None:
     job = match_job(CELL, matcher)
     final = measured(job, store)["final"]
-    assert set(store.manifest(job.key)["files"]) == {schema.METRICS, schema.PERMUTATION}
+    assert set(store.manifest(job.key)["files"]) == {schema.METRICS, schema.PERMUTATION, schema.LOG}
     permutation = read_permutation(store, job.key)
     spec = permutation_spec(data(store).model())
     assert permutation.keys() == set(spec.groups)
@@ -261,7 +265,7 @@ def plane(store: Store, **changes: Any) -> tuple[Job, dict[str, Any], dict[str, 
 
 def test_a_plane_s_document_is_complete(store: Store) -> None:
     job, document, _final = plane(store, correction="none")
-    assert set(store.manifest(job.key)["files"]) == {schema.METRICS, schema.PLANE_GRID}
+    assert set(store.manifest(job.key)["files"]) == {schema.METRICS, schema.PLANE_GRID, schema.LOG}
     assert document["networks"] == ["dense", "lth", "permuted"]
     assert document.keys() == {"networks", "xs", "ys", "losses", "errors", "coordinates"} | {
         "network_losses",
@@ -381,9 +385,32 @@ def test_logits_that_were_too_many_to_store_are_computed_anew(
     assert_same_result(store, bare, job.key)
 
 
+# --- overlap --------------------------------------------------------------------------------------------------------
+def test_an_overlap_is_with_the_mask_that_own_mask_wears(store: Store) -> None:
+    job = overlap_job(tiny_cell())
+    final = measured(job, store)["final"]
+    wears = {method: target(tiny_cell(method)).key for method in ("permuted", "naive", "own_mask")}
+    publish([Ref(target(tiny_cell(method))) for method in wears], Context(store=store))
+    masks = {method: read_mask(store, key) for method, key in wears.items()}
+    assert final[schema.MASK_OVERLAP] == mask_overlap(masks["permuted"], masks["own_mask"])
+    assert final[schema.MASK_OVERLAP_IDENTITY] == mask_overlap(masks["naive"], masks["own_mask"])
+    assert final[schema.MASK_OVERLAP_RANDOM] == expected_overlap(masks["permuted"], masks["own_mask"])
+
+
+def test_matched_to_itself_a_net_has_its_own_mask(store: Store) -> None:
+    cell = tiny_cell(matcher="identity")
+    itself = overlap_job(cell)
+    mask = itself.parent("own")
+    job = make_job(schema.OVERLAP, itself.config, mask=mask, own=mask, permutation=itself.parent("permutation"))
+    final = measured(job, store)["final"]
+    assert final[schema.MASK_OVERLAP] == final[schema.MASK_OVERLAP_IDENTITY] == 1
+    assert final[schema.MASK_OVERLAP_RANDOM] < 1
+
+
 # --- all of them ----------------------------------------------------------------------------------------------------
 def test_a_measurement_has_the_same_numbers_every_time(store: Store, tmp_path: Path) -> None:
     made = [pair_job(), plane_job(tiny_cell(plane_resolution=3)), ensemble_of("lth"), match_job(CELL, "activation")]
+    made.append(overlap_job(CELL))
     for job in made:
         measured(job, store)
     again = Store(shutil.copytree(store.root, tmp_path / "again"))
@@ -397,6 +424,7 @@ def test_a_measurement_has_the_same_numbers_every_time(store: Store, tmp_path: P
 
 def test_nets_without_batchnorm_are_measured_like_the_others(tmp_path: Path) -> None:
     settings = {"model": "mlp", "epochs": 2, "sparsity": 0.2, "correction": "none", "plane_resolution": 2}
+    settings["mask_overlap"] = True
     cell = tiny_cell(width=0.25, members=2, **settings)
     made = Store(tmp_path / "store")
     for job in measurements(cell):

@@ -421,6 +421,7 @@ def test_the_rounds_of_the_quickstart_land_on_its_sparsities() -> None:
     [
         ({"imp_path": True, "interpolation_points": 3, "method": ("lth",)}, "imp_path is measured for method 'imp'"),
         ({"plane_resolution": 3, "method": ("lth",)}, "plane_resolution is measured for method 'permuted'"),
+        ({"mask_overlap": True, "method": ("lth",)}, "mask_overlap is measured for method 'permuted'"),
         ({"members": 3, "member": 1}, "member=1 has no meaning with members=3"),
     ],
 )

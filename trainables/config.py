@@ -243,7 +243,23 @@ class EnsembleConfig:
     task: Task
 
 
-Config = DenseConfig | PruneConfig | MatchConfig | SparseConfig | ConnectConfig | PlaneConfig | EnsembleConfig
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OverlapConfig:
+    """Compare the mask of A, permuted and as it is, with the mask that pruning B itself finds."""
+
+    task: Task
+
+
+Config = (
+    DenseConfig
+    | PruneConfig
+    | MatchConfig
+    | SparseConfig
+    | ConnectConfig
+    | PlaneConfig
+    | EnsembleConfig
+    | OverlapConfig
+)
 TRAINING_CONFIGS = (DenseConfig, PruneConfig, SparseConfig)
 PLANE_MARGIN = 0.2
 
@@ -302,6 +318,8 @@ class Cell:
         imp_path: whether the paths from dense A to A after each pruning round are measured (paper, Fig. 4a), with
             `interpolation_points` points.
         plane_resolution: points per axis of the plane through dense A, LTH and permuted net (Fig. 4b); 0: none.
+        mask_overlap: whether the permuted mask is compared with the one that pruning net B itself finds, which takes as
+            many pruning rounds again.
     """
 
     method: str
@@ -346,6 +364,7 @@ class Cell:
     members: int = 0
     imp_path: bool = False
     plane_resolution: int = 0
+    mask_overlap: bool = False
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -403,7 +422,7 @@ class Cell:
         bounded("plane_resolution", self.plane_resolution, 0, 201, whole=True)
         if self.members == 1 or self.plane_resolution == 1:
             raise ValueError("members and plane_resolution must be 0 or at least 2, got 1")
-        for name in ("augment", "prune_shortcuts", "prune_classifier", "imp_path"):
+        for name in ("augment", "prune_shortcuts", "prune_classifier", "imp_path", "mask_overlap"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.imp_path and not self.interpolation_points:

@@ -34,6 +34,7 @@ from trainables.config import (
     DenseConfig,
     EnsembleConfig,
     MatchConfig,
+    OverlapConfig,
     PlaneConfig,
     PruneConfig,
     Recipe,
@@ -41,9 +42,9 @@ from trainables.config import (
     Task,
 )
 from trainables.methods import METHODS
-from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, PLANE, PRUNE, SPARSE
+from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE
 
-VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 1, PLANE: 1, ENSEMBLE: 1}
+VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 1, PLANE: 1, ENSEMBLE: 1, OVERLAP: 1}
 """Bumped when the meaning of a kind of job changes; results of the old meaning are then no longer found."""
 
 FRESH_SEEDS = 2 * (MAX_SEED + 1 + MAX_MEMBERS)
@@ -164,6 +165,8 @@ def measurements(cell: Cell) -> tuple[Job, ...]:
             jobs += [connect_job(cell, match.parent("a"), match.parent("b"), match) for match in matches]
         if cell.plane_resolution:
             jobs.append(plane_job(cell))
+        if cell.mask_overlap:
+            jobs.append(overlap_job(cell))
     if METHODS[cell.method].init == "final" and cell.imp_path:
         source = _mask_cell(cell)  # where these nets were trained, they are measured
         dense = Ref(dense_job(source, cell.seed_own))
@@ -324,6 +327,19 @@ def ensemble_job(cell: Cell) -> Job:
     members = [target(dataclasses.replace(cell, member=number)) for number in range(cell.members)]
     parents = {f"member{number:02}": Ref(job) for number, job in enumerate(members)}
     return make_job(ENSEMBLE, EnsembleConfig(task=members[0].config.task), **parents)
+
+
+def overlap_job(cell: Cell) -> Job:
+    """Return the comparison of the permuted mask with the one that pruning B itself, on its own data, finds."""
+    permuted = target(cell)
+    own = prune_job(dataclasses.replace(cell, mask_dataset="", mask_data_version=""), cell.seed_b)
+    return make_job(
+        OVERLAP,
+        OverlapConfig(task=_task(cell)),
+        mask=permuted.parent("mask"),
+        own=Ref(own),
+        permutation=permuted.parent("permutation"),
+    )
 
 
 def _mask_cell(cell: Cell) -> Cell:

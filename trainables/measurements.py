@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from trainables import schema
-from trainables.artifacts import pack, pack_json, read_permutation, read_weights, unpack
-from trainables.config import ConnectConfig, EnsembleConfig, MatchConfig, PlaneConfig
+from trainables.artifacts import pack, pack_json, read_mask, read_permutation, read_weights, unpack
+from trainables.config import ConnectConfig, EnsembleConfig, MatchConfig, OverlapConfig, PlaneConfig
 from trainables.connectivity import error_barrier, interpolation_curve, loss_barrier
 from trainables.evaluation import predict_logits
 from trainables.graph import Job, Ref
 from trainables.matchers import DATA_MATCHERS
 from trainables.matching import match, mean_over_groups
+from trainables.overlap import overlaps
 from trainables.permutations import Permutation, apply_permutation, permutation_spec
 from trainables.planes import plane_grid
 from trainables.publishing import Context, Files, Metrics, Row, now, publish
@@ -161,6 +162,24 @@ def _ensemble(job: Job, context: Context) -> Outcome:
     return {}, metrics, []
 
 
+def _overlap(job: Job, context: Context) -> Outcome:
+    config = job.config
+    assert isinstance(config, OverlapConfig)
+    store = context.store
+    found = overlaps(
+        permutation_spec(TaskData(config.task, context).model()),
+        read_permutation(store, job.parent("permutation").key),
+        read_mask(store, job.parent("mask").key),
+        read_mask(store, job.parent("own").key),
+    )
+    metrics = {
+        schema.MASK_OVERLAP: found.permuted,
+        schema.MASK_OVERLAP_IDENTITY: found.identity,
+        schema.MASK_OVERLAP_RANDOM: found.random,
+    }
+    return {}, metrics, []
+
+
 def _logits(store: Store, ref: Ref, data: TaskData) -> Tensor:
     """Return a member's test logits: the stored ones, or computed anew where they were too many to store."""
     if schema.LOGITS in store.manifest(ref.key)["files"]:
@@ -173,4 +192,5 @@ MEASUREMENTS: Mapping[str, Callable[[Job, Context], Outcome]] = {
     schema.CONNECT: _connect,
     schema.PLANE: _plane,
     schema.ENSEMBLE: _ensemble,
+    schema.OVERLAP: _overlap,
 }

@@ -17,7 +17,7 @@ CONNECT: Final = "connect"
 PLANE: Final = "plane"
 ENSEMBLE: Final = "ensemble"
 OVERLAP: Final = "overlap"
-STAGES: Final = (DENSE, PRUNE, MATCH, SPARSE, CONNECT, PLANE, ENSEMBLE)
+STAGES: Final = (DENSE, PRUNE, MATCH, SPARSE, CONNECT, PLANE, ENSEMBLE, OVERLAP)
 
 # --- metrics by epoch (MLflow step = epochs completed within the job, from 1) ---------------------------------------
 TRAIN_LOSS: Final = "train_loss"
