@@ -23,9 +23,9 @@ from trainables.jobs import Context
 from trainables.schema import MANIFEST, METRICS, WEIGHTS
 from trainables.storage import errors
 from trainables.storage.objects import LIBRARIES, ObjectStorage
-from trainables.store import DamagedArtifact, NotPublished, StorageError, Store
+from trainables.store import DamagedArtifact, Lease, NotPublished, StorageError, Store
 
-KEY = hashlib.sha256(b"a result").hexdigest()
+KEY = hashlib.sha256(b"a result among objects").hexdigest()
 OTHER = hashlib.sha256(b"another").hexdigest()
 FILES = {WEIGHTS: bytes(range(256)) * 8, METRICS: b'{"final": {"test_accuracy": 91.5}}'}
 
@@ -188,7 +188,7 @@ def test_an_abandoned_lease_goes_to_one(store: Store) -> None:
     silent = {"token": "t", "owner": "another-host:1:1", "renewed": 0.0}
     store.storage.write(f"leases/{KEY}", json.dumps(silent).encode())
     stores = [Store(store.uri) for _ in range(5)]
-    leases: list[object] = []
+    leases: list[Lease | None] = []
     threads = [threading.Thread(target=lambda each=each: leases.append(each.lease(KEY))) for each in stores]
     for thread in threads:
         thread.start()
@@ -198,6 +198,8 @@ def test_an_abandoned_lease_goes_to_one(store: Store) -> None:
     if store.uri.startswith("s3"):  # see above
         assert sum(lease is not None for lease in leases) == 1
     assert sum(size for _, size in store.storage.sizes("leases")) > 0
+    for lease in filter(None, leases):
+        lease.release()
 
 
 def test_a_storage_that_can_be_written_is_left_empty(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -120,9 +121,15 @@ def python(*arguments: str, prefix: Sequence[str] = (), **options: Any) -> subpr
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_interruptible,
         env=environment,
         **options,
     )
+
+
+def _interruptible() -> None:
+    """Undo what a shell does to what it runs in the background, such as a whole test run: it ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def with_method(cell: Cell, method: str) -> Cell:
