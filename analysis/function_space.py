@@ -47,8 +47,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: ``model``, ``dataset``, ``width``, ``sparsity``, ``rewind_epoch`` and ``seed_a`` (of the first net A);
     ``row``; ``members``; ``member_accuracy_mean`` (percent), ``member_accuracy_std`` (percentage points),
     ``ensemble_accuracy`` (percent), ``ensemble_gain`` (percentage points over the members' mean), ``disagreement``
-    (share in [0, 1]), ``kl_divergence`` and ``js_divergence`` (nats). What a dense or fine-tuned net does not have is
-    that of the sparse nets beside it, if it is the same for all of them.
+    (share in [0, 1]), ``kl_divergence`` and ``js_divergence`` (nats). Ensembles of dense nets, which have no sparsity,
+    and of fine-tuned ones, which have no rewind epoch, stand beside all others.
     """
     named = frame.assign(**{cells.ROW: cells.rows(frame)})
     found = named[(frame[schema.PARAM_STAGE] == schema.ENSEMBLE) & (frame["status"] == FINISHED)]

@@ -38,6 +38,8 @@ PLACE = (
     schema.PARAM_MATCH_EPOCH,
     schema.PARAM_CORRECTION,
 )
+ALWAYS = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
+"""What every title names."""
 LEVELS = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 95, 99)
 """Errors in percent that contours may be drawn at."""
 MOST_LEVELS = 8
@@ -82,9 +84,6 @@ def figure(frame: pd.DataFrame) -> Figure:
     looks = [(labels.method(net), dataclasses.replace(style.look(net), dash="None")) for net in NETS]
     style.legend(drawn, looks if rows else ())
     return drawn
-
-
-ALWAYS = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
 
 
 def _tallest(frame: pd.DataFrame) -> float:

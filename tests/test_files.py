@@ -34,7 +34,7 @@ def test_latex_is_a_table_of_booktabs():
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
     assert len(body(text)) == len(TABLE)
     assert all(line.endswith(r" \\") for line in body(text))
-    assert rf"stream\_taps \& more & Permuted $-$ naive \\" in text
+    assert r"stream\_taps \& more & Permuted $-$ naive \\" in text
 
 
 def test_latex_escapes_what_it_reserves():
