@@ -391,6 +391,19 @@ def _ensemble(job: Job, cell: Cell) -> Result:
     return Result(final)
 
 
+def _overlap(job: Job, cell: Cell) -> Result:
+    chance = (1 - cell.sparsity) / (1 + cell.sparsity)
+    identity = chance * (1.02 + noise(0.02, cell.seed, cell.width, cell.sparsity))
+    matched = SHARE_OF_MATCHER[cell.matcher] * (0.2 + 0.1 * math.log2(1 + cell.width))
+    final = {
+        schema.MASK_OVERLAP: identity + matched * (1 - identity),
+        schema.MASK_OVERLAP_IDENTITY: identity,
+        schema.MASK_OVERLAP_RANDOM: chance,
+        schema.SECONDS: 1.0,
+    }
+    return Result(final)
+
+
 _MAKERS: dict[str, Callable[[Job, Cell], Result]] = {
     schema.DENSE: _dense,
     schema.PRUNE: _prune,
@@ -399,6 +412,7 @@ _MAKERS: dict[str, Callable[[Job, Cell], Result]] = {
     schema.CONNECT: _connect,
     schema.PLANE: _plane,
     schema.ENSEMBLE: _ensemble,
+    schema.OVERLAP: _overlap,
 }
 
 
