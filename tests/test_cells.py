@@ -29,7 +29,7 @@ STUDIES = {
     "controls": dataclasses.replace(SPACES["mask_controls"], name="controls", width=(1.0,), **SMALL),
     "tolerant": dataclasses.replace(
         SPACES["mask_controls"], name="tolerant", method=("imp", "lth"), width=(1.0,), seeds=(0,), sparsity=(0.9, 0.95),
-        prune_tolerance=0.005,
+        prune_tolerance=0.005, mask_overlap=False,
     ),
 }  # fmt: skip
 STUDIES["images"] = dataclasses.replace(STUDIES["images"], match_images=(1_000, 10_000))

@@ -870,7 +870,7 @@ def test_another_server_does_not_get_what_was_meant_for_this_one(
 def test_server_that_does_not_answer_does_not_hold_up_the_end(
     dense_plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 1.0)
+    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 10.0)
     moody = Moody(monkeypatch, lambda *_: AWAY)
     monkeypatch.setattr(tracking, "RETRY_SECONDS", (600.0,))
     tracker = track(dense_plan, published, uri)
