@@ -61,7 +61,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
 def notes(frame: pd.DataFrame) -> list[str]:
     """Return what the figure leaves out, one sentence each."""
     if table(frame).empty:
-        return ["Top-5 accuracy is recorded for data of more than 20 classes only."]
+        return [f"Top-5 accuracy is recorded for data of {schema.TOP5_CLASSES} classes or more only."]
     return rewind.notes(frame)
 
 

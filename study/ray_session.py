@@ -16,14 +16,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from study.address import ClusterError
-from study.resources import Resources
-from trainables.footprint import smallest_gpu
+
+if TYPE_CHECKING:  # it imports torch, which takes as long as Ray takes to start
+    from study.resources import Resources
 
 REFRESH_SECONDS: Final = 2.0
 """How old what is known about the cluster's resources may be."""
@@ -78,6 +79,8 @@ class Cluster:
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
         if not nodes:
             return None
+        from trainables.footprint import smallest_gpu
+
         # It reserves nothing, so that it need not wait for the GPUs to be free; and its process, which has seen all of
         # the node's GPUs, is used for nothing else.
         task = ray.remote(num_cpus=0, max_calls=1)(smallest_gpu)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -33,6 +34,8 @@ DELIVERY_SECONDS = 120.0
 """How long the end of a study waits for a slow tracking server; what is missing is delivered by the next start."""
 LAST_DELIVERY_SECONDS = 10.0
 """The same when the cluster is lost."""
+START_SECONDS = 20.0
+"""How long the tracker leaves the processor to trials that are starting."""
 AHEAD_LOCAL, AHEAD_CLUSTER = 2, 16
 """Jobs handed to Ray beyond what fits; on a cluster an autoscaler starts machines for them."""
 
@@ -54,6 +57,7 @@ _ENVIRONMENT = {
 """Of a cluster that runs already, the variables that begin with RAY_ act on this process only."""
 _LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # "no cluster": Ray listens on the loopback device, not on all of them
+    "RAY_prestart_worker_first_driver": "0",  # Tune asks for workers with variables of its own, these would only idle
 }
 
 
@@ -94,11 +98,11 @@ def run_sweep(
     estimates = estimate(plan, store, published)
     print_plan(plan, todo, estimates)
     tracker = Tracker(plan, store, tracking_uri, fresh=set(todo))
-    tracker.start()
+    tracker.start(START_SECONDS if todo else 0.0)
     sweep = _Sweep(plan, store, tracker, estimates, options, command)
     try:
         if todo:
-            with store.register_study({"space": plan.space.name}), _termination_as_interrupt():
+            with store.register_study({"space": plan.space.name, "jobs": len(plan.jobs)}), _termination_as_interrupt():
                 sweep.run(todo, address, data_dir)
     finally:
         delivered = tracker.close(DELIVERY_SECONDS)
@@ -149,15 +153,18 @@ class _Sweep:
 
     def run(self, todo: dict[str, set[int | None]], address: str | None, data_dir: str | None) -> None:
         """Run the jobs; what has become of them is the searcher's to tell."""
-        from study.progress import Progress
-        from study.ray_session import connected
-        from study.searcher import PlanSearcher
-        from study.summary import note_failures
-        from study.trials import run_trials
-
         options = self._options
         print(f"starting Ray{f' on {address}' if address else ' on this machine'} ...", flush=True)
+        # While Ray starts its processes, this one imports torch. Nothing that imports ray: two threads that import
+        # parts of one package may wait for each other.
+        threading.Thread(target=importlib.import_module, args=("trainables.execution",), daemon=True).start()
+        from study.ray_session import connected
+
         with connected(address) as cluster:
+            from study.progress import Progress
+            from study.searcher import PlanSearcher
+            from study.trials import run_trials
+
             surroundings = {
                 "storage": self._store.uri,
                 "data_dir": data_dir,
@@ -184,6 +191,8 @@ class _Sweep:
                 self._ended = run_trials(cluster, searcher, attach, self._plan.space.name)
                 if self._ended is not None and (missing := cluster.missing()) is not None:
                     self._lose(f"{missing} is out of reach", cluster)
+        from study.summary import note_failures
+
         with contextlib.suppress(StorageError):  # the summary says it as well
             note_failures(self._store, searcher, round(1000 * time.time()))
 

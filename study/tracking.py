@@ -152,7 +152,8 @@ class Tracker:
         self._introduced: set[str] = set()
         self._introducing = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
-        self._closing, self._given_up = threading.Event(), threading.Event()
+        self._wanted, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
+        self._delay = 0.0
         self._failing_since: float | None = None
         self._problem: str | None = None
         self._refused: str | None = None
@@ -163,8 +164,14 @@ class Tracker:
         return self._problem or self._box.problem
 
     # --- the driver's side: nothing here waits or raises ------------------------------------------------------------
-    def start(self) -> None:
-        """Connect, deliver what earlier drivers could not, and catch up with what the store already has."""
+    def start(self, delay: float = 0.0) -> None:
+        """Connect, deliver what earlier drivers could not, and catch up with what the store already has.
+
+        Args:
+            delay: seconds to wait for the first event before; to import MLflow takes the processor time that trials
+                need in order to start.
+        """
+        self._delay = delay
         self._thread.start()
 
     def epoch(self, key: str, row: Mapping[str, Any]) -> None:
@@ -193,6 +200,7 @@ class Tracker:
                 self._introduced.add(key)
                 self._box.put({"event": _JOB, **dataclasses.asdict(self._runs.spec(key))})
         self._box.put({"event": event, "key": key, **content})
+        self._wanted.set()
 
     def close(self, timeout: float) -> bool:
         """Deliver what is left; return whether everything was delivered. What was not stays in the outbox.
@@ -201,6 +209,7 @@ class Tracker:
             timeout: seconds to wait at most; a server that does not answer is given up earlier.
         """
         self._closing.set()
+        self._wanted.set()
         self._box.finish()
         began = time.monotonic()
         while self._thread.is_alive() and time.monotonic() < began + timeout:
@@ -212,6 +221,7 @@ class Tracker:
 
     # --- the thread's side ------------------------------------------------------------------------------------------
     def _work(self) -> None:
+        self._wanted.wait(self._delay)
         try:
             if self._attempt(self._runs.connect) and self._refused is None:  # else there is nothing to add to
                 self._deliver()

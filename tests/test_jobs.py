@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny_study import (
     METHODS,
     assert_same_result,
@@ -105,6 +106,27 @@ def test_accuracies_follow_from_weights_and_from_logits(published: Store, method
     train = evaluate(net, EvalBatches(data.train, mean=data.mean, std=data.std, batch_size=100))
     assert final[schema.FINAL_TRAIN_ACCURACY] == pytest.approx(train.accuracy, abs=0.15)  # an image may be on the edge
     assert final[schema.FINAL_TRAIN_LOSS] == pytest.approx(train.loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("classes", [19, 20])
+def test_top5_where_there_are_classes_enough(tmp_path: Path, classes: int) -> None:
+    for index in range(16 * classes):
+        path = tmp_path / ("test" if index < classes else "train") / f"{index % classes:02}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
+        Image.fromarray(noise.numpy()).save(path)
+    store = Store(tmp_path / "outputs")
+    job = dense_job(tiny_cell("dense", dataset="image_folder", epochs=2), 0)
+    publish([Ref(job)], Context(store=store, data_dir=str(tmp_path)))
+    final = read_metrics(store, job.key)["final"]
+    if classes < schema.TOP5_CLASSES:
+        assert schema.TEST_TOP5_ACCURACY not in final
+        return
+    logits = unpack(store.read(job.key, schema.LOGITS))["logits"]
+    labels = load_dataset("image_folder", tmp_path).test.labels
+    better = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
+    assert final[schema.TEST_TOP5_ACCURACY] == pytest.approx(100 * float((better < 5).double().mean()))
+    assert final[schema.TEST_TOP5_ACCURACY] >= final[schema.TEST_ACCURACY]
 
 
 def test_manifest_says_where_a_result_comes_from(published: Store) -> None:

@@ -243,9 +243,11 @@ class _Session:
         files = {**(files or {}), schema.WEIGHTS: pack(training.weights())}
         if test.count * data.num_classes <= LOGITS_LIMIT:
             files[schema.LOGITS] = pack({"logits": predict_logits(training.model, data.test)})
+        top5 = {schema.TEST_TOP5_ACCURACY: test.top5_accuracy} if data.num_classes >= schema.TOP5_CLASSES else {}
         metrics = {
             schema.TEST_LOSS: test.loss,
             schema.TEST_ACCURACY: test.accuracy,
+            **top5,
             schema.FINAL_TRAIN_LOSS: train.loss,
             schema.FINAL_TRAIN_ACCURACY: train.accuracy,
             schema.GENERALIZATION_GAP: train.accuracy - test.accuracy,
