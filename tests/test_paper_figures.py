@@ -406,7 +406,7 @@ def test_top5_is_drawn_and_top1_stands_beside_it(read):
 def test_without_top5_there_is_a_note(read):
     frame = read(top5, "sweep")
     assert top5.table(frame).empty
-    assert top5.notes(frame) == ["Top-5 accuracy is recorded for data of more than 20 classes only."]
+    assert top5.notes(frame) == ["Top-5 accuracy is recorded for data of 20 classes or more only."]
 
 
 # --- interpolation at several match epochs --------------------------------------------------------------------------
