@@ -52,6 +52,7 @@ class SearchSpace:
     schedule: str = "cosine"
     warmup_epochs: float = 0.0
     precision: str = "fp32"
+    compiled: bool = False
     augment: bool = True
     shortcut: str = "conv3x3"
     pruner: str = "imp_finetune"

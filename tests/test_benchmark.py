@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from study.benchmark import matching, results, sweep, training
 from study.benchmark.__main__ import main
 from study.benchmark.contest import Contestant, Team, in_turns, machine
 from study.benchmark.results import Comparison, Figure, Measurement, Rate, nearest, read_rates
-from study.benchmark.training import BareStep, OurTrial, Setting, conventional, images_on_disk
+from study.benchmark.training import BareStep, OurTrial, Setting, StackedSteps, conventional, images_on_disk
 from study.plan import make_plan
 from trainables.masks import mask_sparsity
 from trainables.matching import activation_moments
@@ -64,6 +65,16 @@ def test_all_ways_train_the_same_number_of_images(images: Path) -> None:
         assert OurTrial(SMALL, images, precision).run() == SMALL.images
         assert BareStep(SMALL, images, precision).run() == SMALL.images
     assert conventional(SMALL, images).run() == SMALL.images
+
+
+def test_stacked_networks_compute_what_each_of_them_does(images: Path) -> None:
+    stacked, alone = StackedSteps(SMALL, images, "fp32"), BareStep(SMALL, images, "fp32")
+    assert stacked.run() >= SMALL.images
+    alone._model.train()
+    expected = alone._model(alone._images).detach()
+    found = stacked._logits(stacked._parameters, stacked._buffers, stacked._images).detach()
+    assert found.shape == (training.STACK, *expected.shape)
+    assert all(torch.allclose(each, expected, atol=1e-4) for each in found)
 
 
 @pytest.mark.usefixtures("without_loaders")
@@ -263,7 +274,8 @@ def test_the_training_benchmark_end_to_end(tmp_path: Path, capsys: pytest.Captur
     (entry,) = json.loads(out.read_text())["measurements"]
     assert all(len(each["ratios"]) == 2 and min(each["ratios"]) > 0 for each in entry["comparisons"])
     names = [each["name"] for each in entry["comparisons"]]
-    assert [sum(part in name for name in names) for part in ("conventional", "bare", "at a time")][1:] == [2, 1]
+    assert [sum(part in name for name in names) for part in ("bare", "at a time", "stacked")] == [2, 1, 1]
+    assert any("compiled" in name for name in names) == any(map(shutil.which, training.COMPILERS))
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
     (rate,) = read_rates(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from trainables.data.batches import EvalBatches, TrainBatches
 from trainables.masks import layerwise_random_mask, magnitude_mask
 from trainables.models import build_model
 from trainables.schedule import learning_rate
+from trainables.schema import TEST_LOSS, TRAIN_LOSS
 from trainables.training import Diverged, Training
 
 RECIPE = Recipe(epochs=3, batch_size=128, lr=0.08, momentum=0.9, weight_decay=5e-4, schedule="cosine")
@@ -89,6 +91,35 @@ def test_two_epochs_equal_one_saved_restored_and_one_more(kind: str, momentum: f
     assert second.epoch == 1
     assert second.run_epoch() == undisturbed[1]
     assert bits(second) == bits(whole)
+
+
+@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
+def test_compiled_network_learns_the_same() -> None:
+    recipe = dataclasses.replace(FEW, compiled=True)
+    plain, ours = start(FEW, mask_of("masked")), start(recipe, mask_of("masked"))
+    for _ in range(2):
+        expected, row = plain.run_epoch(), ours.run_epoch()
+        assert row[TRAIN_LOSS] == pytest.approx(expected[TRAIN_LOSS], rel=1e-3)
+        assert row[TEST_LOSS] == pytest.approx(expected[TEST_LOSS], rel=1e-2)
+    assert ours.weights().keys() == plain.weights().keys()
+    assert all(not ours.weights()[name][~keep].any() for name, keep in some_mask(new_model()).items())
+    again = start(recipe, mask_of("masked"))
+    again.run_epoch()
+    resumed = start(recipe, mask_of("masked"), seed=99)
+    resumed.restore(*unpack_checkpoint(pack_checkpoint(*again.state())))
+    assert resumed.run_epoch() == row
+    assert bits(resumed) == bits(ours)
+
+
+def test_only_a_recipe_that_says_so_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append((model, options)) or model)
+    start(FEW).run_epoch()
+    assert not asked
+    training = start(dataclasses.replace(FEW, compiled=True))
+    training.run_epoch()
+    assert asked == [(training.model, {"mode": "default"})]
 
 
 def test_state_is_a_copy() -> None:

@@ -117,6 +117,8 @@ class Recipe:
         schedule: a name of ``SCHEDULES``.
         warmup_epochs: epochs of linear warm-up from 0.
         precision: a name of ``PRECISIONS``.
+        compiled: whether the training step runs code that ``torch.compile`` made of the network. It rounds
+            differently, so it is part of the recipe.
         first_epoch: epochs of the schedule that lie before the first one; it is ``first_epoch + epochs`` long.
     """
 
@@ -128,6 +130,7 @@ class Recipe:
     schedule: str
     warmup_epochs: float = dataclasses.field(default=0.0, metadata={"neutral": 0.0})
     precision: str = dataclasses.field(default="fp32", metadata={"neutral": "fp32"})
+    compiled: bool = dataclasses.field(default=False, metadata={"neutral": False})
     first_epoch: int = dataclasses.field(default=0, metadata={"neutral": 0})
 
 
@@ -290,6 +293,7 @@ class Cell:
         schedule: a name of ``SCHEDULES``.
         warmup_epochs: epochs of linear warm-up.
         precision: a name of ``PRECISIONS``.
+        compiled: whether the network is compiled for training.
         augment: whether training images are augmented.
         shortcut: kernel of the CIFAR ResNets' shortcut convolutions.
         pruner: a name of ``PRUNERS``.
@@ -340,6 +344,7 @@ class Cell:
     schedule: str = "cosine"
     warmup_epochs: float = 0.0
     precision: str = "fp32"
+    compiled: bool = False
     augment: bool = True
     shortcut: str = "conv3x3"
     pruner: str = "imp_finetune"
@@ -422,7 +427,7 @@ class Cell:
         bounded("plane_resolution", self.plane_resolution, 0, 201, whole=True)
         if self.members == 1 or self.plane_resolution == 1:
             raise ValueError("members and plane_resolution must be 0 or at least 2, got 1")
-        for name in ("augment", "prune_shortcuts", "prune_classifier", "imp_path", "mask_overlap"):
+        for name in ("compiled", "augment", "prune_shortcuts", "prune_classifier", "imp_path", "mask_overlap"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.imp_path and not self.interpolation_points:

@@ -379,6 +379,7 @@ def _recipe(cell: Cell, *, epochs: int, lr: float) -> Recipe:
         schedule=cell.schedule,
         warmup_epochs=cell.warmup_epochs,
         precision=cell.precision,
+        compiled=cell.compiled,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class Training:
         self._device = next(model.parameters()).device
         if self._device.type == "cpu":
             keep_freed_memory()
+        self._forward = _compiled(model, self._device) if recipe.compiled else model
         self._mask = dict(mask or {})
         self._masked, self._keep = self._prepare_mask(self._mask)
         self._optimizer = torch.optim.SGD(
@@ -124,7 +125,7 @@ class Training:
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate(self.recipe, self.epoch * steps + index, steps)
             with autocast:
-                logits = self.model(images)
+                logits = self._forward(images)
             loss = F.cross_entropy(logits.float(), labels)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -167,3 +168,12 @@ class Training:
                 buffer = torch.empty_like(parameter).copy_(tensors[_MOMENTUM + name])
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
         self.epoch, self.train_seconds = int(data["epoch"]), float(data["train_seconds"])
+
+
+def _compiled(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return compiled code for the forward pass, which shares the network's parameters and buffers."""
+    # Else what earlier jobs of this process compiled would decide about this one: after a few networks of different
+    # shapes, PyTorch gives up compiling. Compiling the same network again takes seconds, its code is on the disk.
+    torch.compiler.reset()
+    # A small network keeps a GPU waiting for its next kernel; CUDA graphs launch all of them at once.
+    return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")

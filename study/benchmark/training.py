@@ -6,20 +6,24 @@ does not change how long they take.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
-from study.benchmark.contest import Contestant, Team, cores, in_turns
+from study.benchmark.contest import Contestant, Team, Way, cores, in_turns
 from study.benchmark.conventional import ConventionalLoop
 from study.benchmark.results import Comparison, Figure, Measurement, Rate
 from trainables.allocation import keep_freed_memory
@@ -34,6 +38,10 @@ from trainables.task import TaskData
 CLASSES = 10
 IMAGE_SIZE = 32
 CONVENTIONAL = "conventional"
+STACK = 4
+"""Networks that are trained as one where that is tried."""
+COMPILERS = ("g++", "clang++")
+"""Of which torch.compile needs one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +96,14 @@ class Setting:
         )
 
 
-# --- the three ways --------------------------------------------------------------------------------------------------
+# --- the ways ---------------------------------------------------------------------------------------------------------
 class OurTrial:
     """Trains an epoch per run, as a job of a study does, and evaluates on as good as no test images."""
 
-    def __init__(self, setting: Setting, folder: Path, precision: str) -> None:
+    def __init__(self, setting: Setting, folder: Path, precision: str, *, compiled: bool = False) -> None:
         data, model, mask = _prepared(setting, folder)
-        self.training = data.training(model, setting.recipe(precision), seed=0, mask=mask)
+        recipe = replace(setting.recipe(precision), compiled=compiled)
+        self.training = data.training(model, recipe, seed=0, mask=mask)
         self._images = setting.images
 
     def run(self) -> int:
@@ -127,6 +136,42 @@ class BareStep:
             for parameter in self._model.parameters():
                 parameter.grad = None
         return self._steps * len(self._labels)
+
+    def helpers(self) -> Sequence[int]:
+        """Return nothing."""
+        return ()
+
+
+class StackedSteps:
+    """Forward and backward passes of several networks over one batch each, all in one: `torch.func` stacks them."""
+
+    def __init__(self, setting: Setting, folder: Path, precision: str) -> None:
+        keep_freed_memory()
+        nets = []
+        for _ in range(STACK):
+            data, net, _ = _prepared(setting, folder)
+            nets.append(net.train())
+        images, labels = next(iter(data.train_plain))
+        self._images = images[: setting.batch_size].expand(STACK, -1, -1, -1, -1)
+        self._labels = labels[: setting.batch_size].repeat(STACK)
+        self._steps, self._half = setting.steps, precision == "bf16"
+        self._parameters, self._buffers = stack_module_state(nets)
+
+        def logits(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+            return cast(Tensor, functional_call(nets[0], (parameters, buffers), (images,)))
+
+        self._logits = vmap(logits)
+
+    def run(self) -> int:
+        """Take steps with all networks until as many images are seen as in a run; return the number of images."""
+        steps = -(-self._steps // STACK)
+        for _ in range(steps):
+            with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._half):
+                logits = self._logits(self._parameters, self._buffers, self._images)
+            cross_entropy(logits.flatten(0, 1).float(), self._labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
+            for parameter in self._parameters.values():
+                parameter.grad = None
+        return steps * len(self._labels)
 
     def helpers(self) -> Sequence[int]:
         """Return nothing."""
@@ -202,6 +247,7 @@ def measure(setting: Setting, repeats: int) -> Measurement:
             comparisons += compared
             figures += found
         for precision in setting.precisions:
+            comparisons += _alternatives(setting, precision, folder, repeats)
             together = setting.trials if cuda else min(setting.trials, cores())
             comparison, rate = _grid(setting, precision, together, folder, repeats)
             comparisons.append(comparison)
@@ -230,6 +276,25 @@ def _one_trial(setting: Setting, threads: int, folder: Path, repeats: int) -> tu
             figures.append(Figure(name=f"training {name}, {on}", value=speed, unit="images/s"))
             figures.append(Figure(name=f"peak memory {name}, {on}", value=team.memory(), unit="MiB"))
     return comparisons, figures
+
+
+def _alternatives(setting: Setting, precision: str, folder: Path, repeats: int) -> list[Comparison]:
+    """Compare what might be quicker with what is done: one network at a time, as it comes; on one thread."""
+    ways: dict[str, Callable[..., Way]] = {"trial": OurTrial, "step": BareStep, "stacked": StackedSteps}
+    if any(map(shutil.which, COMPILERS)):
+        ways["compiled"] = partial(OurTrial, compiled=True)
+    with ExitStack() as stack:
+        teams = {name: Team(stack, Contestant(name, 1, way, setting, folder, precision)) for name, way in ways.items()}
+        seconds = in_turns(teams, repeats)
+    what = f"training {setting.model} x{setting.width:g} {precision}"
+    return [
+        _comparison(f"{what}, {name}", seconds[ours], seconds[other], setting.images)
+        for name, ours, other in (
+            ("compiled, against as it is", "compiled", "trial"),
+            (f"{STACK} nets stacked, against one after another", "stacked", "step"),
+        )
+        if ours in seconds
+    ]
 
 
 def _grid(setting: Setting, precision: str, together: int, folder: Path, repeats: int) -> tuple[Comparison, Rate]:
