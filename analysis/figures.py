@@ -20,6 +20,7 @@ from analysis import (
     imp_path,
     interpolation,
     mask_overlap,
+    match_images,
     match_quality,
     plane,
     rewind,
@@ -63,6 +64,7 @@ FIGURES: dict[str, FigureModule] = {
     "controls": controls,
     "mask_overlap": mask_overlap,
     "match_quality": match_quality,
+    "match_images": match_images,
     "versus_paper": versus_paper,
     "cost": cost,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from search_spaces.ablations import EARLY_MATCHING, MASK_CONTROLS, MASK_TRANSFER, MATCHER_ABLATION
+from search_spaces.ablations import EARLY_MATCHING, MASK_CONTROLS, MASK_TRANSFER, MATCH_IMAGES, MATCHER_ABLATION
 from search_spaces.digits_quickstart import DIGITS_QUICKSTART
 from search_spaces.function_space import ENSEMBLE_DIVERSITY, MODE_CONNECTIVITY
 from search_spaces.other_architectures import RESNET50_IMAGENET_SWEEP, VGG11_REWIND_SWEEP
@@ -22,6 +22,7 @@ SPACES: dict[str, SearchSpace] = {
         RESNET50_IMAGENET_SWEEP,
         EARLY_MATCHING,
         MATCHER_ABLATION,
+        MATCH_IMAGES,
         MASK_CONTROLS,
         MASK_TRANSFER,
         MODE_CONNECTIVITY,

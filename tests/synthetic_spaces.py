@@ -32,6 +32,7 @@ from trainables.config import Cell, ConnectConfig, EnsembleConfig, MatchConfig, 
 from trainables.data import DATASETS
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Job
+from trainables.matchers import DATA_MATCHERS
 from trainables.methods import METHODS
 
 STARTED = 1_700_000_000_000
@@ -294,7 +295,8 @@ def _barrier(width: float, matched: float, *about: object) -> float:
 def _match(job: Job, cell: Cell) -> Result:
     config = job.config
     assert isinstance(config, MatchConfig)
-    matched = max(0.0, SHARE_OF_MATCHER[config.matcher])
+    images = config.images or 50_000
+    matched = max(0.0, SHARE_OF_MATCHER[config.matcher]) * images / (images + 150)
     width, about = config.task.width, (cell.seed, config.matcher, config.task.width, cell.match_epoch)
     final = {
         schema.MEAN_CORRELATION: 0.08 + matched * (0.75 - 0.35 * width**-0.4) + noise(0.01, *about),
@@ -304,6 +306,8 @@ def _match(job: Job, cell: Cell) -> Result:
         schema.LOSS_BARRIER_AFTER: _barrier(width, matched, *about) / 25,
         schema.SECONDS: 30.0,
     }
+    if config.matcher in DATA_MATCHERS:
+        final[schema.AGREEMENT_WITH_WEIGHT] = 0.5 * matched + noise(0.005, *about)
     return Result(final)
 
 

@@ -136,6 +136,7 @@ WANTED: dict[str, set[str]] = {
     "resnet50_imagenet_sweep": {schema.MATCH, schema.CONNECT},
     "early_matching": {schema.MATCH},
     "matcher_ablation": {schema.MATCH, schema.CONNECT},
+    "match_images": {schema.MATCH},
     "mask_controls": {schema.MATCH, schema.OVERLAP},
     "mask_transfer": {schema.MATCH},
     "mode_connectivity": {schema.MATCH, schema.CONNECT, schema.PLANE},
