@@ -17,6 +17,7 @@ from analysis.load import FINISHED
 from analysis.load import runs as load
 from analysis.signs import MINUS
 from trainables import schema
+from trainables.matchers import DATA_MATCHERS
 
 __all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
 
@@ -52,9 +53,11 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per task, width, matcher, match epoch, number of images and measure: n, mean and std.
 
     ``match_images``: 0 is all training images. ``measure``: ``loss_barrier_before``, ``loss_barrier_after`` (nats),
-    ``agreement_with_weight`` (percent), ``gain`` (percentage points). Empty if no matches differ in the number alone.
+    ``agreement_with_weight`` (percent), ``gain`` (percentage points). Empty if no matches that
+    look at images differ in their number alone.
     """
     done = frame[(frame[schema.PARAM_STAGE] == schema.MATCH) & (frame["status"] == FINISHED)]
+    done = done[done[schema.PARAM_MATCHER].isin(DATA_MATCHERS)]
     gains = match_quality.table(frame).groupby("match")[GAIN].mean()
     done = done.assign(**{GAIN: done["key"].map(gains), **{name: 100 * done[name] for name in PERCENT}})
     varied = done.groupby(list(PLACE), dropna=False)[IMAGES].transform("nunique") > 1

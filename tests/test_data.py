@@ -315,6 +315,23 @@ def test_cifar10_archive(tmp_path: Path, below: str) -> None:
 
 
 @pytest.mark.usefixtures("no_checksums")
+def test_cifar100_archive_has_its_fine_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 32, 32), dtype=np.uint8)
+    for split, pixels in zip(("train", "test"), images, strict=True):
+        content = {"data": pixels.reshape(3, 3072), "fine_labels": [99, 0, 50], "coarse_labels": [1, 2, 3]}
+        (folder / split).write_bytes(pickle.dumps(content))
+    names = [f"class{i}" for i in range(100)]
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names, "coarse_label_names": []}))
+    dataset = load_dataset("cifar100", tmp_path)
+    np.testing.assert_array_equal(dataset.train.images.numpy(), images[0])
+    np.testing.assert_array_equal(dataset.test.images.numpy(), images[1])
+    assert dataset.train.labels.tolist() == dataset.test.labels.tolist() == [99, 0, 50]
+    assert (dataset.num_classes, dataset.class_names[99]) == (100, "class99")
+
+
+@pytest.mark.usefixtures("no_checksums")
 def test_svhn_archive(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
     for split in ("train", "test"):

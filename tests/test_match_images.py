@@ -66,6 +66,12 @@ def test_all_images_stand_last_and_are_called_so(frame):
     assert not match_images.notes(frame)
 
 
+def test_matchers_that_look_at_no_image_are_no_subject(frame):
+    is_match = frame["stage"] == schema.MATCH
+    renamed = frame.assign(matcher=frame["matcher"].where(~is_match, "weight"))
+    assert match_images.table(renamed).empty
+
+
 def test_failed_matches_and_open_ones_do_not_count(frame):
     is_match = frame["stage"] == schema.MATCH
     broken = frame.assign(status=frame["status"].where(~(is_match & (frame["seed_a"] == 0)), "FAILED"))

@@ -287,7 +287,7 @@ class Cell:
         epochs: epochs of dense training; a sparse net trains for the remaining ``epochs - rewind_epoch``.
         batch_size: images per step.
         lr: peak learning rate of dense training.
-        sparse_lr: peak learning rate of sparse training.
+        sparse_lr: peak learning rate of sparse training; not used where it resumes the dense schedule.
         momentum: in [0, 1).
         weight_decay: L2 coefficient.
         schedule: a name of ``SCHEDULES``.
