@@ -63,7 +63,7 @@ class SearchSpace:
     imp_weight_decay: float = 0.0
     prune_shortcuts: bool = False
     prune_classifier: bool = True
-    match_images: int = 10_000
+    match_images: int | tuple[int, ...] = 10_000
     stream_taps: str = "end"
     interpolation_points: int = 0
     correction: str = "bn_reset"

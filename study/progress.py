@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +28,9 @@ LINE_SECONDS = 10.0
 """Between two plain lines."""
 ESTIMATE_SECONDS = 2.0
 """Between two estimates of what is left in the live table: with 10,000 jobs one takes 30 ms."""
+RUNNING_SHOWN, LAST = 12, 4
+"""Running jobs and jobs that ended last, as many as the live display has lines for."""
+BAR_WIDTH = 24
 STALLED_SECONDS = 30.0
 """After so long without a running trial, the display says what is waited for."""
 
@@ -59,7 +63,8 @@ class Progress:
         self._slot_seconds = 0.0
         self._estimated: tuple[float, float | None] = (-ESTIMATE_SECONDS, None)
         self._idle_since: float | None = None
-        self._running: OrderedDict[str, str] = OrderedDict()
+        self._running: OrderedDict[str, tuple[str, str, str]] = OrderedDict()
+        self._last: deque[tuple[str, str, str]] = deque(maxlen=LAST)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._live: Live | None = None
@@ -70,13 +75,16 @@ class Progress:
         """Note a result of a running job."""
         if self._last_step is None:
             self._last_step = time.monotonic()
-        accuracy = row.get(schema.TEST_ACCURACY)
-        text = f"epoch {row.get('epoch', 0)}/{self._plan.jobs[key].epochs}" if self._plan.jobs[key].epochs else ""
-        self._running[key] = text + (f", test accuracy {accuracy:.1f} %" if accuracy is not None else "")
+        host, _, _ = str(row.get("hostname", "")).partition(".")
+        epochs, accuracy = self._plan.jobs[key].epochs, row.get(schema.TEST_ACCURACY)
+        text = f"epoch {row.get('epoch', 0)}/{epochs}" if epochs else ""
+        self._running[key] = host, text, "" if accuracy is None else f"{accuracy:.1f} %"
 
     def ended(self, key: str) -> None:
         """Note that a job no longer runs."""
-        self._running.pop(key, None)
+        host, _, accuracy = self._running.pop(key, ("", "", ""))
+        if accuracy and self._searcher.state.get(key) == DONE:
+            self._last.appendleft((key, host, accuracy))
 
     # --- display ------------------------------------------------------------------------------------------------------
     def __enter__(self) -> Progress:
@@ -167,19 +175,34 @@ class Progress:
     def _table(self) -> Group:
         counts = self._searcher.counts
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("job", "done", "running", "waiting", "failed", "total"):
-            table.add_column(column, justify="left" if column == "job" else "right")
+        for column in ("job", "", "done", "running", "waiting", "failed", "total"):
+            table.add_column(column, justify="left" if column in ("job", "") else "right")
         for kind in schema.STAGES:
             each = [counts[kind, state] for state in STATES]
-            if sum(each):
+            if total := sum(each):
                 waiting = counts[kind, WAITING] + counts[kind, READY] + counts[kind, QUEUED]
                 failed = counts[kind, FAILED] + counts[kind, BLOCKED] + counts[kind, NOT_RUN]
-                row = (counts[kind, DONE], counts[kind, RUNNING], waiting, failed, sum(each))
-                table.add_row(kind, *(str(number) for number in row))
+                row = (counts[kind, DONE], counts[kind, RUNNING], waiting, failed, total)
+                bar = ProgressBar(total=total, completed=counts[kind, DONE], width=BAR_WIDTH)
+                table.add_row(kind, bar, *(str(number) for number in row))
         left = self._recent_seconds_left()
         header = f"{self._plan.space.name}: {duration(time.monotonic() - self._started)} so far"
         header += (f", about {duration(left)} left" if left else "") + self._stall(self._states())
-        lines: list[Any] = [Text(header), table]
-        for key, text in list(self._running.items())[:12]:
-            lines.append(Text(f"  {run_name(self._plan.jobs[key], self._plan.cells[key])}   {text}", style="dim"))
-        return Group(*lines)
+        return Group(Text(header), table, self._jobs())
+
+    def _jobs(self) -> Table:
+        """Return the jobs that run, and below them those that ended last."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("running", "on", "", "test accuracy"):
+            table.add_column(column, justify="right" if column == "test accuracy" else "left", no_wrap=True)
+        running = list(self._running.items())
+        for key, (host, text, accuracy) in running[:RUNNING_SHOWN]:
+            table.add_row(self._name(key), host, text, accuracy)
+        if len(running) > RUNNING_SHOWN:
+            table.add_row(f"and {len(running) - RUNNING_SHOWN} more")
+        for key, host, accuracy in list(self._last):
+            table.add_row(self._name(key), host, "done", accuracy, style="dim")
+        return table
+
+    def _name(self, key: str) -> str:
+        return run_name(self._plan.jobs[key], self._plan.cells[key])

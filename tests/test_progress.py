@@ -27,6 +27,11 @@ class Terminal(io.StringIO):
         return True
 
 
+def plain(stream: io.StringIO) -> str:
+    """Return what was written without colours and movements."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+
+
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     return make_plan(tiny_space())
@@ -173,13 +178,30 @@ def test_terminal_shows_running_jobs_by_name(plan: Plan) -> None:
     config = searcher.suggest("t")
     assert isinstance(config, dict)
     with progress:
-        progress.result(config["key"], {"epoch": 2, schema.TEST_ACCURACY: 71.25})
+        progress.result(config["key"], {"epoch": 2, schema.TEST_ACCURACY: 71.25, "hostname": "worker-3.cluster.local"})
         time.sleep(0.6)
         progress.ended(config["key"])
-    shown = stream.getvalue()
-    assert "dense · w0.25" in shown
-    assert "epoch 2/3, test accuracy 71.2 %" in shown
-    assert re.search(r"prune +0 +0 +4 +0 +4", shown)
+    shown = plain(stream)
+    assert re.search(r"dense · w0\.25 · A0 +worker-3 +epoch 2/3 +71\.2 %", shown)
+    assert re.search(r"prune +━* +0 +0 +4 +0 +4", shown)
+
+
+def test_terminal_shows_what_ended_last_if_it_ended_well(plan: Plan) -> None:
+    stream = Terminal()
+    searcher, progress = new_progress(plan, stream=stream)
+    keys = []
+    for trial, accuracy in (("good", 71.25), ("bad", 12.5)):
+        config = searcher.suggest(trial)
+        assert isinstance(config, dict)
+        keys.append(config["key"])
+        progress.result(config["key"], {"epoch": 3, schema.TEST_ACCURACY: accuracy})
+        searcher.on_trial_complete(trial, OK if trial == "good" else None, error=trial == "bad")
+        progress.ended(config["key"])
+    with progress:
+        time.sleep(0.6)
+    shown = plain(stream)
+    assert re.search(r"dense · .* done +71\.2 %", shown)
+    assert "12.5 %" not in shown
 
 
 def test_display_survives_the_driver_changing_states_beside_it(plan: Plan) -> None:
