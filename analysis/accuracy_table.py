@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis import cells, facets, labels, stats
 from analysis.load import runs as load
+from analysis.memory import once
 from analysis.signs import MINUS
 from trainables import schema
 
@@ -32,6 +33,7 @@ CAPTION = (
 )
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per cell with unrounded numbers.
 

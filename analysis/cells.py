@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import FINISHED, recipe_fields
+from analysis.memory import once
 from trainables import schema
 from trainables.methods import METHODS
 
@@ -41,6 +42,7 @@ MATCHING = ("match_images", "stream_taps")
 them are compared with one and the same naive net."""
 
 
+@once
 def axes(frame: pd.DataFrame) -> list[str]:
     """Return the columns that tell one cell from another: those of ``CELL``, then the recipe fields that vary."""
     return [*CELL, *varied(frame)]
@@ -59,6 +61,7 @@ def varied(frame: pd.DataFrame) -> list[str]:
     return [name for name in fields if (alike[name].nunique() > 1).any()]
 
 
+@once
 def scores(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per finished run and cell that it stands in.
 

@@ -6,7 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEFAULT_STORAGE = "outputs"
 
@@ -41,7 +44,7 @@ def folder(arguments: argparse.Namespace) -> Path:
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Run an action and return the exit code: 0, or 2 after one line on what the user can mend."""
+    """Run an action and return the exit code: 0, 2 after one line on what the user can mend, 130 if interrupted."""
     from analysis.load import AnalysisError, redact
 
     try:
@@ -49,7 +52,22 @@ def guarded(action: Callable[[], None]) -> int:
     except (AnalysisError, OSError) as error:
         print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
+
+
+def unfinished(runs: pd.DataFrame) -> str:
+    """Return in words that no job of a study has finished, and what became of them; empty if any has."""
+    from analysis.load import FINISHED
+
+    states = runs["status"].value_counts()
+    if FINISHED in states:
+        return ""
+    counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items())
+    errors = [error.strip().splitlines()[0] for error in runs["error"] if error.strip()]
+    first = f"; the first error: {errors[0]}" if errors else ""
+    return f"none of its {len(runs)} jobs on record has finished ({counts}){first}"
 
 
 def run_module(module: Any) -> None:
@@ -63,10 +81,13 @@ def _write(module: Any, name: str, arguments: argparse.Namespace) -> None:
     from analysis import files, load
 
     load.quiet_retries()
-    frame = module.load(arguments.space, load.working_tracking_uri(arguments.storage, arguments.tracking_uri))
-    out = folder(arguments)
+    tracking_uri = load.working_tracking_uri(arguments.storage, arguments.tracking_uri)
+    frame = module.load(arguments.space, tracking_uri)
+    out, empty = folder(arguments), module.table(frame).empty
+    if empty and (reason := unfinished(load.runs(arguments.space, tracking_uri))):
+        raise load.AnalysisError(f"nothing to show of {arguments.space!r}: {reason}")
     paths = files.write_tables(module, name, frame, out)
-    if hasattr(module, "figure") and not module.table(frame).empty:
+    if hasattr(module, "figure") and not empty:
         paths += files.write_figure(module.figure(frame), name, out)
     print(*paths, sep="\n")
     for note in module.notes(frame):

@@ -69,7 +69,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     by = cells.axes(frame)
     numbers = table(frame)
     rows, columns = facets.grid(numbers, by, across=schema.PARAM_WIDTH, without=schema.PARAM_REWIND_EPOCH)
-    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1))
+    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1), wrap=True)
     names = facets.told_apart(numbers, by, hide=schema.PARAM_REWIND_EPOCH)
     present = cells.row_order(numbers[cells.ROW])
     for place, line in zip(rows, panels, strict=False):
@@ -78,11 +78,9 @@ def figure(frame: pd.DataFrame) -> Figure:
             here = facets.at(numbers, panel)
             style.title(axes, labels.cell(panel, names), facets.count(here["pairs"]))
             _panel(axes, here, present)
-        line[0].set_ylabel(f"Accuracy {MINUS} naive (pp)")
     if not rows:
         style.empty(panels[0][0], "no control measured")
-    for axes in panels[-1]:
-        axes.set_xlabel(style.AXES[schema.PARAM_REWIND_EPOCH])
+    style.axis_labels(panels, style.AXES[schema.PARAM_REWIND_EPOCH], f"Accuracy {MINUS} naive (pp)")
     style.methods_legend(drawn, [*present, cells.NAIVE] if present else [])
     return drawn
 

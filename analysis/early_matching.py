@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from analysis import cells, facets, labels, stats, style
 from analysis.load import FINISHED
 from analysis.load import runs as load
+from analysis.memory import once
 from analysis.signs import MINUS
 from trainables import schema
 
@@ -31,10 +32,13 @@ CAPTION = (
 LEVEL = (cells.LTH, cells.NAIVE)
 """Rows that do not depend on the match."""
 T = schema.PARAM_MATCH_EPOCH
+CELL = "cell"
+"""Number of a cell, in the order of the grid."""
 PERMUTED_AT = rf"{cells.PERMUTED}(:t=\d+)?"
 """Rows of permuted nets whose match differs in nothing but its epoch."""
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per cell and match epoch, and one for each of LTH and naive; empty if nothing was matched early.
 
@@ -43,21 +47,32 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     points, paired, 95 % t interval) and ``pairs``.
     """
     by = cells.axes(frame)
+    scored = _matched(frame)
+    scored = scored.assign(**{CELL: scored.groupby(by, dropna=False).ngroup()})
+    leads = _leads(scored)
     lines = []
-    for place, scored in _matched(frame).groupby(by, dropna=False):
-        naive = scored[scored[cells.ROW] == cells.NAIVE]
-        for (row, epoch), nets in scored.groupby([cells.ROW, T], dropna=False):
-            one = stats.summarize(nets[schema.TEST_ACCURACY])
-            line = {**dict(zip(by, place, strict=True)), cells.ROW: row, T: epoch}
-            line |= {"n": one.n, "mean": one.mean, "std": one.std}
-            if row == cells.PERMUTED:
-                pairs = cells.paired(pd.concat([nets, naive]), by).reindex(columns=[cells.PERMUTED, cells.NAIVE])
-                lead = stats.paired_difference(pairs[cells.PERMUTED].tolist(), pairs[cells.NAIVE].tolist())
-                line |= {"minus_naive": lead.mean, "ci_low": lead.low, "ci_high": lead.high, "pairs": lead.n}
-            lines.append(line)
+    for (cell, row, epoch), nets in scored.groupby([CELL, cells.ROW, T], dropna=False):
+        one = stats.summarize(nets[schema.TEST_ACCURACY])
+        line = {**nets[by].iloc[0].to_dict(), cells.ROW: row, T: epoch, "n": one.n, "mean": one.mean, "std": one.std}
+        if row == cells.PERMUTED:
+            lead = leads[cell, epoch]
+            line |= {"minus_naive": lead.mean, "ci_low": lead.low, "ci_high": lead.high, "pairs": lead.n}
+        lines.append(line)
     columns = [*by, cells.ROW, T, "n", "mean", "std", "minus_naive", "ci_low", "ci_high", "pairs"]
     counts = dict.fromkeys((schema.PARAM_REWIND_EPOCH, T, "n", "pairs"), "Int64")
     return pd.DataFrame(lines, columns=columns).astype(counts)
+
+
+def _leads(scored: pd.DataFrame) -> dict[tuple[int, int], stats.Difference]:
+    """Return how far permuted is ahead of naive, paired, by cell and match epoch."""
+    naive = scored[scored[cells.ROW] == cells.NAIVE]
+    permuted = scored[scored[cells.ROW] == cells.PERMUTED]
+    leads = {}
+    for epoch, nets in permuted.groupby(T):
+        pairs = cells.paired(pd.concat([nets, naive]), [CELL]).reindex(columns=[cells.PERMUTED, cells.NAIVE])
+        for cell, here in pairs.groupby(level=CELL):
+            leads[cell, epoch] = stats.paired_difference(here[cells.PERMUTED].tolist(), here[cells.NAIVE].tolist())
+    return leads
 
 
 def _matched(frame: pd.DataFrame) -> pd.DataFrame:

@@ -172,7 +172,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
         interval = stats.format_difference(*(line[name] for name in ("permuted_minus_naive", "ci_low", "ci_high")))
         share = stats.Share(n=0, value=line["share_closed"], low=line["share_low"], high=line["share_high"])
         epoch = labels.value(schema.PARAM_REWIND_EPOCH, line[schema.PARAM_REWIND_EPOCH])
-        shown["rewind epochs"] = f"{line['cells']} from 1 on" if line["cells"] > 1 else epoch
+        shown["rewind epochs"] = f"{line['cells']} (all ≥ 1)" if line["cells"] > 1 else epoch
         shown[f"Permuted {MINUS} naive [95 % CI] (n)"] = f"{interval} ({line['pairs']})"
         lines.append({**shown, f"LTH {MINUS} naive": gap, "Gap closed [bootstrap]": str(share) or DASH})
     return pd.DataFrame(lines)

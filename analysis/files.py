@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PNG_DPI = 200
 SUFFIXES = (".csv", ".md", ".tex", ".png", ".svg", ".pdf")
 """Of the files that are written here."""
-TEXTS = ("model", "dataset", "method")
+TEXTS = ("model", "dataset", "method", "job", "measure", "match", "outcome", "question", "compared")
 """Columns that are set flush left."""
 MOST_LINES = 45
 """Lines of a LaTeX table that fit on a page; longer ones are broken."""

@@ -37,40 +37,44 @@ DEFAULT_TRACKING_URI = "sqlite:///outputs/mlflow.db"
 FINISHED = "FINISHED"
 NAN = float("nan")
 
-METRICS = (
-    *schema.EPOCH_METRICS,
-    schema.FINAL_TRAIN_LOSS,
-    schema.FINAL_TRAIN_ACCURACY,
-    schema.TEST_TOP5_ACCURACY,
-    schema.GENERALIZATION_GAP,
-    schema.GAP_TO_DENSE,
-    schema.GAP_TO_LTH,
-    schema.SPARSITY_PRUNABLE,
-    schema.SPARSITY_NETWORK,
-    schema.IMAGES_PER_SECOND,
-    schema.SECONDS,
-    schema.MEAN_CORRELATION,
-    schema.MEAN_CORRELATION_IDENTITY,
-    schema.MOVED_UNITS,
-    schema.LOSS_BARRIER_BEFORE,
-    schema.LOSS_BARRIER_AFTER,
-    schema.AGREEMENT_WITH_WEIGHT,
-    schema.MASK_OVERLAP,
-    schema.MASK_OVERLAP_IDENTITY,
-    schema.MASK_OVERLAP_RANDOM,
-    schema.MIDPOINT_ACCURACY,
-    schema.LOSS_BARRIER,
-    schema.ERROR_BARRIER,
-    schema.MEMBERS,
-    schema.MEMBER_ACCURACY_MEAN,
-    schema.MEMBER_ACCURACY_STD,
-    schema.ENSEMBLE_ACCURACY,
-    schema.DISAGREEMENT,
-    schema.KL_DIVERGENCE,
-    schema.JS_DIVERGENCE,
-)
-"""Metrics that always have a column, float64, in the units that ``trainables.schema`` gives. Metrics of a group, such
-as ``plane_error/<net>``, have one where a run of the study has them."""
+METRICS = {
+    schema.TRAIN_LOSS: "nats, over the augmented batches of the last epoch",
+    schema.TRAIN_ACCURACY: "percent, likewise",
+    schema.TEST_LOSS: "nats",
+    schema.TEST_ACCURACY: "percent of the test set",
+    schema.LEARNING_RATE: "of the last step",
+    schema.FINAL_TRAIN_LOSS: "nats, training set without augmentation",
+    schema.FINAL_TRAIN_ACCURACY: "percent, likewise",
+    schema.TEST_TOP5_ACCURACY: "percent of the test set",
+    schema.GENERALIZATION_GAP: "percentage points, final training accuracy minus test accuracy",
+    schema.GAP_TO_DENSE: "percentage points that the dense net is ahead",
+    schema.GAP_TO_LTH: "percentage points that the LTH net is ahead",
+    schema.SPARSITY_PRUNABLE: "share of the prunable weights, in [0, 1]",
+    schema.SPARSITY_NETWORK: "share of all parameters of the network, in [0, 1]",
+    schema.IMAGES_PER_SECOND: "training images per second",
+    schema.SECONDS: "wall-clock seconds of the job's own work",
+    schema.MEAN_CORRELATION: "in [-1, 1], of matched units",
+    schema.MEAN_CORRELATION_IDENTITY: "in [-1, 1], of units that were not matched",
+    schema.MOVED_UNITS: "share of the units that matching moves, in [0, 1]",
+    schema.LOSS_BARRIER_BEFORE: "nats, not matched",
+    schema.LOSS_BARRIER_AFTER: "nats, matched",
+    schema.AGREEMENT_WITH_WEIGHT: "share of the units that weight matching sends to the same place, in [0, 1]",
+    schema.MASK_OVERLAP: "intersection over union, in [0, 1], of the permuted mask and B's own",
+    schema.MASK_OVERLAP_IDENTITY: "the same of A's mask as it is",
+    schema.MASK_OVERLAP_RANDOM: "the same of random masks",
+    schema.MIDPOINT_ACCURACY: "percent of the test set",
+    schema.LOSS_BARRIER: "nats",
+    schema.ERROR_BARRIER: "percentage points",
+    schema.MEMBERS: "number of nets",
+    schema.MEMBER_ACCURACY_MEAN: "percent of the test set",
+    schema.MEMBER_ACCURACY_STD: "percentage points",
+    schema.ENSEMBLE_ACCURACY: "percent of the test set",
+    schema.DISAGREEMENT: "share of the test images, in [0, 1]",
+    schema.KL_DIVERGENCE: "nats",
+    schema.JS_DIVERGENCE: "nats",
+}
+"""Metrics that always have a column, float64, and their units; ``trainables.schema`` says more. Metrics of a group,
+such as ``plane_error/<net>``, have a column where a run of the study has them."""
 
 TEXTS = (
     schema.PARAM_STAGE,
@@ -145,14 +149,15 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     - ``rewind_epoch`` (epochs), ``seed_a``, ``seed_b``, ``round`` (pruning rounds), ``match_epoch`` (epochs of B's
       training at which it was matched; -1: all), ``data_order`` (number of it, for ensembles): Int64, NA where a job
       has none.
-    - one float64 column per name in ``METRICS``: the latest value, in the units that ``trainables.schema`` gives;
-      NaN where it was not logged. Likewise for metrics with a slash in their name that any run has, such as
+    - one float64 column per name in ``METRICS``, which has their units: the latest value, NaN where it was not
+      logged. Likewise for metrics with a slash in their name that any run has, such as
       ``plane_error/<net>`` (percent) and ``correlation/<group>`` (in [-1, 1]); not for MLflow's own, ``system/...``.
     - ``reused``: bool; ``error``, ``parents`` (keys, comma-separated), ``dense_key``, ``lth_key``: str, empty where a
       run has no such tag.
     - ``started``, ``ended``: UTC time stamps.
     - ``environment``: str, ``name=value`` of the run's tags on versions and hardware, separated by ``; ``.
-    - every recipe field under its own name: str, empty where a job has none.
+    - every recipe field under its own name, in the units of ``trainables.config.Cell``: str, empty where a job has
+      none.
 
     A run that is not FINISHED may carry the accuracy of the epoch that it got to: select by ``status`` before
     averaging. If the space was run with several recipes, the rows are those of the latest, and
@@ -163,7 +168,8 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
         tracking_uri: where the study recorded its runs.
 
     Raises:
-        AnalysisError: no such file or experiment, an experiment without runs, or with other people's runs only.
+        AnalysisError: no such file or experiment, an experiment without runs, or with runs only that other people, or
+            another version of the study, wrote.
     """
     found, set_aside = _ours(source(tracking_uri), space, tracking_uri)
     frame = _frame(found)
@@ -172,12 +178,13 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
 
 
 def question(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> str:
-    """Return the question that a study asks, as its experiment's description has it; empty if it has none.
+    """Return the question that a study asks, the first paragraph of its experiment's description; empty without.
 
     Raises:
         AnalysisError: no such file or experiment.
     """
-    return _experiment(source(tracking_uri), space, tracking_uri).tags.get("mlflow.note.content", "")
+    note = _experiment(source(tracking_uri), space, tracking_uri).tags.get("mlflow.note.content", "")
+    return note.partition("\n\n")[0]
 
 
 def curves(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
@@ -300,6 +307,12 @@ def _checked(experiment: Experiment, found: Sequence[Record], tracking_uri: str)
     if not latest:
         raise AnalysisError(
             f"experiment {experiment.name!r} has no runs yet of its latest recipe, and {len(ours)} of earlier ones"
+        )
+    finished = [record for record in latest if record.status == FINISHED]
+    if finished and not any(record.params.get(schema.PARAM_STAGE) in schema.STAGES for record in finished):
+        raise AnalysisError(
+            f"experiment {experiment.name!r} has {len(finished)} finished jobs, but none of a kind that is known here "
+            f"(param {schema.PARAM_STAGE!r}: {', '.join(schema.STAGES)}); another version of the study wrote them"
         )
     return _one_per_job(latest), len(ours) - len(latest)
 

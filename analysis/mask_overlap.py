@@ -97,7 +97,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     if not rows:
         style.empty(panels[0][0], "not measured")
     for axes in panels[-1]:
-        axes.set_xlabel("Sparsity")
+        axes.set_xlabel(style.AXES[schema.PARAM_SPARSITY])
     style.legend(drawn, CURVES.values() if rows else [])
     return drawn
 
@@ -110,7 +110,7 @@ def _panel(axes: Axes, numbers: pd.DataFrame) -> None:
     for number, (metric, (_, look)) in enumerate(CURVES.items()):
         mean, std = numbers[f"{metric}_mean"].tolist(), numbers[f"{metric}_std"].tolist()
         style.errorbars(axes, [place + APART * (number - 1) for place in sparsities], mean, std, look)
-    texts = [labels.value(schema.PARAM_SPARSITY, sparsity) for sparsity in numbers[schema.PARAM_SPARSITY]]
+    texts = [f"{100 * sparsity:g}" for sparsity in numbers[schema.PARAM_SPARSITY]]
     axes.set_xticks(sparsities, texts)
     axes.set_xlim(-0.5, len(numbers) - 0.5)
 

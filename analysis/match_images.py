@@ -58,6 +58,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     done = frame[(frame[schema.PARAM_STAGE] == schema.MATCH) & (frame["status"] == FINISHED)]
     done = done[done[schema.PARAM_MATCHER].isin(DATA_MATCHERS)]
+    if IMAGES not in done:  # no match has finished yet
+        done = done.iloc[:0].assign(**{IMAGES: ""})
     gains = match_quality.table(frame).groupby("match")[GAIN].mean()
     done = done.assign(**{GAIN: done["key"].map(gains), **{name: 100 * done[name] for name in PERCENT}})
     varied = done.groupby(list(PLACE), dropna=False)[IMAGES].transform("nunique") > 1

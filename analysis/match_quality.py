@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -16,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis import cells, facets, labels, stats, style
 from analysis.load import FINISHED
 from analysis.load import runs as load
-from analysis.signs import MINUS, RHO
+from analysis.signs import DASH, MINUS, RHO
 from trainables import schema
 
 __all__ = ["CAPTION", "TITLE", "correlations", "figure", "formatted", "load", "notes", "table"]
@@ -41,7 +43,6 @@ OUTCOMES = {"gain": f"Permuted {MINUS} naive (pp)", "share": "Share of gap close
 PLACE = (*cells.TASK, schema.PARAM_WIDTH, cells.ROW)
 UNMOVED = f"{cells.PERMUTED}:identity"
 """To permute by the identity is to reuse the mask as it is: where a study has no naive nets, these are them."""
-COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE, style.VERMILLION, style.SKY, style.GREY)
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 
@@ -147,26 +148,30 @@ def _panel(axes: Axes, numbers: pd.DataFrame, quality: str, outcome: str, widths
         style.empty(axes, "not recorded")
         return
     for (width, row), group in numbers.groupby([schema.PARAM_WIDTH, cells.ROW]):
-        axes.plot(group[quality], group[outcome], **_mark(widths.index(width), rows.index(row)))
+        axes.plot(group[quality], group[outcome], **_mark(_colour(widths, width), rows.index(row)))
     axes.axhline(0, color=style.look(cells.NAIVE).colour, linewidth=1.1)
     axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def _mark(width: int, row: int) -> dict[str, Any]:
-    colour, marker = COLOURS[width % len(COLOURS)], MARKERS[row % len(MARKERS)]
-    return {"color": colour, "marker": marker, "markersize": 5.5, "markeredgewidth": 0, "linestyle": "none"}
+def _colour(widths: list[float], width: float) -> str:
+    """Return the colour of a width: of a scale, because widths are ordered, and none that stands for a method."""
+    return to_hex(colormaps["viridis"](widths.index(width) / max(len(widths) - 1, 1)))
+
+
+def _mark(colour: str, row: int) -> dict[str, Any]:
+    rim = {"markeredgecolor": style.INK, "markeredgewidth": 0.6}  # some colours are as light, or as dark, as a page
+    return {"color": colour, "marker": MARKERS[row % len(MARKERS)], "markersize": 5.5, "linestyle": "none", **rim}
 
 
 def _legend(drawn: Figure, widths: list[float], rows: list[str]) -> None:
     """Name the widths, and the ways to match if there are several."""
     handles = [
-        Line2D([], [], **_mark(number, 0), label=f"width {labels.value(schema.PARAM_WIDTH, width)}")
-        for number, width in enumerate(widths)
+        Line2D([], [], **_mark(_colour(widths, width), 0), label=f"width {labels.value(schema.PARAM_WIDTH, width)}")
+        for width in widths
     ]
     if len(rows) > 1:
         handles += [
-            Line2D([], [], **{**_mark(0, number), "color": style.GREY}, label=labels.method(row))
-            for number, row in enumerate(rows)
+            Line2D([], [], **_mark(style.GREY, number), label=labels.method(row)) for number, row in enumerate(rows)
         ]
     with style.themed():
         drawn.legend(handles=handles, loc="outside upper left", ncols=5, handletextpad=0.2)
@@ -196,7 +201,9 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
         shown |= {"match": QUALITIES[line["quality"]], "outcome": OUTCOMES[line["outcome"]]}
         rho = stats.format_difference(line["rho"], line["low"], line["high"])
         inside = stats.format_difference(line["inside"], line["inside_low"], line["inside_high"])
-        lines.append({**shown, f"{RHO} [95 % CI] (n)": f"{rho} ({line['matches']})", f"{RHO} inside widths": inside})
+        lines.append(
+            {**shown, f"{RHO} [95 % CI] (n)": f"{rho or DASH} ({line['matches']})", f"{RHO} inside widths": inside}
+        )
     return pd.DataFrame(lines)
 
 

@@ -6,24 +6,28 @@ import html
 from collections.abc import Iterable
 
 
-def document(title: str, head: str, sections: Iterable[str]) -> str:
+def document(title: str, head: str, sections: Iterable[str], refresh: int | None = None) -> str:
     """Return a page of HTML.
 
     Args:
         title: plain text for the window.
         head: HTML of the page's top.
         sections: HTML of its parts, in order.
+        refresh: seconds after which a browser reads the page again, at least 1; None: never.
     """
-    return TEMPLATE.format(title=html.escape(title), style=STYLE, head=head, sections="\n".join(sections))
+    meta = REFRESH.format(seconds=refresh) if refresh is not None else ""
+    body = "\n".join(sections)
+    return TEMPLATE.format(title=html.escape(title), refresh=meta, style=STYLE, head=head, sections=body)
 
 
+REFRESH = '<meta http-equiv="refresh" content="{seconds}">\n'
 TEMPLATE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{title}: sparse training and weight symmetry</title>
+{refresh}<title>{title}: sparse training and weight symmetry</title>
 <style>{style}</style>
 </head>
 <body>
@@ -39,9 +43,9 @@ TEMPLATE = """<!doctype html>
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --shade: #f6f8fa;
-  --accent: #0072b2; --warn: #8a3600; --warnground: #fff1e5; }
+  --edge: #0003;  --accent: #0072b2; --warn: #8a3600; --warnground: #fff1e5; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171b; --ink: #e6e8eb; --soft: #9aa4af; --line: #363c44;
-  --shade: #1c2026; --accent: #66b8ea; --warn: #ffb98a; --warnground: #33231a; } }
+  --shade: #1c2026; --edge: #fff3; --accent: #66b8ea; --warn: #ffb98a; --warnground: #33231a; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 70rem; background: var(--ground); color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -59,7 +63,10 @@ a { color: var(--accent); }
 figure { margin: 0; }
 figcaption, .note { color: var(--soft); font-size: .86rem; line-height: 1.45; max-width: 54rem; margin: .6rem 0 0; }
 .note::before { content: "Note: "; font-weight: 600; }
-.scroll { overflow-x: auto; max-width: 100%; }
+.scroll { overflow-x: auto; max-width: 100%;
+  background: linear-gradient(to left, var(--ground) 40%, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--edge), transparent) right / 1.6rem 100% no-repeat scroll; }
+.scroll + .scroll { margin-top: 1.2rem; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; margin: .2rem 0; }
 th, td { padding: .3rem .5rem; text-align: right; white-space: nowrap; }
 th { white-space: normal; border-bottom: 1.5px solid var(--ink); border-top: 1.5px solid var(--ink); font-weight: 600;
@@ -85,11 +92,12 @@ dd { margin: 0; overflow-wrap: anywhere; }
 @media print {
   :root { --ground: #fff; --ink: #000; --soft: #333; --line: #bbb; --accent: #000; --warn: #000; --warnground: #fff; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
   figure, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
-  table { font-size: 7.2pt; }
-  th, td { padding: .18rem .3rem; }
+  table { font-size: 6.8pt; }
+  th, td { padding: .16rem .26rem; }
+  td { white-space: normal; }
   #files { display: none; }
 }
 """

@@ -50,6 +50,8 @@ CLEAR = (0.1, 0.05)
 """Share of the panel's width and height around nets and along the edges that labels of contours stay out of."""
 SHAPES = (0.6, 1.4)
 """Bounds of a panel's height over its width."""
+PLOTTED = 0.93
+"""Share of a panel's width that its plane takes beside the numbers on its axis, roughly."""
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -82,6 +84,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     for axes in panels[-1]:
         axes.set_xlabel("Distance in weight space")
     looks = [(labels.method(net), dataclasses.replace(style.look(net), dash="None")) for net in NETS]
+    looks.append(("Contours: test error (%)", style.Look(colour=style.INK, marker="None")))
     style.legend(drawn, looks if rows else ())
     return drawn
 
@@ -90,7 +93,7 @@ def _tallest(frame: pd.DataFrame) -> float:
     """Return the height of a panel over its width that the planes need, within reason."""
     extents = frame.groupby("run_id")[["x", "y"]].agg(np.ptp)
     ratio = float((extents["y"] / extents["x"]).max()) if len(extents) else 1.0
-    return min(max(ratio, SHAPES[0]), SHAPES[1])
+    return PLOTTED * min(max(ratio, SHAPES[0]), SHAPES[1])
 
 
 def _panel(axes: Axes, frame: pd.DataFrame) -> None:

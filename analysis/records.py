@@ -7,6 +7,7 @@ of every param and metric and takes ten times as long. The file is only ever ope
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import re
@@ -176,9 +177,24 @@ def _has_layout(file: Path) -> bool:
             found = {table: {row[1] for row in connection.execute(f"PRAGMA table_info({table})")} for table in LAYOUT}
         except sqlite3.DatabaseError as error:
             raise AnalysisError(f"{file} cannot be read as an sqlite database: {error}") from error
+    complete = all(columns <= found[table] for table, columns in LAYOUT.items())
+    if not complete and _is_being_made(file):
+        raise AnalysisError(f"{file} is being made: the study has only begun")
     if not found["experiments"]:  # MLflow's client would make its tables in whatever database it is given
         raise AnalysisError(f"{file} is not an MLflow database")
-    return all(columns <= found[table] for table, columns in LAYOUT.items())
+    return complete
+
+
+def _is_being_made(file: Path) -> bool:
+    """Return whether a study is making the tables of its database, which MLflow's client would do at the same time."""
+    try:
+        with file.with_name(f"{file.name}.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or a file system without locks
+        return False
+    return False
 
 
 def _opened(file: Path) -> sqlite3.Connection:
@@ -241,7 +257,7 @@ class _Database:
 
     def histories(self, records: Sequence[Record], metric: str) -> dict[str, list[Point]]:
         points: dict[str, list[Point]] = {record.run_id: [] for record in records}
-        with contextlib.closing(_opened(self._file)) as connection:
+        with self._connected() as connection:
             for run_id, of_run in points.items():
                 found = connection.execute(
                     "SELECT step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ? AND key = ?",
@@ -259,8 +275,16 @@ class _Database:
         return _read(folder if folder.exists() else moved, artifact)
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with contextlib.closing(_opened(self._file)) as connection:
+        with self._connected() as connection:
             return connection.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with contextlib.closing(_opened(self._file)) as connection:
+                yield connection
+        except sqlite3.Error as error:  # it is gone, locked for too long, damaged
+            raise AnalysisError(f"{self._file} cannot be read: {error}") from error
 
 
 def _local(uri: str) -> Path | None:

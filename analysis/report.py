@@ -1,7 +1,7 @@
 """A study as one page: ``python -m analysis.report --space NAME``.
 
 The page is self-contained (figures are drawings inside it) and can be mailed or archived as it is; tables and figures
-are written beside it as files.
+are written beside it as files, and all of it becomes the run ``report`` of the study's MLflow experiment.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ from __future__ import annotations
 import argparse
 import datetime
 import html
+import itertools
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import command
+from analysis import command, memory
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.figures import FigureModule
 
-PAGE = "index.html"
+PAGE, RUNS, ACCURACY = "index.html", "runs.csv", "accuracy"
+WATCH_SECONDS = 60
 MOST_FAILURES = 25
 QUESTION = "Does a lottery-ticket mask help a new random initialisation once its units are permuted to match?"
 
@@ -36,25 +40,63 @@ def write_report(space: str, tracking_uri: str, out: Path) -> Path:
     Raises:
         AnalysisError: nothing can be read there, see :func:`analysis.load.runs`.
     """
+    from analysis import load
+
+    return write_files(load.runs(space, tracking_uri), space, tracking_uri, out)[0]
+
+
+@memory.remembered()
+def write_files(
+    frame: pd.DataFrame, space: str, tracking_uri: str, out: Path, *, refresh: int | None = None
+) -> list[Path]:
+    """Write the report on runs that are at hand, and return its files, the page first.
+
+    The page comes last and as a whole, so that whoever reads it meanwhile sees the old or the new one. What an earlier
+    report has left in the folder and this one does not have is removed.
+
+    Args:
+        frame: the study's runs, of :func:`analysis.load.runs`.
+        space: name of the search space.
+        tracking_uri: where the rest is read.
+        out: folder to write to; made if need be.
+        refresh: seconds after which an open page is to be read again; None: never.
+
+    Raises:
+        AnalysisError: as :func:`write_report`.
+    """
     from analysis import accuracy_table, files, load
     from analysis.figures import FIGURES
     from analysis.page import document
 
-    frame = load.runs(space, tracking_uri)
     out.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(out / "runs.csv", index=False)
-    files.write_tables(accuracy_table, "accuracy", frame, out)
+    written = [out / RUNS]
+    frame.to_csv(written[0], index=False)
+    written += files.write_tables(accuracy_table, ACCURACY, frame, out)
     sections = [_accuracy(frame)]
     for name, module in FIGURES.items():
         shown = frame if module.load is load.runs else module.load(space, tracking_uri)
-        files.write_tables(module, name, shown, out)
-        sections.append(_figure(name, module, shown, out))
-    sections += [_coverage(frame), _provenance(frame, space, tracking_uri), _downloads(out)]
+        written += files.write_tables(module, name, shown, out)
+        section, drawn = _figure(name, module, shown, out)
+        sections.append(section)
+        written += drawn
+    for name, suffix in itertools.product((ACCURACY, *FIGURES), files.SUFFIXES):
+        if (path := out / f"{name}{suffix}") not in written:
+            path.unlink(missing_ok=True)
+    sections += [_coverage(frame), _provenance(frame, space, tracking_uri), _downloads(written)]
+    head = _head(space, load.question(space, tracking_uri), frame)
     page = out / PAGE
-    page.write_text(
-        document(space, _head(space, load.question(space, tracking_uri), frame), sections), encoding="utf-8"
-    )
-    return page
+    replace_text(page, document(space, head, sections, refresh))
+    return [page, *written]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in such a way that nobody ever reads a part of it."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _head(space: str, question: str, frame: pd.DataFrame) -> str:
@@ -85,18 +127,18 @@ def _accuracy(frame: pd.DataFrame) -> str:
     return _section("accuracy", accuracy_table.TITLE, body, accuracy_table.CAPTION, accuracy_table.notes(frame))
 
 
-def _figure(name: str, module: FigureModule, frame: pd.DataFrame, out: Path) -> str:
-    """Write a figure to its files and return its section; there is no figure without numbers."""
+def _figure(name: str, module: FigureModule, frame: pd.DataFrame, out: Path) -> tuple[str, list[Path]]:
+    """Write a figure to its files and return its section and them; there is no figure without numbers."""
     from analysis import files, style
 
     if module.table(frame).empty:
-        return _section(name, module.TITLE, "", "", module.notes(frame))
-    files.write_figure(module.figure(frame), name, out)
+        return _section(name, module.TITLE, "", "", module.notes(frame)), []
+    paths = files.write_figure(module.figure(frame), name, out)
     drawing = style.on_page((out / f"{name}.svg").read_text(encoding="utf-8"))
     body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}">{drawing}</div>'
     if hasattr(module, "formatted"):
         body += files.html_table(module.formatted(frame), texts=files.TEXTS)
-    return _section(name, module.TITLE, body, module.CAPTION, module.notes(frame))
+    return _section(name, module.TITLE, body, module.CAPTION, module.notes(frame)), paths
 
 
 def _section(name: str, title: str, body: str, caption: str, notes: list[str]) -> str:
@@ -152,20 +194,57 @@ def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
     return f'<section id="provenance"><h2>Provenance</h2><dl>{lines}</dl></section>'
 
 
-def _downloads(out: Path) -> str:
-    from analysis import files
-
-    names = sorted(path.name for path in out.iterdir() if path.suffix in files.SUFFIXES)
-    items = " · ".join(f'<a href="{name}">{name}</a>' for name in names)
+def _downloads(written: Iterable[Path]) -> str:
+    items = " · ".join(f'<a href="{name}">{name}</a>' for name in sorted(path.name for path in written))
     return f'<section id="files"><h2>Files</h2><p>Beside this page: {items}</p></section>'
+
+
+def description(frame: pd.DataFrame) -> str:
+    """Return what the report's run in MLflow says of itself, in Markdown."""
+    from analysis import headline
+
+    done = (frame["status"] == "FINISHED").sum()
+    return (
+        f"{headline.headline(frame)}\n\n{done} of {len(frame)} jobs on record finished. Open `{PAGE}` below Artifacts."
+    )
+
+
+def log(frame: pd.DataFrame, space: str, tracking_uri: str, written: list[Path]) -> None:
+    """Log a report to MLflow; if that does not succeed, say why in one line and leave it at that."""
+    from analysis.publish import NotLogged, log_report
+
+    try:
+        log_report(space, tracking_uri, written, description(frame))
+    except NotLogged as error:
+        print(f"warning: the report is not logged to MLflow: {error}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 if the request cannot be answered."""
-    arguments = command.parser("report", "Write a study's tables and figures as one self-contained page.").parse_args(
-        argv
+    options = command.parser("report", "Write a study's tables and figures as one self-contained page.")
+    options.add_argument(
+        "--watch",
+        nargs="?",
+        type=_seconds,
+        const=WATCH_SECONDS,
+        metavar="SECONDS",
+        help=f"write it anew whenever there are new results, until the study has ended (default: {WATCH_SECONDS} s)",
     )
+    options.add_argument(
+        "--log",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="log the report to MLflow, too, as the study's run 'report' (default: yes)",
+    )
+    arguments = options.parse_args(argv)
     return command.guarded(lambda: _write(arguments))
+
+
+def _seconds(text: str) -> int:
+    seconds = int(text) if text.isdecimal() else 0
+    if seconds < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of seconds, at least 1, got {text!r}")
+    return seconds
 
 
 def _write(arguments: argparse.Namespace) -> None:
@@ -173,7 +252,19 @@ def _write(arguments: argparse.Namespace) -> None:
 
     load.quiet_retries()
     tracking_uri = load.working_tracking_uri(arguments.storage, arguments.tracking_uri)
-    print(write_report(arguments.space, tracking_uri, command.folder(arguments)))
+    space, out = arguments.space, command.folder(arguments)
+    if arguments.watch:
+        from analysis.watch import watch
+
+        watch(space, tracking_uri, arguments.storage, out, arguments.watch, logged=arguments.log)
+        return
+    frame = load.runs(space, tracking_uri)
+    written = write_files(frame, space, tracking_uri, out)
+    print(written[0], flush=True)
+    if reason := command.unfinished(frame):
+        print(f"warning: {load.redact(reason)}", file=sys.stderr)
+    if arguments.log:
+        log(frame, space, tracking_uri, written)
 
 
 if __name__ == "__main__":

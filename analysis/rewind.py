@@ -55,7 +55,7 @@ def draw(frame: pd.DataFrame, numbers: pd.DataFrame, measure: str) -> Figure:
     by = cells.axes(frame)
     numbers = numbers[(numbers["measure"] == measure) & ~cells.early(numbers[cells.ROW])]
     rows, columns = facets.grid(numbers, by, across=schema.PARAM_WIDTH, without=schema.PARAM_REWIND_EPOCH)
-    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1))
+    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1), wrap=True)
     names = facets.told_apart(numbers, by, hide=schema.PARAM_REWIND_EPOCH)
     for place, line in zip(rows, panels, strict=False):
         for width, axes in zip(columns, line, strict=True):
@@ -63,10 +63,7 @@ def draw(frame: pd.DataFrame, numbers: pd.DataFrame, measure: str) -> Figure:
             _panel(axes, panel, facets.at(numbers, panel), names)
     if not rows:
         style.empty(panels[0][0])
-    for line in panels:
-        line[0].set_ylabel(style.AXES[measure])
-    for axes in panels[-1]:
-        axes.set_xlabel(style.AXES[schema.PARAM_REWIND_EPOCH])
+    style.axis_labels(panels, style.AXES[schema.PARAM_REWIND_EPOCH], style.AXES[measure])
     present = cells.row_order(numbers[cells.ROW])
     style.methods_legend(drawn, [row for row in present if row != cells.IMP])
     return drawn

@@ -41,7 +41,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     shown = epochs.isin(chosen_rewinds(epochs)) | epochs.isna()
     numbers = numbers[shown & ~cells.early(numbers[cells.ROW])]
     rows, columns = facets.grid(numbers, by, across=schema.PARAM_WIDTH, without=schema.PARAM_SPARSITY)
-    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1))
+    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1), wrap=True)
     names = [
         name
         for name in by
@@ -56,10 +56,7 @@ def figure(frame: pd.DataFrame) -> Figure:
             _panel(axes, here)
     if not rows:
         style.empty(panels[0][0])
-    for line in panels:
-        line[0].set_ylabel(style.AXES[schema.TEST_ACCURACY])
-    for axes in panels[-1]:
-        axes.set_xlabel(style.AXES[schema.PARAM_SPARSITY])
+    style.axis_labels(panels, style.AXES[schema.PARAM_SPARSITY], style.AXES[schema.TEST_ACCURACY])
     style.methods_legend(drawn, cells.row_order(numbers[cells.ROW]))
     return drawn
 

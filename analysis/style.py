@@ -95,6 +95,8 @@ AXES = {
 PAGE_WIDTH = 10.4
 PANEL_WIDTHS = (2.3, 3.45)
 """Inches: three panels in a row fill the page; many make the figure wider than the page rather than unreadable."""
+MOST_ACROSS = 4
+"""Panels that a single column of them is set side by side."""
 LEAST_WIDTH = 5.6
 """Inches: what the legend needs."""
 LEGEND_HEIGHT = 0.4
@@ -157,22 +159,38 @@ def look(row: str) -> Look:
     return Look(colour=known.colour, marker=known.marker, dash=dash)
 
 
-def panels(rows: int, columns: int, tall: float = 0.56) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure with a grid of empty panels.
+def panels(rows: int, columns: int, tall: float = 0.56, *, wrap: bool = False) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure with a grid of empty panels, as a list of rows.
 
     Args:
         rows: of panels.
         columns: of panels.
         tall: height of a panel over its width, what is around it left aside.
+        wrap: whether the rows of a single column may stand side by side, which leaves less of the page empty.
     """
-    width = min(max(PAGE_WIDTH / columns, PANEL_WIDTHS[0]), PANEL_WIDTHS[1])
+    across = min(rows, MOST_ACROSS) if wrap and columns == 1 else columns
+    down = math.ceil(rows * columns / across)
+    width = min(max(PAGE_WIDTH / across, PANEL_WIDTHS[0]), PANEL_WIDTHS[1])
     height = 0.55 + tall * width
     with themed():
-        figure = Figure(
-            figsize=(max(width * columns, LEAST_WIDTH), height * rows + LEGEND_HEIGHT), layout="constrained"
-        )
-        grid = figure.subplots(rows, columns, squeeze=False)
-    return figure, [list(line) for line in grid]
+        figure = Figure(figsize=(max(width * across, LEAST_WIDTH), height * down + LEGEND_HEIGHT), layout="constrained")
+        every = [axes for line in figure.subplots(down, across, squeeze=False) for axes in line]
+    for axes in every[rows * columns :]:
+        axes.remove()
+    return figure, [every[start : start + columns] for start in range(0, rows * columns, columns)]
+
+
+def axis_labels(panels: Iterable[Iterable[Axes]], x: str, y: str) -> None:
+    """Say what the axes are: below the lowest panel of each column, and left of the first panel of each row."""
+    lowest: dict[int, Axes] = {}
+    for axes in (axes for line in panels for axes in line):
+        spec = axes.get_subplotspec()
+        assert spec is not None
+        if spec.is_first_col():
+            axes.set_ylabel(y)
+        lowest[spec.colspan.start] = axes
+    for axes in lowest.values():
+        axes.set_xlabel(x)
 
 
 def title(axes: Axes, left: str, n: str = "", beside: float = 0.0) -> None:
@@ -222,10 +240,9 @@ def errorbars(axes: Axes, x: Sequence[float], mean: Sequence[float], std: Sequen
         marker=drawn.marker,
         linestyle=drawn.dash,
         linewidth=1.4,
-        markersize=4.5,
+        markersize=mark_size(drawn, 4.5),
         markeredgewidth=0,
         elinewidth=1.0,
-        capsize=2.0,
     )
 
 

@@ -204,10 +204,9 @@ def _sheets(numbers: pd.DataFrame) -> Iterator[Sheet]:
         yield _sheet(title, "Epoch of B when matched", rows, group[schema.PARAM_MATCH_EPOCH].astype(str), group)
     votes = numbers[numbers["measure"].isin([schema.MEMBER_ACCURACY_MEAN, *published.VOTES])]
     for at, group in _places(votes, [*apart, schema.PARAM_SPARSITY]):
-        epochs = group[schema.PARAM_REWIND_EPOCH].astype(str)
         rows = [
-            labels.method(name) + ("" if epoch == "<NA>" else f", epoch {epoch}")
-            for name, epoch in zip(group["method"], epochs, strict=True)
+            labels.method(name) + ("" if pd.isna(epoch) else f", epoch {epoch:g}")
+            for name, epoch in zip(group["method"], group[schema.PARAM_REWIND_EPOCH], strict=True)
         ]
         columns = [MEASURES[name].replace(" ", "\n", 1) for name in group["measure"]]
         yield _sheet(f"ensembles, {labels.cell(at, at)}", "", rows, columns, group)

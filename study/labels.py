@@ -34,6 +34,8 @@ _PRUNING = (
 )
 _MATCHING = ("match_images", "stream_taps", schema.PARAM_MATCH_EPOCH)
 """Settings of the jobs that a sparse net rests on: without them on its run, cells that differ there look the same."""
+_PAPER_IMAGES = 10_000
+"""Images of the paper's matches; a name tells of fewer."""
 
 
 def run_name(job: Job, cell: Cell) -> str:
@@ -51,14 +53,14 @@ def run_name(job: Job, cell: Cell) -> str:
         case PruneConfig(round=number, sparsity=sparsity, seed=seed):
             reached = dataclasses.replace(cell, method="imp", sparsity=sparsity)
             parts = ["imp", width, *_place_in_words(reached), f"round {number}", _net(seed)]
-        case MatchConfig(matcher=matcher):
-            parts = [f"match {matcher}", width, pair, *_until(job.parent("b"))]
-        case ConnectConfig(correction=correction):
+        case MatchConfig(matcher=matcher, images=images):
+            parts = [f"match {matcher}", width, pair, *_until(job.parent("b")), *_few(images)]
+        case ConnectConfig(correction=correction, images=images):
             end = job.parent("b").job.config
             if isinstance(end, PruneConfig):
-                parts = ["connect imp", width, f"round {end.round}", _net(end.seed), correction]
+                parts = ["connect imp", width, f"round {end.round}", _net(end.seed), correction, *_few(images)]
             else:
-                parts = [f"connect {_matcher(job)}", width, pair, *_until(job.parent("b"))]
+                parts = [f"connect {_matcher(job)}", width, pair, *_until(job.parent("b")), *_few(images)]
         case PlaneConfig():
             parts = ["plane", width, *place, pair, *_unlike_the_paper(cell)]
         case OverlapConfig():
@@ -154,7 +156,11 @@ def _unlike_the_paper(cell: Cell) -> list[str]:
     if METHODS[cell.method].transform != "permute":
         return []
     early = cell.match_epoch not in (-1, cell.epochs)
-    return [cell.matcher] * (cell.matcher != "activation") + [f"t={cell.match_epoch}"] * early
+    return [cell.matcher] * (cell.matcher != "activation") + [f"t={cell.match_epoch}"] * early + _few(cell.match_images)
+
+
+def _few(images: int) -> list[str]:
+    return [f"{images:,} images"] if 0 < images < _PAPER_IMAGES else []
 
 
 def _elsewhere(job: Job, cell: Cell) -> list[str]:

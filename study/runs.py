@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import logging
 import math
 import os
@@ -23,12 +24,17 @@ from typing import Any
 
 from study.labels import run_name, run_params
 from study.plan import Plan
+from study.views import experiment_tags
 from trainables import schema
 from trainables.redaction import redact_text
 from trainables.store import DamagedArtifact, Store
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
-SOURCE, COMMIT = "mlflow.source.name", "mlflow.source.git.commit"
+SOURCE, SOURCE_TYPE, COMMIT = "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit"
+STANDARD = "standard"
+"""Version of a dataset whose name says all about it."""
+DIGEST_LENGTH = 36
+"""Characters that MLflow takes of a dataset's version."""
 LEASE_WAIT = 2.0
 """Seconds to wait for another driver that is creating a run, before the attempt counts as failed."""
 ATTACH_ATTEMPTS = 3
@@ -79,6 +85,7 @@ class _Run:
         unseen: names of metrics of which the run may have points that are not in `sent`.
         sent: points that the run has.
         gaps: names of the gaps that it has.
+        dataset: whether it names the dataset.
         complete: whether nothing is left to be done.
         doubted: whether a request failed, so that the run may not be as it is thought to be.
     """
@@ -90,6 +97,7 @@ class _Run:
     unseen: set[str] = field(default_factory=set)
     sent: set[_Point] = field(default_factory=set)
     gaps: set[str] = field(default_factory=set)
+    dataset: bool = False
     complete: bool = False
     doubted: bool = False
 
@@ -136,10 +144,13 @@ class Runs:
             schema.TAG_PARENTS: ",".join(ref.key for _, ref in job.parents),
             f"{schema.TAG_RECIPE}.{self._recipe}": "true",
             SOURCE: "study.run",
+            SOURCE_TYPE: "LOCAL",
             **self._relations(key),
         }
         if fresh and self._commit:
             tags[COMMIT] = self._commit
+        if job.config.task.data_version:
+            tags[schema.TAG_DATA_VERSION] = job.config.task.data_version
         params = {name: str(value) for name, value in run_params(job, cell).items()}
         return RunSpec(key, run_name(job, cell), job.epochs, params, tags)
 
@@ -166,10 +177,10 @@ class Runs:
                 experiment = self._client.get_experiment(made)
         self._experiment = experiment.experiment_id
         tags = {
-            "mlflow.note.content": experiment.tags.get("mlflow.note.content", space.question),
             # Opens on the page for trained models, with its charts, not on the one for language models.
             "mlflow.experimentKind": "custom_model_development",
             schema.TAG_RECIPE: self._recipe,
+            **experiment_tags(space, self._experiment, int(experiment.creation_time or 0), experiment.tags),
         }
         for name, value in tags.items():
             if experiment.tags.get(name) != value:
@@ -200,8 +211,16 @@ class Runs:
             and schema.TAG_UNATTACHED not in tags
             and all(name in metrics or other not in self._store for name, other in due.items())
         )
-        params, gaps = set(run.data.params), metrics & _GAPS
-        return _Run(run.info.run_id, run.info.status, params, tags, metrics, gaps=gaps, complete=complete)
+        return _Run(
+            run.info.run_id,
+            run.info.status,
+            set(run.data.params),
+            tags,
+            metrics,
+            gaps=metrics & _GAPS,
+            dataset=bool(run.inputs and run.inputs.dataset_inputs),
+            complete=complete,
+        )
 
     def _only_one(self, key: str, runs: list[Any]) -> Any:
         """Return the run of a job, and remove what a server that answered too late has made beside it."""
@@ -309,6 +328,7 @@ class Runs:
             return  # by now it has succeeded, here or elsewhere
         with self._opened(spec, int(rows[0]["timestamp"]) if rows else when) as run:
             self._send(run, _metrics(rows), spec.params, {schema.TAG_ERROR: error})
+            self._name_dataset(run, spec)
         log = log or str((self._store.failure(spec.key) or {}).get("log", ""))
         missing = self._attach(spec.key, run, {schema.LOG: log} if log else {})
         self._end(spec.key, run, FAILED, when)
@@ -342,6 +362,7 @@ class Runs:
             # Of a run that an earlier study has made: what this one adds.
             tags |= {name: value for name, value in spec.tags.items() if name != schema.TAG_REUSED}
             self._send(run, metrics + self._due_gaps(spec, run), spec.params, tags)
+            self._name_dataset(run, spec)
         missing = self._attach(key, run, {name: content.decode(errors="replace") for name, content in files.items()})
         for other in self._compared_with.get(key, ()):
             if other in self._runs and self._runs[other].complete:
@@ -411,6 +432,18 @@ class Runs:
         run.params |= new_params.keys()
         run.tags |= new_tags
         run.gaps |= _GAPS & {metric.key for metric in new.values()}
+
+    def _name_dataset(self, run: _Run, spec: RunSpec) -> None:
+        """Say on a run which data its job has used, in the way that MLflow shows and filters by; twice adds nothing."""
+        if run.dataset:
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        version = spec.tags.get(schema.TAG_DATA_VERSION, STANDARD)[:DIGEST_LENGTH]
+        source = json.dumps({"tags": {SOURCE: "trainables.data"}})  # the code that knows where it lies on this machine
+        dataset = Dataset(spec.params[schema.PARAM_DATASET], version, source_type="code", source=source)
+        self._client.log_inputs(run.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        run.dataset = True
 
     def _attach(self, key: str, run: _Run, texts: Mapping[str, str]) -> str:
         """Attach files to a run; return what it has to go without, and why.

@@ -283,6 +283,24 @@ def test_the_training_benchmark_end_to_end(tmp_path: Path, capsys: pytest.Captur
     assert rate.images_per_second > 0
 
 
+# --- what was measured -------------------------------------------------------------------------------------------
+MEASURED = sorted(Path(results.__file__).with_name("measured").glob("*.json"))
+
+
+def test_the_readme_quotes_what_was_measured() -> None:
+    entries = [entry for path in MEASURED for entry in json.loads(path.read_text())["measurements"]]
+    assert all({"device", "cpu", "cores", "torch"} <= entry["machine"].keys() and entry["commit"] for entry in entries)
+    lines = set()
+    for entry in entries:
+        for each in entry["comparisons"]:
+            lines.add(Comparison(name=each["name"], ours=tuple(each["ours"]), other=tuple(each["other"])).line())
+        lines |= {Figure(**each).line() for each in entry["figures"]}
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    quoted = readme.split("<!-- benchmark -->", 1)[1].split("```")[1].strip().splitlines()
+    assert len(quoted) > 5
+    assert [line for line in quoted if line not in lines] == []
+
+
 # --- the sweep -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("jobs", [10, 100, 300])
 def test_a_plan_has_as_many_jobs_as_were_asked_for_and_not_many_more(jobs: int) -> None:

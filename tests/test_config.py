@@ -130,7 +130,9 @@ def test_interpolation_needs_a_midpoint(points: int) -> None:
     assert message.endswith(f"got {points}")
 
 
-@pytest.mark.parametrize("field", ["compiled", "augment", "prune_shortcuts", "prune_classifier", "imp_path", "mask_overlap"])
+@pytest.mark.parametrize(
+    "field", ["compiled", "augment", "prune_shortcuts", "prune_classifier", "imp_path", "mask_overlap"]
+)
 @pytest.mark.parametrize("value", [1, "true", None])
 def test_switches_are_true_or_false(field: str, value: object) -> None:
     assert refusal(cell, **{field: value}) == f"{field} must be true or false, got {value!r}"

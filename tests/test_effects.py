@@ -98,7 +98,7 @@ def test_the_table_that_people_read_has_the_means_over_rewind_epochs(frame):
     assert (line["width"], line["sparsity"], line["rewind epochs"]) == (
         "\N{MULTIPLICATION SIGN}1",
         "90 %",
-        "2 from 1 on",
+        "2 (all ≥ 1)",
     )
     assert line[f"LTH {MINUS} naive"] == "+4.17"
     assert line["Gap closed [bootstrap]"].startswith("42 % [")

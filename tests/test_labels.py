@@ -28,7 +28,7 @@ def small(**settings: Any) -> SearchSpace:
         "imp_momentum": 0.0,
         "pruner": "imp_finetune",
         "prune_fraction": 0.2,
-        "match_images": 1000,
+        "match_images": 10_000,
         "lr": 0.08,
         "sparsity": (0.5,),
         "rewind_epoch": (5,),
@@ -105,6 +105,18 @@ def test_names_of_ensembles_and_their_members() -> None:
     }
     assert names[MATCH] == {"match activation · w1 · A0→B1", "match activation · w1 · A0→B3"}
     assert names[PRUNE] == {"imp · w1 · S=20% · round 1 · A0", "imp · w1 · S=20% · round 1 · A2"}
+
+
+def test_names_tell_of_matches_on_fewer_images_than_the_paper_s() -> None:
+    few = named(small(match_images=(300, 3000, 0), interpolation_points=3))
+    assert {name for name in few[SPARSE] if name.startswith("permuted")} == {
+        "permuted · w1 · S=50% · k=5 · A0→B1",
+        "permuted · w1 · S=50% · k=5 · A0→B1 · 300 images",
+        "permuted · w1 · S=50% · k=5 · A0→B1 · 3,000 images",
+    }
+    assert {"match activation · w1 · A0→B1 · 300 images", "match activation · w1 · A0→B1"} <= few[MATCH]
+    assert "connect activation · w1 · A0→B1 · 3,000 images" in few[CONNECT]
+    assert not any("images" in name for name in few[SPARSE] if not name.startswith("permuted"))
 
 
 def test_names_of_early_matches() -> None:
@@ -191,7 +203,7 @@ def test_params_of_a_sparse_job(method: str) -> None:
 @pytest.mark.parametrize("kind", [MATCH, CONNECT])
 def test_params_of_a_measurement_have_no_recipe(kind: str) -> None:
     params = params_of(kind)
-    assert params.items() >= {"stage": kind, "seed_a": 2, "seed_b": 3, "match_images": 1000}.items()
+    assert params.items() >= {"stage": kind, "seed_a": 2, "seed_b": 3, "match_images": 10_000}.items()
     assert params["matcher"] in ("activation", "identity")
     assert not RECIPE & params.keys()
 
@@ -266,7 +278,7 @@ def test_params_of_a_plane() -> None:
 def test_params_of_an_ensemble(method: str, place: dict[str, Any]) -> None:
     (params,) = all_params(make_plan(small(method=method, seeds=1, members=3)), ENSEMBLE)
     known = {"stage": "ensemble", "model": "mlp", "dataset": "digits", "width": "1", "method": method, "seed_a": 2}
-    matching = {"match_images": 1000, "stream_taps": "end"} if "matcher" in place else {}
+    matching = {"match_images": 10_000, "stream_taps": "end"} if "matcher" in place else {}
     assert params == {**known, **place, **matching, "members": 3}
 
 

@@ -2,6 +2,7 @@ import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import re
 import sqlite3
 
 import pandas as pd
@@ -62,6 +63,13 @@ def test_values_and_types(frame):
     assert {types[name] for name in load.METRICS} == {"float64"}
     assert (types["width"], types["rewind_epoch"], types["seed_b"]) == ("float64", "Int64", "Int64")
     assert load.recipe_fields(frame) == ["epochs", "lr"]
+
+
+def test_every_column_is_documented_with_its_unit(frame):
+    columns = [name for name in frame.columns if name not in load.recipe_fields(frame)]
+    documented = set(re.findall(r"``(\w+)``", load.runs.__doc__)) | set(load.METRICS)
+    assert set(columns) <= documented
+    assert all(load.METRICS.values())
 
 
 def test_what_a_job_does_not_have_is_missing_and_not_zero(frame):

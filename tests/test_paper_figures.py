@@ -396,7 +396,8 @@ def test_top5_is_drawn_and_top1_stands_beside_it(read):
     runs = frame[(frame["method"] == "lth") & (frame["stage"] == "sparse") & (frame["sparsity"] == 0.9)]
     runs = runs.sort_values("rewind_epoch")
     assert errorbars(figure.axes[1])[drawn_as("lth")][1] == pytest.approx(runs[schema.TEST_TOP5_ACCURACY].to_numpy())
-    assert figure.axes[1].get_ylabel() == "Top-5 test accuracy (%)"
+    assert [axes.get_ylabel() for axes in figure.axes] == ["Top-5 test accuracy (%)", ""]  # side by side
+    assert [axes.get_xlabel() for axes in figure.axes] == ["Rewind epoch", "Rewind epoch"]
     line = top5.formatted(frame).set_index(["sparsity", "rewind epoch"]).loc[("90 %", "25")]
     one = runs[runs["rewind_epoch"] == 25].iloc[0]
     assert line["LTH, top-1 (%)"] == f"{one['test_accuracy']:.2f} (1)"

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_runs as synthetic
+from mlflow import MlflowClient
 from scipy import stats as scipy_stats
 
 from analysis import (
@@ -430,6 +431,89 @@ def test_command_says_in_one_line_what_is_wrong(folder, tmp_path, space, capsys)
     assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.fixture(scope="module")
+def odd(folder):
+    """Experiments from which little can be said, beside the others."""
+    client = MlflowClient(tracking_uri=synthetic.tracking_uri(folder))
+    client.create_experiment("empty", artifact_location=str(folder / "mlartifacts"))
+    for name, tags in {"foreign": {}, "other_version": {schema.TAG_KEY: 64 * "a"}}.items():
+        experiment = client.create_experiment(name, artifact_location=str(folder / "mlartifacts"))
+        run = client.create_run(experiment, tags=tags).info.run_id
+        client.log_param(run, "kind", "train")
+        client.log_metric(run, "val_acc", 0.93)
+        client.set_terminated(run)
+    failing = synthetic.Recorder(folder, "failed")
+    for method in ("lth", "naive"):
+        failing.sparse(
+            method, 1.0, 0.95, 10, (0, 1), status="FAILED", tags={schema.TAG_ERROR: "loss is nan\nat epoch 3"}
+        )
+    return folder
+
+
+def figure_alone(module, monkeypatch, *options):
+    """Run a module as its own command does and return the exit code."""
+    monkeypatch.setattr(sys, "argv", ["-", *map(str, options)])
+    with pytest.raises(SystemExit) as left:
+        command.run_module(module)
+    return left.value.code
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("empty", "experiment 'empty' has no runs yet"),
+        ("foreign", "experiment 'foreign' has 1 runs, but none is a study's job (no tag 'job_key')"),
+        ("other_version", "1 finished jobs, but none of a kind that is known here (param 'stage': dense, prune, "),
+    ],
+)
+@pytest.mark.parametrize("name", ["report", "rewind", "interpolation", "plane", "accuracy_table"])
+def test_experiments_of_which_nothing_can_be_shown(odd, tmp_path, monkeypatch, capsys, name, space, message):
+    options = ["--space", space, "--storage", str(odd), "--out", str(tmp_path / "out")]
+    modules = {**FIGURES, "accuracy_table": accuracy_table}
+    code = report.main(options) if name == "report" else figure_alone(modules[name], monkeypatch, *options)
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    assert said.err.startswith("error: ")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["rewind", "interpolation", "accuracy_table"])
+def test_nothing_but_failures_gives_no_figure(odd, tmp_path, monkeypatch, capsys, name):
+    modules = {**FIGURES, "accuracy_table": accuracy_table}
+    options = ["--space", "failed", "--storage", odd, "--out", tmp_path / "out"]
+    assert figure_alone(modules[name], monkeypatch, *options) == 2
+    failed = "none of its 2 jobs on record has finished (2 failed); the first error: loss is nan"
+    assert capsys.readouterr().err == f"error: nothing to show of 'failed': {failed}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_but_failures_gives_a_page_that_says_so(odd, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("analysis.figures.FIGURES", {"rewind": rewind, "interpolation": interpolation})
+    assert report.main(["--space", "failed", "--storage", str(odd), "--out", str(tmp_path), "--no-log"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("warning: none of its 2 jobs on record has finished (2 failed); the first error: ")
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "No run has finished yet." in page
+    assert "0 of 2 jobs on record have finished" in page
+    assert page.count("loss is nan") == 2
+    assert "<svg" not in page
+
+
+def test_what_an_earlier_report_had_and_this_one_has_not_is_removed(folder, uri, frame, tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.figures.FIGURES", {"rewind": rewind, "plane": FIGURES["plane"]})
+    for name in ("plane.png", "plane.tex", "notes.md"):
+        (tmp_path / name).write_text("from before")
+    written = report.write_files(frame, "full", uri, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {path.name for path in written} == names - {"notes.md"}
+    assert "notes.md" in names, "it is somebody else's"
+    assert {"rewind.png", "plane.csv"} <= names
+    linked = set(re.findall(r'<a href="([^"#]+)">', written[0].read_text(encoding="utf-8")))
+    assert linked == names - {"notes.md", "index.html"}
 
 
 def test_a_single_figure_by_itself(folder, tmp_path):

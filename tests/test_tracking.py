@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.server
 import importlib.metadata
 import json
@@ -32,6 +33,7 @@ from study.plan import Plan, make_plan
 from study.tracking import Tracker, check_tracking, default_tracking_uri
 from trainables import schema
 from trainables.artifacts import read_metrics
+from trainables.data import check_dataset
 from trainables.graph import Job
 from trainables.store import Store
 
@@ -200,8 +202,8 @@ def test_one_finished_run_per_job_found_by_its_key(plan: Plan, logged: Logged) -
 def test_names_that_people_recognise(logged: Logged) -> None:
     names = sorted(run.info.run_name for run in logged[1].values())
     assert names == [
-        "connect activation · w0.25 · A0→B1",
-        "connect identity · w0.25 · A0→B1",
+        "connect activation · w0.25 · A0→B1 · 200 images",
+        "connect identity · w0.25 · A0→B1 · 200 images",
         "dense · w0.25 · A0",
         "dense · w0.25 · B1",
         "imp · w0.25 · S=20% · round 1 · A0",
@@ -209,10 +211,10 @@ def test_names_that_people_recognise(logged: Logged) -> None:
         "imp · w0.25 · S=48.8% · round 3 · A0",
         "imp · w0.25 · S=50% · round 4 · A0",
         "lth · w0.25 · S=50% · k=1 · A0",
-        "match activation · w0.25 · A0→B1",
-        "match identity · w0.25 · A0→B1",
+        "match activation · w0.25 · A0→B1 · 200 images",
+        "match identity · w0.25 · A0→B1 · 200 images",
         "naive · w0.25 · S=50% · k=1 · A0→B1",
-        "permuted · w0.25 · S=50% · k=1 · A0→B1",
+        "permuted · w0.25 · S=50% · k=1 · A0→B1 · 200 images",
     ]
 
 
@@ -302,18 +304,67 @@ def test_times_are_those_of_the_work(plan: Plan, published: Store, logged: Logge
 
 
 # --- nothing twice --------------------------------------------------------------------------------------------------
+def said(uri: str) -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Return all that the runs say, by job."""
+    return {
+        key: (run.info.run_id, run.data.to_dictionary(), run.inputs.to_dictionary()) for key, run in by_key(uri).items()
+    }
+
+
+def test_runs_name_their_dataset(logged: Logged) -> None:
+    for run in logged[1].values():
+        (used,) = run.inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == (run.data.params[schema.PARAM_DATASET], "standard")
+        assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": "training"}
+        assert schema.TAG_DATA_VERSION not in run.data.tags
+
+
+def test_runs_on_data_of_a_folder_name_its_fingerprint(
+    own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = check_dataset("digits")
+    facts = dataclasses.replace(known, fingerprint="0123456789abcdef" * 4)
+    monkeypatch.setattr("study.plan.check_dataset", lambda *_: facts)
+    plan = make_plan(tiny_space(method="dense"))
+    (key,) = plan.jobs
+    for _ in range(2):  # the second driver finds what the first has said
+        tracker = track(plan, own_copy, uri)
+        tracker.start()
+        tracker.failed(key, "broken")
+        assert tracker.close(60)
+    run = by_key(uri)[key]
+    assert run.data.tags[schema.TAG_DATA_VERSION] == facts.fingerprint
+    assert [used.dataset.digest for used in run.inputs.dataset_inputs] == [facts.fingerprint[:36]]
+
+
+def test_a_run_takes_one_request_of_each_kind(
+    dense_plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moody = Moody(monkeypatch, lambda *_: None)
+    log_all(dense_plan, published, uri)
+    asked = [name for name, _ in moody.log]
+    after = Counter(asked[asked.index("create_run") :])
+    assert after == {
+        "create_run": 1,
+        "log_batch": 1,
+        "log_inputs": 1,
+        "log_text": 1,
+        "log_artifact": 1,
+        "set_terminated": 1,
+    }
+
+
 def test_logging_again_adds_nothing(plan: Plan, own_copy: Store, logged: Logged, tmp_path: Path) -> None:
     shutil.copy(logged[0].removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     uri = default_tracking_uri(tmp_path)
-    before = points(uri), {key: (run.info.run_id, run.data.to_dictionary()) for key, run in by_key(uri).items()}
+    before = points(uri), said(uri)
     for _ in range(2):
         tracker = track(plan, own_copy, uri, fresh=set())
         tracker.start()
         for key in plan.jobs:
             tracker.done(key)
         assert tracker.close(60)
-    after = points(uri), {key: (run.info.run_id, run.data.to_dictionary()) for key, run in by_key(uri).items()}
-    assert after == before
+    assert (points(uri), said(uri)) == before
 
 
 def test_reused_jobs_have_runs_that_say_so(plan: Plan, published: Store, uri: str) -> None:
