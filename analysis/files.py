@@ -106,10 +106,15 @@ def write_figure(figure: Figure, name: str, out: Path) -> list[Path]:
     from analysis import style
 
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{name}{suffix}" for suffix in (".png", ".svg", ".pdf")]
+    paths = figure_paths(name, out)
     for path in paths:
         style.save(figure, path, dpi=PNG_DPI)
     return paths
+
+
+def figure_paths(name: str, out: Path) -> list[Path]:
+    """Return where :func:`write_figure` writes to."""
+    return [out / f"{name}{suffix}" for suffix in (".png", ".svg", ".pdf")]
 
 
 def latex(table: pd.DataFrame, *, caption: str, label: str, texts: Collection[str] = TEXTS) -> str:

@@ -65,6 +65,7 @@ def write_files(
         AnalysisError: as :func:`write_report`.
     """
     from analysis import accuracy_table, files, load
+    from analysis.drawing import Drawing
     from analysis.figures import FIGURES
     from analysis.page import document
 
@@ -72,13 +73,15 @@ def write_files(
     written = [out / RUNS]
     frame.to_csv(written[0], index=False)
     written += files.write_tables(accuracy_table, ACCURACY, frame, out)
-    sections = [_accuracy(frame)]
+    drawing, shown = Drawing(), {}
     for name, module in FIGURES.items():
-        shown = frame if module.load is load.runs else module.load(space, tracking_uri)
-        written += files.write_tables(module, name, shown, out)
-        section, drawn = _figure(name, module, shown, out)
-        sections.append(section)
-        written += drawn
+        shown[name] = frame if module.load is load.runs else module.load(space, tracking_uri)
+        if not module.table(shown[name]).empty:
+            written += drawing.write(module.figure(shown[name]), name, out)
+        written += files.write_tables(module, name, shown[name], out)
+    sections = [_accuracy(frame), *(_figure(name, FIGURES[name], each) for name, each in shown.items())]
+    drawing.finish()
+    sections = [_drawn(section, out) for section in sections]
     for name, suffix in itertools.product((ACCURACY, *FIGURES), files.SUFFIXES):
         if (path := out / f"{name}{suffix}") not in written:
             path.unlink(missing_ok=True)
@@ -103,9 +106,10 @@ def _head(space: str, question: str, frame: pd.DataFrame) -> str:
     """Return the top of the page: what was asked, and the answer so far."""
     from analysis import coverage, headline, labels
 
+    asked = _sentence(question or QUESTION)
     parts = [
         f"<h1>{html.escape(space)}</h1>",
-        f'<p class="question">{html.escape(question or QUESTION)} Measured with {html.escape(labels.task(frame))}.</p>',
+        f'<p class="question">{html.escape(asked)} Measured with {html.escape(labels.task(frame))}.</p>',
         f'<p class="headline">{html.escape(headline.headline(frame))}</p>',
         *(f"<p>{html.escape(text)}</p>" for text in headline.details(frame)),
     ]
@@ -113,6 +117,10 @@ def _head(space: str, question: str, frame: pd.DataFrame) -> str:
         done = f"{(frame['status'] == 'FINISHED').sum()} of {labels.plural(len(frame), 'job')} on record have finished"
         parts.append(f'<p class="partial">Not complete: {done}; <a href="#coverage">what is missing</a>.</p>')
     return "\n".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _accuracy(frame: pd.DataFrame) -> str:
@@ -127,18 +135,27 @@ def _accuracy(frame: pd.DataFrame) -> str:
     return _section("accuracy", accuracy_table.TITLE, body, accuracy_table.CAPTION, accuracy_table.notes(frame))
 
 
-def _figure(name: str, module: FigureModule, frame: pd.DataFrame, out: Path) -> tuple[str, list[Path]]:
-    """Write a figure to its files and return its section and them; there is no figure without numbers."""
-    from analysis import files, style
+def _figure(name: str, module: FigureModule, frame: pd.DataFrame) -> str:
+    """Return a figure's section, with a mark where it is to be; there is no figure without numbers."""
+    from analysis import files
 
     if module.table(frame).empty:
-        return _section(name, module.TITLE, "", "", module.notes(frame)), []
-    paths = files.write_figure(module.figure(frame), name, out)
-    drawing = style.on_page((out / f"{name}.svg").read_text(encoding="utf-8"))
-    body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}">{drawing}</div>'
+        return _section(name, module.TITLE, "", "", module.notes(frame))
+    body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}"><!-- {name}.svg --></div>'
     if hasattr(module, "formatted"):
         body += files.html_table(module.formatted(frame), texts=files.TEXTS)
-    return _section(name, module.TITLE, body, module.CAPTION, module.notes(frame)), paths
+    return _section(name, module.TITLE, body, module.CAPTION, module.notes(frame))
+
+
+def _drawn(section: str, out: Path) -> str:
+    """Return a section with the figure, which is in its file by now, in place of its mark."""
+    from analysis import style
+
+    head, mark, tail = section.partition("<!-- ")
+    if not mark:
+        return section
+    name, _, tail = tail.partition(" -->")
+    return head + style.on_page((out / name).read_text(encoding="utf-8")) + tail
 
 
 def _section(name: str, title: str, body: str, caption: str, notes: list[str]) -> str:
