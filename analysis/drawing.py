@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -55,8 +56,8 @@ class Drawing:
             self._await_first()
 
     def _forks(self) -> bool:
-        can = "fork" in multiprocessing.get_all_start_methods()
-        return self._most > 0 and can and threading.active_count() == 1
+        # Elsewhere, what is forked may hang in a system's library.
+        return self._most > 0 and sys.platform == "linux" and threading.active_count() == 1
 
     def _await_first(self) -> None:
         process, task = self._running.pop(0)
