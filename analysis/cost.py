@@ -171,7 +171,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     seconds, label = _unit(float(numbers["hours_alone"].iloc[-1]))
     unit = label.partition("(")[2].removesuffix(")")
-    columns = {"hours": f"took ({unit})", "hours_reused": f"of it reused ({unit})"}
+    columns = {"hours": f"took ({unit})", "hours_reused": f"reused ({unit})"}
     columns |= {"hours_alone": f"alone ({unit})", "hours_saved": f"saved ({unit})"}
     shown = {"job": numbers["job"], "jobs": [f"{jobs:,}" for jobs in numbers["jobs"]]}
     return pd.DataFrame(

@@ -63,6 +63,7 @@ a { color: var(--accent); }
 figure { margin: 0; }
 figcaption, .note { color: var(--soft); font-size: .86rem; line-height: 1.45; max-width: 54rem; margin: .6rem 0 0; }
 .note::before { content: "Note: "; font-weight: 600; }
+.unmeasured .note::before { content: none; }
 .scroll { overflow-x: auto; max-width: 100%;
   background: linear-gradient(to left, var(--ground) 40%, transparent) right / 3rem 100% no-repeat local,
     linear-gradient(to left, var(--edge), transparent) right / 1.6rem 100% no-repeat scroll; }

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PAGE, RUNS, ACCURACY = "index.html", "runs.csv", "accuracy"
 WATCH_SECONDS = 60
 MOST_FAILURES = 25
+UNMEASURED = '<section class="unmeasured"'
+"""How the section of a figure without numbers begins."""
 QUESTION = "Does a lottery-ticket mask help a new random initialisation once its units are permuted to match?"
 
 
@@ -82,6 +84,10 @@ def write_files(
     sections = [_accuracy(frame), *(_figure(name, FIGURES[name], each) for name, each in shown.items())]
     drawing.finish()
     sections = [_drawn(section, out) for section in sections]
+    sections.sort(key=lambda section: section.startswith(UNMEASURED))  # the others keep their order
+    if sections[-1].startswith(UNMEASURED):
+        first = next(place for place, section in enumerate(sections) if section.startswith(UNMEASURED))
+        sections.insert(first, "<h2>Not in this study</h2>")
     for name, suffix in itertools.product((ACCURACY, *FIGURES), files.SUFFIXES):
         if (path := out / f"{name}{suffix}") not in written:
             path.unlink(missing_ok=True)
@@ -140,7 +146,9 @@ def _figure(name: str, module: FigureModule, frame: pd.DataFrame) -> str:
     from analysis import files
 
     if module.table(frame).empty:
-        return _section(name, module.TITLE, "", "", module.notes(frame))
+        said = html.escape(" ".join(module.notes(frame)))
+        title = html.escape(module.TITLE)
+        return f'{UNMEASURED} id="{name}"><p class="note"><strong>{title}</strong> {said}</p></section>'
     body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}"><!-- {name}.svg --></div>'
     if hasattr(module, "formatted"):
         body += files.html_table(module.formatted(frame), texts=files.TEXTS)

@@ -51,7 +51,7 @@ def check_report(space, uri, out):
     page = report.write_report(space, uri, out).read_text(encoding="utf-8")
     drawn = set()
     for name, module in FIGURES.items():
-        section = page.partition(f'<section id="{name}">')[2].partition("</section>")[0]
+        section = page.partition(f' id="{name}">')[2].partition("</section>")[0]
         assert html.escape(module.TITLE) in section
         if "<svg" in section:
             drawn.add(name)
