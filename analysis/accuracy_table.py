@@ -92,6 +92,7 @@ def comparison(pairs: pd.DataFrame) -> dict[str, float]:
     }
 
 
+@once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it; an axis on which all cells agree is left to the caption."""
     numbers = table(frame)

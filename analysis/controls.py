@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import cells, facets, headline, intervals, labels, stats, style
 from analysis.load import runs as load
+from analysis.memory import once
 from analysis.signs import MINUS
 from trainables import schema
 
@@ -37,6 +38,7 @@ QUESTIONS = (
 """What is asked -> the row that should be ahead if so, and of which one."""
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per cell and row that has pairs in common with naive; empty if no control was measured.
 
@@ -126,6 +128,7 @@ def answers(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns)
 
 
+@once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the questions with their answers as people read them."""
     answered = answers(frame)

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from analysis import labels, style
 from analysis.load import FINISHED
 from analysis.load import runs as load
+from analysis.memory import once
 from analysis.signs import TIMES
 from trainables import schema
 from trainables.graph import snapshot_key
@@ -34,6 +35,7 @@ UNITS = ((HOUR, "Device time (hours)"), (60.0, "Device time (minutes)"), (1.0, "
 TOTAL = "total"
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per kind of job, and their ``total``.
 
@@ -164,6 +166,7 @@ def _duration(hours: float) -> str:
     return f"{hours * HOUR:.3g} s"
 
 
+@once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it, in one unit."""
     numbers = table(frame)

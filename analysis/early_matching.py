@@ -137,6 +137,7 @@ def _panel(axes: Axes, numbers: pd.DataFrame) -> None:
     axes.set_xlim(-0.5, len(permuted) - 0.5)
 
 
+@once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it: a line per cell, a column per match epoch."""
     numbers, by = table(frame), cells.axes(frame)

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from analysis import accuracy_table, cells, facets, intervals, labels, stats, style
 from analysis.load import runs as load
+from analysis.memory import once
 from analysis.signs import DASH, MINUS
 from trainables import schema
 
@@ -36,6 +37,7 @@ COLUMNS = ("permuted_minus_naive", "ci_low", "ci_high", "pairs", "p")
 SHARES = ("lth_minus_naive", "lth_minus_permuted", "share_closed", "share_low", "share_high")
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per cell that has a pair with both nets, and one for each mean over rewind epochs.
 
@@ -160,6 +162,7 @@ def _legend(drawn: Figure, *, pooled: bool) -> None:
         drawn.legend(handles=handles, loc="outside upper left", ncols=4 if wide else 2, handlelength=2.2)
 
 
+@once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the means over rewind epochs as people read them, or the cells if none has several."""
     numbers, by = table(frame), cells.axes(frame)

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from analysis import cells, facets, labels, stats, style
 from analysis.load import FINISHED
 from analysis.load import runs as load
+from analysis.memory import once
 from analysis.signs import MINUS
 from trainables import schema
 
@@ -41,6 +42,7 @@ PERCENT = {schema.DISAGREEMENT: 100.0}
 """Measure -> what it is multiplied by to be drawn."""
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per ensemble.
 
@@ -143,6 +145,7 @@ def _legend(figure: Figure) -> None:
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
 
 
+@once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it, in the order of the paper's table 1."""
     numbers = table(frame)

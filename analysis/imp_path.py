@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from analysis import cells, facets, labels, style
 from analysis.load import FINISHED
 from analysis.load import runs as load
+from analysis.memory import once
 from trainables import schema
 
 __all__ = ["CAPTION", "TITLE", "figure", "load", "notes", "table"]
@@ -37,6 +38,7 @@ CORRECTIONS = {
 PLACE = (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_CORRECTION, schema.PARAM_SPARSITY, schema.PARAM_ROUND)
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return both barriers by task, width, correction and pruning round, one line each.
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from analysis import cells, facets, labels, style
 from analysis.load import curves as load
+from analysis.memory import once
 from analysis.signs import ALPHA
 from trainables import schema
 
@@ -45,6 +46,7 @@ AFTER = (
 )
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return both barriers by task, match epoch, width, matcher and correction, one line each: n, mean, std and sem.
 

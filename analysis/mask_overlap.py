@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from analysis import cells, facets, labels, stats, style
 from analysis.load import FINISHED, recipe_fields
 from analysis.load import runs as load
+from analysis.memory import once
 from analysis.signs import MINUS
 from trainables import schema
 
@@ -45,6 +46,7 @@ PLACE = (
 """A mask has a rewind epoch only where pruning rewinds."""
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per task, width, matcher, match epoch, rewind epoch, sparsity and recipe.
 
@@ -115,6 +117,7 @@ def _panel(axes: Axes, numbers: pd.DataFrame) -> None:
     axes.set_xlim(-0.5, len(numbers) - 0.5)
 
 
+@once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it."""
     numbers = table(frame)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from analysis import cells, facets, labels, match_quality, stats, style
 from analysis.load import FINISHED
 from analysis.load import runs as load
+from analysis.memory import once
 from analysis.signs import MINUS
 from trainables import schema
 from trainables.matchers import DATA_MATCHERS
@@ -49,6 +50,7 @@ PERCENT = (schema.AGREEMENT_WITH_WEIGHT,)
 PLACE = (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_MATCHER, schema.PARAM_MATCH_EPOCH)
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per task, width, matcher, match epoch, number of images and measure: n, mean and std.
 
@@ -108,6 +110,7 @@ def _images(count: int) -> str:
     return "all" if count == ALL else f"{count:,}"
 
 
+@once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it: a line per number of images."""
     numbers = table(frame)

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis import cells, facets, labels, stats, style
 from analysis.load import FINISHED
 from analysis.load import runs as load
+from analysis.memory import once
 from analysis.signs import DASH, MINUS, RHO
 from trainables import schema
 
@@ -46,6 +47,7 @@ UNMOVED = f"{cells.PERMUTED}:identity"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per match whose permuted nets have naive ones to compare with.
 
@@ -191,6 +193,7 @@ def _rho(value: float, found: pd.Series, prefix: str) -> str:
     return f"{value:+.2f}{limits}".replace("-", MINUS)
 
 
+@once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rank correlations as people read them."""
     found = correlations(frame)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from analysis import cells, facets, labels, style
 from analysis.load import planes as load
+from analysis.memory import once
 from trainables import schema
 
 __all__ = ["CAPTION", "TITLE", "figure", "load", "notes", "table"]
@@ -54,6 +55,7 @@ PLOTTED = 0.93
 """Share of a panel's width that its plane takes beside the numbers on its axis, roughly."""
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per plane and net in it: where it lies, and its error.
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from analysis import cells, facets, labels, style
 from analysis.load import runs as load
+from analysis.memory import once
 from trainables import schema
 
 __all__ = ["CAPTION", "TITLE", "dense_line", "draw", "figure", "load", "notes", "table"]
@@ -34,6 +35,7 @@ ALONE = 4.0
 """Epochs that the axis spans around a single rewind epoch."""
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean, std and n of the test accuracy (percent) of every row in every cell, one line each."""
     return facets.summaries(frame, [schema.TEST_ACCURACY])

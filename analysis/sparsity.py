@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import cells, facets, labels, rewind, style
 from analysis.load import runs as load
+from analysis.memory import once
 from trainables import schema
 
 __all__ = ["CAPTION", "TITLE", "chosen_rewinds", "figure", "load", "notes", "table"]
@@ -28,6 +29,7 @@ APART = 0.035
 """Distance of the marks of neighbouring methods, as a share of the axis."""
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean, std and n of the test accuracy (percent) of every row in every cell, one line each."""
     return facets.summaries(frame, [schema.TEST_ACCURACY])

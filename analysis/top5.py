@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis import cells, facets, labels, rewind, stats
 from analysis.load import runs as load
+from analysis.memory import once
 from trainables import schema
 
 __all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
@@ -22,6 +23,7 @@ CAPTION = (
 MEASURES = {schema.TEST_ACCURACY: "top-1", schema.TEST_TOP5_ACCURACY: "top-5"}
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean, std and n of both accuracies (percent) of every row in every cell; empty without any top-5."""
     numbers = facets.summaries(frame, list(MEASURES))
@@ -33,6 +35,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     return rewind.draw(frame, table(frame), schema.TEST_TOP5_ACCURACY)
 
 
+@once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it: a line per cell, two columns per sparse method."""
     numbers, by = table(frame), cells.axes(frame)

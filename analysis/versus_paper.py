@@ -18,6 +18,7 @@ from matplotlib.patches import Patch, Rectangle
 from analysis import cells, facets, labels, published, stats, style
 from analysis.load import FINISHED, recipe_fields
 from analysis.load import runs as load
+from analysis.memory import once
 from analysis.signs import MINUS
 from trainables import schema
 
@@ -65,6 +66,7 @@ SMALL = (schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE, schema
 
 
 # --- ours -----------------------------------------------------------------------------------------------------------
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per number that both have.
 
@@ -287,6 +289,7 @@ def _signed(value: float, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", MINUS)  # + 0.0: no negative nothing
 
 
+@once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return ours beside the paper's as people read them, a line per cell (or per measure of an ensemble or path)."""
     numbers = table(frame)

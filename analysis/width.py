@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import cells, facets, labels, style
 from analysis.load import runs as load
+from analysis.memory import once
 from trainables import schema
 
 __all__ = ["CAPTION", "TITLE", "chosen_rewind", "figure", "load", "notes", "table"]
@@ -27,6 +28,7 @@ APART = 1.03
 """Factor in width by which the marks of neighbouring methods are set apart."""
 
 
+@once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean, std and n of each gap (percentage points) of every row in every cell, one line each."""
     return facets.summaries(frame, MEASURES)
