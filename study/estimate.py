@@ -16,7 +16,7 @@ from pathlib import Path
 from study.benchmark.results import FILE, nearest, read_rates
 from study.plan import Plan
 from trainables import schema
-from trainables.config import TRAINING_CONFIGS, ConnectConfig, MatchConfig, OverlapConfig, PlaneConfig
+from trainables.config import PRECISIONS, TRAINING_CONFIGS, ConnectConfig, MatchConfig, OverlapConfig, PlaneConfig
 from trainables.graph import Job
 from trainables.models import MODELS
 from trainables.store import DamagedArtifact, Store
@@ -30,6 +30,9 @@ SECONDS_PER_JOB = 0.15
 EVAL_BATCH = 1000
 SAMPLES_PER_CLASS = 5
 """Published jobs whose time is looked up, per kind, model, width and dataset."""
+
+WORTH_SAYING = 1.2
+"""How many times faster another precision must be to be mentioned."""
 
 FIRST_GUESS = "a first guess for one core"
 
@@ -93,9 +96,34 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
     )
 
 
+def quicker_precisions(plan: Plan, store: Store) -> list[str]:
+    """Return a sentence for each measured network near to the plan's that trains quicker in another precision.
+
+    That is the user's to decide: in another precision it is another result, with a key of its own.
+    """
+    try:
+        rates = read_rates(_benchmark(store))
+    except ValueError:  # estimate() says so
+        return []
+    sentences: dict[str, None] = {}
+    for model, width, own in sorted({_net(job) for job in plan.jobs.values() if job.epochs}):
+        asked = nearest(rates, model, width, own)
+        for precision in PRECISIONS if asked else ():
+            other = nearest(rates, model, width, precision)
+            if other and asked and (ratio := other.images_per_second / asked.images_per_second) >= WORTH_SAYING:
+                sentences[f"precision={precision} trains {model} x{other.width:g} {ratio:.1f} times as fast here"] = (
+                    None
+                )
+    return list(sentences)
+
+
+def _benchmark(store: Store) -> Path:
+    return (store.root if store.is_local else Path("outputs")) / FILE
+
+
 def _speeds(plan: Plan, store: Store) -> tuple[dict[_Net, float], str]:
     """Return the multiply-adds per second for each network of the plan, and in words where they are from."""
-    path = (store.root if store.is_local else Path("outputs")) / FILE
+    path = _benchmark(store)
     try:
         rates, basis = read_rates(path), FIRST_GUESS
     except ValueError as error:  # an estimate can do without

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from search_spaces import SPACES, get_space
 from study.address import cluster_address
-from study.estimate import Estimates, duration, estimate
+from study.estimate import Estimates, duration, estimate, quicker_precisions
 from study.plan import Plan, make_plan, override
 from study.tracking import check_tracking, default_tracking_uri
 from trainables import schema
@@ -223,6 +223,8 @@ def _dry_run(plan: Plan, store: Store, options: argparse.Namespace) -> int:
     if todo:
         seconds = estimates.makespan(plan, todo, slots)
         print(f"about {duration(seconds)} with {slots} trials at a time ({estimates.basis})")
+        for sentence in quicker_precisions(plan, store):
+            print(f"{sentence}; its results are others, with keys of their own")
     return OK
 
 

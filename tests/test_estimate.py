@@ -11,7 +11,14 @@ import pytest
 from search_spaces import SearchSpace, get_space
 from study.benchmark.results import FILE, Measurement, Rate
 from study.benchmark.results import store as keep
-from study.estimate import FIRST_GUESS, MULTIPLY_ADDS_PER_SECOND, SECONDS_PER_JOB, Estimates, estimate
+from study.estimate import (
+    FIRST_GUESS,
+    MULTIPLY_ADDS_PER_SECOND,
+    SECONDS_PER_JOB,
+    Estimates,
+    estimate,
+    quicker_precisions,
+)
 from study.plan import Plan, make_plan
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, METRICS, PLANE, PRUNE, SECONDS, SPARSE, STAGES
@@ -131,6 +138,17 @@ def test_a_rate_is_that_of_model_precision_and_nearest_width(store: Store) -> No
     assert after[0][dense[0]] > before[0][dense[0]]
     assert after[1][dense[1]] == before[1][dense[1]], "nobody has measured bf16"
     assert after[2] == before[2], "nobody has measured that model"
+
+
+def test_a_precision_that_was_measured_to_be_quicker_is_mentioned(store: Store) -> None:
+    plan = plan_of(width=2)
+    assert quicker_precisions(plan, store) == [], "nothing was measured"
+    benchmarked(store, rate(100.0), rate(180.0, precision="bf16"))
+    assert quicker_precisions(plan, store) == ["precision=bf16 trains mlp x1 1.8 times as fast here"]
+    assert quicker_precisions(plan_of(width=2, precision="bf16"), store) == [], "that is what it trains in"
+    assert quicker_precisions(plan_of(model="resnet8"), store) == [], "nobody has measured that model"
+    benchmarked(store, rate(100.0), rate(110.0, precision="bf16"))
+    assert quicker_precisions(plan, store) == [], "too little to change results for"
 
 
 def test_a_damaged_benchmark_is_named_and_not_used(store: Store) -> None:
