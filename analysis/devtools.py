@@ -150,7 +150,7 @@ class Browser:
         while (answer := self._message(end)).get("id") != self._number:
             pass  # an event
         if "error" in answer:
-            raise AnalysisError(f"the browser refuses {method}: {answer['error'].get('message')}")
+            raise Refused(f"the browser refuses {method}: {answer['error'].get('message')}")
         result: dict[str, Any] = answer["result"]
         return result
 
@@ -167,6 +167,10 @@ class Browser:
         text, _, self._unread = self._unread.partition(b"\0")
         message: dict[str, Any] = json.loads(text)
         return message
+
+
+class Refused(AnalysisError):
+    """The browser or the page did not do what it was asked."""
 
 
 class Page:
@@ -194,7 +198,7 @@ class Page:
         """Return the value of a JavaScript expression, or of what it promises."""
         answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
-            raise AnalysisError(f"the page refuses {script!r}: {answer['exceptionDetails'].get('text')}")
+            raise Refused(f"the page refuses {script!r}: {answer['exceptionDetails'].get('text')}")
         return answer["result"].get("value")
 
     def wait(self, script: str, what: str) -> None:
@@ -208,9 +212,15 @@ class Page:
             AnalysisError: it is not after `PATIENCE` seconds.
         """
         end = time.monotonic() + PATIENCE
-        while not self.value(script):
+        while True:
+            reason = ""
+            try:
+                if self.value(script):
+                    return
+            except Refused as error:  # of a page that is only half there, or just giving way to the next
+                reason = f" ({error})"
             if time.monotonic() > end:
-                raise AnalysisError(f"no {what} on the page after {PATIENCE:g} s")
+                raise AnalysisError(f"no {what} on the page after {PATIENCE:g} s{reason}")
             time.sleep(0.1)
 
     def picture(self) -> bytes:
