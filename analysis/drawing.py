@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import files
+from trainables.processes import cores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +32,7 @@ class Drawing:
         Args:
             most: processes at the same time; by default one for every core.
         """
-        self._most = _cores() if most is None else most
+        self._most = cores() if most is None else most
         self._running: list[tuple[BaseProcess, Task]] = []
 
     def write(self, figure: Figure, name: str, out: Path) -> list[Path]:
@@ -71,7 +72,3 @@ def _write(*task: Any) -> None:
         files.write_figure(*task)
     except BaseException:  # to be told by the process that waits for this one
         os._exit(1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import synthetic_runs as synthetic
-from mlflow import MlflowClient
 
 from analysis import load, publish, report
 from trainables import schema
@@ -18,10 +17,8 @@ from trainables import schema
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One store for all tests, an experiment for each: to make the tables of a new one takes seconds."""
-    place = tmp_path_factory.mktemp("study")
-    MlflowClient(tracking_uri=synthetic.tracking_uri(place)).search_experiments()
-    return place
+    """One store for all tests, an experiment for each."""
+    return synthetic.with_tables(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Processes by names that stay unique: host, process id and the time at which the process started.
+"""Processes by names that stay unique: host, process id and the time at which the process started. And their cores.
 
 A host is a host name with the namespace of process ids: containers may share the one and not the other.
 """
@@ -8,6 +8,11 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def me() -> str:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from study.benchmark.results import Comparison
+from trainables.processes import cores
 
 _MEBIBYTE = 2**20
 
@@ -167,11 +168,6 @@ def machine() -> dict[str, object]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
-from study.benchmark.contest import Contestant, Team, Way, cores, in_turns
+from study.benchmark.contest import Contestant, Team, Way, in_turns
 from study.benchmark.conventional import ConventionalLoop
 from study.benchmark.results import Comparison, Figure, Measurement, Rate
 from trainables.allocation import keep_freed_memory
@@ -31,6 +31,7 @@ from trainables.config import PRECISIONS, Recipe, Task, bounded, known
 from trainables.data import load_dataset
 from trainables.masks import magnitude_mask
 from trainables.models import MODELS, check_width
+from trainables.processes import cores
 from trainables.publishing import Context
 from trainables.store import Store
 from trainables.task import TaskData
