@@ -53,6 +53,7 @@ class SearchSpace:
     warmup_epochs: float = 0.0
     precision: str = "fp32"
     compiled: bool = False
+    kernels: str = "dense"
     augment: bool = True
     shortcut: str = "conv3x3"
     pruner: str = "imp_finetune"

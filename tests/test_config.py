@@ -13,6 +13,7 @@ from search_spaces.space import AXES
 from study.plan import make_plan
 from trainables.config import (
     CORRECTIONS,
+    KERNELS,
     MAX_MEMBERS,
     MAX_SEED,
     PRECISIONS,
@@ -67,6 +68,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "matcher": tuple(MATCHER_NAMES),
     "schedule": tuple(SCHEDULES),
     "precision": tuple(PRECISIONS),
+    "kernels": tuple(KERNELS),
     "pruner": tuple(PRUNERS),
     "correction": tuple(CORRECTIONS),
     "shortcut": ("conv3x3", "conv1x1"),
@@ -189,6 +191,13 @@ def test_a_space_with_an_unknown_name_makes_no_plan(field: str) -> None:
     settings = {"dataset": "digits", field: "nothing like it"}
     with pytest.raises(ValueError, match=r"unknown .*'nothing like it'.*known: "):
         make_plan(space(**settings))
+
+
+@pytest.mark.parametrize("other", [{"precision": "bf16"}, {"compiled": True}])
+def test_sparse_kernels_know_single_precision_and_no_compiler(other: dict[str, Any]) -> None:
+    message = refusal(cell, kernels="sparse", **other)
+    assert "kernels='sparse'" in message
+    assert str(*other.values()) in message
 
 
 @pytest.mark.parametrize("name", [None, 7, ["resnet20"]], ids=repr)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
 import pytest
 
 from trainables.config import (
+    SPARSE_KERNELS_FROM,
     Cell,
     ConnectConfig,
     DenseConfig,
@@ -460,3 +462,29 @@ def test_everything_at_once() -> None:
     jobs = closure(Ref(job) for job in (target(made), *measurements(made))).jobs.values()
     assert sum(job.kind == MATCH for job in jobs) == 3 + 1  # each member's, and the identity
     assert {job.config.matcher for job in jobs if isinstance(job.config, MatchConfig)} == {"activation", "identity"}
+
+
+# --- sparse kernels: a choice of each job, by its own sparsity ------------------------------------------------------
+@pytest.mark.parametrize("pruner", ["imp_finetune", "imp_rewind", "one_shot"])
+@pytest.mark.parametrize("method", [*SPARSE_METHODS, "imp"])
+def test_sparse_kernels_are_for_jobs_that_are_sparse_enough(method: str, pruner: str) -> None:
+    jobs = closure([Ref(target(cell(method, kernels="sparse", pruner=pruner)))]).jobs.values()
+    trained = [job for job in jobs if isinstance(job.config, DenseConfig | PruneConfig | SparseConfig)]
+    for job in trained:
+        sparsity = job.config.sparsity if isinstance(job.config, PruneConfig) else 0.9 * (job.kind != DENSE)
+        assert recipe_of(job).kernels == ("sparse" if sparsity >= SPARSE_KERNELS_FROM else "dense"), job.kind
+    assert any(recipe_of(job).kernels == "sparse" for job in trained)
+
+
+def test_whatever_is_not_sparse_enough_is_shared_with_studies_on_dense_kernels() -> None:
+    below = cell("imp", sparsity=0.59)
+    assert target(dataclasses.replace(below, kernels="sparse")).key == target(below).key
+    sparse, dense = (closure([Ref(target(cell(kernels=kernels)))]).jobs for kernels in ("sparse", "dense"))
+    shared = sparse.keys() & dense.keys()
+    assert {sparse[key].kind for key in shared} == {DENSE, PRUNE, MATCH}
+    assert sum(sparse[key].kind == PRUNE for key in shared) == 4  # rounds to 20, 36, 48.8 and 59 %
+
+
+def test_targets_share_their_rounds_on_sparse_kernels_too() -> None:
+    low, high = (pruning_rounds(target(cell("imp", sparsity=s, kernels="sparse"))) for s in (0.8, 0.95))
+    assert [job.key for job in low[:-1]] == [job.key for job in high[: len(low) - 1]]

@@ -30,6 +30,12 @@ PRECISIONS: dict[str, str] = {
     "fp32": "single precision throughout",
     "bf16": "bfloat16 autocast for the forward pass, fp32 weights and updates",
 }
+KERNELS: dict[str, str] = {
+    "dense": "PyTorch's own: masked weights are multiplied like all others",
+    "sparse": "kernels of ours for CPUs, which leave masked weights out",
+}
+SPARSE_KERNELS_FROM = 0.6
+"""Sparsity from which on jobs use the sparse kernels where they are asked for."""
 CORRECTIONS: dict[str, str] = {
     "none": "evaluate the interpolated weights as they are",
     "bn_reset": "re-estimate BatchNorm statistics on training images at each point (no effect without BatchNorm)",
@@ -119,6 +125,8 @@ class Recipe:
         precision: a name of ``PRECISIONS``.
         compiled: whether the training step runs code that ``torch.compile`` made of the network. It rounds
             differently, so it is part of the recipe.
+        kernels: a name of ``KERNELS``: what convolves. ``sparse`` computes only with the weights that the mask keeps,
+            on a CPU; sums are added up in another order, so it is part of the recipe.
         first_epoch: epochs of the schedule that lie before the first one; it is ``first_epoch + epochs`` long.
     """
 
@@ -131,6 +139,7 @@ class Recipe:
     warmup_epochs: float = dataclasses.field(default=0.0, metadata={"neutral": 0.0})
     precision: str = dataclasses.field(default="fp32", metadata={"neutral": "fp32"})
     compiled: bool = dataclasses.field(default=False, metadata={"neutral": False})
+    kernels: str = dataclasses.field(default="dense", metadata={"neutral": "dense"})
     first_epoch: int = dataclasses.field(default=0, metadata={"neutral": 0})
 
 
@@ -294,6 +303,8 @@ class Cell:
         warmup_epochs: epochs of linear warm-up.
         precision: a name of ``PRECISIONS``.
         compiled: whether the network is compiled for training.
+        kernels: a name of ``KERNELS``; ``sparse`` holds for jobs whose sparsity is at least ``SPARSE_KERNELS_FROM``,
+            the others are what they are without it.
         augment: whether training images are augmented.
         shortcut: kernel of the CIFAR ResNets' shortcut convolutions.
         pruner: a name of ``PRUNERS``.
@@ -345,6 +356,7 @@ class Cell:
     warmup_epochs: float = 0.0
     precision: str = "fp32"
     compiled: bool = False
+    kernels: str = "dense"
     augment: bool = True
     shortcut: str = "conv3x3"
     pruner: str = "imp_finetune"
@@ -383,6 +395,7 @@ class Cell:
         known("matcher", self.matcher, MATCHER_NAMES)
         known("schedule", self.schedule, SCHEDULES)
         known("precision", self.precision, PRECISIONS)
+        known("kernels", self.kernels, KERNELS)
         known("pruner", self.pruner, PRUNERS)
         known("correction", self.correction, CORRECTIONS)
         known("shortcut", self.shortcut, ("conv3x3", "conv1x1"))
@@ -430,6 +443,11 @@ class Cell:
         for name in ("compiled", "augment", "prune_shortcuts", "prune_classifier", "imp_path", "mask_overlap"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.kernels == "sparse" and (self.precision != "fp32" or self.compiled):
+            raise ValueError(
+                "kernels='sparse' computes in precision 'fp32' and is not compiled, "
+                f"got precision={self.precision!r} and compiled={self.compiled}"
+            )
         if self.imp_path and not self.interpolation_points:
             raise ValueError("imp_path needs interpolation_points, got 0")
         for field in dataclasses.fields(self):  # 1 and 1.0 are one width: they must not give two keys

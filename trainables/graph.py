@@ -27,6 +27,7 @@ from trainables.config import (
     MAX_MEMBERS,
     MAX_SEED,
     PLANE_MARGIN,
+    SPARSE_KERNELS_FROM,
     TRAINING_CONFIGS,
     Cell,
     Config,
@@ -191,7 +192,7 @@ def pruning_rounds(job: Job) -> tuple[Job, ...]:
 
 def dense_job(cell: Cell, seed: int) -> Job:
     """Return the training of the dense net with the given seed."""
-    return _dense(_task(cell), _recipe(cell, epochs=cell.epochs, lr=cell.lr), seed)
+    return _dense(_task(cell), _recipe(cell, epochs=cell.epochs, lr=cell.lr, sparsity=0.0), seed)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -208,7 +209,7 @@ def prune_job(cell: Cell, seed: int) -> Job:
     else:
         rewind = None
         recipe = dataclasses.replace(
-            _recipe(cell, epochs=cell.imp_epochs, lr=cell.imp_lr),
+            _recipe(cell, epochs=cell.imp_epochs, lr=cell.imp_lr, sparsity=0.0),
             momentum=cell.imp_momentum,
             weight_decay=cell.imp_weight_decay,
             warmup_epochs=0.0,
@@ -219,7 +220,9 @@ def prune_job(cell: Cell, seed: int) -> Job:
         sparsities = round_sparsities(cell.sparsity, cell.prune_fraction, cell.prune_tolerance)
     job = dense = dense_job(cell, seed)
     for number, sparsity in enumerate(sparsities, start=1):
-        job = _round(job, dense, recipe, sparsity, number, rewind, cell.prune_shortcuts, cell.prune_classifier)
+        kernels = _kernels(cell.kernels, sparsity)  # its own, not the target's: all targets share the rounds before
+        own = dataclasses.replace(recipe, kernels=kernels)
+        job = _round(job, dense, own, sparsity, number, rewind, cell.prune_shortcuts, cell.prune_classifier)
     return job
 
 
@@ -365,11 +368,13 @@ def _task(cell: Cell) -> Task:
 def _sparse_recipe(cell: Cell, rewind_epoch: int) -> Recipe:
     epochs = cell.epochs - rewind_epoch
     if cell.sparse_schedule == "resume":
-        return dataclasses.replace(_recipe(cell, epochs=epochs, lr=cell.lr), first_epoch=rewind_epoch)
-    return _recipe(cell, epochs=epochs, lr=cell.sparse_lr)
+        return dataclasses.replace(
+            _recipe(cell, epochs=epochs, lr=cell.lr, sparsity=cell.sparsity), first_epoch=rewind_epoch
+        )
+    return _recipe(cell, epochs=epochs, lr=cell.sparse_lr, sparsity=cell.sparsity)
 
 
-def _recipe(cell: Cell, *, epochs: int, lr: float) -> Recipe:
+def _recipe(cell: Cell, *, epochs: int, lr: float, sparsity: float) -> Recipe:
     return Recipe(
         epochs=epochs,
         batch_size=cell.batch_size,
@@ -380,7 +385,13 @@ def _recipe(cell: Cell, *, epochs: int, lr: float) -> Recipe:
         warmup_epochs=cell.warmup_epochs,
         precision=cell.precision,
         compiled=cell.compiled,
+        kernels=_kernels(cell.kernels, sparsity),
     )
+
+
+def _kernels(asked: str, sparsity: float) -> str:
+    """Return what convolves at a sparsity: where few weights are masked, nobody gains from leaving them out."""
+    return asked if sparsity >= SPARSE_KERNELS_FROM else "dense"
 
 
 # --- walking the graph --------------------------------------------------------------------------------------------
