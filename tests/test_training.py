@@ -18,6 +18,7 @@ from trainables.artifacts import pack, pack_checkpoint, unpack_checkpoint
 from trainables.config import Recipe
 from trainables.data import load_dataset
 from trainables.data.batches import EvalBatches, TrainBatches
+from trainables.kernels.library import COMPILERS
 from trainables.masks import layerwise_random_mask, magnitude_mask
 from trainables.models import build_model
 from trainables.schedule import learning_rate
@@ -76,11 +77,23 @@ def mask_of(kind: str) -> dict[str, Tensor] | None:
 
 
 # --- same state, same future --------------------------------------------------------------------------------------
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+COMPILER = any(map(shutil.which, COMPILERS))
+SPARSE = {"kernels": "sparse", "batch_size": 288}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"precision": "fp32"},
+        {"precision": "bf16"},
+        pytest.param(SPARSE, marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler")),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 @pytest.mark.parametrize("kind", ["dense", "masked"])
-def test_two_epochs_equal_one_saved_restored_and_one_more(kind: str, momentum: float, precision: str) -> None:
-    recipe = dataclasses.replace(FEW, momentum=momentum, precision=precision)
+def test_two_epochs_equal_one_saved_restored_and_one_more(kind: str, momentum: float, how: dict[str, Any]) -> None:
+    recipe = dataclasses.replace(FEW, momentum=momentum, **how)
     whole = start(recipe, mask_of(kind))
     undisturbed = [whole.run_epoch(), whole.run_epoch()]
     first = start(recipe, mask_of(kind))
@@ -94,7 +107,7 @@ def test_two_epochs_equal_one_saved_restored_and_one_more(kind: str, momentum: f
 
 
 @pytest.mark.slow  # half a minute of compiling
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
+@pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
 def test_compiled_network_learns_the_same() -> None:
     recipe = dataclasses.replace(FEW, compiled=True)
     plain, ours = start(FEW, mask_of("masked")), start(recipe, mask_of("masked"))
@@ -110,6 +123,26 @@ def test_compiled_network_learns_the_same() -> None:
     resumed.restore(*unpack_checkpoint(pack_checkpoint(*again.state())))
     assert resumed.run_epoch() == row
     assert bits(resumed) == bits(ours)
+
+
+@pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+@pytest.mark.parametrize("model", ["resnet8", "vgg11"])
+def test_sparse_kernels_learn_what_the_network_itself_learns(model: str) -> None:
+    recipe = dataclasses.replace(FEW, lr=0.01, batch_size=288)
+    mask = some_mask(new_model(model), 0.9)
+    plain, ours = (
+        start(dataclasses.replace(recipe, kernels=kernels), mask, new_model(model)) for kernels in ("dense", "sparse")
+    )
+    for _ in range(2):
+        expected, row = plain.run_epoch(), ours.run_epoch()
+        assert row == pytest.approx(expected, rel=1e-3, abs=0.5)  # accuracies: four of 899 images
+        assert row[TRAIN_LOSS] == pytest.approx(expected[TRAIN_LOSS], rel=1e-4)
+        assert row[TEST_LOSS] == pytest.approx(expected[TEST_LOSS], rel=1e-3)
+    weights = ours.weights()
+    assert weights.keys() == plain.weights().keys()
+    for name, theirs in plain.weights().items():
+        assert float((weights[name] - theirs).float().norm()) <= 1e-2 * float(theirs.float().norm()) + 1e-6, name
+    assert all(not weights[name][~keep].any() for name, keep in mask.items())
 
 
 def test_only_a_recipe_that_says_so_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,10 @@ KERNELS: dict[str, str] = {
     "dense": "PyTorch's own: masked weights are multiplied like all others",
     "sparse": "kernels of ours for CPUs, which leave masked weights out",
 }
-SPARSE_KERNELS_FROM = 0.6
+SPARSE_KERNELS_FROM = 0.7
 """Sparsity from which on jobs use the sparse kernels where they are asked for."""
+LANES = 16
+"""Images that the sparse kernels compute side by side; a batch is a whole multiple of them."""
 CORRECTIONS: dict[str, str] = {
     "none": "evaluate the interpolated weights as they are",
     "bn_reset": "re-estimate BatchNorm statistics on training images at each point (no effect without BatchNorm)",
@@ -447,6 +449,11 @@ class Cell:
             raise ValueError(
                 "kernels='sparse' computes in precision 'fp32' and is not compiled, "
                 f"got precision={self.precision!r} and compiled={self.compiled}"
+            )
+        if self.kernels == "sparse" and (self.batch_size % LANES or not MODELS[self.model].convolutional):
+            raise ValueError(
+                f"kernels='sparse' are for convolutions and batches of whole multiples of {LANES} images, "
+                f"got model={self.model!r} and batch_size={self.batch_size}"
             )
         if self.imp_path and not self.interpolation_points:
             raise ValueError("imp_path needs interpolation_points, got 0")

@@ -14,6 +14,7 @@ from trainables.allocation import keep_freed_memory
 from trainables.config import Recipe
 from trainables.data.batches import EvalBatches, TrainBatches
 from trainables.evaluation import evaluate
+from trainables.kernels.lanes import on_lanes
 from trainables.masks import apply_mask
 from trainables.schedule import learning_rate
 from trainables.schema import LEARNING_RATE, TEST_ACCURACY, TEST_LOSS, TRAIN_ACCURACY, TRAIN_LOSS
@@ -51,7 +52,8 @@ class Training:
             mask: name -> bool tensor, True where a weight is kept; None trains all weights.
 
         Raises:
-            ValueError: the mask names a tensor that is no parameter, or of another shape.
+            ValueError: the mask names a tensor that is no parameter, or of another shape; or the recipe wants sparse
+                kernels, and there are none for this network or machine.
         """
         self.model = model
         self.recipe = recipe
@@ -63,9 +65,9 @@ class Training:
         self._device = next(model.parameters()).device
         if self._device.type == "cpu":
             keep_freed_memory()
-        self._forward = _compiled(model, self._device) if recipe.compiled else model
         self._mask = dict(mask or {})
         self._masked, self._keep = self._prepare_mask(self._mask)
+        self._forward = self._forward_pass()
         self._optimizer = torch.optim.SGD(
             model.parameters(),
             lr=recipe.lr,
@@ -74,6 +76,12 @@ class Training:
             fused=True,
         )
         self._apply_mask()
+
+    def _forward_pass(self) -> Callable[[Tensor], Tensor]:
+        """Return what computes the logits of a training step: the network, or something quicker that shares it."""
+        if self.recipe.kernels == "sparse":
+            return on_lanes(self.model, self._mask)
+        return _compiled(self.model, self._device) if self.recipe.compiled else self.model
 
     def _prepare_mask(self, mask: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         parameters = dict(self.model.named_parameters())

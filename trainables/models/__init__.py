@@ -36,6 +36,7 @@ class ModelEntry:
             options and 10 classes; they grow about as width squared times the image's area.
         reference_image_size: side in pixels of the image that `mult_adds` counts.
         batchnorm: whether the model has BatchNorm layers.
+        convolutional: whether the model convolves.
         options: architecture option -> the values it takes; the default is the factory's.
     """
 
@@ -46,6 +47,7 @@ class ModelEntry:
     mult_adds: int
     reference_image_size: int
     batchnorm: bool
+    convolutional: bool = True
     options: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 
@@ -106,6 +108,7 @@ MODELS: dict[str, ModelEntry] = {
         mult_adds=2_102_272,
         reference_image_size=32,
         batchnorm=False,
+        convolutional=False,
         options={"image_size": range(1, 513)},
     ),
 }

@@ -1,0 +1,251 @@
+"""Sparse kernels: they compute what PyTorch computes, with the kept weights alone."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from trainables.config import LANES
+from trainables.kernels import library as libraries
+from trainables.kernels.convolution import SparseConvolution
+from trainables.kernels.lanes import from_lanes, on_lanes, to_lanes
+from trainables.kernels.library import COMPILERS
+from trainables.kernels.normalization import Normalization
+from trainables.masks import apply_mask, magnitude_mask
+from trainables.models import MODELS, build_model
+
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
+CONVOLUTIONAL = [name for name, entry in MODELS.items() if entry.convolutional]
+
+
+def back(x: Tensor) -> Tensor:
+    """Turn (N / 16, C, H, W, 16) into (N, C, H, W)."""
+    return x.movedim(-1, 1).flatten(0, 1)
+
+
+def assert_near(ours: Tensor, exact: Tensor) -> None:
+    """Assert that nothing is wrong but rounding, which goes with the largest numbers that were added up."""
+    assert ours.shape == exact.shape
+    if exact.numel():
+        assert float((ours - exact).detach().abs().max()) <= 1e-5 * float(exact.detach().abs().max()) + 1e-7
+
+
+def gradients(out: Tensor, seen_by: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(out, of, seen_by)
+
+
+# --- convolutions ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "height", "width"),
+    [
+        (3, 1, 1, 32, 32),
+        (3, 2, 1, 16, 16),
+        (3, 2, 1, 7, 9),
+        (3, 1, 0, 5, 13),
+        (1, 1, 0, 8, 8),
+        (1, 2, 0, 8, 7),
+        (7, 2, 3, 21, 20),
+        (5, 3, 2, 11, 10),
+        (3, 1, 2, 4, 4),
+        (3, 1, 1, 1, 1),
+    ],
+)
+def test_convolution_and_its_gradients_are_pytorch_s(
+    kernel: int, stride: int, padding: int, height: int, width: int, density: float, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(5, 6, kernel, stride, padding, bias=bias).to(memory_format=torch.channels_last)
+    keep = torch.rand_like(layer.weight) < density
+    exact = copy.deepcopy(layer).double()
+    with torch.no_grad():
+        exact.weight.mul_(keep)  # the twin's weights stay as they are: it must not look at the masked ones
+    images = torch.randn(3 * LANES, 5, height, width)
+    x, x_exact = images.clone().requires_grad_(), images.double().requires_grad_()
+    expected = exact(x_exact)
+    seen_by = torch.randn(expected.shape, dtype=torch.float64)
+    out = back(SparseConvolution(layer, keep)(to_lanes(x)))
+    assert_near(out, expected)
+    parameters = list(layer.parameters())
+    found = gradients(out, seen_by.float(), x, *parameters)
+    wanted = gradients(expected, seen_by, x_exact, *exact.parameters())
+    for ours, theirs in zip(found, wanted, strict=True):
+        if ours.shape == keep.shape:
+            assert not ours[~keep].any()
+            theirs = theirs * keep
+        assert_near(ours, theirs)
+
+
+def test_weights_may_change_and_images_too() -> None:
+    layer = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+    twin = SparseConvolution(layer, torch.ones_like(layer.weight, dtype=torch.bool))
+    for size in (8, 4, 8):
+        images = torch.randn(LANES, 2, size, size)
+        with torch.no_grad():
+            layer.weight.normal_()
+        torch.testing.assert_close(back(twin(to_lanes(images))), layer(images), atol=1e-5, rtol=1e-5)
+
+
+def test_threads_share_the_work() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    twin = SparseConvolution(layer, torch.rand_like(layer.weight) < 0.3)
+    x = torch.randn(5, 4, 6, 6, LANES, requires_grad=True)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 8):  # of five blocks
+            torch.set_num_threads(threads)
+            out = twin(x)
+            results.append((out, *gradients(out, torch.ones_like(out), x, layer.weight)))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert torch.equal(result[0], results[0][0])
+        assert torch.equal(result[1], results[0][1])
+        assert_near(result[2], results[0][2])
+
+
+# --- normalization --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_normalization_and_its_gradients_are_those_of_the_steps_one_by_one(
+    size: int, rectified: bool, summed: bool
+) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(5)
+    with torch.no_grad():
+        norm.weight.uniform_(-1, 2)
+        norm.bias.normal_()
+    exact = copy.deepcopy(norm).double()
+    images, more = 10 + 3 * torch.randn(2, 2 * LANES, 5, size, size)
+    x, residual = (each.clone().requires_grad_() for each in (images, more - 10))
+    x_exact, residual_exact = (each.detach().double().requires_grad_() for each in (x, residual))
+    twin = Normalization(norm, rectified=rectified)
+    for _ in range(2):  # the running statistics move twice
+        out = back(twin(to_lanes(x), *([to_lanes(residual)] if summed else [])))
+        expected = exact(x_exact) + (residual_exact if summed else 0)
+        expected = expected.relu() if rectified else expected
+    assert_near(out, expected)
+    seen_by = torch.randn(expected.shape, dtype=torch.float64)
+    inputs, exact_inputs = ([x, residual], [x_exact, residual_exact]) if summed else ([x], [x_exact])
+    found = gradients(out, seen_by.float(), *inputs, *norm.parameters())
+    wanted = gradients(expected, seen_by, *exact_inputs, *exact.parameters())
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert_near(ours, theirs)
+    for name, buffer in norm.named_buffers():
+        assert_near(buffer, exact.get_buffer(name))
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+def network(name: str, sparsity: float = 0.8) -> tuple[nn.Module, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"small_images": True} if name == "resnet50" else {}
+    model = build_model(name, width=0.25, num_classes=7, in_channels=3, **options)
+    mask = magnitude_mask({each: model.get_parameter(each).detach() for each in model.prunable_names()}, sparsity)
+    model.load_state_dict(apply_mask(mask, model.state_dict()))
+    return model.to(memory_format=torch.channels_last).train(), mask
+
+
+def learnt(model: nn.Module, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return the gradients of the loss."""
+    model.zero_grad()
+    cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_every_convolutional_network_computes_the_same_on_lanes(name: str) -> None:
+    model, mask = network(name)
+    exact = copy.deepcopy(model).double()
+    images, labels = torch.randn(4 * LANES, 3, 16, 16), torch.randint(0, 7, (4 * LANES,))
+    forward = on_lanes(model, mask)
+    logits, expected = forward(images), exact(images.double())
+    torch.testing.assert_close(logits.double(), expected, atol=1e-3, rtol=1e-3)
+    found, wanted = learnt(model, logits, labels), learnt(exact, expected, labels)
+    assert found.keys() == wanted.keys()
+    for each, keep in mask.items():
+        found[each] *= keep
+        wanted[each] *= keep
+    for each, ours in found.items():
+        theirs = wanted[each]
+        # A unit within rounding of zero is on in one and off in the other: no elementwise bound holds.
+        assert float((ours - theirs).norm()) <= 0.02 * float(theirs.norm()) + 1e-6, each
+    for each, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer.double(), exact.get_buffer(each).double(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_the_network_itself_stays_as_it_was(name: str) -> None:
+    model, mask = network(name)
+    state, modules = list(model.state_dict()), list(model.modules())
+    before = model.eval()(torch.zeros(1, 3, 16, 16))
+    on_lanes(model, mask)
+    assert list(model.state_dict()) == state
+    assert list(model.modules()) == modules
+    assert torch.equal(model(torch.zeros(1, 3, 16, 16)), before)
+
+
+def test_lanes_hold_16_images_side_by_side() -> None:
+    images = torch.arange(2 * LANES * 3.0).view(2 * LANES, 3, 1, 1)
+    lanes = to_lanes(images)
+    assert lanes.shape == (2, 3, 1, 1, LANES)
+    assert lanes[1, 2, 0, 0, 5] == images[LANES + 5, 2, 0, 0]
+    assert torch.equal(from_lanes(lanes.mean(dim=(2, 3))), images.flatten(1))
+
+
+# --- what they refuse -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("count", [1, LANES + 1])
+def test_a_batch_must_fill_its_lanes(count: int) -> None:
+    with pytest.raises(ValueError, match=f"multiples of {LANES} images, got {count}"):
+        to_lanes(torch.zeros(count, 3, 8, 8))
+
+
+def test_they_are_for_processors() -> None:
+    with pytest.raises(ValueError, match="the network is on meta"):
+        on_lanes(network("resnet8")[0].to("meta"), {})
+
+
+@pytest.mark.parametrize("step", [nn.AvgPool2d(2), nn.Dropout(), nn.Flatten()])
+def test_a_step_that_they_do_not_know_is_named(step: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"do not know the step .*Sequential"):
+        on_lanes(nn.Sequential(nn.Conv2d(3, 4, 3), step), {})
+
+
+def test_without_a_compiler_they_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    libraries.library.cache_clear()
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, one of g\+\+, clang\+\+"):
+        on_lanes(network("resnet8")[0], {})
+
+
+def test_what_the_compiler_complains_of_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = tmp_path / "broken.cpp"
+    source.write_text("no such language\n")
+    monkeypatch.setattr(libraries, "SOURCE", source)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    libraries.library.cache_clear()
+    with pytest.raises(ValueError, match=r"(?s)\+\+ failed: .*broken\.cpp"):
+        libraries.library()
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_they_are_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    libraries.library.cache_clear()
+    libraries.library()
+    (made,) = tmp_path.rglob("*.so")
+    libraries.library.cache_clear()
+    at = made.stat().st_mtime_ns
+    libraries.library()
+    assert list(tmp_path.rglob("*.so")) == [made]
+    assert made.stat().st_mtime_ns == at
+    libraries.library.cache_clear()

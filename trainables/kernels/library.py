@@ -1,0 +1,119 @@
+"""The compiled kernels: built on this machine, for this machine, when first needed; then found in a cache."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("sparse.cpp")
+COMPILERS = ("g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
+
+_POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+
+
+class Shape(ctypes.Structure):
+    """Channels, height and width of a block of activations."""
+
+    _fields_ = (("channels", _NUMBER), ("height", _NUMBER), ("width", _NUMBER))
+
+
+class Taps(ctypes.Structure):
+    """Addresses of a layer's kept weights, see the source."""
+
+    _fields_ = (("pointer", _POINTER), ("offset", _POINTER), ("index", _POINTER))
+
+
+_ARGUMENTS = {
+    "sparse_convolve": (
+        *(_POINTER, Shape, _NUMBER, _NUMBER, _POINTER, Shape, _NUMBER),
+        *(Taps, _POINTER, _NUMBER, _NUMBER, _POINTER),
+    ),
+    "sparse_weight_gradients": (
+        *(_POINTER, Shape, _NUMBER, _NUMBER, _POINTER, Shape),
+        *(Taps, _POINTER, _NUMBER, _NUMBER, _POINTER),
+    ),
+    "normalize": (
+        *(_POINTER, _POINTER, Shape, _POINTER, _POINTER, ctypes.c_float, ctypes.c_bool),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _NUMBER),
+    ),
+    "normalize_gradients": (
+        *(_POINTER, _POINTER, _POINTER, Shape, _POINTER, _POINTER, _POINTER, ctypes.c_bool),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _NUMBER),
+    ),
+}
+
+
+def address(tensor: Tensor) -> int:
+    """Return where a contiguous tensor's numbers lie."""
+    assert tensor.is_contiguous(), f"kernels want numbers in a row, got strides {tensor.stride()}"
+    return tensor.data_ptr()
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Return the kernels, compiled if this machine's cache has them not.
+
+    Raises:
+        ValueError: there is no C++ compiler, or it fails.
+    """
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise ValueError(f"kernels='sparse' needs a C++ compiler, one of {', '.join(COMPILERS)}, and found none")
+    _share_openmp()
+    kernels = ctypes.CDLL(str(_built(compiler)))
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(kernels, name)
+        function.argtypes, function.restype = arguments, None
+    return kernels
+
+
+def _built(compiler: str) -> Path:
+    """Return the library that this compiler makes of the source for this processor."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), version, *FLAGS, platform.machine(), _processor()))
+    path = _folder() / f"sparse-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Trials of a node may all be here at once: each builds a file of its own, the last one to rename it stays.
+        with tempfile.TemporaryDirectory(dir=path.parent) as own:
+            made = Path(own, path.name)
+            done = subprocess.run(
+                [compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise ValueError(f"kernels='sparse': {compiler} failed: {done.stderr.strip()[-2000:]}")
+            made.rename(path)
+    return path
+
+
+def _share_openmp() -> None:
+    """Let the kernels find the OpenMP that PyTorch brought: threads of a second one would fight with its threads."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux: the linker's choice
+        return
+    for path in dict.fromkeys(line.split(maxsplit=5)[-1] for line in maps if "/libgomp" in line):
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparse-symmetry-study"
+
+
+def _processor() -> str:
+    """Return what distinguishes processors that need code of their own: nodes may share a home directory."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux: nodes that share a home and differ are not known there
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

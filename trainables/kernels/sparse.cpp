@@ -1,0 +1,287 @@
+// Convolutions that compute only with the weights that a mask keeps.
+//
+// Activations lie in lanes: [blocks][channels][height][width][16], 16 images of a batch side by side, so that one kept
+// weight times one position is one multiply-add of a whole vector, whatever the weight's place in the kernel. Of an
+// image's block a tile of 8 positions, the rows that its kernel reaches and all channels fit into a core's fast memory.
+//
+// A layer's kept weights are listed by channel of what is written (pointer, as in compressed sparse rows). Each has the
+// place of its weight in the layer's weights (index) and how far from a tile's first position, in the padded source,
+// the value lies that it is multiplied with (offset).
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int lanes = 16;
+constexpr int tile = 8;  // as many sums as hide the latency of a multiply-add
+constexpr int slots = 4;
+
+typedef float vec __attribute__((vector_size(lanes * sizeof(float))));
+
+struct Taps {
+    const int32_t *pointer, *offset, *index;
+};
+
+struct Shape {
+    int64_t channels, height, width;
+    int64_t size() const { return channels * height * width; }
+};
+
+inline vec splat(float value) { return vec{} + value; }
+
+// Copies a block into the middle of `out`, whose border of `padding` positions stays zero.
+void pad(const vec* block, const Shape& shape, int64_t padding, vec* out) {
+    const int64_t rows = shape.height + 2 * padding, row = shape.width + 2 * padding;
+    for (int64_t c = 0; c < shape.channels; ++c)
+        for (int64_t y = 0; y < shape.height; ++y)
+            memcpy(out + (c * rows + y + padding) * row + padding, block + (c * shape.height + y) * shape.width,
+                   shape.width * sizeof(vec));
+}
+
+// The sums of `C` channels, whose `count` kept weights look at the same places, at `T` positions.
+template <int T, int C>
+inline void weighted(const vec* __restrict source, int64_t step, vec* __restrict target, int64_t target_step,
+                     int64_t channel, const int32_t* __restrict offset, const float* __restrict weight, int64_t count) {
+    vec sum[C][T];
+    for (int c = 0; c < C; ++c)
+        for (int t = 0; t < T; ++t) sum[c][t] = vec{};
+    for (int64_t k = 0; k < count; ++k) {
+        const vec* from = source + offset[k];
+        vec w[C];
+        for (int c = 0; c < C; ++c) w[c] = splat(weight[c * count + k]);
+        for (int t = 0; t < T; ++t) {
+            const vec x = from[t * step];
+            for (int c = 0; c < C; ++c) sum[c][t] += w[c] * x;
+        }
+    }
+    for (int c = 0; c < C; ++c)
+        for (int t = 0; t < T; ++t) {
+            vec* to = target + c * channel + t * target_step;
+            *to = sum[c][t];
+            __builtin_prefetch(to + T * target_step, 1);  // where the next tile is written
+        }
+}
+
+// Adds to each kept weight's sum the products of the gradients at `T` positions with what the weight met there.
+template <int T, int C>
+inline void correlated(const vec* __restrict source, int64_t step, const vec* __restrict gradient, int64_t channel,
+                       const int32_t* __restrict offset, vec* __restrict sum, int64_t count) {
+    vec g[C][T];
+    for (int c = 0; c < C; ++c)
+        for (int t = 0; t < T; ++t) {
+            const vec* from = gradient + c * channel + t;
+            g[c][t] = *from;
+            __builtin_prefetch(from + T);
+        }
+    for (int64_t k = 0; k < count; ++k) {
+        const vec* from = source + offset[k];
+        vec even[C], odd[C];
+        for (int c = 0; c < C; ++c) even[c] = sum[c * count + k], odd[c] = vec{};
+        for (int t = 0; t < T; ++t) {
+            const vec x = from[t * step];
+            for (int c = 0; c < C; ++c) (t & 1 ? odd[c] : even[c]) += g[c][t] * x;
+        }
+        for (int c = 0; c < C; ++c) sum[c * count + k] = even[c] + odd[c];
+    }
+}
+
+// Calls `each(number, channel)` for one channel after another, or for two at a time whose weights look at the same
+// places, as they do in a layer without a mask: what is read for one serves the other.
+template <class Each>
+inline void channelwise(const Taps& taps, const int32_t* pointer, int64_t channels, const Each& each) {
+    const auto alike = [&](int64_t c) {
+        const int64_t count = pointer[c + 1] - pointer[c];
+        return c + 1 < channels && pointer[c + 2] - pointer[c + 1] == count &&
+               !memcmp(taps.offset + pointer[c], taps.offset + pointer[c + 1], count * sizeof(int32_t));
+    };
+    for (int64_t c = 0; c < channels;)
+        if (alike(c)) {
+            each(std::integral_constant<int, 2>(), c);
+            c += 2;
+        } else
+            each(std::integral_constant<int, 1>(), c++);
+}
+
+// Calls `work(thread, first, last)` for a part of the items on each thread.
+template <class Work>
+void share(int64_t items, int64_t threads, const Work& work) {
+    threads = std::max<int64_t>(1, std::min(threads, items));
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int64_t each = 0; each < threads; ++each) work(each, items * each / threads, items * (each + 1) / threads);
+}
+
+// The positions of a row, in tiles of 8, 4, 2 and 1.
+template <class Tile>
+inline void along(int64_t width, const Tile& each) {
+    int64_t x = 0;
+    for (; x + tile <= width; x += tile) each(std::integral_constant<int, tile>(), x);
+    for (; x + 4 <= width; x += 4) each(std::integral_constant<int, 4>(), x);
+    for (; x + 2 <= width; x += 2) each(std::integral_constant<int, 2>(), x);
+    for (; x < width; ++x) each(std::integral_constant<int, 1>(), x);
+}
+
+// Calls `each(place, slot)` for the places of a channel in all blocks; sums in slots of their own hide latency.
+template <class Each>
+inline void through(int64_t blocks, int64_t stride, int64_t positions, const Each& each) {
+    for (int64_t b = 0; b < blocks; ++b) {
+        int64_t at = b * stride;
+        const int64_t end = at + positions;
+        for (; at + slots <= end; at += slots)
+            for (int slot = 0; slot < slots; ++slot) each(at + slot, slot);
+        for (; at < end; ++at) each(at, 0);
+    }
+}
+
+inline float total(const vec* sums) {
+    float all = 0;
+    for (int lane = 0; lane < lanes; ++lane)
+        for (int slot = 0; slot < slots; ++slot) all += sums[slot][lane];
+    return all;
+}
+
+inline vec relu(const vec& x) { return x > 0 ? x : vec{}; }
+
+}  // namespace
+
+extern "C" {
+
+// out = max(0, (x - mean) * scale + shift + residual), channel by channel over all images and positions. No residual
+// if that is null, no max if not `rectified`. A channel's values stay in fast memory for the three passes over them.
+void normalize(const vec* x, const vec* residual, Shape shape, const float* gamma, const float* beta, float eps,
+               bool rectified, vec* out, float* means, float* inverses, float* variances, int64_t blocks,
+               int64_t threads) {
+    const int64_t positions = shape.height * shape.width, stride = shape.channels * positions;
+    const float count = blocks * positions * lanes;
+    share(shape.channels, threads, [&](int64_t, int64_t first, int64_t last) {
+        for (int64_t c = first; c < last; ++c) {
+            const vec* from = x + c * positions;
+            vec sums[slots] = {}, squares[slots] = {};
+            through(blocks, stride, positions, [&](int64_t at, int slot) { sums[slot] += from[at]; });
+            const float mean = total(sums) / count;
+            through(blocks, stride, positions, [&](int64_t at, int slot) {
+                const vec d = from[at] - mean;
+                squares[slot] += d * d;
+            });
+            const float variance = total(squares) / count;
+            const float inverse = 1 / std::sqrt(variance + eps);
+            means[c] = mean, inverses[c] = inverse, variances[c] = variance;
+            const vec scale = splat(gamma[c] * inverse), shift = splat(beta[c] - mean * gamma[c] * inverse);
+            const vec* add = residual ? residual + c * positions : nullptr;
+            vec* to = out + c * positions;
+            through(blocks, stride, positions, [&](int64_t at, int) {
+                vec y = from[at] * scale + shift;
+                if (add) y += add[at];
+                to[at] = rectified ? relu(y) : y;
+            });
+        }
+    });
+}
+
+// The gradients of `normalize`. `out` is what it returned, wanted only where it was rectified.
+void normalize_gradients(const vec* gradient, const vec* x, const vec* out, Shape shape, const float* gamma,
+                         const float* means, const float* inverses, bool rectified, vec* of_x, vec* of_residual,
+                         float* of_gamma, float* of_beta, int64_t blocks, int64_t threads) {
+    const int64_t positions = shape.height * shape.width, stride = shape.channels * positions;
+    const float count = blocks * positions * lanes;
+    share(shape.channels, threads, [&](int64_t, int64_t first, int64_t last) {
+        for (int64_t c = first; c < last; ++c) {
+            const vec *g = gradient + c * positions, *from = x + c * positions;
+            const vec* y = rectified ? out + c * positions : nullptr;
+            const vec mean = splat(means[c]), inverse = splat(inverses[c]);
+            const auto passed = [&](int64_t at) { return y ? (y[at] > 0 ? g[at] : vec{}) : g[at]; };
+            vec sums[slots] = {}, products[slots] = {};
+            through(blocks, stride, positions, [&](int64_t at, int slot) {
+                const vec here = passed(at);
+                sums[slot] += here;
+                products[slot] += here * (from[at] - mean);
+            });
+            of_beta[c] = total(sums);
+            of_gamma[c] = total(products) * inverses[c];
+            const vec scale = inverse * gamma[c], level = splat(of_beta[c] / count);
+            const vec slope = inverse * (of_gamma[c] / count);
+            vec *to = of_x + c * positions, *add = of_residual ? of_residual + c * positions : nullptr;
+            through(blocks, stride, positions, [&](int64_t at, int) {
+                const vec here = passed(at);
+                to[at] = scale * (here - level - slope * (from[at] - mean));
+                if (add) add[at] = here;
+            });
+        }
+    });
+}
+
+// target = sums of the kept weights times what they look at.
+//
+// A forward pass reads every `source_step`-th position and writes all of them; a backward pass through a strided layer
+// reads all and writes every `target_step`-th, with taps of their own for each residue of its row and column. `padded` has room for one
+// padded block per thread.
+void sparse_convolve(const vec* source, Shape from, int64_t padding, int64_t source_step, vec* target, Shape to,
+                     int64_t target_step, Taps taps, const float* weights, int64_t blocks, int64_t threads,
+                     vec* padded) {
+    const int64_t row = from.width + 2 * padding, room = from.channels * (from.height + 2 * padding) * row;
+    const int64_t plane = to.height * to.width;
+    const int64_t residues = target_step * target_step;
+    std::vector<float> kept(taps.pointer[residues * to.channels]);
+    for (size_t k = 0; k < kept.size(); ++k) kept[k] = weights[taps.index[k]];
+    share(blocks, threads, [&](int64_t thread, int64_t first, int64_t last) {
+        for (int64_t b = first; b < last; ++b) {
+            vec* block = padded + thread * room;
+            pad(source + b * from.size(), from, padding, block);
+            for (int64_t y = 0; y * target_step < to.height; ++y) {
+                for (int64_t each = 0; each < residues; ++each) {
+                    const int64_t ty = y * target_step + each / target_step, rx = each % target_step;
+                    if (ty >= to.height) break;
+                    const int32_t* pointer = taps.pointer + each * to.channels;
+                    along((to.width - rx + target_step - 1) / target_step, [&](auto positions, int64_t x) {
+                        const vec* from_here = block + (y * row + x) * source_step;
+                        vec* out = target + b * to.size() + ty * to.width + x * target_step + rx;
+                        channelwise(taps, pointer, to.channels, [&](auto channels, int64_t c) {
+                            weighted<positions, channels>(from_here, source_step, out + c * plane, target_step, plane,
+                                                          taps.offset + pointer[c], kept.data() + pointer[c],
+                                                          pointer[c + 1] - pointer[c]);
+                        });
+                    });
+                }
+            }
+        }
+    });
+}
+
+// gradients[index] = sum over images and positions of gradient * source, for the kept weights of a layer of that step.
+void sparse_weight_gradients(const vec* source, Shape from, int64_t padding, int64_t step, const vec* gradient,
+                             Shape to, Taps taps, float* gradients, int64_t blocks, int64_t threads, vec* padded) {
+    const int64_t row = from.width + 2 * padding, room = from.channels * (from.height + 2 * padding) * row;
+    const int64_t plane = to.height * to.width;
+    const int32_t* pointer = taps.pointer;
+    const int64_t count = pointer[to.channels];
+    std::vector<vec> sums(threads * count, vec{});
+    share(blocks, threads, [&](int64_t thread, int64_t first, int64_t last) {
+        vec* sum = sums.data() + thread * count;
+        for (int64_t b = first; b < last; ++b) {
+            vec* block = padded + thread * room;
+            pad(source + b * from.size(), from, padding, block);
+            for (int64_t y = 0; y < to.height; ++y) {
+                along(to.width, [&](auto positions, int64_t x) {
+                    const vec* from_here = block + (y * row + x) * step;
+                    const vec* seen = gradient + b * to.size() + y * to.width + x;
+                    channelwise(taps, pointer, to.channels, [&](auto channels, int64_t c) {
+                        correlated<positions, channels>(from_here, step, seen + c * plane, plane,
+                                                        taps.offset + pointer[c], sum + pointer[c],
+                                                        pointer[c + 1] - pointer[c]);
+                    });
+                });
+            }
+        }
+    });
+    for (int64_t k = 0; k < count; ++k) {
+        float total = 0;
+        for (int64_t thread = 0; thread < threads; ++thread)
+            for (int lane = 0; lane < lanes; ++lane) total += sums[thread * count + k][lane];
+        gradients[taps.index[k]] = total;
+    }
+}
+
+}
