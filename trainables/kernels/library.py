@@ -47,7 +47,7 @@ _ARGUMENTS = {
         *(_POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _NUMBER),
     ),
     "normalize_gradients": (
-        *(_POINTER, _POINTER, _POINTER, Shape, _POINTER, _POINTER, _POINTER, ctypes.c_bool),
+        *(_POINTER, _POINTER, _POINTER, Shape, _POINTER, _POINTER, _POINTER, _POINTER, ctypes.c_bool),
         *(_POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _NUMBER),
     ),
 }

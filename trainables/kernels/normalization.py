@@ -65,18 +65,18 @@ class _Normalize(torch.autograd.Function):
             len(x),
             torch.get_num_threads(),
         )
-        ctx.save_for_backward(x, out if rectified else None, weight, mean, inverse)
+        ctx.save_for_backward(x, out if rectified and residual is not None else None, weight, bias, mean, inverse)
         ctx.rectified, ctx.summed = rectified, residual is not None
         ctx.mark_non_differentiable(mean, variance)
         return out, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, out, weight, mean, inverse = ctx.saved_tensors
+        x, out, weight, bias, mean, inverse = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         of_x = torch.empty_like(x)
         # Without a ReLU in between, the sum hands the gradient on as it is.
-        of_residual = torch.empty_like(x) if ctx.summed and ctx.rectified else None
+        of_residual = None if out is None else torch.empty_like(x)
         of_weight, of_bias = torch.empty_like(weight), torch.empty_like(weight)
         library().normalize_gradients(
             address(gradient),
@@ -84,6 +84,7 @@ class _Normalize(torch.autograd.Function):
             None if out is None else address(out),
             Shape(*x.shape[1:4]),
             address(weight),
+            address(bias),
             address(mean),
             address(inverse),
             ctx.rectified,

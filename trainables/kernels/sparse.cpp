@@ -181,34 +181,47 @@ void normalize(const vec* x, const vec* residual, Shape shape, const float* gamm
     });
 }
 
-// The gradients of `normalize`. `out` is what it returned, wanted only where it was rectified.
+// The gradients of `normalize`. Where it was rectified, `out`, what it returned, tells which values passed; without a
+// residual that can be told from `x`, and `out` is null. `of_residual` is wanted only if both were given to it.
 void normalize_gradients(const vec* gradient, const vec* x, const vec* out, Shape shape, const float* gamma,
-                         const float* means, const float* inverses, bool rectified, vec* of_x, vec* of_residual,
-                         float* of_gamma, float* of_beta, int64_t blocks, int64_t threads) {
+                         const float* beta, const float* means, const float* inverses, bool rectified, vec* of_x,
+                         vec* of_residual, float* of_gamma, float* of_beta, int64_t blocks, int64_t threads) {
     const int64_t positions = shape.height * shape.width, stride = shape.channels * positions;
     const float count = blocks * positions * lanes;
     share(shape.channels, threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t c = first; c < last; ++c) {
             const vec *g = gradient + c * positions, *from = x + c * positions;
-            const vec* y = rectified ? out + c * positions : nullptr;
             const vec mean = splat(means[c]), inverse = splat(inverses[c]);
-            const auto passed = [&](int64_t at) { return y ? (y[at] > 0 ? g[at] : vec{}) : g[at]; };
-            vec sums[slots] = {}, products[slots] = {};
-            through(blocks, stride, positions, [&](int64_t at, int slot) {
-                const vec here = passed(at);
-                sums[slot] += here;
-                products[slot] += here * (from[at] - mean);
-            });
-            of_beta[c] = total(sums);
-            of_gamma[c] = total(products) * inverses[c];
-            const vec scale = inverse * gamma[c], level = splat(of_beta[c] / count);
-            const vec slope = inverse * (of_gamma[c] / count);
-            vec *to = of_x + c * positions, *add = of_residual ? of_residual + c * positions : nullptr;
-            through(blocks, stride, positions, [&](int64_t at, int) {
-                const vec here = passed(at);
-                to[at] = scale * (here - level - slope * (from[at] - mean));
-                if (add) add[at] = here;
-            });
+            vec* to = of_x + c * positions;
+            // `passed` gives what of the gradient gets through, `again` the same when it is asked a second time.
+            const auto through_both = [&](const auto& passed, const auto& again) {
+                vec sums[slots] = {}, products[slots] = {};
+                through(blocks, stride, positions, [&](int64_t at, int slot) {
+                    const vec here = passed(at);
+                    sums[slot] += here;
+                    products[slot] += here * (from[at] - mean);
+                });
+                of_beta[c] = total(sums);
+                of_gamma[c] = total(products) * inverses[c];
+                const vec scale = inverse * gamma[c], level = splat(of_beta[c] / count);
+                const vec slope = inverse * (of_gamma[c] / count);
+                through(blocks, stride, positions, [&](int64_t at, int) {
+                    to[at] = scale * (again(at) - level - slope * (from[at] - mean));
+                });
+            };
+            if (!rectified) {
+                const auto all = [&](int64_t at) { return g[at]; };
+                through_both(all, all);
+            } else if (out) {
+                const vec* y = out + c * positions;
+                vec* add = of_residual + c * positions;
+                through_both([&](int64_t at) { return add[at] = y[at] > 0 ? g[at] : vec{}; },
+                             [&](int64_t at) { return add[at]; });
+            } else {
+                const vec scale = splat(gamma[c] * inverses[c]), shift = splat(beta[c] - means[c] * gamma[c] * inverses[c]);
+                const auto positive = [&](int64_t at) { return from[at] * scale + shift > 0 ? g[at] : vec{}; };
+                through_both(positive, positive);
+            }
         }
     });
 }
