@@ -22,8 +22,8 @@ from trainables.models import MODELS
 
 Resources = Mapping[str, float]
 """Ray's name of a resource (``CPU``, ``GPU``) -> amount, which may be a fraction."""
-Group = tuple[str, float, str, str]
-"""Model, width, shortcut and dataset: jobs of one group ask for the same."""
+Group = tuple[str, float, str, str, str]
+"""Model, width, shortcut, dataset and kernels: jobs of one group ask for the same."""
 
 GIB: Final = 2**30
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -44,7 +44,7 @@ LAYER_COPIES: Final = 4
 def group(job: Job) -> Group:
     """Return which jobs ask for the same as this one."""
     task = job.config.task
-    return task.model, task.width, task.shortcut, task.dataset
+    return task.model, task.width, task.shortcut, task.dataset, _kernels(job)
 
 
 def device_bytes(job: Job, facts: DatasetFacts) -> float:
@@ -84,6 +84,8 @@ def requests(
 ) -> tuple[dict[str, Resources], list[str]]:
     """Return what each job asks for, and a warning for each group of jobs that no GPU will hold.
 
+    A job on sparse kernels, which are for CPUs, asks for no GPU whatever is said.
+
     Args:
         plan: the study.
         keys: of the jobs.
@@ -91,13 +93,15 @@ def requests(
         gpus: per trial, whatever its job; None to derive it.
         gpu_memory: bytes of the smallest GPU of the cluster; None if it has none.
     """
-    asked: dict[str, Resources] = {}
+    keys = list(keys)
+    asked = {key: _resources(cpus, gpus or 0.0) for key in keys}
+    asked |= {key: _resources(cpus, 0.0) for key in keys if _kernels(plan.jobs[key]) == "sparse"}
     if gpus is not None or gpu_memory is None:
-        same = _resources(cpus, gpus or 0.0)
-        return dict.fromkeys(keys, same), []
+        return asked, []
     members: dict[Group, list[str]] = {}
     for key in keys:
-        members.setdefault(group(plan.jobs[key]), []).append(key)
+        if _kernels(plan.jobs[key]) != "sparse":
+            members.setdefault(group(plan.jobs[key]), []).append(key)
     warnings = []
     for each, its_keys in members.items():
         # Nothing else about a job makes a difference to what it needs.
@@ -112,6 +116,10 @@ def requests(
                 "(a smaller batch_size, or precision=bf16, needs less)"
             )
     return asked, warnings
+
+
+def _kernels(job: Job) -> str:
+    return job.config.recipe.kernels if isinstance(job.config, TRAINING_CONFIGS) else "dense"
 
 
 def _recipe(job: Job) -> tuple[int, str] | None:

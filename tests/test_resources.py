@@ -13,7 +13,7 @@ from torch import nn
 
 from study.plan import Plan, make_plan
 from study.resources import GIB, SHARES, device_bytes, gpu_share, group, requests
-from trainables.config import Task
+from trainables.config import TRAINING_CONFIGS, Task
 from trainables.data.dataset import DatasetFacts
 from trainables.footprint import footprint
 from trainables.models import MODELS, build_model, image_options
@@ -184,6 +184,18 @@ def test_what_the_user_says_holds(plan: Plan, gpus: float, resources: dict[str, 
     found, warnings = asked(plan, memory, gpus=gpus, cpus=0.5)
     assert found == {key: {"CPU": 0.5, **resources} for key in plan.jobs}
     assert warnings == []
+
+
+@pytest.mark.parametrize("asked", [{"gpus": None, "gpu_memory": 16 * GIB}, {"gpus": 0.5, "gpu_memory": None}])
+def test_jobs_on_sparse_kernels_ask_for_no_gpu(asked: dict[str, float | None]) -> None:
+    plan = new_plan(model="resnet8", kernels="sparse", batch_size=64)
+    found, warnings = requests(plan, plan.jobs, cpus=1, **asked)  # type: ignore[arg-type]
+    assert not warnings
+    for key, job in plan.jobs.items():
+        sparse = isinstance(job.config, TRAINING_CONFIGS) and job.config.recipe.kernels == "sparse"
+        assert ("GPU" in found[key]) != sparse
+    assert {"GPU" in each for each in found.values()} == {True, False}
+    assert len({group(job) for job in plan.jobs.values()}) == 2, "a worker with a GPU is not kept for jobs without"
 
 
 def test_shares_are_exact_fractions_so_that_they_add_up() -> None:
