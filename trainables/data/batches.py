@@ -7,8 +7,9 @@ makes the cost of one batch almost nothing; how large the chunks are has no infl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ CHUNK_BYTES: Final = 8 * 2**20
 """float32 bytes prepared at once. Larger chunks fall out of the processor's cache, smaller ones cost more calls."""
 RESIDENT_BYTES: Final = 16 * 2**30
 """A split above this size stays where it is, mapped from its file, and travels to the device chunk by chunk."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 Batch = tuple[Tensor, Tensor]
 """Images float32 (B, C, H, W), normalised, and labels int64 (B,)."""
@@ -106,12 +110,10 @@ class TrainBatches:
         draws = draw(self._augmentation, len(split), cpu_generator(self._seed, "augment", number))
         order, draws = order.to(split.images.device), draws.to(self._device)
         used = self.steps_per_epoch * self.batch_size
-        for start in range(0, used, self._chunk):
-            stop = min(start + self._chunk, used)
-            chosen = order[start:stop]
-            images = split.images.index_select(0, chosen).to(self._device)
-            labels = split.labels.index_select(0, chosen).to(self._device)
-            images = self._prepare(augment(images, draws.part(start, stop)))
+        starts = range(0, used, self._chunk)
+        chunks = (order[start : min(start + self._chunk, used)] for start in starts)
+        for start, (images, labels) in zip(starts, _on_device(split, chunks, self._device), strict=True):
+            images = self._prepare(augment(images, draws.part(start, start + len(labels))))
             yield from _cut(images, labels, self.batch_size)
 
 
@@ -152,11 +154,9 @@ class EvalBatches:
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, self.num_images, self._chunk):
-            stop = start + self._chunk
-            images = self._prepare(self._split.images[start:stop].to(self._device))
-            labels = self._split.labels[start:stop].to(self._device)
-            yield from _cut(images, labels, self.batch_size)
+        chunks = (slice(start, start + self._chunk) for start in range(0, self.num_images, self._chunk))
+        for images, labels in _on_device(self._split, chunks, self._device):
+            yield from _cut(self._prepare(images), labels, self.batch_size)
 
 
 class _Preparation:
@@ -176,6 +176,38 @@ def _cut(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[Batch]:
     """Yield views of `batch_size` images each, the last one perhaps smaller."""
     for start in range(0, len(labels), batch_size):
         yield images[start : start + batch_size], labels[start : start + batch_size]
+
+
+def _on_device(split: Split, chunks: Iterable[Tensor | slice], device: torch.device) -> Iterator[Batch]:
+    """Yield chunks of a split on the device, uint8; from elsewhere they are fetched while the one before is used."""
+
+    def gathered(chunk: Tensor | slice) -> Batch:
+        if isinstance(chunk, slice):
+            return split.images[chunk], split.labels[chunk]
+        return split.images.index_select(0, chunk), split.labels.index_select(0, chunk)
+
+    def pinned(chunk: Tensor | slice) -> Batch:
+        images, labels = gathered(chunk)
+        return images.pin_memory(), labels.pin_memory()  # else the copy to a GPU would make this process wait
+
+    if split.images.device.type == device.type:
+        yield from map(gathered, chunks)
+    else:
+        for images, labels in one_ahead(pinned if device.type == "cuda" else gathered, chunks):
+            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def one_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Yield what `function` returns for each of `items`; a thread works on the next one meanwhile."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="one-ahead") as thread:
+        waiting: Future[_Result] | None = None
+        for item in items:
+            coming = thread.submit(function, item)
+            if waiting:
+                yield waiting.result()
+            waiting = coming
+        if waiting:
+            yield waiting.result()
 
 
 def _resident(split: Split, device: Device) -> Split:
