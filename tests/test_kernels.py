@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from trainables.config import LANES
 from trainables.kernels import library as libraries
+from trainables.kernels.compiler import COMPILERS
 from trainables.kernels.convolution import SparseConvolution
 from trainables.kernels.lanes import from_lanes, on_lanes, to_lanes
-from trainables.kernels.library import COMPILERS
 from trainables.kernels.normalization import Normalization
 from trainables.masks import apply_mask, magnitude_mask
 from trainables.models import MODELS, build_model
@@ -236,6 +236,15 @@ def test_what_the_compiler_complains_of_is_said(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ValueError, match=r"(?s)\+\+ failed: .*broken\.cpp"):
         libraries.library()
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    occupied = tmp_path / "file"
+    occupied.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(occupied))
+    libraries.library.cache_clear()
+    with pytest.raises(ValueError, match=r"kept in .*file.* XDG_CACHE_HOME"):
+        libraries.library()
 
 
 def test_they_are_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

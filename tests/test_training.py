@@ -18,7 +18,7 @@ from trainables.artifacts import pack, pack_checkpoint, unpack_checkpoint
 from trainables.config import Recipe
 from trainables.data import load_dataset
 from trainables.data.batches import EvalBatches, TrainBatches
-from trainables.kernels.library import COMPILERS
+from trainables.kernels.compiler import COMPILERS
 from trainables.masks import layerwise_random_mask, magnitude_mask
 from trainables.models import build_model
 from trainables.schedule import learning_rate

@@ -6,7 +6,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -14,8 +13,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from trainables.kernels.compiler import compiler
+
 SOURCE = Path(__file__).with_name("sparse.cpp")
-COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
 
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
@@ -64,35 +64,35 @@ def library() -> ctypes.CDLL:
     """Return the kernels, compiled if this machine's cache has them not.
 
     Raises:
-        ValueError: there is no C++ compiler, or it fails.
+        ValueError: there is no C++ compiler, or it fails, or the cache cannot be written.
     """
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise ValueError(f"kernels='sparse' needs a C++ compiler, one of {', '.join(COMPILERS)}, and found none")
     _share_openmp()
-    kernels = ctypes.CDLL(str(_built(compiler)))
+    kernels = ctypes.CDLL(str(_built(compiler())))
     for name, arguments in _ARGUMENTS.items():
         function = getattr(kernels, name)
         function.argtypes, function.restype = arguments, None
     return kernels
 
 
-def _built(compiler: str) -> Path:
+def _built(program: str) -> Path:
     """Return the library that this compiler makes of the source for this processor."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), version, *FLAGS, platform.machine(), _processor()))
     path = _folder() / f"sparse-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    if not path.exists():
+    if path.exists():
+        return path
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Trials of a node may all be here at once: each builds a file of its own, the last one to rename it stays.
         with tempfile.TemporaryDirectory(dir=path.parent) as own:
             made = Path(own, path.name)
-            done = subprocess.run(
-                [compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=False
-            )
+            command = [program, *FLAGS, str(SOURCE), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise ValueError(f"kernels='sparse': {compiler} failed: {done.stderr.strip()[-2000:]}")
+                raise ValueError(f"kernels='sparse': {program} failed: {done.stderr.strip()[-2000:]}")
             made.rename(path)
+    except OSError as error:
+        raise ValueError(f"kernels='sparse' are kept in {path.parent} (see XDG_CACHE_HOME): {error}") from error
     return path
 
 

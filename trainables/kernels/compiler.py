@@ -1,0 +1,19 @@
+"""Which C++ compiler this machine has. Torch-free: a study asks before it starts anything."""
+
+from __future__ import annotations
+
+import shutil
+
+COMPILERS = ("g++", "clang++")
+
+
+def compiler() -> str:
+    """Return the path of the C++ compiler.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if found is None:
+        raise ValueError(f"kernels='sparse' needs a C++ compiler, one of {', '.join(COMPILERS)}, and found none")
+    return found
