@@ -210,6 +210,7 @@ def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
         "Tracking": load.redact(tracking_uri),
         "Runs": f"{len(frame)}, of which {reused} reused from the store" if reused else str(len(frame)),
         "Set aside": f"{labels.plural(set_aside, 'run')} of earlier recipes" if set_aside else "",
+        "Trained in": _trained_in(frame),
         "First started": f"{started:%Y-%m-%d %H:%M} UTC" if started == started else "not recorded",
         "Last ended": f"{ended:%Y-%m-%d %H:%M} UTC" if ended == ended else "not yet",
         "Software": labels.listed(map(load.redact, tags), most=20) or "not recorded by the runs",
@@ -217,6 +218,26 @@ def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
     }
     lines = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items() if text)
     return f'<section id="provenance"><h2>Provenance</h2><dl>{lines}</dl></section>'
+
+
+def _trained_in(frame: pd.DataFrame) -> str:
+    """Return how each network's training was computed, if not plainly: what is compared may differ in that, too."""
+    from analysis import labels
+    from trainables import schema
+
+    trained = frame[frame["stage"].isin([schema.DENSE, schema.PRUNE, schema.SPARSE])]
+    found: dict[str, list[str]] = {}
+    for (model, width), runs in trained.groupby([schema.PARAM_MODEL, schema.PARAM_WIDTH]):
+        values = {name: set(runs[name]) - {""} for name in ("precision", "compiled", "kernels") if name in runs}
+        words = [labels.listed(sorted(values.get("precision", ())))]
+        words += ["compiled"] * ("True" in values.get("compiled", ()))
+        words += ["sparse kernels"] * ("sparse" in values.get("kernels", ()))
+        found.setdefault(", ".join(filter(None, words)), []).append(
+            f"{model} {labels.value(schema.PARAM_WIDTH, width)}"
+        )
+    return (
+        "" if found.keys() <= {"", "fp32"} else "; ".join(f"{labels.listed(who)}: {how}" for how, who in found.items())
+    )
 
 
 def _downloads(written: Iterable[Path]) -> str:

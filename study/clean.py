@@ -1,16 +1,18 @@
 """Removing results that no search space needs any more: ``python -m study.run --clean``.
 
-Needed is every job of every space as it is defined now, and of the space and settings named on the command line. A
-space whose data are not here cannot be planned; results on its datasets are kept.
+Needed is every job of every space as it is defined now, and of the space and settings named on the command line; where
+``--fastest`` has chosen something, both with and without it. A space whose data are not here cannot be planned; results
+on its datasets are kept.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from search_spaces import SPACES, SearchSpace
+from study.fastest import CPU, GPU, Kept, ways_of
 from study.plan import Plan, make_plan
 from study.status import size_in_words
 from trainables.processes import host_of
@@ -94,24 +96,37 @@ def _leftovers(
     return found
 
 
-def plan_all(named: SearchSpace | None, data_dir: str | None) -> tuple[list[Plan], dict[str, str]]:
+def plan_all(
+    named: SearchSpace | None,
+    data_dir: str | None,
+    choices: Mapping[str, Kept],
+    given: Kept,
+) -> tuple[list[Plan], dict[str, str]]:
     """Return the plans of all spaces, and why those that are missing could not be made: name -> reason.
 
     Args:
         named: a space with settings of its own, to be kept beside them.
         data_dir: where datasets are looked for.
+        choices: of ``--fastest``, by their files.
+        given: those settings of `named` that no choice replaces.
 
     Raises:
         ValueError: `named` itself cannot be planned.
     """
-    plans = [make_plan(named, data_dir)] if named else []
+    plans = _plans(named, data_dir, choices, given) if named else []
     missing = {}
     for space in SPACES.values():
         try:
-            plans.append(make_plan(space, data_dir))
+            plans += _plans(space, data_dir, choices, {})
         except ValueError as error:
             missing[space.name] = str(error)
     return plans, missing
+
+
+def _plans(space: SearchSpace, data_dir: str | None, choices: Mapping[str, Kept], given: Kept) -> list[Plan]:
+    """Return the plan of a space, and those with what was chosen for it on each kind of device."""
+    ways = filter(None, (ways_of(space, choices, device, given) for device in (CPU, GPU)))
+    return [make_plan(space, data_dir), *(make_plan(space, data_dir, each) for each in ways)]
 
 
 def datasets(names: Iterable[str]) -> set[str]:

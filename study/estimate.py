@@ -1,6 +1,6 @@
 """How long a plan takes: multiply-adds by a rate, corrected by what the store says that like jobs really took.
 
-The rate is what ``python -m study.benchmark training`` has measured of the model, if it has, else a constant.
+The rate is what ``python -m study.benchmark`` has measured of the model, trained as the job trains it, else a constant.
 
 An estimate decides only what is printed and which job goes first, never what is computed.
 """
@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from study.benchmark.results import FILE, nearest, read_rates
+from study.benchmark.results import FILE, Rate, nearest, read_rates
 from study.plan import Plan
 from trainables import schema
-from trainables.config import PRECISIONS, TRAINING_CONFIGS, ConnectConfig, MatchConfig, OverlapConfig, PlaneConfig
+from trainables.config import (
+    TRAINING_CONFIGS,
+    ConnectConfig,
+    MatchConfig,
+    OverlapConfig,
+    PlaneConfig,
+    PruneConfig,
+    SparseConfig,
+)
 from trainables.graph import Job
 from trainables.models import MODELS
 from trainables.store import DamagedArtifact, Store
@@ -31,14 +40,29 @@ EVAL_BATCH = 1000
 SAMPLES_PER_CLASS = 5
 """Published jobs whose time is looked up, per kind, model, width and dataset."""
 
-WORTH_SAYING = 1.2
-"""How many times faster another precision must be to be mentioned."""
-
 FIRST_GUESS = "a first guess for one core"
 
 _Class = tuple[str, str, float, str]
-_Net = tuple[str, float, str]
-"""Model, width and precision."""
+
+
+class _Net(NamedTuple):
+    """What decides how fast a job computes."""
+
+    model: str
+    width: float
+    image_size: int
+    precision: str = "fp32"
+    compiled: bool = False
+    kernels: str = "dense"
+    sparsity: float = 0.0
+
+
+class _Speed(NamedTuple):
+    """How fast that is: in multiply-adds per second, with so many seconds for each pass and for compiling."""
+
+    rate: float
+    pass_seconds: float = SECONDS_PER_PASS
+    compile_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +102,7 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
         published: the store's keys.
     """
     speeds, basis = _speeds(plan, store)
-    first = {key: _first_guess(plan, job, speeds[_net(job)]) for key, job in plan.jobs.items()}
+    first = {key: _first_guess(plan, job, speeds[_net(plan, job)]) for key, job in plan.jobs.items()}
     ratios: dict[_Class, list[float]] = defaultdict(list)
     for key, job in plan.jobs.items():
         kind = _class(job)
@@ -96,57 +120,75 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
     )
 
 
-def quicker_precisions(plan: Plan, store: Store) -> list[str]:
-    """Return a sentence for each measured network near to the plan's that trains quicker in another precision.
-
-    That is the user's to decide: in another precision it is another result, with a key of its own.
-    """
-    try:
-        rates = read_rates(_benchmark(store))
-    except ValueError:  # estimate() says so
-        return []
-    sentences: dict[str, None] = {}
-    for model, width, own in sorted({_net(job) for job in plan.jobs.values() if job.epochs}):
-        asked = nearest(rates, model, width, own)
-        for precision in PRECISIONS if asked else ():
-            other = nearest(rates, model, width, precision)
-            if other and asked and (ratio := other.images_per_second / asked.images_per_second) >= WORTH_SAYING:
-                sentences[f"precision={precision} trains {model} x{other.width:g} {ratio:.1f} times as fast here"] = (
-                    None
-                )
-    return list(sentences)
-
-
-def _benchmark(store: Store) -> Path:
+def benchmark_file(store: Store) -> Path:
+    """Return where what was measured is kept: beside the results, if they are in a directory."""
     return (store.root if store.is_local else Path("outputs")) / FILE
 
 
-def _speeds(plan: Plan, store: Store) -> tuple[dict[_Net, float], str]:
-    """Return the multiply-adds per second for each network of the plan, and in words where they are from."""
-    path = _benchmark(store)
+def image_size(plan: Plan, job: Job) -> int:
+    """Return the pixels a side of the images that a job computes with; for a dataset that does not say, the usual."""
+    task = job.config.task
+    return plan.facts[task.dataset].image_size or MODELS[task.model].reference_image_size
+
+
+def masked(job: Job) -> float:
+    """Return the sparsity of the mask that a job trains under; 0 without one."""
+    if isinstance(job.config, SparseConfig):
+        job = job.parent("mask").job
+    return job.config.sparsity if isinstance(job.config, PruneConfig) else 0.0
+
+
+def _speeds(plan: Plan, store: Store) -> tuple[dict[_Net, _Speed], str]:
+    """Return the speed of each network of the plan, and in words where that is from."""
+    path = benchmark_file(store)
     try:
         rates, basis = read_rates(path), FIRST_GUESS
     except ValueError as error:  # an estimate can do without
         rates, basis = [], f"{FIRST_GUESS}: {error}"
     speeds = {}
-    for net in {_net(job) for job in plan.jobs.values()}:
-        rate = nearest(rates, *net)
+    for net in {_net(plan, job) for job in plan.jobs.values()}:
+        rate = _measured_rate(rates, net)
         if rate is None:
-            speeds[net] = MULTIPLY_ADDS_PER_SECOND
+            speeds[net] = _Speed(MULTIPLY_ADDS_PER_SECOND)
         else:
-            speeds[net] = 3 * rate.images_per_second * _multiply_adds(rate.model, rate.width, rate.image_size)
+            multiply_adds = multiply_adds_per_image(rate.model, rate.width, rate.image_size)
+            # What was measured of images as small as these includes the cost of a pass.
+            pass_seconds = SECONDS_PER_PASS if net.image_size < rate.image_size else 0.0
+            speeds[net] = _Speed(3 * rate.images_per_second * multiply_adds, pass_seconds, rate.compile_seconds)
             basis = f"from {path}"
     return speeds, basis
 
 
-def _net(job: Job) -> _Net:
-    """Return what decides a network's speed; where nothing is trained, precision is single."""
-    precision = job.config.recipe.precision if isinstance(job.config, TRAINING_CONFIGS) else "fp32"
-    return job.config.task.model, job.config.task.width, precision
+def _measured_rate(rates: Sequence[Rate], net: _Net) -> Rate | None:
+    """Return what was measured of a network; if not trained so, then as it comes."""
+    for each in (net, net._replace(compiled=False, kernels="dense")):
+        rate = nearest(
+            rates,
+            each.model,
+            each.width,
+            each.precision,
+            image_size=each.image_size,
+            compiled=each.compiled,
+            kernels=each.kernels,
+            sparsity=each.sparsity,
+        )
+        if rate is not None:
+            return rate
+    return None
 
 
-def _multiply_adds(model: str, width: float, image_size: int) -> float:
-    """Return the multiply-adds for one image."""
+def _net(plan: Plan, job: Job) -> _Net:
+    """Return what decides how fast a job computes; what trains nothing does so in single precision."""
+    config, size = job.config, image_size(plan, job)
+    if not isinstance(config, TRAINING_CONFIGS):
+        return _Net(config.task.model, config.task.width, size)
+    recipe = config.recipe
+    sparsity = masked(job) if recipe.kernels == "sparse" else 0.0
+    return _Net(config.task.model, config.task.width, size, recipe.precision, recipe.compiled, recipe.kernels, sparsity)
+
+
+def multiply_adds_per_image(model: str, width: float, image_size: int) -> float:
+    """Return the multiply-adds of one forward pass over one image."""
     entry = MODELS[model]
     return entry.mult_adds * width**2 * (image_size / entry.reference_image_size) ** 2
 
@@ -163,15 +205,15 @@ def _class(job: Job) -> _Class:
     return job.kind, task.model, task.width, task.dataset
 
 
-def _first_guess(plan: Plan, job: Job, speed: float) -> float:
-    """Return the seconds of a job at so many multiply-adds per second."""
+def _first_guess(plan: Plan, job: Job, speed: _Speed) -> float:
+    """Return the seconds of a job at a speed."""
     config = job.config
     facts = plan.facts[config.task.dataset]
-    size = facts.image_size or MODELS[config.task.model].reference_image_size
-    seconds_per_image = _multiply_adds(config.task.model, config.task.width, size) / speed
+    multiply_adds = multiply_adds_per_image(config.task.model, config.task.width, image_size(plan, job))
+    seconds_per_image = multiply_adds / speed.rate
 
     def forward(images: int, batch: int) -> float:
-        return images * seconds_per_image + -(-images // batch) * SECONDS_PER_PASS
+        return images * seconds_per_image + -(-images // batch) * speed.pass_seconds
 
     if isinstance(config, OverlapConfig):
         return SECONDS_PER_JOB
@@ -185,7 +227,8 @@ def _first_guess(plan: Plan, job: Job, speed: float) -> float:
         number = getattr(config, points) if points else len(job.parents)
         return SECONDS_PER_JOB + (number**2 if isinstance(config, PlaneConfig) else number) * (test + estimation)
     epoch = 3 * forward(facts.train_images, config.recipe.batch_size) + test
-    return SECONDS_PER_JOB + config.recipe.epochs * epoch + forward(facts.train_images, EVAL_BATCH) + 2 * test
+    measuring = forward(facts.train_images, EVAL_BATCH) + 2 * test
+    return SECONDS_PER_JOB + speed.compile_seconds + config.recipe.epochs * epoch + measuring
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,11 @@ from trainables.data.dataset import DatasetFacts
 from trainables.graph import Closure, Job, Ref, measurements, target
 from trainables.models import image_options
 
+Network = tuple[str, float]
+"""Model and width."""
+Ways = Mapping[Network, Mapping[str, bool | str]]
+"""Network -> settings of ``trainables.config.Cell``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -28,6 +33,7 @@ class Plan:
         requests: number of cells in the grid.
         lth_keys: key of a sparse job -> key of the LTH job with the same mask, sparsity and rewind epoch.
         separate_epochs: epochs it would take to compute each cell of the grid by itself.
+        ways: network -> settings of its recipe that it has in place of the space's.
     """
 
     space: SearchSpace
@@ -37,6 +43,7 @@ class Plan:
     requests: int
     lth_keys: dict[str, str]
     separate_epochs: int
+    ways: Ways = dataclasses.field(default_factory=dict)
 
     @property
     def jobs(self) -> dict[str, Job]:
@@ -49,8 +56,13 @@ class Plan:
         return sum(job.epochs for job in self.jobs.values())
 
 
-def make_plan(space: SearchSpace, data_dir: str | None = None) -> Plan:
+def make_plan(space: SearchSpace, data_dir: str | None = None, ways: Ways | None = None) -> Plan:
     """Return the plan of a search space.
+
+    Args:
+        space: the question.
+        data_dir: where datasets are looked for.
+        ways: network -> settings of its recipe, in place of those that the space has.
 
     Raises:
         ValueError: a value out of bounds, an unknown name, or data that is not there; the message says how to get it.
@@ -72,7 +84,7 @@ def make_plan(space: SearchSpace, data_dir: str | None = None) -> Plan:
         asked.add(root.key)
         cells.update(dict.fromkeys((added.key for added in graph.add(Ref(root))), cell))
 
-    grid, unasked = list(_cells(space, facts)), dict[str, Cell]()
+    grid, unasked = list(_cells(space, facts, ways or {})), dict[str, Cell]()
     for cell in grid:
         job = target(cell)
         requests += 1
@@ -93,6 +105,7 @@ def make_plan(space: SearchSpace, data_dir: str | None = None) -> Plan:
         requests=requests,
         lth_keys=lth_keys,
         separate_epochs=separate,
+        ways=ways or {},
     )
 
 
@@ -105,7 +118,7 @@ def _refuse_idle_settings(space: SearchSpace) -> None:
         raise ValueError(f"member={space.member} has no meaning with members={space.members}: all of them are trained")
 
 
-def _cells(space: SearchSpace, facts: Mapping[str, DatasetFacts]) -> Iterator[Cell]:
+def _cells(space: SearchSpace, facts: Mapping[str, DatasetFacts], ways: Ways) -> Iterator[Cell]:
     """Yield the cells of a space, for an ensemble its members one by one, with the fingerprints of their data."""
     for values in space.cells():
         dataset, masks = facts[str(values["dataset"])], facts.get(str(values["mask_dataset"]))
@@ -115,7 +128,8 @@ def _cells(space: SearchSpace, facts: Mapping[str, DatasetFacts]) -> Iterator[Ce
                 f"({_described(dataset)}) make {values['model']} differ in shape: the mask would not fit"
             )
         located = {"data_version": dataset.fingerprint, "mask_data_version": masks.fingerprint if masks else ""}
-        cell = Cell.from_mapping({**values, **located})
+        way = ways.get((str(values["model"]), float(values["width"])), {})
+        cell = Cell.from_mapping({**values, **way, **located})
         members = range(cell.members) if cell.members else (cell.member,)
         yield from (dataclasses.replace(cell, member=member) for member in members)
 

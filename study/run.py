@@ -16,13 +16,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from search_spaces import SPACES, get_space
+from search_spaces import SPACES, SearchSpace, get_space
+from study import fastest
 from study.address import cluster_address
-from study.estimate import Estimates, duration, estimate, quicker_precisions
+from study.estimate import Estimates, duration, estimate
 from study.plan import Plan, make_plan, override
 from study.tracking import check_tracking, default_tracking_uri
 from trainables import schema
+from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Ref
+from trainables.kernels.compiler import compiler
 from trainables.redaction import redact
 from trainables.store import StorageError, Store
 
@@ -45,25 +48,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         space = override(get_space(options.space), options.set)
         # An object store holds no database: that stays where the driver runs.
         uri = options.tracking_uri or default_tracking_uri(store.root if store.is_local else Path("outputs").absolute())
-        plan = make_plan(space, data_dir)
+        choice = _choice(space, store, options) if options.fastest else None
+        plan = make_plan(space, data_dir, choice.ways if choice else None)
         if options.status:
             from study.status import lines, status
 
-            print(*lines(status(plan, store)), sep="\n")
+            print(*lines(status(plan, store)), *_unmeasured(choice), sep="\n")
             return OK
         cluster_address(options.address)
         if options.dry_run:
-            return _dry_run(plan, store, options)
+            return _dry_run(plan, store, choice, options)
+        if choice and choice.missing:
+            _refuse_on_a_cluster(choice, options)
         if options.tracking_uri:  # the default one lies in the storage directory
             check_tracking(uri)
         store.check_writable()
+        if choice and choice.missing:
+            from study.benchmark.fastest import measure  # torch: only now that the request is known to be right
+
+            measure(choice, plan, store)
+            plan = make_plan(space, data_dir, _choice(space, store, options).ways)
+        _check_kernels(plan, store, options)
         if options.verify:
             _verify(plan, store)
     except (ValueError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_REQUEST
+    except KeyboardInterrupt:
+        return _interrupted()
     try:
-        from study.sweep import ClusterError, run_sweep  # ray and torch: only now that the request is known to be right
+        from study.sweep import ClusterError, run_sweep  # likewise, and ray
 
         return run_sweep(plan, store, uri, data_dir, options, _command(arguments))
     except ClusterError as error:
@@ -73,8 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}; what was published stays, the same command continues", file=sys.stderr)
         return FAILURES
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    print("\ninterrupted; the same command continues", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -105,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY=VALUE",
         help="override a field of the space; commas separate the values of an axis (--set seeds=0,1 --set epochs=5)",
+    )
+    add(
+        "--fastest",
+        action="store_true",
+        help="train each network with the precision, compilation and kernels that were measured to train it quickest, "
+        "as far as --set leaves them open; measured here unless that was done before",
     )
     add(
         "--storage",
@@ -187,12 +211,38 @@ def _list_spaces() -> int:
     return OK
 
 
+def _choice(space: SearchSpace, store: Store, options: argparse.Namespace) -> fastest.Choice:
+    """Return what --fastest has chosen so far."""
+    device = fastest.device_of_trials(options.gpus_per_trial, cluster_address(options.address), store)
+    return fastest.choice(space, options.set, store, device)
+
+
+def _unmeasured(choice: fastest.Choice | None) -> list[str]:
+    """Return a line on each network that nothing has been chosen for yet."""
+    return fastest.lines({}, choice.missing) if choice else []
+
+
+def _refuse_on_a_cluster(choice: fastest.Choice, options: argparse.Namespace) -> None:
+    """Raise ValueError if trials run on machines other than this one, of which measurements here would say nothing."""
+    if cluster_address(options.address) is None:
+        return
+    named = ["--space", options.space, "--storage", options.storage, *(f"--set={each}" for each in options.set)]
+    named += [f"--data-dir={options.data_dir}"] if options.data_dir else []
+    named += [f"--gpus-per-trial={options.gpus_per_trial:g}"] if options.gpus_per_trial is not None else []
+    raise ValueError(
+        f"nothing has been measured for {', '.join(map(fastest.called, choice.missing))}: run "
+        f"`{shlex.join(['python', '-m', 'study.benchmark', 'fastest', *named])}` on a node like those that train"
+    )
+
+
 def _clean(store: Store, data_dir: str | None, options: argparse.Namespace) -> int:
     from study import clean
 
     named = override(get_space(options.space), options.set) if options.space else None
     clean.check_idle(store)
-    plans, missing = clean.plan_all(named, data_dir)
+    choices = fastest.chosen(store)
+    given = fastest.kept(named, options.set) if named else {}
+    plans, missing = clean.plan_all(named, data_dir, choices, given)
     found = clean.surplus(store, plans, clean.datasets(missing))
     print(*clean.lines(found, missing), sep="\n")
     if not found.keys and not found.leftovers:
@@ -205,6 +255,14 @@ def _clean(store: Store, data_dir: str | None, options: argparse.Namespace) -> i
     return OK
 
 
+def _check_kernels(plan: Plan, store: Store, options: argparse.Namespace) -> None:
+    """Raise ValueError if jobs that are still to run want kernels that this machine cannot compile, and run here."""
+    trained = {key: job.config for key, job in plan.jobs.items() if isinstance(job.config, TRAINING_CONFIGS)}
+    sparse = {key for key, config in trained.items() if config.recipe.kernels == "sparse"}
+    if sparse and cluster_address(options.address) is None and sparse & plan.closure.todo(store.keys()).keys():
+        compiler()
+
+
 def _verify(plan: Plan, store: Store) -> None:
     outputs = {ref.key: ref for job in plan.jobs.values() for ref in (Ref(job), *(parent for _, parent in job.parents))}
     published = sorted(outputs.keys() & store.keys())
@@ -214,17 +272,17 @@ def _verify(plan: Plan, store: Store) -> None:
     print(*damaged.values(), f"{len(published)} results verified, {len(damaged)} damaged", sep="\n")
 
 
-def _dry_run(plan: Plan, store: Store, options: argparse.Namespace) -> int:
+def _dry_run(plan: Plan, store: Store, choice: fastest.Choice | None, options: argparse.Namespace) -> int:
     published = store.keys()
     todo = plan.closure.todo(published)
     estimates = estimate(plan, store, published)
     print_plan(plan, todo, estimates)
+    for line in _unmeasured(choice):
+        print(line)
     slots = options.max_concurrent or max(1, int((os.cpu_count() or 1) / options.cpus_per_trial))
     if todo:
         seconds = estimates.makespan(plan, todo, slots)
         print(f"about {duration(seconds)} with {slots} trials at a time ({estimates.basis})")
-        for sentence in quicker_precisions(plan, store):
-            print(f"{sentence}; its results are others, with keys of their own")
     return OK
 
 
@@ -244,6 +302,8 @@ def print_plan(plan: Plan, todo: dict[str, set[int | None]], estimates: Estimate
         f"{plan.requests} cells; sharing trains {plan.epochs:,} epochs "
         f"instead of {plan.separate_epochs:,} ({plan.separate_epochs / max(1, plan.epochs):.1f} times fewer)"
     )
+    for line in fastest.lines(plan.ways):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from study import fastest
 from study.estimate import Estimates, duration, estimate
 from study.labels import run_name
 from study.plan import Plan
@@ -121,7 +122,7 @@ def lines(status: Status) -> list[str]:
         row = [sum(n for (each, state), n in counts.items() if kind in (each, "all") and state == s) for s in STATES]
         if sum(row):
             text.append(f"  {kind:<8}{sum(row):>8}" + "".join(f"{number:>11}" for number in row))
-    text += [_running_studies(status), *_pace(status)]
+    text += [*fastest.lines(plan.ways), _running_studies(status), *_pace(status)]
     text += _running(status) + _failed(status) + _slowest(status)
     text += [f"damaged: {line}" for line in status.damaged]
     sizes = ", ".join(f"{size_in_words(status.bytes.get(name, 0))} {words}" for name, words in _DIRECTORIES.items())

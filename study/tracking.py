@@ -31,7 +31,7 @@ from typing import Any
 from search_spaces import SearchSpace
 from search_spaces.space import AXES
 from study.outbox import Event, Outbox
-from study.plan import Plan
+from study.plan import Plan, Ways
 from study.runs import Row, Runs, RunSpec, Unattached, sqlite_file
 from trainables.config import known
 from trainables.redaction import redact, redact_text
@@ -119,12 +119,14 @@ def _check_database(uri: str, driver: str) -> None:
         raise ValueError(f"tracking database {redact(uri)}: directory {str(existing)!r} is not writable")
 
 
-def recipe_digest(space: SearchSpace) -> str:
+def recipe_digest(space: SearchSpace, ways: Ways | None = None) -> str:
     """Return a short name of everything in a space that is not an axis of the grid.
 
-    Cells of one recipe may be compared and pooled, however the grid grows; cells of two recipes may not.
+    Cells of one recipe may be compared and pooled, however the grid grows; cells of two recipes may not. Settings that
+    were chosen for each network by itself have no value in the recipe, only that they were.
     """
     recipe = {field.name: getattr(space, field.name) for field in SearchSpace.settings() if field.name not in AXES}
+    recipe |= dict.fromkeys({name for way in (ways or {}).values() for name in way}, "fastest")
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -146,7 +148,7 @@ class Tracker:
         self.outbox = (outbox or home / "tracking" / plan.space.name).absolute()
         """Where events wait while they cannot be delivered."""
         self._plan, self._store = plan, store
-        self._runs = Runs(plan, store, uri, recipe=recipe_digest(plan.space), fresh=fresh)
+        self._runs = Runs(plan, store, uri, recipe=recipe_digest(plan.space, plan.ways), fresh=fresh)
         self._address = f"{redact(uri)} {plan.space.name}"
         self._box = Outbox(self.outbox, self._address)
         self._introduced: set[str] = set()

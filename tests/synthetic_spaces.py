@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 
 from search_spaces import SearchSpace
 from study.labels import run_name, run_params
-from study.plan import Plan, make_plan
+from study.plan import Plan, Ways, make_plan
 from study.tracking import recipe_digest
 from trainables import schema
 from trainables.config import Cell, ConnectConfig, EnsembleConfig, MatchConfig, PlaneConfig, PruneConfig
@@ -73,10 +73,10 @@ def facts(name: str, _data_dir: object = None) -> DatasetFacts:
     )
 
 
-def plan_of(space: SearchSpace) -> Plan:
+def plan_of(space: SearchSpace, ways: Ways | None = None) -> Plan:
     """Return the plan of a space, whether or not its data is there."""
     with mock.patch("study.plan.check_dataset", facts):
-        return make_plan(space)
+        return make_plan(space, ways=ways)
 
 
 def write_space(
@@ -84,6 +84,7 @@ def write_space(
     space: SearchSpace,
     *,
     status: Callable[[Job, Cell], str | None] = lambda _job, _cell: "FINISHED",
+    ways: Ways | None = None,
 ) -> Plan:
     """Write all runs of a space to the MLflow database in a folder.
 
@@ -91,8 +92,9 @@ def write_space(
         folder: of ``mlflow.db`` and the artifacts.
         space: what to pretend to have run.
         status: of each job's run; None leaves it out.
+        ways: network -> settings of its recipe in place of the space's.
     """
-    plan = plan_of(space)
+    plan = plan_of(space, ways)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     client = MlflowClient(tracking_uri=uri)
     artifacts = folder / "mlartifacts" / space.name

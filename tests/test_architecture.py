@@ -47,6 +47,7 @@ TORCH_FREE = (
     "trainables.seeding",
     "trainables.store",
     "study.estimate",
+    "study.fastest",
     "study.labels",
     "study.outbox",
     "study.plan",

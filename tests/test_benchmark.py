@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,11 +19,14 @@ from study.benchmark.__main__ import main
 from study.benchmark.contest import Contestant, Team, in_turns, machine
 from study.benchmark.results import Comparison, Figure, Measurement, Rate, nearest, read_rates
 from study.benchmark.training import BareStep, OurTrial, Setting, StackedSteps, conventional, images_on_disk
+from study.fastest import Way
 from study.plan import make_plan
+from trainables.kernels.compiler import find_compiler
 from trainables.masks import mask_sparsity
 from trainables.matching import activation_moments
 from trainables.models import MODELS, build_model
 from trainables.permutations import permutation_spec
+from trainables.processes import cores
 
 SMALL = Setting(model="resnet8", width=0.25, batch_size=12, steps=2, trials=2)
 COMPARISON = Comparison(name="a thing", ours=(1.0, 2.0, 4.0), other=(8.0, 8.0, 8.0))
@@ -49,7 +51,7 @@ def test_both_ways_of_matching_collect_the_same_moments(name: str) -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def images() -> Iterator[Path]:
-    with images_on_disk(SMALL.images) as folder:
+    with images_on_disk(SMALL.images, SMALL.image_size) as folder:
         yield folder
 
 
@@ -62,7 +64,7 @@ def without_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_loaders")
 def test_all_ways_train_the_same_number_of_images(images: Path) -> None:
     for precision in SMALL.precisions:
-        assert OurTrial(SMALL, images, precision).run() == SMALL.images
+        assert OurTrial(SMALL, images, Way(precision=precision)).run() == SMALL.images
         assert BareStep(SMALL, images, precision).run() == SMALL.images
     assert conventional(SMALL, images).run() == SMALL.images
 
@@ -79,7 +81,7 @@ def test_stacked_networks_compute_what_each_of_them_does(images: Path) -> None:
 
 @pytest.mark.usefixtures("without_loaders")
 def test_both_loops_train_the_same_network_under_the_same_mask(images: Path) -> None:
-    ours, other = OurTrial(SMALL, images, "fp32"), conventional(SMALL, images)
+    ours, other = OurTrial(SMALL, images, Way()), conventional(SMALL, images)
     before = ours.training.weights()
 
     def effective() -> dict[str, torch.Tensor]:
@@ -113,7 +115,7 @@ def test_the_conventional_loop_shows_every_image_once_and_augments_it(images: Pa
     loop = conventional(dataclasses.replace(SMALL, batch_size=SMALL.images, steps=1), images)
     ((first, labels),), ((second, _),) = list(loop._loader), list(loop._loader)
     assert sorted(labels.tolist()) == sorted(index % training.CLASSES for index in range(SMALL.images))
-    assert first.shape == second.shape == (SMALL.images, 3, training.IMAGE_SIZE, training.IMAGE_SIZE)
+    assert first.shape == second.shape == (SMALL.images, 3, SMALL.image_size, SMALL.image_size)
     assert not torch.equal(first, second)
 
 
@@ -180,11 +182,13 @@ def test_contestants_run_in_processes_of_their_own_and_say_what_went_wrong() -> 
             "alone": Team(stack, Contestant("alone", 2, Counting, 5)),
         }
         assert [teams[name].seconds()[1] for name in ("pair", "alone")] == [10, 5]
+        assert teams["alone"].first_seconds > 0
         times = in_turns(teams, repeats=3)
         assert {name: len(seconds) for name, seconds in times.items()} == {"pair": 3, "alone": 3}
         assert min(min(seconds) for seconds in times.values()) > 0
         assert teams["pair"].memory() > 50
         faulty = Team(stack, Contestant("faulty", 2, Counting, -1))
+        assert faulty.seconds_afresh() > 0, "what has not run yet is not tired"
         with pytest.raises(RuntimeError, match="faulty: ValueError: tired in 2 runs"):
             faulty.seconds()
 
@@ -237,9 +241,30 @@ def test_rates_are_read_back_and_the_nearest_width_counts(tmp_path: Path) -> Non
     results.store(out, Measurement(what="training", settings={}, rates=[RATE, wide]), machine={}, commit=None)
     rates = read_rates(out)
     assert rates == [RATE, wide]
-    assert [nearest(rates, "mlp", width, "fp32") for width in (1.0, 2.0, 3.0, 5.0, 16.0)] == [RATE] * 3 + [wide] * 2
-    assert nearest(rates, "mlp", 1.0, "bf16") is None
-    assert nearest(rates, "vgg11", 1.0, "fp32") is None
+    found = [nearest(rates, "mlp", width, "fp32", image_size=32) for width in (1.0, 2.0, 3.0, 5.0, 16.0)]
+    assert found == [RATE] * 3 + [wide] * 2
+    assert nearest(rates, "mlp", 1.0, "bf16", image_size=32) is None
+    assert nearest(rates, "mlp", 1.0, "fp32", image_size=32, compiled=True) is None
+    assert nearest(rates, "mlp", 1.0, "fp32", image_size=32, kernels="sparse") is None
+    assert nearest(rates, "vgg11", 1.0, "fp32", image_size=32) is None
+
+
+def test_of_rates_at_one_width_the_like_images_then_the_like_sparsity_then_the_latest_count() -> None:
+    small, later = dataclasses.replace(RATE, image_size=8), dataclasses.replace(RATE, images_per_second=200.0)
+    assert nearest([small, RATE], "mlp", 2.0, "fp32", image_size=28) == RATE
+    assert nearest([small, RATE], "mlp", 2.0, "fp32", image_size=8) == small
+    assert nearest([RATE, later], "mlp", 2.0, "fp32", image_size=32) == later
+    sparse = [dataclasses.replace(RATE, kernels="sparse", sparsity=sparsity) for sparsity in (0.7, 0.95)]
+    for sparsity, nearer in ((0.6, 0), (0.8, 0), (0.9, 1)):
+        found = nearest(sparse, "mlp", 2.0, "fp32", image_size=32, kernels="sparse", sparsity=sparsity)
+        assert found == sparse[nearer]
+
+
+def test_rates_of_older_files_are_read(tmp_path: Path) -> None:
+    rate = {"model": "mlp", "width": 2.0, "precision": "fp32", "image_size": 32, "images_per_second": 100.0}
+    document = {"measurements": [{"what": "training", "settings": {}, "rates": [rate]}]}
+    (tmp_path / "benchmark.json").write_text(json.dumps(document))
+    assert read_rates(tmp_path / "benchmark.json") == [RATE]
 
 
 @pytest.mark.parametrize(
@@ -269,18 +294,21 @@ def test_wrong_requests_are_refused_before_anything_is_measured(
 @pytest.mark.slow
 def test_the_training_benchmark_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "benchmark.json"
-    options = ["--model=resnet8", "--width=0.25", "--steps=1", "--trials=2", "--repeats=2", "--precisions=bf16"]
+    options = ["--model=resnet8", "--width=0.25", "--steps=1", "--trials=2", "--repeats=2", "--precisions=fp32"]
     assert main(["training", *options, f"--out={out}"]) == 0
     (entry,) = json.loads(out.read_text())["measurements"]
     assert all(len(each["ratios"]) == 2 and min(each["ratios"]) > 0 for each in entry["comparisons"])
     names = [each["name"] for each in entry["comparisons"]]
-    assert [sum(part in name for name in names) for part in ("bare", "at a time", "stacked")] == [2, 1, 1]
-    assert any("compiled" in name for name in names) == any(map(shutil.which, training.COMPILERS))
+    ways = 1 + (find_compiler() is not None and not torch.cuda.is_available())  # on the sparse kernels, too
+    assert [sum(part in name for name in names) for part in ("at a time", "stacked")] == [ways, 1]
+    assert sum("bare" in name for name in names) == ways * len({1, cores()})
+    assert any("compiled" in name for name in names) == (find_compiler() is not None)
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
-    (rate,) = read_rates(out)
-    assert (rate.model, rate.width, rate.precision) == ("resnet8", 0.25, "bf16")
-    assert rate.images_per_second > 0
+    rates = read_rates(out)
+    assert [rate.kernels for rate in rates] == ["dense", "sparse"][:ways]
+    assert {(rate.model, rate.width, rate.precision) for rate in rates} == {("resnet8", 0.25, "fp32")}
+    assert all(rate.images_per_second > 0 for rate in rates)
 
 
 # --- what was measured -------------------------------------------------------------------------------------------

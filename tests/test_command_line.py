@@ -404,3 +404,26 @@ def test_a_database_may_lie_in_a_directory_that_is_not_there_yet(tmp_path: Path)
     check_tracking(default_tracking_uri(tmp_path / "new" / "storage"))
     check_tracking(f"sqlite:///{tmp_path}/mlflow.db")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- kernels that this machine has to compile -------------------------------------------------------------------------
+KERNELS = ["--space=digits_quickstart", "--set=kernels=sparse"]
+
+
+def test_sparse_kernels_without_a_compiler_are_refused_before_anything_starts(
+    folder: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert main(KERNELS) == WRONG_REQUEST
+    assert "needs a C++ compiler, one of g++, clang++" in capsys.readouterr().err
+    assert not started
+    assert main([*KERNELS, "--dry-run"]) == OK
+    assert main([*KERNELS, "--address=cluster:6379"]) == OK, "what the nodes of a cluster have is not known here"
+
+
+def test_what_is_not_sparse_enough_needs_no_compiler(
+    folder: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert main([*KERNELS, "--set=sparsity=0.5"]) == OK
+    assert started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from study.estimate import (
     SECONDS_PER_JOB,
     Estimates,
     estimate,
-    quicker_precisions,
+    masked,
 )
 from study.plan import Plan, make_plan
+from trainables.config import SPARSE_KERNELS_FROM
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, METRICS, PLANE, PRUNE, SECONDS, SPARSE, STAGES
 from trainables.store import Store
@@ -140,15 +142,32 @@ def test_a_rate_is_that_of_model_precision_and_nearest_width(store: Store) -> No
     assert after[2] == before[2], "nobody has measured that model"
 
 
-def test_a_precision_that_was_measured_to_be_quicker_is_mentioned(store: Store) -> None:
-    plan = plan_of(width=2)
-    assert quicker_precisions(plan, store) == [], "nothing was measured"
-    benchmarked(store, rate(100.0), rate(180.0, precision="bf16"))
-    assert quicker_precisions(plan, store) == ["precision=bf16 trains mlp x1 1.8 times as fast here"]
-    assert quicker_precisions(plan_of(width=2, precision="bf16"), store) == [], "that is what it trains in"
-    assert quicker_precisions(plan_of(model="resnet8"), store) == [], "nobody has measured that model"
-    benchmarked(store, rate(100.0), rate(110.0, precision="bf16"))
-    assert quicker_precisions(plan, store) == [], "too little to change results for"
+def test_a_job_has_the_rate_of_its_own_recipe(store: Store) -> None:
+    asked: dict[str, Any] = {"model": "resnet8", "method": "imp", "sparsity": (0.5, 0.9), "imp_epochs": 100}
+    plain, sparse, compiled = (plan_of(**asked, **how) for how in ({}, {"kernels": "sparse"}, {"compiled": True}))
+    slow = speed("resnet8", MULTIPLY_ADDS_PER_SECOND / 10)
+    benchmarked(store, rate(slow, model="resnet8"))
+    before = [guess(plan, store) for plan in (plain, sparse, compiled)]
+    assert sorted(before[1].values()) == pytest.approx(sorted(before[0].values())), "else the rate as it comes"
+    how: list[dict[str, Any]] = [{"kernels": "sparse", "sparsity": 0.9}, {"compiled": True, "compile_seconds": 1000.0}]
+    others = [dataclasses.replace(rate(10 * slow, model="resnet8"), **each) for each in how]
+    benchmarked(store, rate(slow, model="resnet8"), *others)
+    after = [guess(plan, store) for plan in (plain, sparse, compiled)]
+    assert after[0] == before[0]
+    for key, job in sparse.jobs.items():
+        assert (after[1][key] < before[1][key] / 2) == (masked(job) >= SPARSE_KERNELS_FROM)
+        assert after[1][key] <= before[1][key]
+    for key, job in compiled.jobs.items():
+        quick = before[2][key] > after[2][key] - 1000 > 0
+        assert quick if job.epochs else after[2][key] == before[2][key], "compiled once for each job that trains"
+
+
+def test_the_rate_of_images_as_small_has_the_cost_of_a_step_in_it(store: Store) -> None:
+    plan = plan_of(epochs=1000)
+    dense, images_per_second = of_kind(plan, DENSE)[0], 500.0
+    benchmarked(store, dataclasses.replace(rate(images_per_second), image_size=8))
+    training = 1000 * plan.facts["digits"].train_images / images_per_second
+    assert training < guess(plan, store)[dense] < 1.5 * training
 
 
 def test_a_damaged_benchmark_is_named_and_not_used(store: Store) -> None:

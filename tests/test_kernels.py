@@ -14,14 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from trainables.config import LANES
 from trainables.kernels import library as libraries
-from trainables.kernels.compiler import COMPILERS
+from trainables.kernels.compiler import find_compiler
 from trainables.kernels.convolution import SparseConvolution
 from trainables.kernels.lanes import from_lanes, on_lanes, to_lanes
 from trainables.kernels.normalization import Normalization
 from trainables.masks import apply_mask, magnitude_mask
 from trainables.models import MODELS, build_model
 
-pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 CONVOLUTIONAL = [name for name, entry in MODELS.items() if entry.convolutional]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ from trainables.artifacts import pack, pack_checkpoint, unpack_checkpoint
 from trainables.config import Recipe
 from trainables.data import load_dataset
 from trainables.data.batches import EvalBatches, TrainBatches
-from trainables.kernels.compiler import COMPILERS
+from trainables.kernels.compiler import find_compiler
 from trainables.masks import layerwise_random_mask, magnitude_mask
 from trainables.models import build_model
 from trainables.schedule import learning_rate
@@ -77,7 +76,7 @@ def mask_of(kind: str) -> dict[str, Tensor] | None:
 
 
 # --- same state, same future --------------------------------------------------------------------------------------
-COMPILER = any(map(shutil.which, COMPILERS))
+COMPILER = find_compiler() is not None
 SPARSE = {"kernels": "sparse", "batch_size": 288}
 
 

@@ -1,4 +1,4 @@
-"""The command line of the benchmark."""
+"""The command line of the benchmark; ``fastest``, which chooses for a study, has one of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ OPTIONS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, or 2 for a wrong request."""
-    options = _parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["fastest"]:
+        from study.benchmark.fastest import main as choose
+
+        return choose(arguments[1:])
+    options = _parser().parse_args(arguments)
     asked = WHAT if options.what == "all" else (options.what,)
     modules = {what: importlib.import_module(f"study.benchmark.{what}") for what in asked}
     try:
@@ -61,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m study.benchmark",
         description="What this machine does: ratios of two ways to do the same, timed in turns.",
+        epilog="python -m study.benchmark fastest --space NAME: measure what study.run --fastest chooses from.",
     )
     parser.add_argument("what", nargs="?", default="all", choices=(*WHAT, "all"))
     for name, (kind, default, meaning) in OPTIONS.items():

@@ -95,8 +95,8 @@ class Team:
         self.contestants = contestants
         for each in contestants:
             stack.callback(each.close)
-        for each in contestants:
-            each.answer()
+        self.first_seconds = max(each.answer() for each in contestants)
+        """That the slowest took for the uncounted run."""
 
     def seconds(self) -> tuple[float, int]:
         """Let them run once; return the seconds, and how much all of them have done."""
@@ -104,6 +104,13 @@ class Team:
             each.begin()
         answers = [each.answer() for each in self.contestants]
         return max(seconds for seconds, _ in answers), sum(done for _, done in answers)
+
+    def seconds_afresh(self) -> float:
+        """Let each build its way anew and run it once; return the seconds of the slowest."""
+        for each in self.contestants:
+            each.begin("run afresh")
+        answers = [each.answer() for each in self.contestants]
+        return float(max(seconds for seconds, _ in answers))
 
     def memory(self) -> float:
         """Return the peak memory of one of them, the largest, in MiB."""
@@ -184,14 +191,18 @@ def _serve(pipe: Connection, threads: int, make: Callable[..., Way], arguments: 
     torch.set_num_threads(threads)
     try:
         way = make(*arguments)
-        way.run()
-        pipe.send((True, None))
+        pipe.send((True, _timed(way)[0]))
         while True:
             try:
                 asked = pipe.recv()
             except EOFError:
                 return
-            pipe.send((True, _timed(way) if asked == "run" else peak_memory() + sum(map(_own_memory, way.helpers()))))
+            if asked == "memory":
+                answer: object = peak_memory() + sum(map(_own_memory, way.helpers()))
+            else:
+                way = make(*arguments) if asked == "run afresh" else way
+                answer = _timed(way)
+            pipe.send((True, answer))
     except BaseException as error:
         pipe.send((False, f"{type(error).__name__}: {error}"))
         raise

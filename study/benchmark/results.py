@@ -3,7 +3,7 @@
 The file is JSON: ``{"measurements": [...]}``, one entry per kind of measurement and its settings, each with the time
 (UTC), the commit and the machine it is from. Measuring the same again replaces the entry and leaves the others. An
 entry has ``comparisons`` (seconds of both ways, repeat by repeat, their ratios and the median ratio), ``figures``
-(single numbers with their unit) and ``rates`` (images per second that a trial trains, for estimates).
+(single numbers with their unit) and ``rates`` (images per second that a trial trains, for estimates and choices).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -70,7 +70,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """How fast one trial trains while as many run as the machine takes.
+    """How fast one trial trains: by itself, or of ``training`` while as many run as the machine takes.
 
     Attributes:
         model: a name of ``MODELS``.
@@ -78,6 +78,10 @@ class Rate:
         precision: a name of ``PRECISIONS``.
         image_size: pixels a side.
         images_per_second: of one trial, training only.
+        compiled: whether its network was compiled.
+        kernels: a name of ``KERNELS``.
+        sparsity: of the mask that the sparse kernels trained under, in (0, 1); None for others: it does not matter.
+        compile_seconds: that compiling takes each job once its code is on the disk.
     """
 
     model: str
@@ -85,6 +89,10 @@ class Rate:
     precision: str
     image_size: int
     images_per_second: float
+    compiled: bool = False
+    kernels: str = "dense"
+    sparsity: float | None = None
+    compile_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +104,7 @@ class Measurement:
         settings: what was asked for.
         comparisons: ratios.
         figures: other numbers.
-        rates: for estimates.
+        rates: for estimates and choices.
     """
 
     what: str
@@ -183,7 +191,30 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def nearest(rates: Iterable[Rate], model: str, width: float, precision: str) -> Rate | None:
-    """Return the rate of a model at the nearest width and in the same precision; None if there is none."""
-    fitting = [rate for rate in rates if (rate.model, rate.precision) == (model, precision)]
-    return min(fitting, key=lambda rate: max(rate.width, width) / min(rate.width, width), default=None)
+def nearest(
+    rates: Sequence[Rate],
+    model: str,
+    width: float,
+    precision: str,
+    *,
+    image_size: int,
+    compiled: bool = False,
+    kernels: str = "dense",
+    sparsity: float | None = None,
+) -> Rate | None:
+    """Return the rate of a model that is trained so, at the nearest width; None if there is none.
+
+    Of several at one width it is that of the nearest image size, then of the nearest sparsity, then the latest.
+    """
+    asked = (model, precision, compiled, kernels)
+    fitting = [rate for rate in rates if (rate.model, rate.precision, rate.compiled, rate.kernels) == asked]
+
+    def distance(rate: Rate) -> tuple[float, float, float]:
+        apart = abs((rate.sparsity or 0.0) - (sparsity or 0.0))
+        return _ratio(rate.width, width), _ratio(rate.image_size, image_size), apart
+
+    return min(reversed(fitting), key=distance, default=None)
+
+
+def _ratio(one: float, other: float) -> float:
+    return max(one, other) / min(one, other)

@@ -6,15 +6,13 @@ does not change how long they take.
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -23,12 +21,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
+from study import fastest
 from study.benchmark.contest import Contestant, Team, Way, in_turns
-from study.benchmark.conventional import ConventionalLoop
 from study.benchmark.results import Comparison, Figure, Measurement, Rate
 from trainables.allocation import keep_freed_memory
-from trainables.config import PRECISIONS, Recipe, Task, bounded, known
+from trainables.config import LANES, PRECISIONS, Recipe, Task, bounded, known
 from trainables.data import load_dataset
+from trainables.kernels.compiler import find_compiler
 from trainables.masks import magnitude_mask
 from trainables.models import MODELS, check_width
 from trainables.processes import cores
@@ -36,13 +35,13 @@ from trainables.publishing import Context
 from trainables.store import Store
 from trainables.task import TaskData
 
+if TYPE_CHECKING:
+    from study.benchmark.conventional import ConventionalLoop
+
 CLASSES = 10
-IMAGE_SIZE = 32
 CONVENTIONAL = "conventional"
 STACK = 4
 """Networks that are trained as one where that is tried."""
-COMPILERS = ("g++", "clang++")
-"""Of which torch.compile needs one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +53,7 @@ class Setting:
         width: its width.
         sparsity: of the mask, in [0, 1).
         batch_size: images per step.
+        image_size: pixels a side.
         steps: per run.
         precisions: names of ``PRECISIONS`` that our trial is measured in; the conventional loop knows fp32 only.
         trials: of the grid: as many train at the same time, on a CPU at most one per core.
@@ -63,6 +63,7 @@ class Setting:
     width: float = 1.0
     sparsity: float = 0.9
     batch_size: int = 128
+    image_size: int = 32
     steps: int = 10
     precisions: tuple[str, ...] = tuple(PRECISIONS)
     trials: int = 8
@@ -72,12 +73,22 @@ class Setting:
         check_width(self.model, self.width)
         bounded("sparsity", self.sparsity, 0, 1, below_high=True)
         bounded("batch_size", self.batch_size, CLASSES, whole=True)
+        bounded("image_size", self.image_size, 1, whole=True)
         bounded("steps", self.steps, 1, whole=True)
         bounded("trials", self.trials, 1, whole=True)
         if not self.precisions:
             raise ValueError(f"no precision to measure in; known: {', '.join(PRECISIONS)}")
         for precision in self.precisions:
             known("precision", precision, PRECISIONS)
+
+    @property
+    def ways(self) -> list[fastest.Way]:
+        """How our trial is measured: in each precision and, where they fit, on the sparse kernels."""
+        ways = [fastest.Way(precision=precision) for precision in self.precisions]
+        fitting = MODELS[self.model].convolutional and self.batch_size % LANES == 0 and self.sparsity > 0
+        if "fp32" in self.precisions and fitting and find_compiler() and not torch.cuda.is_available():
+            ways.append(fastest.Way(kernels="sparse"))
+        return ways
 
     @property
     def images(self) -> int:
@@ -101,9 +112,9 @@ class Setting:
 class OurTrial:
     """Trains an epoch per run, as a job of a study does, and evaluates on as good as no test images."""
 
-    def __init__(self, setting: Setting, folder: Path, precision: str, *, compiled: bool = False) -> None:
+    def __init__(self, setting: Setting, folder: Path, way: fastest.Way) -> None:
         data, model, mask = _prepared(setting, folder)
-        recipe = replace(setting.recipe(precision), compiled=compiled)
+        recipe = replace(setting.recipe(way.precision), compiled=way.compiled, kernels=way.kernels)
         self.training = data.training(model, recipe, seed=0, mask=mask)
         self._images = setting.images
 
@@ -181,6 +192,10 @@ class StackedSteps:
 
 def conventional(setting: Setting, folder: Path) -> ConventionalLoop:
     """Return the conventional loop with a loader process per core."""
+    from study.benchmark.conventional import (
+        ConventionalLoop,
+    )  # brings torchvision along, for which others need not wait
+
     _, model, mask = _prepared(setting, folder)
     dataset, recipe = load_dataset("image_folder", folder), setting.recipe()
     return ConventionalLoop(
@@ -213,7 +228,7 @@ def _device() -> torch.device:
 
 
 @contextmanager
-def images_on_disk(count: int) -> Iterator[Path]:
+def images_on_disk(count: int, image_size: int) -> Iterator[Path]:
     """Yield a folder of noise images in the layout of ``image_folder``, decoded already; removed afterwards."""
     noise = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
@@ -221,7 +236,7 @@ def images_on_disk(count: int) -> Iterator[Path]:
             for index in range(number):
                 folder = Path(name, split, f"{index % CLASSES}")
                 folder.mkdir(parents=True, exist_ok=True)
-                pixels = noise.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+                pixels = noise.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
         load_dataset("image_folder", name)
         yield Path(name)
@@ -242,15 +257,16 @@ def measure(setting: Setting, repeats: int) -> Measurement:
     comparisons: list[Comparison] = []
     figures: list[Figure] = []
     rates: list[Rate] = []
-    with images_on_disk(setting.images) as folder:
+    with images_on_disk(setting.images, setting.image_size) as folder:
         for threads in dict.fromkeys([cores()] if cuda else [cores(), 1]):
             compared, found = _one_trial(setting, threads, folder, repeats)
             comparisons += compared
             figures += found
         for precision in setting.precisions:
             comparisons += _alternatives(setting, precision, folder, repeats)
+        for way in setting.ways:
             together = setting.trials if cuda else min(setting.trials, cores())
-            comparison, rate = _grid(setting, precision, together, folder, repeats)
+            comparison, rate = _grid(setting, way, together, folder, repeats)
             comparisons.append(comparison)
             rates.append(rate)
     return Measurement(what="training", settings=asdict(setting), comparisons=comparisons, figures=figures, rates=rates)
@@ -262,16 +278,17 @@ def _one_trial(setting: Setting, threads: int, folder: Path, repeats: int) -> tu
     on = "GPU" if torch.cuda.is_available() else f"{threads} thread{'s' * (threads > 1)}"
     with ExitStack() as stack:
         teams = {CONVENTIONAL: Team(stack, Contestant(CONVENTIONAL, threads, conventional, setting, folder))}
+        for way in setting.ways:
+            teams[f"ours {way}"] = Team(stack, Contestant(f"ours {way}", threads, OurTrial, setting, folder, way))
         for precision in setting.precisions:
-            for name, way in (("ours", OurTrial), ("bare", BareStep)):
-                named = f"{name} {precision}"
-                teams[named] = Team(stack, Contestant(named, threads, way, setting, folder, precision))
+            bare = f"bare {precision}"
+            teams[bare] = Team(stack, Contestant(bare, threads, BareStep, setting, folder, precision))
         seconds = in_turns(teams, repeats)
-        for precision in setting.precisions:
-            what = f"training {setting.model} x{setting.width:g} {precision}, {on}"
-            for against, other in (("conventional loop", CONVENTIONAL), ("bare model step", f"bare {precision}")):
+        for way in setting.ways:
+            what = f"training {setting.model} x{setting.width:g} {way}, {on}"
+            for against, other in (("conventional loop", CONVENTIONAL), ("bare model step", f"bare {way.precision}")):
                 name = f"{what}, against the {against}"
-                comparisons.append(_comparison(name, seconds[f"ours {precision}"], seconds[other], setting.images))
+                comparisons.append(_comparison(name, seconds[f"ours {way}"], seconds[other], setting.images))
         for name, team in teams.items():
             speed = 1 / statistics.median(seconds[name])
             figures.append(Figure(name=f"training {name}, {on}", value=speed, unit="images/s"))
@@ -281,11 +298,16 @@ def _one_trial(setting: Setting, threads: int, folder: Path, repeats: int) -> tu
 
 def _alternatives(setting: Setting, precision: str, folder: Path, repeats: int) -> list[Comparison]:
     """Compare what might be quicker with what is done: one network at a time, as it comes; on one thread."""
-    ways: dict[str, Callable[..., Way]] = {"trial": OurTrial, "step": BareStep, "stacked": StackedSteps}
-    if any(map(shutil.which, COMPILERS)):
-        ways["compiled"] = partial(OurTrial, compiled=True)
+    plain = fastest.Way(precision=precision)
+    ways: dict[str, tuple[Callable[..., Way], object]] = {
+        "trial": (OurTrial, plain),
+        "step": (BareStep, precision),
+        "stacked": (StackedSteps, precision),
+    }
+    if find_compiler():
+        ways["compiled"] = OurTrial, replace(plain, compiled=True)
     with ExitStack() as stack:
-        teams = {name: Team(stack, Contestant(name, 1, way, setting, folder, precision)) for name, way in ways.items()}
+        teams = {name: Team(stack, Contestant(name, 1, way, setting, folder, how)) for name, (way, how) in ways.items()}
         seconds = in_turns(teams, repeats)
     what = f"training {setting.model} x{setting.width:g} {precision}"
     return [
@@ -298,19 +320,21 @@ def _alternatives(setting: Setting, precision: str, folder: Path, repeats: int) 
     ]
 
 
-def _grid(setting: Setting, precision: str, together: int, folder: Path, repeats: int) -> tuple[Comparison, Rate]:
+def _grid(setting: Setting, way: fastest.Way, together: int, folder: Path, repeats: int) -> tuple[Comparison, Rate]:
     """Compare trials side by side, one thread each, with one conventional trial on all cores."""
     with ExitStack() as stack:
         alone = Contestant(CONVENTIONAL, cores(), conventional, setting, folder)
-        trials = [Contestant(f"trial {each}", 1, OurTrial, setting, folder, precision) for each in range(together)]
+        trials = [Contestant(f"trial {each}", 1, OurTrial, setting, folder, way) for each in range(together)]
         seconds = in_turns({"ours": Team(stack, *trials), CONVENTIONAL: Team(stack, alone)}, repeats)
-    what = f"{setting.model} x{setting.width:g} {precision}"
+    what = f"{setting.model} x{setting.width:g} {way}"
     name = f"training {what}, {together} trials at a time, against one conventional"
     rate = Rate(
         model=setting.model,
         width=setting.width,
-        precision=precision,
-        image_size=IMAGE_SIZE,
+        precision=way.precision,
+        kernels=way.kernels,
+        sparsity=setting.sparsity if way.kernels == "sparse" else None,
+        image_size=setting.image_size,
         images_per_second=1 / statistics.median(seconds["ours"]) / together,
     )
     return _comparison(name, seconds["ours"], seconds[CONVENTIONAL], setting.images), rate

@@ -7,13 +7,18 @@ import shutil
 COMPILERS = ("g++", "clang++")
 
 
+def find_compiler() -> str | None:
+    """Return the path of the C++ compiler; None if there is none."""
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
 def compiler() -> str:
     """Return the path of the C++ compiler.
 
     Raises:
         ValueError: there is none.
     """
-    found = next(filter(None, map(shutil.which, COMPILERS)), None)
+    found = find_compiler()
     if found is None:
         raise ValueError(f"kernels='sparse' needs a C++ compiler, one of {', '.join(COMPILERS)}, and found none")
     return found

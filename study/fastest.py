@@ -1,0 +1,307 @@
+"""``--fastest``: which precision, compilation and kernels train each network of a plan quickest, as far as measured.
+
+All of them change a result's bits, and so its key. Hence a choice is made once and kept with the results, in one file
+for each kind of device and network, created on condition that there is none: whoever asks again, for this or another
+space, on this or another machine, gets the same choice, shares the same jobs, and trains nothing twice. To choose anew,
+remove the file. What is measured, and how, is in ``study.benchmark.fastest``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from search_spaces import RECIPES, SearchSpace
+from study.benchmark.results import Rate
+from study.estimate import masked
+from study.plan import Network, Plan, Ways
+from trainables.config import KERNELS, PRECISIONS, SPARSE_KERNELS_FROM, TRAINING_CONFIGS, Cell
+from trainables.graph import Job
+from trainables.storage import patiently
+from trainables.store import Store
+
+SETTINGS: Final = ("precision", "compiled", "kernels")
+"""What is chosen: how a network is computed, not what is asked."""
+FOLDER: Final = "fastest"
+CPU, GPU = "cpu", "cuda"
+TIE: Final = 1.05
+"""A way that takes less than so many times as long as the quickest is as quick: measured again, it may win."""
+
+Kept = Mapping[str, bool | str]
+"""Settings that the user has given, with their values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to train a network; fields as in ``trainables.config.Cell``."""
+
+    precision: str = "fp32"
+    compiled: bool = False
+    kernels: str = "dense"
+
+    def __str__(self) -> str:
+        return self.precision + " compiled" * self.compiled + f" on {self.kernels} kernels" * (self.kernels != "dense")
+
+    @property
+    def settings(self) -> dict[str, bool | str]:
+        """The settings by name."""
+        return dataclasses.asdict(self)
+
+    def at(self, sparsity: float) -> Way:
+        """Return how a job with a mask of a sparsity is trained this way."""
+        return self if sparsity >= SPARSE_KERNELS_FROM else replace(self, kernels="dense")
+
+
+WAYS: Final = tuple(
+    Way(precision=precision, compiled=compiled, kernels=kernels)
+    for precision, compiled, kernels in itertools.product(PRECISIONS, (False, True), KERNELS)
+)
+"""All combinations, the plain ones first, whether or not they fit a network."""
+
+
+def fits(way: Way, space: SearchSpace, network: Network) -> bool:
+    """Return whether a network of a space can be trained a way at all."""
+    model, width = network
+    batches = space.batch_size if isinstance(space.batch_size, tuple) else (space.batch_size,)
+    settings: dict[str, Any] = way.settings
+    try:
+        for batch_size in batches:
+            Cell(method="dense", model=model, width=width, batch_size=batch_size, **settings)
+    except ValueError:
+        return False
+    return True
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What has been chosen for a space.
+
+    Attributes:
+        space: the question, as the command line has overridden it.
+        kept: settings that the command line gives.
+        device: ``CPU`` or ``GPU``.
+        ways: network -> the settings chosen for it.
+        missing: networks that nothing has been chosen for yet.
+    """
+
+    space: SearchSpace
+    kept: Kept
+    device: str
+    ways: Ways
+    missing: tuple[Network, ...]
+
+    @property
+    def current(self) -> Way:
+        """How the space itself has its networks trained."""
+        return Way(precision=self.space.precision, compiled=self.space.compiled, kernels=self.space.kernels)
+
+    def candidates(self, network: Network, *, compilable: bool, sparse: bool) -> list[Way]:
+        """Return the ways to train a network that are left by what the user has given: the space's own first.
+
+        Args:
+            network: of the space.
+            compilable: whether networks can be compiled here.
+            sparse: whether the network has jobs that would use sparse kernels; what they do not use is no way.
+        """
+        left = [way for way in WAYS if self.kept.items() <= way.settings.items() and fits(way, self.space, network)]
+        possible = [way for way in left if compilable or not way.compiled]
+        useful = [way for way in possible if way.kernels == "dense" or (self.device == CPU and sparse)]
+        return sorted(useful, key=lambda way: way != self.current)
+
+
+def choice(space: SearchSpace, assignments: Iterable[str], store: Store, device: str) -> Choice:
+    """Return what has been chosen for a space so far.
+
+    Args:
+        space: overridden by `assignments` already.
+        assignments: of ``--set``; settings given there are kept as they are.
+        store: where choices are kept.
+        device: ``CPU`` or ``GPU``, where the networks will train.
+
+    Raises:
+        ValueError: nothing is left to choose, a setting is an axis of the grid, or a kept choice cannot be read.
+    """
+    given = kept(space, assignments)
+    for name in SETTINGS:
+        if isinstance(values := getattr(space, name), tuple):
+            raise ValueError(
+                f"--fastest chooses one {name} for each network, but the space asks for {', '.join(map(str, values))}"
+            )
+    if len(given) == len(SETTINGS):
+        raise ValueError(f"--fastest has nothing to choose: {in_words(given)} are given by --set")
+    found = chosen(store)
+    ways = ways_of(space, found, device, given)
+    missing = tuple(network for network in networks(space) if network not in ways)
+    for network in missing:
+        if settings := found.get(file(device, network, given)):
+            raise ValueError(
+                f"{called(network)} cannot be trained with {in_words(settings)} in this space, as was chosen before: "
+                f"give --set kernels=dense, or remove {store.uri}/{file(device, network, given)}"
+            )
+    return Choice(
+        space=space,
+        kept=given,
+        device=device,
+        ways=ways,
+        missing=missing,
+    )
+
+
+def kept(space: SearchSpace, assignments: Iterable[str]) -> dict[str, bool | str]:
+    """Return the settings that ``--set`` gives, by themselves or with a recipe, and the values that they have now."""
+    names: set[str] = set()
+    for assignment in assignments:
+        name, _, value = assignment.partition("=")
+        names |= RECIPES[value].keys() if name == "recipe" else {name}
+    return {name: getattr(space, name) for name in SETTINGS if name in names}
+
+
+def networks(space: SearchSpace) -> list[Network]:
+    """Return the networks of a space."""
+    return list(itertools.product(space.model, space.width))
+
+
+def device_of_trials(gpus_per_trial: float | None, address: str | None, store: Store) -> str:
+    """Return on what kind of device the trials of a study compute: on GPUs where there are any, as they do.
+
+    Args:
+        gpus_per_trial: of the command line; decides it if it is given.
+        address: of a cluster. What that has is not asked: it has GPUs if something was chosen for GPUs.
+        store: where choices are kept.
+    """
+    if gpus_per_trial is not None:
+        has_gpus = gpus_per_trial > 0
+    elif address is not None:
+        has_gpus = any(path.startswith(f"{FOLDER}/{GPU}/") for path in _files(store))
+    else:
+        has_gpus = _gpus_here() > 0
+    return GPU if has_gpus else CPU
+
+
+def _gpus_here() -> int:
+    """Return how many NVIDIA GPUs this process may use; asks their driver, for torch takes seconds to import."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return 0 if failed else count.value
+
+
+# --- what has been chosen ---------------------------------------------------------------------------------------------
+def chosen(store: Store) -> dict[str, dict[str, bool | str]]:
+    """Return all choices that are kept with some results, by their files.
+
+    Raises:
+        ValueError: one of the files is something else.
+    """
+    return {path: _read(store, path) for path in _files(store)}
+
+
+def ways_of(space: SearchSpace, found: Mapping[str, Mapping[str, bool | str]], device: str, given: Kept) -> Ways:
+    """Return the choices for the networks of a space that were made with the same settings given, and that fit it."""
+    files = {network: file(device, network, given) for network in networks(space)}
+    ways = {network: found[path] for network, path in files.items() if path in found}
+    return {network: way for network, way in ways.items() if fits(_way(given, way), space, network)}
+
+
+def file(device: str, network: Network, given: Kept) -> str:
+    """Return the path, in the storage, of the choice for a network."""
+    model, width = network
+    settings = (f"{name}={_text(value)}" for name, value in sorted(given.items()))
+    return f"{FOLDER}/{device}/{'-'.join([model, f'x{width:g}', *settings])}.json"
+
+
+def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, Any]) -> dict[str, bool | str]:
+    """Keep a choice unless there is one by now; return the settings that hold.
+
+    Args:
+        store: where.
+        path: of the choice.
+        way: the choice.
+        given: settings that were none of it.
+        evidence: what it rests on, for people.
+    """
+    settings = {name: value for name, value in way.settings.items() if name not in given}
+    content = json.dumps({"settings": settings, "given": dict(given), **evidence}, indent=1).encode()
+    patiently(lambda: store.storage.create(path, content))
+    return _read(store, path)
+
+
+def _files(store: Store) -> list[str]:
+    return patiently(lambda: [path for path in store.storage.names(FOLDER) if path.endswith(".json")])
+
+
+def _read(store: Store, path: str) -> dict[str, bool | str]:
+    content = patiently(lambda: store.storage.read(path))
+    try:
+        document = json.loads(content)
+        settings: dict[str, bool | str] = document["settings"]
+        if _way(document["given"], settings) not in WAYS:
+            raise ValueError("no such way to train")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        where = f"{store.uri}/{path}"
+        raise ValueError(f"{where} is no choice of --fastest ({type(error).__name__}: {error}); remove it") from error
+    return settings
+
+
+def _way(given: Kept, settings: Kept) -> Way:
+    values: dict[str, Any] = {**given, **settings}
+    return Way(**values)
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------------
+def training_jobs(plan: Plan, network: Network) -> list[Job]:
+    """Return the jobs of a plan that train a network."""
+    trained = [job for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)]
+    return [job for job in trained if (job.config.task.model, job.config.task.width) == network]
+
+
+def seconds(plan: Plan, jobs: Iterable[Job], way: Way, rates: Mapping[Way, Rate]) -> float:
+    """Return the estimated seconds that some jobs of a plan train, one after the other, if their network does so a way.
+
+    Args:
+        plan: the plan.
+        jobs: that train.
+        way: the way; jobs without a mask, or with too dense a one, have its dense kernels.
+        rates: way -> how fast the network trains.
+    """
+    total = 0.0
+    for job in jobs:
+        rate = rates[way.at(masked(job))]
+        images = job.epochs * plan.facts[job.config.task.dataset].train_images
+        total += images / rate.images_per_second + rate.compile_seconds
+    return total
+
+
+def quickest(totals: Mapping[Way, float]) -> Way:
+    """Return the way that takes the fewest seconds; of those that take as good as no longer, the first one."""
+    return next(way for way, total in totals.items() if total < TIE * min(totals.values()))
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+def in_words(settings: Mapping[str, bool | str]) -> str:
+    """Return settings as ``--set`` takes them."""
+    return " ".join(f"{name}={_text(settings[name])}" for name in SETTINGS if name in settings)
+
+
+def lines(ways: Ways, missing: Sequence[Network] = ()) -> list[str]:
+    """Return a line on each network: what was chosen for it, or that nothing was."""
+    text = [f"fastest {called(network)}: {in_words(settings)}" for network, settings in ways.items()]
+    return text + [f"fastest {called(network)}: not measured yet, planned as the space has it" for network in missing]
+
+
+def called(network: Network) -> str:
+    """Return what a network is called."""
+    return f"{network[0]} x{network[1]:g}"
+
+
+def _text(value: bool | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else value
