@@ -46,7 +46,7 @@ class Comparison:
         """Return the result as one line: median, smallest and largest ratio, and the median seconds behind them."""
         middle, low, high = statistics.median(self.ratios), min(self.ratios), max(self.ratios)
         seconds = f"{statistics.median(self.ours):.2f} s against {statistics.median(self.other):.2f} s"
-        return f"{self.name:<72} {middle:5.2f}x [{low:.2f}, {high:.2f}]   {seconds}"
+        return f"{self.name:<90} {middle:5.2f}x [{low:.2f}, {high:.2f}]   {seconds}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Figure:
 
     def line(self) -> str:
         """Return the figure as one line."""
-        return f"{self.name:<72} {self.value:,.4g} {self.unit}".rstrip()
+        return f"{self.name:<90} {self.value:,.4g} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
