@@ -194,6 +194,29 @@ def test_the_network_itself_stays_as_it_was(name: str) -> None:
     assert torch.equal(model(torch.zeros(1, 3, 16, 16)), before)
 
 
+class Sums(nn.Module):
+    """Sums that a BatchNorm has a part in, and that look alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.other, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        normal = self.bn(x)
+        x = self.relu(normal + 0.5) + normal
+        x = x + self.other(x)
+        return self.relu(self.other(x) + x).mean(dim=(2, 3))
+
+
+def test_whatever_a_batchnorm_is_summed_with_takes_part() -> None:
+    torch.manual_seed(0)
+    model = Sums()
+    images = torch.randn(LANES, 3, 6, 6)
+    ours = on_lanes(model, {})(images)
+    assert_near(ours, copy.deepcopy(model).double()(images.double()))
+
+
 def test_lanes_hold_16_images_side_by_side() -> None:
     images = torch.arange(2 * LANES * 3.0).view(2 * LANES, 3, 1, 1)
     lanes = to_lanes(images)

@@ -100,7 +100,7 @@ class _Exchange:
         last = step
         after = _only_user(last)
         # Of two BatchNorms that are summed, the first one takes the sum.
-        if after and after.target is operator.add and after.all_input_nodes[0] is step:
+        if after and after.target is operator.add and after.args[0] is step and len(after.all_input_nodes) == 2:
             last = after
             after = _only_user(last)
         if after and isinstance(self._module(after), nn.ReLU):

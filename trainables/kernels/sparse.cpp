@@ -1,12 +1,12 @@
-// Convolutions that compute only with the weights that a mask keeps.
+// Convolutions that compute only with the weights that a mask keeps, and BatchNorm with what follows it.
 //
 // Activations lie in lanes: [blocks][channels][height][width][16], 16 images of a batch side by side, so that one kept
 // weight times one position is one multiply-add of a whole vector, whatever the weight's place in the kernel. Of an
 // image's block a tile of 8 positions, the rows that its kernel reaches and all channels fit into a core's fast memory.
 //
-// A layer's kept weights are listed by channel of what is written (pointer, as in compressed sparse rows). Each has the
-// place of its weight in the layer's weights (index) and how far from a tile's first position, in the padded source,
-// the value lies that it is multiplied with (offset).
+// A layer's kept weights are listed by channel of what is written (pointer, as in compressed sparse rows). For each is
+// known its place among the layer's weights (index) and how far from a tile's first position, in the padded source, the
+// value lies that it is multiplied with (offset).
 
 #include <algorithm>
 #include <cmath>
@@ -18,7 +18,7 @@ namespace {
 
 constexpr int lanes = 16;
 constexpr int tile = 8;  // as many sums as hide the latency of a multiply-add
-constexpr int slots = 4;
+constexpr int slots = 4;  // likewise, for sums over all positions
 
 typedef float vec __attribute__((vector_size(lanes * sizeof(float))));
 
@@ -218,7 +218,8 @@ void normalize_gradients(const vec* gradient, const vec* x, const vec* out, Shap
                 through_both([&](int64_t at) { return add[at] = y[at] > 0 ? g[at] : vec{}; },
                              [&](int64_t at) { return add[at]; });
             } else {
-                const vec scale = splat(gamma[c] * inverses[c]), shift = splat(beta[c] - means[c] * gamma[c] * inverses[c]);
+                const vec scale = splat(gamma[c] * inverses[c]);
+                const vec shift = splat(beta[c] - means[c] * gamma[c] * inverses[c]);
                 const auto positive = [&](int64_t at) { return from[at] * scale + shift > 0 ? g[at] : vec{}; };
                 through_both(positive, positive);
             }
@@ -229,8 +230,8 @@ void normalize_gradients(const vec* gradient, const vec* x, const vec* out, Shap
 // target = sums of the kept weights times what they look at.
 //
 // A forward pass reads every `source_step`-th position and writes all of them; a backward pass through a strided layer
-// reads all and writes every `target_step`-th, with taps of their own for each residue of its row and column. `padded` has room for one
-// padded block per thread.
+// reads all and writes every `target_step`-th, with taps of their own for each residue of its row and column. `padded`
+// has room for one padded block per thread.
 void sparse_convolve(const vec* source, Shape from, int64_t padding, int64_t source_step, vec* target, Shape to,
                      int64_t target_step, Taps taps, const float* weights, int64_t blocks, int64_t threads,
                      vec* padded) {
@@ -290,10 +291,10 @@ void sparse_weight_gradients(const vec* source, Shape from, int64_t padding, int
         }
     });
     for (int64_t k = 0; k < count; ++k) {
-        float total = 0;
+        float all = 0;
         for (int64_t thread = 0; thread < threads; ++thread)
-            for (int lane = 0; lane < lanes; ++lane) total += sums[thread * count + k][lane];
-        gradients[taps.index[k]] = total;
+            for (int lane = 0; lane < lanes; ++lane) all += sums[thread * count + k][lane];
+        gradients[taps.index[k]] = all;
     }
 }
 
