@@ -20,7 +20,7 @@ from search_spaces import RECIPES, SearchSpace
 from study.benchmark.results import Rate
 from study.estimate import masked
 from study.plan import Network, Plan, Ways
-from trainables.config import KERNELS, PRECISIONS, SPARSE_KERNELS_FROM, TRAINING_CONFIGS, Cell
+from trainables.config import CPU_PRECISIONS, KERNELS, PRECISIONS, SPARSE_KERNELS_FROM, TRAINING_CONFIGS, Cell
 from trainables.graph import Job
 from trainables.storage import patiently
 from trainables.store import Store
@@ -111,6 +111,8 @@ class Choice:
         """
         left = [way for way in WAYS if self.kept.items() <= way.settings.items() and fits(way, self.space, network)]
         possible = [way for way in left if compilable or not way.compiled]
+        if self.device == CPU and "precision" not in self.kept:
+            possible = [way for way in possible if way.precision in CPU_PRECISIONS]
         useful = [way for way in possible if way.kernels == "dense" or (self.device == CPU and sparse)]
         return sorted(useful, key=lambda way: way != self.current)
 

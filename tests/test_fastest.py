@@ -35,6 +35,7 @@ from trainables.store import Store
 
 ROOT = Path(__file__).parents[1]
 PLAIN, SPARSE, COMPILED = Way(), Way(kernels="sparse"), Way(compiled=True)
+TF32, TF32_COMPILED = Way(precision="tf32"), Way(precision="tf32", compiled=True)
 BF16, BF16_COMPILED = Way(precision="bf16"), Way(precision="bf16", compiled=True)
 NET = ("resnet8", 0.25)
 
@@ -83,7 +84,9 @@ def decide(asked: SearchSpace, measured: Mapping[Way, Rate], store: Store) -> Wa
     [
         ([], CPU, True, {PLAIN, SPARSE, COMPILED, BF16, BF16_COMPILED}),
         ([], CPU, False, {PLAIN, SPARSE, BF16}),
-        ([], GPU, True, {PLAIN, COMPILED, BF16, BF16_COMPILED}),
+        ([], GPU, True, {PLAIN, COMPILED, TF32, TF32_COMPILED, BF16, BF16_COMPILED}),
+        (["precision=tf32"], GPU, False, {TF32}),
+        (["precision=tf32"], CPU, False, {TF32}),
         (["precision=bf16"], CPU, True, {BF16, BF16_COMPILED}),
         (["recipe=paper_imagenet"], CPU, True, {BF16, BF16_COMPILED}),
         (["kernels=dense"], CPU, False, {PLAIN, BF16}),

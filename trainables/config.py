@@ -28,8 +28,11 @@ SCHEDULES: dict[str, str] = {
 }
 PRECISIONS: dict[str, str] = {
     "fp32": "single precision throughout",
+    "tf32": "single precision, but GPUs round the factors of a training step's products to TensorFloat-32",
     "bf16": "bfloat16 autocast for the forward pass, fp32 weights and updates",
 }
+CPU_PRECISIONS = ("fp32", "bf16")
+"""Those that make a difference on a CPU."""
 KERNELS: dict[str, str] = {
     "dense": "PyTorch's own: masked weights are multiplied like all others",
     "sparse": "kernels of ours for CPUs, which leave masked weights out",

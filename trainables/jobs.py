@@ -31,6 +31,7 @@ from trainables.joblog import JobLog
 from trainables.masks import apply_mask, layerwise_random_mask, magnitude_mask, mask_sparsity, network_sparsity
 from trainables.measurements import measure
 from trainables.permutations import apply_permutation, permutation_spec, random_permutation
+from trainables.precision import tensor_float
 from trainables.publishing import (
     Context,
     Files,
@@ -75,7 +76,7 @@ def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Itera
     surroundings = ", ".join(f"{name} {value}" for name, value in environment(context.device).items())
     context.log.write(f"{job.kind} {job.key}\n{surroundings}")
     try:
-        with context.log.capturing():
+        with context.log.capturing(), tensor_float(False):  # what a recipe allows, it allows to its training steps
             match job.kind:
                 case schema.DENSE:
                     yield from _dense(job, wanted, context)

@@ -16,6 +16,7 @@ from trainables.data.batches import EvalBatches, TrainBatches
 from trainables.evaluation import evaluate
 from trainables.kernels.lanes import on_lanes
 from trainables.masks import apply_mask
+from trainables.precision import tensor_float
 from trainables.schedule import learning_rate
 from trainables.schema import LEARNING_RATE, TEST_ACCURACY, TEST_LOSS, TRAIN_ACCURACY, TRAIN_LOSS
 
@@ -110,7 +111,8 @@ class Training:
         """
         assert self.epoch < self.recipe.epochs
         start = time.perf_counter()
-        loss, accuracy = self._train_epoch()
+        with tensor_float(self.recipe.precision == "tf32"):
+            loss, accuracy = self._train_epoch()
         self.train_seconds += time.perf_counter() - start
         self.epoch += 1
         test = evaluate(self.model, self._test)

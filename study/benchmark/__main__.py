@@ -12,7 +12,7 @@ from typing import Any
 
 from study.benchmark import results
 from study.runs import project_commit
-from trainables.config import PRECISIONS, bounded
+from trainables.config import CPU_PRECISIONS, PRECISIONS, bounded
 
 WHAT = ("training", "matching", "sweep")
 OPTIONS = {
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _setting(kind: type, options: argparse.Namespace) -> Any:
     """Return what is to be measured, from those options that it knows."""
     known = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: value for name, value in vars(options).items() if name in known})
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    return kind(**{name: value for name, value in given.items() if name in known})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,9 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precisions",
         type=lambda text: tuple(text.split(",")),
-        default=tuple(PRECISIONS),
         metavar="P,...",
-        help=f"that our trials are measured in (default: {','.join(PRECISIONS)})",
+        help=f"that our trials are measured in (default: {','.join(CPU_PRECISIONS)}, on a GPU {','.join(PRECISIONS)})",
     )
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("outputs", results.FILE), help="default: %(default)s")

@@ -10,7 +10,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,11 +25,12 @@ from study import fastest
 from study.benchmark.contest import Contestant, Team, Way, in_turns
 from study.benchmark.results import Comparison, Figure, Measurement, Rate
 from trainables.allocation import keep_freed_memory
-from trainables.config import LANES, PRECISIONS, Recipe, Task, bounded, known
+from trainables.config import CPU_PRECISIONS, LANES, PRECISIONS, Recipe, Task, bounded, known
 from trainables.data import load_dataset
 from trainables.kernels.compiler import find_compiler
 from trainables.masks import magnitude_mask
 from trainables.models import MODELS, check_width
+from trainables.precision import tensor_float
 from trainables.processes import cores
 from trainables.publishing import Context
 from trainables.store import Store
@@ -65,7 +66,7 @@ class Setting:
     batch_size: int = 128
     image_size: int = 32
     steps: int = 10
-    precisions: tuple[str, ...] = tuple(PRECISIONS)
+    precisions: tuple[str, ...] = field(default_factory=lambda: _precisions())
     trials: int = 8
 
     def __post_init__(self) -> None:
@@ -136,17 +137,18 @@ class BareStep:
         data, self._model, _ = _prepared(setting, folder)
         images, labels = next(iter(data.train_plain))
         self._images, self._labels = images[: setting.batch_size], labels[: setting.batch_size]
-        self._steps, self._half = setting.steps, precision == "bf16"
+        self._steps, self._precision = setting.steps, precision
 
     def run(self) -> int:
         """Take the steps of a run; return the number of images."""
         self._model.train()
-        for _ in range(self._steps):
-            with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._half):
-                logits = self._model(self._images)
-            cross_entropy(logits.float(), self._labels).backward()  # type: ignore[no-untyped-call]
-            for parameter in self._model.parameters():
-                parameter.grad = None
+        with tensor_float(self._precision == "tf32"):
+            for _ in range(self._steps):
+                with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+                    logits = self._model(self._images)
+                cross_entropy(logits.float(), self._labels).backward()  # type: ignore[no-untyped-call]
+                for parameter in self._model.parameters():
+                    parameter.grad = None
         return self._steps * len(self._labels)
 
     def helpers(self) -> Sequence[int]:
@@ -166,7 +168,7 @@ class StackedSteps:
         images, labels = next(iter(data.train_plain))
         self._images = images[: setting.batch_size].expand(STACK, -1, -1, -1, -1)
         self._labels = labels[: setting.batch_size].repeat(STACK)
-        self._steps, self._half = setting.steps, precision == "bf16"
+        self._steps, self._precision = setting.steps, precision
         self._parameters, self._buffers = stack_module_state(nets)
 
         def logits(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -177,12 +179,14 @@ class StackedSteps:
     def run(self) -> int:
         """Take steps with all networks until as many images are seen as in a run; return the number of images."""
         steps = -(-self._steps // STACK)
-        for _ in range(steps):
-            with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._half):
-                logits = self._logits(self._parameters, self._buffers, self._images)
-            cross_entropy(logits.flatten(0, 1).float(), self._labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
-            for parameter in self._parameters.values():
-                parameter.grad = None
+        with tensor_float(self._precision == "tf32"):
+            for _ in range(steps):
+                with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+                    logits = self._logits(self._parameters, self._buffers, self._images)
+                loss = cross_entropy(logits.flatten(0, 1).float(), self._labels, reduction="sum")
+                loss.backward()  # type: ignore[no-untyped-call]
+                for parameter in self._parameters.values():
+                    parameter.grad = None
         return steps * len(self._labels)
 
     def helpers(self) -> Sequence[int]:
@@ -221,6 +225,11 @@ def _prepared(setting: Setting, folder: Path) -> tuple[TaskData, nn.Module, dict
     model = data.model()
     weights = {name: model.get_parameter(name).detach() for name in model.prunable_names()}
     return data, model, magnitude_mask(weights, setting.sparsity)
+
+
+def _precisions() -> tuple[str, ...]:
+    """Return those that make a difference on this machine."""
+    return tuple(PRECISIONS) if torch.cuda.is_available() else CPU_PRECISIONS
 
 
 def _device() -> torch.device:
