@@ -208,6 +208,8 @@ DRIVER = """
 import os, signal, sys, time
 from pathlib import Path
 from mlflow import MlflowClient
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 from tiny_study import tiny_space
 from study import tracking
 from study.plan import make_plan
@@ -216,7 +218,7 @@ from trainables.store import Store
 
 tracking.CLOSING_PATIENCE = 300.0  # nothing is away here
 storage, uri, number, fate, creation, *signs = sys.argv[1:]
-create, done = MlflowClient.create_run, 0
+create, done, tables = MlflowClient.create_run, 0, 0
 
 def die():
     Path(storage, f"dying-{number}").touch()
@@ -234,6 +236,14 @@ def create_and_die(self, *args, **kwargs):
     return run
 
 MlflowClient.create_run = create_and_die
+
+@event.listens_for(Engine, "after_cursor_execute")
+def make_table_and_die(connection, cursor, statement, *_):
+    global tables
+    tables += "CREATE TABLE" in statement
+    if fate == "tables" and tables == int(creation):
+        die()
+
 plan = make_plan(tiny_space(interpolation_points=3))
 tracker = Tracker(plan, Store(storage), uri, fresh=set(plan.jobs))
 Path(storage, f"ready-{number}").touch()
@@ -252,8 +262,8 @@ def run_drivers(store: Store, uri: str, drivers: Sequence[tuple[str, int, Sequen
     Args:
         store: the results.
         uri: where to log.
-        drivers: of each, whether it dies ``before`` or ``after`` it creates a run, or ``lives``; which creation that
-            is, from 1; and the signs that it waits for.
+        drivers: of each, whether it dies ``before`` or ``after`` it creates a run, while it makes ``tables``, or
+            ``lives``; which creation that is, from 1; and the signs that it waits for.
     """
     command = ["-c", DRIVER, store.uri, uri]
     processes = [
@@ -286,6 +296,15 @@ def test_database_that_is_new_to_several_drivers(own_copy: Store, tmp_path: Path
     codes = run_drivers(own_copy, f"sqlite:///{database}", [("lives", 0, ALL_READY)] * 3)
     assert codes == [0, 0, 0]
     assert_one_finished_run_of_each(database, 13)
+
+
+def test_drivers_killed_while_they_make_the_tables(own_copy: Store, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    killed = [("tables", 1, ["ready-0"]), ("tables", 40, ["dying-0"]), ("tables", 70, ["dying-1"])]
+    codes = run_drivers(own_copy, f"sqlite:///{database}", [*killed, ("lives", 0, ["dying-2"])])
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    assert_one_finished_run_of_each(database, 13)
+    assert not list(tmp_path.glob("mlflow.db.new*"))
 
 
 def test_drivers_killed_while_they_create_runs_beside_others(own_copy: Store, tmp_path: Path) -> None:
