@@ -168,9 +168,10 @@ class Runs:
         space = self._plan.space
         database = sqlite_file(self._uri)
         location = (database.parent / "mlartifacts" / space.name).as_uri() if database else None
-        if database:
-            _make_tables(self._uri, database)
-        self._client = MlflowClient(tracking_uri=self._uri)
+        with _locked(database) if database else contextlib.nullcontext():
+            if database and not (database.exists() and database.stat().st_size):
+                _make_tables(self._uri, database)
+            self._client = MlflowClient(tracking_uri=self._uri)
         with self._sole_creator():
             experiment = self._client.get_experiment_by_name(space.name)
             if experiment is None:
@@ -511,23 +512,19 @@ def _point(metric: Any) -> _Point:
 
 
 def _make_tables(uri: str, database: Path) -> None:
-    """Let MLflow make its tables if the database is new: in a file of another name, which gets its own when it is whole.
+    """Let MLflow make its tables in a file of another name, which becomes the database when it is whole.
 
-    MLflow takes seconds and many steps for them. A driver that was killed in between would leave a database behind that
-    has some of the tables, with which neither MLflow nor a later driver could do anything.
+    That takes MLflow seconds and many steps. A driver that was killed in between would leave a database behind that has
+    some of the tables, with which neither MLflow nor a later driver could do anything.
     """
     from mlflow import MlflowClient
 
-    with _locked(database):
-        if database.exists() and database.stat().st_size:
-            MlflowClient(tracking_uri=uri)  # of an older MLflow: brought up to date by one driver, not by several at once
-            return
-        unfinished = database.with_name(f"{database.name}.new")
-        for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
-            left.unlink(missing_ok=True)  # by a driver that was killed
-        location, mark, options = uri.partition("?")
-        MlflowClient(tracking_uri=f"{location}.new{mark}{options}")
-        unfinished.replace(database)
+    unfinished = database.with_name(f"{database.name}.new")
+    for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
+        left.unlink(missing_ok=True)  # by a driver that was killed
+    location, mark, options = uri.partition("?")
+    MlflowClient(tracking_uri=f"{location}.new{mark}{options}")
+    unfinished.replace(database)
 
 
 @contextlib.contextmanager
