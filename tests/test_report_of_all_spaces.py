@@ -80,6 +80,7 @@ def test_the_library_as_the_readme_shows_it(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "rewind.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_space_that_fills_it(tmp_path):
     missing = set(FIGURES)
     for space in map(reduced, SPACES.values()):

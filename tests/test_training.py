@@ -172,6 +172,7 @@ print(hashlib.sha256(t.bits(training)).hexdigest(), rows)
 """
 
 
+@pytest.mark.slow
 def test_same_bits_in_fresh_processes_beside_a_busy_one() -> None:
     busy = python("-c", "while True: pass")
     try:

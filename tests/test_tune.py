@@ -110,6 +110,7 @@ def test_process_that_has_run_other_trials_gives_the_same_bits(
         assert_same_result(store, context.store, key)
 
 
+@pytest.mark.slow
 def test_trial_that_is_stopped_gives_way_and_the_next_goes_on(cluster: None, published: Store, tmp_path: Path) -> None:
     space = {**tiny_space().param_space(storage=str(tmp_path / "outputs")), "checkpoint_seconds": 0.0}
     store, job = Store(tmp_path / "outputs"), target(tiny_cell("dense"))
