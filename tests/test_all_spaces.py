@@ -63,10 +63,8 @@ EXPECTED: dict[str, tuple[set[str], set[str]]] = {
         {schema.MASK_OVERLAP, schema.MASK_OVERLAP_IDENTITY, schema.MASK_OVERLAP_RANDOM, schema.SECONDS},
     ),
 }
-HEAVY = {
-    *("digits_quickstart", "resnet20_cifar100_width_sweep", "vgg11_rewind_sweep", "resnet50_imagenet_sweep"),
-    *("matcher_ablation", "mask_controls"),
-}
+QUICK = {"resnet20_width_sweep", "mode_connectivity"}
+"""Run by default; the others are slow tests."""
 
 
 @pytest.fixture(scope="session")
@@ -213,10 +211,10 @@ def kinds(plan: Plan) -> Counter[str]:
     return Counter(job.kind for job in plan.jobs.values())
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in SPACES]
+QUICK_AND_SLOW = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SPACES]
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", QUICK_AND_SLOW)
 @pytest.mark.filterwarnings("error::trainables.repair.NoEffectWarning")
 def test_a_space_runs_to_its_end(name: str, tmp_path: Path) -> None:
     plan, store = run(miniature(SPACES[name]), tmp_path)
@@ -228,6 +226,7 @@ def test_a_space_runs_to_its_end(name: str, tmp_path: Path) -> None:
 TINY = SearchSpace(name="tiny", question="Does it work?", model="resnet20", interpolation_points=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_to_its_end(name: str, tmp_path: Path) -> None:
     space = dataclasses.replace(TINY, rewind_epoch=1, **RECIPES[name])

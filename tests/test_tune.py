@@ -94,6 +94,7 @@ def test_two_trials_from_nothing_train_each_shared_job_once(cluster: None, publi
         assert math.isnan(row["generalization_gap"]) != (own and row["step"] == 2)
 
 
+@pytest.mark.slow
 def test_process_that_has_run_other_trials_gives_the_same_bits(
     cluster: None, published: Store, context: Context, tmp_path: Path
 ) -> None:
