@@ -25,7 +25,7 @@ from study.tracking import check_tracking, default_tracking_uri
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Ref
-from trainables.kernels.compiler import compiler
+from trainables.kernels.compiler import compiler, find_compiler
 from trainables.redaction import redact
 from trainables.store import StorageError, Store
 
@@ -257,9 +257,11 @@ def _clean(store: Store, data_dir: str | None, options: argparse.Namespace) -> i
 
 def _check_kernels(plan: Plan, store: Store, options: argparse.Namespace) -> None:
     """Raise ValueError if jobs that are still to run want kernels that this machine cannot compile, and run here."""
+    if find_compiler() is not None or cluster_address(options.address) is not None:
+        return
     trained = {key: job.config for key, job in plan.jobs.items() if isinstance(job.config, TRAINING_CONFIGS)}
     sparse = {key for key, config in trained.items() if config.recipe.kernels == "sparse"}
-    if sparse and cluster_address(options.address) is None and sparse & plan.closure.todo(store.keys()).keys():
+    if sparse and sparse & plan.closure.todo(store.keys()).keys():
         compiler()
 
 

@@ -308,11 +308,11 @@ def test_a_dry_run_of_a_finished_study_has_nothing_to_do(folder: Path, capsys: p
     assert "trials at a time" not in out
 
 
-@pytest.mark.parametrize("flag", ["--dry-run", "--list"])
-def test_planning_imports_nothing_heavy(flag: str, folder: Path) -> None:
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--list"], ["--dry-run", "--fastest"]], ids=str)
+def test_planning_imports_nothing_heavy(flags: list[str], folder: Path) -> None:
     program = (
         "import runpy, sys\n"
-        f"sys.argv = ['run', '--space', 'digits_quickstart', {flag!r}]\n"
+        f"sys.argv = ['run', '--space', 'digits_quickstart', *{flags}]\n"
         "try:\n    runpy.run_module('study.run', run_name='__main__')\n"
         "except SystemExit as end:\n    assert end.code == 0, end.code\n"
         "print(sorted({'torch', 'ray', 'mlflow', 'pandas', 'numpy', 'scipy', 'matplotlib', 'rich'} & set(sys.modules)))"

@@ -25,7 +25,7 @@ from study import fastest
 from study.benchmark import results
 from study.benchmark.contest import Contestant, Team, in_turns, machine
 from study.benchmark.results import Measurement, Rate
-from study.benchmark.training import CLASSES, OurTrial, Setting, images_on_disk
+from study.benchmark.training import CLASSES, OurTrial, Setting, images_on_disk, rate
 from study.estimate import benchmark_file, duration, image_size, masked, multiply_adds_per_image
 from study.fastest import Choice, Way
 from study.plan import Network, Plan, make_plan, override
@@ -145,7 +145,7 @@ def _rates(plan: Plan, jobs: Sequence[Job], setting: Setting, ways: Sequence[Way
                     print(f"  left out: {error}", flush=True)
 
         enter([way for way in ways if not way.compiled or way == ways[0]])
-        first = {way: _rate(setting, way, team.first_seconds / setting.images) for way, team in teams.items()}
+        first = {way: rate(setting, way, team.first_seconds / setting.images) for way, team in teams.items()}
         shortest = min((fastest.seconds(plan, jobs, way, first) for way in _complete(first)), default=float("inf"))
         if shortest >= COMPILED_FROM * len(jobs):
             enter([way for way in ways[1:] if way.compiled])
@@ -157,7 +157,7 @@ def _rates(plan: Plan, jobs: Sequence[Job], setting: Setting, ways: Sequence[Way
         for name, way in names.items():
             each = statistics.median(seconds[name])
             compiling = teams[way].seconds_afresh() - each * setting.images if way.compiled else 0.0
-            found[way] = _rate(setting, way, each, max(0.0, compiling))
+            found[way] = rate(setting, way, each, max(0.0, compiling))
     return {way: found[way] for way in _complete(found)}
 
 
@@ -166,27 +166,12 @@ def _complete(rates: Mapping[Way, Rate]) -> list[Way]:
     return [way for way in rates if way.at(0.0) in rates]
 
 
-def _rate(setting: Setting, way: Way, seconds: float, compile_seconds: float = 0.0) -> Rate:
-    """Return how fast a network trains that takes so many seconds for an image."""
-    return Rate(
-        model=setting.model,
-        width=setting.width,
-        image_size=setting.image_size,
-        images_per_second=1 / seconds,
-        sparsity=setting.sparsity if way.kernels == "sparse" else None,
-        compile_seconds=compile_seconds,
-        precision=way.precision,
-        compiled=way.compiled,
-        kernels=way.kernels,
-    )
-
-
 def _lines(network: Network, rates: Mapping[Way, Rate], totals: Mapping[Way, float]) -> Iterator[str]:
     """Yield what each way was measured to take."""
     for way, total in totals.items():
-        rate = rates[way]
-        compiling = f", compiling takes each {rate.compile_seconds:.1f} s" if way.compiled else ""
-        speed = f"{rate.images_per_second:,.0f} images/s"
+        its = rates[way]
+        compiling = f", compiling takes each {its.compile_seconds:.1f} s" if way.compiled else ""
+        speed = f"{its.images_per_second:,.0f} images/s"
         yield f"  {fastest.in_words(way.settings):<46}{speed:>18}{duration(total):>14}{compiling}"
     if not totals:
         yield f"{fastest.called(network)} can be trained in one way only"

@@ -196,9 +196,8 @@ class StackedSteps:
 
 def conventional(setting: Setting, folder: Path) -> ConventionalLoop:
     """Return the conventional loop with a loader process per core."""
-    from study.benchmark.conventional import (
-        ConventionalLoop,
-    )  # brings torchvision along, for which others need not wait
+    # It brings torchvision along, for which other contestants need not wait.
+    from study.benchmark.conventional import ConventionalLoop
 
     _, model, mask = _prepared(setting, folder)
     dataset, recipe = load_dataset("image_folder", folder), setting.recipe()
@@ -275,9 +274,9 @@ def measure(setting: Setting, repeats: int) -> Measurement:
             comparisons += _alternatives(setting, precision, folder, repeats)
         for way in setting.ways:
             together = setting.trials if cuda else min(setting.trials, cores())
-            comparison, rate = _grid(setting, way, together, folder, repeats)
+            comparison, own = _grid(setting, way, together, folder, repeats)
             comparisons.append(comparison)
-            rates.append(rate)
+            rates.append(own)
     return Measurement(what="training", settings=asdict(setting), comparisons=comparisons, figures=figures, rates=rates)
 
 
@@ -337,16 +336,23 @@ def _grid(setting: Setting, way: fastest.Way, together: int, folder: Path, repea
         seconds = in_turns({"ours": Team(stack, *trials), CONVENTIONAL: Team(stack, alone)}, repeats)
     what = f"{setting.model} x{setting.width:g} {way}"
     name = f"training {what}, {together} trials at a time, against one conventional"
-    rate = Rate(
+    own = rate(setting, way, together * statistics.median(seconds["ours"]))
+    return _comparison(name, seconds["ours"], seconds[CONVENTIONAL], setting.images), own
+
+
+def rate(setting: Setting, way: fastest.Way, seconds: float, compile_seconds: float = 0.0) -> Rate:
+    """Return how fast a trial trains that takes so many seconds for an image."""
+    return Rate(
         model=setting.model,
         width=setting.width,
-        precision=way.precision,
-        kernels=way.kernels,
-        sparsity=setting.sparsity if way.kernels == "sparse" else None,
         image_size=setting.image_size,
-        images_per_second=1 / statistics.median(seconds["ours"]) / together,
+        images_per_second=1 / seconds,
+        sparsity=setting.sparsity if way.kernels == "sparse" else None,
+        compile_seconds=compile_seconds,
+        precision=way.precision,
+        compiled=way.compiled,
+        kernels=way.kernels,
     )
-    return _comparison(name, seconds["ours"], seconds[CONVENTIONAL], setting.images), rate
 
 
 def _comparison(name: str, ours: Sequence[float], other: Sequence[float], images: int) -> Comparison:
