@@ -654,7 +654,13 @@ def test_trouble_that_passes_is_waited_out(
     assert all(later > earlier for earlier, later in itertools.pairwise(pauses)), "longer each time"
 
 
-def test_trouble_that_lasts_is_reported(store: Store, monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
+@pytest.mark.parametrize("early, late", [(0.75, 0.75), (1.25, 1.25), (0.75, 1.25)])
+def test_trouble_that_lasts_is_reported(
+    store: Store, monkeypatch: pytest.MonkeyPatch, pauses: list[float], early: float, late: float
+) -> None:
+    # However the pauses are drawn: where the last of them is a long one, it must not outlast the patience either.
+    monkeypatch.setattr(errors.random, "uniform", lambda *_: early if len(pauses) < 6 else late)
+
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

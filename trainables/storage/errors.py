@@ -49,11 +49,12 @@ def patiently(action: Callable[[], T], patience: float | None = None) -> T:
     deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
     pause = FIRST_PAUSE
     while True:
+        # Not in step with all the others that the same outage has stopped.
+        this_pause = pause * random.uniform(0.75, 1.25)
         try:
             return action()
         except StorageError as error:
-            if not error.passing or time.monotonic() + pause > deadline:
+            if not error.passing or time.monotonic() + this_pause > deadline:
                 raise
-        # Not in step with all the others that the same outage has stopped.
-        time.sleep(pause * random.uniform(0.75, 1.25))
+        time.sleep(this_pause)
         pause = min(2 * pause, LONGEST_PAUSE)
