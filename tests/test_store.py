@@ -654,7 +654,7 @@ def test_trouble_that_passes_is_waited_out(
     assert all(later > earlier for earlier, later in itertools.pairwise(pauses)), "longer each time"
 
 
-@pytest.mark.parametrize("early, late", [(0.75, 0.75), (1.25, 1.25), (0.75, 1.25)])
+@pytest.mark.parametrize(("early", "late"), [(0.75, 0.75), (1.25, 1.25), (0.75, 1.25)])
 def test_trouble_that_lasts_is_reported(
     store: Store, monkeypatch: pytest.MonkeyPatch, pauses: list[float], early: float, late: float
 ) -> None:
