@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from trainables.config import LANES
+from trainables.evaluation import eval_mode
 from trainables.kernels import library as libraries
 from trainables.kernels.compiler import find_compiler
 from trainables.kernels.convolution import SparseConvolution
@@ -63,12 +64,26 @@ def test_convolution_and_its_gradients_are_pytorch_s(
     kernel: int, stride: int, padding: int, height: int, width: int, density: float, bias: bool
 ) -> None:
     torch.manual_seed(0)
-    layer = nn.Conv2d(5, 6, kernel, stride, padding, bias=bias).to(memory_format=torch.channels_last)
+    assert_pytorch_s(nn.Conv2d(5, 6, kernel, stride, padding, bias=bias), density, height, width)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1, 1.0])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (7, 2, 3)])
+def test_channels_that_do_not_fit_into_the_fastest_memory_are_taken_in_groups(
+    kernel: int, stride: int, padding: int, density: float
+) -> None:
+    torch.manual_seed(0)
+    assert_pytorch_s(nn.Conv2d(37, 41, kernel, stride, padding, bias=False), density, 9, 10)
+
+
+def assert_pytorch_s(layer: nn.Conv2d, density: float, height: int, width: int) -> None:
+    """Assert that the twin of a layer with a random mask, and its gradients, are those of PyTorch in float64."""
+    layer = layer.to(memory_format=torch.channels_last)
     keep = torch.rand_like(layer.weight) < density
     exact = copy.deepcopy(layer).double()
     with torch.no_grad():
         exact.weight.mul_(keep)  # the twin's weights stay as they are: it must not look at the masked ones
-    images = torch.randn(3 * LANES, 5, height, width)
+    images = torch.randn(3 * LANES, layer.in_channels, height, width)
     x, x_exact = images.clone().requires_grad_(), images.double().requires_grad_()
     expected = exact(x_exact)
     seen_by = torch.randn(expected.shape, dtype=torch.float64)
@@ -145,6 +160,29 @@ def test_normalization_and_its_gradients_are_those_of_the_steps_one_by_one(
         assert_near(buffer, exact.get_buffer(name))
 
 
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("used", ["both", "first", "second"])
+def test_two_users_of_a_normalization_get_the_same_and_their_gradients_are_added(
+    used: str, rectified: bool, summed: bool
+) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3)
+    x, residual = (torch.randn(2, 3, 4, 4, LANES, requires_grad=True) for _ in range(2))
+    given = (x, residual) if summed else (x,)
+    alone = Normalization(norm, rectified=rectified)(*given)
+    first, second = Normalization(norm, rectified=rectified, twice=True)(*given)
+    assert torch.equal(first, alone)
+    assert torch.equal(second, alone)
+    factors = {"both": (2.0, -0.5), "first": (2.0, 0.0), "second": (0.0, -0.5)}[used]
+    users = [each * factor for each, factor in zip((first, second), factors, strict=True) if factor]
+    loss = torch.stack([each.pow(3).sum() for each in users]).sum()
+    expected = sum((f * alone).pow(3).sum() for f in factors)
+    of = (*given, *norm.parameters())
+    for ours, theirs in zip(torch.autograd.grad(loss, of), torch.autograd.grad(expected, of), strict=True):
+        assert_near(ours, theirs)
+
+
 # --- networks -------------------------------------------------------------------------------------------------------
 def network(name: str, sparsity: float = 0.8) -> tuple[nn.Module, dict[str, Tensor]]:
     torch.manual_seed(0)
@@ -192,6 +230,21 @@ def test_the_network_itself_stays_as_it_was(name: str) -> None:
     assert list(model.state_dict()) == state
     assert list(model.modules()) == modules
     assert torch.equal(model(torch.zeros(1, 3, 16, 16)), before)
+
+
+@pytest.mark.parametrize("count", [1, 3 * LANES, 300])  # 300 are evaluated in two parts
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_every_convolutional_network_evaluates_the_same_on_lanes(name: str, count: int) -> None:
+    model, mask = network(name)
+    forward = on_lanes(model, mask)
+    forward(torch.randn(LANES, 3, 16, 16))  # statistics other than the initial ones
+    images = torch.randn(count, 3, 16, 16)
+    before = {each: buffer.clone() for each, buffer in model.named_buffers()}
+    with eval_mode(model, forward), torch.inference_mode():
+        logits, expected = forward(images), model(images)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(buffer, before[each]) for each, buffer in model.named_buffers())
+    assert forward(images[:1].expand(LANES, -1, -1, -1)).requires_grad  # training goes on
 
 
 class Sums(nn.Module):

@@ -7,7 +7,8 @@ Activations have the shape (N / 16, channels, height, width, 16): 16 images of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 
 from trainables.config import LANES
 from trainables.kernels.library import Shape, Taps, address, library
+
+_TILE: Final = 8
+"""Positions that are computed together."""
+_NEAR: Final = 512
+"""Positions, of 16 images each, that fit into a core's fastest memory: 32 KiB."""
 
 
 class SparseConvolution(nn.Module):
@@ -50,35 +56,69 @@ class SparseConvolution(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class _List:
-    """Kept weights by what is written: the arrays of ``Taps``, which live as long as this does."""
+    """Kept weights in the order in which they are used: the arrays of ``Taps``, which live as long as this does."""
 
     pointer: Tensor
     offset: Tensor
     index: Tensor
+    paired: Tensor
+    groups: int
 
     @classmethod
-    def make(cls, group: Any, groups: int, place: tuple[Any, Any, Any], index: Any, size: tuple[int, int]) -> _List:
+    def make(
+        cls,
+        written: tuple[Any, int],
+        residue: tuple[Any, int],
+        place: tuple[Any, Any, Any],
+        index: Any,
+        source: tuple[int, int, int],
+        reach: int,
+    ) -> _List:
         """Put the kept weights in order.
 
         Args:
-            group: of each weight, what is written by it: a channel, of one residue if there are several.
-            groups: how many there are.
+            written: of each weight, the channel that is written by it; how many channels there are.
+            residue: of each weight, to which residue of a position by the stride it belongs; how many there are.
             place: channel, row and column of the padded source that each weight looks at from a tile at row and
                 column 0.
             index: place of each weight among the layer's.
-            size: height and width of the padded source.
+            source: channels of the padded source, its height and width.
+            reach: positions of a channel of the source that a tile's weights may look at.
         """
         channel, row, column = place
-        order = np.lexsort((column, row, channel, group))
-        pointer = np.searchsorted(group[order], np.arange(groups + 1))
-        arrays = (pointer, ((channel * size[0] + row) * size[1] + column)[order], index[order])
-        assert all(each.size == 0 or (each.min() >= 0 and each.max() < 2**31) for each in arrays)
-        tensors = (torch.from_numpy(each.astype(np.int32)) for each in arrays)
-        return cls(*tensors)
+        channels, height, width = source
+        groups = -(-channels * reach // _NEAR)
+        group = channel // -(-channels // groups)
+        part = (residue[0] * groups + group) * written[1] + written[0]
+        order = np.lexsort((column, row, channel, part))
+        pointer = np.searchsorted(part[order], np.arange(residue[1] * groups * written[1] + 1))
+        offset = ((channel * height + row) * width + column)[order]
+        paired = _paired(np.split(offset, pointer[1:-1]), written[1])
+        return cls(_int32(pointer), _int32(offset), _int32(index[order]), torch.from_numpy(paired), groups)
 
-    @property
+    @cached_property
     def taps(self) -> Taps:
-        return Taps(*map(address, (self.pointer, self.offset, self.index)))
+        return Taps(*map(address, (self.pointer, self.offset, self.index, self.paired)), self.groups)
+
+
+def _int32(numbers: np.ndarray) -> Tensor:
+    assert numbers.size == 0 or (numbers.min() >= 0 and numbers.max() < 2**31)
+    return torch.from_numpy(numbers.astype(np.int32))
+
+
+def _paired(offsets: list[np.ndarray], channels: int) -> np.ndarray:
+    """Return uint8, 1 where a channel is computed together with the next one.
+
+    Args:
+        offsets: of the weights by which each channel is written, of one part of the list after the other.
+        channels: in each part.
+    """
+    paired = np.zeros(len(offsets), np.uint8)
+    for each in range(len(offsets) - 1):
+        first, last = each % channels == 0, (each + 1) % channels == 0
+        if not last and (first or not paired[each - 1]):
+            paired[each] = np.array_equal(offsets[each], offsets[each + 1])
+    return paired
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +131,7 @@ class _Plan:
     target: Shape
     forward: _List
     backward: _List
-    """By input channel, for each residue of a position by the stride."""
+    """Writes input channels, for each residue of a position by the stride."""
     backward_padding: int
 
     @classmethod
@@ -104,7 +144,9 @@ class _Plan:
         o, i, ky, kx = (each.astype(np.int64) for each in np.nonzero(keep))
         index = np.stack((o, i, ky, kx)).T @ np.array(strides)
 
-        forward = _List.make(o, out_channels, (i, ky, kx), index, (height + 2 * padding, width + 2 * padding))
+        size = in_channels, height + 2 * padding, width + 2 * padding
+        reach = kernel * ((_TILE - 1) * stride + kernel)
+        forward = _List.make((o, out_channels), (np.zeros_like(o), 1), (i, ky, kx), index, size, reach)
 
         # Weight ky has met input position y * stride + r at output position y + (r + padding - ky) / stride, where r is
         # the one residue for which that is whole.
@@ -114,9 +156,10 @@ class _Plan:
         border = max(0, -((padding + 1 - kernel) // stride), *beyond)
         ry, rx = (ky - padding) % stride, (kx - padding) % stride
         up, left = (ry + padding - ky) // stride + border, (rx + padding - kx) // stride + border
-        group, groups = (ry * stride + rx) * in_channels + i, stride**2 * in_channels
-        size = outputs[0] + 2 * border, outputs[1] + 2 * border
-        backward = _List.make(group, groups, (o, up, left), index, size)
+        size = out_channels, outputs[0] + 2 * border, outputs[1] + 2 * border
+        reach = -(-kernel // stride) * (_TILE - 1 + -(-kernel // stride))
+        residue = ry * stride + rx, stride**2
+        backward = _List.make((i, in_channels), residue, (o, up, left), index, size, reach)
         return cls(
             stride,
             padding,
@@ -142,10 +185,6 @@ class _Convolve(torch.autograd.Function):
         plan: _Plan = ctx.plan
         gradient = gradients[0].contiguous()
         of_x = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_x = _convolved(
-                gradient, plan.target, plan.backward_padding, 1, plan.source, plan.stride, plan.backward, weight
-            )
         if ctx.needs_input_grad[1]:
             of_weight = torch.zeros_like(weight)
             threads = torch.get_num_threads()
@@ -161,6 +200,11 @@ class _Convolve(torch.autograd.Function):
                 len(x),
                 threads,
                 address(_room(plan.source, plan.padding, threads)),
+            )
+        # Last, so that the layer before this one finds it in the processor's cache.
+        if ctx.needs_input_grad[0]:
+            of_x = _convolved(
+                gradient, plan.target, plan.backward_padding, 1, plan.source, plan.stride, plan.backward, weight
             )
         return of_x, of_weight, None
 

@@ -8,18 +8,46 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.functional import pad
 
 from trainables.config import LANES
 from trainables.kernels.convolution import SparseConvolution
 from trainables.kernels.library import library
 from trainables.kernels.normalization import Normalization
 
+_AT_ONCE: Final = 256
+"""Images that are evaluated at once; those of a layer still fit into a processor's cache."""
 
-def on_lanes(model: nn.Module, mask: Mapping[str, Tensor]) -> fx.GraphModule:
-    """Return the forward pass of training: images (N, C, H, W), N a multiple of 16, to logits (N, classes).
+
+class OnLanes(nn.Module):
+    """A network's forward pass: images (N, C, H, W) to logits (N, classes).
+
+    In training N must be a multiple of 16. In evaluation it may be any number, and there are no gradients.
+    """
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        """Take the network of twins."""
+        super().__init__()
+        self._network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        if self.training:
+            return self._computed(images)
+        return torch.cat([self._computed(_filled(part))[: len(part)] for part in torch.split(images, _AT_ONCE)])
+
+    def _computed(self, images: Tensor) -> Tensor:
+        logits: Tensor = self._network(images)
+        return logits
+
+
+def on_lanes(model: nn.Module, mask: Mapping[str, Tensor]) -> OnLanes:
+    """Return a network's forward pass on lanes.
 
     Args:
         model: on a CPU, of convolutions, BatchNorm, ReLU, max-pooling, sums, a mean over all positions, and whatever
@@ -33,7 +61,7 @@ def on_lanes(model: nn.Module, mask: Mapping[str, Tensor]) -> fx.GraphModule:
     if devices != {"cpu"}:
         raise ValueError(f"kernels='sparse' are for CPUs, the network is on {', '.join(sorted(devices))}")
     library()
-    return _Exchange(model, mask).network()
+    return OnLanes(_Exchange(model, mask).network())
 
 
 class _Exchange:
@@ -46,6 +74,8 @@ class _Exchange:
         self._done: dict[fx.Node, fx.Node] = {}
         """Step -> its twin, whose results lie in lanes unless the step is in `_left`."""
         self._left: set[fx.Node] = set()
+        self._shares: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+        """(step, one of its two users) -> the user's own one of the two results of its twin."""
         self._fused = dict(filter(None, map(self._fusion, self._old.nodes)))
         """Last step of a fusion -> its first one, a BatchNorm; what lies in between takes no place of its own."""
 
@@ -59,7 +89,7 @@ class _Exchange:
         return fx.GraphModule(self._modules, self._new, type(self._model).__name__)
 
     def _twin(self, step: fx.Node) -> fx.Node:
-        copy = self._done.__getitem__
+        copy = partial(self._given, step)
         if step.op == "placeholder":
             return self._new.call_function(to_lanes, (self._new.node_copy(step),))
         if step in self._fused:
@@ -86,11 +116,15 @@ class _Exchange:
         keep = self._mask.get(f"{step.target}.weight")
         return torch.ones_like(module.weight, dtype=torch.bool) if keep is None else keep
 
+    def _given(self, user: fx.Node, step: fx.Node) -> fx.Node:
+        """Return where a step's result is to be had for the twin of one who uses it."""
+        return self._shares.get((step, user), self._done[step])
+
     def _placed(self, step: fx.Node, twin: nn.Module, *more: fx.Node) -> fx.Node:
         """Add the twin of a step, called with what the step is called with, and more."""
         name = f"{step.name}_on_lanes"
         self._modules[name] = twin
-        return self._new.call_module(name, tuple(self._done[each] for each in (*step.all_input_nodes, *more)))
+        return self._new.call_module(name, (*(self._given(step, each) for each in step.all_input_nodes), *more))
 
     # --- BatchNorm with what follows it ---------------------------------------------------------------------------
     def _fusion(self, step: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -110,10 +144,16 @@ class _Exchange:
     def _normalization(self, first: fx.Node, last: fx.Node) -> fx.Node:
         chain = _chain(first, last)
         rectified = isinstance(self._module(last), nn.ReLU)
-        residual = [each for step in chain if step.target is operator.add for each in step.all_input_nodes[1:]]
+        sums = (step for step in chain if step.target is operator.add)
+        residual = [self._given(step, each) for step in sums for each in step.all_input_nodes[1:]]
         module = self._module(first)
         assert isinstance(module, nn.BatchNorm2d)
-        return self._placed(first, Normalization(module, rectified=rectified), *residual)
+        users = list(last.users)
+        twin = self._placed(first, Normalization(module, rectified=rectified, twice=len(users) == 2), *residual)
+        if len(users) == 2:
+            for each, user in enumerate(users):
+                self._shares[last, user] = self._new.call_function(operator.getitem, (twin, each))
+        return twin
 
 
 def _chain(first: fx.Node, last: fx.Node) -> list[fx.Node]:
@@ -142,6 +182,12 @@ def _pooling_on_lanes(pooling: nn.MaxPool2d) -> nn.MaxPool3d:
 def _with(size: int | tuple[int, ...], lanes: int) -> tuple[int, int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     return height, width, lanes
+
+
+def _filled(images: Tensor) -> Tensor:
+    """Return the images with as many zeros after them as would leave lanes empty."""
+    lacking = -len(images) % LANES
+    return pad(images, (0, 0, 0, 0, 0, 0, 0, lacking)) if lacking else images
 
 
 def to_lanes(images: Tensor) -> Tensor:

@@ -30,7 +30,10 @@ class Shape(ctypes.Structure):
 class Taps(ctypes.Structure):
     """Addresses of a layer's kept weights, see the source."""
 
-    _fields_ = (("pointer", _POINTER), ("offset", _POINTER), ("index", _POINTER))
+    _fields_ = (
+        *(("pointer", _POINTER), ("offset", _POINTER), ("index", _POINTER), ("paired", _POINTER)),
+        ("groups", _NUMBER),
+    )
 
 
 _ARGUMENTS = {
@@ -43,11 +46,15 @@ _ARGUMENTS = {
         *(Taps, _POINTER, _NUMBER, _NUMBER, _POINTER),
     ),
     "normalize": (
-        *(_POINTER, _POINTER, Shape, _POINTER, _POINTER, ctypes.c_float, ctypes.c_bool),
-        *(_POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _NUMBER),
+        *(_POINTER, _POINTER, Shape, _POINTER, _POINTER, ctypes.c_float, ctypes.c_float, ctypes.c_bool),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _NUMBER),
+    ),
+    "normalize_by": (
+        *(_POINTER, _POINTER, Shape, _POINTER, _POINTER, ctypes.c_float, _POINTER, _POINTER, ctypes.c_bool),
+        *(_POINTER, _NUMBER, _NUMBER),
     ),
     "normalize_gradients": (
-        *(_POINTER, _POINTER, _POINTER, Shape, _POINTER, _POINTER, _POINTER, _POINTER, ctypes.c_bool),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, Shape, _POINTER, _POINTER, _POINTER, _POINTER, ctypes.c_bool),
         *(_POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _NUMBER),
     ),
 }

@@ -1,12 +1,14 @@
 // Convolutions that compute only with the weights that a mask keeps, and BatchNorm with what follows it.
 //
 // Activations lie in lanes: [blocks][channels][height][width][16], 16 images of a batch side by side, so that one kept
-// weight times one position is one multiply-add of a whole vector, whatever the weight's place in the kernel. Of an
-// image's block a tile of 8 positions, the rows that its kernel reaches and all channels fit into a core's fast memory.
+// weight times one position is one multiply-add of a whole vector, whatever the weight's place in the kernel.
 //
-// A layer's kept weights are listed by channel of what is written (pointer, as in compressed sparse rows). For each is
-// known its place among the layer's weights (index) and how far from a tile's first position, in the padded source, the
-// value lies that it is multiplied with (offset).
+// A layer's kept weights are listed by group of channels that they look at, and within it by channel of what is written
+// (pointer, as in compressed sparse rows). What a tile of 8 positions looks at of one group fits into a core's fastest
+// memory, from which it is read again for each channel that is written. For each weight is known its place among the
+// layer's weights (index) and how far from a tile's first position, in the padded source, the value lies that it is
+// multiplied with (offset). Where a channel's weights look at the same places as the next one's (paired), as they do in
+// a layer without a mask, both are computed together: what is read for one serves the other.
 
 #include <algorithm>
 #include <cmath>
@@ -24,6 +26,8 @@ typedef float vec __attribute__((vector_size(lanes * sizeof(float))));
 
 struct Taps {
     const int32_t *pointer, *offset, *index;
+    const uint8_t* paired;
+    int64_t groups;
 };
 
 struct Shape {
@@ -42,19 +46,28 @@ void pad(const vec* block, const Shape& shape, int64_t padding, vec* out) {
                    shape.width * sizeof(vec));
 }
 
-// The sums of `C` channels, whose `count` kept weights look at the same places, at `T` positions.
-template <int T, int C>
-inline void weighted(const vec* __restrict source, int64_t step, vec* __restrict target, int64_t target_step,
-                     int64_t channel, const int32_t* __restrict offset, const float* __restrict weight, int64_t count) {
+// Reads what `C` channels need. Of a constant step the compiler knows that reading again costs no instruction, and would
+// do so for each channel; but it takes as long as a multiply-add, so that it is told not to.
+template <int C>
+inline vec read(const vec* from) {
+    if (C == 1) return *from;
+    return *const_cast<const volatile vec*>(from);
+}
+
+// Adds to `C` channels at `T` positions, from 0 if `fresh`, what `count` kept weights make of what they look at.
+template <int T, int C, class Step>
+[[gnu::noinline]] void weighted(const vec* __restrict source, Step step, vec* __restrict target, int64_t target_step,
+                                int64_t channel, const int32_t* __restrict offset, const float* __restrict weight,
+                                int64_t count, bool fresh) {
     vec sum[C][T];
     for (int c = 0; c < C; ++c)
-        for (int t = 0; t < T; ++t) sum[c][t] = vec{};
+        for (int t = 0; t < T; ++t) sum[c][t] = fresh ? vec{} : target[c * channel + t * target_step];
     for (int64_t k = 0; k < count; ++k) {
         const vec* from = source + offset[k];
         vec w[C];
         for (int c = 0; c < C; ++c) w[c] = splat(weight[c * count + k]);
         for (int t = 0; t < T; ++t) {
-            const vec x = from[t * step];
+            const vec x = read<C>(from + t * step);
             for (int c = 0; c < C; ++c) sum[c][t] += w[c] * x;
         }
     }
@@ -62,14 +75,15 @@ inline void weighted(const vec* __restrict source, int64_t step, vec* __restrict
         for (int t = 0; t < T; ++t) {
             vec* to = target + c * channel + t * target_step;
             *to = sum[c][t];
-            __builtin_prefetch(to + T * target_step, 1);  // where the next tile is written
+            if (fresh) __builtin_prefetch(to + T * target_step, 1);  // where the next tile is written
         }
 }
 
 // Adds to each kept weight's sum the products of the gradients at `T` positions with what the weight met there.
-template <int T, int C>
-inline void correlated(const vec* __restrict source, int64_t step, const vec* __restrict gradient, int64_t channel,
-                       const int32_t* __restrict offset, vec* __restrict sum, int64_t count) {
+template <int T, int C, class Step>
+[[gnu::noinline]] void correlated(const vec* __restrict source, Step step, const vec* __restrict gradient,
+                                  int64_t channel, const int32_t* __restrict offset, vec* __restrict sum,
+                                  int64_t count) {
     vec g[C][T];
     for (int c = 0; c < C; ++c)
         for (int t = 0; t < T; ++t) {
@@ -82,28 +96,36 @@ inline void correlated(const vec* __restrict source, int64_t step, const vec* __
         vec even[C], odd[C];
         for (int c = 0; c < C; ++c) even[c] = sum[c * count + k], odd[c] = vec{};
         for (int t = 0; t < T; ++t) {
-            const vec x = from[t * step];
+            const vec x = read<C>(from + t * step);
             for (int c = 0; c < C; ++c) (t & 1 ? odd[c] : even[c]) += g[c][t] * x;
         }
         for (int c = 0; c < C; ++c) sum[c * count + k] = even[c] + odd[c];
     }
 }
 
-// Calls `each(number, channel)` for one channel after another, or for two at a time whose weights look at the same
-// places, as they do in a layer without a mask: what is read for one serves the other.
+// Calls `each(number, channel, weights, count)` for one channel after another, or for two at a time where they are
+// paired; `part` is the first of the channels' entries in the list.
 template <class Each>
-inline void channelwise(const Taps& taps, const int32_t* pointer, int64_t channels, const Each& each) {
-    const auto alike = [&](int64_t c) {
-        const int64_t count = pointer[c + 1] - pointer[c];
-        return c + 1 < channels && pointer[c + 2] - pointer[c + 1] == count &&
-               !memcmp(taps.offset + pointer[c], taps.offset + pointer[c + 1], count * sizeof(int32_t));
-    };
-    for (int64_t c = 0; c < channels;)
-        if (alike(c)) {
-            each(std::integral_constant<int, 2>(), c);
+inline void channelwise(const Taps& taps, int64_t part, int64_t channels, const Each& each) {
+    for (int64_t c = 0; c < channels;) {
+        const int32_t first = taps.pointer[part + c], count = taps.pointer[part + c + 1] - first;
+        if (taps.paired[part + c]) {
+            each(std::integral_constant<int, 2>(), c, first, count);
             c += 2;
         } else
-            each(std::integral_constant<int, 1>(), c++);
+            each(std::integral_constant<int, 1>(), c++, first, count);
+    }
+}
+
+// Calls `each(step)`, with the usual steps as constants, which spare the computation of addresses.
+template <class Each>
+inline void stepwise(int64_t step, const Each& each) {
+    if (step == 1)
+        each(std::integral_constant<int64_t, 1>());
+    else if (step == 2)
+        each(std::integral_constant<int64_t, 2>());
+    else
+        each(step);
 }
 
 // Calls `work(thread, first, last)` for a part of the items on each thread.
@@ -145,15 +167,27 @@ inline float total(const vec* sums) {
 
 inline vec relu(const vec& x) { return x > 0 ? x : vec{}; }
 
+// to = max(0, from * scale + shift + add), for the places of a channel in all blocks. Nothing is added if `add` is null.
+inline void rescale(const vec* from, const vec* add, float scale, float shift, bool rectified, vec* to, int64_t blocks,
+                    int64_t stride, int64_t positions) {
+    const vec scales = splat(scale), shifts = splat(shift);
+    through(blocks, stride, positions, [&](int64_t at, int) {
+        vec y = from[at] * scales + shifts;
+        if (add) y += add[at];
+        to[at] = rectified ? relu(y) : y;
+    });
+}
+
 }  // namespace
 
 extern "C" {
 
 // out = max(0, (x - mean) * scale + shift + residual), channel by channel over all images and positions. No residual
 // if that is null, no max if not `rectified`. A channel's values stay in fast memory for the three passes over them.
+// The running statistics move towards those of the batch by a share of `momentum`.
 void normalize(const vec* x, const vec* residual, Shape shape, const float* gamma, const float* beta, float eps,
-               bool rectified, vec* out, float* means, float* inverses, float* variances, int64_t blocks,
-               int64_t threads) {
+               float momentum, bool rectified, vec* out, float* means, float* inverses, float* running_means,
+               float* running_variances, int64_t blocks, int64_t threads) {
     const int64_t positions = shape.height * shape.width, stride = shape.channels * positions;
     const float count = blocks * positions * lanes;
     share(shape.channels, threads, [&](int64_t, int64_t first, int64_t last) {
@@ -168,29 +202,42 @@ void normalize(const vec* x, const vec* residual, Shape shape, const float* gamm
             });
             const float variance = total(squares) / count;
             const float inverse = 1 / std::sqrt(variance + eps);
-            means[c] = mean, inverses[c] = inverse, variances[c] = variance;
-            const vec scale = splat(gamma[c] * inverse), shift = splat(beta[c] - mean * gamma[c] * inverse);
-            const vec* add = residual ? residual + c * positions : nullptr;
-            vec* to = out + c * positions;
-            through(blocks, stride, positions, [&](int64_t at, int) {
-                vec y = from[at] * scale + shift;
-                if (add) y += add[at];
-                to[at] = rectified ? relu(y) : y;
-            });
+            means[c] = mean, inverses[c] = inverse;
+            running_means[c] += momentum * (mean - running_means[c]);
+            running_variances[c] += momentum * (variance * (count / (count - 1)) - running_variances[c]);
+            rescale(from, residual ? residual + c * positions : nullptr, gamma[c] * inverse,
+                    beta[c] - mean * gamma[c] * inverse, rectified, out + c * positions, blocks, stride, positions);
         }
     });
 }
 
-// The gradients of `normalize`. Where it was rectified, `out`, what it returned, tells which values passed; without a
-// residual that can be told from `x`, and `out` is null. `of_residual` is wanted only if both were given to it.
-void normalize_gradients(const vec* gradient, const vec* x, const vec* out, Shape shape, const float* gamma,
+// The same by given means and variances.
+void normalize_by(const vec* x, const vec* residual, Shape shape, const float* gamma, const float* beta, float eps,
+                  const float* means, const float* variances, bool rectified, vec* out, int64_t blocks,
+                  int64_t threads) {
+    const int64_t positions = shape.height * shape.width, stride = shape.channels * positions;
+    share(shape.channels, threads, [&](int64_t, int64_t first, int64_t last) {
+        for (int64_t c = first; c < last; ++c) {
+            const float scale = gamma[c] / std::sqrt(variances[c] + eps);
+            rescale(x + c * positions, residual ? residual + c * positions : nullptr, scale, beta[c] - means[c] * scale,
+                    rectified, out + c * positions, blocks, stride, positions);
+        }
+    });
+}
+
+// The gradients of `normalize`, from the gradient of what it returned; `more` is added to that unless it is null. Where
+// it was rectified, `out`, what it returned, tells which values passed; without a residual that can be told from `x`, and
+// `out` is null. `of_residual` is wanted only if both were given to it.
+void normalize_gradients(const vec* gradient, const vec* more, const vec* x, const vec* out, Shape shape, const float* gamma,
                          const float* beta, const float* means, const float* inverses, bool rectified, vec* of_x,
                          vec* of_residual, float* of_gamma, float* of_beta, int64_t blocks, int64_t threads) {
     const int64_t positions = shape.height * shape.width, stride = shape.channels * positions;
     const float count = blocks * positions * lanes;
     share(shape.channels, threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t c = first; c < last; ++c) {
-            const vec *g = gradient + c * positions, *from = x + c * positions;
+            const vec *g = gradient + c * positions, *h = more ? more + c * positions : nullptr;
+            const vec* from = x + c * positions;
+            const auto all = [&](int64_t at) { return h ? g[at] + h[at] : g[at]; };
             const vec mean = splat(means[c]), inverse = splat(inverses[c]);
             vec* to = of_x + c * positions;
             // `passed` gives what of the gradient gets through, `again` the same when it is asked a second time.
@@ -209,18 +256,17 @@ void normalize_gradients(const vec* gradient, const vec* x, const vec* out, Shap
                     to[at] = scale * (again(at) - level - slope * (from[at] - mean));
                 });
             };
-            if (!rectified) {
-                const auto all = [&](int64_t at) { return g[at]; };
+            if (!rectified)
                 through_both(all, all);
-            } else if (out) {
+            else if (out) {
                 const vec* y = out + c * positions;
                 vec* add = of_residual + c * positions;
-                through_both([&](int64_t at) { return add[at] = y[at] > 0 ? g[at] : vec{}; },
+                through_both([&](int64_t at) { return add[at] = y[at] > 0 ? all(at) : vec{}; },
                              [&](int64_t at) { return add[at]; });
             } else {
                 const vec scale = splat(gamma[c] * inverses[c]);
                 const vec shift = splat(beta[c] - means[c] * gamma[c] * inverses[c]);
-                const auto positive = [&](int64_t at) { return from[at] * scale + shift > 0 ? g[at] : vec{}; };
+                const auto positive = [&](int64_t at) { return from[at] * scale + shift > 0 ? all(at) : vec{}; };
                 through_both(positive, positive);
             }
         }
@@ -238,29 +284,32 @@ void sparse_convolve(const vec* source, Shape from, int64_t padding, int64_t sou
     const int64_t row = from.width + 2 * padding, room = from.channels * (from.height + 2 * padding) * row;
     const int64_t plane = to.height * to.width;
     const int64_t residues = target_step * target_step;
-    std::vector<float> kept(taps.pointer[residues * to.channels]);
+    std::vector<float> kept(taps.pointer[residues * taps.groups * to.channels]);
     for (size_t k = 0; k < kept.size(); ++k) kept[k] = weights[taps.index[k]];
-    share(blocks, threads, [&](int64_t thread, int64_t first, int64_t last) {
-        for (int64_t b = first; b < last; ++b) {
-            vec* block = padded + thread * room;
-            pad(source + b * from.size(), from, padding, block);
-            for (int64_t y = 0; y * target_step < to.height; ++y) {
-                for (int64_t each = 0; each < residues; ++each) {
-                    const int64_t ty = y * target_step + each / target_step, rx = each % target_step;
-                    if (ty >= to.height) break;
-                    const int32_t* pointer = taps.pointer + each * to.channels;
-                    along((to.width - rx + target_step - 1) / target_step, [&](auto positions, int64_t x) {
-                        const vec* from_here = block + (y * row + x) * source_step;
-                        vec* out = target + b * to.size() + ty * to.width + x * target_step + rx;
-                        channelwise(taps, pointer, to.channels, [&](auto channels, int64_t c) {
-                            weighted<positions, channels>(from_here, source_step, out + c * plane, target_step, plane,
-                                                          taps.offset + pointer[c], kept.data() + pointer[c],
-                                                          pointer[c + 1] - pointer[c]);
+    stepwise(source_step, [&](auto step) {
+        share(blocks, threads, [&](int64_t thread, int64_t first, int64_t last) {
+            for (int64_t b = first; b < last; ++b) {
+                vec* block = padded + thread * room;
+                pad(source + b * from.size(), from, padding, block);
+                for (int64_t y = 0; y * target_step < to.height; ++y) {
+                    for (int64_t each = 0; each < residues; ++each) {
+                        const int64_t ty = y * target_step + each / target_step, rx = each % target_step;
+                        if (ty >= to.height) break;
+                        along((to.width - rx + target_step - 1) / target_step, [&](auto positions, int64_t x) {
+                            const vec* seen = block + (y * row + x) * step;
+                            vec* out = target + b * to.size() + ty * to.width + x * target_step + rx;
+                            for (int64_t group = 0; group < taps.groups; ++group)
+                                channelwise(taps, (each * taps.groups + group) * to.channels, to.channels,
+                                            [&](auto channels, int64_t c, int64_t tap, int64_t count) {
+                                                weighted<positions, channels>(seen, step, out + c * plane, target_step,
+                                                                              plane, taps.offset + tap,
+                                                                              kept.data() + tap, count, !group);
+                                            });
                         });
-                    });
+                    }
                 }
             }
-        }
+        });
     });
 }
 
@@ -269,26 +318,27 @@ void sparse_weight_gradients(const vec* source, Shape from, int64_t padding, int
                              Shape to, Taps taps, float* gradients, int64_t blocks, int64_t threads, vec* padded) {
     const int64_t row = from.width + 2 * padding, room = from.channels * (from.height + 2 * padding) * row;
     const int64_t plane = to.height * to.width;
-    const int32_t* pointer = taps.pointer;
-    const int64_t count = pointer[to.channels];
+    const int64_t count = taps.pointer[taps.groups * to.channels];
     std::vector<vec> sums(threads * count, vec{});
-    share(blocks, threads, [&](int64_t thread, int64_t first, int64_t last) {
-        vec* sum = sums.data() + thread * count;
-        for (int64_t b = first; b < last; ++b) {
-            vec* block = padded + thread * room;
-            pad(source + b * from.size(), from, padding, block);
-            for (int64_t y = 0; y < to.height; ++y) {
-                along(to.width, [&](auto positions, int64_t x) {
-                    const vec* from_here = block + (y * row + x) * step;
-                    const vec* seen = gradient + b * to.size() + y * to.width + x;
-                    channelwise(taps, pointer, to.channels, [&](auto channels, int64_t c) {
-                        correlated<positions, channels>(from_here, step, seen + c * plane, plane,
-                                                        taps.offset + pointer[c], sum + pointer[c],
-                                                        pointer[c + 1] - pointer[c]);
+    stepwise(step, [&](auto step) {
+        share(blocks, threads, [&](int64_t thread, int64_t first, int64_t last) {
+            vec* sum = sums.data() + thread * count;
+            for (int64_t b = first; b < last; ++b) {
+                vec* block = padded + thread * room;
+                pad(source + b * from.size(), from, padding, block);
+                for (int64_t y = 0; y < to.height; ++y)
+                    along(to.width, [&](auto positions, int64_t x) {
+                        const vec* seen = block + (y * row + x) * step;
+                        const vec* here = gradient + b * to.size() + y * to.width + x;
+                        for (int64_t group = 0; group < taps.groups; ++group)
+                            channelwise(taps, group * to.channels, to.channels,
+                                        [&](auto channels, int64_t c, int64_t tap, int64_t count) {
+                                            correlated<positions, channels>(seen, step, here + c * plane, plane,
+                                                                            taps.offset + tap, sum + tap, count);
+                                        });
                     });
-                });
             }
-        }
+        });
     });
     for (int64_t k = 0; k < count; ++k) {
         float all = 0;
