@@ -261,6 +261,30 @@ def test_the_device_gets_the_same_batches(digits: Dataset) -> None:
     torch.testing.assert_close(images.cpu(), reference)
 
 
+def test_nets_of_a_process_share_one_copy_on_the_device(monkeypatch: pytest.MonkeyPatch, numbered: Split) -> None:
+    copied = []
+    to = Split.to
+
+    def counting(split: Split, device: torch.device | str) -> Split:
+        copied.append((split, str(device)))
+        return to(split, device)
+
+    monkeypatch.setattr(Split, "to", counting)
+    first, second = (train_batches(numbered, seed=seed, device="meta") for seed in (0, 1))
+    tests = EvalBatches(numbered, mean=(0.0,) * 3, std=(1.0,) * 3, batch_size=10, device=torch.device("meta"))
+    assert copied == [(numbered, "meta")]
+    other = Split(images=numbered.images, labels=numbered.labels)
+    others = train_batches(other, device="meta")
+    assert copied[1:] == [(other, "meta")], "no other split's, however much alike"
+    del first, tests
+    train_batches(numbered, device="meta")
+    assert len(copied) == 2, "as long as anybody uses it"
+    del second
+    train_batches(numbered, device="meta")
+    assert copied[2:] == [(numbered, "meta")], "and no longer"
+    del others
+
+
 # --- evaluation batches and subsets ------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from trainables.data import load_dataset
 from trainables.data.batches import EvalBatches
 from trainables.evaluation import evaluate
 from trainables.graph import Job, Ref, closure, dense_job, make_job, match_job, measurements, prune_job, target
-from trainables.jobs import Context, run_job
+from trainables.jobs import Context, EpochWanted, course, run_job
 from trainables.masks import apply_mask, magnitude_mask, mask_sparsity
 from trainables.models import build_model
 from trainables.permutations import apply_permutation, permutation_spec
@@ -420,6 +422,37 @@ def test_seconds_add_up_over_attempts(own_copy: Store) -> None:
     own_copy.write_checkpoint(DENSE_A.key, pack_checkpoint(tensors_, {**document, "seconds": 1000.0}))
     list(run_job(DENSE_A, {None}, context))
     assert 1000 < read_metrics(own_copy, DENSE_A.key)["final"][schema.SECONDS] < 1100
+
+
+def test_seconds_are_those_of_the_clock_that_it_is_given(own_copy: Store) -> None:
+    hours = itertools.count()
+    context = Context(store=without(own_copy, DENSE_A.key), clock=lambda: 3600.0 * next(hours))
+    list(run_job(DENSE_A, {None}, context))
+    assert read_metrics(own_copy, DENSE_A.key)["final"][schema.SECONDS] == 3600.0 * (next(hours) - 1)
+
+
+def test_between_its_epochs_a_job_leaves_the_process_as_it_was(own_copy: Store) -> None:
+    def settings() -> tuple[object, ...]:
+        return list(logging.getLogger().handlers), torch.backends.cudnn.allow_tf32, torch.is_grad_enabled()
+
+    before = settings()
+    rows = run_job(DENSE_A, {None}, Context(store=without(own_copy, DENSE_A.key)))
+    assert [settings() for _ in rows] == [before] * 3
+    assert settings() == before
+
+
+def test_a_job_asks_for_its_epochs_and_is_told_their_metrics(own_copy: Store) -> None:
+    steps = course(DENSE_A, {None}, Context(store=without(own_copy, DENSE_A.key)))
+    history = []
+    for epoch in range(3):
+        wants = next(steps)
+        assert isinstance(wants, EpochWanted)
+        assert wants.training.epoch == epoch
+        row = steps.send(lambda training=wants.training: {**training.run_epoch(), "note": 7.0})
+        assert row["note"] == 7.0
+        history.append(row)
+    assert next(steps, None) is None
+    assert read_metrics(own_copy, DENSE_A.key)["history"] == history
 
 
 def test_checkpoints_keep_their_distance_in_time(own_copy: Store) -> None:

@@ -1,8 +1,9 @@
 """How each kind of job is computed. Every job is a generator: it yields after each epoch and publishes at its end.
 
 A generator makes a job independent of who drives it: a plain loop, a test, or a Ray Tune trial that advances it one
-step at a time. What a job reads are published results of its parents; what it writes becomes visible at once and as
-a whole.
+step at a time. It does not even train its epochs itself but asks for them, so that whoever drives several jobs can
+train their nets as one. What a job reads are published results of its parents; what it writes becomes visible at once
+and as a whole.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +53,61 @@ from trainables.task import TaskData
 from trainables.training import Training
 from trainables.usage import Usage
 
-__all__ = ["Context", "Row", "final_metrics", "run_job"]
+__all__ = ["Context", "Course", "EpochEnd", "EpochWanted", "Row", "alone", "course", "final_metrics", "run_job"]
 
 LOGITS_LIMIT = 2_000_000
 """Test logits are kept for later comparison of functions unless they are more numbers than this (8 MB)."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochWanted:
+    """What a job yields to have the next epoch of its net trained.
+
+    Attributes:
+        training: of which it wants an epoch.
+        log: where the job says what it does.
+    """
+
+    training: Training
+    log: JobLog
+
+
+EpochEnd = Callable[[], Metrics]
+"""What a job is sent for it: called within the job, it ends the epoch and returns its metrics, or raises ``Diverged``.
+
+It may as well be what trains the epoch.
+"""
+Course = Generator[EpochWanted | Row, EpochEnd | None, None]
+"""A job on its way: it asks for epochs, yields a row after each, and has published its result when it ends."""
+
+
+def alone(steps: Course) -> Generator[Row, None, None]:
+    """Train each epoch that is asked for, by itself, and yield the rows."""
+    with contextlib.closing(steps):
+        epoch_end: EpochEnd | None = None
+        while True:
+            try:
+                request = steps.send(epoch_end)
+            except StopIteration:
+                return
+            if isinstance(request, EpochWanted):
+                epoch_end = request.training.run_epoch
+            else:
+                epoch_end = None
+                yield request
+
+
 def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Iterator[Row]:
-    """Compute one job whose parents are published, and publish it.
+    """Compute one job whose parents are published, and publish it; arguments and errors as of :func:`course`.
+
+    Yields:
+        A row after each epoch: ``step`` and the epoch's metrics.
+    """
+    yield from alone(course(job, wanted, context))
+
+
+def course(job: Job, wanted: Collection[int | None], context: Context) -> Course:
+    """Compute one job whose parents are published, and publish it; whoever drives it sees to its epochs.
 
     Args:
         job: what to compute.
@@ -66,7 +115,8 @@ def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Itera
         context: where.
 
     Yields:
-        A row after each epoch: ``step`` and the epoch's metrics.
+        An ``EpochWanted`` for each epoch, to be answered by an ``EpochEnd``; then a row, ``step`` and the epoch's
+        metrics, to be answered by None.
 
     Raises:
         Diverged: training ended in a loss that is not a number.
@@ -75,18 +125,18 @@ def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Itera
     context = dataclasses.replace(context, log=JobLog())
     surroundings = ", ".join(f"{name} {value}" for name, value in environment(context.device).items())
     context.log.write(f"{job.kind} {job.key}\n{surroundings}")
+    epoch_end: EpochEnd | None = None
     try:
-        with context.log.capturing(), tensor_float(False):  # what a recipe allows, it allows to its training steps
-            match job.kind:
-                case schema.DENSE:
-                    yield from _dense(job, wanted, context)
-                case schema.PRUNE:
-                    yield from _prune(job, context)
-                case schema.SPARSE:
-                    yield from _sparse(job, context)
-                case _:
-                    measure(job, context)
-            context.store.drop_checkpoint(job.key)
+        with contextlib.closing(_steps(job, wanted, context)) as steps:
+            while True:
+                # Entered for each step anew: between two of them, other jobs of this process may take theirs.
+                # What a recipe allows as to precision, it allows to its training steps.
+                with context.log.capturing(), tensor_float(False):
+                    try:
+                        request = steps.send(epoch_end)
+                    except StopIteration:
+                        return
+                epoch_end = yield request
     except (DamagedArtifact, NotPublished, StorageError):
         raise  # not of this job's making
     except Exception as error:
@@ -95,8 +145,21 @@ def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Itera
         raise
 
 
+def _steps(job: Job, wanted: Collection[int | None], context: Context) -> Course:
+    match job.kind:
+        case schema.DENSE:
+            yield from _dense(job, wanted, context)
+        case schema.PRUNE:
+            yield from _prune(job, context)
+        case schema.SPARSE:
+            yield from _sparse(job, context)
+        case _:
+            measure(job, context)
+    context.store.drop_checkpoint(job.key)
+
+
 # --- the kinds of job ---------------------------------------------------------------------------------------------
-def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Iterator[Row]:
+def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Course:
     config = job.config
     assert isinstance(config, DenseConfig)
     store = context.store
@@ -115,7 +178,8 @@ def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Iterat
     session = _Session(job, data, training, context, latest=min(states, default=config.recipe.epochs))
     publish_state(training.epoch)
     stop = config.recipe.epochs if None in missing else max(states, default=0)
-    for row in session.epochs(stop):
+    while training.epoch < stop:
+        row = yield from session.epoch()
         publish_state(training.epoch)
         session.save_if_due()
         yield row
@@ -123,7 +187,7 @@ def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Iterat
         session.publish({})
 
 
-def _prune(job: Job, context: Context) -> Iterator[Row]:
+def _prune(job: Job, context: Context) -> Course:
     config = job.config
     assert isinstance(config, PruneConfig)
     store, data = context.store, TaskData(config.task, context)
@@ -140,7 +204,7 @@ def _prune(job: Job, context: Context) -> Iterator[Row]:
     yield from _train_masked(job, context, data, start, mask, derive_seed(config.seed, "prune", config.round))
 
 
-def _sparse(job: Job, context: Context) -> Iterator[Row]:
+def _sparse(job: Job, context: Context) -> Course:
     config = job.config
     assert isinstance(config, SparseConfig)
     store, data = context.store, TaskData(config.task, context)
@@ -169,13 +233,15 @@ def _transform_mask(
 
 def _train_masked(
     job: Job, context: Context, data: TaskData, start: Mapping[str, Tensor], mask: Mapping[str, Tensor], seed: int
-) -> Iterator[Row]:
+) -> Course:
     """Train from `start` under `mask`; publish weights and mask."""
     assert isinstance(job.config, PruneConfig | SparseConfig)
     model = data.model()
     model.load_state_dict(apply_mask(mask, start))
-    session = _Session(job, data, data.training(model, job.config.recipe, seed, mask), context)
-    for row in session.epochs(job.config.recipe.epochs):
+    training = data.training(model, job.config.recipe, seed, mask)
+    session = _Session(job, data, training, context)
+    while training.epoch < job.config.recipe.epochs:
+        row = yield from session.epoch()
         session.save_if_due()
         yield row
     sparsities = {
@@ -195,7 +261,7 @@ class _Session:
         self._history: list[Row] = []
         self._seconds = 0.0
         self._usage = Usage(context.device)
-        self._started = self._saved = time.perf_counter()
+        self._started, self._saved = context.clock(), time.perf_counter()
         self._resume(latest)
 
     def _resume(self, latest: int | None) -> None:
@@ -215,14 +281,15 @@ class _Session:
         self._context.log.precede(document.get("log", ()))
         self._context.log.write(f"going on after epoch {self._training.epoch}")
 
-    def epochs(self, stop: int) -> Iterator[Row]:
-        """Train up to epoch `stop`, yielding a row after each."""
-        while self._training.epoch < stop:
-            metrics = self._training.run_epoch()
-            row = {"step": self._training.epoch, "timestamp": now(), **metrics, **self._usage.sample()}
-            self._history.append(row)
-            self._context.log.write(f"epoch {self._training.epoch}/{self._training.recipe.epochs}: {in_words(metrics)}")
-            yield row
+    def epoch(self) -> Generator[EpochWanted, EpochEnd | None, Row]:
+        """Have the next epoch trained and return its row."""
+        end = yield EpochWanted(training=self._training, log=self._context.log)
+        assert end is not None, "an epoch that is wanted is trained"
+        metrics = end()
+        row = {"step": self._training.epoch, "timestamp": now(), **metrics, **self._usage.sample()}
+        self._history.append(row)
+        self._context.log.write(f"epoch {self._training.epoch}/{self._training.recipe.epochs}: {in_words(metrics)}")
+        return row
 
     def save_if_due(self) -> None:
         """Write a checkpoint if the last one is old enough."""
@@ -234,7 +301,7 @@ class _Session:
         self._saved = time.perf_counter()
 
     def _elapsed(self) -> float:
-        return self._seconds + time.perf_counter() - self._started
+        return self._seconds + self._context.clock() - self._started
 
     def publish(self, metrics: Metrics, files: Files | None = None) -> None:
         """Measure the final network and publish it."""

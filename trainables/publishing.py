@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,8 @@ class Context:
         checkpoint_seconds: a running job is saved at the first end of an epoch after so many seconds; what is lost
             when it is killed is at most that and one epoch.
         log: where a job says what it does.
+        clock: says how many seconds have passed for the job, from some time on: not those that other jobs of the same
+            process took meanwhile.
     """
 
     store: Store
@@ -38,6 +41,7 @@ class Context:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     checkpoint_seconds: float = 30.0
     log: JobLog = field(default_factory=JobLog)
+    clock: Callable[[], float] = time.perf_counter
 
 
 def publish(job: Job, context: Context, files: Files, metrics: Metrics, history: list[Row], seconds: float) -> None:

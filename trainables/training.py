@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from trainables.allocation import keep_freed_memory
 from trainables.config import Recipe
-from trainables.data.batches import EvalBatches, TrainBatches
+from trainables.data.batches import Batch, EvalBatches, TrainBatches
 from trainables.evaluation import evaluate
-from trainables.kernels.lanes import on_lanes
+from trainables.kernels.lanes import OnLanes, on_lanes
 from trainables.masks import apply_mask
 from trainables.precision import tensor_float
 from trainables.schedule import learning_rate
@@ -62,9 +62,12 @@ class Training:
         """Epochs completed."""
         self.train_seconds = 0.0
         """Time spent in training steps, evaluation excluded."""
-        self._train, self._test = train, test
-        self._device = next(model.parameters()).device
-        if self._device.type == "cpu":
+        self.batches = train
+        """Of any epoch."""
+        self._test = test
+        self.device = next(model.parameters()).device
+        """Where the network is trained."""
+        if self.device.type == "cpu":
             keep_freed_memory()
         self._mask = dict(mask or {})
         self._masked, self._keep = self._prepare_mask(self._mask)
@@ -82,7 +85,7 @@ class Training:
         """Return what computes the logits of a training step: the network, or something quicker that shares it."""
         if self.recipe.kernels == "sparse":
             return on_lanes(self.model, self._mask)
-        return _compiled(self.model, self._device) if self.recipe.compiled else self.model
+        return _compiled(self.model, self.device) if self.recipe.compiled else self.model
 
     def _prepare_mask(self, mask: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         parameters = dict(self.model.named_parameters())
@@ -109,56 +112,91 @@ class Training:
         Raises:
             Diverged: the loss is infinite or not a number.
         """
-        assert self.epoch < self.recipe.epochs
         start = time.perf_counter()
         with tensor_float(self.recipe.precision == "tf32"):
-            loss, accuracy = self._train_epoch()
-        self.train_seconds += time.perf_counter() - start
+            loss, hits = self._train_epoch()
+        return self.finish_epoch(loss, hits, time.perf_counter() - start)
+
+    def _train_epoch(self) -> tuple[float, float]:
+        """Return the sums of the steps' losses and of the images classified rightly."""
+        # Sums stay on the device; reading one each step would make the host wait for every step.
+        total_loss = torch.zeros((), device=self.device)
+        hits = torch.zeros((), device=self.device)
+        autocast = self.autocast()
+        for images, labels in self.steps():
+            with autocast:
+                logits = self._forward(images)
+            loss = F.cross_entropy(at_least_single(logits), labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.update()
+            total_loss += loss.detach()
+            hits += (logits.detach().argmax(dim=1) == labels).sum()
+        return float(total_loss), float(hits)
+
+    # --- what nets that are trained as one have in common with a net alone ----------------------------------------
+    def autocast(self) -> torch.autocast:
+        """Return the surroundings of a forward pass in the recipe's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def steps(self) -> Iterator[Batch]:
+        """Yield the batches of the next epoch, each once the learning rate of its step is set.
+
+        With the gradients of a batch :meth:`update` takes the step, and :meth:`finish_epoch` ends the epoch.
+        """
+        assert self.epoch < self.recipe.epochs
+        self.model.train()
+        steps = self.batches.steps_per_epoch
+        for index, batch in enumerate(self.batches.epoch(self.epoch)):
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate(self.recipe, self.epoch * steps + index, steps)
+            yield batch
+
+    def update(self) -> None:
+        """Take the optimiser's step, after which the masked weights are zero again."""
+        self._optimizer.step()
+        self._apply_mask()
+
+    def finish_epoch(self, loss: float, hits: float, seconds: float) -> dict[str, float]:
+        """Count the epoch that was trained, and evaluate on the test set.
+
+        Args:
+            loss: sum of the steps' mean losses, nats.
+            hits: images of all steps that were classified rightly.
+            seconds: what training took.
+
+        Returns:
+            The epoch's metrics, names as in ``schema.EPOCH_METRICS``.
+
+        Raises:
+            Diverged: the loss is infinite or not a number.
+        """
+        steps = self.batches.steps_per_epoch
+        mean_loss = loss / steps
+        if not mean_loss < float("inf"):
+            raise Diverged(f"training loss is {mean_loss} in epoch {self.epoch + 1} (learning rate {self.recipe.lr:g})")
+        self.train_seconds += seconds
         self.epoch += 1
-        test = evaluate(self.model, self._test)
+        test = evaluate(self._forward if isinstance(self._forward, OnLanes) else self.model, self._test)
         return {
-            TRAIN_LOSS: loss,
-            TRAIN_ACCURACY: accuracy,
+            TRAIN_LOSS: mean_loss,
+            TRAIN_ACCURACY: 100.0 * hits / (steps * self.batches.batch_size),
             TEST_LOSS: test.loss,
             TEST_ACCURACY: test.accuracy,
             LEARNING_RATE: self._optimizer.param_groups[0]["lr"],
         }
 
-    def _train_epoch(self) -> tuple[float, float]:
-        self.model.train()
-        steps = self._train.steps_per_epoch
-        # Sums stay on the device; reading one each step would make the host wait for every step.
-        total_loss = torch.zeros((), device=self._device)
-        hits = torch.zeros((), device=self._device)
-        autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
-        for index, (images, labels) in enumerate(self._train.epoch(self.epoch)):
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(self.recipe, self.epoch * steps + index, steps)
-            with autocast:
-                logits = self._forward(images)
-            loss = F.cross_entropy(logits.float(), labels)
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
-            self._apply_mask()
-            total_loss += loss.detach()
-            hits += (logits.detach().argmax(dim=1) == labels).sum()
-        mean_loss = float(total_loss) / steps
-        if not mean_loss < float("inf"):
-            raise Diverged(f"training loss is {mean_loss} in epoch {self.epoch + 1} (learning rate {self.recipe.lr:g})")
-        return mean_loss, 100.0 * float(hits) / (steps * self._train.batch_size)
-
     @property
     def images_per_second(self) -> float:
         """Training images per second of training time; 0 before the first epoch."""
-        images = self.epoch * self._train.steps_per_epoch * self._train.batch_size
+        images = self.epoch * self.batches.steps_per_epoch * self.batches.batch_size
         return images / self.train_seconds if self.train_seconds else 0.0
 
     # --- state --------------------------------------------------------------------------------------------------
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the network's state dict, masked weights exactly +0.0."""
         weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        return apply_mask({name: keep.to(self._device) for name, keep in self._mask.items()}, weights)
+        return apply_mask({name: keep.to(self.device) for name, keep in self._mask.items()}, weights)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and plain data from which :meth:`restore` goes on with the next epoch."""
@@ -178,6 +216,11 @@ class Training:
                 buffer = torch.empty_like(parameter).copy_(tensors[_MOMENTUM + name])
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
         self.epoch, self.train_seconds = int(data["epoch"]), float(data["train_seconds"])
+
+
+def at_least_single(logits: Tensor) -> Tensor:
+    """Return logits in single precision if they are less precise than that."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _compiled(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:

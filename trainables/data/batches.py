@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ RESIDENT_BYTES: Final = 16 * 2**30
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+_residents: WeakKeyDictionary[Split, WeakValueDictionary[torch.device, Split]] = WeakKeyDictionary()
+"""Split -> device -> its copy there, as long as any batches are cut from it: nets of one process share it."""
 
 Batch = tuple[Tensor, Tensor]
 """Images float32 (B, C, H, W), normalised, and labels int64 (B,)."""
@@ -88,6 +92,8 @@ class TrainBatches:
         if not 1 <= batch_size <= len(split):
             raise ValueError(f"batch_size must be within 1 and {len(split)} (images to train on), got {batch_size}")
         self.batch_size = batch_size
+        self.shape = (batch_size, *split.images.shape[1:])
+        """Of the images of a batch."""
         self.steps_per_epoch = len(split) // batch_size
         self._split = _resident(split, device)
         self._augmentation = augmentation
@@ -211,7 +217,15 @@ def one_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> I
 
 
 def _resident(split: Split, device: Device) -> Split:
-    return split if split.images.numel() > RESIDENT_BYTES else split.to(device)
+    """Return the split on the device, or where it is if it is too large."""
+    if split.images.numel() > RESIDENT_BYTES:
+        return split
+    device = torch.device(device)
+    copies = _residents.setdefault(split, WeakValueDictionary())
+    resident = copies.get(device)
+    if resident is None:
+        resident = copies[device] = split.to(device)
+    return resident
 
 
 def _chunk_images(split: Split, batch_size: int, chunk_bytes: int) -> int:

@@ -93,7 +93,7 @@ class DatasetFacts:
     fingerprint: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, weakref_slot=True)
 class Split:
     """Images and labels in memory or mapped from a file.
 
