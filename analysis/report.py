@@ -228,10 +228,12 @@ def _trained_in(frame: pd.DataFrame) -> str:
     trained = frame[frame["stage"].isin([schema.DENSE, schema.PRUNE, schema.SPARSE])]
     found: dict[str, list[str]] = {}
     for (model, width), runs in trained.groupby([schema.PARAM_MODEL, schema.PARAM_WIDTH]):
-        values = {name: set(runs[name]) - {""} for name in ("precision", "compiled", "kernels") if name in runs}
+        known = [name for name in ("precision", "compiled", "kernels", "stacked") if name in runs]
+        values = {name: set(runs[name]) - {""} for name in known}
         words = [labels.listed(sorted(values.get("precision", ())))]
         words += ["compiled"] * ("True" in values.get("compiled", ()))
         words += ["sparse kernels"] * ("sparse" in values.get("kernels", ()))
+        words += ["stacked"] * ("True" in values.get("stacked", ()))
         found.setdefault(", ".join(filter(None, words)), []).append(
             f"{model} {labels.value(schema.PARAM_WIDTH, width)}"
         )

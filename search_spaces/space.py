@@ -54,6 +54,7 @@ class SearchSpace:
     precision: str = "fp32"
     compiled: bool = False
     kernels: str = "dense"
+    stacked: bool = False
     augment: bool = True
     shortcut: str = "conv3x3"
     pruner: str = "imp_finetune"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from ray.tune import Callback
 from study.searcher import PlanSearcher
 from study.states import FAILED
 from trainables import schema
-from trainables.tune import STATUS_OK
+from trainables.tune import STATUS_OK, by_net
 
 if TYPE_CHECKING:
     from study.progress import Progress
@@ -35,12 +36,13 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
     _tracker: Tracker | None = None
     _progress: Progress | None = None
 
+    def __init__(self) -> None:
+        self._open: dict[str, list[str]] = {}
+        """Trial -> keys of its jobs that have not ended."""
+
     def attach(self, searcher: PlanSearcher, tracker: Tracker | None = None, progress: Progress | None = None) -> None:
         """Connect the parts that live in the driver."""
         self._searcher, self._tracker, self._progress = searcher, tracker, progress
-
-    def _key(self, trial: Any) -> str:
-        return str(trial.config["key"])
 
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """Tell the searcher that a trial has got its resources."""
@@ -52,8 +54,15 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """Pass an epoch on."""
-        key = self._key(trial)
+        """Pass epochs on, and the ends of those jobs of several that have ended before the others."""
+        keys = self._keys(trial)
+        for key, row in by_net(result, keys[0]).items():
+            self._epoch(key, row)
+            if row.get("done") and not result.get("done"):
+                keys.remove(key)
+                self.ended(key, has_result=row.get("status") == STATUS_OK)
+
+    def _epoch(self, key: str, result: Mapping[str, Any]) -> None:
         if self._progress is not None:
             self._progress.result(key, result)
         if self._tracker is not None and result.get("job_key") == key and "step" in result:
@@ -61,15 +70,27 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
             self._tracker.epoch(key, {"step": result["step"], **row})
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """Pass the end of a job on; the searcher knows it already."""
-        self.ended(self._key(trial), has_result=(trial.last_result or {}).get("status") == STATUS_OK)
+        """Pass the end of its jobs on; the searcher knows it already."""
+        keys, result = self._keys(trial), trial.last_result or {}
+        rows = by_net(result, keys[0])
+        for key in keys:
+            self.ended(key, has_result=rows.get(key, result).get("status") == STATUS_OK)
+        del self._open[trial.trial_id]
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """Note why a trial died, if it was the last attempt at its job."""
-        key = self._key(trial)
-        if self._searcher is not None and self._searcher.state.get(key) == FAILED:
-            self._searcher.errors[key] = _reason(trial)
-        self.ended(key)
+        for key in self._keys(trial):
+            if self._searcher is not None and self._searcher.state.get(key) == FAILED:
+                self._searcher.errors[key] = _reason(trial)
+            self.ended(key)
+        del self._open[trial.trial_id]
+
+    def _keys(self, trial: Any) -> list[str]:
+        """Return the keys of a trial's jobs that have not ended, to be changed in place."""
+        if trial.trial_id not in self._open:
+            mates = json.loads(trial.config.get("mates", "[]"))
+            self._open[trial.trial_id] = [str(each["key"]) for each in (trial.config, *mates)]
+        return self._open[trial.trial_id]
 
     def ended(self, key: str, has_result: bool = False) -> None:
         """Pass on that a trial has ended, and what that means for its job.

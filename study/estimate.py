@@ -54,6 +54,7 @@ class _Net(NamedTuple):
     precision: str = "fp32"
     compiled: bool = False
     kernels: str = "dense"
+    stacked: bool = False
     sparsity: float = 0.0
 
 
@@ -161,7 +162,7 @@ def _speeds(plan: Plan, store: Store) -> tuple[dict[_Net, _Speed], str]:
 
 def _measured_rate(rates: Sequence[Rate], net: _Net) -> Rate | None:
     """Return what was measured of a network; if not trained so, then as it comes."""
-    for each in (net, net._replace(compiled=False, kernels="dense")):
+    for each in (net, net._replace(compiled=False, kernels="dense", stacked=False)):
         rate = nearest(
             rates,
             each.model,
@@ -170,6 +171,7 @@ def _measured_rate(rates: Sequence[Rate], net: _Net) -> Rate | None:
             image_size=each.image_size,
             compiled=each.compiled,
             kernels=each.kernels,
+            stacked=each.stacked,
             sparsity=each.sparsity,
         )
         if rate is not None:
@@ -184,7 +186,16 @@ def _net(plan: Plan, job: Job) -> _Net:
         return _Net(config.task.model, config.task.width, size)
     recipe = config.recipe
     sparsity = masked(job) if recipe.kernels == "sparse" else 0.0
-    return _Net(config.task.model, config.task.width, size, recipe.precision, recipe.compiled, recipe.kernels, sparsity)
+    return _Net(
+        config.task.model,
+        config.task.width,
+        size,
+        precision=recipe.precision,
+        compiled=recipe.compiled,
+        kernels=recipe.kernels,
+        stacked=recipe.stacked,
+        sparsity=sparsity,
+    )
 
 
 def multiply_adds_per_image(model: str, width: float, image_size: int) -> float:

@@ -1,4 +1,4 @@
-"""``--fastest``: which precision, compilation and kernels train each network of a plan quickest, as far as measured.
+"""``--fastest``: which precision, compilation, kernels and stacking train each network quickest, as far as measured.
 
 All of them change a result's bits, and so its key. Hence a choice is made once and kept with the results, in one file
 for each kind of device and network, created on condition that there is none: whoever asks again, for this or another
@@ -25,7 +25,7 @@ from trainables.graph import Job
 from trainables.storage import patiently
 from trainables.store import Store
 
-SETTINGS: Final = ("precision", "compiled", "kernels")
+SETTINGS: Final = ("precision", "compiled", "kernels", "stacked")
 """What is chosen: how a network is computed, not what is asked."""
 FOLDER: Final = "fastest"
 CPU, GPU = "cpu", "cuda"
@@ -43,9 +43,11 @@ class Way:
     precision: str = "fp32"
     compiled: bool = False
     kernels: str = "dense"
+    stacked: bool = False
 
     def __str__(self) -> str:
-        return self.precision + " compiled" * self.compiled + f" on {self.kernels} kernels" * (self.kernels != "dense")
+        kernels = f" on {self.kernels} kernels" * (self.kernels != "dense")
+        return self.precision + " compiled" * self.compiled + kernels + " stacked" * self.stacked
 
     @property
     def settings(self) -> dict[str, bool | str]:
@@ -58,8 +60,8 @@ class Way:
 
 
 WAYS: Final = tuple(
-    Way(precision=precision, compiled=compiled, kernels=kernels)
-    for precision, compiled, kernels in itertools.product(PRECISIONS, (False, True), KERNELS)
+    Way(precision=precision, compiled=compiled, kernels=kernels, stacked=stacked)
+    for precision, compiled, kernels, stacked in itertools.product(PRECISIONS, (False, True), KERNELS, (False, True))
 )
 """All combinations, the plain ones first, whether or not they fit a network."""
 
@@ -99,7 +101,8 @@ class Choice:
     @property
     def current(self) -> Way:
         """How the space itself has its networks trained."""
-        return Way(precision=self.space.precision, compiled=self.space.compiled, kernels=self.space.kernels)
+        space = self.space
+        return Way(precision=space.precision, compiled=space.compiled, kernels=space.kernels, stacked=space.stacked)
 
     def candidates(self, network: Network, *, compilable: bool, sparse: bool) -> list[Way]:
         """Return the ways to train a network that are left by what the user has given: the space's own first.

@@ -47,21 +47,26 @@ def group(job: Job) -> Group:
     return task.model, task.width, task.shortcut, task.dataset, _kernels(job)
 
 
-def device_bytes(job: Job, facts: DatasetFacts) -> float:
+def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
     """Return about how many bytes of a GPU's memory a job takes.
 
     Args:
         job: of any kind.
         facts: about its dataset.
+        nets: how many like it share its trial, if their networks may be stacked.
     """
     config, task = job.config, job.config.task
     size = facts.image_size or MODELS[task.model].reference_image_size
     net = footprint(task, image_size=size, num_classes=facts.num_classes, in_channels=facts.in_channels)
     momentary = float(EVAL_BATCH * LAYER_COPIES * net.largest)
+    copies = COPIES
     if isinstance(config, TRAINING_CONFIGS):
         half = config.recipe.precision == "bf16"
         kept = config.recipe.batch_size * net.kept * (0.5 if half else 1) + (0.5 * net.parameters if half else 0)
-        momentary = max(momentary, kept + config.recipe.batch_size * LAYER_COPIES * net.largest)
+        nets = nets if config.recipe.stacked else 1
+        # Trained together, evaluated one after the other.
+        momentary = max(momentary, nets * (kept + config.recipe.batch_size * LAYER_COPIES * net.largest))
+        copies *= nets
     elif isinstance(config, MatchConfig):
         # One network's observed layers wait for the other's; float64 sums, products and scores of unit against unit.
         momentary += EVAL_BATCH * net.tapped + 2 * 3 * net.correlations
@@ -70,8 +75,8 @@ def device_bytes(job: Job, facts: DatasetFacts) -> float:
         images * pixels if images * pixels <= RESIDENT_BYTES else 0
         for images in (facts.train_images, facts.test_images)
     )
-    # The training images lie there twice: to train on, and to measure the trained network on.
-    return PROCESS_BYTES + 2 * train + test + SLACK * 4 * (COPIES * net.parameters + momentary)
+    # All networks of a process share the images.
+    return PROCESS_BYTES + train + test + SLACK * 4 * (copies * net.parameters + momentary)
 
 
 def gpu_share(needed: float, memory: float) -> float:
@@ -80,7 +85,13 @@ def gpu_share(needed: float, memory: float) -> float:
 
 
 def requests(
-    plan: Plan, keys: Iterable[str], *, cpus: float, gpus: float | None, gpu_memory: float | None
+    plan: Plan,
+    keys: Iterable[str],
+    *,
+    cpus: float,
+    gpus: float | None,
+    gpu_memory: float | None,
+    nets_per_trial: int = 1,
 ) -> tuple[dict[str, Resources], list[str]]:
     """Return what each job asks for, and a warning for each group of jobs that no GPU will hold.
 
@@ -92,6 +103,7 @@ def requests(
         cpus: per trial.
         gpus: per trial, whatever its job; None to derive it.
         gpu_memory: bytes of the smallest GPU of the cluster; None if it has none.
+        nets_per_trial: networks of jobs that may be stacked in one trial.
     """
     keys = list(keys)
     asked = {key: _resources(cpus, gpus or 0.0) for key in keys}
@@ -106,7 +118,7 @@ def requests(
     for each, its_keys in members.items():
         # Nothing else about a job makes a difference to what it needs.
         kinds = {(plan.jobs[key].kind, _recipe(plan.jobs[key])): key for key in its_keys}
-        needed = {key: device_bytes(plan.jobs[key], plan.facts[each[3]]) for key in kinds.values()}
+        needed = {key: device_bytes(plan.jobs[key], plan.facts[each[3]], nets_per_trial) for key in kinds.values()}
         worst = max(needed, key=lambda key: needed[key])
         asked.update(dict.fromkeys(its_keys, _resources(cpus, gpu_share(needed[worst], gpu_memory))))
         if needed[worst] > gpu_memory:
@@ -122,9 +134,11 @@ def _kernels(job: Job) -> str:
     return job.config.recipe.kernels if isinstance(job.config, TRAINING_CONFIGS) else "dense"
 
 
-def _recipe(job: Job) -> tuple[int, str] | None:
-    config = job.config
-    return (config.recipe.batch_size, config.recipe.precision) if isinstance(config, TRAINING_CONFIGS) else None
+def _recipe(job: Job) -> tuple[int, str, bool] | None:
+    if not isinstance(job.config, TRAINING_CONFIGS):
+        return None
+    recipe = job.config.recipe
+    return recipe.batch_size, recipe.precision, recipe.stacked
 
 
 def _resources(cpus: float, gpus: float) -> Resources:

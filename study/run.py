@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--fastest",
         action="store_true",
-        help="train each network with the precision, compilation and kernels that were measured to train it quickest, "
+        help="train each network with the precision, compilation, kernels and stacking measured to train it quickest, "
         "as far as --set leaves them open; measured here unless that was done before",
     )
     add(
@@ -157,6 +157,13 @@ def _parser() -> argparse.ArgumentParser:
         help="memory of the smallest GPU (default: the nodes are asked; needed if the cluster has no GPU nodes yet)",
     )
     add("--cpus-per-trial", type=_positive(float), metavar="N", default=1.0, help="CPUs of a trial (default: 1)")
+    add(
+        "--nets-per-trial",
+        type=_positive(int),
+        metavar="N",
+        default=8,
+        help="networks that a trial trains as one at most, where the space says stacked=true (default: 8)",
+    )
     add(
         "--retries",
         type=_positive(int, zero=True),

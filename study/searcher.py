@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,7 +17,9 @@ from study.estimate import Estimates
 from study.plan import Plan
 from study.resources import Group, Resources, group
 from study.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
-from trainables.tune import STATUS_HELD, STATUS_OK, STATUS_OUT_OF_MEMORY, STATUS_STORAGE
+from trainables.config import TRAINING_CONFIGS
+from trainables.graph import Job
+from trainables.tune import STATUS_DIED, STATUS_HELD, STATUS_OK, STATUS_OUT_OF_MEMORY, STATUS_STORAGE, by_net
 
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds before the next attempt at a job that died; they double from the first to the longest."""
@@ -27,13 +30,16 @@ STARVING_SECONDS = 10.0
 _ONE_CPU: Resources = {"CPU": 1.0}
 _TOLERANCE = 1e-6
 """Of sums of fractions."""
+LIKE_LENGTH = 0.75
+"""Networks are stacked whose epochs are at least so many times the most among them: a stack that loses its members
+one after another ends as a trial of one network."""
 
 
 @dataclass
 class _Trial:
-    """A job in Tune's hands."""
+    """Jobs in Tune's hands: one, or several whose networks are stacked."""
 
-    key: str
+    keys: list[str]
     asked: Resources
     since: float
 
@@ -48,6 +54,9 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
     on a trial whose process dies before it has begun, as one does that was kept for reuse. An attempt that got further
     than all before it, so that a checkpoint was gained, does not count: a job of many hours on machines that are taken
     away every hour ends, while one that dies in the same epoch each time fails.
+
+    Jobs whose recipe says that their networks may be stacked share a trial with the next ones in line that are like
+    them. Each of them ends for itself. One that has died is tried again alone: it may have been the others' ruin.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         room: Callable[[], Resources] | None = None,
         ahead: int = 2,
         max_concurrent: int | None = None,
+        nets_per_trial: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare the order.
@@ -78,6 +88,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
                 once, and a cluster that grows on demand sees a demand. More of them are more that an urgent job,
                 ready a moment later, has to wait for.
             max_concurrent: trials at the same time at most; None: as many as fit.
+            nets_per_trial: networks that are stacked at most. Fewer are if that leaves no GPU, or no CPU where there
+                are no GPUs, without work.
             clock: seconds, monotonic.
         """
         super().__init__()
@@ -91,6 +103,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self.counts: Counter[tuple[str, str]] = Counter((plan.jobs[key].kind, WAITING) for key in self.todo)
         self._surroundings = dict(surroundings)
         self._retries, self._ahead, self._max_concurrent = retries, ahead, max_concurrent
+        self._nets_per_trial = nets_per_trial
+        self._most: dict[Group, int] = {}
         self._clock, self._room = clock, room
         self._room_now: Resources | None = None
         self._resources = dict(resources) if resources is not None else dict.fromkeys(self.todo, _ONE_CPU)
@@ -151,25 +165,41 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         if not self._may_start(asked, now):
             return None
         key = heapq.heappop(self._ready)[2]
-        self._move(key, QUEUED)
-        self._trials[trial_id] = self._queued[trial_id] = _Trial(key, asked, now)
+        keys = [key, *self._mates(key, asked)]
+        for each in keys:
+            self._move(each, QUEUED)
+        self._trials[trial_id] = self._queued[trial_id] = _Trial(keys, asked, now)
         self._taken.update(asked)
-        cell = json.dumps(asdict(self.plan.cells[key]))
-        config = {"cell": cell, "key": key, "outputs": self.todo[key], "resources": dict(asked)}
-        return {**self._surroundings, **config}
+        nets = [
+            {"cell": json.dumps(asdict(self.plan.cells[each])), "key": each, "outputs": self.todo[each]}
+            for each in keys
+        ]
+        mates = {"mates": json.dumps(nets[1:])} if nets[1:] else {}
+        return {**self._surroundings, **nets[0], **mates, "resources": dict(asked)}
 
     def on_trial_start(self, trial_id: str) -> None:
         """Note that Ray had room for a trial; Tune tells this to callbacks only, ``StudyCallback`` passes it on."""
         trial = self._queued.pop(trial_id, None)
-        if trial is not None:
-            self._move(trial.key, RUNNING)
+        for key in trial.keys if trial else ():
+            self._move(key, RUNNING)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Forgive a job its failed attempts once it gets further than any of them."""
-        trial, step = self._trials.get(trial_id), result.get("step", 0)
-        if trial is not None and result.get("job_key") == trial.key and step > self._furthest[trial.key]:
-            self._furthest[trial.key] = step
-            self._vain[trial.key] = 0
+        """Forgive a job its failed attempts once it gets further than any of them; note which of a stack have ended."""
+        trial = self._trials.get(trial_id)
+        if trial is None:
+            return
+        for key, row in by_net(result, trial.keys[0]).items():
+            if key in trial.keys:
+                self._note_progress(key, row)
+            if key in trial.keys and row.get("done"):
+                trial.keys.remove(key)
+                self._end(key, trial, row)
+
+    def _note_progress(self, key: str, row: Mapping[str, Any]) -> None:
+        step = row.get("step", 0)
+        if row.get("job_key") == key and step > self._furthest[key]:
+            self._furthest[key] = step
+            self._vain[key] = 0
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Release the children of a finished job, or the job itself once more, or block a failed one's descendants."""
@@ -178,9 +208,20 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             return
         self._queued.pop(trial_id, None)
         self._taken.subtract(trial.asked)
-        key, result = trial.key, result or {}
+        if not trial.keys:
+            return
+        result = result or {}
+        rows = {} if error else by_net(result, trial.keys[0])
+        whole = {"status": STATUS_DIED if error else result.get("status"), "error": result.get("error")}
+        if whole["status"] == STATUS_OUT_OF_MEMORY and self._unstack(trial):
+            return
+        for key in trial.keys:
+            self._end(key, trial, rows.get(key, whole))
+
+    def _end(self, key: str, trial: _Trial, result: Mapping[str, Any]) -> None:
+        """Draw the consequences of how a job's attempt has ended."""
         status, text = result.get("status"), str(result.get("error") or "the trial died")
-        if error:
+        if status == STATUS_DIED:
             if not self._pause(key):
                 self._fail(key, text)
         elif status == STATUS_OK:
@@ -188,7 +229,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         elif status == STATUS_HELD:
             self._postpone(key, HELD_PAUSE)
         elif status == STATUS_OUT_OF_MEMORY:
-            if not (self._enlarge(trial) or self._pause(key)):
+            if not (self._enlarge(key, trial.asked) or self._pause(key)):
                 self._fail(key, f"{text}; {_advice(trial.asked)}")
         elif status == STATUS_STORAGE:
             if not self._pause(key):
@@ -198,10 +239,10 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
 
     def lose_trials(self) -> list[str]:
         """Take the trials in Tune's hands for dead, because Tune itself has ended; return the keys of their jobs."""
-        lost = {trial_id: trial.key for trial_id, trial in self._trials.items()}
+        lost = {trial_id: list(trial.keys) for trial_id, trial in self._trials.items()}
         for trial_id in lost:
             self.on_trial_complete(trial_id, error=True)
-        return list(lost.values())
+        return [key for keys in lost.values() for key in keys]
 
     # --- what may start -----------------------------------------------------------------------------------------------
     def _asks(self, key: str) -> Resources:
@@ -217,6 +258,30 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             if larger and now - trial.since > STARVING_SECONDS:
                 return False
         return self._fits(asked) or len(self._queued) < self._ahead
+
+    def _mates(self, key: str, asked: Resources) -> list[str]:
+        """Take jobs out of those that are ready whose networks can be stacked with that of a job; often none."""
+        most = self._most.get(group(self.plan.jobs[key]), self._nets_per_trial)
+        if most == 1 or not self._is_stackable(key):
+            return []
+        job = self.plan.jobs[key]
+        like = sorted(
+            entry for entry in self._ready if self._is_stackable(entry[2]) and _are_alike(job, self.plan.jobs[entry[2]])
+        )
+        room = self._room_now or {}
+        device = "GPU" if asked.get("GPU") else "CPU"
+        devices = int(room.get(device, 0.0) / (1.0 if device == "GPU" else asked["CPU"]))
+        idle = min(devices, self._max_concurrent or devices) - len(self._trials)
+        # Where all are busy, each gets anew what the job before it has released: that many, and not ever fewer.
+        wanted = min(most, math.ceil((1 + len(like)) / max(1, idle)))
+        taken = like[: wanted - 1]
+        self._ready = [entry for entry in self._ready if entry not in set(taken)]
+        heapq.heapify(self._ready)
+        return [entry[2] for entry in taken]
+
+    def _is_stackable(self, key: str) -> bool:
+        config = self.plan.jobs[key].config
+        return isinstance(config, TRAINING_CONFIGS) and config.recipe.stacked and not self._vain[key]
 
     def _fits(self, asked: Resources) -> bool:
         room = self._room_now
@@ -255,17 +320,27 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._move(key, READY)
         heapq.heappush(self._pausing, (self._clock() + seconds, self._number[key], key))
 
-    def _enlarge(self, trial: _Trial) -> bool:
+    def _unstack(self, trial: _Trial) -> bool:
+        """Let the jobs of a stack that ran out of memory be ready again, and their like be stacked by half as many."""
+        if len(trial.keys) == 1 or self.halted is not None:
+            return False
+        like = group(self.plan.jobs[trial.keys[0]])
+        self._most[like] = min(self._most.get(like, self._nets_per_trial), max(1, len(trial.keys) // 2))
+        for key in trial.keys:
+            self._release(key)
+        return True
+
+    def _enlarge(self, key: str, asked: Resources) -> bool:
         """Let a job that ran out of memory, and its like, have twice the share of a GPU; False if it had a whole one.
 
         What does not fit will not fit at the next attempt either, so this one does not count.
         """
-        share = trial.asked.get("GPU", 0.0)
+        share = asked.get("GPU", 0.0)
         if not 0.0 < share < 1.0 or self.halted is not None:
             return False
-        like = group(self.plan.jobs[trial.key])
+        like = group(self.plan.jobs[key])
         self._least_share[like] = max(self._least_share.get(like, 0.0), min(1.0, 2 * share))
-        self._release(trial.key)
+        self._release(key)
         return True
 
     def _fail(self, key: str, error: str) -> None:
@@ -294,16 +369,24 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         """Return the keys of the jobs that were not run, whether for a reason or because the sweep ended early."""
         return [key for key, state in self.state.items() if state in (*OPEN, NOT_RUN)]
 
-    def key_of(self, trial_id: str) -> str | None:
-        """Return the key of the job that a live trial runs."""
-        trial = self._trials.get(trial_id)
-        return trial.key if trial else None
-
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the store knows what is done."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing: a new run plans again."""
+
+
+def _are_alike(job: Job, other: Job) -> bool:
+    """Return whether the networks of two jobs that train can be stacked, and are trained for about as long."""
+    mine, its = job.config, other.config
+    assert isinstance(mine, TRAINING_CONFIGS)
+    assert isinstance(its, TRAINING_CONFIGS)
+    return (
+        mine.task == its.task
+        and mine.recipe.batch_size == its.recipe.batch_size
+        and mine.recipe.precision == its.recipe.precision
+        and min(job.epochs, other.epochs) >= LIKE_LENGTH * max(job.epochs, other.epochs)
+    )
 
 
 def _advice(asked: Resources) -> str:

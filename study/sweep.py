@@ -19,6 +19,7 @@ from study.estimate import Estimates, duration, estimate
 from study.plan import Plan
 from study.states import DONE
 from study.tracking import Tracker
+from trainables.config import TRAINING_CONFIGS
 from trainables.redaction import redact
 from trainables.store import StorageError, Store
 
@@ -181,6 +182,7 @@ class _Sweep:
                 room=cluster.resources,
                 ahead=AHEAD_LOCAL if cluster.is_own else AHEAD_CLUSTER,
                 max_concurrent=options.max_concurrent,
+                nets_per_trial=options.nets_per_trial,
             )
             progress = Progress(self._plan, searcher, self._estimates, searcher.slots)
 
@@ -229,7 +231,14 @@ def _resources(
     gpus, memory = options.gpus_per_trial, options.gpu_memory and options.gpu_memory * GIB
     if gpus is None and memory is None:
         memory = cluster.gpu_memory()
-    asked, warnings = requests(plan, todo, cpus=options.cpus_per_trial, gpus=gpus, gpu_memory=memory)
+    asked, warnings = requests(
+        plan,
+        todo,
+        cpus=options.cpus_per_trial,
+        gpus=gpus,
+        gpu_memory=memory,
+        nets_per_trial=options.nets_per_trial,
+    )
     for each in {tuple(each.items()) for each in asked.values()}:
         if not cluster.fits(dict(each)):
             problem = f"a trial asks for {_in_words(each)}, no node of the cluster has so much"
@@ -241,7 +250,10 @@ def _resources(
     counts = Counter(tuple(each.items()) for each in asked.values())
     shapes = "; ".join(f"{count} with {_in_words(each)}" for each, count in counts.most_common())
     hint = "" if cluster.is_own or cluster.resources().get("GPU") or gpus is not None or memory else _NO_GPUS
-    print(f"trials: {shapes}{hint}", flush=True)
+    trained = (plan.jobs[key].config for key in todo)
+    stacked = sum(isinstance(each, TRAINING_CONFIGS) and each.recipe.stacked for each in trained)
+    together = f"; {stacked} networks stacked, up to {options.nets_per_trial} in a trial" if stacked else ""
+    print(f"trials: {shapes}{together}{hint}", flush=True)
     return asked
 
 

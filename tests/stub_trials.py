@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,16 @@ class NeedsHalfAGpu(Stub):
 class FindsNoStorage(Stub):
     def outcome(self, attempt: int, share: float) -> dict[str, Any]:
         return {"status": "storage", "error": "storage /data: No space left on device"}
+
+
+class Together(Stub):
+    """Several jobs, one of which ends with each step; each is noted with the number of them all."""
+
+    def step(self) -> dict[str, Any]:
+        mates = json.loads(self.config.get("mates", "[]"))
+        keys = [self.config["key"], *(each["key"] for each in mates)]
+        key = keys[self.iteration]
+        with (Path(self.config["notes"]) / key).open("a") as file:
+            print(len(keys), file=file)
+        net = {"key": key, "job_key": key, "status": "ok", "done": True}
+        return {"nets": [net], "done": self.iteration == len(keys) - 1}

@@ -31,9 +31,9 @@ WORKERS = (b"ray::PlannedJob", b"ray::ResourceTrainable")
 RUN_SECONDS = 300
 
 
-def planned() -> Plan:
-    """Return the plan of the study."""
-    return make_plan(override(get_space(SPACE), SETTINGS))
+def planned(*more: str) -> Plan:
+    """Return the plan of the study, with more settings."""
+    return make_plan(override(get_space(SPACE), [*SETTINGS, *more]))
 
 
 @dataclass

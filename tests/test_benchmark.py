@@ -18,7 +18,7 @@ from study.benchmark import matching, results, sweep, training
 from study.benchmark.__main__ import main
 from study.benchmark.contest import Contestant, Team, in_turns, machine
 from study.benchmark.results import Comparison, Figure, Measurement, Rate, nearest, read_rates
-from study.benchmark.training import BareStep, OurTrial, Setting, StackedSteps, conventional, images_on_disk
+from study.benchmark.training import BareStep, OurTrial, Setting, conventional, images_on_disk
 from study.fastest import Way
 from study.plan import make_plan
 from trainables.kernels.compiler import find_compiler
@@ -65,31 +65,23 @@ def without_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_ways_train_the_same_number_of_images(images: Path) -> None:
     for precision in SMALL.precisions:
         assert OurTrial(SMALL, images, Way(precision=precision)).run() == SMALL.images
+        stacked = OurTrial(SMALL, images, Way(precision=precision, stacked=True))
+        assert stacked.run() == training.STACK * SMALL.images
         assert BareStep(SMALL, images, precision).run() == SMALL.images
     assert conventional(SMALL, images).run() == SMALL.images
-
-
-def test_stacked_networks_compute_what_each_of_them_does(images: Path) -> None:
-    stacked, alone = StackedSteps(SMALL, images, "fp32"), BareStep(SMALL, images, "fp32")
-    assert stacked.run() >= SMALL.images
-    alone._model.train()
-    expected = alone._model(alone._images).detach()
-    found = stacked._logits(stacked._parameters, stacked._buffers, stacked._images).detach()
-    assert found.shape == (training.STACK, *expected.shape)
-    assert all(torch.allclose(each, expected, atol=1e-4) for each in found)
 
 
 @pytest.mark.usefixtures("without_loaders")
 def test_both_loops_train_the_same_network_under_the_same_mask(images: Path) -> None:
     ours, other = OurTrial(SMALL, images, Way()), conventional(SMALL, images)
-    before = ours.training.weights()
+    before = ours.trainings[0].weights()
 
     def effective() -> dict[str, torch.Tensor]:
         """Return the weights that the conventional loop computes with, under our names."""
         modules = dict(other.model.named_modules())
         return {
             name: getattr(modules[name.rpartition(".")[0]], name.rpartition(".")[2]).detach()
-            for name, _ in ours.training.model.named_parameters()
+            for name, _ in ours.trainings[0].model.named_parameters()
         }
 
     assert all(torch.equal(before[name], weights) for name, weights in effective().items())
@@ -97,7 +89,7 @@ def test_both_loops_train_the_same_network_under_the_same_mask(images: Path) -> 
     assert mask_sparsity(masks) == pytest.approx(SMALL.sparsity, abs=0.01)
     ours.run()
     other.run()
-    after = ours.training.weights()
+    after = ours.trainings[0].weights()
     for name, weights in effective().items():
         assert not torch.equal(before[name], weights), f"the conventional loop does not train {name}"
         assert not torch.equal(before[name], after[name]), f"ours does not train {name}"

@@ -132,9 +132,10 @@ def test_interpolation_needs_a_midpoint(points: int) -> None:
     assert message.endswith(f"got {points}")
 
 
-@pytest.mark.parametrize(
-    "field", ["compiled", "augment", "prune_shortcuts", "prune_classifier", "imp_path", "mask_overlap"]
-)
+SWITCHES = ["compiled", "stacked", "augment", "prune_shortcuts", "prune_classifier", "imp_path", "mask_overlap"]
+
+
+@pytest.mark.parametrize("field", SWITCHES)
 @pytest.mark.parametrize("value", [1, "true", None])
 def test_switches_are_true_or_false(field: str, value: object) -> None:
     assert refusal(cell, **{field: value}) == f"{field} must be true or false, got {value!r}"
@@ -142,7 +143,7 @@ def test_switches_are_true_or_false(field: str, value: object) -> None:
 
 def test_every_switch_of_a_cell_is_tested() -> None:
     switches = {field.name for field in dataclasses.fields(Cell) if field.type == "bool"}
-    assert switches == {"compiled", "augment", "prune_shortcuts", "prune_classifier", "imp_path", "mask_overlap"}
+    assert switches == set(SWITCHES)
 
 
 @pytest.mark.parametrize("field", ["members", "plane_resolution"])
@@ -197,6 +198,13 @@ def test_a_space_with_an_unknown_name_makes_no_plan(field: str) -> None:
 def test_sparse_kernels_know_single_precision_and_no_compiler(other: dict[str, Any]) -> None:
     message = refusal(cell, kernels="sparse", **other)
     assert "kernels='sparse'" in message
+    assert str(*other.values()) in message
+
+
+@pytest.mark.parametrize("other", [{"kernels": "sparse"}, {"compiled": True}])
+def test_stacked_networks_are_pytorch_s_as_they_come(other: dict[str, Any]) -> None:
+    message = refusal(cell, stacked=True, **other)
+    assert "stacked networks" in message
     assert str(*other.values()) in message
 
 

@@ -14,6 +14,7 @@ from studies import (
     assert_as_if_nothing_had_happened,
     assert_whole,
     kill_a_worker,
+    planned,
     tracked,
     wait_for_results,
 )
@@ -79,6 +80,40 @@ def test_parents_damaged_between_two_runs(study: Study, undisturbed: Study, plan
     for key in plan_of_studies.jobs.keys() - parents:
         assert_same_result(store, undisturbed.store, key)
     assert tracked(study.database) == tracked(undisturbed.database)
+
+
+def test_stacked_networks_die_together_and_end_one_by_one(
+    tmp_path: Path, undisturbed: Study, plan_of_studies: Plan
+) -> None:
+    study, plan = Study(tmp_path, arguments=("--set=stacked=true", "--nets-per-trial=4")), planned("stacked=true")
+    stacked_twin = dict(zip(plan_of_studies.jobs, plan.jobs, strict=True))
+    try:
+        process = study.start()
+        assert wait_for_results(study, process, 1)
+        assert kill_a_worker(study, process, random.Random(1))
+        assert wait_for_results(study, process, 2)
+        process.kill()
+        process.communicate()
+        study.finish()
+    finally:
+        study.kill_all()
+    assert_whole(study.store)
+    status, points, _ = tracked(study.database)
+    assert status == dict.fromkeys(plan.jobs, "FINISHED")
+    _, expected, _ = tracked(undisturbed.database)
+    places = [point[:3] for point in points]
+    assert places == sorted((stacked_twin[str(key)], *rest[:2]) for key, *rest in expected), "every point once"
+    accuracies = {
+        job.key: [
+            each.store.read_json(key, schema.METRICS)["final"][schema.TEST_ACCURACY]
+            for each, key in ((undisturbed, job.key), (study, stacked_twin[job.key]))
+        ]
+        for job in plan_of_studies.jobs.values()
+        if job.epochs
+    }
+    differences = [stacked - alone for alone, stacked in accuracies.values()]
+    assert abs(sum(differences) / len(differences)) < 3
+    assert any(differences), "they were rounded differently"
 
 
 def test_nothing_is_running_after_termination(study: Study) -> None:

@@ -173,7 +173,7 @@ def all_params(plan: Plan, kind: str) -> list[dict[str, Any]]:
 
 
 RECIPE = {"epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "warmup_epochs", "precision"}
-RECIPE |= {"first_epoch", "compiled", "kernels"}
+RECIPE |= {"first_epoch", "compiled", "kernels", "stacked"}
 PLACE = {"stage", "model", "dataset", "width"}
 
 

@@ -350,9 +350,7 @@ def test_total_on_whatever_is_reported(plan: Plan) -> None:
     searcher.on_trial_complete("never heard of", None, error=True)
     searcher.on_trial_result("never heard of", {"epoch": 1})
     assert searcher.state == before
-    assert searcher.key_of("never heard of") is None
     key = searcher.suggest("t")["key"]
-    assert searcher.key_of("t") == key
     for _ in range(2):  # reported twice
         searcher.on_trial_complete("t", OK)
     assert searcher.state[key] == DONE

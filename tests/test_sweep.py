@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from stub_trials import Dies, FindsNoStorage, NeedsHalfAGpu, Raises, Stub
+from stub_trials import Dies, FindsNoStorage, NeedsHalfAGpu, Raises, Stub, Together
 from tiny_study import assignments, python, tiny_space
 
 from search_spaces import get_space
@@ -127,6 +127,15 @@ def test_storage_that_is_away_ends_the_sweep(cluster: Cluster, plan: Plan, tmp_p
     assert sweep.states() == {NOT_RUN}
     assert sweep.searcher.halted == "storage /data: No space left on device"
     assert sum(map(len, sweep.attempts())) <= 2 * len(plan.jobs)
+
+
+def test_jobs_that_share_a_trial_end_one_by_one(cluster: Cluster, tmp_path: Path) -> None:
+    plan = make_plan(tiny_space(method=("dense", "lth"), seeds=(0, 1, 2, 3), stacked=True))
+    sweep = Sweep(cluster, plan, tmp_path, nets_per_trial=4)
+    assert sweep.run(Together) is None
+    assert sweep.states() == {DONE}, sweep.searcher.errors
+    assert all(len(each) == 1 for each in sweep.attempts())
+    assert max(number for (number,) in sweep.attempts()) > 1
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from trainables.graph import Ref, closure, dense_job, target
 from trainables.jobs import Context
 from trainables.store import StorageError, Store
 from trainables.training import Diverged
-from trainables.tune import PlannedJob, _absolute, _location
+from trainables.tune import PlannedJob, _absolute, _location, by_net
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +265,132 @@ def test_trial_that_waits_for_another_study_gives_its_place_away(monkeypatch: py
         now[0] += 0.6 * tune_module.HELD_SECONDS
     assert statuses == [None, None, None, None, "held"], "what it computes in between counts as a new beginning"
     assert closed == [True], "and with it the lease that it may hold"
+
+
+# --- several jobs in one trial ----------------------------------------------------------------------------------------
+TWO = [dense_job(tiny_cell("dense", model="mlp"), seed) for seed in (0, 1)]
+
+
+def together(rounds: Iterator[dict[str, Any]], context: Context) -> PlannedJob:
+    """Return a trial of two jobs whose rounds are given."""
+    trial = PlannedJob.__new__(PlannedJob)
+    trial._target, trial._context, trial._rows = TWO[0], context, iter(())
+    trial._open, trial._rounds = {job.key: job for job in TWO}, rounds
+    return trial
+
+
+def row(number: int, **entries: Any) -> dict[str, Any]:
+    """Return a row of one of the two jobs."""
+    return {"stage": "dense", "job_key": TWO[number].key, **entries}
+
+
+def test_stacked_networks_are_told_of_one_by_one(context: Context) -> None:
+    one, two = (job.key for job in TWO)
+    rounds = [
+        {one: row(0, step=1, train_loss=2.0), two: row(1, step=5)},
+        {one: None},
+        {two: row(1, step=6)},
+        {two: None},
+    ]
+    trial = together((each for each in rounds), context)
+    results = [trial.step() for _ in rounds]
+    nets = [by_net(result, "") for result in results]
+    assert [list(each) for each in nets] == [[one, two], [one], [two], [two]]
+    assert (nets[0][one]["epoch"], nets[0][one]["train_loss"], nets[0][two]["epoch"]) == (1, 2.0, 5)
+    assert [(each.get("status"), each["done"]) for round in nets for each in round.values()] == [
+        (None, False),
+        (None, False),
+        ("ok", True),
+        (None, False),
+        ("ok", True),
+    ]
+    assert [result["done"] for result in results] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (Diverged("training loss is nan"), "failed", "training loss is nan"),
+        (StorageError("storage /data: No space left"), "storage", "storage /data: No space left"),
+        (MemoryError(), "out_of_memory", "out of memory: MemoryError"),
+        (KeyError("x"), "died", "KeyError: 'x'"),
+    ],
+)
+def test_what_ends_one_of_stacked_networks_leaves_the_other(
+    error: Exception, status: str, text: str, context: Context
+) -> None:
+    one, two = (job.key for job in TWO)
+    trial = together((each for each in ({one: error, two: row(1, step=1)}, {two: row(1, step=2)})), context)
+    result = trial.step()
+    assert not result["done"]
+    ended = by_net(result, "")[one]
+    assert (ended["status"], ended["error"], ended["done"]) == (status, text, True)
+    assert list(by_net(trial.step(), "")) == [two]
+
+
+def raising(error: Exception) -> Iterator[dict[str, Any]]:
+    yield from ()
+    raise error
+
+
+def test_what_ends_all_of_them_is_the_trial_s(context: Context) -> None:
+    result = together(raising(torch.OutOfMemoryError("CUDA out of memory")), context).step()
+    assert (result["status"], result["done"], "nets" in result) == ("out_of_memory", True, False)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        together(raising(RuntimeError("CUDA error: an illegal memory access")), context).step()
+
+
+def test_only_a_trial_in_which_all_wait_gives_its_place_away(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(tune_module.time, "monotonic", lambda: now[0])
+    one, two = (job.key for job in TWO)
+    rounds = [
+        {one: row(0, waiting=True), two: row(1, step=1)},
+        {one: row(0, waiting=True), two: row(1, step=2)},
+        {one: row(0, waiting=True), two: None},
+        *3 * [{one: row(0, waiting=True)}],
+    ]
+    closed = []
+
+    def waiting() -> Iterator[dict[str, Any]]:
+        try:
+            yield from rounds
+        finally:
+            closed.append(True)
+
+    trial = together(waiting(), context)
+    results = []
+    for _ in rounds:
+        results.append(trial.step())
+        now[0] += 0.6 * tune_module.HELD_SECONDS
+    assert [result["done"] for result in results] == [False, False, False, False, False, True]
+    assert by_net(results[-1], "") == {
+        one: {"hostname": "", "key": one, "stage": "dense", "status": "held", "done": True}
+    }
+    assert closed == [True]
+
+
+def test_mates_are_trained_with_the_first_job(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    monkeypatch.setattr(PlannedJob, "trial_resources", None)
+    nets = [
+        {"cell": json.dumps(asdict(tiny_cell(model="mlp", stacked=True))), "key": job.key, "outputs": [None]}
+        for job in (dense_job(tiny_cell(model="mlp", stacked=True), seed) for seed in (0, 1))
+    ]
+    trial = PlannedJob.__new__(PlannedJob)
+    trial._begin({**nets[0], "mates": json.dumps(nets[1:]), "storage": context.store.uri, "max_silence": 60.0})
+    assert trial._max_silence == 120.0, "a step takes as many times as long"
+    steps: dict[str, list[int]] = {net["key"]: [] for net in nets}
+    done = False
+    while not done:
+        result = trial.step()
+        for key, net in by_net(result, "").items():
+            steps[key] += [net["step"]] if "step" in net else []
+        done = result["done"]
+    assert steps == {net["key"]: [1, 2, 3] for net in nets}
+    assert steps.keys() <= context.store.keys()
+    with pytest.raises(RuntimeError, match="has ended"):
+        trial.step()
 
 
 def test_step_that_hangs_ends_its_process() -> None:

@@ -132,6 +132,8 @@ class Recipe:
             differently, so it is part of the recipe.
         kernels: a name of ``KERNELS``: what convolves. ``sparse`` computes only with the weights that the mask keeps,
             on a CPU; sums are added up in another order, so it is part of the recipe.
+        stacked: whether the network may be trained in one process with others of its architecture, their layers
+            stacked into one; sums are added up in another order, so it is part of the recipe.
         first_epoch: epochs of the schedule that lie before the first one; it is ``first_epoch + epochs`` long.
     """
 
@@ -145,6 +147,7 @@ class Recipe:
     precision: str = dataclasses.field(default="fp32", metadata={"neutral": "fp32"})
     compiled: bool = dataclasses.field(default=False, metadata={"neutral": False})
     kernels: str = dataclasses.field(default="dense", metadata={"neutral": "dense"})
+    stacked: bool = dataclasses.field(default=False, metadata={"neutral": False})
     first_epoch: int = dataclasses.field(default=0, metadata={"neutral": 0})
 
 
@@ -310,6 +313,7 @@ class Cell:
         compiled: whether the network is compiled for training.
         kernels: a name of ``KERNELS``; ``sparse`` holds for jobs whose sparsity is at least ``SPARSE_KERNELS_FROM``,
             the others are what they are without it.
+        stacked: whether networks of one architecture are trained stacked, several in one trial.
         augment: whether training images are augmented.
         shortcut: kernel of the CIFAR ResNets' shortcut convolutions.
         pruner: a name of ``PRUNERS``.
@@ -362,6 +366,7 @@ class Cell:
     precision: str = "fp32"
     compiled: bool = False
     kernels: str = "dense"
+    stacked: bool = False
     augment: bool = True
     shortcut: str = "conv3x3"
     pruner: str = "imp_finetune"
@@ -445,18 +450,23 @@ class Cell:
         bounded("plane_resolution", self.plane_resolution, 0, 201, whole=True)
         if self.members == 1 or self.plane_resolution == 1:
             raise ValueError("members and plane_resolution must be 0 or at least 2, got 1")
-        for name in ("compiled", "augment", "prune_shortcuts", "prune_classifier", "imp_path", "mask_overlap"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for field in dataclasses.fields(self):
+            if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
+                raise ValueError(f"{field.name} must be true or false, got {getattr(self, field.name)!r}")
         if self.kernels == "sparse" and (self.precision != "fp32" or self.compiled):
             raise ValueError(
                 "kernels='sparse' computes in precision 'fp32' and is not compiled, "
                 f"got precision={self.precision!r} and compiled={self.compiled}"
             )
-        if self.kernels == "sparse" and (self.batch_size % LANES or not MODELS[self.model].convolutional):
+        if self.kernels == "sparse" and not fits_lanes(self.model, self.batch_size):
             raise ValueError(
                 f"kernels='sparse' are for convolutions and batches of whole multiples of {LANES} images, "
                 f"got model={self.model!r} and batch_size={self.batch_size}"
+            )
+        if self.stacked and (self.kernels != "dense" or self.compiled):
+            raise ValueError(
+                "stacked networks have kernels='dense' and are not compiled, "
+                f"got kernels={self.kernels!r} and compiled={self.compiled}"
             )
         if self.imp_path and not self.interpolation_points:
             raise ValueError("imp_path needs interpolation_points, got 0")
@@ -492,6 +502,11 @@ class Cell:
         if "method" not in values:
             raise ValueError(f"a cell needs a method; known: {', '.join(METHODS)}")
         return cls(**values)
+
+
+def fits_lanes(model: str, batch_size: int) -> bool:
+    """Return whether a network can be trained on the sparse kernels in batches of a size."""
+    return MODELS[model].convolutional and batch_size % LANES == 0
 
 
 def model_options(shortcut: str, stream_taps: str) -> dict[str, str]:

@@ -386,6 +386,7 @@ def _recipe(cell: Cell, *, epochs: int, lr: float, sparsity: float) -> Recipe:
         precision=cell.precision,
         compiled=cell.compiled,
         kernels=_kernels(cell.kernels, sparsity),
+        stacked=cell.stacked,
     )
 
 

@@ -14,7 +14,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from trainables import schema
 from trainables.allocation import give_back
 from trainables.config import Cell
 from trainables.data import check_dataset
-from trainables.execution import compute
+from trainables.execution import News, compute, compute_together
 from trainables.graph import Job, Ref, closure, measurements, target
 from trainables.jobs import Context, Row, final_metrics
 from trainables.store import StorageError, Store
@@ -40,6 +40,8 @@ STATUS_STORAGE = "storage"
 """The storage did not take or give files, whoever had asked."""
 STATUS_HELD = "held"
 """Somebody else is computing it."""
+STATUS_DIED = "died"
+"""Of something else, which may not happen again."""
 HELD_SECONDS = 10.0
 """A trial that waits for somebody else's result gives its place to another one after so long."""
 _STDERR = 2
@@ -133,15 +135,18 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
     def _advance(self, rows: Iterator[Row]) -> dict[str, Any]:
         row = next(rows, None)
         if row is None:
-            return self._finished()
+            return self._finished(self._target)
         if row["job_key"] == self._target.key and row.get("step") == self._target.epochs:
             for _ in rows:  # published before it is reported: a scheduler may end the trial at its last epoch
                 pass
-            return {**row, **self._finished()}
-        return {"epoch": row.get("step", 0) if row["job_key"] == self._target.key else 0, **row, "done": False}
+            return {**row, **self._finished(self._target)}
+        return self._going_on(self._target, row)
 
-    def _finished(self) -> dict[str, Any]:
-        job, store = self._target, self._context.store
+    def _going_on(self, job: Job, row: Row) -> dict[str, Any]:
+        return {"epoch": row.get("step", 0) if row["job_key"] == job.key else 0, **row, "done": False}
+
+    def _finished(self, job: Job) -> dict[str, Any]:
+        store = self._context.store
         final = final_metrics(store, job.key) if job.key in store else {}
         return {"stage": job.kind, "job_key": job.key, "epoch": job.epochs, "status": STATUS_OK, **final, "done": True}
 
@@ -168,19 +173,30 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
 
 
 class PlannedJob(JobTrainable):
-    """One job of a plan, named by its key and a cell that it belongs to.
+    """One job of a plan, named by its key and a cell that it belongs to; or several, whose networks are stacked.
 
     The job is derived anew from the cell, so the config stays small and a node with other code than the planner's is
     found out: the key is then not among the cell's.
+
+    The ``mates`` of a job are named in the same way. Results of such a trial have ``nets``, a list with what the
+    result would be for each of the jobs of which there is news, and its ``key``; see :func:`by_net`.
     """
 
     _max_silence: float | None = None
     """Seconds after which a step is taken for hung."""
     _held_since: float | None = None
+    _rounds: Generator[dict[str, News], None, None] | None = None
+    """Of several jobs; None for a single one."""
 
     def _begin(self, config: dict[str, Any]) -> None:
         super()._begin(config)
         self._max_silence, self._held_since = config.get("max_silence"), None
+        mates = [self._job(each, None) for each in json.loads(config.get("mates", "[]"))]
+        if mates:
+            wanted = [(self._target, list(config["outputs"])), *mates]
+            self._open = {job.key: job for job, _ in wanted}
+            self._rounds = compute_together(wanted, self._context)
+            self._max_silence = self._max_silence and len(wanted) * self._max_silence
 
     def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
         cell = Cell.from_mapping(json.loads(config["cell"]))
@@ -201,27 +217,55 @@ class PlannedJob(JobTrainable):
             faulthandler.dump_traceback_later(self._max_silence, exit=True, file=_STDERR)
         try:
             result = super().step()
-        except Diverged as error:
-            return self._ended(STATUS_FAILED, str(error))
-        except StorageError as error:
-            return self._ended(STATUS_STORAGE, str(error))
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+        except Exception as error:
+            ended = _ended(self._target, error)
+            if ended["status"] == STATUS_DIED:
                 raise
-            return self._ended(STATUS_OUT_OF_MEMORY, f"out of memory: {_first_line(error)}")
+            return ended
         finally:
             faulthandler.cancel_dump_traceback_later()
-        if not result.get("waiting"):
+        if not self._is_waiting(result):
             self._held_since = None
             return result
         self._held_since = self._held_since or time.monotonic()
         if time.monotonic() - self._held_since < HELD_SECONDS:
             return result
+        together = self._rounds is not None
         self._close()
-        return {"stage": self._target.kind, "status": STATUS_HELD, "done": True}
+        if together:
+            return self._news({key: _held(job) for key, job in self._open.items()})
+        return _held(self._target)
 
-    def _ended(self, status: str, error: str) -> dict[str, Any]:
-        return {"stage": self._target.kind, "status": status, "error": error, "done": True}
+    def _advance(self, rows: Iterator[Row]) -> dict[str, Any]:
+        if self._rounds is None:
+            return super()._advance(rows)
+        news = {}
+        for key, event in next(self._rounds).items():
+            job = self._open[key]
+            if isinstance(event, Exception):
+                news[key] = _ended(job, event)
+            else:
+                news[key] = self._finished(job) if event is None else self._going_on(job, event)
+        return self._news(news)
+
+    def _news(self, news: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """Return the result of a trial of several jobs, which ends when all of them have."""
+        for key, result in news.items():
+            if result["done"]:
+                del self._open[key]
+        if not self._open:
+            self._close()
+        nets = [{"key": key, **result} for key, result in news.items()]
+        return {"stage": self._target.kind, "nets": nets, "done": not self._open}
+
+    def _is_waiting(self, result: Mapping[str, Any]) -> bool:
+        return all(each.get("waiting") for each in by_net(result, self._target.key).values())
+
+    def _close(self) -> None:
+        super()._close()
+        if self._rounds is not None:
+            self._rounds.close()
+        self._rounds = None
 
 
 class CellTrainable(JobTrainable):
@@ -273,6 +317,35 @@ class Permuted(CellTrainable):
     """Train net B from the rewind epoch under A's mask, permuted to align A with B."""
 
     method = "permuted"
+
+
+def by_net(result: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+    """Return what a trial's result says of each job: key -> its part of the result.
+
+    Args:
+        result: of a :class:`PlannedJob`.
+        key: of the trial's job, if it has only one.
+    """
+    if "nets" not in result:
+        return {key: result}
+    return {str(net["key"]): {"hostname": result.get("hostname", ""), **net} for net in result["nets"]}
+
+
+def _held(job: Job) -> dict[str, Any]:
+    return {"stage": job.kind, "status": STATUS_HELD, "done": True}
+
+
+def _ended(job: Job, error: Exception) -> dict[str, Any]:
+    """Return the last result of a job that an exception has ended: its status says what is to be done about it."""
+    if isinstance(error, Diverged):
+        status, text = STATUS_FAILED, str(error)
+    elif isinstance(error, StorageError):
+        status, text = STATUS_STORAGE, str(error)
+    elif _is_out_of_memory(error):
+        status, text = STATUS_OUT_OF_MEMORY, f"out of memory: {_first_line(error)}"
+    else:
+        status, text = STATUS_DIED, f"{type(error).__name__}: {_first_line(error)}"
+    return {"stage": job.kind, "status": status, "error": text, "done": True}
 
 
 def _is_out_of_memory(error: Exception) -> bool:

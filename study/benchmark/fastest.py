@@ -25,7 +25,7 @@ from study import fastest
 from study.benchmark import results
 from study.benchmark.contest import Contestant, Team, in_turns, machine
 from study.benchmark.results import Measurement, Rate
-from study.benchmark.training import CLASSES, OurTrial, Setting, images_on_disk, rate
+from study.benchmark.training import CLASSES, STACK, OurTrial, Setting, images_on_disk, rate
 from study.estimate import benchmark_file, duration, image_size, masked, multiply_adds_per_image
 from study.fastest import Choice, Way
 from study.plan import Network, Plan, make_plan, override
@@ -145,7 +145,10 @@ def _rates(plan: Plan, jobs: Sequence[Job], setting: Setting, ways: Sequence[Way
                     print(f"  left out: {error}", flush=True)
 
         enter([way for way in ways if not way.compiled or way == ways[0]])
-        first = {way: rate(setting, way, team.first_seconds / setting.images) for way, team in teams.items()}
+        first = {
+            way: rate(setting, way, team.first_seconds / (setting.images * (STACK if way.stacked else 1)))
+            for way, team in teams.items()
+        }
         shortest = min((fastest.seconds(plan, jobs, way, first) for way in _complete(first)), default=float("inf"))
         if shortest >= COMPILED_FROM * len(jobs):
             enter([way for way in ways[1:] if way.compiled])

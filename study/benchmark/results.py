@@ -80,6 +80,7 @@ class Rate:
         images_per_second: of one trial, training only.
         compiled: whether its network was compiled.
         kernels: a name of ``KERNELS``.
+        stacked: whether it trained several networks as one; their images are counted together.
         sparsity: of the mask that the sparse kernels trained under, in (0, 1); None for others: it does not matter.
         compile_seconds: that compiling takes each job once its code is on the disk.
     """
@@ -91,6 +92,7 @@ class Rate:
     images_per_second: float
     compiled: bool = False
     kernels: str = "dense"
+    stacked: bool = False
     sparsity: float | None = None
     compile_seconds: float = 0.0
 
@@ -200,14 +202,17 @@ def nearest(
     image_size: int,
     compiled: bool = False,
     kernels: str = "dense",
+    stacked: bool = False,
     sparsity: float | None = None,
 ) -> Rate | None:
     """Return the rate of a model that is trained so, at the nearest width; None if there is none.
 
     Of several at one width it is that of the nearest image size, then of the nearest sparsity, then the latest.
     """
-    asked = (model, precision, compiled, kernels)
-    fitting = [rate for rate in rates if (rate.model, rate.precision, rate.compiled, rate.kernels) == asked]
+    asked = (model, precision, compiled, kernels, stacked)
+    fitting = [
+        rate for rate in rates if (rate.model, rate.precision, rate.compiled, rate.kernels, rate.stacked) == asked
+    ]
 
     def distance(rate: Rate) -> tuple[float, float, float]:
         apart = abs((rate.sparsity or 0.0) - (sparsity or 0.0))

@@ -12,20 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
 from study import fastest
 from study.benchmark.contest import Contestant, Team, Way, in_turns
 from study.benchmark.results import Comparison, Figure, Measurement, Rate
 from trainables.allocation import keep_freed_memory
-from trainables.config import CPU_PRECISIONS, LANES, PRECISIONS, Recipe, Task, bounded, known
+from trainables.config import CPU_PRECISIONS, PRECISIONS, Recipe, Task, bounded, fits_lanes, known
 from trainables.data import load_dataset
 from trainables.kernels.compiler import find_compiler
 from trainables.masks import magnitude_mask
@@ -33,6 +32,7 @@ from trainables.models import MODELS, check_width
 from trainables.precision import tensor_float
 from trainables.processes import cores
 from trainables.publishing import Context
+from trainables.stack import train_as_one
 from trainables.store import Store
 from trainables.task import TaskData
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 CLASSES = 10
 CONVENTIONAL = "conventional"
 STACK = 4
-"""Networks that are trained as one where that is tried."""
+"""Networks of a trial that trains several as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Setting:
     def ways(self) -> list[fastest.Way]:
         """How our trial is measured: in each precision and, where they fit, on the sparse kernels."""
         ways = [fastest.Way(precision=precision) for precision in self.precisions]
-        fitting = MODELS[self.model].convolutional and self.batch_size % LANES == 0 and self.sparsity > 0
+        fitting = fits_lanes(self.model, self.batch_size) and self.sparsity > 0
         if "fp32" in self.precisions and fitting and find_compiler() and not torch.cuda.is_available():
             ways.append(fastest.Way(kernels="sparse"))
         return ways
@@ -96,7 +96,7 @@ class Setting:
         """Images of a run."""
         return self.batch_size * self.steps
 
-    def recipe(self, precision: str = "fp32") -> Recipe:
+    def recipe(self) -> Recipe:
         """Return a recipe that never ends."""
         return Recipe(
             epochs=10**6,
@@ -105,23 +105,29 @@ class Setting:
             momentum=0.9,
             weight_decay=1e-4,
             schedule="constant",
-            precision=precision,
         )
 
 
 # --- the ways ---------------------------------------------------------------------------------------------------------
 class OurTrial:
-    """Trains an epoch per run, as a job of a study does, and evaluates on as good as no test images."""
+    """Trains an epoch per run, as a trial of a study does, and evaluates on as good as no test images."""
 
     def __init__(self, setting: Setting, folder: Path, way: fastest.Way) -> None:
-        data, model, mask = _prepared(setting, folder)
-        recipe = replace(setting.recipe(way.precision), compiled=way.compiled, kernels=way.kernels)
-        self.training = data.training(model, recipe, seed=0, mask=mask)
-        self._images = setting.images
+        settings: dict[str, Any] = way.settings
+        recipe = replace(setting.recipe(), **settings)
+        self.trainings = []
+        for seed in range(STACK if way.stacked else 1):
+            data, model, mask = _prepared(setting, folder)
+            self.trainings.append(data.training(model, recipe, seed, mask))
+        self._images = len(self.trainings) * setting.images
 
     def run(self) -> int:
         """Train one epoch; return the number of images."""
-        self.training.run_epoch()
+        if len(self.trainings) == 1:
+            self.trainings[0].run_epoch()
+        else:
+            for finish in train_as_one(self.trainings):
+                finish()
         return self._images
 
     def helpers(self) -> Sequence[int]:
@@ -150,44 +156,6 @@ class BareStep:
                 for parameter in self._model.parameters():
                     parameter.grad = None
         return self._steps * len(self._labels)
-
-    def helpers(self) -> Sequence[int]:
-        """Return nothing."""
-        return ()
-
-
-class StackedSteps:
-    """Forward and backward passes of several networks over one batch each, all in one: `torch.func` stacks them."""
-
-    def __init__(self, setting: Setting, folder: Path, precision: str) -> None:
-        keep_freed_memory()
-        nets = []
-        for _ in range(STACK):
-            data, net, _ = _prepared(setting, folder)
-            nets.append(net.train())
-        images, labels = next(iter(data.train_plain))
-        self._images = images[: setting.batch_size].expand(STACK, -1, -1, -1, -1)
-        self._labels = labels[: setting.batch_size].repeat(STACK)
-        self._steps, self._precision = setting.steps, precision
-        self._parameters, self._buffers = stack_module_state(nets)
-
-        def logits(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
-            return cast(Tensor, functional_call(nets[0], (parameters, buffers), (images,)))
-
-        self._logits = vmap(logits)
-
-    def run(self) -> int:
-        """Take steps with all networks until as many images are seen as in a run; return the number of images."""
-        steps = -(-self._steps // STACK)
-        with tensor_float(self._precision == "tf32"):
-            for _ in range(steps):
-                with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-                    logits = self._logits(self._parameters, self._buffers, self._images)
-                loss = cross_entropy(logits.flatten(0, 1).float(), self._labels, reduction="sum")
-                loss.backward()  # type: ignore[no-untyped-call]
-                for parameter in self._parameters.values():
-                    parameter.grad = None
-        return steps * len(self._labels)
 
     def helpers(self) -> Sequence[int]:
         """Return nothing."""
@@ -307,24 +275,29 @@ def _one_trial(setting: Setting, threads: int, folder: Path, repeats: int) -> tu
 def _alternatives(setting: Setting, precision: str, folder: Path, repeats: int) -> list[Comparison]:
     """Compare what might be quicker with what is done: one network at a time, as it comes; on one thread."""
     plain = fastest.Way(precision=precision)
-    ways: dict[str, tuple[Callable[..., Way], object]] = {
-        "trial": (OurTrial, plain),
-        "step": (BareStep, precision),
-        "stacked": (StackedSteps, precision),
+    ways: dict[str, tuple[Callable[..., Way], fastest.Way, int]] = {
+        "trial": (OurTrial, plain, 1),
+        "stacked": (OurTrial, replace(plain, stacked=True), 1),
     }
     if find_compiler():
-        ways["compiled"] = OurTrial, replace(plain, compiled=True)
+        ways["compiled"] = OurTrial, replace(plain, compiled=True), 1
+    if torch.cuda.is_available():  # which as many trials can share
+        ways["side by side"] = OurTrial, plain, STACK
     with ExitStack() as stack:
-        teams = {name: Team(stack, Contestant(name, 1, way, setting, folder, how)) for name, (way, how) in ways.items()}
+        teams = {
+            name: Team(stack, *(Contestant(name, 1, way, setting, folder, how) for _ in range(count)))
+            for name, (way, how, count) in ways.items()
+        }
         seconds = in_turns(teams, repeats)
     what = f"training {setting.model} x{setting.width:g} {precision}"
     return [
         _comparison(f"{what}, {name}", seconds[ours], seconds[other], setting.images)
         for name, ours, other in (
             ("compiled, against as it is", "compiled", "trial"),
-            (f"{STACK} nets stacked, against one after another", "stacked", "step"),
+            (f"{STACK} nets stacked, against one after another", "stacked", "trial"),
+            (f"{STACK} nets stacked, against side by side", "stacked", "side by side"),
         )
-        if ours in seconds
+        if {ours, other} <= seconds.keys()
     ]
 
 
@@ -352,6 +325,7 @@ def rate(setting: Setting, way: fastest.Way, seconds: float, compile_seconds: fl
         precision=way.precision,
         compiled=way.compiled,
         kernels=way.kernels,
+        stacked=way.stacked,
     )
 
 
