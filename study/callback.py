@@ -56,7 +56,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
     ) -> None:
         """Pass epochs on, and the ends of those jobs of several that have ended before the others."""
         keys = self._keys(trial)
-        for key, row in by_net(result, keys[0]).items():
+        for key, row in by_net(result, keys).items():
             self._epoch(key, row)
             if row.get("done") and not result.get("done"):
                 keys.remove(key)
@@ -72,7 +72,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """Pass the end of its jobs on; the searcher knows it already."""
         keys, result = self._keys(trial), trial.last_result or {}
-        rows = by_net(result, keys[0])
+        rows = by_net(result, keys)
         for key in keys:
             self.ended(key, has_result=rows.get(key, result).get("status") == STATUS_OK)
         del self._open[trial.trial_id]

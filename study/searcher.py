@@ -188,10 +188,9 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         trial = self._trials.get(trial_id)
         if trial is None:
             return
-        for key, row in by_net(result, trial.keys[0]).items():
-            if key in trial.keys:
-                self._note_progress(key, row)
-            if key in trial.keys and row.get("done"):
+        for key, row in by_net(result, trial.keys).items():
+            self._note_progress(key, row)
+            if row.get("done"):
                 trial.keys.remove(key)
                 self._end(key, trial, row)
 
@@ -208,10 +207,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             return
         self._queued.pop(trial_id, None)
         self._taken.subtract(trial.asked)
-        if not trial.keys:
-            return
         result = result or {}
-        rows = {} if error else by_net(result, trial.keys[0])
+        rows = {} if error else by_net(result, trial.keys)
         whole = {"status": STATUS_DIED if error else result.get("status"), "error": result.get("error")}
         if whole["status"] == STATUS_OUT_OF_MEMORY and self._unstack(trial):
             return
@@ -274,10 +271,11 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         idle = min(devices, self._max_concurrent or devices) - len(self._trials)
         # Where all are busy, each gets anew what the job before it has released: that many, and not ever fewer.
         wanted = min(most, math.ceil((1 + len(like)) / max(1, idle)))
-        taken = like[: wanted - 1]
-        self._ready = [entry for entry in self._ready if entry not in set(taken)]
+        mates = [entry[2] for entry in like[: wanted - 1]]
+        taken = set(mates)
+        self._ready = [entry for entry in self._ready if entry[2] not in taken]
         heapq.heapify(self._ready)
-        return [entry[2] for entry in taken]
+        return mates
 
     def _is_stackable(self, key: str) -> bool:
         config = self.plan.jobs[key].config
@@ -322,7 +320,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
 
     def _unstack(self, trial: _Trial) -> bool:
         """Let the jobs of a stack that ran out of memory be ready again, and their like be stacked by half as many."""
-        if len(trial.keys) == 1 or self.halted is not None:
+        if len(trial.keys) < 2 or self.halted is not None:
             return False
         like = group(self.plan.jobs[trial.keys[0]])
         self._most[like] = min(self._most.get(like, self._nets_per_trial), max(1, len(trial.keys) // 2))

@@ -364,5 +364,24 @@ def test_death_of_a_trial_is_that_of_those_that_had_not_ended(plan: Plan) -> Non
     ]
 
 
+def test_what_comes_after_the_end_is_nobody_s(plan: Plan) -> None:
+    searcher = new_searcher(plan)
+    config = searcher.suggest("t")
+    callback, hears = told(searcher)
+    result = {"nets": [net(key, status="ok", done=True) for key in keys_of(config)], "done": False}
+    searcher.on_trial_result("t", result)
+    callback.on_trial_result(0, [], a_trial(config), result)
+    heard = list(hears.events)
+    assert len(heard) == 3 * 4
+    for late in (result, {"status": "out_of_memory", "done": True}):
+        searcher.on_trial_result("t", late)
+        callback.on_trial_result(0, [], a_trial(config), late)
+    searcher.on_trial_complete("t", late)
+    callback.on_trial_complete(0, [], a_trial(config, late))
+    assert hears.events == heard
+    assert {searcher.state[key] for key in keys_of(config)} == {DONE}
+
+
 def test_result_of_a_single_job_is_that_job_s() -> None:
-    assert by_net({"status": "ok"}, "key") == {"key": {"status": "ok"}}
+    assert by_net({"status": "ok"}, ["key"]) == {"key": {"status": "ok"}}
+    assert by_net({"status": "ok"}, []) == {}

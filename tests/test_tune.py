@@ -269,6 +269,7 @@ def test_trial_that_waits_for_another_study_gives_its_place_away(monkeypatch: py
 
 # --- several jobs in one trial ----------------------------------------------------------------------------------------
 TWO = [dense_job(tiny_cell("dense", model="mlp"), seed) for seed in (0, 1)]
+KEYS = [job.key for job in TWO]
 
 
 def together(rounds: Iterator[dict[str, Any]], context: Context) -> PlannedJob:
@@ -294,7 +295,7 @@ def test_stacked_networks_are_told_of_one_by_one(context: Context) -> None:
     ]
     trial = together((each for each in rounds), context)
     results = [trial.step() for _ in rounds]
-    nets = [by_net(result, "") for result in results]
+    nets = [by_net(result, KEYS) for result in results]
     assert [list(each) for each in nets] == [[one, two], [one], [two], [two]]
     assert (nets[0][one]["epoch"], nets[0][one]["train_loss"], nets[0][two]["epoch"]) == (1, 2.0, 5)
     assert [(each.get("status"), each["done"]) for round in nets for each in round.values()] == [
@@ -323,9 +324,9 @@ def test_what_ends_one_of_stacked_networks_leaves_the_other(
     trial = together((each for each in ({one: error, two: row(1, step=1)}, {two: row(1, step=2)})), context)
     result = trial.step()
     assert not result["done"]
-    ended = by_net(result, "")[one]
+    ended = by_net(result, KEYS)[one]
     assert (ended["status"], ended["error"], ended["done"]) == (status, text, True)
-    assert list(by_net(trial.step(), "")) == [two]
+    assert list(by_net(trial.step(), KEYS)) == [two]
 
 
 def raising(error: Exception) -> Iterator[dict[str, Any]]:
@@ -364,7 +365,7 @@ def test_only_a_trial_in_which_all_wait_gives_its_place_away(context: Context, m
         results.append(trial.step())
         now[0] += 0.6 * tune_module.HELD_SECONDS
     assert [result["done"] for result in results] == [False, False, False, False, False, True]
-    assert by_net(results[-1], "") == {
+    assert by_net(results[-1], KEYS) == {
         one: {"hostname": "", "key": one, "stage": "dense", "status": "held", "done": True}
     }
     assert closed == [True]
@@ -384,7 +385,7 @@ def test_mates_are_trained_with_the_first_job(context: Context, monkeypatch: pyt
     done = False
     while not done:
         result = trial.step()
-        for key, net in by_net(result, "").items():
+        for key, net in by_net(result, list(steps)).items():
             steps[key] += [net["step"]] if "step" in net else []
         done = result["done"]
     assert steps == {net["key"]: [1, 2, 3] for net in nets}

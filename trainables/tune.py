@@ -14,7 +14,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -259,7 +259,7 @@ class PlannedJob(JobTrainable):
         return {"stage": self._target.kind, "nets": nets, "done": not self._open}
 
     def _is_waiting(self, result: Mapping[str, Any]) -> bool:
-        return all(each.get("waiting") for each in by_net(result, self._target.key).values())
+        return all(each.get("waiting") for each in result.get("nets", [result]))
 
     def _close(self) -> None:
         super()._close()
@@ -319,16 +319,17 @@ class Permuted(CellTrainable):
     method = "permuted"
 
 
-def by_net(result: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
-    """Return what a trial's result says of each job: key -> its part of the result.
+def by_net(result: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Return what a trial's result says of its jobs: key -> its part of the result.
 
     Args:
         result: of a :class:`PlannedJob`.
-        key: of the trial's job, if it has only one.
+        keys: of the jobs that are of interest. What is said of a trial as a whole is said of the first of them.
     """
     if "nets" not in result:
-        return {key: result}
-    return {str(net["key"]): {"hostname": result.get("hostname", ""), **net} for net in result["nets"]}
+        return dict.fromkeys(keys[:1], result)
+    host = {"hostname": result.get("hostname", "")}
+    return {str(net["key"]): {**host, **net} for net in result["nets"] if net["key"] in keys}
 
 
 def _held(job: Job) -> dict[str, Any]:
