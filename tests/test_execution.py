@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
 
 import pytest
-from tiny_study import assert_same_result, computed_epochs, flip_bit, publish, python, tensors, tiny_cell
+from tiny_study import assert_same_result, computed_epochs, flip_bit, publish, python, tensors, tiny_cell, trained
 
 from trainables import schema
 from trainables.execution import compute
@@ -25,11 +24,6 @@ CELL = tiny_cell()
 TARGET = target(CELL)
 DENSE_A, DENSE_B = dense_job(CELL, CELL.seed_a), dense_job(CELL, CELL.seed_b)
 PRUNED = prune_job(CELL, CELL.seed_a)
-
-
-def trained(rows: list[dict[str, object]]) -> Counter[tuple[object, object]]:
-    """Return how often each epoch of each job was computed."""
-    return Counter((row["job_key"], row["step"]) for row in rows if "step" in row)
 
 
 @pytest.fixture(autouse=True)

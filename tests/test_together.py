@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_execution import trained
-from tiny_study import assert_same_result, computed_epochs, flip_bit, publish, tensors, tiny_cell
+from tiny_study import assert_same_result, computed_epochs, flip_bit, publish, tensors, tiny_cell, trained
 
 from trainables import execution, schema
 from trainables.artifacts import read_mask, read_metrics, read_weights

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,11 @@ def assert_same_result(left: Store, right: Store, key: str) -> None:
 def computed_epochs(rows: Iterable[Row], job: Job) -> list[int]:
     """Return the epochs of a job among rows of ``compute``, in the order in which they were computed."""
     return [row["step"] for row in rows if row["job_key"] == job.key and "step" in row]
+
+
+def trained(rows: Iterable[Row]) -> Counter[tuple[str, int]]:
+    """Return how often each epoch of each job was computed, among rows of ``compute``."""
+    return Counter((row["job_key"], row["step"]) for row in rows if "step" in row)
 
 
 def zeros(tree: Mapping[str, Tensor]) -> int:
