@@ -133,7 +133,8 @@ class Recipe:
         kernels: a name of ``KERNELS``: what convolves. ``sparse`` computes only with the weights that the mask keeps,
             on a CPU; sums are added up in another order, so it is part of the recipe.
         stacked: whether the network may be trained in one process with others of its architecture, their layers
-            stacked into one; sums are added up in another order, so it is part of the recipe.
+            stacked into one; sums are added up in another order, so it is part of the recipe. Which others is not:
+            results are the same up to rounding.
         first_epoch: epochs of the schedule that lie before the first one; it is ``first_epoch + epochs`` long.
     """
 
