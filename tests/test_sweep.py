@@ -102,6 +102,7 @@ def test_jobs_whose_processes_die_twice_are_done_in_the_end(cluster: Cluster, pl
     assert list(cluster.scratch.iterdir()) != [], "Tune's files are in the scratch directory"
 
 
+@pytest.mark.slow
 def test_exception_is_named_without_its_trace(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
     sweep = Sweep(cluster, plan, tmp_path, retries=1)
     assert sweep.run(Raises) is None
@@ -411,6 +412,7 @@ with connected(None):
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's /proc")
+@pytest.mark.slow
 def test_local_ray_listens_on_the_loopback_device_alone() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
     answer = subprocess.run(
