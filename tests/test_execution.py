@@ -10,7 +10,17 @@ from pathlib import Path
 from subprocess import Popen
 
 import pytest
-from tiny_study import assert_same_result, computed_epochs, flip_bit, publish, python, tensors, tiny_cell, trained
+from tiny_study import (
+    assert_same_result,
+    computed_epochs,
+    damage_when_read,
+    flip_bit,
+    publish,
+    python,
+    tensors,
+    tiny_cell,
+    trained,
+)
 
 from trainables import schema
 from trainables.execution import compute
@@ -104,14 +114,7 @@ def test_damage_deep_in_the_chain_is_found_while_it_is_mended(published: Store, 
 
 def test_storage_that_damages_everything_ends_in_an_error(own_copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(own_copy.directory(TARGET.key))
-    read = Store.read
-
-    def damaging(store: Store, key: str, name: str) -> bytes:
-        if name == schema.MASK:
-            flip_bit(store.directory(key) / name)
-        return read(store, key, name)
-
-    monkeypatch.setattr(Store, "read", damaging)
+    damage_when_read(monkeypatch, schema.MASK)
     with pytest.raises(DamagedArtifact, match=f"{schema.MASK} of "):
         publish([Ref(TARGET)], Context(store=own_copy))
     assert TARGET.key not in own_copy

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_study import assert_same_result, computed_epochs, flip_bit, publish, tensors, tiny_cell, trained
+from tiny_study import (
+    assert_same_result,
+    computed_epochs,
+    damage_when_read,
+    publish,
+    tensors,
+    tiny_cell,
+    trained,
+)
 
 from trainables import execution, schema
 from trainables.artifacts import read_mask, read_metrics, read_weights
@@ -233,14 +241,7 @@ def test_a_net_that_diverges_fails_alone(context: Context, own_copy: Store) -> N
 
 def test_damage_without_end_is_the_end_of_whom_it_concerns(own_copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     context = without(own_copy, PERMUTED, NAIVE)
-    read = Store.read
-
-    def damaging(store: Store, key: str, name: str) -> bytes:
-        if name == schema.PERMUTATION:
-            flip_bit(store.directory(key) / name)
-        return read(store, key, name)
-
-    monkeypatch.setattr(Store, "read", damaging)
+    damage_when_read(monkeypatch, schema.PERMUTATION)
     rounds = together(context, PERMUTED, NAIVE)
     assert isinstance(of(PERMUTED, rounds)[-1], DamagedArtifact)
     assert of(NAIVE, rounds)[-1] is None

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from trainables.graph import Job, Ref
 from trainables.jobs import Context, Row
 from trainables.methods import METHODS as ALL_METHODS
 from trainables.store import Store
+
+if TYPE_CHECKING:  # processes that tests start need it not
+    import pytest
 
 METHODS = tuple(ALL_METHODS)
 SETTINGS: dict[str, Any] = {
@@ -116,6 +119,18 @@ def flip_bit(path: Path, position: int = -9) -> None:
     content = bytearray(path.read_bytes())
     content[position] ^= 0x40
     path.write_bytes(content)
+
+
+def damage_when_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let every reading of a file of this name, of whichever result, find it damaged."""
+    read = Store.read
+
+    def damaging(store: Store, key: str, asked: str) -> bytes:
+        if asked == name:
+            flip_bit(store.directory(key) / name)
+        return read(store, key, asked)
+
+    monkeypatch.setattr(Store, "read", damaging)
 
 
 def python(*arguments: str, prefix: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
