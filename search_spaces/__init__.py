@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from search_spaces.ablations import EARLY_MATCHING, MASK_CONTROLS, MASK_TRANSFER, MATCH_IMAGES, MATCHER_ABLATION
+from search_spaces.cifar10_two_cores import CIFAR10_TWO_CORES
 from search_spaces.digits_quickstart import DIGITS_QUICKSTART
 from search_spaces.function_space import ENSEMBLE_DIVERSITY, MODE_CONNECTIVITY
 from search_spaces.other_architectures import RESNET50_IMAGENET_SWEEP, VGG11_REWIND_SWEEP
@@ -16,6 +17,7 @@ SPACES: dict[str, SearchSpace] = {
     space.name: space
     for space in (
         DIGITS_QUICKSTART,
+        CIFAR10_TWO_CORES,
         RESNET20_WIDTH_SWEEP,
         RESNET20_CIFAR100_WIDTH_SWEEP,
         VGG11_REWIND_SWEEP,

@@ -128,6 +128,7 @@ def test_a_space_asks_for_each_of_its_cells(name: str, data_dir: str) -> None:
 WANTED: dict[str, set[str]] = {
     # Beyond dense nets, pruning rounds and sparse nets: what the question cannot be answered without.
     "digits_quickstart": {schema.MATCH, schema.CONNECT},
+    "cifar10_two_cores": {schema.MATCH, schema.CONNECT},
     "resnet20_width_sweep": {schema.MATCH, schema.CONNECT},
     "resnet20_cifar100_width_sweep": {schema.MATCH, schema.CONNECT},
     "vgg11_rewind_sweep": {schema.MATCH, schema.CONNECT},

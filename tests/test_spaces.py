@@ -151,6 +151,7 @@ def test_the_standard_library_is_all_that_a_space_needs() -> None:
 
 JOBS = {
     "digits_quickstart": (296, 1_824),
+    "cifar10_two_cores": (318, 3_144),
     "resnet20_width_sweep": (1_596, 232_200),
     "resnet20_cifar100_width_sweep": (1_020, 133_560),
     "vgg11_rewind_sweep": (180, 25_950),
