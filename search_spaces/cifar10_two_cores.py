@@ -4,8 +4,8 @@ Question: do the quickstart's findings hold on real images, and what do the cont
 Command:  python -m study.run --space cifar10_two_cores --data-dir DIR --set width=0.5 --set seeds=0
           (one pair of nets at a time: the same command with another seed or width adds to it)
 Jobs:     318, 3,144 epochs: 53 jobs and 524 epochs for each of the three pairs at either width.
-Expect:   LTH > permuted > naive at the later rewind epochs. A permutation drawn at random (shuffled) or a random mask of
-          the same layer densities should do no better than naive: if they do, alignment is not what helps.
+Expect:   LTH > permuted > naive at the later rewind epochs. A permutation drawn at random (shuffled) or a random mask
+          of the same layer densities should do no better than naive: if they do, alignment is not what helps.
 
 The recipe is ``short``. Sparse training is on the project's sparse kernels, which make two cores enough for it.
 """
