@@ -37,6 +37,7 @@ TORCH_FREE = (
     "trainables",
     "trainables.config",
     "trainables.data",
+    "trainables.errors",
     "trainables.graph",
     "trainables.matchers",
     "trainables.methods",

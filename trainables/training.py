@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainables.allocation import keep_freed_memory
 from trainables.config import Recipe
 from trainables.data.batches import Batch, EvalBatches, TrainBatches
+from trainables.errors import WouldRecur
 from trainables.evaluation import evaluate
 from trainables.kernels.lanes import OnLanes, on_lanes
 from trainables.masks import apply_mask
@@ -24,7 +25,7 @@ _MOMENTUM = "momentum/"
 _MODEL = "model/"
 
 
-class Diverged(RuntimeError):
+class Diverged(WouldRecur, RuntimeError):
     """The training loss is no longer a number. Training again would end the same way."""
 
 
