@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +340,69 @@ def test_they_are_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert list(tmp_path.rglob("*.so")) == [made]
     assert made.stat().st_mtime_ns == at
     libraries.library.cache_clear()
+
+
+FLAWS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "torn": lambda content: content[: len(content) // 2],
+    "flipped": lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+    "foreign": lambda content: b"no library" * 1000,
+}
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A compiler that makes the same bytes each time, quickly, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    program = tmp_path / "c++"
+    program.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = --version ] && { echo stand-in 1; exit; }\n'
+        'for last; do :; done\necho built >> "$0.log"\nseq 1 4000 > "$last"\n'
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
+def builds(program: str) -> int:
+    return len(Path(f"{program}.log").read_text().splitlines())
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_a_damaged_library_is_compiled_again(flaw: str, stand_in: str, caplog: pytest.LogCaptureFixture) -> None:
+    made = libraries._built(stand_in)
+    whole = made.read_bytes()
+    assert libraries._built(stand_in) == made
+    assert builds(stand_in) == 1
+    made.write_bytes(FLAWS[flaw](whole))
+    again = libraries._built(stand_in)
+    assert again.read_bytes() == whole
+    assert builds(stand_in) == 2
+    assert f"{made} are damaged" in caplog.text
+    assert list(made.parent.iterdir()) == [again], "what was damaged is gone"
+
+
+def test_processes_that_compile_at_once_each_get_a_whole_library(stand_in: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: libraries._built(stand_in), range(8)))
+    assert {hashlib.sha256(path.read_bytes()).hexdigest() in path.name for path in made} == {True}
+    before = builds(stand_in)
+    assert libraries._built(stand_in) in made
+    assert builds(stand_in) == before
+
+
+@pytest.mark.slow  # it compiles the kernels twice
+def test_a_job_survives_a_damaged_library(tmp_path: Path) -> None:
+    """In a process of its own: the code before died of it, by SIGBUS where the file is torn."""
+    program = (
+        "from pathlib import Path\nimport sys\nfrom trainables.kernels import library as libraries\n"
+        "libraries.library()\n"
+        "for path in Path(sys.argv[1]).rglob('*.so'): print(path.stat().st_size)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    (made,) = tmp_path.rglob("*.so")
+    os.truncate(made, made.stat().st_size // 2)
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (second.returncode, second.stdout) == (0, first.stdout), second.stderr

@@ -1,9 +1,14 @@
-"""The compiled kernels: built on this machine, for this machine, when first needed; then found in a cache."""
+"""The compiled kernels: built on this machine, for this machine, when first needed; then found in a cache.
+
+A library's name in the cache ends with the digest of its content. It is verified before it is loaded, because code that
+was damaged on the disk would end the process with a signal, and do so again at every attempt.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -19,6 +24,8 @@ SOURCE = Path(__file__).with_name("sparse.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
 
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+
+_log = logging.getLogger(__name__)
 
 
 class Shape(ctypes.Structure):
@@ -85,22 +92,38 @@ def _built(program: str) -> Path:
     """Return the library that this compiler makes of the source for this processor."""
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), version, *FLAGS, platform.machine(), _processor()))
-    path = _folder() / f"sparse-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    if path.exists():
-        return path
+    folder, name = _folder(), f"sparse-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Trials of a node may all be here at once: each builds a file of its own, the last one to rename it stays.
-        with tempfile.TemporaryDirectory(dir=path.parent) as own:
-            made = Path(own, path.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        if found := _verified(folder, name):
+            return found
+        # Trials of a node may all be here at once: each builds a file of its own, and what they rename is whole.
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            made = Path(own, f"{name}.so")
             command = [program, *FLAGS, str(SOURCE), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise ValueError(f"kernels='sparse': {program} failed: {done.stderr.strip()[-2000:]}")
-            made.rename(path)
+            return made.rename(folder / f"{name}-{_digest(made)}.so")
     except OSError as error:
-        raise ValueError(f"kernels='sparse' are kept in {path.parent} (see XDG_CACHE_HOME): {error}") from error
-    return path
+        raise ValueError(f"kernels='sparse' are kept in {folder} (see XDG_CACHE_HOME): {error}") from error
+
+
+def _verified(folder: Path, name: str) -> Path | None:
+    """Return the library of this name whose content is what its name says; remove those that are damaged."""
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        try:
+            if path.name == f"{name}-{_digest(path)}.so":
+                return path
+        except FileNotFoundError:  # another process found the damage first
+            continue
+        _log.warning("the compiled kernels %s are damaged: removed, to be compiled again", path)
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _share_openmp() -> None:
