@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainables.places import expanded, settle
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -38,13 +40,14 @@ def folder(arguments: argparse.Namespace) -> Path:
     from analysis.load import local_folder
 
     if arguments.out:
-        return Path(str(arguments.out)).expanduser()
+        return expanded(str(arguments.out))
     storage: Path = local_folder(arguments.storage) or Path(DEFAULT_STORAGE)
     return storage / "report" / str(arguments.space)
 
 
 def guarded(action: Callable[[], None]) -> int:
     """Run an action and return the exit code: 0, 2 after one line on what the user can mend, 130 if interrupted."""
+    settle()
     from analysis.load import AnalysisError, redact
 
     try:

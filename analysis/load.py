@@ -18,6 +18,7 @@ import pandas as pd
 
 from analysis.records import AnalysisError, Experiment, Point, Record, Source, quiet_retries, redact, source
 from trainables import schema
+from trainables.places import expanded
 
 __all__ = [
     "AnalysisError",
@@ -264,7 +265,7 @@ def sqlite_uri(storage: str) -> str:
 def local_folder(storage: str) -> Path | None:
     """Return a path or ``file://`` URI as a path, None if it is somewhere else."""
     if "://" not in storage:
-        return Path(storage).expanduser()
+        return expanded(storage)
     parts = urlsplit(storage)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 

@@ -26,6 +26,7 @@ from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Ref
 from trainables.kernels.compiler import compiler, find_compiler
+from trainables.places import expanded, settle
 from trainables.redaction import redact
 from trainables.store import StorageError, Store
 
@@ -36,11 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
+    settle()
     try:
         if options.list:
             return _list_spaces()
         store = Store(options.storage)
-        data_dir = os.path.abspath(os.path.expanduser(options.data_dir)) if options.data_dir else None
+        data_dir = os.path.abspath(expanded(options.data_dir)) if options.data_dir else None
         if options.clean:
             return _clean(store, data_dir, options)
         if options.space is None:

@@ -42,6 +42,7 @@ TORCH_FREE = (
     "trainables.matchers",
     "trainables.methods",
     "trainables.models",
+    "trainables.places",
     "trainables.redaction",
     "trainables.schedule",
     "trainables.schema",
@@ -59,6 +60,10 @@ TORCH_FREE = (
 """Modules that a plan is made with; importing them must cost next to nothing."""
 
 HEAVY = {"torch", "ray", "mlflow", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "PIL", "safetensors"}
+
+
+NEEDS_A_USER = {"home", "expanduser", "getuser", "getpwuid"}
+"""Attributes that raise where the machine does not know the user; ``os.path.expanduser`` does not."""
 
 
 def files() -> list[Path]:
@@ -232,3 +237,15 @@ def test_the_rules_of_this_file_find_what_they_look_for() -> None:
     assert "trainables.schema" in imported_on_import(ROOT / "study" / "run.py")  # from trainables import schema
     assert "study.sweep" in imported_anywhere(ROOT / "study" / "run.py") - imported_on_import(ROOT / "study" / "run.py")
     assert "torch" in loaded_by(["trainables.artifacts"])["trainables.artifacts"]
+
+
+def test_only_one_file_asks_who_the_user_is() -> None:
+    for path, tree in TREES.items():
+        if place(path) == "trainables/places.py":
+            continue
+        asked = {
+            ast.unparse(node)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr in NEEDS_A_USER and ast.unparse(node.value) != "os.path"
+        }
+        assert not asked, f"{place(path)} raises for a user without a home: {asked}"

@@ -255,7 +255,8 @@ def test_a_folder_that_cannot_be_written_to(
     assert len(decodings) == 24
     (tmp_path / "blocked").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "blocked"))
-    with pytest.raises(ValueError, match=r"no place to keep decoded images .* give a cache_dir"):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "blocked"))
+    with pytest.raises(ValueError, match=r"no place to keep decoded images .* set XDG_CACHE_HOME"):
         load(folders)
 
 

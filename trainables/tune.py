@@ -29,6 +29,7 @@ from trainables.data import check_dataset
 from trainables.execution import News, compute, compute_together
 from trainables.graph import Job, Ref, closure, measurements, target
 from trainables.jobs import Context, Row, final_metrics
+from trainables.places import expanded, settle
 from trainables.store import StorageError, Store
 from trainables.training import Diverged
 
@@ -71,6 +72,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
 
     def setup(self, config: dict[str, Any]) -> None:
         """Prepare the job that `config` describes."""
+        settle()
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -365,4 +367,4 @@ def _location(storage: str) -> str:
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
     """Resolve a path from where the driver was started; a trial's own directory is somewhere in Tune's results."""
-    return Path(os.environ.get("TUNE_ORIG_WORKING_DIR") or os.getcwd()) / Path(path).expanduser()
+    return Path(os.environ.get("TUNE_ORIG_WORKING_DIR") or os.getcwd()) / expanded(path)

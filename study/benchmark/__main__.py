@@ -13,6 +13,7 @@ from typing import Any
 from study.benchmark import results
 from study.runs import project_commit
 from trainables.config import CPU_PRECISIONS, PRECISIONS, bounded
+from trainables.places import settle
 
 WHAT = ("training", "matching", "sweep")
 OPTIONS = {
@@ -31,6 +32,7 @@ OPTIONS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, or 2 for a wrong request."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    settle()
     if arguments[:1] == ["fastest"]:
         from study.benchmark.fastest import main as choose
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from trainables.data.dataset import Augmentation, Dataset, DatasetEntry, DatasetFacts, Split
 from trainables.data.layout import find_source
+from trainables.places import expanded
 
 __all__ = [
     "DATASETS",
@@ -166,4 +167,4 @@ def _load(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
 
 
 def _absolute(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path).expanduser().absolute()
+    return None if path is None else expanded(path).absolute()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainables.data import check_dataset, get_entry
 from trainables.data.layout import ARCHIVE_FILES
+from trainables.places import expanded
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", metavar="DIR", required=True, type=Path, help="where to put it")
     options = parser.parse_args(arguments)
     try:
-        _download(options.download, options.data_dir.expanduser().absolute())
+        _download(options.download, expanded(options.data_dir).absolute())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor
 
 from trainables.data.dataset import Split
+from trainables.places import cache_folders, first_writable, trusted
 
 FORMAT: Final = 1
 """Raised whenever the same source files would be decoded differently."""
 MANIFEST: Final = "manifest.json"
 DIRECTORY: Final = ".decoded"
-USER_CACHE: Final = "sparse-symmetry-study"
 
 Decode = Callable[[Path], Sequence[str]]
 """Writes ``{train,test}_{images,labels}.npy`` into an empty directory and returns the names of the classes."""
@@ -72,9 +72,9 @@ def open_decoded(name: str, root: Path, state: str, cache_dir: Path | None, deco
     prefix = f"{name}-{place}-"
     published = f"{prefix}{FORMAT}-{state[:24]}"
     for parent in _parents(root, cache_dir):
-        if (parent / published / MANIFEST).is_file():
+        if trusted(parent) and (parent / published / MANIFEST).is_file():
             return Decoded(parent / published)
-    parent = _first_writable(_parents(root, cache_dir))
+    parent = first_writable(_parents(root, cache_dir), "decoded images")
     with _locked(parent / f"{prefix}lock") as alone:
         if not (parent / published / MANIFEST).is_file():
             unfinished = f"{prefix}tmp-{socket.gethostname()}-"
@@ -103,22 +103,7 @@ def _parents(root: Path, cache_dir: Path | None) -> list[Path]:
     """Return where decoded arrays may lie, best place first."""
     if cache_dir is not None:
         return [cache_dir]
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [root / DIRECTORY, user / USER_CACHE]
-
-
-def _first_writable(parents: list[Path]) -> Path:
-    refused: list[str] = []
-    for parent in parents:
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            refused.append(str(error))
-            continue
-        if os.access(parent, os.W_OK):
-            return parent
-        refused.append(f"{parent} is read-only")
-    raise ValueError(f"no place to keep decoded images ({'; '.join(refused)}); give a cache_dir that can be written")
+    return [root / DIRECTORY, *cache_folders()]
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from trainables.data.dataset import DatasetEntry, DatasetFacts
+from trainables.places import expanded
 
 IMAGE_SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 TRAIN_FOLDER: Final = "train"
@@ -142,7 +143,7 @@ def find_source(name: str, entry: DatasetEntry, data_dir: str | Path | None) -> 
     """
     if data_dir is None:
         raise ValueError(f"dataset {name!r} needs --data-dir DIR (data_dir= in Python): {_wanted(name)}")
-    given = Path(data_dir).expanduser().absolute()
+    given = expanded(data_dir).absolute()
     if not given.is_dir():
         raise ValueError(f"dataset {name!r}: {given} is not a directory; wanted: {_wanted(name)}")
     for root in (given, given / name):

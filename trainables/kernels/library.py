@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-import os
 import platform
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from trainables.kernels.compiler import compiler
+from trainables.places import cache_folders, first_writable
 
 SOURCE = Path(__file__).with_name("sparse.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
@@ -137,7 +137,7 @@ def _share_openmp() -> None:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparse-symmetry-study"
+    return first_writable(cache_folders(), "compiled kernels")
 
 
 def _processor() -> str:

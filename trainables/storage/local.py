@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from trainables.places import expanded
 from trainables.processes import alive, me
 from trainables.storage.errors import StorageError
 
@@ -29,7 +30,7 @@ class LocalStorage:
     """How often it is worth looking for a change."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(os.path.abspath(os.path.expanduser(root)))
+        self.root = Path(os.path.abspath(expanded(root)))
 
     @property
     def uri(self) -> str:

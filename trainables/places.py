@@ -1,0 +1,86 @@
+"""Where a user's own files go, also on a machine that does not know the user: no HOME, no entry in /etc/passwd.
+
+``Path.home``, ``Path.expanduser`` and ``getpass.getuser`` raise there; the project calls these functions instead.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+CACHE: Final = "sparse-symmetry-study"
+
+
+def expanded(path: str | Path) -> Path:
+    """Return `path` with a leading ``~`` replaced; it stays as it is where nobody knows that user's home."""
+    return Path(os.path.expanduser(path))
+
+
+def cache_folders() -> list[Path]:
+    """Return where files that can be made again may be kept, best place first; not all of them can be written."""
+    found = [temporary_folder()]
+    base = os.environ.get("XDG_CACHE_HOME")
+    home = expanded("~/.cache")
+    if base or home.is_absolute():
+        found.insert(0, Path(base or home) / CACHE)
+    return found
+
+
+def temporary_folder() -> Path:
+    """Return this user's folder among the temporary files; it need not exist."""
+    return Path(tempfile.gettempdir(), f"{CACHE}-{os.getuid()}")
+
+
+def trusted(folder: Path) -> bool:
+    """Return whether what lies in a folder may be used: anybody may create folders among the temporary files."""
+    if folder != temporary_folder():
+        return True
+    return folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.getuid()
+
+
+def first_writable(folders: Iterable[Path], what: str) -> Path:
+    """Return the first of some folders that files can be created in, made if it is missing.
+
+    Args:
+        folders: best one first.
+        what: is to be kept there, for the message.
+
+    Raises:
+        ValueError: none of them can be written; the message says why.
+    """
+    refused: list[str] = []
+    for folder in folders:
+        try:
+            folder.mkdir(mode=0o700 if folder == temporary_folder() else 0o777, parents=True, exist_ok=True)
+            if not trusted(folder):
+                refused.append(f"{folder} belongs to another user")
+            elif os.access(folder, os.W_OK | os.X_OK):
+                return folder
+            else:
+                refused.append(f"{folder} is read-only")
+        except OSError as error:
+            refused.append(str(error))
+    raise ValueError(f"no place to keep {what} ({'; '.join(refused)}); set XDG_CACHE_HOME to a directory of yours")
+
+
+def settle() -> None:
+    """Give this process and its children a home and a user's name if the machine has none for them.
+
+    MLflow cannot be imported without a home, and PyTorch's compiler names its cache after the user.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        try:
+            home = str(first_writable([temporary_folder()], "files of a user without a home"))
+        except ValueError:  # somebody else's folder is in the way
+            home = tempfile.mkdtemp(prefix=f"{CACHE}-")
+        os.environ["HOME"] = home
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        os.environ["USER"] = f"uid{os.getuid()}"
