@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.places import expanded, settle
+from trainables.places import expanded
+from trainables.terminal import OK, command, refused
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,18 +47,14 @@ def folder(arguments: argparse.Namespace) -> Path:
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Run an action and return the exit code: 0, 2 after one line on what the user can mend, 130 if interrupted."""
-    settle()
-    from analysis.load import AnalysisError, redact
+    """Run an action and return the exit code: 0, or 2 after one line on what the user can mend."""
+    from analysis.records import AnalysisError
 
     try:
         action()
     except (AnalysisError, OSError) as error:
-        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        return refused(error)
+    return OK
 
 
 def unfinished(runs: pd.DataFrame) -> str:
@@ -75,9 +72,14 @@ def unfinished(runs: pd.DataFrame) -> str:
 
 def run_module(module: Any) -> None:
     """Write one table or figure, as the command line says, and leave with its exit code."""
-    name = module.__name__.rpartition(".")[2]
-    arguments = parser(name, (module.__doc__ or "").splitlines()[0]).parse_args()
-    sys.exit(guarded(lambda: _write(module, name, arguments)))
+
+    @command
+    def main(arguments: Sequence[str]) -> int:
+        name = module.__name__.rpartition(".")[2]
+        options = parser(name, (module.__doc__ or "").splitlines()[0]).parse_args(arguments)
+        return guarded(lambda: _write(module, name, options))
+
+    sys.exit(main())
 
 
 def _write(module: Any, name: str, arguments: argparse.Namespace) -> None:

@@ -12,11 +12,12 @@ import html
 import itertools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis import command, memory
+from trainables import terminal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -267,7 +268,8 @@ def log(frame: pd.DataFrame, space: str, tracking_uri: str, written: list[Path])
         print(f"warning: the report is not logged to MLflow: {error}", file=sys.stderr)
 
 
-def main(argv: list[str] | None = None) -> int:
+@terminal.command
+def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code: 0, or 2 if the request cannot be answered."""
     options = command.parser("report", "Write a study's tables and figures as one self-contained page.")
     options.add_argument(

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from analysis import command
 from analysis.devtools import Browser, Page, end_group, find_browser
 from analysis.load import AnalysisError, quiet_retries, redact, working_tracking_uri
-from trainables import schema
+from trainables import schema, terminal
 
 MOST_COLOURS = 128
 """Of a picture: enough for lines and text, and a fraction of the size."""
@@ -247,7 +247,8 @@ def write_screenshots(space: str, tracking_uri: str, out: Path, browser: str) ->
     return written
 
 
-def main(argv: list[str] | None = None) -> int:
+@terminal.command
+def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code: 0, or 2 if the request cannot be answered."""
     options = command.parser("screenshots", "Take pictures of a study's report and of its runs in MLflow.")
     options.add_argument("--browser", metavar="PROGRAM", help="a Chromium (default: the one that is installed)")

@@ -20,6 +20,7 @@ from study.labels import run_name
 from study.plan import Plan
 from study.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, STATES, WAITING
 from trainables import schema
+from trainables.terminal import printable
 
 if TYPE_CHECKING:
     from study.searcher import PlanSearcher
@@ -88,7 +89,7 @@ class Progress:
 
     # --- display ------------------------------------------------------------------------------------------------------
     def __enter__(self) -> Progress:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=4, transient=True)
             self._live.__enter__()
         else:
@@ -205,4 +206,5 @@ class Progress:
         return table
 
     def _name(self, key: str) -> str:
-        return run_name(self._plan.jobs[key], self._plan.cells[key])
+        # Spelled out before it is laid out: the table's columns fit what is printed.
+        return printable(run_name(self._plan.jobs[key], self._plan.cells[key]), self._stream)

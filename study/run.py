@@ -26,18 +26,16 @@ from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Ref
 from trainables.kernels.compiler import compiler, find_compiler
-from trainables.places import expanded, settle
+from trainables.places import expanded
 from trainables.redaction import redact
 from trainables.store import StorageError, Store
+from trainables.terminal import FAILURES, INTERRUPTED, OK, command, refused
 
-OK, FAILURES, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
-
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
-    settle()
     try:
         if options.list:
             return _list_spaces()
@@ -73,9 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_kernels(plan, store, options)
         if options.verify:
             _verify(plan, store)
-    except (ValueError, StorageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_REQUEST
+    except (ValueError, StorageError, OSError) as error:
+        return refused(error)
     except KeyboardInterrupt:
         return _interrupted()
     try:
@@ -83,11 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run_sweep(plan, store, uri, data_dir, options, _command(arguments))
     except ClusterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_REQUEST
-    except StorageError as error:
-        print(f"error: {error}; what was published stays, the same command continues", file=sys.stderr)
-        return FAILURES
+        return refused(error)
+    except (StorageError, OSError) as error:
+        return refused(error, FAILURES, "what was published stays, the same command continues")
     except KeyboardInterrupt:
         return _interrupted()
 

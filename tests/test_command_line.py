@@ -20,11 +20,12 @@ import pytest
 
 from search_spaces import SPACES, get_space
 from study.plan import make_plan, override
-from study.run import OK, WRONG_REQUEST, main
+from study.run import main
 from study.tracking import check_tracking, default_tracking_uri, redact
 from trainables.graph import Ref
 from trainables.schema import METRICS, SECONDS, STAGES
 from trainables.store import Store
+from trainables.terminal import OK, WRONG_REQUEST
 
 ROOT = Path(__file__).parents[1]
 SPACE = ["--space", "digits_quickstart"]

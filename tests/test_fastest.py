@@ -25,11 +25,12 @@ from study.benchmark.results import FILE, Rate, read_rates
 from study.estimate import masked
 from study.fastest import CPU, GPU, Way, choice, quickest
 from study.plan import Plan, make_plan, override
-from study.run import OK, WRONG_REQUEST, main
+from study.run import main
 from study.tracking import recipe_digest
 from trainables import schema
 from trainables.config import SPARSE_KERNELS_FROM, TRAINING_CONFIGS
 from trainables.store import Store
+from trainables.terminal import OK, WRONG_REQUEST
 
 PLAIN, SPARSE, COMPILED = Way(), Way(kernels="sparse"), Way(compiled=True)
 TF32, TF32_COMPILED = Way(precision="tf32"), Way(precision="tf32", compiled=True)

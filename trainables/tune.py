@@ -31,6 +31,7 @@ from trainables.graph import Job, Ref, closure, measurements, target
 from trainables.jobs import Context, Row, final_metrics
 from trainables.places import expanded, settle
 from trainables.store import StorageError, Store
+from trainables.terminal import forgive
 from trainables.training import Diverged
 
 STATUS_OK = "ok"
@@ -73,6 +74,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
     def setup(self, config: dict[str, Any]) -> None:
         """Prepare the job that `config` describes."""
         settle()
+        forgive()
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

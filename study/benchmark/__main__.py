@@ -13,7 +13,7 @@ from typing import Any
 from study.benchmark import results
 from study.runs import project_commit
 from trainables.config import CPU_PRECISIONS, PRECISIONS, bounded
-from trainables.places import settle
+from trainables.terminal import OK, command, refused
 
 WHAT = ("training", "matching", "sweep")
 OPTIONS = {
@@ -29,10 +29,9 @@ OPTIONS = {
 """Option -> its type, default and meaning. Each kind of measurement takes those that it has a setting for."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit code: 0, or 2 for a wrong request."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    settle()
     if arguments[:1] == ["fastest"]:
         from study.benchmark.fastest import main as choose
 
@@ -44,9 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.check_readable(options.out)
         bounded("repeats", options.repeats, 1, whole=True)
         settings = {what: _setting(module.Setting, options) for what, module in modules.items()}
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return refused(error)
     from study.benchmark.contest import machine
 
     surroundings = machine()
@@ -55,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measurement = module.measure(settings[what], options.repeats)
         print(*measurement.lines(), sep="\n", flush=True)
         results.store(options.out, measurement, surroundings, project_commit())
-    return 0
+    return OK
 
 
 def _setting(kind: type, options: argparse.Namespace) -> Any:

@@ -12,7 +12,6 @@ import contextlib
 import datetime
 import os
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -34,7 +33,8 @@ from trainables.config import LANES, SPARSE_KERNELS_FROM, TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.kernels.compiler import find_compiler
 from trainables.processes import cores
-from trainables.store import Store
+from trainables.store import StorageError, Store
+from trainables.terminal import OK, refused
 
 REPEATS: Final = 3
 MULTIPLY_ADDS: Final = {fastest.CPU: 6e10, fastest.GPU: 3e13}
@@ -208,10 +208,9 @@ def main(argv: Sequence[str]) -> int:
         for line in fastest.lines(choice.ways):
             print(line, flush=True)
         measure(choice, make_plan(space, options.data_dir, choice.ways), store)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    except (ValueError, StorageError, OSError) as error:
+        return refused(error)
+    return OK
 
 
 def _parser() -> argparse.ArgumentParser:

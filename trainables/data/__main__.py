@@ -10,9 +10,11 @@ from pathlib import Path
 from trainables.data import check_dataset, get_entry
 from trainables.data.layout import ARCHIVE_FILES
 from trainables.places import expanded
+from trainables.terminal import OK, command, refused
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Download one dataset; return 0, or 2 if that was not possible."""
     parser = argparse.ArgumentParser(prog="python -m trainables.data", description="Download a dataset.")
     parser.add_argument("--download", metavar="NAME", required=True, help=f"one of: {', '.join(ARCHIVE_FILES)}")
@@ -20,10 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _download(options.download, expanded(options.data_dir).absolute())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    except (ValueError, OSError) as error:
+        return refused(error)
+    return OK
 
 
 def _download(name: str, data_dir: Path) -> None:
