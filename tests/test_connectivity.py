@@ -22,6 +22,7 @@ from trainables.evaluation import evaluate
 from trainables.matching import match_models
 from trainables.models import MODELS
 from trainables.permutations import invert_permutation, permutation_spec, random_permutation
+from trainables.repair import batchnorm_layers
 
 
 def curve_of(alphas, losses, accuracies=None):
@@ -196,14 +197,96 @@ def test_requests_that_cannot_be_met():
 
 
 # --- BatchNorm reset ------------------------------------------------------------------------------------------------
-def test_reset_statistics_are_the_average_over_batches():
-    model, batches = small_model("resnet8"), random_batches()
-    found = reset_batchnorm(model, batches)
+def as_one_batch(batches):
+    """What PyTorch itself keeps in train mode, all samples in one batch."""
+    return [tuple(torch.cat(parts) for parts in zip(*batches, strict=True))]
+
+
+def statistics(model):
+    return {name: tensor for name, tensor in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+
+
+def of_one_batch_in_train_mode(model, batches):
+    model = copy.deepcopy(model).train()
+    for layer in batchnorm_layers(model):
+        layer.reset_running_stats()
+        layer.momentum = None
     with torch.no_grad():
-        outputs = [model.conv1(images).transpose(0, 1).flatten(1) for images, _labels in batches]
-    torch.testing.assert_close(found.bn1.running_mean, torch.stack([rows.mean(1) for rows in outputs]).mean(0))
-    torch.testing.assert_close(found.bn1.running_var, torch.stack([rows.var(1) for rows in outputs]).mean(0))
-    assert found.bn1.num_batches_tracked == len(batches)
+        model(as_one_batch(batches)[0][0])
+    return statistics(model)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.batchnorm])
+def test_reset_statistics_are_those_of_all_samples_however_they_are_batched_and_in_any_order(name):
+    model, batches = small_model(name), random_batches(3)
+    expected = of_one_batch_in_train_mode(model, batches)
+    images, labels = as_one_batch(batches)[0]
+    order = labels.argsort()  # as folders lie: each batch holds one class or two
+    for these, size in ((images, len(images)), (images, 7), (images[order], 16), (images[order], len(images) - 1)):
+        found = reset_batchnorm(model, [(part, part) for part in these.split(size)])
+        for tensor, value in statistics(found).items():
+            scale = expected[tensor.replace("running_mean", "running_var")].sqrt().max()
+            torch.testing.assert_close(value, expected[tensor], rtol=1e-3, atol=1e-4 * scale.item(), msg=tensor)
+
+
+def test_a_leftover_of_one_image_at_a_single_position_is_no_problem():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
+    images = torch.rand(5, 3, 1, 1)
+    parts, whole = reset_batchnorm(model, images.split(4)), reset_batchnorm(model, [images])
+    for name, value in statistics(parts).items():
+        torch.testing.assert_close(value, statistics(whole)[name])
+    alone = reset_batchnorm(model, [images[:1]])
+    assert all(value.isfinite().all() for value in statistics(alone).values())
+
+
+class WithIdleLayer(nn.Module):
+    """Of its two layers one never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle, self.used = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        nn.init.constant_(self.idle.running_mean, 7)
+
+    def forward(self, images):
+        return self.used(images)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_layer_that_does_not_run_keeps_the_statistics_of_a_new_one(count):
+    found = reset_batchnorm(WithIdleLayer(), random_batches(count))
+    assert not found.idle.running_mean.any()
+    assert found.idle.num_batches_tracked == 0
+    assert found.used.running_mean.all()
+    assert found.used.num_batches_tracked == count
+
+
+def test_a_layer_that_runs_twice_is_refused():
+    norm = nn.BatchNorm2d(3)
+    model = nn.Sequential(norm, nn.ReLU(), norm)
+    with pytest.raises(ValueError, match="runs twice"):
+        reset_batchnorm(model, random_batches(1))
+
+
+@pytest.mark.parametrize(("name", "correction"), [("resnet8", "bn_reset"), ("resnet8", "repair"), ("vgg11", "repair")])
+def test_barriers_do_not_depend_on_batches_or_order(name, correction):
+    model_a, model_b, test = small_model(name, 0), small_model(name, 1), random_batches(1)
+    images, labels = as_one_batch(random_batches(3))[0]
+    order = labels.argsort()
+    found = [
+        loss_barrier(
+            interpolation_curve(
+                model_a,
+                model_b,
+                test,
+                alphas=(0, 0.5, 1),
+                permutation=match_models(model_a, model_b, batches),
+                correction=correction,
+                train_batches=batches,
+            )
+        )
+        for batches in ([images], images[order].split(9), images.split(len(images) - 1))
+    ]
+    assert found == pytest.approx(found[:1] * 3, rel=1e-3, abs=1e-4)
 
 
 def test_after_reset_on_one_batch_eval_mode_equals_train_mode():

@@ -21,7 +21,7 @@ from torch import Tensor
 from trainables.data import DATASETS, Augmentation, Dataset, Split, check_dataset, load_dataset, torchvision_sets
 from trainables.data import batches as batches_module
 from trainables.data.__main__ import main
-from trainables.data.batches import EvalBatches, TrainBatches, cpu_generator, one_ahead, subset
+from trainables.data.batches import EvalBatches, TrainBatches, cpu_generator, one_ahead, random_order
 from trainables.seeding import derive_seed
 
 SHIFT_FLIP_CROP = Augmentation(crop_padding=1, horizontal_flip=True, random_resized_crop=True)
@@ -309,16 +309,44 @@ def test_evaluation_refuses_nonsense(numbered: Split) -> None:
         EvalBatches(empty, mean=(0.0,) * 3, std=(1.0,) * 3, batch_size=1)
 
 
-def test_subset_is_seeded_and_without_repetition(numbered: Split) -> None:
-    chosen, again, other = (subset(numbered, 40, seed) for seed in (0, 0, 1))
-    assert len(chosen) == len(set(chosen.labels.tolist())) == 40
-    assert torch.equal(chosen.images[:, 0, 0, 0].long(), chosen.labels)
-    assert torch.equal(chosen.labels, again.labels)
-    assert not torch.equal(chosen.labels, other.labels)
-    assert len(subset(numbered, 103, 0)) == 103
+def test_random_order_is_seeded_and_without_repetition(numbered: Split) -> None:
+    chosen, again, other = (random_order(numbered, seed, 40) for seed in (0, 0, 1))
+    assert len(chosen) == len(set(chosen.tolist())) == 40
+    assert torch.equal(chosen, again)
+    assert not torch.equal(chosen, other)
+    whole = random_order(numbered, 0)
+    assert sorted(whole.tolist()) == list(range(103))
+    assert torch.equal(whole[:40], chosen)
     for count in (0, 104):
         with pytest.raises(ValueError, match=rf"1 to 103 images .*got {count}"):
-            subset(numbered, count, 0)
+            random_order(numbered, 0, count)
+
+
+def test_evaluation_takes_images_in_the_order_given(numbered: Split) -> None:
+    order = random_order(numbered, 0, 40)
+    batches = EvalBatches(numbered, mean=(0.0,) * 3, std=(1 / 255,) * 3, batch_size=16, order=order, chunk_bytes=1)
+    assert len(batches) == 3
+    assert torch.equal(torch.cat([labels for _, labels in batches]), order)
+    images = torch.cat([images for images, _ in batches])
+    assert torch.equal(images[:, 0, 0, 0].round().long(), order)
+
+
+def test_evaluation_can_augment_and_every_iteration_is_the_same() -> None:
+    split = Split(images=torch.randint(256, (23, 3, 8, 8), dtype=torch.uint8), labels=torch.arange(23))
+    augmentation = Augmentation(horizontal_flip=True, crop_padding=2)
+
+    def images(augmentation: Augmentation | None, seed: int, batch_size: int = 7) -> torch.Tensor:
+        batches = EvalBatches(
+            split, mean=(0.0,) * 3, std=(1.0,) * 3, batch_size=batch_size, augmentation=augmentation, seed=seed
+        )
+        first, second = (torch.cat([images for images, _ in batches]) for _ in range(2))
+        assert torch.equal(first, second)
+        return first
+
+    augmented = images(augmentation, 0)
+    assert torch.equal(augmented, images(augmentation, 0, batch_size=5))
+    assert not torch.equal(augmented, images(augmentation, 1))
+    assert not torch.equal(augmented, images(None, 0))
 
 
 def test_generators_are_seeded_by_purpose() -> None:

@@ -45,7 +45,7 @@ from trainables.config import (
 from trainables.methods import METHODS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE
 
-VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 1, PLANE: 1, ENSEMBLE: 1, OVERLAP: 1}
+VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 2, PLANE: 2, ENSEMBLE: 1, OVERLAP: 1}
 """Bumped when the meaning of a kind of job changes; results of the old meaning are then no longer found."""
 
 FRESH_SEEDS = 2 * (MAX_SEED + 1 + MAX_MEMBERS)

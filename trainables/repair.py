@@ -7,10 +7,12 @@ so that its mean and standard deviation are the interpolation of the end points'
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +32,7 @@ NORM_BEHIND: dict[type[nn.Module], type[_BatchNorm]] = {
 FUSIBLE = tuple(NORM_BEHIND)
 EPSILON = 1e-12
 """Epsilon of BatchNorm while REPAIR measures: far below any variance that matters, above that of rounding errors."""
+NO_BATCHES = "estimating activation statistics needs at least one batch, got none"
 
 
 class NoEffectWarning(UserWarning):
@@ -39,22 +42,24 @@ class NoEffectWarning(UserWarning):
 def reset_batchnorm(model: nn.Module, batches: Batches) -> nn.Module:
     """Re-estimate the running statistics of every BatchNorm layer.
 
-    The statistics are set to zero and replaced by the plain average over batches of each batch's mean and unbiased
-    variance (PyTorch's ``momentum=None``), in one pass without gradients. Batches of equal size weigh samples equally.
-    BatchNorm layers run in train mode, so that each sees inputs normalised by the batch; anything else, such as
-    dropout, runs in eval mode.
+    They become the mean and the unbiased variance of the layer's inputs over all samples and pixels together, where the
+    layers before it normalise by their own statistics over all samples. That is what PyTorch computes in train mode on
+    one batch of everything, and it depends neither on how the samples are batched nor on their order. Dropout and
+    whatever else tells training from evaluation runs in eval mode.
 
     Args:
         model: left as it is.
-        batches: images (N, C, H, W), labels ignored; training data, usually.
+        batches: images (N, C, H, W), labels ignored; training data, usually. Several batches are passed over once for
+            each layer, up to that layer; a single batch is passed over once.
 
     Returns:
         A copy of `model` with new running means, variances and counts of batches; weights, momentum and mode are the
         model's. Without BatchNorm layers it is a plain copy, with a `NoEffectWarning`.
 
     Raises:
-        ValueError: no batches.
+        ValueError: no batches, batches that can be read only once, or a BatchNorm layer that runs twice.
     """
+    require_reiterable(batches, "reset_batchnorm()")
     result = copy.deepcopy(model)
     layers = batchnorm_layers(result)
     if not layers:
@@ -78,10 +83,75 @@ def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
 
 
 def recompute_statistics(model: nn.Module, layers: Iterable[_BatchNorm], batches: Batches) -> None:
-    """Re-estimate, in place, the running statistics of `layers` by one pass of `batches` through `model`."""
-    layers = list(layers)
-    with eval_mode(model), _accumulating(layers):
-        _pass(model, batches)
+    """Re-estimate, in place, the running statistics of `layers`, see `reset_batchnorm`.
+
+    Each pass measures the first layer on the way that has no statistics yet, and goes no further: the layers behind it
+    need them for all samples. Where one batch is everything, a single pass goes on through all layers.
+    """
+    waiting = dict.fromkeys(layers)
+    single = len(list(itertools.islice(batches, 2))) == 1
+    ran: set[_BatchNorm] = set()
+    collected = UnitMoments()
+    counts: dict[_BatchNorm, int] = {}
+    reached: _BatchNorm | None = None
+
+    def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal collected, reached
+        assert isinstance(layer, _BatchNorm)
+        if layer in ran:
+            raise ValueError("a BatchNorm layer that runs twice has no statistics of its own")
+        ran.add(layer)
+        if layer not in waiting:
+            return
+        reached = layer
+        collected.update(positions(inputs[0]))
+        if not single:
+            raise _FarEnough
+        settle()
+
+    def settle() -> None:
+        """Give the layer that was measured its statistics; biased until all are known, as in train mode."""
+        nonlocal collected, reached
+        assert reached is not None
+        _set_statistics(reached, collected.mean(), collected.variance())
+        counts[reached] = collected.count
+        del waiting[reached]
+        collected, reached = UnitMoments(), None
+
+    for layer in waiting:
+        layer.reset_running_stats()
+    with ExitStack() as hooks, eval_mode(model, *waiting), torch.no_grad():
+        for layer in waiting:
+            hooks.callback(layer.register_forward_pre_hook(measure).remove)
+        while waiting:
+            passed = 0
+            for images in image_batches(batches, model_device(model)):
+                ran.clear()
+                with contextlib.suppress(_FarEnough):
+                    model(images)
+                passed += 1
+            if not passed:
+                raise ValueError(NO_BATCHES)
+            for layer in counts.keys() if reached is None else (reached,):
+                if layer.num_batches_tracked is not None:
+                    layer.num_batches_tracked.fill_(passed)
+            if reached is None:
+                break  # all layers that run are measured; the others keep the statistics of a new layer
+            settle()
+    for layer, count in counts.items():
+        assert layer.running_var is not None
+        layer.running_var.mul_(count / max(count - 1, 1))
+
+
+class _FarEnough(Exception):
+    """The layer that this pass measures has been reached."""
+
+
+def _set_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_(variance)
 
 
 def _pass(model: nn.Module, batches: Batches) -> None:
@@ -92,23 +162,7 @@ def _pass(model: nn.Module, batches: Batches) -> None:
             model(images)
             passed = True
     if not passed:
-        raise ValueError("estimating activation statistics needs at least one batch, got none")
-
-
-@contextmanager
-def _accumulating(layers: list[_BatchNorm]) -> Iterator[None]:
-    """Hold `layers` in train mode with a cumulative average that starts from nothing."""
-    before = [(layer, layer.momentum, layer.training) for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None
-        layer.train()
-    try:
-        yield
-    finally:
-        for layer, momentum, training in before:
-            layer.momentum = momentum
-            layer.training = training
+        raise ValueError(NO_BATCHES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +185,15 @@ def repair(
     corrected already. The classifier (the last linear or convolutional layer to run) stays as it is. Weights that are
     zero remain zero, so a mask still holds.
 
-    The targets are met exactly on a single batch, and up to the scatter of batch statistics on several.
+    The targets are met however the images are batched.
 
     Args:
         model_interp: the interpolated network; no model is changed.
         model_a: end point at alpha = 0: permuted already, if it was for the interpolation.
         model_b: end point at alpha = 1.
         alpha: where between the end points `model_interp` lies, in [0, 1].
-        batches: images (N, C, H, W), labels ignored, training data usually; three passes.
+        batches: images (N, C, H, W), labels ignored, training data usually; passed over as in `reset_batchnorm`, and
+            twice more.
 
     Returns:
         A corrected copy of `model_interp` with the same architecture and names of tensors.
@@ -241,7 +296,7 @@ def mix_statistics(
 
 
 def repair_in_place(model: nn.Module, targets: Mapping[str, ChannelStatistics], batches: Batches) -> None:
-    """Give the channels of `model`'s repair points the statistics `targets`, by one pass of `batches`."""
+    """Give the channels of `model`'s repair points the statistics `targets`, measured on `batches`."""
     norms: dict[str, _BatchNorm] = {}
     # BatchNorm's usual epsilon would leave a collapsed channel short of its target, and the layers after it see that.
     epsilons = {name: layer.eps for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}

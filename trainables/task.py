@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainables.config import Recipe, Task, model_options
 from trainables.data import load_dataset
-from trainables.data.batches import EvalBatches, TrainBatches, subset
+from trainables.data.batches import EvalBatches, TrainBatches, random_order
 from trainables.data.dataset import Augmentation, Dataset, Split
 from trainables.models import build_model, image_options
 from trainables.models.network import Network
@@ -35,13 +35,18 @@ class TaskData:
         self.test = self._eval(self._dataset.test)
         self.train_plain = self._eval(self._dataset.train)
 
-    def _eval(self, split: Split) -> EvalBatches:
+    def _eval(
+        self, split: Split, order: Tensor | None = None, augmentation: Augmentation | None = None, seed: int = 0
+    ) -> EvalBatches:
         dataset = self._dataset
         return EvalBatches(
             split,
             mean=dataset.mean,
             std=dataset.std,
             batch_size=EVAL_BATCH,
+            order=order,
+            augmentation=augmentation,
+            seed=seed,
             device=self._device,
             channels_last=True,
         )
@@ -78,7 +83,16 @@ class TaskData:
         )
         return Training(model, recipe, batches, self.test, mask)
 
-    def measuring(self, images: int, seed: int) -> EvalBatches:
-        """Return training images without augmentation: `images` of them, or all if it is 0 or more than there are."""
+    def measuring(self, images: int, seed: int, *, augment: bool = False) -> EvalBatches:
+        """Return training images in random order: `images` of them, or all if it is 0 or more than there are.
+
+        Folders lie sorted by class: in their own order a batch would hold one class only.
+
+        Args:
+            images: how many.
+            seed: of their choice, order and augmentation.
+            augment: whether they are augmented as for training.
+        """
         train = self._dataset.train
-        return self._eval(train if not 0 < images < len(train) else subset(train, images, seed))
+        order = random_order(train, seed, images if 0 < images < len(train) else None)
+        return self._eval(train, order, self._dataset.augmentation if augment else None, seed)

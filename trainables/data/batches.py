@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import torch
 from torch import Tensor
 
-from trainables.data.augmentation import augment, draw, normalize
+from trainables.data.augmentation import Draws, augment, draw, normalize
 from trainables.data.dataset import Augmentation, Split
 from trainables.seeding import derive_seed
 
@@ -44,17 +44,15 @@ def cpu_generator(root: int, purpose: str, *counters: int) -> torch.Generator:
     return generator
 
 
-def subset(split: Split, count: int, seed: int) -> Split:
-    """Return `count` different images of a split in random order, a pure function of `seed`.
+def random_order(split: Split, seed: int, count: int | None = None) -> Tensor:
+    """Return the places of all images of a split, or of `count` of them, in random order: a pure function of `seed`.
 
     Raises:
         ValueError: if the split has fewer images, or `count` is not positive.
     """
-    if not 1 <= count <= len(split):
+    if count is not None and not 1 <= count <= len(split):
         raise ValueError(f"a subset needs 1 to {len(split)} images (all of the split), got {count}")
-    chosen = torch.randperm(len(split), generator=cpu_generator(seed, "subset"))[:count]
-    chosen = chosen.to(split.images.device)
-    return Split(images=split.images.index_select(0, chosen), labels=split.labels.index_select(0, chosen))
+    return torch.randperm(len(split), generator=cpu_generator(seed, "subset"))[:count]
 
 
 class TrainBatches:
@@ -124,7 +122,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """All images of a split in its own order, without augmentation; can be iterated again and again.
+    """Images of a split: all of them in its own order, or some in a given one; can be iterated again and again.
 
     The last batch holds what is left over.
     """
@@ -136,11 +134,26 @@ class EvalBatches:
         mean: Sequence[float],
         std: Sequence[float],
         batch_size: int,
+        order: Tensor | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
         device: Device = "cpu",
         channels_last: bool = False,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        """Bring the split to the device; the arguments are those of `TrainBatches`.
+        """Bring the split to the device; the arguments are those of `TrainBatches`, except these.
+
+        Args:
+            split: the images.
+            mean: per channel.
+            std: per channel.
+            batch_size: images in every batch but the last.
+            order: places of the images, in the order in which they are wanted; None: all as they lie.
+            augmentation: random changes, the same in every iteration; None: the images as they are.
+            seed: root of the augmentation.
+            device: where the batches are wanted.
+            channels_last: memory format of the images.
+            chunk_bytes: see `CHUNK_BYTES`.
 
         Raises:
             ValueError: if `batch_size` is not positive or the split is empty.
@@ -150,9 +163,13 @@ class EvalBatches:
         if not len(split):
             raise ValueError("cannot evaluate on a split without images")
         self.batch_size = batch_size
-        self.num_images = len(split)
+        self.num_images = len(split) if order is None else len(order)
         self._split = _resident(split, device)
+        self._order = None if order is None else order.to(self._split.images.device)
         self._device = torch.device(device)
+        self._draws: Draws | None = None
+        if augmentation is not None:
+            self._draws = draw(augmentation, self.num_images, cpu_generator(seed, "augment")).to(self._device)
         self._prepare = _Preparation(mean, std, channels_last)
         self._chunk = _chunk_images(split, batch_size, chunk_bytes)
 
@@ -160,8 +177,12 @@ class EvalBatches:
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        chunks = (slice(start, start + self._chunk) for start in range(0, self.num_images, self._chunk))
-        for images, labels in _on_device(self._split, chunks, self._device):
+        starts = range(0, self.num_images, self._chunk)
+        parts = (slice(start, min(start + self._chunk, self.num_images)) for start in starts)
+        chunks = parts if self._order is None else (self._order[part] for part in parts)
+        for start, (images, labels) in zip(starts, _on_device(self._split, chunks, self._device), strict=True):
+            if self._draws is not None:
+                images = augment(images, self._draws.part(start, start + len(labels)))
             yield from _cut(self._prepare(images), labels, self.batch_size)
 
 
