@@ -130,6 +130,9 @@ def _cells(space: SearchSpace, facts: Mapping[str, DatasetFacts], ways: Ways) ->
         located = {"data_version": dataset.fingerprint, "mask_data_version": masks.fingerprint if masks else ""}
         way = ways.get((str(values["model"]), float(values["width"])), {})
         cell = Cell.from_mapping({**values, **way, **located})
+        for name, each in ((cell.dataset, dataset), (cell.mask_dataset, masks)):
+            if each and cell.batch_size > each.train_images:
+                raise ValueError(f"batch_size={cell.batch_size} exceeds the {each.train_images:,} images of {name}")
         members = range(cell.members) if cell.members else (cell.member,)
         yield from (dataclasses.replace(cell, member=member) for member in members)
 

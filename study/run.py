@@ -308,6 +308,8 @@ def print_plan(plan: Plan, todo: dict[str, set[int | None]], estimates: Estimate
         f"{plan.requests} cells; sharing trains {plan.epochs:,} epochs "
         f"instead of {plan.separate_epochs:,} ({plan.separate_epochs / max(1, plan.epochs):.1f} times fewer)"
     )
+    for name, facts in plan.facts.items():
+        print(*facts.lines(name), sep="\n")
     for line in fastest.lines(plan.ways):
         print(line)
 

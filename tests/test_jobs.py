@@ -35,7 +35,7 @@ from trainables.artifacts import (
     unpack,
     unpack_checkpoint,
 )
-from trainables.data import load_dataset
+from trainables.data import check_dataset, load_dataset
 from trainables.data.batches import EvalBatches
 from trainables.evaluation import evaluate
 from trainables.graph import Job, Ref, closure, dense_job, make_job, match_job, measurements, prune_job, target
@@ -118,7 +118,8 @@ def test_top5_where_there_are_classes_enough(tmp_path: Path, classes: int) -> No
         noise = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
         Image.fromarray(noise.numpy()).save(path)
     store = Store(tmp_path / "outputs")
-    job = dense_job(tiny_cell("dense", dataset="image_folder", epochs=2), 0)
+    version = check_dataset("image_folder", tmp_path).fingerprint
+    job = dense_job(tiny_cell("dense", dataset="image_folder", data_version=version, epochs=2), 0)
     publish([Ref(job)], Context(store=store, data_dir=str(tmp_path)))
     final = read_metrics(store, job.key)["final"]
     if classes < schema.TOP5_CLASSES:

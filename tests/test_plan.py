@@ -243,7 +243,7 @@ def images(root: Path, classes: int, size: int) -> None:
 
 def transfer(**settings: Any) -> SearchSpace:
     fixed = {"dataset": "svhn", "mask_dataset": "image_folder", "method": ("dense", "imp", "naive", "permuted")}
-    return small(**{**fixed, **settings})
+    return small(**{**fixed, "batch_size": 10, **settings})
 
 
 def test_a_mask_from_elsewhere_needs_the_data_of_both(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_larger_batches_need_more_and_bfloat16_less() -> None:
     plain = needs("resnet20", 4, batch_size=128)
     assert needs("resnet20", 4, batch_size=512)["dense"] > plain["dense"]
     assert needs("resnet20", 4, batch_size=128)["match"] == plain["match"], "no training"
-    large = {"batch_size": 1024}
+    large = {"batch_size": 896}
     assert needs("resnet20", 16, **large, precision="bf16")["dense"] < needs("resnet20", 16, **large)["dense"]
 
 
@@ -143,7 +143,7 @@ def test_tiny_networks_share_a_gpu_by_eight(plan: Plan) -> None:
 
 def test_stacked_networks_need_room_side_by_side() -> None:
     def share(stacked: bool, nets: int) -> float:
-        plan = new_plan(width=(4.0,), batch_size=1024, stacked=stacked)
+        plan = new_plan(width=(4.0,), batch_size=896, stacked=stacked)
         found, _ = asked(plan, 8 * GIB, nets_per_trial=nets)
         return next(found[key]["GPU"] for key, job in plan.jobs.items() if job.kind == "dense")
 

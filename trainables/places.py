@@ -15,7 +15,7 @@ from typing import Final
 CACHE: Final = "sparse-symmetry-study"
 
 
-def expanded(path: str | Path) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     """Return `path` with a leading ``~`` replaced; it stays as it is where nobody knows that user's home."""
     return Path(os.path.expanduser(path))
 

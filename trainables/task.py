@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from trainables.config import Recipe, Task, model_options
-from trainables.data import load_dataset
+from trainables.data import counts, forget, load_dataset
 from trainables.data.batches import EvalBatches, TrainBatches, random_order
 from trainables.data.dataset import Augmentation, Dataset, Split
+from trainables.errors import HostFault
 from trainables.models import build_model, image_options
 from trainables.models.network import Network
 from trainables.publishing import Context
@@ -20,6 +22,19 @@ EVAL_BATCH = 1000
 """Images per batch where no gradients are needed."""
 
 
+def _planned(task: Task, data_dir: str | None) -> Dataset:
+    """Return the dataset that a task names: the name and version of its data are in the key of the job."""
+    try:
+        dataset = load_dataset(task.dataset, data_dir)
+        if dataset.fingerprint != task.data_version:
+            forget()  # the next job of this process looks again: the data may be complete by then
+            planned, found = (counts(task.dataset, version) for version in (task.data_version, dataset.fingerprint))
+            raise ValueError(f"{task.dataset} in {data_dir} is not what was planned: planned {planned}, found {found}")
+    except ValueError as error:
+        raise HostFault(f"host {platform.node()}: {error}") from error
+    return dataset
+
+
 class TaskData:
     """The task's dataset and networks that fit it, on the device."""
 
@@ -27,10 +42,10 @@ class TaskData:
         """Load the dataset, once per process.
 
         Raises:
-            ValueError: the data is not there on this machine.
+            HostFault: the data are not there on this machine, or are not those that the task names.
         """
         self._task, self._device = task, context.device
-        self._dataset: Dataset = load_dataset(task.dataset, context.data_dir)
+        self._dataset = _planned(task, context.data_dir)
         self.num_classes = self._dataset.num_classes
         self.test = self._eval(self._dataset.test)
         self.train_plain = self._eval(self._dataset.train)

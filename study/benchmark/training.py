@@ -186,7 +186,8 @@ def conventional(setting: Setting, folder: Path) -> ConventionalLoop:
 
 def _prepared(setting: Setting, folder: Path) -> tuple[TaskData, nn.Module, dict[str, Tensor]]:
     """Return the data, the network and a mask of its smallest weights; the same ones in every process."""
-    task = Task(model=setting.model, width=setting.width, dataset="image_folder")
+    version = load_dataset("image_folder", folder).fingerprint
+    task = Task(model=setting.model, width=setting.width, dataset="image_folder", data_version=version)
     data = TaskData(task, Context(store=Store(folder / "outputs"), data_dir=str(folder), device=_device()))
     torch.manual_seed(0)
     model = data.model()

@@ -23,6 +23,8 @@ __all__ = [
     "DatasetFacts",
     "Split",
     "check_dataset",
+    "counts",
+    "forget",
     "get_entry",
     "load_dataset",
 ]
@@ -116,14 +118,16 @@ def get_entry(name: str) -> DatasetEntry:
 def check_dataset(name: str, data_dir: str | Path | None = None) -> DatasetFacts:
     """Find out, before any training, that a dataset is complete and what it is like.
 
-    Folders are listed and the header of one image is read; nothing is decoded and torch is not imported.
+    Every file of a folder is read once, and again only when it has changed (see `trainables.data.index`); images are
+    not decoded, and torch is not imported.
 
     Args:
         name: one of `DATASETS`.
         data_dir: where the data lies, itself or in a folder called `name`; unused by a dataset that needs none.
 
     Raises:
-        ValueError: if the name is unknown, or the data is missing or not as the entry says.
+        ValueError: if the name is unknown, or the data are missing, not as the entry says or not usable; the message
+            names all files that are not.
     """
     entry = get_entry(name)
     if not entry.needs_data_dir:
@@ -156,7 +160,10 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, cache_dir: st
         ValueError: as `check_dataset` does, and if an image cannot be decoded; the message names the file.
     """
     get_entry(name)
-    return _load(name, _absolute(data_dir), _absolute(cache_dir))
+    try:
+        return _load(name, _absolute(data_dir), _absolute(cache_dir))
+    except OSError as error:
+        raise ValueError(f"dataset {name!r} cannot be read or kept decoded: {error}") from error
 
 
 @functools.lru_cache(maxsize=4)
@@ -164,6 +171,22 @@ def _load(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
     module = importlib.import_module(DATASETS[name].module)
     dataset: Dataset = module.load(name, data_dir, cache_dir)
     return dataset
+
+
+def forget() -> None:
+    """Let the next call of `load_dataset` look again at what is on the disk."""
+    _load.cache_clear()
+
+
+def counts(name: str, fingerprint: str) -> str:
+    """Return in words how many images a dataset of this fingerprint has."""
+    entry, (train, plus, rest) = get_entry(name), fingerprint.partition("+")
+    if plus:
+        test, _, digest = rest.partition("-")
+        return f"{int(train):,} training and {int(test):,} test images, content {digest[:12]}"
+    if fingerprint or entry.train_images is None:
+        return f"version {fingerprint!r}"
+    return f"{entry.train_images:,} training and {entry.test_images:,} test images as they were published"
 
 
 def _absolute(path: str | Path | None) -> Path | None:

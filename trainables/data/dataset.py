@@ -76,13 +76,15 @@ class DatasetFacts:
     Attributes:
         num_classes: number of labels.
         in_channels: 1 (grey) or 3 (RGB).
-        image_size: height and width in pixels; ``None`` if only decoding would tell.
+        image_size: height and width in pixels.
         train_images: size of the training split.
         test_images: size of the test split.
-        fingerprint: digest of the names and sizes of a folder's files: equal for equal data wherever it lies,
-            different when a file was added, removed, renamed or changed in size. Belongs into the key of every
-            job, since the name ``image_folder`` says nothing about the images. Empty where the name of the dataset
-            says it all.
+        fingerprint: numbers of images and digest of the names and contents of a folder's files: equal for equal data
+            wherever it lies, different when a file was added, removed, renamed or changed. Belongs into the key of
+            every job, since the name ``image_folder`` says nothing about the images. Empty where the name of the
+            dataset says it all.
+        source: where the data lie; empty where they come with a library.
+        warnings: what a person should know before the data are used.
     """
 
     num_classes: int
@@ -91,6 +93,16 @@ class DatasetFacts:
     train_images: int
     test_images: int
     fingerprint: str
+    source: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def lines(self, name: str) -> list[str]:
+        """Return in words what the dataset called `name` is, and a line on each warning."""
+        size = f", {self.image_size}x{self.image_size} pixels" if self.image_size else ""
+        where = f", from {self.source}" if self.source else ""
+        images = f"{self.train_images:,} training and {self.test_images:,} test images"
+        first = f"{name}: {images}, {self.num_classes} classes{size}{where}"
+        return [first, *(f"  warning: {warning}" for warning in self.warnings)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, weakref_slot=True)

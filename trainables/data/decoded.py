@@ -5,49 +5,55 @@ renaming a complete directory. So a reader sees all of it or nothing, and change
 A lock makes processes that want the same arrays at the same time wait for the first instead of decoding, too; where
 the file system has no locks they all decode, the first to publish wins, and nothing is lost but time.
 
+Every process compares the arrays with the checksums in their manifest before it uses them. That takes as long as
+reading them once, and an epoch takes longer. Damaged arrays are set aside and decoded again.
+
 Arrays of an earlier state of the files are not removed, as a process may still be reading them; the whole directory
 may be deleted whenever nothing runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import hashlib
-import json
+import logging
 import os
 import shutil
 import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.data import cache
 from trainables.data.dataset import Split
-from trainables.places import cache_folders, first_writable, trusted
+from trainables.places import first_writable, trusted
 
-FORMAT: Final = 1
-"""Raised whenever the same source files would be decoded differently."""
+FORMAT: Final = 2
+"""Raised whenever the same source files would be decoded differently, or published in another form."""
 MANIFEST: Final = "manifest.json"
-DIRECTORY: Final = ".decoded"
+_BLOCK: Final = 2**24
+"""Bytes that a thread reads at once for a checksum."""
+_THREADS: Final = 4
 
 Decode = Callable[[Path], Sequence[str]]
 """Writes ``{train,test}_{images,labels}.npy`` into an empty directory and returns the names of the classes."""
+
+_log = logging.getLogger(__name__)
 
 
 class Decoded:
     """Two splits and the names of their classes, mapped from a published directory."""
 
-    def __init__(self, directory: Path) -> None:
-        """Map the arrays of `directory`, read-only, without reading them."""
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        self.class_names: tuple[str, ...] = tuple(manifest["class_names"])
+    def __init__(self, directory: Path, class_names: Sequence[str]) -> None:
+        """Map the arrays of `directory`, read-only."""
+        self.class_names = tuple(class_names)
         self.train, self.test = (
             Split(
                 images=_map(directory / f"{split}_images.npy"),
@@ -58,36 +64,42 @@ class Decoded:
 
 
 def open_decoded(name: str, root: Path, state: str, cache_dir: Path | None, decode: Decode) -> Decoded:
-    """Map the decoded arrays of a dataset; decode them first if nobody has.
+    """Map the decoded arrays of a dataset; decode them first if nobody has, or if they are damaged.
 
     Args:
         name: of the dataset.
         root: where its source files lie.
         state: digest of the source files.
-        cache_dir: where to keep the arrays; by default ``<root>/.decoded``, or the user's cache where `root` is
-            read-only.
+        cache_dir: see `trainables.data.cache.folders`.
         decode: called at most once.
     """
-    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
-    prefix = f"{name}-{place}-"
-    published = f"{prefix}{FORMAT}-{state[:24]}"
-    for parent in _parents(root, cache_dir):
-        if trusted(parent) and (parent / published / MANIFEST).is_file():
-            return Decoded(parent / published)
-    parent = first_writable(_parents(root, cache_dir), "decoded images")
-    with _locked(parent / f"{prefix}lock") as alone:
-        if not (parent / published / MANIFEST).is_file():
+    prefix = f"{name}-{cache.place(root)}-"
+    published = f"{prefix}{FORMAT}-{hashlib.sha256(state.encode()).hexdigest()[:24]}"
+    parents = cache.folders(root, cache_dir)
+    for parent in filter(trusted, parents):
+        if decoded := _verified(parent / published, state):
+            return decoded
+    parent = first_writable(parents, "decoded images")
+    with cache.locked(parent / f"{prefix}lock") as alone:
+        decoded = _verified(parent / published, state)
+        if decoded is None:
             unfinished = f"{prefix}tmp-{socket.gethostname()}-"
             if alone:  # so these were left behind by a process of this machine that died
                 _remove(parent.glob(f"{unfinished}*"))
-            _publish(Path(tempfile.mkdtemp(prefix=unfinished, dir=parent)), parent / published, decode)
-    return Decoded(parent / published)
+            _set_aside(parent / published, Path(tempfile.mkdtemp(prefix=unfinished, dir=parent)))
+            _publish(Path(tempfile.mkdtemp(prefix=unfinished, dir=parent)), parent / published, state, decode)
+            decoded = _verified(parent / published, state)
+        if decoded is None:
+            raise ValueError(f"{parent / published} is damaged as soon as it is written: is the disk in order?")
+        return decoded
 
 
-def _publish(unfinished: Path, published: Path, decode: Decode) -> None:
+def _publish(unfinished: Path, published: Path, state: str, decode: Decode) -> None:
     try:
         class_names = decode(unfinished)
-        (unfinished / MANIFEST).write_text(json.dumps({"class_names": list(class_names)}), encoding="utf-8")
+        sums = {path.name: _checksum(path) for path in sorted(unfinished.glob("*.npy"))}
+        document = {"state": state, "class_names": list(class_names), "checksums": sums}
+        cache.write_sealed(unfinished / MANIFEST, document)
         unfinished.chmod(0o755)  # it was created private
         try:
             os.replace(unfinished, published)
@@ -99,26 +111,46 @@ def _publish(unfinished: Path, published: Path, decode: Decode) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _parents(root: Path, cache_dir: Path | None) -> list[Path]:
-    """Return where decoded arrays may lie, best place first."""
-    if cache_dir is not None:
-        return [cache_dir]
-    return [root / DIRECTORY, *cache_folders()]
+def _verified(directory: Path, state: str) -> Decoded | None:
+    """Return published arrays, or None if there are none; if they are damaged, a line says so."""
+    if not directory.is_dir():
+        return None
+    manifest: Any = cache.read_sealed(directory / MANIFEST)
+    if manifest is None:
+        damaged = [MANIFEST]
+    elif manifest["state"] != state:
+        damaged = [f"{MANIFEST}, which belongs to other images"]
+    else:
+        damaged = [file for file, checksum in manifest["checksums"].items() if not _intact(directory / file, checksum)]
+    if damaged:
+        _log.warning("decoded images in %s are damaged (%s) and decoded again", directory, ", ".join(damaged))
+        return None
+    return Decoded(directory, manifest["class_names"])
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`; yields false, after a warning, where the file system has no locks."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)  # the kernel gives it back when the process ends, however that happens
-            alone = True
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            warnings.warn(f"{path}: no file locks here; processes may decode the same images twice", stacklevel=2)
-            alone = False
-        yield alone
+def _intact(path: Path, checksum: str) -> bool:
+    try:
+        return _checksum(path) == checksum
+    except OSError:  # missing, or the disk cannot read it
+        return False
+
+
+def _checksum(path: Path) -> str:
+    """Return a digest of a file's content, block by block, for threads to share the work."""
+    with path.open("rb") as file, ThreadPoolExecutor(_THREADS) as pool:
+        descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
+
+        def block(start: int) -> bytes:
+            return hashlib.sha256(os.pread(descriptor, _BLOCK, start)).digest()
+
+        return hashlib.sha256(b"".join(pool.map(block, range(0, size, _BLOCK)))).hexdigest()
+
+
+def _set_aside(damaged: Path, aside: Path) -> None:
+    """Take a damaged directory out of the way at once; other processes that have mapped it keep what they see."""
+    if damaged.is_dir():
+        os.replace(damaged, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _remove(directories: Iterator[Path]) -> None:

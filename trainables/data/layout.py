@@ -6,25 +6,37 @@ A dataset lies either in the files that torchvision's download unpacks, or in fo
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from trainables.data.dataset import DatasetEntry, DatasetFacts
+from trainables.data.index import FileState, look_at
+from trainables.data.pictures import FORMATS, FRAMES, TRANSPARENT, Picture
 from trainables.places import expanded
 
-IMAGE_SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES: Final = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
+    | {".webp"}
+)
+"""Of files that are damaged unless they are pictures; others are used if they are pictures, and left out if not."""
 TRAIN_FOLDER: Final = "train"
 TEST_FOLDERS: Final = ("test", "val")
 """The first that has folders of classes is taken; ImageNet's ``test`` has none, as its labels are secret."""
 
 LARGE_SIDE: Final = 128
-"""Pixels. Images with a longer shorter side are resized to `RESIZED_SIDE` and cropped to `CROPPED_SIZE`."""
+"""Pixels. Square images of one size up to this are stored as they are, see `ImageFolder.image_size`."""
 RESIZED_SIDE: Final = 256
+"""Of the shorter side of all other images, before `CROPPED_SIZE` pixels square are cut from the middle."""
 CROPPED_SIZE: Final = 224
+_NAMED: Final = 100
+"""Files that a message names."""
 
 ARCHIVE_FILES: Final[dict[str, tuple[str, ...]]] = {
     "cifar10": tuple(
@@ -35,21 +47,29 @@ ARCHIVE_FILES: Final[dict[str, tuple[str, ...]]] = {
     "svhn": ("train_32x32.mat", "test_32x32.mat"),
 }
 """What torchvision's download leaves behind, for every dataset that it can download."""
-
-
-class FileState(NamedTuple):
-    """A file as its directory lists it: path below the root with forward slashes, bytes, time of change (ns)."""
-
-    path: str
-    size: int
-    mtime_ns: int
+_CIFAR100: Final = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm
+"""
+CLASS_NAMES: Final[dict[str, tuple[str, ...]]] = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "cifar100": tuple(_CIFAR100.split()),
+    "svhn": tuple(map(str, range(10))),
+}
+"""In the order of the labels, which is that of their names."""
 
 
 class ImageFile(NamedTuple):
-    """An image in a folder of its class, and the number of the class."""
+    """An image in a folder of its class, the number of the class, and what is known of the file."""
 
     state: FileState
     label: int
+    picture: Picture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,11 +98,12 @@ class Archive:
             train_images=entry.train_images,
             test_images=entry.test_images,
             fingerprint="",
+            source=str(self.root / os.path.dirname(self.files[0].path)),
         )
 
     def state(self) -> str:
         """Return a digest that changes whenever a file does."""
-        return _digest(f"{file.path}\0{file.size}\0{file.mtime_ns}" for file in self.files)
+        return _digest("\0".join(map(str, file)) for file in self.files)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,33 +113,34 @@ class ImageFolder:
     Attributes:
         name: of the dataset.
         root: directory above ``train``.
+        test_folder: one of `TEST_FOLDERS`.
         class_names: sorted; the position is the label.
         train: files by class, then by name.
         test: likewise.
+        left_out: paths below the root of what is no picture.
     """
 
     name: str
     root: Path
+    test_folder: str
     class_names: tuple[str, ...]
     train: tuple[ImageFile, ...]
     test: tuple[ImageFile, ...]
+    left_out: tuple[str, ...]
 
     def facts(self, entry: DatasetEntry) -> DatasetFacts:
-        """Return the facts; reads the header of one image, if Pillow is there to do it.
+        """Return the facts.
 
         Raises:
             ValueError: if the number of classes or the size of the images is not that of the entry.
         """
-        if entry.num_classes not in (None, len(self.class_names)):
+        self._check_classes(entry)
+        image_size = self.image_size()
+        if entry.image_size not in (None, image_size):
+            others = [file for file in self._files() if file.picture[2:4] != (entry.image_size,) * 2]
             raise ValueError(
-                f"{self.root / TRAIN_FOLDER} has {len(self.class_names)} classes ({_shortened(self.class_names)}), "
-                f"but {self.name} has {entry.num_classes}"
-            )
-        image_size = _header_size(self.root / self.train[0].state.path)
-        if image_size is not None and entry.image_size not in (None, image_size):
-            raise ValueError(
-                f"{self.root / self.train[0].state.path} has {image_size} pixels a side, "
-                f"but {self.name} has {entry.image_size}"
+                f"{self.name} has {entry.image_size}x{entry.image_size} pixels, but {len(others):,} of the "
+                f"{len(self._files()):,} images in {self.root} have not: {_shortened(map(_with_size, others))}"
             )
         return DatasetFacts(
             num_classes=len(self.class_names),
@@ -126,51 +148,99 @@ class ImageFolder:
             image_size=image_size,
             train_images=len(self.train),
             test_images=len(self.test),
-            fingerprint=_digest(f"{file.state.path}\0{file.state.size}" for file in (*self.train, *self.test)),
+            fingerprint=self.fingerprint(),
+            source=f"{self.root / TRAIN_FOLDER} and {self.test_folder}",
+            warnings=tuple(self._warnings(entry)),
         )
 
-    def state(self) -> str:
-        """Return a digest that changes whenever a file is added, removed, renamed or changed."""
-        states = (file.state for file in (*self.train, *self.test))
-        return _digest(f"{state.path}\0{state.size}\0{state.mtime_ns}" for state in states)
+    def image_size(self) -> int:
+        """Return the side, in pixels, of the square that every image is stored as.
+
+        Small squares of one size are stored as they are. Otherwise, all images are resized and cropped alike, small
+        ones among them, too: whether an image was enlarged must not depend on the image.
+        """
+        sizes = {file.picture[2:4] for file in self._files()}
+        width, height = sizes.pop()
+        return width if not sizes and width == height <= LARGE_SIDE else CROPPED_SIZE
+
+    def fingerprint(self) -> str:
+        """Return the numbers of images and a digest of the names and contents of all files.
+
+        It is equal for equal data wherever it lies.
+        """
+        digest = _digest(f"{file.state.path}\0{file.picture.digest}" for file in self._files())
+        return f"{len(self.train)}+{len(self.test)}-{digest}"
+
+    def _files(self) -> tuple[ImageFile, ...]:
+        return (*self.train, *self.test)
+
+    def _check_classes(self, entry: DatasetEntry) -> None:
+        folder, names = self.root / TRAIN_FOLDER, _shortened(self.class_names)
+        if entry.num_classes not in (None, len(self.class_names)):
+            raise ValueError(
+                f"{folder} has {len(self.class_names)} classes ({names}), but {self.name} has {entry.num_classes}"
+            )
+        if len(self.class_names) < 2:
+            raise ValueError(f"{folder} has one class ({names}); there is nothing to tell apart")
+        for name, known in CLASS_NAMES.items():
+            # Numbers are nobody's own: many people call the classes of any dataset so.
+            if name != self.name and known == self.class_names and not known[0].isdigit():
+                raise ValueError(f"{folder} has the classes of {name} ({names}), not those of {self.name}")
+
+    def _warnings(self, entry: DatasetEntry) -> Iterator[str]:
+        """Yield what a person should know before the data are used."""
+        files = self._files()
+        if self.left_out:
+            yield f"{_count(self.left_out, 'file')} left out, no pictures: {_shortened(self.left_out, 5)}"
+        for loss in (TRANSPARENT, FRAMES):
+            if lossy := [file.state.path for file in files if file.picture.loss == loss]:
+                yield f"{_count(lossy, 'image')} {loss}: {_shortened(lossy, 5)}"
+        small = [file for file in files if min(file.picture[2:4]) <= LARGE_SIDE]
+        if small and self.image_size() == CROPPED_SIZE:  # which costs time, and may be one stray file's doing
+            yield (
+                f"{_count(small, 'image')} of at most {LARGE_SIDE} pixels a side, enlarged to {CROPPED_SIZE} because "
+                f"not all are squares of one size: {_shortened(map(_with_size, small), 5)}"
+            )
+        if (len(self.train), len(self.test)) != (entry.train_images, entry.test_images) and entry.train_images:
+            yield f"{self.name} has {entry.train_images:,} training and {entry.test_images:,} test images"
+        known = CLASS_NAMES.get(self.name, self.class_names)
+        if known != self.class_names:
+            yield f"the classes of {self.name} are called {_shortened(known, 3)}, not {_shortened(self.class_names, 3)}"
 
 
-def find_source(name: str, entry: DatasetEntry, data_dir: str | Path | None) -> Archive | ImageFolder:
-    """Find a dataset in `data_dir` or in its folder called `name`, in either layout.
+def find_source(
+    name: str, entry: DatasetEntry, data_dir: str | Path | None, cache_dir: Path | None = None
+) -> Archive | ImageFolder:
+    """Find a dataset in the folder of `data_dir` called `name` or in `data_dir` itself, in either layout.
+
+    Args:
+        name: of the dataset.
+        entry: of the registry.
+        data_dir: where to look.
+        cache_dir: see `trainables.data.cache.folders`.
 
     Raises:
-        ValueError: if it is not there or not complete; the message says how to get it.
+        ValueError: if it is not there, not complete or cannot be used; the message says what to do.
     """
     if data_dir is None:
         raise ValueError(f"dataset {name!r} needs --data-dir DIR (data_dir= in Python): {_wanted(name)}")
     given = expanded(data_dir).absolute()
-    if not given.is_dir():
-        raise ValueError(f"dataset {name!r}: {given} is not a directory; wanted: {_wanted(name)}")
-    for root in (given, given / name):
-        if _has_archive(name, root):
-            return _find_archive(name, root)
-        if (root / TRAIN_FOLDER).is_dir():
-            return _scan_folders(name, root)
-    found = _shortened(sorted(entry.name for entry in os.scandir(given))) or "nothing"
+    try:
+        if not given.is_dir():
+            raise ValueError(f"dataset {name!r}: {given} is not a directory; wanted: {_wanted(name)}")
+        for root in (given / name, given):  # the folder of this name first: the other may be another dataset's
+            if has_archive(name, root):
+                return _find_archive(name, root)
+            if (root / TRAIN_FOLDER).is_dir():
+                return _scan_folders(name, root, cache_dir)
+        found = _shortened(sorted(entry.name for entry in os.scandir(given))) or "nothing"
+    except OSError as error:
+        raise ValueError(f"dataset {name!r} in {given} cannot be read: {error}") from error
     raise ValueError(f"dataset {name!r} is not in {given} (which has: {found}); wanted: {_wanted(name)}")
 
 
-def stored_size(width: int, height: int) -> int:
-    """Return the side, in pixels, of the square that an image of `width` x `height` pixels is stored as.
-
-    Raises:
-        ValueError: if the image is small and not square: small images are stored as they are.
-    """
-    if min(width, height) > LARGE_SIDE:
-        return CROPPED_SIZE
-    if width != height:
-        raise ValueError(
-            f"{width}x{height} pixels; images whose shorter side is at most {LARGE_SIDE} pixels must be square"
-        )
-    return width
-
-
-def _has_archive(name: str, root: Path) -> bool:
+def has_archive(name: str, root: Path) -> bool:
+    """Return whether a directory has files, though perhaps not all, of a dataset's archive."""
     return any((root / file).exists() for file in ARCHIVE_FILES.get(name, ()))
 
 
@@ -180,12 +250,12 @@ def _find_archive(name: str, root: Path) -> Archive:
         raise ValueError(f"dataset {name!r} in {root} lacks {', '.join(missing)}; to repair it: {_download(name)}")
     files = []
     for file in ARCHIVE_FILES[name]:
-        stat = (root / file).stat()
-        files.append(FileState(file, stat.st_size, stat.st_mtime_ns))
+        state = (root / file).stat()
+        files.append(FileState(file, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
     return Archive(name=name, root=root, files=tuple(files))
 
 
-def _scan_folders(name: str, root: Path) -> ImageFolder:
+def _scan_folders(name: str, root: Path, cache_dir: Path | None) -> ImageFolder:
     class_names = _class_names(root / TRAIN_FOLDER)
     if not class_names:
         raise ValueError(f"{root / TRAIN_FOLDER} has no folders of classes; wanted: {_wanted(name)}")
@@ -200,12 +270,18 @@ def _scan_folders(name: str, root: Path) -> ImageFolder:
             f"{_shortened(sorted({*class_names} - {*in_test})) or 'none'}; "
             f"only in {test_folder}: {_shortened(sorted({*in_test} - {*class_names})) or 'none'}"
         )
+    listing = _Listing(root)
+    for split in (TRAIN_FOLDER, test_folder):
+        listing.add(split, class_names)
+    splits = listing.judged(name, cache_dir)
     return ImageFolder(
         name=name,
         root=root,
+        test_folder=test_folder,
         class_names=class_names,
-        train=_list_images(root, TRAIN_FOLDER, class_names),
-        test=_list_images(root, test_folder, class_names),
+        train=splits[TRAIN_FOLDER],
+        test=splits[test_folder],
+        left_out=tuple(listing.left_out),
     )
 
 
@@ -217,35 +293,97 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
 
 
-def _list_images(root: Path, split: str, class_names: Iterable[str]) -> tuple[ImageFile, ...]:
-    """List the images of one split; hidden files and files that are no images by their suffix are left out."""
-    images: list[ImageFile] = []
-    for label, class_name in enumerate(class_names):
-        folder = root / split / class_name
-        states = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-                    continue
-                stat = entry.stat()
-                states.append(FileState(f"{split}/{class_name}/{entry.name}", stat.st_size, stat.st_mtime_ns))
-        if not states:
-            raise ValueError(f"{folder} has no images; known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}")
-        images += (ImageFile(state, label) for state in sorted(states))
-    return tuple(images)
+class _Listing:
+    """The files of a dataset, folders within those of the classes included; hidden ones are left out without a word."""
+
+    def __init__(self, root: Path) -> None:
+        self.left_out: list[str] = []
+        self._root = root
+        self._files: dict[tuple[str, str], list[FileState]] = {}
+        self._problems: dict[str, str] = {}
+
+    def add(self, split: str, class_names: Iterable[str]) -> None:
+        """List one split."""
+        with os.scandir(self._root / split) as entries:
+            visible = [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
+        self.left_out += (f"{split}/{name}" for name in sorted(visible))
+        for class_name in class_names:
+            files = self._files[split, class_name] = []
+            self._walk(f"{split}/{class_name}", files, frozenset())
+
+    def _walk(self, folder: str, files: list[FileState], above: frozenset[tuple[int, int]]) -> None:
+        try:
+            own = os.stat(self._root / folder)
+            if (own.st_dev, own.st_ino) in above:
+                raise OSError(errno.ELOOP, "a link to a folder that it lies in")
+            with os.scandir(self._root / folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if not entry.name.startswith("."):
+                        self._take(entry, f"{folder}/{entry.name}", files, above | {(own.st_dev, own.st_ino)})
+        except OSError as error:
+            self._problems[folder] = str(error.strerror)
+
+    def _take(
+        self, entry: os.DirEntry[str], path: str, files: list[FileState], above: frozenset[tuple[int, int]]
+    ) -> None:
+        try:
+            state = entry.stat()
+        except OSError as error:  # such as a link whose target is not there
+            self._problems[path] = f"{error.strerror}{' (a link)' * entry.is_symlink()}"
+            return
+        if stat.S_ISDIR(state.st_mode):
+            self._walk(path, files, above)
+        elif stat.S_ISREG(state.st_mode):
+            files.append(FileState(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+        else:  # reading from a pipe or a device might never end
+            self.left_out.append(path)
+
+    def judged(self, name: str, cache_dir: Path | None) -> dict[str, tuple[ImageFile, ...]]:
+        """Return the images of each split.
+
+        Raises:
+            ValueError: there are files that cannot be used, all of which are named, or a class has none.
+        """
+        states = [state for files in self._files.values() for state in files]
+        pictures = dict(zip(states, look_at(self._root, states, cache_dir), strict=True))
+        for state, picture in pictures.items():
+            if picture.problem and (picture.format or not picture.digest or _named_as_image(state.path)):
+                self._problems[state.path] = picture.problem
+            elif picture.problem:
+                self.left_out.append(state.path)
+        if self._problems:
+            raise unusable(name, self._root, self._problems)
+        splits: dict[str, list[ImageFile]] = {}
+        labels = {class_name: label for label, class_name in enumerate(dict.fromkeys(key[1] for key in self._files))}
+        for (split, class_name), files in self._files.items():
+            used = [state for state in sorted(files) if not pictures[state].problem]
+            if not used:
+                formats = ", ".join(FORMATS)
+                raise ValueError(f"{self._root / split / class_name} has no images; known formats: {formats}")
+            found = splits.setdefault(split, [])
+            found += (ImageFile(state, labels[class_name], pictures[state]) for state in used)
+        return {split: tuple(files) for split, files in splits.items()}
 
 
-def _header_size(path: Path) -> int | None:
-    """Return the side of the square that an image will be stored as, or ``None`` without Pillow."""
-    try:
-        from PIL import Image
-    except ImportError:
-        return None
-    try:
-        with Image.open(path) as image:
-            return stored_size(*image.size)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is not an image that can be used: {error}") from error
+def unusable(name: str, root: Path, problems: Mapping[str, str]) -> ValueError:
+    """Return the error that names all files of a dataset that cannot be used: path below the root -> why."""
+    named = [f"\n  {root / path}: {problem}" for path, problem in itertools.islice(problems.items(), _NAMED)]
+    more = f"\n  and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
+    return ValueError(
+        f"dataset {name!r}: {_count(problems, 'file')} cannot be used; mend or remove them:{''.join(named)}{more}"
+    )
+
+
+def _named_as_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def _with_size(file: ImageFile) -> str:
+    return f"{file.state.path} ({file.picture.width}x{file.picture.height})"
+
+
+def _count(things: Sized, what: str) -> str:
+    return f"{len(things):,} {what}{'s' * (len(things) != 1)}"
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ DOWNLOAD_TIMEOUT: Final = 30.0
 def load(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
     """Return the official training and test split, in the order of the archive or of the folders."""
     entry = DATASETS[name]
-    source = find_source(name, entry, data_dir)
+    source = find_source(name, entry, data_dir, cache_dir)
     if isinstance(source, ImageFolder):
         return load_folder(source, entry, cache_dir)
     facts = source.facts(entry)

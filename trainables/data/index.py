@@ -1,0 +1,124 @@
+"""What is known of every file of a dataset, found out once: its content's digest and what kind of picture it is.
+
+It is kept beside the data and found again by a file's path, size and times. A file that was written a moment ago may
+be written again within the same tick of the clock, so it is not kept yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from trainables.data import cache
+from trainables.data.pictures import Picture, examine
+from trainables.places import first_writable, trusted
+
+FORMAT: Final = 1
+"""Raised whenever a file would be judged differently."""
+RECENT_NS: Final = 2 * 10**9
+"""Age from which on a file's times tell whether it has changed: file systems count up to 2 s at once."""
+_THREADS: Final = 16
+"""They mostly wait for the disk."""
+_FILES_PER_TASK: Final = 64
+
+_log = logging.getLogger(__name__)
+
+
+class FileState(NamedTuple):
+    """A file as its directory lists it: path below the root with forward slashes, bytes, times of change (ns).
+
+    Whoever copies a file's time of modification, `mtime_ns`, changes `ctime_ns` by doing so.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def look_at(root: Path, states: Sequence[FileState], cache_dir: Path | None) -> list[Picture]:
+    """Return what some files are; those that have not changed since they were looked at are not read.
+
+    A file that cannot be read is a picture with a problem.
+    """
+    name = f"index-{cache.place(root)}.json"
+    known = _read(root, name, cache_dir)
+    if any(state not in known for state in states):
+        folder = first_writable(cache.folders(root, cache_dir), f"what is known of the files in {root}")
+        with cache.locked(folder / f"{name}.lock"):  # whoever waited here finds what the other has found
+            known |= _read(root, name, cache_dir)
+            fresh: dict[FileState, Picture] = {}
+            try:
+                for state, picture in _examined(root, [state for state in states if state not in known]):
+                    fresh[state] = picture
+            finally:  # what took minutes is kept, too, if the rest is interrupted
+                known |= fresh
+                settled = [state for state in states if state in known and known[state].digest and _settled(state)]
+                _write(folder / name, {state: known[state] for state in settled})
+    return [known[state] for state in states]
+
+
+def remember(root: Path, problems: Mapping[FileState, str], cache_dir: Path | None) -> None:
+    """Keep that some pictures, as they are now, turned out to be damaged."""
+    name = f"index-{cache.place(root)}.json"
+    folder = first_writable(cache.folders(root, cache_dir), f"what is known of the files in {root}")
+    with cache.locked(folder / f"{name}.lock"):
+        known = _read(root, name, cache_dir)
+        _write(folder / name, known | {s: known[s]._replace(problem=p) for s, p in problems.items() if s in known})
+
+
+def _settled(state: FileState) -> bool:
+    return abs(time.time_ns() - max(state.mtime_ns, state.ctime_ns)) > RECENT_NS
+
+
+def _examined(root: Path, states: Sequence[FileState]) -> Iterator[tuple[FileState, Picture]]:
+    def part(start: int) -> list[Picture]:
+        return [_examine(root / state.path) for state in states[start : start + _FILES_PER_TASK]]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for start, pictures in zip(
+                range(0, len(states), _FILES_PER_TASK),
+                pool.map(part, range(0, len(states), _FILES_PER_TASK)),
+                strict=True,
+            ):
+                yield from zip(states[start : start + _FILES_PER_TASK], pictures, strict=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _examine(path: Path) -> Picture:
+    try:
+        return examine(path)
+    except OSError as error:
+        return Picture("", "", 0, 0, "", error.strerror or str(error))
+
+
+def _read(root: Path, name: str, cache_dir: Path | None) -> dict[FileState, Picture]:
+    """Return what is kept of files, without the failures that another Pillow may not have."""
+    for folder in cache.folders(root, cache_dir):
+        document = cache.read_sealed(folder / name) if trusted(folder) else None
+        if document is not None and document["format"] == FORMAT:
+            known = {FileState(*state): Picture(*picture) for state, picture in document["files"]}
+            if document["pillow"] != _pillow():
+                known = {state: picture for state, picture in known.items() if not picture.problem}
+            return known
+    return {}
+
+
+def _write(path: Path, known: Mapping[FileState, Picture]) -> None:
+    try:
+        cache.write_sealed(path, {"format": FORMAT, "pillow": _pillow(), "files": list(known.items())})
+    except OSError as error:  # such as a full disk; data can be used all the same
+        _log.warning("what is known of a dataset's files is not kept, and found out again next time: %s", error)
+
+
+def _pillow() -> str:
+    import PIL
+
+    return PIL.__version__

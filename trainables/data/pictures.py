@@ -1,0 +1,143 @@
+"""What an image file is, judged by its bytes and not by its name; and whether the study can use it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:  # Pillow comes with the first file that is looked at: plans without files need none
+    from PIL import Image
+
+FORMATS: Final = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Names of Pillow's readers of pictures. Others run programs (EPS: Ghostscript) or read fonts and film."""
+MODES: Final = frozenset({"1", "CMYK", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr"})
+"""Pillow's pixel formats that become 8-bit RGB without loss, but for transparency and the range of print colours."""
+MAX_BYTES: Final = 2**29
+MAX_ASPECT: Final = 64
+"""Longer by shorter side. A thread of pixels would become millions of pixels when its shorter side is enlarged."""
+TRANSPARENT: Final = "have transparency, which is dropped"
+FRAMES: Final = "have several frames, of which the first is used"
+
+
+class Picture(NamedTuple):
+    """What is known of a file.
+
+    Attributes:
+        digest: of its bytes.
+        format: one of `FORMATS`; "" for a file that is none of them.
+        width: in pixels.
+        height: in pixels.
+        loss: what of it will not be used, `TRANSPARENT` or `FRAMES`; "" if everything will.
+        problem: why it cannot be used; "" if it can.
+    """
+
+    digest: str
+    format: str
+    width: int
+    height: int
+    loss: str
+    problem: str
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest of a file's bytes."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def open_picture(file: io.BytesIO) -> Image.Image:
+    """Open an image file as a picture and nothing else.
+
+    Raises:
+        OSError: it is no picture, or not a whole one. Of Pillow's other errors, see `unreadable`.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on sizes, which are judged, and on tags
+        return Image.open(file, formats=FORMATS)
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """Return what Pillow raises for a file that is damaged, too large or no picture."""
+    from PIL import Image
+
+    return (OSError, SyntaxError, ValueError, IndexError, TypeError, EOFError, Image.DecompressionBombError)
+
+
+def examine(path: Path) -> Picture:
+    """Read a file once and say what it is. Only a file whose end looks cut off is decoded.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        return Picture("", "", 0, 0, "", f"more than {MAX_BYTES:,} bytes")
+    found = Picture(digest_of(data), "", 0, 0, "", "")
+    try:
+        with open_picture(io.BytesIO(data)) as image:
+            name = "JPEG" if image.format == "MPO" else str(image.format)  # a camera's, with previews behind it
+            found = Picture(found.digest, name, *image.size, _loss(image, name), _misfit(image, data))
+            if not found.problem and not _whole(name, data):
+                image.load()
+    except unreadable() as error:
+        return found._replace(problem=_words(error))
+    return found
+
+
+def _words(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    return "no picture that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _misfit(image: Image.Image, data: bytes) -> str:
+    """Return why a picture that can be read cannot be used; "" if it can."""
+    shorter, longer = sorted(image.size)
+    if image.mode not in MODES:
+        return f"pixels of type {image.mode}, which 8 bits per channel cannot hold"
+    if (depth := _depth(image, data)) > 8:
+        return f"{depth} bits per channel, of which 8 would be kept"
+    if longer > MAX_ASPECT * shorter:
+        return f"{image.width}x{image.height} pixels; one side may be at most {MAX_ASPECT} times the other"
+    return ""
+
+
+def _depth(image: Image.Image, data: bytes) -> int:
+    """Return the bits per channel in the file, of which Pillow silently keeps 8 in colour images."""
+    if image.format == "PNG":
+        return int(data[24])  # of the header, which is always the first part of the file
+    if image.format == "TIFF":
+        tags: Any = image
+        return int(max(tags.tag_v2.get(258, (1,))))
+    if image.format == "PPM":
+        *_, arguments = image.tile[0]  # type: ignore[attr-defined]
+        largest = arguments[-1] if isinstance(arguments, tuple) else arguments
+        return int(largest).bit_length() if isinstance(largest, int) else 8
+    return 8
+
+
+def _loss(image: Image.Image, name: str) -> str:
+    if name != "JPEG" and getattr(image, "is_animated", False):
+        return FRAMES
+    return TRANSPARENT if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info else ""
+
+
+def _whole(name: str, data: bytes) -> bool:
+    """Return whether a file ends as its format says; if not it may still be whole, with something behind it."""
+    match name:
+        case "PNG":
+            return data[-8:-4] == b"IEND"
+        case "JPEG":
+            return data[-2:] == b"\xff\xd9"
+        case "GIF":
+            return data[-1:] == b";"
+        case "BMP":
+            return int.from_bytes(data[2:6], "little") == len(data)
+        case "WEBP":
+            return int.from_bytes(data[4:8], "little") + 8 == len(data)
+    return False
