@@ -7,7 +7,7 @@ missing (NaN, NA or an empty string), never zero.
 from __future__ import annotations
 
 import difflib
-import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 
 from analysis.records import AnalysisError, Experiment, Point, Record, Source, quiet_retries, redact, source
-from trainables import schema
+from trainables import documents, schema
 from trainables.places import expanded
 
 __all__ = [
@@ -37,6 +37,8 @@ __all__ = [
 DEFAULT_TRACKING_URI = "sqlite:///outputs/mlflow.db"
 FINISHED = "FINISHED"
 NAN = float("nan")
+
+_log = logging.getLogger(__name__)
 
 METRICS = {
     schema.TRAIN_LOSS: "nats, over the augmented batches of the last epoch",
@@ -238,11 +240,16 @@ def planes(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame
     parts, unreadable = [_points([])], 0
     for record in found:
         try:
-            document = json.loads(reader.text(record, schema.PLANE_GRID))
+            document = documents.parse(reader.text(record, schema.PLANE_GRID), documents.PLANE)
+            points = _plane_points(document)
         except AnalysisError:  # counted, and said by the figure
             unreadable += 1
             continue
-        parts.append(_points(_plane_points(document)).assign(run_id=record.run_id))
+        except ValueError as error:  # likewise; lists that do not fit together are damage, too
+            _log.warning("%s of run %s is damaged: %s", schema.PLANE_GRID, record.run_id, error)
+            unreadable += 1
+            continue
+        parts.append(_points(points).assign(run_id=record.run_id))
     frame = _frame(found)[list(PLANE_IDENTITY)].merge(pd.concat(parts, ignore_index=True), on="run_id")
     frame.attrs["unreadable"] = unreadable
     return frame

@@ -172,7 +172,7 @@ class _Studies:
     def look(self) -> None:
         """See who is registered; a storage that does not answer says nothing."""
         try:
-            notes = [study.get("note") or {} for study in Store(self.storage).studies()]
+            notes = [study["note"] for study in Store(self.storage).studies()]
         except (StorageError, ValueError) as error:  # ValueError: a storage that this machine lacks the library for
             self._say_once(f"whether the study runs cannot be told: {redact(str(error))}")
             return

@@ -2,21 +2,24 @@
 
 Needed is every job of every space as it is defined now, and of the space and settings named on the command line; where
 ``--fastest`` has chosen something, both with and without it. A space whose data are not here cannot be planned; results
-on its datasets are kept.
+on its datasets are kept. So are those of networks for which a choice of ``--fastest`` is damaged, and files that no
+study has put where they are.
 """
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from search_spaces import SPACES, SearchSpace
-from study.fastest import CPU, GPU, Kept, ways_of
-from study.plan import Plan, make_plan
+from study.fastest import CPU, GPU, Kept, called, ways_of
+from study.plan import Network, Plan, make_plan
 from study.status import size_in_words
+from trainables.lease import renewal_seconds
 from trainables.processes import host_of
-from trainables.store import Store
+from trainables.store import Store, owner
 
 _Group = tuple[str, str, str, str]
 """Dataset, model, width and kind."""
@@ -31,13 +34,18 @@ class Surplus:
         leftovers: paths of files that belong to no result: set aside as damaged, of attempts that were killed,
             checkpoints and notes of jobs that are published or that no space needs.
         bytes: path -> bytes of all files of the storage that may go.
-        kept: dataset -> number of results that no planned space needs, kept because a space on it cannot be planned.
+        kept: dataset, or network and its dataset -> number of results that no planned space needs, kept because a space
+            on it cannot be planned, or because it is not known how ``--fastest`` has the network trained.
+        strange: paths of files that no study has put there; they stay.
+        damaged: what was found damaged and set aside by looking, one line each.
     """
 
     results: dict[_Group, list[str]]
     leftovers: list[str]
     bytes: dict[str, int]
     kept: dict[str, int]
+    strange: list[str]
+    damaged: list[str]
 
     @property
     def keys(self) -> set[str]:
@@ -45,13 +53,16 @@ class Surplus:
         return {key for keys in self.results.values() for key in keys}
 
 
-def surplus(store: Store, plans: Iterable[Plan], unplanned: Collection[str]) -> Surplus:
+def surplus(
+    store: Store, plans: Iterable[Plan], unplanned: Collection[str], unchosen: Collection[Network] = ()
+) -> Surplus:
     """Return what a store has beyond what some plans need.
 
     Args:
         store: the store.
         plans: what is needed.
         unplanned: datasets of spaces that could not be planned.
+        unchosen: networks of which a choice of ``--fastest`` is damaged.
     """
     needed: set[str] = set()
     for plan in plans:
@@ -60,17 +71,29 @@ def surplus(store: Store, plans: Iterable[Plan], unplanned: Collection[str]) -> 
         needed |= {ref.key for job in plan.jobs.values() for _, ref in job.parents}
     files = {path: size for directory in ("store", "work", "failed") for path, size in store.storage.sizes(directory)}
     published = store.keys()
-    manifests, _ = store.manifests(sorted(published - needed))
+    manifests, damaged = store.manifests(sorted(published - needed))
     results: dict[_Group, list[str]] = defaultdict(list)
     kept: dict[str, int] = defaultdict(int)
     for key, manifest in manifests.items():
-        task = manifest["config"]["task"]
-        if task["dataset"] in unplanned:
-            kept[task["dataset"]] += 1
+        task = manifest.get("config", {}).get("task", {})
+        dataset, model, width = task.get("dataset", "?"), task.get("model", "?"), task.get("width", 0.0)
+        if dataset in unplanned:
+            kept[dataset] += 1
+        elif (model, width) in unchosen:
+            kept[f"{called((model, width))} on {dataset}"] += 1
         else:
-            results[task["dataset"], task["model"], f"{task['width']:g}", manifest["kind"]].append(key)
-    leftovers = _leftovers(store, files, published, needed, bool(unplanned))
-    return Surplus(results=dict(sorted(results.items())), leftovers=leftovers, bytes=files, kept=dict(kept))
+            results[dataset, model, f"{width:g}", manifest.get("kind", "?")].append(key)
+    strange = [path for path in files if owner(path) is None]
+    ours = [path for path in files if owner(path) is not None]
+    leftovers = _leftovers(store, ours, published, needed, bool(unplanned) or bool(unchosen))
+    return Surplus(
+        results=dict(sorted(results.items())),
+        leftovers=leftovers,
+        bytes=files,
+        kept=dict(kept),
+        strange=strange,
+        damaged=damaged,
+    )
 
 
 def _leftovers(
@@ -79,19 +102,19 @@ def _leftovers(
     """Return files that belong to nothing; `careful` keeps the work on jobs of spaces that are not known."""
     found, attempts = [], defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
     for path in files:
-        top, *folders, _ = path.split("/")
-        if top != "store":
-            key = path.split("/")[1].removesuffix(".json")
+        key, within = owner(path), path.split("/")[3:]
+        assert key is not None, "files of others are left alone"
+        if not path.startswith("store/"):
             if key in published or (key not in needed and not careful):
                 found.append(path)
-        elif folders[0] == ".damaged" or folders[1] not in published:
+        elif key not in published:
             found.append(path)
-        elif len(folders) > 2:  # in an object store: of one of the attempts at publishing the result
-            attempts[folders[1]][folders[2]].append(path)
+        elif len(within) > 1:  # in an object store: of one of the attempts at publishing the result
+            attempts[key][within[0]].append(path)
     contested = [key for key, each in attempts.items() if len(each) > 1]
     for key, manifest in store.manifests(contested)[0].items():
         for attempt, paths in attempts[key].items():
-            if attempt != manifest["attempt"]:
+            if attempt != manifest.get("attempt"):
                 found += paths
     return found
 
@@ -153,14 +176,15 @@ def lines(found: Surplus, missing: Collection[str]) -> list[str]:
         text.append(f"not planned, for want of data: {', '.join(sorted(missing))} (--data-dir)")
     for dataset, count in found.kept.items():
         text.append(f"  kept: {count} results on {dataset}")
+    text += [f"left alone, for it is of no study: {ascii(path)[1:-1]}" for path in found.strange]
+    text += [f"damaged: {line}" for line in found.damaged]
     text.append("results of a run with --set are needed only if you name that run here: --space NAME --set ...")
     return text
 
 
 def _result(path: str) -> str:
     """Return the key of the result that a file belongs to; "" for one of no result."""
-    parts = path.split("/")
-    return parts[2] if parts[0] == "store" and parts[1] != ".damaged" else ""
+    return (path.startswith("store/") and owner(path)) or ""
 
 
 def remove(store: Store, found: Surplus) -> None:
@@ -178,6 +202,8 @@ def remove(store: Store, found: Surplus) -> None:
 
 def check_idle(store: Store) -> None:
     """Raise ValueError while a study or a job runs on the store."""
+    if store.forget_damaged_leases():
+        time.sleep(2 * renewal_seconds())  # by then whoever held one of them has put it back
     owners = {host_of(lease["owner"]) for lease in (*store.studies(), *store.leases().values())}
     if owners:
         raise ValueError(f"something runs on {store.uri} ({', '.join(sorted(owners))}): clean when it has ended")

@@ -7,6 +7,7 @@ An estimate decides only what is printed and which job goes first, never what is
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -29,6 +30,8 @@ from trainables.config import (
 from trainables.graph import Job
 from trainables.models import MODELS
 from trainables.store import DamagedArtifact, Store
+
+_log = logging.getLogger(__name__)
 
 MULTIPLY_ADDS_PER_SECOND = 4e10
 """One core of a current server processor, fp32; a first guess, for a machine that nothing is known of."""
@@ -145,6 +148,7 @@ def _speeds(plan: Plan, store: Store) -> tuple[dict[_Net, _Speed], str]:
     try:
         rates, basis = read_rates(path), FIRST_GUESS
     except ValueError as error:  # an estimate can do without
+        _log.warning("%s: estimates do without it", error)
         rates, basis = [], f"{FIRST_GUESS}: {error}"
     speeds = {}
     for net in {_net(plan, job) for job in plan.jobs.values()}:

@@ -12,6 +12,8 @@ import ctypes
 import dataclasses
 import itertools
 import json
+import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -20,7 +22,9 @@ from search_spaces import RECIPES, SearchSpace
 from study.benchmark.results import Rate
 from study.estimate import masked
 from study.plan import Network, Plan, Ways
+from trainables import documents
 from trainables.config import CPU_PRECISIONS, KERNELS, PRECISIONS, SPARSE_KERNELS_FROM, TRAINING_CONFIGS, Cell
+from trainables.documents import Malformed
 from trainables.graph import Job
 from trainables.storage import patiently
 from trainables.store import Store
@@ -31,6 +35,10 @@ FOLDER: Final = "fastest"
 CPU, GPU = "cpu", "cuda"
 TIE: Final = 1.05
 """A way that takes less than so many times as long as the quickest is as quick: measured again, it may win."""
+
+_FILE = re.compile(rf"{FOLDER}/[a-z]+/(.+?)-x([0-9]+(?:\.[0-9]+)?)(-.*)?\.json")
+
+_log = logging.getLogger(__name__)
 
 Kept = Mapping[str, bool | str]
 """Settings that the user has given, with their values."""
@@ -202,12 +210,15 @@ def _gpus_here() -> int:
 
 # --- what has been chosen ---------------------------------------------------------------------------------------------
 def chosen(store: Store) -> dict[str, dict[str, bool | str]]:
-    """Return all choices that are kept with some results, by their files.
+    """Return all choices that are kept with some results, by their files; what is damaged is named and left out."""
+    found = {path: _read(store, path)[0] for path in _files(store)}
+    return {path: settings for path, settings in found.items() if settings is not None}
 
-    Raises:
-        ValueError: one of the files is something else.
-    """
-    return {path: _read(store, path) for path in _files(store)}
+
+def unreadable(store: Store, found: Mapping[str, object]) -> set[Network]:
+    """Return the networks of which a choice is kept that is not among those found by :func:`chosen`."""
+    named = [_FILE.fullmatch(path) for path in _files(store) if path not in found]
+    return {(name[1], float(name[2])) for name in named if name}
 
 
 def ways_of(space: SearchSpace, found: Mapping[str, Mapping[str, bool | str]], device: str, given: Kept) -> Ways:
@@ -237,24 +248,32 @@ def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, 
     settings = {name: value for name, value in way.settings.items() if name not in given}
     content = json.dumps({"settings": settings, "given": dict(given), **evidence}, indent=1).encode()
     patiently(lambda: store.storage.create(path, content))
-    return _read(store, path)
+    held, found = _read(store, path)
+    if held is None:  # damaged: it stood for a choice that nobody can know any more
+        store.set_aside(path, found, "no choice of --fastest")
+        patiently(lambda: store.storage.create(path, content))
+        held, _ = _read(store, path)
+    if held is None:
+        raise ValueError(f"{store.uri}/{path} is no choice of --fastest, and cannot be replaced; remove it")
+    return held
 
 
 def _files(store: Store) -> list[str]:
     return patiently(lambda: [path for path in store.storage.names(FOLDER) if path.endswith(".json")])
 
 
-def _read(store: Store, path: str) -> dict[str, bool | str]:
+def _read(store: Store, path: str) -> tuple[dict[str, bool | str] | None, bytes]:
+    """Return the settings in a file, None if it is damaged, and its content."""
     content = patiently(lambda: store.storage.read(path))
     try:
-        document = json.loads(content)
+        document = documents.parse(content, documents.CHOICE)
         settings: dict[str, bool | str] = document["settings"]
-        if _way(document["given"], settings) not in WAYS:
-            raise ValueError("no such way to train")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        where = f"{store.uri}/{path}"
-        raise ValueError(f"{where} is no choice of --fastest ({type(error).__name__}: {error}); remove it") from error
-    return settings
+        if not {*settings, *document["given"]} <= {*SETTINGS} or _way(document["given"], settings) not in WAYS:
+            raise Malformed("no such way to train")
+    except Malformed as error:
+        _log.warning("%s/%s is no choice of --fastest (%s): it counts as not made", store.uri, path, error)
+        return None, content
+    return settings, content
 
 
 def _way(given: Kept, settings: Kept) -> Way:

@@ -23,6 +23,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainables import documents
+from trainables.documents import Malformed
+
 Event = dict[str, Any]
 
 _HEADER = '{{"outbox": 1, "delivered": {:>15d}}}\n'
@@ -70,8 +73,9 @@ class Outbox:
         self._path, self._file, self._finished = path, file, True
         self._size = max(_START, os.fstat(file).st_size)
         try:
-            delivered = int(json.loads(os.pread(file, _START, 0))["delivered"])
-        except (ValueError, KeyError, TypeError):
+            delivered = documents.parse(os.pread(file, _START, 0), documents.OUTBOX)["delivered"]
+        except Malformed as error:
+            _log.warning("outbox %s has a damaged head (%s): all of it is delivered, again perhaps", path, error)
             delivered = _START  # delivering it all again adds nothing
         self._delivered = min(max(_START, delivered), self._size)
 
@@ -129,13 +133,14 @@ class Outbox:
             while self._waiting():
                 line = self._next_line()
                 try:
-                    event = json.loads(line)
-                except ValueError:
-                    event = None
-                if isinstance(event, dict):
-                    return event
-                _log.warning("outbox %s: a line that is no event is left out: %r", self._path, line[:80])
+                    return documents.parse(line, documents.EVENT)
+                except Malformed as error:
+                    self.leave_out(str(error))
             return None
+
+    def leave_out(self, reason: str) -> None:
+        """Say that a line is no event that could be delivered."""
+        _log.warning("outbox %s: a line that is no event is left out: %s", self._path, reason)
 
     def _next_line(self) -> bytes:
         if self.position == self._size:

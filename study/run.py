@@ -247,7 +247,7 @@ def _clean(store: Store, data_dir: str | None, options: argparse.Namespace) -> i
     choices = fastest.chosen(store)
     given = fastest.kept(named, options.set) if named else {}
     plans, missing = clean.plan_all(named, data_dir, choices, given)
-    found = clean.surplus(store, plans, clean.datasets(missing))
+    found = clean.surplus(store, plans, clean.datasets(missing), fastest.unreadable(store, choices))
     print(*clean.lines(found, missing), sep="\n")
     if not found.keys and not found.leftovers:
         return OK

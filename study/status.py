@@ -63,7 +63,7 @@ class Status:
     def recent(self) -> list[str]:
         """Keys of the jobs that were published within ``RATE_SECONDS``."""
         since = 1000 * (self.now - RATE_SECONDS)
-        return [key for key, manifest in self.manifests.items() if manifest["finished"] >= since]
+        return [key for key, manifest in self.manifests.items() if manifest.get("finished", 0) >= since]
 
     @property
     def seconds_left(self) -> float:
@@ -171,8 +171,8 @@ def _failed(status: Status) -> list[str]:
     text = []
     for key, note in list(status.failures.items())[:SHOWN]:
         name = run_name(status.plan.jobs[key], status.plan.cells[key])
-        ago = duration(status.now - note["at"] / 1000)
-        text.append(f"  failed: {name} ({key[:12]}) {ago} ago: {note['error']}")
+        ago = f" {duration(status.now - note['at'] / 1000)} ago" if "at" in note else ""
+        text.append(f"  failed: {name} ({key[:12]}){ago}: {note['error']}")
     return text + _more(len(status.failures))
 
 
@@ -181,7 +181,7 @@ def _slowest(status: Status) -> list[str]:
     longest = sorted(timed, key=lambda key: timed[key], reverse=True)[:LONGEST]
     names = [
         f"{run_name(status.plan.jobs[key], status.plan.cells[key])} {duration(timed[key])} "
-        f"({status.manifests[key]['environment']['host']})"
+        f"({status.manifests[key].get('environment', {}).get('host', '?')})"
         for key in longest
     ]
     return [f"slowest: {'; '.join(names)}"] if names else []

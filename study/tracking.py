@@ -33,7 +33,9 @@ from search_spaces.space import AXES
 from study.outbox import Event, Outbox
 from study.plan import Plan, Ways
 from study.runs import Row, Runs, RunSpec, Unattached, sqlite_file
+from trainables import documents
 from trainables.config import known
+from trainables.documents import Malformed
 from trainables.redaction import redact, redact_text
 from trainables.store import DamagedArtifact, StorageError, Store
 
@@ -339,7 +341,22 @@ class _Delivery:
 
     def _read(self) -> None:
         self._event = None
-        self._event = self._box.get(self._until_flush())
+        event = self._box.get(self._until_flush())
+        if event is not None and (reason := self._flaw(event)):
+            self._box.leave_out(reason)
+        else:
+            self._event = event
+
+    def _flaw(self, event: Event) -> str | None:
+        """Return why an event cannot be delivered; None if it can."""
+        kind = event.get("event")
+        if not isinstance(kind, str) or kind not in documents.EVENTS:
+            return f"an event {ascii(kind)[:80]}, which this version of the study does not know"
+        try:
+            documents.EVENTS[kind](event)
+        except Malformed as error:
+            return str(error)
+        return None if kind == _JOB or event["key"] in self._specs else f"nothing is known of {event['key'][:12]}"
 
     def _until_flush(self) -> float | None:
         """Return the seconds until epochs are to be sent; None if there are none."""
@@ -355,15 +372,11 @@ class _Delivery:
         return True
 
     def _handle(self, event: Event, position: int) -> None:
-        kind = event.get("event")
+        kind, key = event["event"], event["key"]
         if kind == _JOB:
             named = {field.name: event[field.name] for field in dataclasses.fields(RunSpec)}
-            self._specs[named["key"]] = RunSpec(**named)
+            self._specs[key] = RunSpec(**named)
             return
-        if kind not in (_EPOCH, _DONE, _FAILED):
-            _log.warning("an event %r is left out: it is of a later version of the study", kind)
-            return
-        key = event["key"]
         spec = self._specs[key]
         if position < self._box.delivered_before:
             if kind == _EPOCH and key not in self._published:

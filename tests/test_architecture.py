@@ -37,6 +37,7 @@ TORCH_FREE = (
     "trainables",
     "trainables.config",
     "trainables.data",
+    "trainables.documents",
     "trainables.errors",
     "trainables.graph",
     "trainables.matchers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainables import artifacts
 from trainables.artifacts import (
     pack,
     pack_checkpoint,
@@ -27,7 +29,10 @@ from trainables.store import DamagedArtifact, Store
 KEY = hashlib.sha256(b"a result").hexdigest()
 DOCUMENT: dict[str, Any] = {
     "epoch": 3,
-    "history": [{"step": 1, "train_loss": 0.1 + 0.2}],
+    "train_seconds": 1.5,
+    "seconds": 2.5,
+    "history": [{"step": 1, "timestamp": 5, "train_loss": 0.1 + 0.2}],
+    "log": ["a line"],
     "note": "größe",
     "none": None,
 }
@@ -120,24 +125,24 @@ def test_a_damaged_file_is_never_decoded(tmp_path: Path, read: Any, name: str) -
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 def test_a_checkpoint_comes_back_with_its_plain_data() -> None:
-    state, document = unpack_checkpoint(pack_checkpoint(tensors(), DOCUMENT))
+    state, document = unpack_checkpoint(pack_checkpoint(KEY, tensors(), DOCUMENT), KEY)
     assert same(state, tensors())
     assert document == DOCUMENT
 
 
 def test_a_checkpoint_cut_off_anywhere_is_recognised() -> None:
-    content = pack_checkpoint(tensors(), DOCUMENT)
+    content = pack_checkpoint(KEY, tensors(), DOCUMENT)
     for length in range(len(content)):
         with pytest.raises(ValueError, match=r"."):
-            unpack_checkpoint(content[:length])
+            unpack_checkpoint(content[:length], KEY)
 
 
 def test_a_checkpoint_full_of_holes_is_recognised() -> None:
     # After a power failure, a file may have its length but zeros instead of its beginning.
-    content = pack_checkpoint(tensors(), DOCUMENT)
+    content = pack_checkpoint(KEY, tensors(), DOCUMENT)
     for hole in (8, 64, len(content)):
         with pytest.raises(ValueError, match=r"."):
-            unpack_checkpoint(bytes(hole) + content[hole:])
+            unpack_checkpoint(bytes(hole) + content[hole:], KEY)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +152,36 @@ def test_a_checkpoint_full_of_holes_is_recognised() -> None:
 )
 def test_garbage_is_no_checkpoint(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        unpack_checkpoint(content)
+        unpack_checkpoint(content, KEY)
 
 
 def test_tensors_without_their_document_are_no_checkpoint() -> None:
     for content in (pack(tensors()), pack(tensors(), {"other": "{}"}), pack(tensors(), {"document": "{torn"})):
         with pytest.raises(ValueError, match=r"."):
-            unpack_checkpoint(content)
+            unpack_checkpoint(content, KEY)
+
+
+def test_a_checkpoint_of_another_job_or_version_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = pack_checkpoint(KEY, tensors(), DOCUMENT)
+    with pytest.raises(ValueError, match=f"of another job, {KEY[:12]}"):
+        unpack_checkpoint(content, hashlib.sha256(b"another").hexdigest())
+    monkeypatch.setattr(artifacts, "CHECKPOINT_FORMAT", "1")
+    with pytest.raises(ValueError, match="its format is '2', not '1'"):
+        unpack_checkpoint(content, KEY)
+
+
+def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed() -> None:
+    content = pack_checkpoint(KEY, tensors(), DOCUMENT)
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        with contextlib.suppress(ValueError):
+            state, document = unpack_checkpoint(bytes(flipped), KEY)
+            assert same(state, tensors()), position
+            assert document == DOCUMENT, position
+
+
+def test_a_checkpoint_written_before_they_were_bound_to_their_jobs_is_none() -> None:
+    old = pack(tensors(), {"document": "{}", "checksum": "0" * 64})
+    with pytest.raises(ValueError, match=r"no checkpoint of this job: .*without format, job"):
+        unpack_checkpoint(old, KEY)

@@ -142,6 +142,22 @@ def test_on_the_command_line(own_copy: Store, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("only_tiny")
+@pytest.mark.parametrize("location", ["local", "memory://bucket/strays"])
+def test_files_that_no_study_has_put_there_are_named_and_stay(
+    location: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "storage" if location == "local" else location)
+    strays = ["store/.DS_Store", "store/ab/x", f"store/00/{OTHER}/x", "work/.DS_Store", "work/a/b/c", "failed/x.json"]
+    for path in strays:
+        store.storage.write(path, b"somebody's")
+    for command in (["--clean"], ["--clean", "--yes"]):
+        assert run.main([*command, "--storage", store.uri]) == 0
+        out = capsys.readouterr().out
+        assert all(f"left alone, for it is of no study: {path}" in out for path in strays)
+    assert {path for folder in ("store", "work", "failed") for path in store.storage.names(folder)} == {*strays}
+
+
+@pytest.mark.usefixtures("only_tiny")
 def test_a_space_named_with_settings_is_needed(own_copy: Store) -> None:
     named = run.main(
         ["--clean", "--yes", "--space", "tiny", "--set", "sparsity=0.5,0.9", "--storage", str(own_copy.root)]

@@ -288,7 +288,7 @@ def test_a_dry_run_counts_the_jobs_and_creates_nothing(
 
 def test_a_dry_run_tells_what_is_published(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan, store = make_plan(get_space("digits_quickstart")), Store(folder / "there")
-    metrics = {METRICS: json.dumps({"final": {SECONDS: 10.0}}).encode()}
+    metrics = {METRICS: json.dumps({"history": [], "final": {SECONDS: 10.0}}).encode()}
     dense = [job for job in plan.jobs.values() if job.kind == "dense"][:2]
     for job in dense:
         for epoch in (None, *get_space("digits_quickstart").rewind_epoch):
@@ -303,7 +303,7 @@ def test_a_dry_run_of_a_finished_study_has_nothing_to_do(folder: Path, capsys: p
     settings = ["--set", "method=dense", "--set", "seeds=0", "--set", "width=1"]
     plan = make_plan(override(get_space("digits_quickstart"), settings[1::2]))
     for key in plan.jobs:
-        Store(folder / "outputs").publish(key, {METRICS: b'{"final": {"seconds": 1.0}}'}, {})
+        Store(folder / "outputs").publish(key, {METRICS: b'{"history": [], "final": {"seconds": 1.0}}'}, {})
     out = dry_run(capsys, *settings)
     assert table(out)["all"][:5] == ["1", "1", "0", "0", "0 s"]
     assert "trials at a time" not in out

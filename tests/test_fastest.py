@@ -254,10 +254,18 @@ def test_a_choice_that_does_not_fit_another_space_is_named(store: Store) -> None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"given": {}, "settings": {"precision": "fp8"}}'])
-def test_a_file_that_is_no_choice_is_named(content: str, store: Store) -> None:
+def test_a_file_that_is_no_choice_is_named_and_replaced(
+    content: str, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     store.storage.write(path(), content.encode())
-    with pytest.raises(ValueError, match=r"fastest/cpu/resnet8-x0\.25\.json is no choice of --fastest.*remove it"):
-        chosen_for(space(), store)
+    found = chosen_for(space(), store)
+    assert (found.ways, found.missing) == ({}, (NET,))
+    assert "fastest/cpu/resnet8-x0.25.json is no choice of --fastest" in caplog.text
+    assert fastest.unreadable(store, fastest.chosen(store)) == {NET}
+    assert store.storage.read(path()) == content.encode(), "looking changes nothing"
+    assert fastest.keep(store, path(), SPARSE, {}, {}) == SPARSE.settings == fastest.chosen(store)[path()]
+    (aside,) = store.storage.names("store/.damaged")
+    assert store.storage.read(aside) == content.encode()
 
 
 def test_on_what_trials_compute(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

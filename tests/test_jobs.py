@@ -35,6 +35,7 @@ from trainables.artifacts import (
     unpack,
     unpack_checkpoint,
 )
+from trainables.config import TRAINING_CONFIGS
 from trainables.data import check_dataset, load_dataset
 from trainables.data.batches import EvalBatches
 from trainables.evaluation import evaluate
@@ -419,8 +420,8 @@ def test_seconds_add_up_over_attempts(own_copy: Store) -> None:
     next(first)
     next(first)
     first.close()
-    tensors_, document = unpack_checkpoint(own_copy.read_checkpoint(DENSE_A.key) or b"")
-    own_copy.write_checkpoint(DENSE_A.key, pack_checkpoint(tensors_, {**document, "seconds": 1000.0}))
+    tensors_, document = unpack_checkpoint(own_copy.read_checkpoint(DENSE_A.key) or b"", DENSE_A.key)
+    own_copy.write_checkpoint(DENSE_A.key, pack_checkpoint(DENSE_A.key, tensors_, {**document, "seconds": 1000.0}))
     list(run_job(DENSE_A, {None}, context))
     assert 1000 < read_metrics(own_copy, DENSE_A.key)["final"][schema.SECONDS] < 1100
 
@@ -476,6 +477,49 @@ def test_damaged_checkpoint_costs_time_but_not_the_result(published: Store, own_
     rows = list(run_job(DENSE_A, {None}, context))
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert_same_result(published, own_copy, DENSE_A.key)
+
+
+TRAINED = {job.kind: job for job in (DENSE_A, PRUNED, target(CELL))}
+
+
+def test_every_kind_that_is_saved_is_looked_at_here() -> None:
+    every = closure([Ref(target(CELL)), *(Ref(job) for job in measurements(CELL))]).jobs.values()
+    assert TRAINED.keys() == {job.kind for job in every if isinstance(job.config, TRAINING_CONFIGS)}
+
+
+@pytest.mark.parametrize("strange", ["another seed", "another width", "another layout", "of later epochs"])
+@pytest.mark.parametrize("kind", TRAINED)
+def test_checkpoint_that_does_not_fit_counts_as_none(
+    published: Store, own_copy: Store, kind: str, strange: str
+) -> None:
+    job = TRAINED[kind]
+    context = Context(store=without(own_copy, job.key), checkpoint_seconds=0.0)
+    if strange == "of later epochs":
+        wrong = saved_after(1, job, context)
+        tensors_, document = unpack_checkpoint(wrong, job.key)
+        wrong = pack_checkpoint(job.key, tensors_, {**document, "epoch": 2})
+    elif strange == "another layout":
+        tensors_, document = unpack_checkpoint(saved_after(1, job, context), job.key)
+        wrong = pack_checkpoint(job.key, {name: tensor[None] for name, tensor in tensors_.items()}, document)
+    else:
+        other = dense_job(CELL if strange == "another seed" else tiny_cell(width=0.5), 7)
+        wrong = saved_after(1, other, context)
+    own_copy.write_checkpoint(job.key, wrong)
+    rows = list(run_job(job, {None}, context))
+    assert [row["step"] for row in rows] == list(range(1, job.epochs + 1))
+    assert_same_result(published, own_copy, job.key)
+    assert "starting from the first epoch: " in own_copy.read(job.key, schema.LOG).decode()
+
+
+def saved_after(epochs: int, job: Job, context: Context) -> bytes:
+    """Return the checkpoint that a job leaves which is killed after so many epochs."""
+    rows = run_job(job, {None}, context)
+    for _ in range(epochs):
+        next(rows)
+    rows.close()
+    content = context.store.read_checkpoint(job.key)
+    assert content is not None
+    return content
 
 
 def test_checkpoint_beyond_a_wanted_state_is_not_used(published: Store, own_copy: Store) -> None:

@@ -36,7 +36,7 @@ def key_of(text: object) -> str:
 
 
 KEY = key_of("a result")
-FILES = {WEIGHTS: bytes(range(256)) * 8, METRICS: b'{"final": {"test_accuracy": 91.5}}'}
+FILES = {WEIGHTS: bytes(range(256)) * 8, METRICS: b'{"history": [], "final": {"test_accuracy": 91.5}}'}
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_what_was_published_is_read(full: Store) -> None:
     assert KEY in full
     assert full.keys() == {KEY}
     assert {name: full.read(KEY, name) for name in FILES} == FILES
-    assert full.read_json(KEY, METRICS) == {"final": {"test_accuracy": 91.5}}
+    assert full.read_json(KEY, METRICS) == {"history": [], "final": {"test_accuracy": 91.5}}
 
 
 def test_the_manifest_lists_every_file_with_size_and_checksum(full: Store) -> None:
@@ -404,6 +404,26 @@ def test_sweeping_removes_leases_of_the_dead_and_checkpoints_of_what_is_publishe
     assert [*full.storage.names("work")] == [f"work/{other}/checkpoint.safetensors"]
 
 
+def test_sweeping_passes_over_what_is_of_no_study(full: Store) -> None:
+    strays = ["stray", "a-b", "a-b-c", ".DS_Store", f"{KEY}-nobody-00"]
+    for name in strays:
+        (full.root / "store" / ".tmp" / name).mkdir(parents=True)
+    (full.root / "work" / "stray").mkdir(parents=True)
+    (full.root / "work" / ".DS_Store").touch()
+    full.sweep()
+    assert {path.name for path in (full.root / "store" / ".tmp").iterdir()} == {*strays}
+    assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+
+
+@pytest.mark.parametrize("content", ["", "garbage", "[]", "{}", '{"owner": 3}', "[" * 100_000])
+@pytest.mark.parametrize("name", [f"leases/{KEY}", f"studies/{'ab' * 8}"])
+def test_sweeping_removes_damaged_leases(full: Store, name: str, content: str) -> None:
+    full.storage.write(name, content.encode())
+    assert (full.leases(), full.studies()) == ({}, [])
+    full.sweep()
+    assert not full.storage.exists(name)
+
+
 def test_sweeping_an_empty_store_does_nothing(store: Store) -> None:
     store.sweep()
     assert not store.root.exists()
@@ -449,7 +469,8 @@ def lease_file(store: Store, owner: str, age: float = 0.0) -> Path:
     """Write a lease that its owner says to have renewed so many seconds ago."""
     path = store.root / "leases" / KEY
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"token": "abcd", "owner": owner, "renewed": time.time() - age, "note": {}}))
+    renewed = time.time() - age
+    path.write_text(json.dumps({"token": "abcd", "owner": owner, "since": 0, "renewed": renewed, "note": {}}))
     return path
 
 

@@ -295,6 +295,20 @@ def test_interrupted_nets_go_on_from_their_own_checkpoints(
         assert_nearly_same(own_copy, published, job.key)
 
 
+def test_stacked_nets_do_not_go_on_from_the_checkpoints_of_others(published: Store, own_copy: Store) -> None:
+    context = without(own_copy, DENSE_A, DENSE_B)
+    rounds = compute_together(wanted(DENSE_A, DENSE_B), context)
+    next(rounds)
+    rounds.close()
+    first, second = (own_copy.read_checkpoint(job.key) or b"" for job in (DENSE_A, DENSE_B))
+    own_copy.write_checkpoint(DENSE_A.key, second)
+    own_copy.write_checkpoint(DENSE_B.key, first)
+    rest = rows(together(context, DENSE_A, DENSE_B))
+    for job in (DENSE_A, DENSE_B):
+        assert computed_epochs(rest, job) == [1, 2, 3]
+        assert_nearly_same(own_copy, published, job.key)
+
+
 # --- logs ------------------------------------------------------------------------------------------------------------
 def test_warnings_reach_the_log_of_whom_they_concern(own_copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     context = without(own_copy, NAIVE, LTH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -80,6 +80,15 @@ COMPILER = find_compiler() is not None
 SPARSE = {"kernels": "sparse", "batch_size": 288}
 
 
+KEY = "0" * 64
+
+
+def saved(training: Training) -> bytes:
+    """Return a training's state as its job saves it."""
+    tensors, data = training.state()
+    return pack_checkpoint(KEY, tensors, {**data, "seconds": 1.0, "history": [], "log": []})
+
+
 @pytest.mark.parametrize(
     "how",
     [
@@ -97,9 +106,9 @@ def test_two_epochs_equal_one_saved_restored_and_one_more(kind: str, momentum: f
     undisturbed = [whole.run_epoch(), whole.run_epoch()]
     first = start(recipe, mask_of(kind))
     first.run_epoch()
-    file = pack_checkpoint(*first.state())
+    file = saved(first)
     second = start(recipe, mask_of(kind), seed=99)  # another net: all that counts must come from the file
-    second.restore(*unpack_checkpoint(file))
+    second.restore(*unpack_checkpoint(file, KEY))
     assert second.epoch == 1
     assert second.run_epoch() == undisturbed[1]
     assert bits(second) == bits(whole)
@@ -119,7 +128,7 @@ def test_compiled_network_learns_the_same() -> None:
     again = start(recipe, mask_of("masked"))
     again.run_epoch()
     resumed = start(recipe, mask_of("masked"), seed=99)
-    resumed.restore(*unpack_checkpoint(pack_checkpoint(*again.state())))
+    resumed.restore(*unpack_checkpoint(saved(again), KEY))
     assert resumed.run_epoch() == row
     assert bits(resumed) == bits(ours)
 
@@ -379,3 +388,27 @@ def test_divergence_is_an_error_with_epoch_and_rate() -> None:
     training = start(recipe, model=new_model("mlp"))
     with pytest.raises(Diverged, match=r"nan in epoch 1 \(learning rate 90\)"):
         training.run_epoch()
+
+
+STRANGE: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "a weight is missing": lambda state: state.pop(next(iter(state))),
+    "a weight is of another shape": lambda state: state.update({(n := next(iter(state))): state[n][:1].clone()}),
+    "a weight is of another type": lambda state: state.update({(n := next(iter(state))): state[n].double()}),
+    "a weight is of no layer": lambda state: state.update({"model/nowhere": torch.zeros(1)}),
+    "a momentum is of another shape": lambda state: state.update({(n := list(state)[-1]): state[n][None]}),
+    "a tensor is neither": lambda state: state.update({"other": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("flaw", STRANGE)
+def test_a_state_of_another_layout_is_refused_and_changes_nothing(flaw: str) -> None:
+    first, second = start(FEW), start(FEW, seed=99)
+    first.run_epoch()
+    tensors, data = first.state()
+    STRANGE[flaw](tensors)
+    before = bits(second)
+    with pytest.raises(ValueError, match=r"fits nothing of the network|the state lacks"):
+        second.restore(tensors, data)
+    with pytest.raises(ValueError, match=r"a state after 99 epochs is none of a training of \d"):
+        second.restore(first.state()[0], {**data, "epoch": 99})
+    assert (bits(second), second.epoch) == (before, 0)

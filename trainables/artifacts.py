@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from trainables import documents
 from trainables.schema import MASK, METRICS, PERMUTATION, WEIGHTS
 from trainables.store import Store
 
@@ -53,37 +55,50 @@ def read_metrics(store: Store, key: str) -> dict[str, Any]:
     ``history`` lists, per epoch, its metrics with ``epoch`` and ``timestamp`` (ms since 1970); ``final`` holds the
     numbers of the finished job.
     """
-    document: dict[str, Any] = store.read_json(key, METRICS)
-    return document
+    return store.read_json(key, METRICS)
 
 
-def pack_checkpoint(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> bytes:
-    """Return a training state and the plain data that belongs to it as one file."""
-    text = json.dumps(document)
-    return pack(tensors, {"document": text, "checksum": _checksum(tensors, text)})
+_ABOUT = ("format", "job", "document", "checksum")
+CHECKPOINT_FORMAT = "2"
+"""Raised whenever a checkpoint has another layout; those of others are not read."""
 
 
-def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+def pack_checkpoint(key: str, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> bytes:
+    """Return a training state of a job and the plain data that belongs to it as one file."""
+    about = {"format": CHECKPOINT_FORMAT, "job": key, "document": json.dumps(document)}
+    return pack(tensors, {**about, "checksum": _checksum(tensors, about)})
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
     """Return the sha256 of a checkpoint's content: a flipped bit in a weight would go unnoticed, unlike a torn file."""
-    digest = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def unpack_checkpoint(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def unpack_checkpoint(content: bytes, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Undo :func:`pack_checkpoint`.
 
     Raises:
-        ValueError: the file is not such a checkpoint.
+        ValueError: the file is not such a checkpoint: it is damaged, of another job, or of another version.
     """
     try:
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])
-        tensors, metadata = unpack(content), header["__metadata__"]
-        if _checksum(tensors, metadata["document"]) != metadata["checksum"]:
-            raise ValueError("not a checkpoint: its checksum is wrong")
-        return tensors, json.loads(metadata["document"])
-    except (safetensors.SafetensorError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"not a checkpoint: {error}") from error
+        (length,) = struct.unpack_from("<Q", content)
+        about = documents.parse(content[8 : 8 + length], _HEADER)["__metadata__"]
+        if about["format"] != CHECKPOINT_FORMAT:
+            raise ValueError(f"its format is {about['format']!r}, not {CHECKPOINT_FORMAT!r}")
+        if about["job"] != key:
+            raise ValueError(f"it is of another job, {about['job'][:12]}")
+        tensors, stated = unpack(content), about.pop("checksum")
+        if _checksum(tensors, about) != stated:
+            raise ValueError("its checksum is wrong")
+        return tensors, documents.parse(about["document"], documents.CHECKPOINT)
+    except (safetensors.SafetensorError, struct.error, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"no checkpoint of this job: {error}") from error
+
+
+_HEADER = documents.fields({"__metadata__": documents.fields(dict.fromkeys(_ABOUT, documents.text))})
+"""Of the safetensors file of a checkpoint."""

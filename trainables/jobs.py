@@ -265,20 +265,22 @@ class _Session:
         self._resume(latest)
 
     def _resume(self, latest: int | None) -> None:
-        """Go on from the checkpoint if there is one, it is readable and not beyond epoch `latest`."""
+        """Go on from the checkpoint if there is one, it is of this job, whole, and not beyond epoch `latest`."""
         content = self._context.store.read_checkpoint(self._job.key)
         if content is None:
             return
         try:
-            tensors, document = unpack_checkpoint(content)
+            tensors, document = unpack_checkpoint(content, self._job.key)
+            if [row["step"] for row in document["history"]] != list(range(1, document["epoch"] + 1)):
+                raise ValueError(f"the history of a checkpoint after {document['epoch']} epochs is of others")
+            if latest is not None and document["epoch"] > latest:
+                return
+            self._training.restore(tensors, document)
         except ValueError as error:  # costs time, never the result
             self._context.log.write(f"starting from the first epoch: {error}")
             return
-        if latest is not None and document["epoch"] > latest:
-            return
-        self._training.restore(tensors, document)
         self._history, self._seconds = document["history"], document["seconds"]
-        self._context.log.precede(document.get("log", ()))
+        self._context.log.precede(document["log"])
         self._context.log.write(f"going on after epoch {self._training.epoch}")
 
     def epoch(self) -> Generator[EpochWanted, EpochEnd | None, Row]:
@@ -297,7 +299,7 @@ class _Session:
             return
         tensors, data = self._training.state()
         document = {**data, "history": self._history, "seconds": self._elapsed(), "log": self._context.log.lines}
-        self._context.store.write_checkpoint(self._job.key, pack_checkpoint(tensors, document))
+        self._context.store.write_checkpoint(self._job.key, pack_checkpoint(self._job.key, tensors, document))
         self._saved = time.perf_counter()
 
     def _elapsed(self) -> float:

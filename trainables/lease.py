@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
+import re
 import secrets
 import threading
 import time
@@ -12,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from trainables import documents
+from trainables.documents import Malformed
 from trainables.processes import alive, me
 from trainables.storage.errors import StorageError
 
@@ -22,6 +26,15 @@ LEASE_SECONDS = 60.0
 """A lease that was not renewed for so long, as its observer's own clock counts, belongs to nobody."""
 STALE_SECONDS = 15 * LEASE_SECONDS
 """A lease that says itself that it was renewed so long ago belongs to nobody; clocks of two hosts differ by less."""
+
+_LEASE = re.compile(r"[0-9a-f]{16}|[0-9a-f]{64}")
+"""Name of a lease: that of a study, or of a job."""
+_CLAIM = re.compile(rf"({_LEASE.pattern})\.[0-9a-f]{{16}}")
+"""Name of a claim on an abandoned lease."""
+_UNFINISHED = re.compile(rf"({_LEASE.pattern})-(.+)-[0-9a-f]{{8}}\.tmp")
+"""Name of the file that a process writes before it becomes a lease."""
+
+_log = logging.getLogger(__name__)
 
 _observed: dict[tuple[str, str], tuple[str, float]] = {}
 """What this process has seen of others' leases: (storage, path) -> digest of the content, monotonic time since when."""
@@ -67,26 +80,36 @@ class Lease:
         return json.dumps({**document, "note": self.note}).encode()
 
     def _renew(self) -> None:
-        while not self._released.wait(LEASE_SECONDS / 6):
+        while not self._released.wait(renewal_seconds()):
             # A storage that is away for the moment lets nobody else in, either.
             with contextlib.suppress(StorageError), self._writing:
-                if self._released.is_set() or not self._held():
+                if self._released.is_set():
                     return
-                self.storage.write(self.path, self._content())
+                found = self._found()
+                if isinstance(found, dict) and found["token"] != self._token:
+                    return
+                if found is None:
+                    self.storage.create(self.path, self._content())  # unless somebody else takes it at this moment
+                else:
+                    self.storage.write(self.path, self._content())
 
-    def _held(self) -> bool:
-        """Return whether nobody took us for dead meanwhile; if so, both compute and the first to publish wins."""
+    def _found(self) -> dict[str, Any] | Malformed | None:
+        """Return what is in the lease's file, None if it is gone; both of that its holder mends.
+
+        A token of another process says that it took us for dead. Then both compute, and the first to publish wins.
+        """
         try:
-            return _parsed(self.storage.read(self.path)).get("token") == self._token
+            return _parsed(self.storage.read(self.path))
         except FileNotFoundError:
-            return False
+            return None
 
     def release(self) -> None:
         """Give the lease back, unless it has meanwhile gone to somebody else."""
         self._released.set()
         # If the storage is away, the lease expires by itself.
         with contextlib.suppress(StorageError), self._writing:
-            if self._held():
+            found = self._found()
+            if isinstance(found, Malformed) or (found and found["token"] == self._token):
                 self.storage.remove(self.path)
 
     def __enter__(self) -> Lease:
@@ -103,10 +126,10 @@ def is_abandoned(storage: Storage, path: str, content: bytes) -> bool:
     the content, except if it is obviously old.
     """
     document = _parsed(content)
-    if not alive(str(document.get("owner", ""))):
-        return True
-    renewed = document.get("renewed")
-    if isinstance(renewed, int | float) and time.time() - renewed > STALE_SECONDS:
+    # Of a damaged one nothing is known but whether its holder, if it has one, mends it.
+    if isinstance(document, dict) and (
+        not alive(document["owner"]) or time.time() - document["renewed"] > STALE_SECONDS
+    ):
         return True
     digest, now = hashlib.sha256(content).hexdigest(), time.monotonic()
     seen, since = _observed.get((storage.uri, path), ("", now))
@@ -117,27 +140,55 @@ def is_abandoned(storage: Storage, path: str, content: bytes) -> bool:
 
 
 def live_leases(storage: Storage, directory: str) -> dict[str, dict[str, Any]]:
-    """Return the leases below a directory whose owners are not known to be dead: name -> content."""
+    """Return the leases below a directory whose owners are not known to be dead: name -> content.
+
+    Damaged ones are named and left out: their holders mend them.
+    """
     found = {}
     for path in list(storage.names(directory)):
-        name = path.rsplit("/", 1)[-1]
+        name = path.removeprefix(f"{directory}/")
         with contextlib.suppress(FileNotFoundError):
-            content = storage.read(path)
-            if "." not in name and not is_abandoned(storage, path, content):
-                found[name] = _parsed(content)
+            if _LEASE.fullmatch(name):
+                content = storage.read(path)
+                document = _parsed(content)
+                if isinstance(document, Malformed):
+                    _log.warning("lease %s/%s is damaged (%s): it counts as nobody's", storage.uri, path, document)
+                elif not is_abandoned(storage, path, content):
+                    found[name] = document
     return found
 
 
-def bury(storage: Storage, directory: str) -> None:
-    """Remove the leases below a directory whose owners are known to be dead."""
+def bury(storage: Storage, directory: str) -> bool:
+    """Remove the leases below a directory that are damaged or whose owners are known to be dead.
+
+    Returns:
+        Whether there was a damaged one. If somebody holds it, it is back after :func:`renewal_seconds`.
+    """
+    damaged = False
     for path in list(storage.names(directory)):
+        name = path.removeprefix(f"{directory}/")
         with contextlib.suppress(FileNotFoundError):
-            content = storage.read(path)
-            if "." in path.rsplit("/", 1)[-1]:  # a claim
-                if is_abandoned(storage, path, content):
+            if _LEASE.fullmatch(name):
+                content = storage.read(path)
+                document = _parsed(content)
+                if isinstance(document, Malformed):
+                    _log.warning("lease %s/%s is damaged (%s): removed", storage.uri, path, document)
                     storage.remove(path)
-            else:
-                _clear_away(storage, path, content)
+                    damaged = True
+                else:
+                    _clear_away(storage, path, content)
+            elif _CLAIM.fullmatch(name):
+                content = storage.read(path)
+                if isinstance(_parsed(content), Malformed) or is_abandoned(storage, path, content):
+                    storage.remove(path)
+            elif (made := _UNFINISHED.fullmatch(name)) and not alive(made[2]):
+                storage.remove(path)
+    return damaged
+
+
+def renewal_seconds() -> float:
+    """Return how often a holder looks at its lease, renews it, and mends it if it is damaged or gone."""
+    return LEASE_SECONDS / 6
 
 
 def _clear_away(storage: Storage, path: str, content: bytes) -> bool:
@@ -166,10 +217,9 @@ def _clear_away(storage: Storage, path: str, content: bytes) -> bool:
     return True
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
-    """Return a lease's document; empty if it is unreadable, which leaves it to expire."""
+def _parsed(content: bytes) -> dict[str, Any] | Malformed:
+    """Return a lease's document, or what is wrong with it."""
     try:
-        document = json.loads(content)
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
+        return documents.parse(content, documents.LEASE)
+    except Malformed as error:
+        return error

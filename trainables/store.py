@@ -3,7 +3,7 @@
 Layout below the storage, a directory or an object store::
 
     store/<2 hex>/<key>/   manifest.json and the artifacts it lists with size and sha256; never changed once there
-    store/.damaged/        what failed its checksum, set aside
+    store/.damaged/        what failed its checksum, or is not what its place says, set aside
     work/<key>/            a running job's checkpoint; removed when the job is published
     failed/<key>.json      why a job failed for good, with its log; removed when the job is published after all
     leases/<key>           who is computing a key now
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -26,8 +27,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainables import documents
+from trainables.documents import Malformed
 from trainables.lease import Lease, bury, live_leases
-from trainables.schema import MANIFEST
+from trainables.schema import MANIFEST, METRICS, PLANE_GRID
 from trainables.storage import LocalStorage, StorageError, open_storage, patiently
 
 __all__ = ["DamagedArtifact", "Lease", "NotPublished", "StorageError", "Store"]
@@ -36,9 +39,19 @@ T = TypeVar("T")
 
 READERS = 16
 """Requests to an object store at the same time, where many results are looked at."""
-_KEY = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"[a-z][a-z0-9_]*\.(json|safetensors|txt)")
-_RESULT = re.compile(r"store/[0-9a-f]{2}/([0-9a-f]{64})/(.+)")
+DAMAGED = "store/.damaged"
+"""Where what is set aside lies."""
+_KEY = re.compile(documents.KEY_FORM)
+_NAME = re.compile(documents.ARTIFACT_FORM)
+_RESULT = re.compile(rf"store/([0-9a-f]{{2}})/((?=\1){documents.KEY_FORM})/(.+)")
+_CHECKPOINT = re.compile(rf"work/({documents.KEY_FORM})/.+")
+_FAILURE = re.compile(rf"failed/({documents.KEY_FORM})\.json")
+_UNFINISHED = re.compile(rf"failed/({documents.KEY_FORM})\.json-.+\.tmp")
+"""What a process was writing when it was killed."""
+_KINDS = {METRICS: documents.METRICS, PLANE_GRID: documents.PLANE}
+"""Name of a JSON file of a result -> what it is checked for."""
+
+_log = logging.getLogger(__name__)
 
 
 class NotPublished(KeyError):
@@ -125,7 +138,7 @@ class Store:
         """Yield (key, path within the result) of every file of a result."""
         for path in self.storage.names("store"):
             if found := _RESULT.fullmatch(path):
-                yield found[1], found[2]
+                yield found[2], found[3]
 
     def manifest(self, key: str) -> dict[str, Any]:
         """Return the manifest of a published result: kind, configuration, parents, files, environment.
@@ -171,13 +184,13 @@ class Store:
                 raise NotPublished(f"{key[:12]} is not in the store {self.uri}") from error
             raise self._damaged(key, MANIFEST, "the file is gone", None) from error
         try:
-            document = json.loads(content)
+            document = documents.parse(content, documents.MANIFEST)
             if document["key"] != key:
-                raise ValueError("manifest of another result")
+                raise Malformed("manifest of another result")
             if document.pop("checksum", None) not in (None, _checksum(document)):
-                raise ValueError("checksum of the manifest")
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(key, MANIFEST, f"{type(error).__name__}: {error}", content) from error
+                raise Malformed("checksum of the manifest")
+        except Malformed as error:
+            raise self._damaged(key, MANIFEST, str(error), content) from error
         return document, content
 
     def read(self, key: str, name: str) -> bytes:
@@ -220,9 +233,13 @@ class Store:
 
         return {key: line for key, line in zip(keys, self._side_by_side(check, keys), strict=True) if line}
 
-    def read_json(self, key: str, name: str) -> Any:
-        """Return the parsed content of a JSON file of a published result; errors as in :meth:`read`."""
-        return json.loads(self.read(key, name))
+    def read_json(self, key: str, name: str) -> dict[str, Any]:
+        """Return the document in a JSON file of a published result, checked; errors as in :meth:`read`."""
+        content = self.read(key, name)
+        try:
+            return documents.parse(content, _KINDS[name])
+        except Malformed as error:  # published by something that is not of this project
+            raise self._damaged(key, name, str(error), self._manifest(key)[1]) from error
 
     def _damaged(self, key: str, name: str, reason: str, judged: bytes | None) -> DamagedArtifact:
         """Set a result aside, unless it is no longer the one that was judged, and return the error to raise."""
@@ -234,8 +251,9 @@ class Store:
             except FileNotFoundError:
                 found = None
             if found == judged:  # otherwise it has been computed again since
-                attempt = json.loads(found or b"{}").get("attempt", "") if name != MANIFEST else ""
-                self.storage.move(place, f"store/.damaged/{key}-{secrets.token_hex(4)}", attempt)
+                whole = found is not None and name != MANIFEST
+                attempt = documents.parse(found, documents.MANIFEST).get("attempt", "") if found and whole else ""
+                self.storage.move(place, f"{DAMAGED}/{key}-{secrets.token_hex(4)}", attempt)
 
         patiently(set_aside)
         return DamagedArtifact(key, name, reason)
@@ -284,12 +302,10 @@ class Store:
     def sweep(self) -> None:
         """Remove what the dead have left: half-written results, leases, checkpoints of what is published after all."""
         patiently(lambda: self.storage.sweep("store"))
-        for directory in ("leases", "studies"):
-            patiently(lambda directory=directory: bury(self.storage, directory))  # type: ignore[misc]
+        self.forget_damaged_leases()
         for path in patiently(lambda: list(self.storage.names("work"))):
-            key = path.split("/")[1]
-            if _KEY.fullmatch(key) and key in self:
-                self.drop_checkpoint(key)
+            if (found := _CHECKPOINT.fullmatch(path)) and found[1] in self:
+                self.drop_checkpoint(found[1])
 
     # --- work in progress ---------------------------------------------------------------------------------------
     def read_checkpoint(self, key: str) -> bytes | None:
@@ -320,6 +336,14 @@ class Store:
         _place(key)
         return patiently(lambda: Lease.acquire(self.storage, f"leases/{key}", note))
 
+    def forget_damaged_leases(self) -> bool:
+        """Remove leases and registrations that are damaged or of the dead; return whether any was damaged.
+
+        Who holds one that was damaged puts it back within ``renewal_seconds()``.
+        """
+        damaged = [patiently(lambda each=each: bury(self.storage, each)) for each in ("leases", "studies")]  # type: ignore[misc]
+        return any(damaged)
+
     def leases(self) -> dict[str, dict[str, Any]]:
         """Return who is computing what: key -> ``owner``, ``since`` (seconds since 1970), ``note``."""
         return patiently(lambda: live_leases(self.storage, "leases"))
@@ -334,15 +358,39 @@ class Store:
         """Return what was noted of a job's failure; None if nothing was."""
         path = _failure(key)
         try:
-            document: dict[str, Any] = json.loads(patiently(lambda: self.storage.read(path)))
-        except (FileNotFoundError, ValueError):
+            content = patiently(lambda: self.storage.read(path))
+        except FileNotFoundError:
             return None
-        return document
+        try:
+            return documents.parse(content, documents.FAILURE)
+        except Malformed as error:
+            self.set_aside(path, content, str(error))
+            return None
+
+    def set_aside(self, path: str, content: bytes, reason: str) -> None:
+        """Move a file that is damaged out of the way, unless it has been replaced since, and say so.
+
+        Args:
+            path: of the file.
+            content: that was found in it.
+            reason: what is wrong with it.
+        """
+        aside = f"{DAMAGED}/{path.replace('/', '-')}-{secrets.token_hex(4)}"
+        try:
+            self.storage.write(aside, content)
+            if self.storage.read(path) == content:
+                self.storage.remove(path)
+        except FileNotFoundError:
+            self.storage.remove(aside)  # another process was first
+        except StorageError as error:  # who only looks may not be allowed to, and can do without
+            _log.warning("%s/%s is damaged (%s) and cannot be set aside: %s", self.uri, path, reason, error)
+        else:
+            _log.warning("%s/%s is damaged (%s): set aside as %s", self.uri, path, reason, aside)
 
     def failures(self) -> set[str]:
         """Return the keys of the jobs whose failure is noted."""
         names = patiently(lambda: list(self.storage.names("failed")))
-        return {name.removeprefix("failed/").removesuffix(".json") for name in names}
+        return {found[1] for name in names if (found := _FAILURE.fullmatch(name))}
 
     def register_study(self, note: Mapping[str, Any]) -> Lease:
         """Say that a study runs on this store, until the lease is released or its driver dies.
@@ -357,6 +405,20 @@ class Store:
     def studies(self) -> list[dict[str, Any]]:
         """Return the studies that are running: ``owner``, ``since`` (seconds since 1970), ``note``."""
         return list(patiently(lambda: live_leases(self.storage, "studies")).values())
+
+
+def owner(path: str) -> str | None:
+    """Return the key of the job that a file below ``store``, ``work`` or ``failed`` belongs to.
+
+    Returns:
+        "" for what has been set aside; None for a file that no study has put there.
+    """
+    if path.startswith(f"{DAMAGED}/"):
+        return ""
+    if found := _RESULT.fullmatch(path):
+        return found[2]
+    found = _CHECKPOINT.fullmatch(path) or _FAILURE.fullmatch(path) or _UNFINISHED.fullmatch(path)
+    return found[1] if found else None
 
 
 def _place(key: str) -> str:

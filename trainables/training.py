@@ -209,7 +209,12 @@ class Training:
         return tensors, {"epoch": self.epoch, "train_seconds": self.train_seconds}
 
     def restore(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
-        """Go back to a state that :meth:`state` returned."""
+        """Go back to a state that :meth:`state` returned.
+
+        Raises:
+            ValueError: the state is of another network or a longer training; nothing has changed.
+        """
+        self._check_fits(tensors, data)
         weights = {name[len(_MODEL) :]: tensor for name, tensor in tensors.items() if name.startswith(_MODEL)}
         self.model.load_state_dict(weights)
         for name, parameter in self.model.named_parameters():
@@ -217,6 +222,18 @@ class Training:
                 buffer = torch.empty_like(parameter).copy_(tensors[_MOMENTUM + name])
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
         self.epoch, self.train_seconds = int(data["epoch"]), float(data["train_seconds"])
+
+    def _check_fits(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+        if not 0 <= data["epoch"] <= self.recipe.epochs:
+            raise ValueError(f"a state after {data['epoch']} epochs is none of a training of {self.recipe.epochs}")
+        network = {_MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
+        momenta = {_MOMENTUM + name: tensor for name, tensor in self.model.named_parameters()}
+        if missing := network.keys() - tensors.keys():
+            raise ValueError(f"the state lacks {', '.join(sorted(missing))}")
+        for name, tensor in tensors.items():
+            own = {**network, **momenta}.get(name)
+            if own is None or (own.shape, own.dtype) != (tensor.shape, tensor.dtype):
+                raise ValueError(f"{name} of {tensor.dtype}, {tuple(tensor.shape)}, fits nothing of the network")
 
 
 def at_least_single(logits: Tensor) -> Tensor:

@@ -55,13 +55,12 @@ def measure(choice: Choice, plan: Plan, store: Store) -> None:
         store: where choices are kept.
 
     Raises:
-        ValueError: there is no such device here, a network cannot be trained in any of the ways that are left, or
-            the file of the benchmark is something else.
+        ValueError: there is no such device here, or a network cannot be trained in any of the ways that are left.
     """
     if choice.device == fastest.GPU and not torch.cuda.is_available():
         raise ValueError("PyTorch sees no GPU here to measure; with --gpus-per-trial 0 trials compute on CPUs")
     out = benchmark_file(store)
-    results.check_readable(out)
+    results.set_aside(out)
     surroundings, commit = machine(), project_commit()
     with _on(choice.device):
         for network in choice.missing:

@@ -11,13 +11,19 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import logging
 import os
+import secrets
 import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from trainables import documents
+
+_log = logging.getLogger(__name__)
 
 FILE: Final = "benchmark.json"
 """Beside the results of a study that is kept in a local directory."""
@@ -162,6 +168,16 @@ def store(path: Path, measurement: Measurement, machine: dict[str, Any], commit:
         raise
 
 
+def set_aside(path: Path) -> None:
+    """Rename a file in the place of the study's own measurements if it is damaged, and say so."""
+    try:
+        check_readable(path)
+    except ValueError as error:
+        aside = path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}")
+        path.rename(aside)
+        _log.warning("%s: set aside as %s", error, aside.name)
+
+
 def check_readable(path: Path) -> None:
     """Raise ValueError if there is a file that a measurement cannot be added to."""
     if path.exists():
@@ -184,11 +200,8 @@ def read_rates(path: Path) -> list[Rate]:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["measurements"]
-        for entry in entries:
-            if not {"what", "settings", "rates"} <= entry.keys():
-                raise KeyError("what, settings or rates")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        entries: list[dict[str, Any]] = documents.parse(path.read_bytes(), documents.BENCHMARK)["measurements"]
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no benchmark's result ({type(error).__name__}: {error})") from error
     return entries
 

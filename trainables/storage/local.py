@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from trainables.storage.errors import StorageError
 
 TEMPORARY = ".tmp"
 """Directory of what is being written; beside its destination, so that a rename stays within one file system."""
+_UNFINISHED = re.compile(r"[^-]*-(.+)-[0-9a-f]{8}")
+"""Name of what is being written: of the destination, of its writer, and a random number."""
 
 
 class LocalStorage:
@@ -166,7 +169,7 @@ class LocalStorage:
         """Remove what processes of this host that are dead have left half written below a top-level directory."""
         with self._translated(directory), contextlib.suppress(FileNotFoundError):
             for entry in os.listdir(self.root / directory / TEMPORARY):
-                if not alive(entry.split("-", 1)[1].rsplit("-", 1)[0]):
+                if (made := _UNFINISHED.fullmatch(entry)) and not alive(made[1]):
                     shutil.rmtree(self.root / directory / TEMPORARY / entry, ignore_errors=True)
 
     @contextlib.contextmanager

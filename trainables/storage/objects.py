@@ -105,7 +105,7 @@ class ObjectStorage:
         with contextlib.suppress(FileNotFoundError):
             found = self._ask(directory, lambda: self._filesystem.find(self._at(directory), detail=True))
         for path, info in found.items():
-            yield path.lstrip("/").removeprefix(self._root.lstrip("/") + "/"), int(info["size"])
+            yield path.lstrip("/").removeprefix(self._root.lstrip("/") + "/"), int(info["size"] or 0)
 
     def holds(self, directory: str) -> bool:
         """Return False: there are no directories, a result without a manifest is none."""

@@ -1,0 +1,295 @@
+"""The one reader of stored documents: JSON that anybody, or a failing disk, may have written. Torch-free.
+
+What is parsed is not validated yet. Every kind of document that a study keeps stands in ``KINDS`` with a check of its
+fields, so that whoever reads one gets all that it relies on, of the types that it relies on, or :class:`Malformed`.
+Fields that a kind does not name may be there: a later version of the study may have written them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+Check = Callable[[Any], None]
+"""Raises :class:`Malformed` unless a value is what it should be."""
+Document = dict[str, Any]
+
+MAX_DEPTH: Final = 32
+"""Levels of nesting; whatever walks through a deeper document may run out of stack."""
+LONGEST_SHOWN: Final = 40
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class Malformed(ValueError):
+    """A stored document is not of its kind."""
+
+
+def parse(content: bytes | str, kind: Check) -> Document:
+    """Return the document in a file.
+
+    Args:
+        content: of the file.
+        kind: one of ``KINDS``.
+
+    Raises:
+        Malformed: it is torn, no UTF-8, no JSON, ambiguous, nested too deeply, or has fields of another shape.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode()
+        document = json.loads(text, object_pairs_hook=_object)
+        if _SURROGATE.search(text):  # half a character: it could not be printed
+            json.dumps(document, ensure_ascii=False).encode()
+    except RecursionError:
+        raise Malformed("nested too deeply") from None
+    except Malformed:
+        raise
+    except ValueError as error:
+        raise Malformed(f"{type(error).__name__}: {error}") from error
+    kind(document)
+    if not isinstance(document, dict):
+        raise Malformed(f"{_shown(document)} in place of an object")
+    return document
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Document:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise Malformed("a name stands there twice")
+    return document
+
+
+# --- checks of single values ----------------------------------------------------------------------------------------
+def anything(value: Any, depth: int = MAX_DEPTH) -> None:
+    """Take whatever is not nested too deeply."""
+    if isinstance(value, dict | list):
+        if not depth:
+            raise Malformed("nested too deeply")
+        for each in value.values() if isinstance(value, dict) else value:
+            anything(each, depth - 1)
+
+
+def text(value: Any) -> None:
+    """Take a string."""
+    if not isinstance(value, str):
+        raise Malformed(f"{_shown(value)} in place of text")
+
+
+def flag(value: Any) -> None:
+    """Take true or false."""
+    if not isinstance(value, bool):
+        raise Malformed(f"{_shown(value)} in place of true or false")
+
+
+def number(value: Any) -> None:
+    """Take any number that fits a float; a loss may be infinite or not a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Malformed(f"{_shown(value)} in place of a number")
+    try:
+        float(value)
+    except OverflowError:
+        raise Malformed("a number that is too large") from None
+
+
+def within(low: float, high: float, *, whole: bool = False) -> Check:
+    """Return a check for a finite number between two bounds."""
+
+    def check(value: Any) -> None:
+        number(value)
+        if not low <= value <= high or (whole and not isinstance(value, int)):
+            raise Malformed(f"{_shown(value)} is no {'whole number' if whole else 'number'} from {low:g} to {high:g}")
+
+    return check
+
+
+def matching(pattern: str) -> Check:
+    """Return a check for a string of a form."""
+    form = re.compile(pattern)
+
+    def check(value: Any) -> None:
+        text(value)
+        if not form.fullmatch(value):
+            raise Malformed(f"{_shown(value)} is not of the form {pattern}")
+
+    return check
+
+
+def any_of(*checks: Check) -> Check:
+    """Return a check for what one of several takes."""
+
+    def check(value: Any) -> None:
+        for each in checks[:-1]:
+            try:
+                return each(value)
+            except Malformed:
+                continue
+        return checks[-1](value)
+
+    return check
+
+
+def nothing(value: Any) -> None:
+    """Take null."""
+    if value is not None:
+        raise Malformed(f"{_shown(value)} in place of null")
+
+
+# --- checks of several values ---------------------------------------------------------------------------------------
+def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
+    """Return a check for an object with certain fields, and perhaps others."""
+    known = {**required, **(optional or {})}
+
+    def check(value: Any) -> None:
+        if not isinstance(value, dict):
+            raise Malformed(f"{_shown(value)} in place of an object")
+        if missing := required.keys() - value.keys():
+            raise Malformed(f"without {', '.join(sorted(missing))}")
+        for name, each in value.items():
+            _inside(name, known.get(name, anything), each)
+
+    return check
+
+
+def mapping(of: Check, names: Check = text) -> Check:
+    """Return a check for an object whose values are alike."""
+
+    def check(value: Any) -> None:
+        if not isinstance(value, dict):
+            raise Malformed(f"{_shown(value)} in place of an object")
+        for name, each in value.items():
+            names(name)
+            _inside(name, of, each)
+
+    return check
+
+
+def several(of: Check, count: int | None = None) -> Check:
+    """Return a check for a list of values that are alike; of so many, if a count is given."""
+
+    def check(value: Any) -> None:
+        if not isinstance(value, list):
+            raise Malformed(f"{_shown(value)} in place of a list")
+        if count is not None and len(value) != count:
+            raise Malformed(f"{len(value)} values in place of {count}")
+        for index, each in enumerate(value):
+            _inside(str(index), of, each)
+
+    return check
+
+
+def _inside(name: str, check: Check, value: Any) -> None:
+    try:
+        check(value)
+    except Malformed as error:
+        raise Malformed(f"{ascii(name)[1:-1][:LONGEST_SHOWN]}: {error}") from None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a huge number"
+    shown = ascii(value)
+    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+
+
+# --- the kinds ------------------------------------------------------------------------------------------------------
+KEY_FORM: Final = "[0-9a-f]{64}"
+"""Of a key, and of any other sha256."""
+ARTIFACT_FORM: Final = r"[a-z][a-z0-9_]*\.(json|safetensors|txt)"
+"""Of the name of a file of a result."""
+
+_key = matching(KEY_FORM)
+_count = within(0, 2**53, whole=True)
+_positive = within(1e-12, 1e15)
+_seconds = within(0, 1e11)
+"""Of a duration, or since 1970."""
+_milliseconds = within(0, 1e14)
+"""Since 1970."""
+_setting = any_of(flag, text)
+_rate = fields(
+    {"model": text, "width": _positive, "precision": text, "image_size": _positive, "images_per_second": _positive},
+    {
+        "compiled": flag,
+        "kernels": text,
+        "stacked": flag,
+        "sparsity": any_of(nothing, within(0, 1)),
+        "compile_seconds": _seconds,
+    },
+)
+
+
+def _row(value: Any) -> None:
+    """Take an epoch, or a point of a measurement: its step, its time, and numbers."""
+    mapping(number)(value)
+    fields({"step": _count, "timestamp": _milliseconds})(value)
+
+
+MANIFEST: Final = fields(
+    {
+        "key": _key,
+        "files": mapping(fields({"sha256": _key, "bytes": _count}), names=matching(ARTIFACT_FORM)),
+    },
+    {
+        "attempt": matching("[0-9a-f]{12}"),
+        "checksum": _key,
+        "kind": text,
+        "config": fields({}, {"task": fields({}, {"dataset": text, "model": text, "width": _positive})}),
+        "parents": mapping(_key),
+        "finished": _milliseconds,
+        "environment": fields({}, {"host": text}),
+        "seconds": _seconds,
+        "epoch": _count,
+    },
+)
+METRICS: Final = fields({"history": several(_row), "final": mapping(number)})
+PLANE: Final = fields(
+    {
+        "networks": several(text),
+        "coordinates": several(several(number, 2)),
+        **dict.fromkeys(("network_errors", "network_losses", "xs", "ys"), several(number)),
+        **dict.fromkeys(("errors", "losses"), several(several(number))),
+    }
+)
+CHECKPOINT: Final = fields(
+    {"epoch": _count, "train_seconds": _seconds, "seconds": _seconds, "history": several(_row), "log": several(text)}
+)
+LEASE: Final = fields(
+    {
+        "token": text,
+        "owner": text,
+        "since": _seconds,
+        "renewed": _seconds,
+        "note": fields({}, {"space": text, "jobs": _count, "kind": text, "epochs": _count, "step": _count}),
+    }
+)
+FAILURE: Final = fields({"error": text}, {"at": _milliseconds, "environment": anything, "log": text})
+CHOICE: Final = fields({"settings": mapping(_setting), "given": mapping(_setting)})
+BENCHMARK: Final = fields(
+    {"measurements": several(fields({"what": text, "settings": mapping(anything), "rates": several(_rate)}))}
+)
+DECODED: Final = fields({"class_names": several(text)})
+OUTBOX: Final = fields({"outbox": _count, "delivered": _count})
+EVENT: Final = fields({})
+EVENTS: Final[Mapping[str, Check]] = {
+    "job": fields({"key": _key, "name": text, "epochs": _count, "params": mapping(text), "tags": mapping(text)}),
+    "epoch": fields({"key": _key, "row": _row}),
+    "done": fields({"key": _key}),
+    "failed": fields({"key": _key, "error": text, "log": text, "time": _milliseconds}),
+}
+"""What each event on its way to the tracking server says beside ``event``."""
+
+KINDS: Final[Mapping[str, Check]] = {
+    "manifest of a result": MANIFEST,
+    "metrics of a result": METRICS,
+    "plane of a result": PLANE,
+    "checkpoint": CHECKPOINT,
+    "lease": LEASE,
+    "note of a failure": FAILURE,
+    "choice of --fastest": CHOICE,
+    "benchmark": BENCHMARK,
+    "manifest of decoded images": DECODED,
+    "head of an outbox": OUTBOX,
+    "event": EVENT,
+}
