@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainables.data import check_dataset, get_entry
-from trainables.data.layout import ARCHIVE_FILES
+from trainables.data.layout import ARCHIVE_FILES, has_archive
 from trainables.places import expanded
 from trainables.terminal import OK, command, refused
 
@@ -38,14 +38,15 @@ def _download(name: str, data_dir: Path) -> None:
 
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        download(name, data_dir)
+        # An archive in the folder of this name is found first, so that is the one to repair.
+        download(name, data_dir / name if has_archive(name, data_dir / name) else data_dir)
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"downloading {name} to {data_dir} failed: {error}. Without a network, put the archive there "
             "from another machine and run the same command, which then only unpacks it"
         ) from error
     facts = check_dataset(name, data_dir)
-    print(f"{name}: {facts.train_images} training and {facts.test_images} test images in {data_dir}")
+    print(*facts.lines(name), sep="\n")
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ class ImageFolder:
             )
         if len(self.class_names) < 2:
             raise ValueError(f"{folder} has one class ({names}); there is nothing to tell apart")
-        for name, known in CLASS_NAMES.items():
+        for name, known in CLASS_NAMES.items() if self.name in CLASS_NAMES else ():
             # Numbers are nobody's own: many people call the classes of any dataset so.
             if name != self.name and known == self.class_names and not known[0].isdigit():
                 raise ValueError(f"{folder} has the classes of {name} ({names}), not those of {self.name}")

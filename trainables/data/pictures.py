@@ -18,8 +18,8 @@ MODES: Final = frozenset({"1", "CMYK", "L", "LA", "P", "PA", "RGB", "RGBA", "RGB
 MAX_BYTES: Final = 2**29
 MAX_ASPECT: Final = 64
 """Longer by shorter side. A thread of pixels would become millions of pixels when its shorter side is enlarged."""
-TRANSPARENT: Final = "have transparency, which is dropped"
-FRAMES: Final = "have several frames, of which the first is used"
+TRANSPARENT: Final = "with transparency, which is dropped"
+FRAMES: Final = "with several frames, of which the first is used"
 
 
 class Picture(NamedTuple):
