@@ -16,9 +16,10 @@ from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 
-from analysis.records import AnalysisError, Experiment, Point, Record, Source, quiet_retries, redact, source
+from analysis.records import AnalysisError, Experiment, Point, Record, Source, quiet_retries, source
 from trainables import documents, schema
 from trainables.places import expanded
+from trainables.redaction import redact, redact_text
 
 __all__ = [
     "AnalysisError",
@@ -28,7 +29,6 @@ __all__ = [
     "question",
     "quiet_retries",
     "recipe_fields",
-    "redact",
     "runs",
     "sqlite_uri",
     "working_tracking_uri",
@@ -370,7 +370,7 @@ def _frame(found: Sequence[Record]) -> pd.DataFrame:
     columns |= {name: pd.array([_number(record, name) for record in found], "Int64") for name in COUNTS}
     columns |= {name: [record.metrics.get(name, NAN) for record in found] for name in (*METRICS, *grouped)}
     columns["reused"] = [record.tags.get(schema.TAG_REUSED) == "true" for record in found]
-    columns |= {column: [record.tags.get(tag, "") for record in found] for column, tag in TAGS.items()}
+    columns |= {column: [redact_text(record.tags.get(tag, "")) for record in found] for column, tag in TAGS.items()}
     for name, stamps in {"started": [r.started for r in found], "ended": [r.ended for r in found]}.items():
         columns[name] = pd.to_datetime(stamps, unit="ms", utc=True)
     columns["environment"] = [_environment(record) for record in found]
@@ -388,7 +388,8 @@ def _is_grouped(metric: str) -> bool:
 
 
 def _environment(record: Record) -> str:
-    return "; ".join(f"{name}={record.tags[name]}" for name in sorted(record.tags) if ENVIRONMENT_TAG.search(name))
+    tags = (f"{name}={record.tags[name]}" for name in sorted(record.tags) if ENVIRONMENT_TAG.search(name))
+    return redact_text("; ".join(tags))
 
 
 def _text(value: str | None) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from analysis.records import redact
+from trainables.redaction import redact, redact_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -133,8 +133,8 @@ def _one_line() -> Iterator[None]:
     except NotLogged:
         raise
     except Exception as error:  # of the database, the server, a cloud's library, or the disk: the page is there anyway
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NotLogged(redact(reason)) from error
+        reason = (redact_text(str(error)).strip() or type(error).__name__).splitlines()[0]
+        raise NotLogged(reason) from error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import gc
 import os
-import re
 import sqlite3
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from trainables import schema
+from trainables.redaction import redact, redact_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -136,16 +136,6 @@ def source(tracking_uri: str) -> Source:
         if _has_layout(file):
             return _Database(file, tracking_uri)
     return _Server(tracking_uri)
-
-
-def redact(text: str) -> str:
-    """Return a text without the ``user:password@`` of the URIs in it.
-
-    >>> redact("postgresql://me:secret@db.example/mlflow")
-    'postgresql://***@db.example/mlflow'
-    """
-    text = re.sub(r"(?<=://)[^\s/?#]*@", "***@", text)
-    return re.sub(r"(?i)(?<=[?&])((?:password|token|secret|key)[^=&\s]*)=[^&\s]*", r"\1=***", text)
 
 
 def quiet_retries() -> None:
@@ -371,7 +361,7 @@ class _Server:
         try:
             return question()
         except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: the database's driver
-            reason = redact(str(error).strip().splitlines()[0])
+            reason = redact_text(str(error)).strip().splitlines()[0]
             raise AnalysisError(f"cannot read {redact(self._uri)}: {reason}") from error
 
 

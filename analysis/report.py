@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from analysis import command, memory
 from trainables import terminal
+from trainables.redaction import redact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,7 +201,7 @@ def _coverage(frame: pd.DataFrame) -> str:
 
 
 def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
-    from analysis import labels, load
+    from analysis import labels
 
     started, ended = frame["started"].min(), frame["ended"].max()
     set_aside = frame.attrs.get("set_aside", 0)
@@ -208,13 +209,13 @@ def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
     tags = sorted({tag for text in frame["environment"] for tag in text.split("; ") if tag})
     facts = {
         "Experiment": space,
-        "Tracking": load.redact(tracking_uri),
+        "Tracking": redact(tracking_uri),
         "Runs": f"{len(frame)}, of which {reused} reused from the store" if reused else str(len(frame)),
         "Set aside": f"{labels.plural(set_aside, 'run')} of earlier recipes" if set_aside else "",
         "Trained in": _trained_in(frame),
         "First started": f"{started:%Y-%m-%d %H:%M} UTC" if started == started else "not recorded",
         "Last ended": f"{ended:%Y-%m-%d %H:%M} UTC" if ended == ended else "not yet",
-        "Software": labels.listed(map(load.redact, tags), most=20) or "not recorded by the runs",
+        "Software": labels.listed(tags, most=20) or "not recorded by the runs",
         "Page written": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
     }
     lines = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items() if text)
@@ -312,7 +313,7 @@ def _write(arguments: argparse.Namespace) -> None:
     written = write_files(frame, space, tracking_uri, out)
     print(written[0], flush=True)
     if reason := command.unfinished(frame):
-        print(f"warning: {load.redact(reason)}", file=sys.stderr)
+        print(f"warning: {reason}", file=sys.stderr)
     if arguments.log:
         log(frame, space, tracking_uri, written)
 

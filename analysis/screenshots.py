@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 
 from analysis import command
 from analysis.devtools import Browser, Page, end_group, find_browser
-from analysis.load import AnalysisError, quiet_retries, redact, working_tracking_uri
+from analysis.load import AnalysisError, quiet_retries, working_tracking_uri
 from trainables import schema, terminal
+from trainables.redaction import redact_text
 
 MOST_COLOURS = 128
 """Of a picture: enough for lines and text, and a fraction of the size."""
@@ -184,7 +185,7 @@ def mlflow_pages(tracking_uri: str) -> Iterator[str]:
             if not _healthy(process, f"http://127.0.0.1:{port}/health"):
                 log.seek(0)
                 said = log.read().decode(errors="replace").strip().splitlines() or ["nothing"]
-                raise AnalysisError(f"MLflow's server does not start; it says: {redact(said[-1])}")
+                raise AnalysisError(f"MLflow's server does not start; it says: {redact_text(said[-1])}")
             yield f"http://127.0.0.1:{port}"
         finally:
             end_group(process)

@@ -20,7 +20,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import load, page, report
-from analysis.load import AnalysisError, redact
+from analysis.load import AnalysisError
+from trainables.redaction import redact, redact_text
 from trainables.store import StorageError, Store
 
 SETTLED_SECONDS = 120.0
@@ -134,7 +135,7 @@ class _Watch:
         """Say something unless it was said since something could last be read."""
         news = re.sub(r"0x[0-9a-f]+", "", text)  # an address in memory is none
         if news not in self.said:
-            _say(redact(text))
+            _say(redact_text(text))
         self.said.add(news)
 
     def close(self, *, logged: bool) -> str:
@@ -174,7 +175,7 @@ class _Studies:
         try:
             notes = [study["note"] for study in Store(self.storage).studies()]
         except (StorageError, ValueError) as error:  # ValueError: a storage that this machine lacks the library for
-            self._say_once(f"whether the study runs cannot be told: {redact(str(error))}")
+            self._say_once(f"whether the study runs cannot be told: {redact_text(str(error))}")
             return
         found = [note for note in notes if note.get("space") == self.space]
         if found:

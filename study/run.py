@@ -94,8 +94,7 @@ def _interrupted() -> int:
 
 def _command(arguments: Sequence[str]) -> str:
     """Return the command line for messages, without the password of a tracking server."""
-    shown = [redact(each) if "://" in each else each for each in arguments]
-    return shlex.join(["python", "-m", "study.run", *shown])
+    return shlex.join(["python", "-m", "study.run", *map(redact, arguments)])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ from study.labels import run_name
 from study.plan import Plan
 from trainables import schema
 from trainables.processes import host_of
+from trainables.redaction import redact_text
 from trainables.store import Store
 
 PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING = "published", "running", "failed", "blocked", "waiting"
@@ -124,7 +125,7 @@ def lines(status: Status) -> list[str]:
             text.append(f"  {kind:<8}{sum(row):>8}" + "".join(f"{number:>11}" for number in row))
     text += [*fastest.lines(plan.ways), _running_studies(status), *_pace(status)]
     text += _running(status) + _failed(status) + _slowest(status)
-    text += [f"damaged: {line}" for line in status.damaged]
+    text += [f"damaged: {redact_text(line)}" for line in status.damaged]
     sizes = ", ".join(f"{size_in_words(status.bytes.get(name, 0))} {words}" for name, words in _DIRECTORIES.items())
     return [*text, f"disk: {sizes}; {size_in_words(status.own_bytes)} of it are this study's results"]
 
@@ -172,7 +173,7 @@ def _failed(status: Status) -> list[str]:
     for key, note in list(status.failures.items())[:SHOWN]:
         name = run_name(status.plan.jobs[key], status.plan.cells[key])
         ago = f" {duration(status.now - note['at'] / 1000)} ago" if "at" in note else ""
-        text.append(f"  failed: {name} ({key[:12]}){ago}: {note['error']}")
+        text.append(f"  failed: {name} ({key[:12]}){ago}: {redact_text(note['error'])}")
     return text + _more(len(status.failures))
 
 

@@ -37,11 +37,11 @@ def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str
     lines = []
     for key in failed[:NAMED_FAILURES]:
         blocked = victims.get(key, [])
-        text = f"failed: {_name(plan, key)} ({key[:12]}): {redact_text(errors[key])}"
+        text = f"failed: {_name(plan, key)} ({key[:12]}): {errors[key]}"
         text += f"; it blocked {len(blocked)} job{'' if len(blocked) == 1 else 's'}"
         lines.append(text + (f": {_names(plan, blocked)}" if blocked else ""))
     if len(failed) > NAMED_FAILURES:
-        rest = Counter(redact_text(errors[key]) for key in failed[NAMED_FAILURES:])
+        rest = Counter(errors[key] for key in failed[NAMED_FAILURES:])
         lines += [f"failed: {count} more: {error}" for error, count in rest.most_common(NAMED_VICTIMS)]
     unfinished = searcher.unfinished()
     if unfinished:
@@ -53,7 +53,7 @@ def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str
         what = "retry just these" if not unfinished else "go on with these; what was published stays"
         lines.append(f"to {what}: {command}")
         sys.stdout.flush()
-        print(*lines, sep="\n", file=sys.stderr, flush=True)
+        print(*map(redact_text, lines), sep="\n", file=sys.stderr, flush=True)
     return bool(lines)
 
 

@@ -234,17 +234,3 @@ def test_a_remote_storage_needs_a_tracking_uri():
     with pytest.raises(load.AnalysisError, match=r"s3://\*\*\*@bucket/x is not a local folder.*--tracking-uri"):
         load.sqlite_uri("s3://key:secret@bucket/x")
     assert load.working_tracking_uri("s3://bucket/x", "http://server") == "http://server"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("postgresql://me:secret@db/x?sslmode=on", "postgresql://***@db/x?sslmode=on"),
-        ("https://me:p%40ss@host:5000", "https://***@host:5000"),
-        ("postgresql://db/x?user=me&password=secret", "postgresql://db/x?user=me&password=***"),
-        ("cannot read http://u:p@h/ and s3://k:s@b", "cannot read http://***@h/ and s3://***@b"),
-        ("sqlite:///outputs/mlflow.db", "sqlite:///outputs/mlflow.db"),
-    ],
-)
-def test_credentials_are_not_shown(text, expected):
-    assert load.redact(text) == expected

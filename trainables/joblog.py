@@ -9,6 +9,8 @@ import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from trainables.redaction import redact_text
+
 MAX_LINES = 2000
 """A log keeps its latest lines: more than the epochs of any recipe here."""
 
@@ -29,9 +31,9 @@ class JobLog:
         return "".join(f"{line}\n" for line in self._lines)
 
     def write(self, message: str) -> None:
-        """Add a message; each of its lines gets the time."""
+        """Add a message, without the credentials in it; each of its lines gets the time."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-        self._lines.extend(f"{stamp}  {line}" for line in message.splitlines())
+        self._lines.extend(f"{stamp}  {line}" for line in redact_text(message).splitlines())
 
     def precede(self, lines: Iterable[str]) -> None:
         """Put the lines of the attempt that this one continues before its own."""

@@ -14,6 +14,7 @@ from trainables import schema
 from trainables.artifacts import pack_json, read_metrics
 from trainables.graph import Job, canonical
 from trainables.joblog import JobLog
+from trainables.redaction import redact_text
 from trainables.store import Store
 
 Metrics = dict[str, float]
@@ -91,7 +92,7 @@ def in_words(metrics: Metrics) -> str:
 def failure_note(error: Exception, context: Context) -> dict[str, Any]:
     """Return what is kept of an attempt that failed: the error, when and where, and the log with its trace."""
     return {
-        "error": f"{type(error).__name__}: {error}",
+        "error": redact_text(f"{type(error).__name__}: {error}"),
         "at": now(),
         "environment": environment(context.device),
         "log": context.log.text(),

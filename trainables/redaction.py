@@ -17,14 +17,51 @@ _USER = re.compile(
 _PARAMETER = re.compile(
     r"""([?&;\#]|%3F|%26) ([^\s=&;?"'<>]{1,100}?) (=|%3D) (?: (?!%26) [^\s&;"'<>] )*""", re.VERBOSE | re.IGNORECASE
 )
+_NAME = r"""
+    (?: passw(?:or)?d | passphrase | pwd | token(?!iz) | secret | jwt | sessionid
+      | (?:access|account|api|auth|private|storage|encryption|signing|ssh)[_\ -]?key ) [\w.-]{0,100}"""
+"""Names of settings, or parts of them, whose values are credentials."""
+_VALUE = r"""(?: \\*" (?: \\. | [^"\\\n] )* \\*"?  |  \\*' (?: \\. | [^'\\\n] )* \\*'?  |  \( [^)\n]* \)?
+    | [^\s"',;&]+ (?: [,;&"'] (?! [\w.-]+ \\*["']? \s* [=:] ) [^\s"',;&)\]}]+ )* )"""
+"""Of a setting: quoted, also within a text that is itself quoted; a tuple; or up to a blank or the next setting."""
 _SETTING = re.compile(
-    r"""( (?: passw(?:or)?d | pwd | token | secret | (?:access|account|api|private)[_-]?key ) [\w.-]{0,100}
-    ["']? \s* [=:] \s* ) (?: "[^"\n]+ | '[^'\n]+ | [^\s"',;&]+ )""",
+    rf"""(
+      (?: {_NAME} | (?-i: (?<=[a-z])(?:Pass|Auth) ) ) (?:\\*["'])? \s* [=:]
+    | (?: (?<![a-z]) (?:pass|auth) | credentials? | signature ) (?:\\*["'])? \s* =
+    | (?: (?<=[_"']) | (?<![^\n{{,])\ *) pass (?:\\*["'])? \s* :   # not: first pass: 3 s
+    ) (\s*) {_VALUE}""",
     re.VERBOSE | re.IGNORECASE,
 )
-_HEADER = re.compile(r"""(authorization["']?\s*[=:]\s*["']?)(?:[a-z]+\s+)?[^\s"',;]+""", re.IGNORECASE)
-_TELLTALE = re.compile(r"pass|pwd|token|secret|credential|signature|auth|key|^sig$|^code$", re.IGNORECASE)
+_OPTION = re.compile(
+    rf"""( (?<!\S) (?: --? (?:[\w-]{{0,100}}[_-])? (?: {_NAME} | pass ) | -u | --user (?=\s+\S+:) ) \s+ )
+    (?!-) (?: "[^"\n]*"? | '[^'\n]*'? | \S+ )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_HEADER = re.compile(
+    r"""( (?: authorization | cookie2? | x-(?:api|auth)-[\w-]{1,100} ) )
+    (?: (\\*["'] \s*[=:]\s* \\*)  # quoted, as in JSON
+        (?: "(?: \\. | [^"\\\n] )* | '(?: \\. | [^'\\\n] )* | [^\s"',;]+ )
+      | (\s*[=:]\s*["']?)  # or to the end of the line
+        (?: [^"'\n] | (?<==)"[^"\n]*" )* )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_SCHEME = re.compile(r"\b(bearer|basic|negotiate)\s+(?=\S*\d)[\w+/.~=-]{8,}", re.IGNORECASE)
+_PRIVATE_KEY = re.compile(
+    r"""(-----BEGIN\ [A-Z0-9 ]{0,40}PRIVATE\ KEY) .*? (?: (?=-----END\ ) | \Z )
+    | \A (?: (?!-----BEGIN) . )*? (?= -----END\ [A-Z0-9 ]{0,40}PRIVATE\ KEY )   # of a log that was cut""",
+    re.VERBOSE | re.DOTALL,
+)
+_TELLTALE = re.compile(
+    r"pass|pwd|token|secret|credential|signature|auth|key|cookie|session|jwt|^sig$|^code$|^sid$", re.IGNORECASE
+)
 """Parts of the names of query parameters that are nobody's business."""
+_KNOWN = re.compile(
+    r"""\b(?: (?:AKIA|ASIA)[A-Z0-9]{16} | gh[pousr]_\w{20,} | github_pat_\w{20,} | glpat-[\w-]{20,}
+    | hf_[A-Za-z0-9]{20,} | dapi[0-9a-f]{32} | xox[abprs]-[\w-]{10,} | AIza[\w-]{30,}
+    | eyJ[\w-]{8,}\.eyJ[\w-]+\.[\w-]* )""",
+    re.VERBOSE,
+)
+"""Credentials known by their beginning: of AWS, GitHub, GitLab, Hugging Face, Databricks, Slack, Google; JWT."""
 
 
 def redact(uri: str) -> str:
@@ -35,24 +72,29 @@ def redact(uri: str) -> str:
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:  # no URI, but maybe one whose scheme was forgotten
-        return re.sub(r"^[^/\s:]*:[^/\s]*@", "***@", uri)
+        return redact_text(re.sub(r"^[^/\s:]*:[^/\s]*@", "***@", uri))
     rest = re.sub(r"^[^/?#]*@", "***@", rest)  # unlike in a text, a blank does not end it
     return redact_text(f"{scheme}://{rest}").partition("?")[0]
 
 
 def redact_text(text: str) -> str:
-    """Return a text without the credentials in it: in URIs, query parameters, settings, ``Authorization`` headers.
+    """Return a text without the credentials in it.
 
-    Query parameters that are known to be harmless by their name stay. What is no URI and has no telling name cannot
-    be found out.
+    They are found in URIs and their query parameters, in settings of the environment, a command line, JSON or YAML,
+    in headers of requests and in private keys. Query parameters that are known to be harmless by their name stay.
+    What is no URI, has no telling name and does not begin as a known kind of token does cannot be found out.
 
     >>> redact_text("cannot read http://me:secret@host/x?run=1&access_token=secret: refused")
     'cannot read http://***@host/x?run=1&access_token=***: refused'
     """
+    text = _PRIVATE_KEY.sub(r"\1***", text)
     text = _USER.sub(r"\1***@", text)
-    text = _HEADER.sub(r"\1***", text)
-    text = _SETTING.sub(r"\1***", text)
-    return _PARAMETER.sub(_masked, text)
+    text = _HEADER.sub(r"\1\2\3***", text)
+    text = _SCHEME.sub(r"\1 ***", text)
+    text = _SETTING.sub(r"\1\2***", text)
+    text = _OPTION.sub(r"\1***", text)
+    text = _PARAMETER.sub(_masked, text)
+    return _KNOWN.sub("***", text)
 
 
 def _masked(parameter: re.Match[str]) -> str:

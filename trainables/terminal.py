@@ -12,8 +12,10 @@ import io
 import os
 import select
 import sys
+import traceback
 import unicodedata
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any, Final, Protocol, TextIO
 
 from trainables.places import settle
@@ -72,6 +74,7 @@ def command(main: Callable[[Sequence[str]], int]) -> Command:
     def guarded(arguments: Sequence[str] | None = None) -> int:
         settle()
         forgive()
+        sys.excepthook = _trace
         try:
             return main(sys.argv[1:] if arguments is None else arguments)
         except KeyboardInterrupt:
@@ -92,6 +95,11 @@ def refused(error: Exception, code: int = WRONG_REQUEST, advice: str = "") -> in
     text = " ".join(redact_text(str(error)).split()) or type(error).__name__
     print(f"error: {text}{f'; {advice}' if advice else ''}", file=sys.stderr)
     return code
+
+
+def _trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show a fault of the program, as Python does, but without credentials."""
+    print(redact_text("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def forgive() -> None:

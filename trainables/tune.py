@@ -30,6 +30,7 @@ from trainables.execution import News, compute, compute_together
 from trainables.graph import Job, Ref, closure, measurements, target
 from trainables.jobs import Context, Row, final_metrics
 from trainables.places import expanded, settle
+from trainables.redaction import redact_text
 from trainables.store import StorageError, Store
 from trainables.terminal import forgive
 from trainables.training import Diverged
@@ -350,7 +351,7 @@ def _ended(job: Job, error: Exception) -> dict[str, Any]:
         status, text = STATUS_OUT_OF_MEMORY, f"out of memory: {_first_line(error)}"
     else:
         status, text = STATUS_DIED, f"{type(error).__name__}: {_first_line(error)}"
-    return {"stage": job.kind, "status": status, "error": text, "done": True}
+    return {"stage": job.kind, "status": status, "error": redact_text(text), "done": True}
 
 
 def _is_out_of_memory(error: Exception) -> bool:
