@@ -9,11 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from waiting import HANG_SECONDS, wait_until
 
 PORT = 6379
 SETTINGS = {
@@ -70,7 +70,12 @@ class Nodes:
         ray = str(Path(sys.executable).with_name("ray"))
         start = [ray, "start", *role, f"--node-ip-address={own}", f"--num-cpus={cpus}", "--num-gpus=0"]
         started = subprocess.run(
-            self.command(number, *start), env=self.environment, capture_output=True, text=True, timeout=120, check=False
+            self.command(number, *start),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=HANG_SECONDS,
+            check=False,
         )
         assert started.returncode == 0, (started.stdout, started.stderr)
         return number
@@ -97,13 +102,15 @@ class Nodes:
     def kill(self, node: int) -> None:
         """Take a node's power away."""
         _ip("-n", self._namespaces[node], "link", "set", "eth0", "down")
-        deadline = time.monotonic() + 30
-        while processes := self.processes(node):
-            assert time.monotonic() < deadline
-            for pid in processes:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+        wait_until(lambda: not self._killed(node), "its processes live on")
+
+    def _killed(self, node: int) -> list[int]:
+        """Kill what is running on a node; return what that was."""
+        processes = self.processes(node)
+        for pid in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return processes
 
     def close(self) -> None:
         """Remove everything."""

@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 
+from waiting import HANG_SECONDS, wait_until
+
 BUCKET = "results"
-PATIENCE = 60.0
 
 
 @contextlib.contextmanager
@@ -26,12 +26,9 @@ def s3_server() -> Iterator[int]:
     command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + PATIENCE
-        while not _answers(port):
-            assert process.poll() is None, "the server has died"
-            assert time.monotonic() < deadline, "the server does not answer"
-            time.sleep(0.1)
-        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT"), timeout=10)
+        wait_until(lambda: _answers(port), "the server does not answer", process)
+        bucket = urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")
+        urllib.request.urlopen(bucket, timeout=HANG_SECONDS)
         yield port
     finally:
         process.kill()
@@ -40,7 +37,7 @@ def s3_server() -> Iterator[int]:
 
 def _answers(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection(("127.0.0.1", port), timeout=HANG_SECONDS).close()
     except OSError:
         return False
     return True

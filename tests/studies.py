@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tiny_study import TIMES, assert_same_result, assignments, python
+from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import get_space
 from study.plan import Plan, make_plan, override
@@ -28,7 +29,6 @@ MARK = "TEST_OF_FAULTS"
 """Environment variable by which the processes of one study are told from all others on the machine."""
 WORKERS = (b"ray::PlannedJob", b"ray::ResourceTrainable")
 """Names of processes that run trials: before the first step, and in one."""
-RUN_SECONDS = 300
 
 
 def planned(*more: str) -> Plan:
@@ -95,19 +95,14 @@ class Study:
     def finish(self, *arguments: str) -> tuple[str, str]:
         """Run to the end undisturbed."""
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=RUN_SECONDS)
+        out, err = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 0, (out, err)
         return out, err
 
 
 def wait_for_results(study: Study, process: subprocess.Popen[str], count: int) -> bool:
     """Wait until so many results are published; return False if the study has ended before."""
-    end = time.monotonic() + RUN_SECONDS
-    while len(study.store.keys()) < count:
-        if process.poll() is not None:
-            return False
-        assert time.monotonic() < end, "nothing is published any more"
-        time.sleep(0.02)
+    wait_until(lambda: process.poll() is not None or len(study.store.keys()) >= count, "nothing is published any more")
     return process.poll() is None
 
 

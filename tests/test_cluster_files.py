@@ -15,7 +15,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,8 +24,9 @@ import jsonschema
 import pytest
 import yaml
 from launch_files import FILES, GUIDE, LAUNCHER, PLACEHOLDER, RAY_SETTINGS, ROOT, VALUES, filled, free_port, launcher
-from studies import MARK, RUN_SECONDS, SPACE, Study
+from studies import MARK, SPACE, Study
 from tiny_study import assignments, python
+from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import get_space
 from study.plan import override
@@ -277,14 +277,14 @@ def test_sweep_on_a_cluster_that_has_no_worker_yet(tmp_path: Path, short_path: P
     where = ["--storage", str(tmp_path / "outputs"), "--address", address, "--gpus-per-trial", "0"]
     try:
         start += [f"--autoscaling-config={tmp_path / 'cluster.yaml'}"]
-        subprocess.run(start, env=environment, check=True, timeout=120)
+        subprocess.run(start, env=environment, check=True, timeout=HANG_SECONDS)
         driver = python("-m", "study.run", "--space", SPACE, *settings, *where, env=environment)
-        out, err = driver.communicate(timeout=RUN_SECONDS)
+        out, err = driver.communicate(timeout=HANG_SECONDS)
         assert driver.returncode == 0, (out, err)
         assert "waiting for one that has" in err
         assert "0 were published before" in out
         watch = python("-c", LAST_ONE_OUT, address, env=environment)
-        out, err = watch.communicate(timeout=120)
+        out, err = watch.communicate(timeout=HANG_SECONDS)
         assert watch.returncode == 0, (out, err)
     finally:
         study.kill_all()
@@ -354,11 +354,7 @@ def test_the_tracking_server_answers_to_its_names_only(tmp_path: Path) -> None:
     words = [*words, "--host=127.0.0.1", f"--port={port}"]
     server = python("-m", *words)
     try:
-        deadline = time.monotonic() + 120
-        while _status(port, "/health", "any") != 200:
-            assert server.poll() is None, server.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_until(lambda: _status(port, "/health", "any") == 200, "the server does not come up", server)
         question = "/api/2.0/mlflow/experiments/search?max_results=1"
         hosts = ("mlflow:5000", "mlflow", "localhost:5000", "example.com")
         assert [_status(port, question, host) for host in hosts] == [200, 200, 200, 403]
@@ -368,7 +364,7 @@ def test_the_tracking_server_answers_to_its_names_only(tmp_path: Path) -> None:
 
 
 def _status(port: int, path: str, host: str) -> int | None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_SECONDS)
     try:
         connection.request("GET", path, headers={"Host": host})
         return connection.getresponse().status

@@ -17,6 +17,7 @@ import pytest
 import torch
 from scipy.io import savemat
 from torch import Tensor
+from waiting import HANG_SECONDS
 
 from trainables.data import DATASETS, Augmentation, Dataset, Split, check_dataset, load_dataset, torchvision_sets
 from trainables.data import batches as batches_module
@@ -224,7 +225,7 @@ def test_the_next_is_fetched_while_one_is_used() -> None:
 
     fetched = one_ahead(fetch, range(3))
     assert next(fetched) == 0
-    assert begun[1].wait(10)
+    assert begun[1].wait(HANG_SECONDS)
     assert not begun[2].is_set(), "one ahead, not all: a chunk takes memory"
     assert list(fetched) == [1, 4]
     assert list(one_ahead(fetch, ())) == []

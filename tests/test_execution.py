@@ -21,6 +21,7 @@ from tiny_study import (
     tiny_cell,
     trained,
 )
+from waiting import HANG_SECONDS
 
 from trainables import schema
 from trainables.execution import compute
@@ -136,7 +137,7 @@ print(json.dumps(rows))
 def test_processes_share_the_work(published: Store, tmp_path: Path) -> None:
     methods = ("permuted", "permuted")
     processes = [python("-c", SHARE, str(tmp_path / "shared"), method) for method in methods]
-    outputs = [process.communicate(timeout=180) for process in processes]
+    outputs = [process.communicate(timeout=HANG_SECONDS) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     each = [json.loads(out) for out, _ in outputs]
     rows = [row for part in each for row in part]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from studies import (
-    RUN_SECONDS,
     Study,
     assert_as_if_nothing_had_happened,
     assert_whole,
@@ -19,6 +18,7 @@ from studies import (
     wait_for_results,
 )
 from tiny_study import assert_same_result
+from waiting import HANG_SECONDS, wait_until
 
 from study.plan import Plan
 from trainables import schema
@@ -67,7 +67,7 @@ def test_parents_damaged_between_two_runs(study: Study, undisturbed: Study, plan
     process = study.start()
     assert wait_for_results(study, process, len(undisturbed.store.keys()) // 2)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=RUN_SECONDS)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130, (out, err)
     store = study.store
     parents = {ref.key for job in plan_of_studies.jobs.values() for _, ref in job.parents} & store.keys()
@@ -120,8 +120,5 @@ def test_nothing_is_running_after_termination(study: Study) -> None:
     process = study.start()
     assert wait_for_results(study, process, 1)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=RUN_SECONDS)
-    end = time.monotonic() + 30
-    while study.processes() and time.monotonic() < end:
-        time.sleep(0.2)
-    assert study.processes() == []
+    process.communicate(timeout=HANG_SECONDS)
+    wait_until(lambda: study.processes() == [], "its processes live on")

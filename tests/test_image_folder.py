@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_images import CLASSES, picture, write_folders
+from waiting import HANG_SECONDS
 
 from trainables.data import Augmentation, Dataset, check_dataset, image_folder, layout, load_dataset
 
@@ -271,7 +272,7 @@ print(hashlib.sha256(images.numpy().tobytes()).hexdigest())
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=60)[0].split() for process in processes]
+    outputs = [process.communicate(timeout=HANG_SECONDS)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     expected = hashlib.sha256(load(folders).train.images.numpy().tobytes()).hexdigest()
     assert sorted(outputs) == sorted([["decoding", expected], [expected]])

@@ -6,13 +6,13 @@ import contextlib
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from nodes import TOKEN, Nodes, nodes
-from studies import MARK, RUN_SECONDS, WORKERS, Study, assert_as_if_nothing_had_happened, assert_whole, wait_for_results
+from studies import MARK, WORKERS, Study, assert_as_if_nothing_had_happened, assert_whole, wait_for_results
+from waiting import HANG_SECONDS, wait_until
 
 from study.plan import Plan
 
@@ -56,15 +56,15 @@ def test_a_node_is_lost(study: Study, cluster: Nodes, undisturbed: Study, plan_o
     process = study.start()
     total = len(undisturbed.store.keys())
     seen: set[int] = set()
-    deadline = time.monotonic() + RUN_SECONDS
-    while seen != {1, 2} or len(study.store.keys()) < total // 3:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        seen |= {node for node in (1, 2) if workers(cluster, node)}
-        time.sleep(0.1)
+
+    def both_are_at_work() -> bool:
+        seen.update(node for node in (1, 2) if workers(cluster, node))
+        return seen == {1, 2} and len(study.store.keys()) >= total // 3
+
+    wait_until(both_are_at_work, "a node gets no work", process)
     cluster.kill(1)
     published = study.store.keys()
-    out, err = process.communicate(timeout=RUN_SECONDS)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, (out, err)
     assert published < study.store.keys()
     assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
@@ -76,12 +76,8 @@ def test_a_node_joins_a_running_sweep(study: Study, cluster: Nodes, undisturbed:
     assert wait_for_results(study, process, 3)
     with halted(workers(cluster, 1)):  # or a quick machine ends the sweep before the other node is up
         late = cluster.add(cpus=2)
-        deadline = time.monotonic() + RUN_SECONDS
-        while not workers(cluster, late):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    out, err = process.communicate(timeout=RUN_SECONDS)
+        wait_until(lambda: workers(cluster, late), "the late node gets no work", process)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, (out, err)
     assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
 
@@ -92,7 +88,7 @@ def test_the_head_is_lost(study: Study, cluster: Nodes, undisturbed: Study, plan
     assert wait_for_results(study, process, len(undisturbed.store.keys()) // 3)
     for node in range(3):
         cluster.kill(node)
-    process.communicate(timeout=RUN_SECONDS)
+    process.communicate(timeout=HANG_SECONDS)
     assert process.returncode != 0
     assert_whole(study.store)
     study.arguments, study.prefix = (), ()
@@ -109,7 +105,7 @@ def test_the_cluster_is_lost_under_a_driver(
     cluster.kill_ray(0)
     cluster.kill(1)
     cluster.kill(2)
-    out, err = process.communicate(timeout=RUN_SECONDS)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1, (out, err)
     assert "what was published stays" in out + err
     assert_whole(study.store)

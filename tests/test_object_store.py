@@ -7,7 +7,6 @@ import importlib.util
 import json
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from s3_server import BUCKET, Unreliable, environment, s3_server
 from tiny_study import assert_same_result, publish, tiny_cell
+from waiting import HANG_SECONDS, wait_until
 
 from trainables import lease as lease_module
 from trainables import schema
@@ -100,14 +100,14 @@ def test_of_two_writers_one_wins_as_a_whole(store: Store) -> None:
         mine = Store(store.uri)
         won[name] = []
         for key in keys:
-            both.wait(60)
+            both.wait(HANG_SECONDS)
             won[name].append(mine.publish(key, {WEIGHTS: name.encode() * 5000}, {"by": name}))
 
     threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG_SECONDS)
     for index, key in enumerate(keys):
         winner = store.manifest(key)["by"]
         assert store.read(key, WEIGHTS) == winner.encode() * 5000
@@ -174,10 +174,7 @@ def test_a_lease_is_given_to_one_at_a_time(store: Store, monkeypatch: pytest.Mon
     assert lease is not None
     assert Store(store.uri).lease(KEY) is None
     lease.note = {"step": 2}
-    deadline = time.monotonic() + 20
-    while store.leases()[KEY]["note"] != {"step": 2}:
-        assert time.monotonic() < deadline, "it is not renewed"
-        time.sleep(0.05)
+    wait_until(lambda: store.leases()[KEY]["note"] == {"step": 2}, "it is not renewed")
     lease.release()
     with store.lease(KEY) or pytest.fail("it was released"):
         pass
@@ -193,7 +190,7 @@ def test_an_abandoned_lease_goes_to_one(store: Store) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG_SECONDS)
     assert len(leases) == 5
     if store.uri.startswith("s3"):  # see above
         assert sum(lease is not None for lease in leases) == 1

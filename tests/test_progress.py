@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 from tiny_study import tiny_space
+from waiting import wait_until
 
 from study import progress as module
 from study.estimate import Estimates, duration
@@ -161,7 +162,7 @@ def test_plain_output_is_lines_without_escapes(plan: Plan, monkeypatch: pytest.M
     with progress:
         finish(searcher, 5)
         progress.result(next(iter(plan.jobs)), {"epoch": 1, schema.TEST_ACCURACY: 50.0})
-        time.sleep(0.1)
+        wait_until(lambda: "\n" in stream.getvalue(), "no line is written")
         finish(searcher, 5)
     text = stream.getvalue()
     assert "\x1b" not in text
@@ -179,11 +180,9 @@ def test_terminal_shows_running_jobs_by_name(plan: Plan) -> None:
     assert isinstance(config, dict)
     with progress:
         progress.result(config["key"], {"epoch": 2, schema.TEST_ACCURACY: 71.25, "hostname": "worker-3.cluster.local"})
-        time.sleep(0.6)
+        wait_until(lambda: re.search(r"dense · w0\.25 · A0 +worker-3 +epoch 2/3 +71\.2 %", plain(stream)))
         progress.ended(config["key"])
-    shown = plain(stream)
-    assert re.search(r"dense · w0\.25 · A0 +worker-3 +epoch 2/3 +71\.2 %", shown)
-    assert re.search(r"prune +━* +0 +0 +4 +0 +4", shown)
+    assert re.search(r"prune +━* +0 +0 +4 +0 +4", plain(stream))
 
 
 def test_terminal_shows_what_ended_last_if_it_ended_well(plan: Plan) -> None:
@@ -198,14 +197,13 @@ def test_terminal_shows_what_ended_last_if_it_ended_well(plan: Plan) -> None:
         searcher.on_trial_complete(trial, OK if trial == "good" else None, error=trial == "bad")
         progress.ended(config["key"])
     with progress:
-        time.sleep(0.6)
-    shown = plain(stream)
-    assert re.search(r"dense · .* done +71\.2 %", shown)
-    assert "12.5 %" not in shown
+        wait_until(lambda: re.search(r"dense · .* done +71\.2 %", plain(stream)))
+    assert "12.5 %" not in plain(stream)
 
 
 def test_display_survives_the_driver_changing_states_beside_it(plan: Plan) -> None:
     failures: list[BaseException] = []
+    looks: list[None] = []
     stop = threading.Event()
     searcher, progress = new_progress(plan)
 
@@ -214,14 +212,14 @@ def test_display_survives_the_driver_changing_states_beside_it(plan: Plan) -> No
             try:
                 progress.line()
                 progress._table()
+                looks.append(None)
             except BaseException as error:
                 failures.append(error)
                 return
 
     thread = threading.Thread(target=look)
     thread.start()
-    end = time.monotonic() + 0.5
-    while time.monotonic() < end:
+    while thread.is_alive() and len(looks) < 100:
         searcher.counts = type(searcher.counts)({(schema.DENSE, "waiting"): 2})
         for number in range(200):
             searcher.counts[f"kind{number}", "waiting"] += 1

@@ -8,8 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from studies import RUN_SECONDS, SETTINGS, SPACE, Study, assert_whole, tracked
+from studies import SETTINGS, SPACE, Study, assert_whole, tracked
 from tiny_study import assert_same_result
+from waiting import HANG_SECONDS
 
 from search_spaces import get_space
 from study.plan import Plan, make_plan, override
@@ -33,7 +34,7 @@ def start(study: Study, *arguments: str) -> subprocess.Popen[str]:
 
 def test_two_studies_of_one_plan(study: Study, undisturbed: Study, plan_of_studies: Plan) -> None:
     drivers = [start(study) for _ in range(2)]
-    outputs = [driver.communicate(timeout=2 * RUN_SECONDS) for driver in drivers]
+    outputs = [driver.communicate(timeout=HANG_SECONDS) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], outputs
     assert begun(study.folder) == dict.fromkeys(plan_of_studies.jobs, 1)
     assert_whole(study.store)
@@ -46,7 +47,7 @@ def test_two_studies_that_share_a_part(study: Study, undisturbed: Study, plan_of
     """The second asks for another method, and needs the same dense nets, masks and matches."""
     other = "method=lth,own_mask,permuted"
     drivers = [start(study), start(study, "--set", other)]
-    outputs = [driver.communicate(timeout=2 * RUN_SECONDS) for driver in drivers]
+    outputs = [driver.communicate(timeout=HANG_SECONDS) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], outputs
     both = make_plan(override(get_space(SPACE), [*SETTINGS, other])).jobs.keys() | plan_of_studies.jobs.keys()
     assert len(both) > len(plan_of_studies.jobs)

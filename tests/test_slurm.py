@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 from launch_files import FILES, RAY_SETTINGS
-from studies import MARK, RUN_SECONDS, SPACE, Study
+from studies import MARK, SPACE, Study
 from tiny_study import assignments
+from waiting import HANG_SECONDS
 
 from search_spaces import get_space
 
@@ -108,7 +109,7 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
 @pytest.mark.parametrize("status", [0, 1])
 def test_slurm_job_from_head_to_tear_down(slurm: Slurm, status: int) -> None:
     job = slurm.start("--space", SPACE, DRIVER_STATUS=str(status))
-    out, _ = job.communicate(timeout=60)
+    out, _ = job.communicate(timeout=HANG_SECONDS)
     assert job.returncode == status, out
     calls = slurm.calls()
     head, worker, cleanup = [call for call in calls if call.startswith("srun")]
@@ -130,7 +131,7 @@ def test_slurm_job_from_head_to_tear_down(slurm: Slurm, status: int) -> None:
 def test_nodes_of_a_slurm_job_know_the_settings_and_a_secret(slurm: Slurm, tmp_path: Path) -> None:
     secrets = set()
     for _ in range(2):
-        slurm.start(DRIVER_STATUS="0").communicate(timeout=60)
+        slurm.start(DRIVER_STATUS="0").communicate(timeout=HANG_SECONDS)
         variables = dict(line.split("=", 1) for line in Path(f"{slurm.calls_file}.env").read_text().splitlines())
         assert RAY_SETTINGS.items() <= variables.items()
         assert variables["RAY_AUTH_MODE"] == "token"
@@ -147,7 +148,7 @@ def test_slurm_job_that_is_to_stop(slurm: Slurm, number: signal.Signals, again: 
     assert job.stdout is not None
     assert job.stdout.readline() == "driver runs\n"
     job.send_signal(number)
-    out, _ = job.communicate(timeout=60)
+    out, _ = job.communicate(timeout=HANG_SECONDS)
     calls = slurm.calls()
     order = ["end of driver", "end of head", *([f"scontrol requeue {slurm.job}"] if again else [])]
     assert sorted(order, key=calls.index) == order, out
@@ -158,7 +159,7 @@ def test_slurm_job_that_is_to_stop(slurm: Slurm, number: signal.Signals, again: 
 def test_slurm_job_whose_head_does_not_start(tmp_path: Path) -> None:
     slurm = Slurm(tmp_path, ray="#!/bin/sh\nexit 3\n", python=PYTHON)  # nothing of this one can be left
     job = slurm.start("--space", SPACE)
-    job.communicate(timeout=60)
+    job.communicate(timeout=HANG_SECONDS)
     assert job.returncode == 1
     assert not [call for call in slurm.calls() if call.startswith("python")]
     assert slurm.calls()[-1].endswith(f"rm -rf /tmp/ray-{slurm.job}")
@@ -172,7 +173,7 @@ def test_sweep_in_a_slurm_job_of_two_nodes(tmp_path: Path) -> None:
     settings = [f"--set={each}" for each in assignments(get_space(SPACE))]
     job = slurm.start("--space", SPACE, *settings, "--storage", str(tmp_path / "outputs"), **{MARK: study.mark})
     try:
-        out, _ = job.communicate(timeout=RUN_SECONDS)
+        out, _ = job.communicate(timeout=HANG_SECONDS)
         assert job.returncode == 0, out
         assert "0 were published before" in out
         assert sum("ray start" in call for call in slurm.calls()) == 2

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from s3_server import BUCKET, Unreliable, environment, s3_server
-from studies import RUN_SECONDS, Study, assert_as_if_nothing_had_happened, assert_whole, tracked
+from studies import Study, assert_as_if_nothing_had_happened, assert_whole, tracked
 from tiny_study import assert_same_result, flip_bit
+from waiting import HANG_SECONDS, wait_until
 
 from study.plan import Plan
 from trainables import schema
@@ -45,7 +46,7 @@ def test_a_full_disk_ends_the_study_with_a_clear_error(
     study: Study, small_disk: Path, undisturbed: Study, plan_of_studies: Plan
 ) -> None:
     process = study.start("--retries", "0")
-    out, err = process.communicate(timeout=2 * RUN_SECONDS)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1, (out, err)
     assert "No space left on device" in out + err
     assert "what was published stays" in out + err
@@ -60,14 +61,10 @@ def test_a_study_goes_on_when_space_is_back(
     study: Study, small_disk: Path, undisturbed: Study, plan_of_studies: Plan
 ) -> None:
     process = study.start()
-    deadline = time.monotonic() + RUN_SECONDS
-    while shutil.disk_usage(small_disk).free > 150_000:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the disk does not fill up"
-        time.sleep(0.2)
+    wait_until(lambda: shutil.disk_usage(small_disk).free <= 150_000, "the disk does not fill up", process)
     time.sleep(5)
     enlarge(small_disk)
-    out, err = process.communicate(timeout=RUN_SECONDS)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, (out, err)
     assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import HANG_SECONDS, wait_until
 
 from trainables import lease as lease_module
 from trainables.lease import LEASE_SECONDS, STALE_SECONDS
@@ -27,7 +28,6 @@ from trainables.storage import LocalStorage, errors
 from trainables.store import DamagedArtifact, Lease, NotPublished, StorageError, Store
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 20.0
 """Seconds that a test waits for another process before it gives up."""
 
 
@@ -57,7 +57,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def run(program: str, *arguments: object) -> subprocess.Popen[str]:
         prelude = "import os, signal, sys, time\nfrom pathlib import Path\nfrom trainables.store import Store\n"
-        prelude += f"argv, patience = sys.argv[1:], {PATIENCE}\n"
+        prelude += f"argv, patience = sys.argv[1:], {HANG_SECONDS}\n"
         process = subprocess.Popen(
             [sys.executable, "-c", prelude + program, *map(str, arguments)],
             cwd=ROOT,
@@ -78,13 +78,6 @@ def line(process: subprocess.Popen[str]) -> str:
     """Return the next line that a process prints."""
     assert process.stdout is not None
     return process.stdout.readline().strip()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 # --- publishing and reading -----------------------------------------------------------------------------------------
@@ -369,7 +362,7 @@ def test_who_is_killed_while_publishing_publishes_nothing(
     store: Store, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     killed = start(KILLED_WHILE_PUBLISHING, store.root, KEY)
-    assert killed.wait(PATIENCE) == -signal.SIGKILL
+    assert killed.wait(HANG_SECONDS) == -signal.SIGKILL
     assert KEY not in store
     assert store.keys() == set()
     assert store.publish(KEY, FILES, {})
@@ -378,7 +371,7 @@ def test_who_is_killed_while_publishing_publishes_nothing(
 def test_sweeping_removes_what_the_dead_left_and_nothing_else(
     store: Store, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    start(KILLED_WHILE_PUBLISHING, store.root, KEY).wait(PATIENCE)
+    start(KILLED_WHILE_PUBLISHING, store.root, KEY).wait(HANG_SECONDS)
     alive = start(HANGING_WHILE_PUBLISHING, store.root, key_of("alive"))
     assert line(alive) == "publishing"
     temporary = store.root / "store" / ".tmp"
@@ -394,7 +387,7 @@ def test_sweeping_removes_leases_of_the_dead_and_checkpoints_of_what_is_publishe
     full: Store, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     other, dead = key_of("other"), "store.lease(argv[1]); store.register_study({}); os.kill(os.getpid(), 9)"
-    start(f"store = Store(Path(argv[0])); {dead}", full.root, key_of("dead")).wait(PATIENCE)
+    start(f"store = Store(Path(argv[0])); {dead}", full.root, key_of("dead")).wait(HANG_SECONDS)
     full.write_checkpoint(KEY, b"its job was killed just after it was published")
     full.write_checkpoint(other, b"work in progress")
     with full.lease(other) or pytest.fail("it is free"):
@@ -449,7 +442,7 @@ def test_who_is_killed_while_saving_leaves_the_last_checkpoint(
     store.write_checkpoint(KEY, b"the last one")
     program = f"os.{call} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
     program += "Store(Path(argv[0])).write_checkpoint(argv[1], b'a new one')"
-    assert start(program, store.root, KEY).wait(PATIENCE) == -signal.SIGKILL
+    assert start(program, store.root, KEY).wait(HANG_SECONDS) == -signal.SIGKILL
     assert store.read_checkpoint(KEY) == b"the last one"
 
 
@@ -510,14 +503,15 @@ def test_of_many_that_want_a_lease_one_gets_it(store: Store, start: Callable[...
 
 
 def test_the_lease_of_a_killed_process_is_free_at_once(
-    store: Store, start: Callable[..., subprocess.Popen[str]]
+    store: Store, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("LEASE_SECONDS", "STALE_SECONDS"):
+        monkeypatch.setattr(lease_module, name, 2 * HANG_SECONDS)  # nobody waits for it to expire
     holder = start(HOLDER, store.root, KEY)
     assert line(holder) == "held"
     holder.send_signal(signal.SIGKILL)  # and not waited for: even a zombie is dead
     taken: list[Lease | None] = []
     wait_until(lambda: bool(taken.append(store.lease(KEY)) or taken[-1]))
-    assert PATIENCE < LEASE_SECONDS, "this test must not wait for the lease to expire"
     give_back(taken[-1])
 
 
@@ -630,7 +624,7 @@ def test_who_works_on_what_is_visible(store: Store, start: Callable[..., subproc
         assert sorted(study["note"]["space"] for study in store.studies()) == ["cifar", "digits"]
     assert store.studies() == []
     program = "lease = Store(Path(argv[0])).register_study({})\nprint('on', flush=True)\nos.kill(os.getpid(), 9)"
-    start(program, store.root).wait(PATIENCE)
+    start(program, store.root).wait(HANG_SECONDS)
     assert store.studies() == [], "its driver is dead"
 
 

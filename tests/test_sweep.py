@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import ray
 import torch
 from stub_trials import Dies, FindsNoStorage, NeedsHalfAGpu, Raises, Stub, Together
 from tiny_study import assignments, python, tiny_space
+from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import get_space
 from study import ray_session
@@ -239,8 +239,8 @@ def test_cluster_is_given_up_once_and_only_after_a_long_silence(
     cluster._endpoints = {"the head": ("10.0.0.1", 6379)}
     with cluster.watched(give_up):
         (watcher,) = [thread for thread in threading.enumerate() if thread.name == "cluster-watch"]
-        assert ended.wait(20)
-    watcher.join(20)
+        assert ended.wait(HANG_SECONDS)
+    watcher.join(HANG_SECONDS)
     assert not watcher.is_alive()
     assert len(reasons) == lost
     assert all(reason.startswith("the head has been out of reach for ") for reason in reasons)
@@ -290,12 +290,10 @@ def test_study_whose_head_is_killed_ends_with_a_message(tmp_path: Path, short_fo
     environment = {ray_session.RECONNECT_VARIABLE: "40", "TMPDIR": short_folder}
     process = python("-m", "study.run", *arguments, env=environment, cwd=tmp_path)
     store = Store(tmp_path / "outputs")
-    while not store.leases():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+    wait_until(store.leases, "no trial begins", process)
     (head,) = [pid for pid in descendants(process.pid) if named(pid) == "gcs_server"]
     os.kill(head, signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1, err
     assert re.search(
         r"^the study ended early: the head of the Ray cluster has been out of reach for \d+ s; ", err, re.M
@@ -416,7 +414,7 @@ with connected(None):
 def test_local_ray_listens_on_the_loopback_device_alone() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
     answer = subprocess.run(
-        [sys.executable, "-c", LISTENERS], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LISTENERS], env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
     )
     assert answer.returncode == 0, answer.stderr
     addresses = json.loads(answer.stdout.splitlines()[-1])

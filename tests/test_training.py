@@ -12,6 +12,7 @@ import torch
 from tiny_study import python
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from waiting import HANG_SECONDS
 
 from trainables.artifacts import pack, pack_checkpoint, unpack_checkpoint
 from trainables.config import Recipe
@@ -186,7 +187,7 @@ def test_same_bits_in_fresh_processes_beside_a_busy_one() -> None:
     busy = python("-c", "while True: pass")
     try:
         processes = [python("-c", SCRIPT), python("-c", SCRIPT)]
-        results = [process.communicate(timeout=120) for process in processes]
+        results = [process.communicate(timeout=HANG_SECONDS) for process in processes]
     finally:
         busy.kill()
         busy.wait()

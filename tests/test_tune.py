@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from PIL import Image
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from tiny_study import assert_same_result, publish, tiny_cell, tiny_space
+from waiting import HANG_SECONDS, wait_until
 
 from study.plan import make_plan
 from trainables import LTH, Dense, Naive, Permuted, schema
@@ -27,6 +27,7 @@ from trainables import tune as tune_module
 from trainables.execution import compute
 from trainables.graph import Ref, closure, dense_job, target
 from trainables.jobs import Context
+from trainables.lease import Lease
 from trainables.store import StorageError, Store
 from trainables.training import Diverged
 from trainables.tune import PlannedJob, _absolute, _location, by_net
@@ -118,11 +119,10 @@ def test_trial_that_is_stopped_gives_way_and_the_next_goes_on(cluster: None, pub
     _, rows = fit(Dense, space, tmp_path, stop={"epoch": 2})
     assert [row["epoch"] for row in rows] == [1, 2]
     assert job.key not in store
-    end = time.monotonic() + 30  # Tune does not wait for the processes of stopped trials to end
-    while (lease := store.lease(job.key)) is None:
-        assert time.monotonic() < end, "the stopped trial has not given its lease back"
-        time.sleep(0.1)
-    lease.release()
+    leases: list[Lease | None] = []  # Tune does not wait for the processes of stopped trials to end
+    wait_until(lambda: leases.append(store.lease(job.key)) or leases[-1], "the stopped trial keeps its lease")
+    assert leases[-1] is not None
+    leases[-1].release()
     _, rows = fit(Dense, space, tmp_path)
     assert [row["step"] for row in rows if "step" in row] == [3]
     assert_same_result(store, published, job.key)
@@ -394,23 +394,30 @@ def test_mates_are_trained_with_the_first_job(context: Context, monkeypatch: pyt
         trial.step()
 
 
+HANG = """
+import faulthandler, threading
+from unittest.mock import patch
+from trainables.tune import PlannedJob
+
+def rows():
+    yield {"stage": "dense", "job_key": "of an ancestor"}
+    threading.Event().wait()
+
+trial = PlannedJob.__new__(PlannedJob)
+trial._target = type("Job", (), {"key": "k", "kind": "dense", "epochs": 1})
+trial._rows, trial._max_silence = rows(), 0.2
+later, cancel = "dump_traceback_later", "cancel_dump_traceback_later"
+with patch.object(faulthandler, later) as armed, patch.object(faulthandler, cancel) as calmed:
+    trial.step()  # one that does not hang, however slow the machine is
+print(armed.call_args.args, calmed.call_count, flush=True)  # between two steps nothing is awaited of it
+trial.step()
+"""
+
+
 def test_step_that_hangs_ends_its_process() -> None:
-    program = (
-        "import threading\nfrom trainables.tune import PlannedJob\n"
-        "def rows():\n"
-        "    yield {'stage': 'dense', 'job_key': 'of an ancestor'}\n"
-        "    threading.Event().wait()\n"
-        "trial = PlannedJob.__new__(PlannedJob)\n"
-        "trial._target = type('Job', (), {'key': 'k', 'kind': 'dense', 'epochs': 1})\n"
-        "trial._rows, trial._max_silence = rows(), 0.2\n"
-        "trial.step()\n"
-        "threading.Event().wait(0.5)\n"  # between two steps nothing is awaited of it
-        "print('still here', flush=True)\n"
-        "trial.step()\n"
-    )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    answer = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=HANG_SECONDS)
     assert answer.returncode == 1
-    assert answer.stdout == "still here\n"
+    assert answer.stdout == "(0.2,) 1\n", answer.stderr
     assert "Timeout" in answer.stderr
     assert "in rows" in answer.stderr, "the trace says where it hung"
 
