@@ -32,7 +32,7 @@ Pinned = dict[str, dict[str, str]]
 ONE_PAIR: Final = ("digits_quickstart", "seeds=0", "width=0.5")
 VARIANTS: Final = (
     *((name,) for name in SPACES),
-    *((*ONE_PAIR, "model=resnet20", f"recipe={name}") for name in RECIPES),
+    *((*ONE_PAIR, "model=resnet20", f"recipe={name}", "batch_size=128") for name in RECIPES),
     ("resnet20_width_sweep", "recipe=short", "rewind_epoch=0,5,10", "width=1"),
     *((*ONE_PAIR, f"model={name}") for name in MODELS),
     (*ONE_PAIR, "method=imp,lth,naive,permuted,shuffled,layerwise_random,own_mask,reinit", "members=2"),

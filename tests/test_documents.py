@@ -19,6 +19,7 @@ import pytest
 from s3_server import environment
 from test_object_store import fresh_s3, s3, server
 from tiny_study import tiny_space
+from waiting import wait_until
 
 from analysis import load, watch
 from analysis.records import Record
@@ -361,13 +362,6 @@ def test_commands_survive_a_hundred_damages(what: str, space: Plan, tmp_path: Pa
 
 
 # --- leases -----------------------------------------------------------------------------------------------------------
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline, "it does not come true"
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("damage", [*sorted(CERTAIN), "gone"])
 def test_a_holder_mends_its_lease(
     damage: str, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

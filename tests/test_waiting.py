@@ -25,7 +25,7 @@ def own_clocks(text: str) -> list[int]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in WAITING:
             patience = [each.value for each in node.keywords if each.arg == "timeout"]
             if isinstance(node.func, ast.Attribute) and node.func.attr in ("wait", "join"):
-                patience += [each for each in node.args if isinstance(getattr(each, "value", None), int | float)]
+                patience += [each for each in node.args if type(getattr(each, "value", None)) in (int, float)]
             found += [node.lineno for each in patience if ast.unparse(each) != "HANG_SECONDS"]
     return found
 
