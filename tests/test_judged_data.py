@@ -263,9 +263,30 @@ def test_a_file_that_changes_while_it_is_decoded_is_refused(folders: Path, monke
         Image.fromarray(picture(99)).save(one(folders))
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(image_folder, "_decode", changing)
-    with pytest.raises(ValueError, match=r"train/ant/0.png: has changed since it was looked at"):
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "_decode", changing)
+        with pytest.raises(ValueError, match=r"train/ant/0.png: has changed since it was looked at"):
+            image_folder.load("image_folder", folders, None)
+    images = image_folder.load("image_folder", folders, None).train.images
+    np.testing.assert_array_equal(images[0].numpy(), picture(99).transpose(2, 0, 1))
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_disk_that_changes_a_file_without_its_times_is_noticed(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_dataset("image_folder", folders)
+    monkeypatch.setattr(image_folder, "digest_of", lambda data: "other")
+    with pytest.raises(ValueError, match="24 files cannot be used"):
         image_folder.load("image_folder", folders, None)
+    monkeypatch.undo()
+    assert len(image_folder.load("image_folder", folders, None).train) == 12, "looked at again"
+
+
+def spoilt(content: bytes, at: int | None = None) -> bytes:
+    """Return a file, such as a PNG, that is whole by its ends."""
+    at = content.index(b"IDAT") + 12 if at is None else at
+    return content[:at] + bytes(byte ^ 255 for byte in content[at : at + 8]) + content[at + 8 :]
 
 
 @pytest.mark.usefixtures("settled")
@@ -274,9 +295,7 @@ def test_files_that_cannot_be_decoded_are_all_named_and_remembered(
 ) -> None:
     bad = [folders / "train" / "bee" / "1.png", folders / "train" / "cow" / "2.png", folders / "test" / "ant" / "3.png"]
     for path in bad:
-        content = path.read_bytes()
-        at = content.index(b"IDAT") + 12
-        path.write_bytes(content[:at] + bytes(8) + content[at + 8 :])  # whole, by its end, but its checksum is wrong
+        path.write_bytes(spoilt(path.read_bytes()))
     decoded: list[Path] = []
     original = image_folder._decode_file
 
@@ -293,6 +312,29 @@ def test_files_that_cannot_be_decoded_are_all_named_and_remembered(
         assert len(decoded) == 24, "one pass"
     with pytest.raises(ValueError, match="3 files cannot be used"):
         check_dataset("image_folder", folders)
+    for number, path in enumerate(bad):
+        Image.fromarray(picture(200 + number)).save(path)
+    decoded.clear()
+    mended = image_folder.load("image_folder", folders, None)
+    assert sorted(decoded) == sorted(bad), "the others are decoded already"
+    shutil.rmtree(folders / ".decoded")
+    assert torch.equal(mended.train.images, image_folder.load("image_folder", folders, None).train.images)
+    assert not list((folders / ".decoded").glob("*partial"))
+
+
+@pytest.mark.usefixtures("settled")
+def test_damage_to_what_is_kept_of_a_failed_pass_is_noticed(folders: Path) -> None:
+    bad = folders / "train" / "bee" / "1.png"
+    content = bad.read_bytes()
+    bad.write_bytes(spoilt(content))
+    with pytest.raises(ValueError, match="1 file cannot be used"):
+        image_folder.load("image_folder", folders, None)
+    (kept,) = (folders / ".decoded").glob("*-partial/train_images.npy")
+    kept.write_bytes(spoilt(kept.read_bytes(), 200))
+    bad.write_bytes(content)
+    images = image_folder.load("image_folder", folders, None).train.images.numpy()
+    expected = [picture(10 * label + number).transpose(2, 0, 1) for label in range(3) for number in range(4)]
+    np.testing.assert_array_equal(images, np.stack(expected))
 
 
 # --- which data ------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def open_decoded(name: str, root: Path, state: str, cache_dir: Path | None, deco
 def _publish(unfinished: Path, published: Path, state: str, decode: Decode) -> None:
     try:
         class_names = decode(unfinished)
-        sums = {path.name: _checksum(path) for path in sorted(unfinished.glob("*.npy"))}
+        sums = {path.name: checksum(path) for path in sorted(unfinished.glob("*.npy"))}
         document = {"state": state, "class_names": list(class_names), "checksums": sums}
         cache.write_sealed(unfinished / MANIFEST, document)
         unfinished.chmod(0o755)  # it was created private
@@ -121,21 +121,22 @@ def _verified(directory: Path, state: str) -> Decoded | None:
     elif manifest["state"] != state:
         damaged = [f"{MANIFEST}, which belongs to other images"]
     else:
-        damaged = [file for file, checksum in manifest["checksums"].items() if not _intact(directory / file, checksum)]
+        damaged = [file for file, expected in manifest["checksums"].items() if not intact(directory / file, expected)]
     if damaged:
         _log.warning("decoded images in %s are damaged (%s) and decoded again", directory, ", ".join(damaged))
         return None
     return Decoded(directory, manifest["class_names"])
 
 
-def _intact(path: Path, checksum: str) -> bool:
+def intact(path: Path, expected: str) -> bool:
+    """Return whether a file has this checksum."""
     try:
-        return _checksum(path) == checksum
+        return checksum(path) == expected
     except OSError:  # missing, or the disk cannot read it
         return False
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
     """Return a digest of a file's content, block by block, for threads to share the work."""
     with path.open("rb") as file, ThreadPoolExecutor(_THREADS) as pool:
         descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size

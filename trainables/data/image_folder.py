@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainables.data import DATASETS
+from trainables.data import DATASETS, cache
 from trainables.data.dataset import Augmentation, Dataset, DatasetEntry
-from trainables.data.decoded import open_decoded
+from trainables.data.decoded import MANIFEST, checksum, intact, open_decoded
 from trainables.data.index import FileState, remember
 from trainables.data.layout import CROPPED_SIZE, RESIZED_SIDE, ImageFile, ImageFolder, find_source, unusable
 from trainables.data.pictures import digest_of, open_picture, unreadable
@@ -30,6 +30,7 @@ from trainables.data.pictures import digest_of, open_picture, unreadable
 DECODING_THREADS: Final = 4
 """Pillow decodes without the interpreter's lock; more threads than these mostly wait for the disk."""
 _FILES_PER_TASK: Final = 256
+_CHANGED: Final = "has changed since it was looked at"
 
 
 def load(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
@@ -75,8 +76,11 @@ def _decode(source: ImageFolder, size: int, cache_dir: Path | None, directory: P
     """Write the arrays of both splits into `directory`.
 
     Raises:
-        ValueError: images cannot be decoded; all of them are named, and remembered until they change.
+        ValueError: images cannot be decoded; all of them are named, and remembered until they change. The others are
+            kept for the next time.
     """
+    rest = directory.parent / f"{source.name}-{cache.place(source.root)}-partial"
+    decoded = _kept(rest, size)
     needed, free = (len(source.train) + len(source.test)) * 3 * size**2, shutil.disk_usage(directory).free
     if needed > free:  # a mapped file on a full disk would kill the process without a word
         raise ValueError(f"{needed:,} bytes are needed in {directory.parent} for decoded images, {free:,} are free")
@@ -85,27 +89,58 @@ def _decode(source: ImageFolder, size: int, cache_dir: Path | None, directory: P
         images = np.lib.format.open_memmap(
             directory / f"{split}_images.npy", mode="w+", dtype=np.uint8, shape=(len(files), 3, size, size)
         )
-        problems |= _decode_files(source, files, images)
+        problems |= _decode_files(source, files, images, decoded)
         images.flush()
         np.save(directory / f"{split}_labels.npy", np.array([file.label for file in files], dtype=np.int64))
+    shutil.rmtree(rest, ignore_errors=True)
     if problems:
-        remember(source.root, problems, cache_dir)
+        remember(source.root, {state: why.removeprefix(_CHANGED) for state, why in problems.items()}, cache_dir)
+        _keep(source, directory, problems.keys(), rest)
         raise unusable(source.name, source.root, {state.path: why for state, why in problems.items()})
     return source.class_names
 
 
+def _keep(source: ImageFolder, directory: Path, bad: Collection[FileState], rest: Path) -> None:
+    """Keep what could be decoded of a dataset that cannot be used yet."""
+    kept = {}
+    for split, files in (("train", source.train), ("test", source.test)):
+        name = f"{split}_images.npy"
+        kept[name] = checksum(directory / name), ["" if file.state in bad else file.picture.digest for file in files]
+    cache.write_sealed(directory / MANIFEST, kept)
+    os.replace(directory, rest)
+
+
+def _kept(rest: Path, size: int) -> dict[str, npt.NDArray[np.uint8]]:
+    """Return the images that `_keep` has kept, as far as they are intact, by the digests of their files."""
+    found: dict[str, npt.NDArray[np.uint8]] = {}
+    for name, (expected, digests) in (cache.read_sealed(rest / MANIFEST) or {}).items():
+        if intact(rest / name, expected):
+            images = np.load(rest / name, mmap_mode="r")
+            if images.shape[2] == size:
+                found |= {digest: image for digest, image in zip(digests, images, strict=True) if digest}
+    return found
+
+
 def _decode_files(
-    source: ImageFolder, files: Sequence[ImageFile], images: npt.NDArray[np.uint8]
+    source: ImageFolder,
+    files: Sequence[ImageFile],
+    images: npt.NDArray[np.uint8],
+    decoded: Mapping[str, npt.NDArray[np.uint8]],
 ) -> dict[FileState, str]:
-    """Decode files to the rows of `images`; return why some of them could not be."""
+    """Decode files to the rows of `images`, but for those that are decoded already; return why some could not be."""
 
     def decode_part(start: int) -> dict[FileState, str]:
         problems = {}
         for index in range(start, min(start + _FILES_PER_TASK, len(files))):
             state, _, picture = files[index]
+            if picture.digest in decoded:
+                images[index] = decoded[picture.digest]
+                continue
             try:
                 images[index] = _decode_file(source.root / state.path, images.shape[2], picture.digest)
             except unreadable() as error:
+                if isinstance(error, OSError) and error.errno:  # the disk's, not the file's
+                    raise
                 problems[state] = str(error)
         return problems
 
@@ -122,7 +157,7 @@ def _decode_file(path: Path, size: int, digest: str) -> npt.NDArray[np.uint8]:
     """Return one image as uint8 (3, size, size)."""
     data = path.read_bytes()
     if digest_of(data) != digest:
-        raise ValueError("has changed since it was looked at")
+        raise ValueError(_CHANGED)
     with open_picture(io.BytesIO(data)) as opened:
         image = opened.convert("RGB")
     if size == CROPPED_SIZE:

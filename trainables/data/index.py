@@ -63,12 +63,16 @@ def look_at(root: Path, states: Sequence[FileState], cache_dir: Path | None) -> 
 
 
 def remember(root: Path, problems: Mapping[FileState, str], cache_dir: Path | None) -> None:
-    """Keep that some pictures, as they are now, turned out to be damaged."""
+    """Keep that some pictures, as they are now, turned out to be damaged: file -> why, or "" to look at it again."""
     name = f"index-{cache.place(root)}.json"
     folder = first_writable(cache.folders(root, cache_dir), f"what is known of the files in {root}")
     with cache.locked(folder / f"{name}.lock"):
         known = _read(root, name, cache_dir)
-        _write(folder / name, known | {s: known[s]._replace(problem=p) for s, p in problems.items() if s in known})
+        for state in problems.keys() & known.keys():
+            picture = known.pop(state)
+            if problems[state]:
+                known[state] = picture._replace(problem=problems[state])
+        _write(folder / name, known)
 
 
 def _settled(state: FileState) -> bool:
