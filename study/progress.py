@@ -87,6 +87,13 @@ class Progress:
         if accuracy and self._searcher.state.get(key) == DONE:
             self._last.appendleft((key, host, accuracy))
 
+    def say(self, line: str) -> None:
+        """Print a line that stays, above the live table if there is one."""
+        if self._live is not None:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self._stream, flush=True)
+
     # --- display ------------------------------------------------------------------------------------------------------
     def __enter__(self) -> Progress:
         if self._console.is_terminal and not self._console.is_dumb_terminal:

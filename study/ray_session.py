@@ -11,17 +11,20 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
+from ray._private import state as _state  # the public API asks a dashboard, which a Ray of our own lacks
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from study.address import ClusterError
+from study.hosts import Node
 
 if TYPE_CHECKING:  # it imports torch, which takes as long as Ray takes to start
     from study.resources import Resources
@@ -36,6 +39,10 @@ RECONNECT_SECONDS: Final = 60.0
 without a word on what has become of the study. So after half of it the cluster counts as lost."""
 PROBE_SECONDS: Final = 3.0
 SHUTDOWN_SECONDS: Final = 10.0
+START_PAUSES: Final = (2.0, 10.0, 30.0)
+"""Before further attempts to start Ray: on a busy machine it gives up after 30 s."""
+REACH_SECONDS: Final = 30.0
+"""How long a cluster may take to answer at its address; Ray itself would try it for minutes without a word."""
 
 
 class Cluster:
@@ -50,6 +57,7 @@ class Cluster:
         """
         self.is_own, self.scratch = is_own, scratch
         self._resources: tuple[float, Resources] = (-REFRESH_SECONDS, {})
+        self._nodes: tuple[float, dict[str, Node]] = (-REFRESH_SECONDS, {})
         context = ray.get_runtime_context()
         own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
         self._endpoints = {
@@ -65,10 +73,14 @@ class Cluster:
                 self._resources = now, ray.cluster_resources()
         return self._resources[1]
 
-    def fits(self, asked: Resources) -> bool:
-        """Return whether some node could run a trial that asks for so much, if it did nothing else."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return any(all(amount <= node.get(name, 0.0) for name, amount in asked.items()) for node in nodes)
+    def nodes(self) -> dict[str, Node]:
+        """Return the nodes by their ids, as they are now or were when the cluster was last in reach."""
+        now = time.monotonic()
+        if now - self._nodes[0] >= REFRESH_SECONDS:
+            with contextlib.suppress(ray.exceptions.RayError):
+                alive = [node for node in ray.nodes() if node["Alive"]]
+                self._nodes = now, {node["NodeID"]: Node(_name(node), node["Resources"]) for node in alive}
+        return self._nodes[1]
 
     def gpu_memory(self) -> float | None:
         """Return the bytes of the smallest GPU that Ray has to give; None if it has none.
@@ -154,6 +166,47 @@ class Cluster:
             stop.set()
 
 
+def _init(address: str | None) -> None:
+    """Connect, or start a Ray of our own; the latter is tried again, because it is not in vain on a busy machine."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        ray.init(address=address, **options)
+        return
+    for pause in (*START_PAUSES, None):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            passing = isinstance(error, ConnectionError | TimeoutError) or not isinstance(error, ValueError | OSError)
+            if pause is None or not passing:
+                raise
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            print(f"Ray has not started ({reason}); again in {pause:.0f} s", file=sys.stderr, flush=True)
+            ray.shutdown()
+            time.sleep(pause)
+
+
+def _reach(address: str) -> None:
+    """Wait until a cluster answers at its address.
+
+    Raises:
+        ClusterError: nothing does.
+    """
+    end = time.monotonic() + REACH_SECONDS
+    while not _answers(_endpoint(address)):
+        if time.monotonic() >= end:
+            raise ClusterError(f"Ray cluster {address}: nothing answers there for {REACH_SECONDS:.0f} s")
+        time.sleep(min(1.0, REACH_SECONDS / 10))
+
+
+def place_of(actor_id: str) -> tuple[str, str]:
+    """Return the node, by Ray's id, and the host on which an actor runs or ran; empty if nobody knows any more."""
+    with contextlib.suppress(ray.exceptions.RayError, KeyError, ValueError):
+        node = str(_state.actors(actor_id)["Address"]["NodeID"])
+        return node, next((_name(each) for each in ray.nodes() if each["NodeID"] == node), "")
+    return "", ""
+
+
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[Cluster]:
     """Join the cluster at an address, or start a Ray of our own, which listens on the loopback device alone.
@@ -161,11 +214,12 @@ def connected(address: str | None) -> Iterator[Cluster]:
     Raises:
         ClusterError: it cannot be reached or started.
     """
-    own: dict[str, Any] = {} if address else {"include_dashboard": False}
     on_termination = signal.getsignal(signal.SIGTERM)
+    if address is not None and address != "auto":
+        _reach(address)
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        _init(address)
+    except Exception as error:  # Ray raises bare ones, too
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if address not in (None, "auto") and "RAY_AUTH_MODE" not in os.environ:  # of auto, Ray finds out itself
             reason += "; if it asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
@@ -177,6 +231,11 @@ def connected(address: str | None) -> Iterator[Cluster]:
             yield Cluster(is_own=not address, scratch=Path(scratch))
     finally:
         ray.shutdown()
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    """Return the name of a node's host, by which people know it."""
+    return str(node.get("NodeManagerHostname") or node["NodeManagerAddress"])
 
 
 def _lost_after() -> float:

@@ -140,6 +140,7 @@ def _running_studies(status: Status) -> str:
     for study in status.studies:
         host, since = host_of(study["owner"]), duration(status.now - study["since"])
         each.append(f"{study['note'].get('space', '?')} on {host} for {since}")
+        each += [f"no more jobs for {out}" for out in study["note"].get("out", [])]
     return f"running: {'; '.join(each)}"
 
 

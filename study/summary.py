@@ -49,12 +49,32 @@ def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str
         by_kind = Counter(plan.jobs[key].kind for key in unfinished)
         kinds = ", ".join(f"{count} {kind}" for kind, count in by_kind.items())
         lines.append(f"not run: {len(unfinished)} jobs ({kinds})")
-    if lines:
+    lines += [f"no more jobs for {out}" for out in searcher.outs()]
+    if failed and not unfinished and searcher.recurring.issuperset(failed):
+        lines.append(f"they would fail again: change what the errors say, and then: {command}")
+    elif lines:
         what = "retry just these" if not unfinished else "go on with these; what was published stays"
         lines.append(f"to {what}: {command}")
+    if lines:
         sys.stdout.flush()
         print(*map(redact_text, lines), sep="\n", file=sys.stderr, flush=True)
     return bool(lines)
+
+
+def report_missing(plan: Plan, missing: list[str], command: str) -> None:
+    """Name the results that were published, or said to be, and that the store does not hold at the end.
+
+    Args:
+        plan: the study.
+        missing: keys of the jobs that have to be run again.
+        command: the command line, without passwords.
+    """
+    sys.stdout.flush()
+    for key in missing[:NAMED_FAILURES]:
+        print(f"gone: {_name(plan, key)} ({key[:12]}) was published, but the store does not hold it", file=sys.stderr)
+    if len(missing) > NAMED_FAILURES:
+        print(f"gone: {len(missing) - NAMED_FAILURES} more", file=sys.stderr)
+    print(f"to compute just these again: {command}", file=sys.stderr, flush=True)
 
 
 def _name(plan: Plan, key: str) -> str:

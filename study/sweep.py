@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from study.address import ClusterError, cluster_address
@@ -21,10 +22,11 @@ from study.states import DONE
 from study.tracking import Tracker
 from trainables.config import TRAINING_CONFIGS
 from trainables.redaction import redact
-from trainables.store import StorageError, Store
+from trainables.store import Lease, StorageError, Store
 
 if TYPE_CHECKING:  # ray reads some of its environment when it is imported
     from study.callback import StudyCallback
+    from study.hosts import Hosts
     from study.ray_session import Cluster
     from study.resources import Resources
     from study.searcher import PlanSearcher
@@ -90,6 +92,7 @@ def run_sweep(
         StorageError: the storage is away before anything was run.
     """
     from study.run import print_plan
+    from study.summary import print_next_steps, print_results, report_missing
 
     address = cluster_address(options.address)
     prepare_environment(address)
@@ -103,17 +106,20 @@ def run_sweep(
     sweep = _Sweep(plan, store, tracker, estimates, options, command)
     try:
         if todo:
-            with store.register_study({"space": plan.space.name, "jobs": len(plan.jobs)}), _termination_as_interrupt():
-                sweep.run(todo, address, data_dir)
+            registration = store.register_study({"space": plan.space.name, "jobs": len(plan.jobs)})
+            with registration, _termination_as_interrupt():
+                sweep.run(todo, address, data_dir, registration)
     finally:
         delivered = tracker.close(DELIVERY_SECONDS)
     bad = sweep.report()
+    missing = [] if bad else list(plan.closure.todo(store.keys()))
+    if missing:
+        report_missing(plan, missing, command)
+        bad = True
     print(
         f"{sweep.done} jobs run, {len(plan.jobs) - len(todo)} were published before; {duration(sweep.seconds)}",
         flush=True,
     )
-    from study.summary import print_next_steps, print_results
-
     if not delivered:
         reason = tracker.behind or "the server is slow"
         print(f"warning: not everything reached {redact(tracking_uri)} ({reason}); the same command delivers the rest")
@@ -152,7 +158,9 @@ class _Sweep:
         """Since the start."""
         return time.monotonic() - self._started
 
-    def run(self, todo: dict[str, set[int | None]], address: str | None, data_dir: str | None) -> None:
+    def run(
+        self, todo: dict[str, set[int | None]], address: str | None, data_dir: str | None, registration: Lease
+    ) -> None:
         """Run the jobs; what has become of them is the searcher's to tell."""
         options = self._options
         print(f"starting Ray{f' on {address}' if address else ' on this machine'} ...", flush=True)
@@ -162,6 +170,8 @@ class _Sweep:
         from study.ray_session import connected
 
         with connected(address) as cluster:
+            from study.hosts import Hosts
+            from study.looks import Looks
             from study.progress import Progress
             from study.searcher import PlanSearcher
             from study.trials import run_trials
@@ -171,25 +181,42 @@ class _Sweep:
                 "data_dir": data_dir,
                 "checkpoint_seconds": options.checkpoint_seconds,
                 "max_silence": 3600.0 * options.max_silence,
+                "study": registration.name,
             }
+            hosts, looks = Hosts(cluster.nodes), Looks(self._plan, self._store, todo)
+
+            def say(line: str) -> None:
+                progress.say(line)
+                # Replaced, not changed in place: another thread renews the lease. --status reads it.
+                registration.note = {**registration.note, "out": searcher.outs()}
+
             self._searcher = searcher = PlanSearcher(
                 self._plan,
                 todo,
                 self._estimates,
                 surroundings,
                 options.retries,
-                resources=_resources(self._plan, todo, cluster, options),
+                resources=_resources(self._plan, todo, cluster, hosts, options),
                 room=cluster.resources,
                 ahead=AHEAD_LOCAL if cluster.is_own else AHEAD_CLUSTER,
                 max_concurrent=options.max_concurrent,
                 nets_per_trial=options.nets_per_trial,
+                hosts=hosts,
+                held=looks.held,
+                say=say,
             )
             progress = Progress(self._plan, searcher, self._estimates, searcher.slots)
 
             def attach(callback: StudyCallback) -> None:
-                callback.attach(searcher, self._tracker, progress)
+                callback.attach(
+                    searcher,
+                    self._tracker,
+                    progress,
+                    max_silence=surroundings["max_silence"],
+                    published=looks.published,
+                )
 
-            with progress, cluster.watched(lambda reason: self._lose(reason, cluster)):
+            with closing(looks), progress, cluster.watched(lambda reason: self._lose(reason, cluster)):
                 self._ended = run_trials(cluster, searcher, attach, self._plan.space.name)
                 if self._ended is not None and (missing := cluster.missing()) is not None:
                     self._lose(f"{missing} is out of reach", cluster)
@@ -219,7 +246,7 @@ class _Sweep:
 
 
 def _resources(
-    plan: Plan, todo: dict[str, set[int | None]], cluster: Cluster, options: argparse.Namespace
+    plan: Plan, todo: dict[str, set[int | None]], cluster: Cluster, hosts: Hosts, options: argparse.Namespace
 ) -> dict[str, Resources]:
     """Return what each job asks for.
 
@@ -240,7 +267,7 @@ def _resources(
         nets_per_trial=options.nets_per_trial,
     )
     for each in {tuple(each.items()) for each in asked.values()}:
-        if not cluster.fits(dict(each)):
+        if not hosts.fit(dict(each)):
             problem = f"a trial asks for {_in_words(each)}, no node of the cluster has so much"
             if cluster.is_own:
                 raise ClusterError(problem)

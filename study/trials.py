@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from ray import tune
 from ray.exceptions import OutOfMemoryError
@@ -22,6 +22,8 @@ from study.states import DONE
 from trainables.redaction import redact_text
 from trainables.tune import PlannedJob
 
+NODE_LABEL: Final = "ray.io/node-id"
+"""A label that Ray gives to each node."""
 RESTARTS: Final = 3
 """Experiments begun anew in a row without that a job was done, after Tune has given up on one."""
 
@@ -61,8 +63,12 @@ def run_trials(
             )
             attach(callback)  # Tune has pickled it when the tuner was made
             tuner.fit()
+            callback.settle()
             return None
         except Exception as error:
+            if searcher.is_stuck():
+                searcher.take_back()
+                continue
             reason = _in_words(error)
         finally:
             if callback.directory is not None:
@@ -78,7 +84,7 @@ def _tuner(
     cluster: Cluster, searcher: PlanSearcher, callback: StudyCallback, name: str, trainable: type[tune.Trainable]
 ) -> tune.Tuner:
     return tune.Tuner(
-        tune.with_resources(trainable, lambda config: tune.PlacementGroupFactory([config["resources"]])),
+        tune.with_resources(trainable, _request),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=-1,
@@ -95,6 +101,13 @@ def _tuner(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
+
+
+def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Return the request for what a trial is to have, anywhere but on the nodes that it must not run on."""
+    avoided = config.get("avoided")
+    where = {"bundle_label_selector": [{NODE_LABEL: f"!in({','.join(avoided)})"}]} if avoided else {}
+    return tune.PlacementGroupFactory([config["resources"]], **where)
 
 
 def _done(searcher: PlanSearcher) -> int:

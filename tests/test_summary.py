@@ -12,7 +12,7 @@ from study.labels import run_name
 from study.plan import Plan, make_plan
 from study.searcher import PlanSearcher
 from study.states import DONE, FAILED
-from study.summary import NAMED_FAILURES, NAMED_VICTIMS, note_failures, report_failures
+from study.summary import NAMED_FAILURES, NAMED_VICTIMS, note_failures, report_failures, report_missing
 from trainables import schema
 from trainables.store import Store
 
@@ -25,12 +25,12 @@ def plan() -> Plan:
     return make_plan(tiny_space(sparsity=(0.5, 0.9)))
 
 
-def run_all(plan: Plan, bad: dict[str, str]) -> PlanSearcher:
+def run_all(plan: Plan, bad: dict[str, str], status: str = "died") -> PlanSearcher:
     """Play a sweep in which the jobs in `bad` fail with these errors."""
     searcher = PlanSearcher(plan, plan.closure.todo(set()), Estimates(dict.fromkeys(plan.jobs, 1.0), 0), {})
     while isinstance(config := searcher.suggest("t"), dict):
         error = bad.get(config["key"])
-        searcher.on_trial_complete("t", {"status": "failed", "error": error} if error else OK)
+        searcher.on_trial_complete("t", {"status": status, "error": error} if error else OK)
     return searcher
 
 
@@ -63,6 +63,26 @@ def test_failure_is_named_with_its_error_and_its_victims(plan: Plan, capsys: pyt
     assert capsys.readouterr().err.splitlines() == [
         f"failed: {name(plan, bad)} ({bad[:12]}): loss is nan; it blocked {len(victims)} jobs: {names}",
         f"to retry just these: {COMMAND}",
+    ]
+
+
+def test_a_retry_is_offered_only_where_it_can_help(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    bad, other = last(plan, schema.PRUNE), last(plan, schema.MATCH)
+    report_failures(plan, run_all(plan, {bad: "lr=90 diverged"}, "failed"), COMMAND)
+    closing = capsys.readouterr().err.splitlines()[-1]
+    assert closing == f"they would fail again: change what the errors say, and then: {COMMAND}"
+    searcher = run_all(plan, {bad: "lr=90 diverged", other: "the GPU fell off the bus"}, "failed")
+    searcher.recurring.discard(other)
+    report_failures(plan, searcher, COMMAND)
+    assert capsys.readouterr().err.splitlines()[-1] == f"to retry just these: {COMMAND}"
+
+
+def test_results_that_are_gone_are_named(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = last(plan, schema.SPARSE)
+    report_missing(plan, [gone], COMMAND)
+    assert capsys.readouterr().err.splitlines() == [
+        f"gone: {name(plan, gone)} ({gone[:12]}) was published, but the store does not hold it",
+        f"to compute just these again: {COMMAND}",
     ]
 
 

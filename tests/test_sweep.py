@@ -29,6 +29,7 @@ from study import searcher as searcher_module
 from study.address import ClusterError, cluster_address
 from study.callback import StudyCallback
 from study.estimate import Estimates
+from study.hosts import Hosts
 from study.plan import Plan, make_plan
 from study.ray_session import Cluster, connected
 from study.searcher import PlanSearcher
@@ -178,9 +179,9 @@ def test_after_some_experiments_the_sweep_ends_with_the_reason(cluster: Cluster,
 
 # --- the cluster ------------------------------------------------------------------------------------------------------
 def test_what_fits_on_a_node(cluster: Cluster) -> None:
-    assert cluster.fits({"CPU": 2, "GPU": 1})
-    assert not cluster.fits({"CPU": 3})
-    assert not cluster.fits({"CPU": 1, "GPU": 1.5})
+    assert Hosts(cluster.nodes).fit({"CPU": 2, "GPU": 1})
+    assert not Hosts(cluster.nodes).fit({"CPU": 3})
+    assert not Hosts(cluster.nodes).fit({"CPU": 1, "GPU": 1.5})
     assert cluster.resources()["CPU"] == 2
     assert cluster.missing() is None
 
@@ -193,6 +194,7 @@ def test_gpus_that_torch_does_not_see_are_named_before_anything_runs(cluster: Cl
 
 def test_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray_session, "_answers", lambda endpoint: True)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     for address, message in {
         "10.0.0.1:6379": r"^Ray cluster 10.0.0.1:6379: cannot connect; if it asks for a token, set RAY_AUTH_MODE=token",
@@ -200,6 +202,47 @@ def test_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         with pytest.raises(ClusterError, match=message), connected(address):
             raise AssertionError("there is nothing to connect to")
+
+
+def test_address_where_nothing_answers_is_an_error_before_ray_tries_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", None)
+    monkeypatch.setattr(ray_session, "REACH_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(ClusterError, match=f"^Ray cluster {address}: nothing answers there"), connected(address):
+        raise AssertionError("there is nothing to connect to")
+
+
+@pytest.mark.parametrize("failures", [1, 99])
+def test_ray_that_starts_too_slowly_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failures: int
+) -> None:
+    """Ray raises a bare Exception when its node is not up after 30 s, which is seen on a busy machine."""
+    begun, pauses = [], []
+
+    def start(**_: Any) -> None:
+        begun.append(1)
+        if len(begun) <= failures:
+            raise Exception("The current node timed out during startup.\nThis could happen because")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_session.time, "sleep", pauses.append)
+    monkeypatch.setattr(ray_session, "Cluster", lambda **_: "connected")
+    if failures == 1:
+        with connected(None) as cluster:
+            assert cluster == "connected"
+    else:
+        with (
+            pytest.raises(ClusterError, match=r"^Ray cluster on this machine: The current node timed out"),
+            connected(None),
+        ):
+            raise AssertionError("there is nothing to connect to")
+    assert pauses == list(ray_session.START_PAUSES)[:failures]
+    assert pauses == sorted(pauses)
+    assert capsys.readouterr().err.count("Ray has not started (The current node timed out during startup.)") == len(
+        pauses
+    )
 
 
 def refuse(**_: Any) -> None:

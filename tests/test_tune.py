@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from waiting import HANG_SECONDS, wait_until
 from study.plan import make_plan
 from trainables import LTH, Dense, Naive, Permuted, schema
 from trainables import tune as tune_module
+from trainables.errors import HostFault
 from trainables.execution import compute
 from trainables.graph import Ref, closure, dense_job, target
 from trainables.jobs import Context
@@ -31,6 +33,9 @@ from trainables.lease import Lease
 from trainables.store import StorageError, Store
 from trainables.training import Diverged
 from trainables.tune import PlannedJob, _absolute, _location, by_net
+
+HERE = "0f1e"
+"""Ray's id of the node."""
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +187,10 @@ def test_planned_job_is_found_by_its_key_among_its_cells() -> None:
     config = {"cell": json.dumps(asdict(cell)), "key": job.key, "outputs": [1, None]}
     found, outputs = asked(PlannedJob, config)
     assert (found.key, outputs) == (job.key, [1, None])
-    with pytest.raises(RuntimeError, match="another version of the study"):
+    with pytest.raises(HostFault, match="another version of the study"):
         asked(PlannedJob, {**config, "key": "0" * 64})
+    with pytest.raises(HostFault, match=r"another version of the study.*unheard_of"):
+        asked(PlannedJob, {**config, "cell": json.dumps({**asdict(cell), "unheard_of": 1})})
 
 
 def planned(rows: Iterator[dict[str, Any]], context: Context | None = None) -> PlannedJob:
@@ -193,6 +200,11 @@ def planned(rows: Iterator[dict[str, Any]], context: Context | None = None) -> P
     if context is not None:
         trial._context = context
     return trial
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_module, "_node", lambda: HERE)
 
 
 def failing(error: BaseException) -> Iterator[dict[str, Any]]:
@@ -218,13 +230,17 @@ def test_divergence_ends_a_planned_job_without_an_exception(context: Context) ->
             "out of memory: CUDA out of memory.",
         ),
         (MemoryError(), "out_of_memory", "out of memory: MemoryError"),
+        (ValueError("batch_size must be at most 40"), "failed", "batch_size must be at most 40"),
+        (TypeError("an int is required"), "failed", "TypeError: an int is required"),
+        (HostFault("40 images, planned were 200"), "host", "40 images, planned were 200"),
+        (ModuleNotFoundError("No module named 'PIL'"), "host", "ModuleNotFoundError: No module named 'PIL'"),
     ],
 )
 def test_failure_of_which_it_is_known_what_to_do_is_a_status(error: Exception, status: str, text: str) -> None:
     trial = planned(failing(error))
     assert not trial.step()["done"]
     result = trial.step()
-    assert result == {"stage": "dense", "status": status, "error": text, "done": True}
+    assert result == {"stage": "dense", "status": status, "error": text, "done": True, "node": HERE}
 
 
 def test_full_memory_of_the_host_is_recognised() -> None:
@@ -234,7 +250,7 @@ def test_full_memory_of_the_host_is_recognised() -> None:
     assert planned(rows()).step()["status"] == "out_of_memory"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("no such data")])
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), OSError("no such thing")])
 def test_any_other_failure_is_raised_and_what_has_failed_is_not_done_afterwards(error: Exception) -> None:
     trial = planned(failing(error))
     trial.step()
@@ -366,7 +382,7 @@ def test_only_a_trial_in_which_all_wait_gives_its_place_away(context: Context, m
         now[0] += 0.6 * tune_module.HELD_SECONDS
     assert [result["done"] for result in results] == [False, False, False, False, False, True]
     assert by_net(results[-1], KEYS) == {
-        one: {"hostname": "", "key": one, "stage": "dense", "status": "held", "done": True}
+        one: {"hostname": "", "node": HERE, "key": one, "stage": "dense", "status": "held", "done": True}
     }
     assert closed == [True]
 
@@ -430,8 +446,64 @@ def test_trial_computes_where_ray_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [3])
     assert trial._device().type == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match=r"Ray has given a GPU to this trial, but PyTorch .* sees none"):
+    with pytest.raises(HostFault, match=r"Ray has given a GPU to this trial, but PyTorch .* sees none"):
         trial._device()
+
+
+# --- the host ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PlannedJob]:
+    """Return a function that begins a trial of a planned job, given what its config has more."""
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    monkeypatch.setattr(PlannedJob, "trial_resources", None)
+    monkeypatch.setattr(tune_module, "SIGHT_PAUSES", (0.0, 0.0))
+
+    def begin(**more: Any) -> PlannedJob:
+        trial = PlannedJob.__new__(PlannedJob)
+        cell = tiny_cell("dense", model="mlp")
+        config = {"cell": json.dumps(asdict(cell)), "key": target(cell).key, "outputs": [None]}
+        trial.setup({**config, "storage": str(tmp_path / "outputs"), **more})
+        return trial
+
+    return begin
+
+
+def test_host_that_sees_another_storage_than_the_driver_takes_no_work(
+    begun: Callable[..., PlannedJob], tmp_path: Path
+) -> None:
+    """A directory of the same path exists here as well, but it is not the driver's."""
+    (tmp_path / "outputs" / "studies").mkdir(parents=True)
+    result = begun(study="0123456789abcdef").step()
+    assert (result["status"], result["done"]) == ("host", True)
+    for part in (platform.node(), str(tmp_path / "outputs"), "a directory that all nodes share, or s3://"):
+        assert part in result["error"]
+    assert list((tmp_path / "outputs").rglob("*")) == [tmp_path / "outputs" / "studies"], "nothing was computed"
+
+
+def test_host_that_sees_the_study_in_the_storage_works(begun: Callable[..., PlannedJob], tmp_path: Path) -> None:
+    with Store(tmp_path / "outputs").register_study({"space": "tiny"}) as registration:
+        trial = begun(study=registration.name)
+        assert trial.step()["epoch"] == 1
+        trial.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"key": "0" * 64}, "another version of the study"),
+        ({"cell": "{}"}, "another version of the study"),
+        ({"storage": "gopher://bucket/study"}, "gopher"),
+    ],
+)
+def test_host_on_which_a_job_cannot_begin_says_so_in_its_first_result(
+    begun: Callable[..., PlannedJob], more: dict[str, str], error: str
+) -> None:
+    """Of a trial that dies before its first step, nobody would learn what was wrong."""
+    trial = begun(**more)
+    result = trial.step()
+    assert (result["status"], result["done"]) == ("host", True)
+    assert error in result["error"]
+    trial.cleanup()
 
 
 def test_settings_of_the_study_reach_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

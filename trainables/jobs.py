@@ -27,6 +27,7 @@ from trainables.artifacts import (
     unpack_checkpoint,
 )
 from trainables.config import DenseConfig, PruneConfig, SparseConfig
+from trainables.errors import Verdict, verdict
 from trainables.evaluation import evaluate, predict_logits
 from trainables.graph import Job, Ref
 from trainables.joblog import JobLog
@@ -140,8 +141,9 @@ def course(job: Job, wanted: Collection[int | None], context: Context) -> Course
     except (DamagedArtifact, NotPublished, StorageError):
         raise  # not of this job's making
     except Exception as error:
-        with contextlib.suppress(StorageError):  # the error itself matters more than the note of it
-            context.store.record_failure(job.key, failure_note(error, context))
+        if verdict(error) is not Verdict.OF_HOST:
+            with contextlib.suppress(StorageError):  # the error itself matters more than the note of it
+                context.store.record_failure(job.key, failure_note(error, context))
         raise
 
 

@@ -72,8 +72,13 @@ class Lease:
             _clear_away(storage, path, lease._content()) and storage.create(path, lease._content())
         ):
             return None
-        threading.Thread(target=lease._renew, name=f"lease-{path.rsplit('/', 1)[-1][:8]}", daemon=True).start()
+        threading.Thread(target=lease._renew, name=f"lease-{lease.name[:8]}", daemon=True).start()
         return lease
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.rsplit("/", 1)[-1]
 
     def _content(self) -> bytes:
         document = {"token": self._token, "owner": me(), "since": self._since, "renewed": time.time()}

@@ -402,6 +402,14 @@ class Store:
         assert lease is not None, "a name of our own is free"
         return lease
 
+    def has_study(self, name: str) -> bool:
+        """Return whether a study is registered: the proof that this is the storage that its driver sees.
+
+        Args:
+            name: what follows ``studies/`` in the path of the registration.
+        """
+        return patiently(lambda: self.storage.exists(f"studies/{name}"))
+
     def studies(self) -> list[dict[str, Any]]:
         """Return the studies that are running: ``owner``, ``since`` (seconds since 1970), ``note``."""
         return list(patiently(lambda: live_leases(self.storage, "studies")).values())

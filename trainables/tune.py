@@ -26,6 +26,7 @@ from trainables import schema
 from trainables.allocation import give_back
 from trainables.config import Cell
 from trainables.data import check_dataset
+from trainables.errors import HostFault, Verdict, WouldRecur, verdict
 from trainables.execution import News, compute, compute_together
 from trainables.graph import Job, Ref, closure, measurements, target
 from trainables.jobs import Context, Row, final_metrics
@@ -33,11 +34,12 @@ from trainables.places import expanded, settle
 from trainables.redaction import redact_text
 from trainables.store import StorageError, Store
 from trainables.terminal import forgive
-from trainables.training import Diverged
 
 STATUS_OK = "ok"
 STATUS_FAILED = "failed"
 """It would fail again in the same way."""
+STATUS_HOST = "host"
+"""It would fail again here, but perhaps not on another host."""
 STATUS_OUT_OF_MEMORY = "out_of_memory"
 STATUS_STORAGE = "storage"
 """The storage did not take or give files, whoever had asked."""
@@ -47,8 +49,13 @@ STATUS_DIED = "died"
 """Of something else, which may not happen again."""
 HELD_SECONDS = 10.0
 """A trial that waits for somebody else's result gives its place to another one after so long."""
+SIGHT_PAUSES = (0.0, 1.0, 2.0, 4.0)
+"""Seconds before each look for the study in the storage: a network file system may have old news for a moment."""
+_OTHER_VERSION = "this node runs another version of the study than the driver"
 _STDERR = 2
 """File descriptor: a worker's goes to its file among Ray's logs, whatever has become of ``sys.stderr``."""
+HOST = ("hostname", "node")
+"""In each result of a planned job: the name of the machine, and Ray's id of the node."""
 _NAMED_METRICS = (
     *schema.EPOCH_METRICS,
     schema.FINAL_TRAIN_LOSS,
@@ -113,7 +120,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         if not ray.get_gpu_ids():
             return torch.device("cpu")
         if not torch.cuda.is_available():
-            raise RuntimeError(
+            raise HostFault(
                 f"Ray has given a GPU to this trial, but PyTorch {torch.__version__} sees none on {platform.node()}: "
                 "its driver, or a PyTorch built for CUDA, is missing there"
             )
@@ -189,13 +196,26 @@ class PlannedJob(JobTrainable):
 
     _max_silence: float | None = None
     """Seconds after which a step is taken for hung."""
+    _study: str | None = None
+    """Id of the study, to be looked for in the storage before any work."""
+    _fault: Exception | None = None
+    """Why the job cannot begin here. Told by the first step: of a trial that dies earlier, nobody would learn it."""
     _held_since: float | None = None
     _rounds: Generator[dict[str, News], None, None] | None = None
     """Of several jobs; None for a single one."""
 
     def _begin(self, config: dict[str, Any]) -> None:
+        self._fault = None
+        try:
+            self._prepare(config)
+        except Exception as error:  # of what the driver has done before: what is wrong is here
+            its = verdict(error) is Verdict.RECURRING
+            self._fault = HostFault(f"{type(error).__name__}: {_first_line(error)}") if its else error
+
+    def _prepare(self, config: dict[str, Any]) -> None:
         super()._begin(config)
         self._max_silence, self._held_since = config.get("max_silence"), None
+        self._study = config.get("study")
         mates = [self._job(each, None) for each in json.loads(config.get("mates", "[]"))]
         if mates:
             wanted = [(self._target, list(config["outputs"])), *mates]
@@ -204,29 +224,52 @@ class PlannedJob(JobTrainable):
             self._max_silence = self._max_silence and len(wanted) * self._max_silence
 
     def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
-        cell = Cell.from_mapping(json.loads(config["cell"]))
-        jobs = closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs
+        # The driver has derived the same job from the same cell: whatever goes wrong here is this host's.
+        try:
+            cell = Cell.from_mapping(json.loads(config["cell"]))
+            jobs = closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs
+        except Exception as error:
+            raise HostFault(f"{_OTHER_VERSION}: {type(error).__name__}: {_first_line(error)}") from error
         if config["key"] not in jobs:
-            raise RuntimeError(
-                f"job {config['key'][:12]} is not part of its cell here: this node runs another version of the study "
-                "than the driver"
-            )
+            raise HostFault(f"job {config['key'][:12]} is not part of its cell here: {_OTHER_VERSION}")
         return jobs[config["key"]], list(config["outputs"])
+
+    def _find_study(self) -> None:
+        """Raise HostFault unless the storage here is the driver's, which has registered the study there."""
+        if self._study is None:
+            return
+        store = self._context.store
+        for pause in SIGHT_PAUSES:
+            time.sleep(pause)
+            if store.has_study(self._study):
+                self._study = None
+                return
+        raise HostFault(
+            f"{platform.node()} does not see the driver's storage at {store.uri}; --storage takes a directory that "
+            "all nodes share, or s3://, gs://, az://"
+        )
 
     def step(self) -> dict[str, Any]:
         """Compute one epoch; failures of which it is known what to do about them end the trial with a status.
 
         A step that hangs ends the process, which no exception could do if it hangs in a driver or in the kernel.
         """
+        return {**self._step(), "node": _node()}
+
+    def _step(self) -> dict[str, Any]:
         if self._max_silence:
             faulthandler.dump_traceback_later(self._max_silence, exit=True, file=_STDERR)
         try:
+            if self._fault is not None:
+                raise self._fault
+            self._find_study()
             result = super().step()
         except Exception as error:
-            ended = _ended(self._target, error)
+            self._close()
+            ended = _ended(error)
             if ended["status"] == STATUS_DIED:
                 raise
-            return ended
+            return ended if self._fault is not None else {"stage": self._target.kind, **ended}
         finally:
             faulthandler.cancel_dump_traceback_later()
         if not self._is_waiting(result):
@@ -248,7 +291,7 @@ class PlannedJob(JobTrainable):
         for key, event in next(self._rounds).items():
             job = self._open[key]
             if isinstance(event, Exception):
-                news[key] = _ended(job, event)
+                news[key] = {"stage": job.kind, **_ended(event)}
             else:
                 news[key] = self._finished(job) if event is None else self._going_on(job, event)
         return self._news(news)
@@ -333,7 +376,7 @@ def by_net(result: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Mapping[
     """
     if "nets" not in result:
         return dict.fromkeys(keys[:1], result)
-    host = {"hostname": result.get("hostname", "")}
+    host = {name: result.get(name, "") for name in HOST}
     return {str(net["key"]): {**host, **net} for net in result["nets"] if net["key"] in keys}
 
 
@@ -341,17 +384,25 @@ def _held(job: Job) -> dict[str, Any]:
     return {"stage": job.kind, "status": STATUS_HELD, "done": True}
 
 
-def _ended(job: Job, error: Exception) -> dict[str, Any]:
+def _ended(error: Exception) -> dict[str, Any]:
     """Return the last result of a job that an exception has ended: its status says what is to be done about it."""
-    if isinstance(error, Diverged):
-        status, text = STATUS_FAILED, str(error)
-    elif isinstance(error, StorageError):
+    named = f"{type(error).__name__}: {_first_line(error)}"
+    if isinstance(error, StorageError):
         status, text = STATUS_STORAGE, str(error)
     elif _is_out_of_memory(error):
         status, text = STATUS_OUT_OF_MEMORY, f"out of memory: {_first_line(error)}"
+    elif (found := verdict(error)) is Verdict.OF_HOST:
+        status, text = STATUS_HOST, _first_line(error) if isinstance(error, HostFault) else named
+    elif found is Verdict.RECURRING:
+        status, text = STATUS_FAILED, _first_line(error) if isinstance(error, WouldRecur | ValueError) else named
     else:
-        status, text = STATUS_DIED, f"{type(error).__name__}: {_first_line(error)}"
-    return {"stage": job.kind, "status": status, "error": redact_text(text), "done": True}
+        status, text = STATUS_DIED, named
+    return {"status": status, "error": redact_text(text), "done": True}
+
+
+def _node() -> str:
+    """Return Ray's id of this node; empty outside of Ray."""
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
 
 
 def _is_out_of_memory(error: Exception) -> bool:
