@@ -36,7 +36,7 @@ class Hosts:
             nodes: returns the nodes that the cluster has now, by their id.
         """
         self.out: dict[str, str] = {}
-        """Id of a node that gets no more jobs -> its name and why."""
+        """Id of a node that gets no more jobs -> its host and why."""
         self._nodes = nodes
         self._streaks: dict[str, Counter[str]] = {}
 
@@ -65,7 +65,8 @@ class Hosts:
         others = any(each not in self.out for each in nodes.keys() - {node} if nodes[each].resources.get("CPU"))
         if not (surely or (len(streak) >= FAILURES and others)):
             return False
-        self.out[node] = f"{nodes[node].name}: {error}"
+        name = nodes[node].name
+        self.out[node] = error if error.startswith(f"{name} ") else f"{name}: {error}"
         return True
 
     def forgiven(self, node: str) -> Counter[str]:

@@ -20,7 +20,9 @@ NAMED_FAILURES = 100
 
 
 def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str | None = None) -> bool:
-    """Name what failed, what it blocked, what was not run, and how to go on; return whether there was anything.
+    """Name what failed, what it blocked, what was not run, and how to go on; return whether there was anything of it.
+
+    Hosts that have got no jobs any more are named as well, but the study may be complete without them.
 
     Args:
         plan: the study.
@@ -49,16 +51,18 @@ def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str
         by_kind = Counter(plan.jobs[key].kind for key in unfinished)
         kinds = ", ".join(f"{count} {kind}" for kind, count in by_kind.items())
         lines.append(f"not run: {len(unfinished)} jobs ({kinds})")
-    lines += [f"no more jobs for {out}" for out in searcher.outs()]
     if failed and not unfinished and searcher.recurring.issuperset(failed):
         lines.append(f"they would fail again: change what the errors say, and then: {command}")
     elif lines:
         what = "retry just these" if not unfinished else "go on with these; what was published stays"
         lines.append(f"to {what}: {command}")
+    bad = bool(lines)
+    if not searcher.halted:  # that names them, too
+        lines = [*(f"warning: no more jobs for {out}" for out in searcher.outs()), *lines]
     if lines:
         sys.stdout.flush()
         print(*map(redact_text, lines), sep="\n", file=sys.stderr, flush=True)
-    return bool(lines)
+    return bad
 
 
 def report_missing(plan: Plan, missing: list[str], command: str) -> None:

@@ -52,8 +52,13 @@ class Nodes:
         """Where drivers find the cluster."""
         return f"{self._network}.1:{PORT}"
 
-    def add(self, cpus: int) -> int:
-        """Start a node; return its number."""
+    def add(self, cpus: int, without: Path | None = None) -> int:
+        """Start a node; return its number.
+
+        Args:
+            cpus: for trials.
+            without: a directory that is an empty one there.
+        """
         number = len(self._namespaces)
         namespace, link = f"{self._name}n{number}", f"{self._name}v{number}"
         _ip("netns", "add", namespace)
@@ -69,6 +74,8 @@ class Nodes:
             role += [f"--temp-dir={self.folder}"]
         ray = str(Path(sys.executable).with_name("ray"))
         start = [ray, "start", *role, f"--node-ip-address={own}", f"--num-cpus={cpus}", "--num-gpus=0"]
+        if without is not None:  # in the mount namespace that the node's processes share with nobody else
+            start = ["sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(without), *start]
         started = subprocess.run(
             self.command(number, *start),
             env=self.environment,

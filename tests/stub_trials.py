@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ class Dies(Stub):
     def outcome(self, attempt: int, share: float) -> dict[str, Any]:
         if attempt <= 2:
             os._exit(1)
+        return {"status": "ok"}
+
+
+class Freezes(Stub):
+    """Its process stands still in the first attempt, as in a call of the kernel that does not return."""
+
+    def outcome(self, attempt: int, share: float) -> dict[str, Any]:
+        if attempt == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
         return {"status": "ok"}
 
 

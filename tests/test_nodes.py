@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from nodes import TOKEN, Nodes, nodes
 from studies import MARK, WORKERS, Study, assert_as_if_nothing_had_happened, assert_whole, wait_for_results
 from waiting import HANG_SECONDS, wait_until
 
+from study.hosts import FAILURES
 from study.plan import Plan
 
 pytestmark = pytest.mark.slow
@@ -37,6 +40,19 @@ def workers(cluster: Nodes, node: int) -> list[int]:
     """Return the processes on a node that run trials."""
     paths = {pid: Path(f"/proc/{pid}/cmdline") for pid in cluster.processes(node)}
     return [pid for pid, path in paths.items() if path.exists() and path.read_bytes().startswith(WORKERS)]
+
+
+@pytest.fixture
+def alone(study: Study) -> Iterator[Nodes]:
+    """A head for the driver, to which a test adds nodes for trials."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,
+        nodes(Path(folder), {MARK: study.mark}) as cluster,
+    ):
+        cluster.add(0)
+        study.arguments, study.prefix = ["--address", cluster.address], cluster.command(0)
+        study.environment = TOKEN
+        yield cluster
 
 
 @contextlib.contextmanager
@@ -111,4 +127,44 @@ def test_the_cluster_is_lost_under_a_driver(
     assert_whole(study.store)
     study.arguments, study.prefix = (), ()
     study.finish()
+    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
+
+
+def test_a_node_that_does_not_reach_the_storage_gets_no_jobs(
+    study: Study, alone: Nodes, undisturbed: Study, plan_of_studies: Plan
+) -> None:
+    """The storage is a directory that exists on each node, but on one of them it is another one."""
+    study.store.root.mkdir(parents=True)
+    alone.add(2, without=study.store.root)
+    alone.add(2)
+    out, err = study.finish()
+    assert re.search(r"^no more jobs for \S+ does not see the driver's storage at ", out, re.M), (out, err)
+    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
+
+
+def test_a_study_that_no_node_can_store_results_of_ends_with_an_error(study: Study, alone: Nodes) -> None:
+    study.store.root.mkdir(parents=True)
+    alone.add(2, without=study.store.root)
+    process = study.start()
+    out, err = process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode == 1, (out, err)
+    assert re.search(r"^the study ended early: no host is left; .* does not see the driver's storage at ", err, re.M)
+    assert "a directory that all nodes share" in err
+    assert re.search(r"^not run: \d+ jobs", err, re.M)
+    assert study.store.keys() == set()
+
+
+def test_a_node_on_which_all_jobs_die_gets_no_more(
+    study: Study, alone: Nodes, undisturbed: Study, plan_of_studies: Plan
+) -> None:
+    """PyTorch is broken there: not even the process of a trial begins, so the node is always free."""
+    found = importlib.util.find_spec("torch")
+    assert found is not None
+    assert found.origin is not None
+    alone.add(2, without=Path(found.origin).parent)
+    alone.add(2)
+    study.arguments = [*study.arguments, "--retries=1"]
+    out, err = study.finish()
+    assert re.search(r"^no more jobs for ", out, re.M), (out, err)
+    assert len(re.findall(r"^again: ", out, re.M)) >= FAILURES, "every further attempt is a line"
     assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)

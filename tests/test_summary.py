@@ -77,6 +77,15 @@ def test_a_retry_is_offered_only_where_it_can_help(plan: Plan, capsys: pytest.Ca
     assert capsys.readouterr().err.splitlines()[-1] == f"to retry just these: {COMMAND}"
 
 
+def test_hosts_that_are_out_are_named_but_leave_a_study_complete(
+    plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searcher = run_all(plan, {})
+    searcher._hosts.out["f00"] = "host-a: no data here"
+    assert not report_failures(plan, searcher, COMMAND)
+    assert capsys.readouterr().err == "warning: no more jobs for host-a: no data here\n"
+
+
 def test_results_that_are_gone_are_named(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     gone = last(plan, schema.SPARSE)
     report_missing(plan, [gone], COMMAND)

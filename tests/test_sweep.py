@@ -13,17 +13,19 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
-from stub_trials import Dies, FindsNoStorage, NeedsHalfAGpu, Raises, Stub, Together
+from stub_trials import Dies, FindsNoStorage, Freezes, NeedsHalfAGpu, Raises, Stub, Together
 from tiny_study import assignments, python, tiny_space
 from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import get_space
+from study import callback as callback_module
 from study import ray_session
 from study import searcher as searcher_module
 from study.address import ClusterError, cluster_address
@@ -101,6 +103,36 @@ def test_jobs_whose_processes_die_twice_are_done_in_the_end(cluster: Cluster, pl
     assert sweep.states() == {DONE}, sweep.searcher.errors
     assert all(len(each) == 3 for each in sweep.attempts())
     assert list(cluster.scratch.iterdir()) != [], "Tune's files are in the scratch directory"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("published", [False, True])
+def test_process_that_stands_still_is_killed_by_the_driver(
+    cluster: Cluster, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: bool
+) -> None:
+    """It cannot notice that by itself; if its job is published meanwhile, the driver does not wait for its patience."""
+    for name in ("ROUND_SECONDS", "GRACE_SECONDS", "STILL_SECONDS"):
+        monkeypatch.setattr(callback_module, name, 0.5)
+    lines: list[str] = []
+    sweep = Sweep(cluster, plan, tmp_path, say=lines.append)
+
+    def answer(key: str) -> Future[bool]:
+        future: Future[bool] = Future()
+        future.set_result(True)
+        return future
+
+    def attach(callback: StudyCallback) -> None:
+        if published:
+            callback.attach(sweep.searcher, max_silence=3600.0, published=answer)
+        else:
+            callback.attach(sweep.searcher, max_silence=0.5)
+
+    assert sweep.run(Freezes, attach) is None
+    assert sweep.states() == {DONE}, sweep.searcher.errors
+    assert all(len(each) == 2 for each in sweep.attempts())
+    reason = "its job is published" if published else r"nothing was heard of it for \d+ s \(--max-silence\)"
+    assert all(re.search(reason, line) for line in lines), lines
+    assert len(lines) == len(plan.jobs)
 
 
 @pytest.mark.slow
