@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from study.resources import Resources
+from trainables.redaction import redact_text
 
 FAILURES: Final = 3
 """A host where so many different jobs have died, with no epoch and no job done there in between, gets no more."""
@@ -65,7 +66,7 @@ class Hosts:
         others = any(each not in self.out for each in nodes.keys() - {node} if nodes[each].resources.get("CPU"))
         if not (surely or (len(streak) >= FAILURES and others)):
             return False
-        name = nodes[node].name
+        name, error = nodes[node].name, redact_text(error)
         self.out[node] = error if error.startswith(f"{name} ") else f"{name}: {error}"
         return True
 

@@ -175,6 +175,7 @@ def test_what_a_later_version_adds_is_no_damage(kind: str) -> None:
         ("lease", "owner", 3, r"owner: 3 in place of text"),
         ("lease", "renewed", float("inf"), r"renewed: inf is no number from 0 to 1e\+11"),
         ("lease", "note", {"jobs": 1.5}, r"note: jobs: 1\.5 is no whole number"),
+        ("lease", "note", {"out": "host-a"}, r"note: out: 'host-a' in place of a list"),
         ("lease", "note", [], r"note: a list in place of an object"),
         ("note of a failure", "error", None, r"error: None in place of text"),
         ("benchmark", "measurements", [{"what": "x", "settings": {}, "rates": [{}]}], r"rates: 0: without image_size"),

@@ -209,6 +209,14 @@ def test_trials_that_may_run_nowhere_any_more_are_taken_back(plan: Plan) -> None
     assert cluster.states() == {DONE}
 
 
+def test_why_a_node_is_out_is_said_without_credentials() -> None:
+    hosts = Hosts(lambda: {"a": Node("host-a", CPUS)})
+    hosts.failed("a", "job", "cannot read https://me:secret@server/data", surely=True)
+    (out,) = hosts.out.values()
+    assert "server/data" in out
+    assert "secret" not in out
+
+
 # --- what the store holds ---------------------------------------------------------------------------------------------
 def answered(answer: bool | Exception) -> Future[bool]:
     future: Future[bool] = Future()

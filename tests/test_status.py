@@ -75,6 +75,12 @@ def _connections(plan: Plan) -> list[str]:
     return [key for key, job in plan.jobs.items() if job.kind == schema.CONNECT]
 
 
+def test_hosts_that_get_no_more_jobs_are_named(plan: Plan, own_copy: Store) -> None:
+    with own_copy.register_study({"space": "tiny", "out": ["host-a: no data here"]}):
+        shown = lines(status(plan, own_copy))
+    assert any(line.endswith("; no more jobs for host-a: no data here") for line in shown), shown
+
+
 def test_a_failed_job_that_runs_again_is_running(plan: Plan, own_copy: Store) -> None:
     store = without(own_copy, NAIVE.key)
     store.record_failure(NAIVE.key, {"error": "it died", "at": 0, "log": ""})

@@ -261,7 +261,9 @@ LEASE: Final = fields(
         "owner": text,
         "since": _seconds,
         "renewed": _seconds,
-        "note": fields({}, {"space": text, "jobs": _count, "kind": text, "epochs": _count, "step": _count}),
+        "note": fields(
+            {}, {"space": text, "jobs": _count, "out": several(text), "kind": text, "epochs": _count, "step": _count}
+        ),
     }
 )
 FAILURE: Final = fields({"error": text}, {"at": _milliseconds, "environment": anything, "log": text})
