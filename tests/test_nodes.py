@@ -146,7 +146,7 @@ def test_a_study_that_no_node_can_store_results_of_ends_with_an_error(study: Stu
     study.store.root.mkdir(parents=True)
     alone.add(2, without=study.store.root)
     process = study.start()
-    out, err = process.communicate(timeout=RUN_SECONDS)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1, (out, err)
     assert re.search(r"^the study ended early: no host is left; .* does not see the driver's storage at ", err, re.M)
     assert "a directory that all nodes share" in err
