@@ -22,7 +22,7 @@ from tiny_images import picture, write_folders
 from search_spaces import get_space
 from study.plan import make_plan, override
 from trainables.config import Task
-from trainables.data import DATASETS, cache, check_dataset, forget, image_folder, index, layout, load_dataset
+from trainables.data import DATASETS, cache, check_dataset, forget, image_folder, index, layout, load_dataset, pictures
 from trainables.data.__main__ import main as data_command
 from trainables.data.pictures import FORMATS, MAX_ASPECT
 from trainables.errors import HostFault, Verdict, verdict
@@ -443,6 +443,17 @@ def test_nothing_but_pictures_is_opened(folders: Path, tmp_path: Path) -> None:
     assert "z.png: no picture that can be read" in done.stderr
     assert not (tmp_path / "ran").exists()
     assert not {"EPS", "PSD", "FPX", "WMF"} & set(FORMATS)
+
+
+def test_a_pillow_without_a_format_reads_the_others(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, "AVIF")
+    pictures._readers.cache_clear()
+    try:
+        assert check_dataset("image_folder", folders).train_images == 12
+        assert "AVIF" not in pictures._readers()
+    finally:
+        pictures._readers.cache_clear()
 
 
 def deep(kind: type, suffix: str) -> Callable[[Path], Path]:

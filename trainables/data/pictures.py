@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import warnings
@@ -57,7 +58,16 @@ def open_picture(file: io.BytesIO) -> Image.Image:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on sizes, which are judged, and on tags
-        return Image.open(file, formats=FORMATS)
+        return Image.open(file, formats=_readers())
+
+
+@functools.cache
+def _readers() -> tuple[str, ...]:
+    """Return those of `FORMATS` that this Pillow has: it must not be asked for others."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def unreadable() -> tuple[type[Exception], ...]:
