@@ -3,8 +3,8 @@
 Plans the jobs of a search space, skips those that are in the store, runs the others as one Ray Tune experiment and
 records everything in MLflow. Running the same command again continues where it stopped.
 
-Exit codes: 0 every job of the plan is published; 1 some failed or were blocked by a failure; 2 the request is wrong,
-nothing was started; 130 interrupted, what was published stays.
+Exit codes: 0 every job of the plan is published and recorded; 1 some failed, were blocked by a failure or are not
+recorded; 2 the request is wrong, nothing was started; 130 interrupted, what was published stays.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from study.plan import Plan
 from study.views import experiment_tags
 from trainables import schema
 from trainables.redaction import redact_text
-from trainables.store import DamagedArtifact, Store
+from trainables.store import DamagedArtifact, Result, Store
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 SOURCE, SOURCE_TYPE, COMMIT = "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit"
@@ -119,6 +119,7 @@ class Runs:
         self._commit = project_commit()
         self._runs: dict[str, _Run] = {}
         self._doubtful: set[str] = set()
+        self._is_sole_creator = False
         self._accuracies: dict[str, tuple[float | None, int]] = {}
         self._attempts: Counter[tuple[str, str]] = Counter()
         self._compared_with: dict[str, list[str]] = defaultdict(list)
@@ -270,11 +271,14 @@ class Runs:
 
     @contextlib.contextmanager
     def _sole_creator(self) -> Iterator[None]:
-        """Keep other drivers from creating runs of this experiment meanwhile.
+        """Keep other drivers from creating runs of this experiment meanwhile; within it, it costs nothing more.
 
         Raises:
             TimeoutError: another one is at it, or died at it on another host, which its lease will show.
         """
+        if self._is_sole_creator:
+            yield
+            return
         name = hashlib.sha256(f"runs of experiment {self._plan.space.name}".encode()).hexdigest()
         end = time.monotonic() + LEASE_WAIT
         while (lease := self._store.lease(name)) is None:
@@ -282,7 +286,11 @@ class Runs:
                 raise TimeoutError("another driver is creating runs")
             time.sleep(0.02)
         with lease:
-            yield
+            self._is_sole_creator = True
+            try:
+                yield
+            finally:
+                self._is_sole_creator = False
 
     # --- what happens to jobs ---------------------------------------------------------------------------------------
     def resume(self, spec: RunSpec) -> bool:
@@ -337,21 +345,50 @@ class Runs:
         if missing:
             raise Unattached(missing)
 
-    def finish(self, spec: RunSpec) -> None:
+    def is_finished(self, key: str) -> bool:
+        """Return whether nothing is left to be logged of a published job."""
+        return key in self._runs and self._runs[key].complete
+
+    def is_recorded(self, key: str) -> bool:
+        """Return whether the run of a job says how it ended, with everything that belongs to it."""
+        run = self._runs.get(key)
+        return run is not None and (run.complete or run.status == FAILED)
+
+    def read(self, keys: Collection[str]) -> dict[str, Result]:
+        """Return what is logged of published jobs; those that are damaged or gone are left out."""
+        found, damaged = self._store.results(keys, _LOGGED)
+        for line in damaged:  # it is computed again, by this run or the next, and then logged
+            _log.warning("%s", line)
+        return found
+
+    def finish_all(self, results: Mapping[str, Result]) -> None:
+        """Log published jobs of the plan, one after the other; errors as in :meth:`finish`."""
+        if all(map(self.is_finished, results)):
+            return
+        with self._sole_creator():
+            for key, result in results.items():
+                self.finish(self.spec(key), result)
+
+    def finish(self, spec: RunSpec, result: Result | None = None) -> None:
         """Log a published job; a result that has been removed since leaves nothing to log.
+
+        Args:
+            spec: of the job.
+            result: what :meth:`read` has found; if None, it is read now.
 
         Raises:
             DamagedArtifact: the result is damaged; it has been set aside.
             Unattached: a file could not be attached; all else is done.
         """
         key = spec.key
-        if key in self._runs and self._runs[key].complete:
+        if self.is_finished(key):
             return
         try:
-            document, manifest = self._store.read_json(key, schema.METRICS), self._store.manifest(key)
-            files = {name: self._store.read(key, name) for name in _ATTACHED if name in manifest["files"]}
+            result = result or self._store.result(key, _LOGGED)
         except KeyError:
             return
+        manifest, document = result.manifest, result.documents[schema.METRICS]
+        files = {name: content for name, content in result.files.items() if name != schema.METRICS}
         finished, final = int(manifest["finished"]), document["final"]
         tags = {name: str(manifest["environment"][name]) for name in ("device", "torch")}
         metrics = _metrics(document["history"])
@@ -394,8 +431,9 @@ class Runs:
         """Return the test accuracy (percent) of a published job and when it finished (ms since 1970)."""
         if key not in self._accuracies:
             try:
-                final = self._store.read_json(key, schema.METRICS)["final"]
-                self._accuracies[key] = final.get(schema.TEST_ACCURACY), int(self._store.manifest(key)["finished"])
+                result = self._store.result(key, [schema.METRICS])
+                final = result.documents[schema.METRICS]["final"]
+                self._accuracies[key] = final.get(schema.TEST_ACCURACY), int(result.manifest["finished"])
             except KeyError:
                 return None, 0
             except DamagedArtifact as error:  # it is computed again, and then compared with
@@ -475,8 +513,11 @@ class Runs:
 
 
 _GAPS = frozenset({schema.GAP_TO_DENSE, schema.GAP_TO_LTH})
+_ONCE_PER_STEP = frozenset({*schema.SYSTEM_METRICS, schema.IMAGES_PER_SECOND, schema.SECONDS})
 _ATTACHED = (schema.PLANE_GRID, schema.LOG)
 """Files of a result that its run has as artifacts."""
+_LOGGED = (schema.METRICS, *_ATTACHED)
+"""Files of a result that are read for its run."""
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -505,7 +546,13 @@ def _metrics(rows: Iterable[Row]) -> list[_Metric]:
 
 
 def _point(metric: Any) -> _Point:
-    """Return what must not be there twice; the value as tracking stores have it, and None for what is no number."""
+    """Return what must not be there twice; the value as tracking stores have it, and None for what is no number.
+
+    Of what says how the machine did, the first computation's value stays: MLflow takes nothing back, and a job that
+    is computed again would have two values at each step.
+    """
+    if metric.key in _ONCE_PER_STEP:
+        return metric.key, metric.step, None
     largest = sys.float_info.max
     value = None if math.isnan(metric.value) else max(-largest, min(largest, metric.value))
     return metric.key, metric.step, value

@@ -11,6 +11,7 @@ from study.labels import run_name
 from study.plan import Plan
 from study.searcher import PlanSearcher
 from study.states import BLOCKED, FAILED
+from study.tracking import Tracker
 from trainables.redaction import redact, redact_text
 from trainables.store import Store
 
@@ -88,6 +89,24 @@ def _name(plan: Plan, key: str) -> str:
 def _names(plan: Plan, keys: list[str]) -> str:
     names = ", ".join(_name(plan, key) for key in keys[:NAMED_VICTIMS])
     return names + (f" and {len(keys) - NAMED_VICTIMS} more" if len(keys) > NAMED_VICTIMS else "")
+
+
+def print_undelivered(plan: Plan, tracker: Tracker, tracking_uri: str, command: str, *, interrupted: bool) -> None:
+    """Say what is published and not recorded in MLflow, why, and what delivers it.
+
+    Args:
+        plan: the study.
+        tracker: which has been closed.
+        tracking_uri: where its runs are.
+        command: the command line, without passwords.
+        interrupted: whether a person did not want to wait.
+    """
+    missing, reason = tracker.undelivered, tracker.behind or ("interrupted" if interrupted else "it takes too long")
+    what = (
+        f"{len(missing)} of {len(plan.jobs)} runs are missing: {_names(plan, missing)}" if missing else "the last words"
+    )
+    print(f"warning: not everything reached {redact(tracking_uri)} ({reason}); {what}")
+    print(f"to deliver it: {command}", flush=True)
 
 
 def print_results(plan: Plan, tracking_uri: str) -> None:

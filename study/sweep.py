@@ -21,8 +21,8 @@ from study.plan import Plan
 from study.states import DONE
 from study.tracking import Tracker
 from trainables.config import TRAINING_CONFIGS
-from trainables.redaction import redact
 from trainables.store import Lease, StorageError, Store
+from trainables.terminal import FAILURES, INTERRUPTED, OK
 
 if TYPE_CHECKING:  # ray reads some of its environment when it is imported
     from study.callback import StudyCallback
@@ -33,10 +33,10 @@ if TYPE_CHECKING:  # ray reads some of its environment when it is imported
 
 __all__ = ["ClusterError", "prepare_environment", "run_sweep"]
 
-DELIVERY_SECONDS = 120.0
-"""How long the end of a study waits for a slow tracking server; what is missing is delivered by the next start."""
 LAST_DELIVERY_SECONDS = 10.0
-"""The same when the cluster is lost."""
+"""How long tracking may take that ends before its time, because the study was interrupted or the cluster is lost."""
+SHOW_SECONDS = 2.0
+"""Between two words on how much is still to be recorded; ten times that if they are lines of a file."""
 START_SECONDS = 20.0
 """How long the tracker leaves the processor to trials that are starting."""
 AHEAD_LOCAL, AHEAD_CLUSTER = 2, 16
@@ -92,7 +92,7 @@ def run_sweep(
         StorageError: the storage is away before anything was run.
     """
     from study.run import print_plan
-    from study.summary import print_next_steps, print_results, report_missing
+    from study.summary import print_next_steps, print_results, print_undelivered, report_missing
 
     address = cluster_address(options.address)
     prepare_environment(address)
@@ -109,8 +109,10 @@ def run_sweep(
             registration = store.register_study({"space": plan.space.name, "jobs": len(plan.jobs)})
             with registration, _termination_as_interrupt():
                 sweep.run(todo, address, data_dir, registration)
-    finally:
-        delivered = tracker.close(DELIVERY_SECONDS)
+    except BaseException:
+        tracker.close(LAST_DELIVERY_SECONDS)
+        raise
+    delivered, interrupted = _delivered(tracker)
     bad = sweep.report()
     missing = [] if bad else list(plan.closure.todo(store.keys()))
     if missing:
@@ -121,12 +123,34 @@ def run_sweep(
         flush=True,
     )
     if not delivered:
-        reason = tracker.behind or "the server is slow"
-        print(f"warning: not everything reached {redact(tracking_uri)} ({reason}); the same command delivers the rest")
+        print_undelivered(plan, tracker, tracking_uri, command, interrupted=interrupted)
     elif not bad:
         print_results(plan, tracking_uri)
     print_next_steps(plan, store, tracking_uri)
-    return 1 if bad else 0
+    if interrupted:
+        return INTERRUPTED
+    return OK if delivered and not bad else FAILURES
+
+
+def _delivered(tracker: Tracker) -> tuple[bool, bool]:
+    """Let tracking take the time that it takes, and show how far it is; return whether it is done, and interrupted."""
+    shown_at, in_terminal = time.monotonic(), sys.stdout.isatty()
+    pause, width = SHOW_SECONDS * (1 if in_terminal else 10), 0
+
+    def show(left: int) -> None:
+        nonlocal shown_at, width
+        if left and time.monotonic() - shown_at >= pause:
+            words = f"recording in MLflow: {left} run{'' if left == 1 else 's'} to go"
+            print(words.ljust(width), end="\r" if in_terminal else "\n", flush=True)
+            shown_at, width = time.monotonic(), len(words)
+
+    try:
+        return tracker.close(show=show), False
+    except KeyboardInterrupt:
+        return False, True
+    finally:
+        if in_terminal and width:
+            print(" " * width, end="\r", flush=True)
 
 
 class _Sweep:

@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -37,7 +38,7 @@ from trainables import documents
 from trainables.config import known
 from trainables.documents import Malformed
 from trainables.redaction import redact, redact_text
-from trainables.store import DamagedArtifact, StorageError, Store
+from trainables.store import DamagedArtifact, Result, StorageError, Store
 
 FLUSH_SECONDS = 5.0
 """Epochs of a running job are sent when the oldest unsent one is so old; short jobs are sent once, at their end."""
@@ -45,6 +46,8 @@ RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses between attempts while the server does not answer; the last one repeats."""
 CLOSING_PAUSE, CLOSING_PATIENCE = 1.0, 20.0
 """At the end of a study: the longest pause, and how long a server that does not answer is waited for."""
+AT_ONCE = 32
+"""Results that are read side by side and logged in a row, while other drivers wait who make new runs."""
 ERROR_LENGTH, LOG_LENGTH = 4000, 200_000
 """Characters of an error (MLflow takes 8,000 as a tag), and of a log, of which the end is kept."""
 _JOB, _EPOCH, _DONE, _FAILED = "job", "epoch", "done", "failed"
@@ -153,6 +156,7 @@ class Tracker:
         self._runs = Runs(plan, store, uri, recipe=recipe_digest(plan.space, plan.ways), fresh=fresh)
         self._address = f"{redact(uri)} {plan.space.name}"
         self._box = Outbox(self.outbox, self._address)
+        self._expected = plan.jobs.keys() - fresh
         self._introduced: set[str] = set()
         self._introducing = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
@@ -166,6 +170,12 @@ class Tracker:
     def behind(self) -> str | None:
         """Why results have not been delivered, while they have not."""
         return self._problem or self._box.problem
+
+    @property
+    def undelivered(self) -> list[str]:
+        """Keys of the jobs that have ended and whose runs do not say so yet, in the order of the plan."""
+        expected = self._expected.copy()
+        return [key for key in self._plan.jobs if key in expected and not self._runs.is_recorded(key)]
 
     # --- the driver's side: nothing here waits or raises ------------------------------------------------------------
     def start(self, delay: float = 0.0) -> None:
@@ -199,6 +209,8 @@ class Tracker:
 
     def _put(self, event: str, key: str, **content: Any) -> None:
         """Add an event, and before the first one of a job what its run says."""
+        if event in (_DONE, _FAILED):
+            self._expected.add(key)
         with self._introducing:
             if key not in self._introduced:
                 self._introduced.add(key)
@@ -206,21 +218,26 @@ class Tracker:
         self._box.put({"event": event, "key": key, **content})
         self._wanted.set()
 
-    def close(self, timeout: float) -> bool:
+    def close(self, timeout: float = math.inf, show: Callable[[int], None] | None = None) -> bool:
         """Deliver what is left; return whether everything was delivered. What was not stays in the outbox.
 
         Args:
             timeout: seconds to wait at most; a server that does not answer is given up earlier.
+            show: is called now and then with the number of runs that are still to be delivered.
         """
         self._closing.set()
         self._wanted.set()
         self._box.finish()
         began = time.monotonic()
-        while self._thread.is_alive() and time.monotonic() < began + timeout:
-            self._thread.join(min(0.1, timeout))
-            if self._failing_since and time.monotonic() - max(began, self._failing_since) > CLOSING_PATIENCE:
-                break
-        self._given_up.set()
+        try:
+            while self._thread.is_alive() and time.monotonic() < began + timeout:
+                self._thread.join(min(0.1, timeout))
+                if show is not None:
+                    show(len(self.undelivered))
+                if self._failing_since and time.monotonic() - max(began, self._failing_since) > CLOSING_PATIENCE:
+                    break
+        finally:  # also if a person does not want to wait
+            self._given_up.set()
         return not self._thread.is_alive() and self.behind is None
 
     # --- the thread's side ------------------------------------------------------------------------------------------
@@ -246,10 +263,26 @@ class Tracker:
                     return
             finally:
                 box.close()
-        for key in self._plan.jobs:
-            if key in published and not self._attempt(partial(self._runs.finish, self._runs.spec(key))):
-                return
-        _Delivery(self._box, self._runs, self._attempt, set()).run()
+        if self._catch_up([key for key in self._plan.jobs if key in published and not self._runs.is_finished(key)]):
+            _Delivery(self._box, self._runs, self._attempt, set()).run()
+
+    def _catch_up(self, keys: list[str]) -> bool:
+        """Deliver published results whose runs lack them; return False if told to stop."""
+        self._expected.update(keys)
+        for start in range(0, len(keys), AT_ONCE):
+            some, found = keys[start : start + AT_ONCE], dict[str, Result]()
+            if not self._attempt(partial(self._read, some, found)):
+                return False
+            self._expected.difference_update(set(some) - found.keys())  # damaged, or gone since
+            if not self._attempt(partial(self._runs.finish_all, found)):
+                return False
+            for key in found:  # what stands behind one that was refused
+                if not self._attempt(partial(self._runs.finish, self._runs.spec(key), found[key])):
+                    return False
+        return True
+
+    def _read(self, keys: list[str], found: dict[str, Result]) -> None:
+        found.update(self._runs.read(keys))
 
     def _attempt(self, action: Callable[[], object]) -> bool:
         """Do something, again and again while it fails in a way that may pass; return False if told to stop.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import http.server
@@ -13,6 +14,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +30,14 @@ from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import SearchSpace
 from study import runs as study_runs
-from study import tracking
+from study import sweep, tracking
 from study.plan import Plan, make_plan
 from study.tracking import Tracker, check_tracking, default_tracking_uri
 from trainables import schema
 from trainables.artifacts import read_metrics
 from trainables.data import check_dataset
 from trainables.graph import Job
+from trainables.storage.objects import ObjectStorage
 from trainables.store import Store
 
 SPACE = tiny_space(interpolation_points=3)
@@ -1117,6 +1120,122 @@ def test_runs_of_jobs_computed_here_name_the_commit(plan: Plan, published: Store
         assert (study_runs.COMMIT in run.data.tags) == (here and key in fresh)
         assert re.fullmatch("[0-9a-f]{40}", run.data.tags.get(study_runs.COMMIT, "0" * 40))
         assert run.data.tags[study_runs.SOURCE] == "study.run"
+
+
+# --- catching up ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def remote(plan: Plan, published: Store) -> Store:
+    """The results of the plan in an object store."""
+    store = Store(f"memory://bucket/{uuid.uuid4().hex}")
+    for key in plan.jobs:
+        manifest = published.manifest(key)
+        store.publish(key, {name: published.read(key, name) for name in manifest["files"]}, manifest)
+    return store
+
+
+def test_catching_up_reads_results_side_by_side_and_each_document_once(
+    plan: Plan, remote: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+    request, together = ObjectStorage._request, threading.Barrier(4)
+
+    def count(storage: ObjectStorage, name: str, path: str, *values: Any, **options: Any) -> Any:
+        asked.append((name, path))
+        if sum(path.endswith(schema.MANIFEST) for _, path in asked) <= 4 and path.endswith(schema.MANIFEST):
+            together.wait(HANG_SECONDS)  # breaks unless so many results are asked for at the same time
+        return request(storage, name, path, *values, **options)
+
+    monkeypatch.setattr(ObjectStorage, "_request", count)
+    log_all(plan, remote, uri)
+    documents = Counter(path for name, path in asked if name == "cat_file" and "/store/" in path)
+    assert set(documents.values()) == {1}
+    assert len(documents) == 3 * len(plan.jobs), "manifest, metrics and log"
+    assert len(asked) - len(documents) <= 12, "one list, and a lease for all of them"
+    monkeypatch.undo()
+    assert {run.info.status for run in by_key(uri).values()} == {"FINISHED"}
+
+
+def published_study(plan: Plan, store: Store, uri: str) -> int:
+    """Run a study that finds everything published; return its exit code."""
+    options = argparse.Namespace(address=None)
+    return sweep.run_sweep(plan, store, uri, None, options, "python -m study.run --space tiny")
+
+
+def test_what_a_tracking_server_that_is_away_lacks_is_named(
+    plan: Plan, own_copy: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "CLOSING_PATIENCE", 0.05)
+    Moody(monkeypatch, lambda *_: AWAY)
+    assert published_study(plan, own_copy, "http://user:secret@127.0.0.1:9") == 1
+    out = capsys.readouterr().out
+    assert f"reached http://***@127.0.0.1:9 (ConnectionError: connection refused); 13 of {len(plan.jobs)} runs" in out
+    assert "dense · w0.25 · A0" in out
+    assert "to deliver it: python -m study.run --space tiny\n" in out
+    assert "secret" not in out
+
+
+def test_who_does_not_want_to_wait_reads_what_is_missing(
+    plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish, at_work = study_runs.Runs.finish, threading.Event()
+
+    def slow(runs: study_runs.Runs, spec: study_runs.RunSpec, *more: Any) -> None:
+        if len(runs._runs) == 3:
+            at_work.set()
+            threading.Event().wait(600)  # the thread is a daemon
+        finish(runs, spec, *more)
+
+    monkeypatch.setattr(study_runs.Runs, "finish", slow)
+
+    def interrupt(left: int) -> None:
+        if at_work.is_set():
+            raise KeyboardInterrupt
+
+    close = Tracker.close
+    monkeypatch.setattr(Tracker, "close", lambda tracker, show: close(tracker, show=interrupt))
+    assert published_study(plan, own_copy, uri) == 130
+    out = capsys.readouterr().out
+    assert f"(interrupted); 10 of {len(plan.jobs)} runs are missing: " in out
+    assert "to deliver it: python -m study.run --space tiny\n" in out
+
+
+def test_a_slow_server_gets_the_time_that_it_takes(
+    plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "SHOW_SECONDS", 0.0)
+    hours = iter(range(0, 3600_000, 3600))
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: float(next(hours)))
+    assert published_study(plan, own_copy, uri) == 0
+    assert re.search(r"recording in MLflow: \d+ runs? to go", capsys.readouterr().out)
+    assert {run.info.status for run in by_key(uri).values()} == {"FINISHED"}
+
+
+def test_a_job_that_is_computed_again_has_system_metrics_once_per_step(
+    dense_plan: Plan, own_copy: Store, uri: str
+) -> None:
+    job = job_of(dense_plan, schema.DENSE)
+    names = own_copy.manifest(job.key)["files"]
+    files, manifest = {name: own_copy.read(job.key, name) for name in names}, own_copy.manifest(job.key)
+    system = (*schema.SYSTEM_METRICS, schema.IMAGES_PER_SECOND, schema.SECONDS)
+    for number in range(3):
+        own_copy.remove(job.key)
+        document = json.loads(files[schema.METRICS])
+        for row in document["history"]:
+            row |= dict.fromkeys(schema.SYSTEM_METRICS, 100.0 * number + row["step"])
+        document["final"] |= {schema.IMAGES_PER_SECOND: 1000.0 + number, schema.SECONDS: 1.0 + number}
+        tracker = track(dense_plan, own_copy, uri)
+        tracker.start()
+        for row in document["history"]:
+            tracker.epoch(job.key, row)
+        own_copy.publish(job.key, {**files, schema.METRICS: json.dumps(document).encode()}, manifest)
+        tracker.done(job.key)
+        assert tracker.close(HANG_SECONDS)
+    run = by_key(uri)[job.key]
+    assert run.info.status == "FINISHED"
+    for name in (*schema.EPOCH_METRICS, *system):
+        steps = [step for step, _ in curve(uri, run, name)]
+        assert steps
+        assert len(steps) == len(set(steps)), name
 
 
 # --- addresses ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -140,10 +141,10 @@ class Sweep:
         options = ["--tracking-uri", server.uri, "--max-concurrent", "8", "--cpus-per-trial", "0.25"]
         return cls(Study(folder, arguments=[*(f"--set={each}" for each in chosen), *options]), plan)
 
-    def finish(self, process: subprocess.Popen[str]) -> str:
-        """Wait for a good end; return what was said."""
+    def finish(self, process: subprocess.Popen[str], code: int = 0) -> str:
+        """Wait for an end with an exit code; return what was said."""
         out, err = process.communicate(timeout=HANG_SECONDS)
-        assert process.returncode == 0, (out, err)
+        assert process.returncode == code, (out, err)
         return out + err
 
 
@@ -183,7 +184,9 @@ def test_server_that_does_not_come_back_before_the_end(sweep: Sweep, server: Ser
     process = study.start()
     wait_until(study.store.keys, "nothing is published", process)
     server.kill()
-    assert "warning: not everything reached" in sweep.finish(process)
+    said = sweep.finish(process, code=1)
+    assert "warning: not everything reached" in said
+    assert re.search(rf"; \d+ of {len(plan.jobs)} runs are missing: dense", said)
     assert len(outboxes(study)) == 1
     server.start()
     said = sweep.finish(study.start())

@@ -24,6 +24,7 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ from trainables.lease import Lease, bury, live_leases
 from trainables.schema import MANIFEST, METRICS, PLANE_GRID
 from trainables.storage import LocalStorage, StorageError, open_storage, patiently
 
-__all__ = ["DamagedArtifact", "Lease", "NotPublished", "StorageError", "Store"]
+__all__ = ["DamagedArtifact", "Lease", "NotPublished", "Result", "StorageError", "Store"]
 
 T = TypeVar("T")
 
@@ -70,6 +71,21 @@ class DamagedArtifact(RuntimeError):
 
     def __str__(self) -> str:
         return f"artifact {self.name} of {self.key[:12]} is damaged ({self.reason}); set aside, to be computed again"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A published result as it was read.
+
+    Attributes:
+        manifest: what it says of itself.
+        files: name -> content, verified.
+        documents: name -> what the files that are JSON say, checked.
+    """
+
+    manifest: dict[str, Any]
+    files: dict[str, bytes]
+    documents: dict[str, dict[str, Any]]
 
 
 class Store:
@@ -180,7 +196,7 @@ class Store:
         try:
             content = patiently(lambda: self.storage.read(f"{place}/{MANIFEST}"))
         except FileNotFoundError as error:
-            if not self.storage.holds(place):
+            if not patiently(lambda: self.storage.holds(place)):
                 raise NotPublished(f"{key[:12]} is not in the store {self.uri}") from error
             raise self._damaged(key, MANIFEST, "the file is gone", None) from error
         try:
@@ -202,6 +218,38 @@ class Store:
             DamagedArtifact: the content is not what was published.
         """
         manifest, judged = self._manifest(key)
+        return self._file(key, name, manifest, judged)
+
+    def results(self, keys: Collection[str], names: Collection[str]) -> tuple[dict[str, Result], list[str]]:
+        """Return many results, read side by side and each document once, and a line on each that was found damaged.
+
+        Args:
+            keys: of the results; what is not published is left out.
+            names: the files to read, of those that have them.
+        """
+        damaged: list[str] = []
+
+        def read(key: str) -> Result | None:
+            try:
+                return self.result(key, names)
+            except NotPublished:
+                return None
+            except DamagedArtifact as error:
+                damaged.append(str(error))
+                return None
+
+        found = zip(keys, self._side_by_side(read, keys), strict=True)
+        return {key: result for key, result in found if result is not None}, damaged
+
+    def result(self, key: str, names: Collection[str]) -> Result:
+        """Return the manifest of a result and those of some files that it has; errors as in :meth:`read`."""
+        manifest, judged = self._manifest(key)
+        files = {name: self._file(key, name, manifest, judged) for name in names if name in manifest["files"]}
+        parsed = {name: self._document(key, name, files[name], judged) for name in files if name in _KINDS}
+        return Result(manifest, files, parsed)
+
+    def _file(self, key: str, name: str, manifest: Mapping[str, Any], judged: bytes) -> bytes:
+        """Return the content of a file of a result, verified against its manifest."""
         listed = manifest["files"]
         if name not in listed:
             raise KeyError(f"{key[:12]} has no {name}; it has {', '.join(sorted(listed))}")
@@ -235,11 +283,14 @@ class Store:
 
     def read_json(self, key: str, name: str) -> dict[str, Any]:
         """Return the document in a JSON file of a published result, checked; errors as in :meth:`read`."""
-        content = self.read(key, name)
+        manifest, judged = self._manifest(key)
+        return self._document(key, name, self._file(key, name, manifest, judged), judged)
+
+    def _document(self, key: str, name: str, content: bytes, judged: bytes) -> dict[str, Any]:
         try:
             return documents.parse(content, _KINDS[name])
         except Malformed as error:  # published by something that is not of this project
-            raise self._damaged(key, name, str(error), self._manifest(key)[1]) from error
+            raise self._damaged(key, name, str(error), judged) from error
 
     def _damaged(self, key: str, name: str, reason: str, judged: bytes | None) -> DamagedArtifact:
         """Set a result aside, unless it is no longer the one that was judged, and return the error to raise."""
@@ -296,8 +347,14 @@ class Store:
         patiently(lambda: self.storage.remove_all(place))
 
     def check_writable(self) -> None:
-        """Raise ValueError unless results can be published in the storage."""
-        self.storage.check_writable()
+        """Raise ValueError unless results can be published in the storage; an outage is waited for as anywhere else."""
+        try:
+            patiently(self.storage.check_writable)
+        except (StorageError, FileNotFoundError) as error:
+            reason = getattr(error.__cause__, "strerror", None) if self.is_local else None
+            raise ValueError(
+                f"storage {self.uri!r} is not writable: {reason or error}; choose another --storage"
+            ) from error
 
     def sweep(self) -> None:
         """Remove what the dead have left: half-written results, leases, checkpoints of what is published after all."""

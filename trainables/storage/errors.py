@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,8 +16,29 @@ PATIENCE_SECONDS = 120.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 """Seconds between two attempts; they double from the first to the longest."""
 
-_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY})
-"""Errors of a file system that somebody may put right meanwhile: full, over quota, a network file system away."""
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        # Full, over quota: somebody makes room.
+        *("ENOSPC", "EDQUOT"),
+        # This process or machine is short of something that it gets back: memory, open files, locks, ports.
+        *("ENOMEM", "ENOBUFS", "EMFILE", "ENFILE", "ENOLCK", "EAGAIN", "EBUSY", "EADDRNOTAVAIL"),
+        # Cut off in the middle, as by a signal or while a client of Lustre or CIFS connects again.
+        *("EINTR", "ERESTART", "ECANCELED", "EINPROGRESS", "EALREADY"),
+        # A network file system whose server or daemon is away, restarts, or has failed over to another machine.
+        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ETIME", "ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH"),
+        *("ENETDOWN", "ENETUNREACH", "ENETRESET", "ENONET", "ENOLINK", "ECOMM", "EPROTO", "EPIPE"),
+        *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED"),
+        # A device or a mount that comes back; a ticket that is renewed.
+        *("ENODEV", "ENXIO", "EKEYEXPIRED"),
+    )
+    if hasattr(errno, name)  # some are Linux's own
+)
+"""Errors of a file system that may pass while an operation is tried again. Others come again: no right to do it, a
+read-only mount, a file where a directory should be, a name too long, a damaged file system, an operation it lacks."""
+
+_announce: Callable[[str], None] | None = None
+"""What says that something is waited for, where a person watches."""
 
 
 class StorageError(RuntimeError):
@@ -46,8 +68,9 @@ def patiently(action: Callable[[], T], patience: float | None = None) -> T:
     Raises:
         StorageError: it failed for longer than that, or in a way that does not pass.
     """
-    deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
-    pause = FIRST_PAUSE
+    patience = PATIENCE_SECONDS if patience is None else patience
+    deadline = time.monotonic() + patience
+    pause, said = FIRST_PAUSE, False
     while True:
         # Not in step with all the others that the same outage has stopped.
         this_pause = pause * random.uniform(0.75, 1.25)
@@ -56,5 +79,23 @@ def patiently(action: Callable[[], T], patience: float | None = None) -> T:
         except StorageError as error:
             if not error.passing or time.monotonic() + this_pause > deadline:
                 raise
+            if _announce is not None and not said:
+                _announce(f"{error}; trying again for {patience:.0f} s")
+                said = True
         time.sleep(this_pause)
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+@contextlib.contextmanager
+def announced(say: Callable[[str], None]) -> Iterator[None]:
+    """Say what is waited for while storages are tried again, in any thread.
+
+    Args:
+        say: is called with a line when an operation has failed for the first time.
+    """
+    global _announce
+    before, _announce = _announce, say
+    try:
+        yield
+    finally:
+        _announce = before

@@ -7,7 +7,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from trainables.places import expanded
@@ -52,7 +53,7 @@ class LocalStorage:
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file."""
-        return (self.root / path).is_file()
+        return self._is(stat.S_ISREG, path)
 
     def write(self, path: str, content: bytes) -> None:
         """Write a file, in place of the one that may be there."""
@@ -83,7 +84,9 @@ class LocalStorage:
         """Yield the path and the bytes of all files below a directory, except temporary ones."""
         for path, entry in self._entries(directory):
             with contextlib.suppress(FileNotFoundError):
-                yield path, entry.stat().st_size
+                with self._translated(path):
+                    size = entry.stat().st_size
+                yield path, size
 
     def _entries(self, directory: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         try:
@@ -93,14 +96,23 @@ class LocalStorage:
             return
         for entry in entries:
             path = f"{directory}/{entry.name}"
-            if not entry.is_dir(follow_symlinks=False):
+            with self._translated(path):
+                is_file = not entry.is_dir(follow_symlinks=False)
+            if is_file:
                 yield path, entry
             elif entry.name != TEMPORARY:
                 yield from self._entries(path)
 
     def holds(self, directory: str) -> bool:
         """Return whether there is a directory."""
-        return (self.root / directory).is_dir()
+        return self._is(stat.S_ISDIR, directory)
+
+    def _is(self, kind: Callable[[int], bool], path: str) -> bool:
+        with self._translated(path):
+            try:
+                return kind(os.stat(self.root / path).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
 
     def new_attempt(self) -> str:
         """Return the name of a folder for the files of a result in the making: none, a rename publishes them."""
@@ -153,17 +165,18 @@ class LocalStorage:
 
     # --- the storage as a whole -----------------------------------------------------------------------------------
     def check_writable(self) -> None:
-        """Raise ValueError unless files can be created in the directory."""
+        """Create a file in the directory, and remove it.
+
+        Raises:
+            StorageError: that is not possible.
+        """
+        with self._translated(""):
+            self.root.mkdir(parents=True, exist_ok=True)
         probe = f".probe-{secrets.token_hex(4)}"
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / probe).write_bytes(b"written")
-            (self.root / probe).unlink()
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                (self.root / probe).unlink()
-            reason = f"storage {self.uri!r} is not writable: {error.strerror}"
-            raise ValueError(f"{reason}; choose another --storage") from error
+            self.write(probe, b"written")
+        finally:
+            self.remove(probe)
 
     def sweep(self, directory: str) -> None:
         """Remove what processes of this host that are dead have left half written below a top-level directory."""
