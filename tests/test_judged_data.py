@@ -583,6 +583,20 @@ def test_a_full_disk_costs_only_the_index(
     assert "No space left" in caplog.text
 
 
+def test_the_lock_of_another_user_will_do(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder.load("image_folder", folders, None)
+    original = Path.open
+
+    def not_mine(path: Path, mode: str = "r", *arguments: object, **options: object) -> object:
+        if path.name.endswith("lock") and mode != "r":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, mode, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", not_mine)
+    Image.fromarray(picture(500)).save(one(folders))
+    assert len(image_folder.load("image_folder", folders, None).train) == 12
+
+
 def test_planning_with_a_folder_needs_no_torch(folders: Path) -> None:
     program = (
         f"import sys; from trainables.data import check_dataset; check_dataset('image_folder', {str(folders)!r}); "

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from trainables.places import cache_folders
 
@@ -35,7 +35,7 @@ def place(root: Path) -> str:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold the lock file `path`; yields false, after a warning, where the file system has no locks."""
-    with path.open("a") as file:
+    with _opened(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)  # the kernel gives it back when the process ends, however that happens
             alone = True
@@ -45,6 +45,13 @@ def locked(path: Path) -> Iterator[bool]:
             warnings.warn(f"{path}: no file locks here; processes may decode the same images twice", stacklevel=2)
             alone = False
         yield alone
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("a")
+    except PermissionError:  # another user has made it, in a folder that several may write to: reading is enough
+        return path.open()
 
 
 def write_sealed(path: Path, document: Any) -> None:
