@@ -14,7 +14,7 @@ from trainables.data.batches import EvalBatches, TrainBatches, random_order
 from trainables.data.dataset import Augmentation, Dataset, Split
 from trainables.errors import HostFault
 from trainables.models import build_model, image_options
-from trainables.models.network import Network
+from trainables.models.network import Network, fits_channels_last
 from trainables.publishing import Context
 from trainables.training import Training
 
@@ -46,6 +46,8 @@ class TaskData:
         """
         self._task, self._device = task, context.device
         self._dataset = _planned(task, context.data_dir)
+        with torch.device("meta"):
+            self._channels_last = self._device.type != "cpu" or fits_channels_last(self._build())
         self.num_classes = self._dataset.num_classes
         self.test = self._eval(self._dataset.test)
         self.train_plain = self._eval(self._dataset.train)
@@ -63,13 +65,20 @@ class TaskData:
             augmentation=augmentation,
             seed=seed,
             device=self._device,
-            channels_last=True,
+            channels_last=self._channels_last,
         )
 
     def model(self, weights: Mapping[str, Tensor] | None = None, *, stream_taps: str = "end") -> Network:
         """Build the task's network on the device, freshly initialised or with the given weights."""
+        model = self._build(stream_taps)
+        if weights is not None:
+            model.load_state_dict(weights)
+        layout = torch.channels_last if self._channels_last else torch.contiguous_format
+        return model.to(self._device).to(memory_format=layout)
+
+    def _build(self, stream_taps: str = "end") -> Network:
         task, dataset = self._task, self._dataset
-        model = build_model(
+        return build_model(
             task.model,
             width=task.width,
             num_classes=dataset.num_classes,
@@ -77,9 +86,6 @@ class TaskData:
             **model_options(task.shortcut, stream_taps),
             **image_options(task.model, dataset.image_size),
         )
-        if weights is not None:
-            model.load_state_dict(weights)
-        return model.to(self._device).to(memory_format=torch.channels_last)
 
     def training(
         self, model: nn.Module, recipe: Recipe, seed: int, mask: Mapping[str, Tensor] | None = None
@@ -94,7 +100,7 @@ class TaskData:
             batch_size=recipe.batch_size,
             seed=seed,
             device=self._device,
-            channels_last=True,
+            channels_last=self._channels_last,
         )
         return Training(model, recipe, batches, self.test, mask)
 

@@ -8,6 +8,8 @@ from trainables.permutations import PermutationSpec
 
 CLASSIFIER = "fc"
 SHORTCUT = "downsample"
+WIDEST_REGISTER = 16
+"""Single-precision numbers in the widest vector register of a CPU (AVX-512)."""
 
 
 class Network(nn.Module):
@@ -53,3 +55,18 @@ def kaiming_normal(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
+
+
+def fits_channels_last(model: nn.Module) -> bool:
+    """Return whether a CPU can compute a network whose tensors lie in memory channels last.
+
+    In that layout oneDNN corrupts memory in a strided 1x1 convolution that has fewer input channels than a vector
+    register holds numbers (oneDNN issue 6035; seen with AVX2 below 8 channels). The contiguous layout is safe.
+    """
+    return not any(
+        isinstance(module, nn.Conv2d)
+        and set(module.kernel_size) == {1}
+        and max(module.stride) > 1
+        and module.in_channels // module.groups < WIDEST_REGISTER
+        for module in model.modules()
+    )
