@@ -6,6 +6,7 @@ id of its node: one that was repaired and joins the cluster again is given work 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Hosts:
         if not (surely or (len(streak) >= FAILURES and others)):
             return False
         name, error = nodes[node].name, redact_text(error)
-        self.out[node] = error if error.startswith(f"{name} ") else f"{name}: {error}"
+        self.out[node] = error if names(error, name) else f"{name}: {error}"
         return True
 
     def forgiven(self, node: str) -> Counter[str]:
@@ -92,3 +93,8 @@ class Hosts:
         for each in self.out.keys() & nodes.keys():
             lost.update(nodes[each].resources)
         return lost
+
+
+def names(text: str, host: str) -> bool:
+    """Return whether a text names a host."""
+    return re.search(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", text) is not None

@@ -16,7 +16,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from study.estimate import Estimates, duration
-from study.hosts import Hosts
+from study.hosts import Hosts, names
 from study.labels import run_name
 from study.plan import Plan
 from study.resources import Group, Resources, group
@@ -320,7 +320,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         node, host, known = str(result.get("node", "")), str(result.get("hostname", "")), len(self._hosts.out)
         surely = result.get("status") == STATUS_HOST
         its_fault = (surely or not trial.worked) and self._hosts.failed(node, key, text, surely=surely)
-        why = f"{text} (on {host})" if host not in text else text
+        why = f"{text} (on {host})" if host and not names(text, host) else text
         if not its_fault:
             self._shunned.setdefault(key, set()).update({node} - {""})
             if not self._pause(key, why):

@@ -20,7 +20,7 @@ from waiting import HANG_SECONDS, wait_until
 from search_spaces import get_space
 from study.plan import Plan, make_plan, override
 from study.run import main
-from study.tracking import default_tracking_uri
+from study.tracking import Tracker, default_tracking_uri
 from trainables import schema
 from trainables.store import Store
 
@@ -173,7 +173,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 FAILING = ("model=resnet8,mlp", "lr=20", "method=dense,lth", "epochs=2")
 
 
-def test_failure_is_named_with_what_it_blocked_and_how_to_retry(failing: tuple[Path, Outcome]) -> None:
+def test_failure_is_named_with_what_it_blocked_and_how_to_go_on(failing: tuple[Path, Outcome]) -> None:
     folder, result = failing
     plan = plan_of(*FAILING)
     (failed,) = [k for k, job in plan.jobs.items() if job.config.task.model == "mlp" and job.kind == schema.DENSE]
@@ -182,7 +182,8 @@ def test_failure_is_named_with_what_it_blocked_and_how_to_retry(failing: tuple[P
     message = rf"failed: dense · w0\.25 · A0 \({failed[:12]}\): training loss is nan in epoch \d \(learning rate 20\)"
     assert re.search(rf"{message}; it blocked {len(blocked)} jobs: imp · w0\.25 · ", result.err)
     assert len(blocked) == 5
-    retry = re.search(r"to retry just these: (.*)", result.err)
+    assert "retry" not in result.err, "it would fail again"
+    retry = re.search(r"they would fail again: change what the errors say, and then: (.*)", result.err)
     assert retry is not None
     assert "--space digits_quickstart" in retry[1]
     assert f"--storage {folder}/outputs" in retry[1]
@@ -254,3 +255,23 @@ def test_wrong_request_starts_nothing(
     assert "secret" not in error
     assert not Store(tmp_path / "outputs").keys()
     assert not (tmp_path / "outputs" / "mlflow.db").exists()
+
+
+def test_a_result_that_is_removed_meanwhile_is_named_and_the_study_is_not_complete(
+    published: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever its trials have said, a study is complete when the store holds all that was asked for."""
+    shutil.copytree(published.root, tmp_path / "outputs")
+    store, plan = Store(tmp_path / "outputs"), plan_of()
+    (gone, *_) = [key for key, job in plan.jobs.items() if job.kind == schema.SPARSE]
+    begin = Tracker.start
+
+    def begin_and_remove(tracker: Tracker, delay: float) -> None:
+        store.remove(gone)
+        begin(tracker, delay)
+
+    monkeypatch.setattr(Tracker, "start", begin_and_remove)
+    assert main(command(tmp_path)) == 1
+    err = capsys.readouterr().err
+    assert f"({gone[:12]}) was published, but the store does not hold it\n" in err
+    assert re.search("^to compute just these again: python -m study.run --space ", err, re.M)
