@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import random
 import sys
 import time
@@ -71,7 +72,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "note of a failure": {"error": "ValueError: no", "at": 1_700_000_000_000, "environment": {}, "log": "..."},
     "choice of --fastest": {"settings": {"precision": "fp32", "compiled": False}, "given": {}, "commit": None},
     "benchmark": {"measurements": [{"what": "training", "settings": {}, "rates": [RATE]}]},
-    "manifest of decoded images": {"class_names": ["cat", "dog"]},
     "head of an outbox": {"outbox": 1, "delivered": 33},
     "event": {"event": "done", "key": KEY},
 }
@@ -161,6 +161,12 @@ def test_a_document_is_read_or_said_to_be_malformed(kind: str) -> None:
             else:
                 assert name not in CERTAIN, damaged
                 json.dumps(outcome, ensure_ascii=False).encode()  # it can be walked through, and printed
+
+
+def test_a_name_that_is_no_utf8_is_no_damage() -> None:
+    error = os.fsdecode(b"no such file: \xff.png")
+    found = parse(json.dumps({"error": error, "log": "\N{SNOWMAN} \N{GRINNING FACE}"}), documents.FAILURE)
+    assert found == {"error": "no such file: ?.png", "log": "\N{SNOWMAN} \N{GRINNING FACE}"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
