@@ -367,11 +367,11 @@ class _Listing:
 
 def unusable(name: str, root: Path, problems: Mapping[str, str]) -> ValueError:
     """Return the error that names all files of a dataset that cannot be used: path below the root -> why."""
-    named = [f"\n  {root / path}: {problem}" for path, problem in itertools.islice(problems.items(), _NAMED)]
-    more = f"\n  and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
-    return ValueError(
-        f"dataset {name!r}: {_count(problems, 'file')} cannot be used; mend or remove them:{''.join(named)}{more}"
-    )
+    named = [f"{root / path}: {problem}" for path, problem in itertools.islice(problems.items(), _NAMED)]
+    named += [f"and {len(problems) - _NAMED:,} more"] * (len(problems) > _NAMED)
+    # The first one is in the first line, which is all that some places show.
+    listed = ";\n  ".join(named)
+    return ValueError(f"dataset {name!r}: {_count(problems, 'file')} cannot be used, mend or remove them: {listed}")
 
 
 def _named_as_image(path: str) -> bool:
