@@ -37,7 +37,7 @@ MATCHER = "activation"
 """The matcher that goes without saying wherever it was used: the paper's."""
 END = -1
 """Value of ``match_epoch`` for nets that were matched when trained to the end: goes without saying, likewise."""
-MATCHING = ("match_images", "stream_taps")
+MATCHING = ("match_images", "match_augment", "stream_taps")
 """Recipe fields of the match alone. Like matcher and match epoch they make rows, not cells: permuted nets of all of
 them are compared with one and the same naive net."""
 

@@ -7,9 +7,9 @@ import difflib
 from search_spaces.ablations import EARLY_MATCHING, MASK_CONTROLS, MASK_TRANSFER, MATCH_IMAGES, MATCHER_ABLATION
 from search_spaces.cifar10_two_cores import CIFAR10_TWO_CORES
 from search_spaces.digits_quickstart import DIGITS_QUICKSTART
-from search_spaces.function_space import ENSEMBLE_DIVERSITY, MODE_CONNECTIVITY
+from search_spaces.function_space import ENSEMBLE_DIVERSITY, ENSEMBLE_DIVERSITY_CIFAR100, MODE_CONNECTIVITY
 from search_spaces.other_architectures import RESNET50_IMAGENET_SWEEP, VGG11_REWIND_SWEEP
-from search_spaces.recipes import RECIPES
+from search_spaces.recipes import RECIPES, recipe
 from search_spaces.resnet20 import RESNET20_CIFAR100_WIDTH_SWEEP, RESNET20_WIDTH_SWEEP
 from search_spaces.space import SearchSpace
 
@@ -29,6 +29,7 @@ SPACES: dict[str, SearchSpace] = {
         MASK_TRANSFER,
         MODE_CONNECTIVITY,
         ENSEMBLE_DIVERSITY,
+        ENSEMBLE_DIVERSITY_CIFAR100,
     )
 }
 
@@ -46,4 +47,4 @@ def get_space(name: str) -> SearchSpace:
     raise ValueError(f"unknown search space {name!r}{hint}; known: {', '.join(SPACES)}")
 
 
-__all__ = ["RECIPES", "SPACES", "SearchSpace", "get_space"]
+__all__ = ["RECIPES", "SPACES", "SearchSpace", "get_space", "recipe"]

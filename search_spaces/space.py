@@ -1,6 +1,6 @@
 """A search space: a named question, the axes of its grid, and the recipe that its networks are trained by.
 
-Pure data on the standard library alone. Names of models, datasets, methods and matchers are checked by the planner,
+Pure data, without any library. Names of models, datasets, methods and matchers are checked by the planner,
 which knows them; what can be said without it is checked here, when the space is made.
 """
 
@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from trainables.scalars import plain_values
 
 Scalar = bool | int | float | str
 
@@ -30,6 +32,8 @@ class SearchSpace:
     Attributes:
         name: unique, also the name of the MLflow experiment.
         question: one line: what the space is there to find out.
+        rewind_epochs_of_width: (width, rewind epochs) pairs; at such a width the grid has these of its rewind epochs
+            only. A ``param_space`` has them all.
         seeds: numbers of seed pairs; pair s trains net A from seed 2 s and net B from seed 2 s + 1.
     """
 
@@ -43,6 +47,7 @@ class SearchSpace:
     method: tuple[str, ...] = ("dense", "lth", "naive", "permuted")
     matcher: tuple[str, ...] = ("activation",)
     seeds: tuple[int, ...] = (0, 1, 2)
+    rewind_epochs_of_width: tuple[tuple[float, tuple[int, ...]], ...] = ()
     epochs: int = 200
     batch_size: int = 128
     lr: float = 0.08
@@ -56,20 +61,24 @@ class SearchSpace:
     kernels: str = "dense"
     stacked: bool = False
     augment: bool = True
+    init: str = "default"
     shortcut: str = "conv3x3"
     pruner: str = "imp_finetune"
     prune_fraction: float = 0.2
     imp_epochs: int = 50
     imp_lr: float = 0.01
-    imp_momentum: float = 0.0
-    imp_weight_decay: float = 0.0
+    imp_momentum: float = 0.9
+    imp_weight_decay: float = 5e-4
+    imp_schedule: str = ""
     prune_shortcuts: bool = False
     prune_classifier: bool = True
     match_images: int | tuple[int, ...] = 10_000
+    match_augment: bool = False
     stream_taps: str = "end"
     interpolation_points: int = 0
     correction: str = "bn_reset"
     rewind_offset: int = 0
+    rewind_offset_counts: bool = False
     prune_tolerance: float = 0.0
     sparse_schedule: str = "restart"
     match_epoch: tuple[int, ...] = (-1,)
@@ -87,7 +96,7 @@ class SearchSpace:
             ValueError: an axis without values or with repeated ones, or a value out of bounds.
         """
         for field in self.settings():
-            value = getattr(self, field.name)
+            value = plain_values(getattr(self, field.name))
             is_axis = field.name in AXES or isinstance(value, list | tuple)
             values = tuple(value) if isinstance(value, list | tuple) else (value,)
             if is_axis:
@@ -99,6 +108,12 @@ class SearchSpace:
                 values = tuple(float(each) if _is_number(each) else each for each in values)
             object.__setattr__(self, field.name, values if is_axis else values[0])
         self._check_lengths(min(_values(self.epochs)))
+        for width, epochs in self.rewind_epochs_of_width:
+            if not epochs or not set(epochs) <= set(self.rewind_epoch):
+                raise ValueError(
+                    f"rewind epochs at width {width:g} must be some of {', '.join(map(str, self.rewind_epoch))}, "
+                    f"got {', '.join(map(str, epochs)) or 'none'}"
+                )
 
     def _check_lengths(self, epochs: int) -> None:
         for epoch in self.rewind_epoch:
@@ -123,15 +138,19 @@ class SearchSpace:
 
     @classmethod
     def settings(cls) -> tuple[dataclasses.Field[Any], ...]:
-        """Return the fields that can be set: all but name and question."""
-        return tuple(field for field in dataclasses.fields(cls) if field.name not in ("name", "question"))
+        """Return the fields that can be set: all but name and question, and what only shapes the grid."""
+        fixed = ("name", "question", "rewind_epochs_of_width")
+        return tuple(field for field in dataclasses.fields(cls) if field.name not in fixed)
 
     def cells(self) -> Iterator[dict[str, Scalar]]:
         """Yield one flat mapping per cell, keys as in ``trainables.config.Cell``."""
         names = [field.name for field in self.settings()]
         axes = [_values(getattr(self, name)) for name in names]
+        of_width = dict(self.rewind_epochs_of_width)
         for values in itertools.product(*axes):
             cell = dict(zip(names, values, strict=True))
+            if cell["rewind_epoch"] not in of_width.get(cell["width"], self.rewind_epoch):
+                continue
             cell["seed"] = cell.pop("seeds")
             yield cell
 

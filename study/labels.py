@@ -20,6 +20,7 @@ from trainables.config import (
 )
 from trainables.graph import Job, Ref
 from trainables.methods import METHODS
+from trainables.models import MODELS
 
 _PRUNING = (
     "pruner",
@@ -32,7 +33,7 @@ _PRUNING = (
     "imp_momentum",
     "imp_weight_decay",
 )
-_MATCHING = ("match_images", "stream_taps", schema.PARAM_MATCH_EPOCH)
+_MATCHING = ("match_images", "match_augment", "stream_taps", schema.PARAM_MATCH_EPOCH)
 """Settings of the jobs that a sparse net rests on: without them on its run, cells that differ there look the same."""
 _PAPER_IMAGES = 10_000
 """Images of the paper's matches; a name tells of fewer."""
@@ -87,6 +88,8 @@ def run_params(job: Job, cell: Cell) -> dict[str, Any]:
     if isinstance(config, TRAINING_CONFIGS):
         params |= dataclasses.asdict(config.recipe)
         params |= {"augment": config.task.augment, "shortcut": config.task.shortcut}
+        init = config.task.init
+        params["init"] = MODELS[config.task.model].init if init == "default" else init
     match config:
         case DenseConfig(seed=seed):
             params |= {schema.PARAM_METHOD: "dense", schema.PARAM_SEED_A: seed}
@@ -97,17 +100,25 @@ def run_params(job: Job, cell: Cell) -> dict[str, Any]:
             params |= {"prune_shortcuts": config.prune_shortcuts, "prune_classifier": config.prune_classifier}
         case SparseConfig(order=order):
             params |= _place(cell) | {"dense_epochs": cell.epochs, "dense_lr": cell.lr}
-            params |= {"rewind_offset": cell.rewind_offset, **{name: getattr(cell, name) for name in _PRUNING}}
+            params |= {"imp_schedule": cell.imp_schedule or cell.schedule, "rewind_offset": cell.rewind_offset}
+            params |= {
+                "rewind_offset_counts": cell.rewind_offset_counts,
+                **{name: getattr(cell, name) for name in _PRUNING},
+            }
             if METHODS[cell.method].init != "a":
                 params[schema.PARAM_SEED_B] = cell.seed_b
             params |= _matching(cell)
             params |= {schema.PARAM_MASK_DATASET: cell.mask_dataset or cell.dataset, schema.PARAM_DATA_ORDER: order}
         case MatchConfig(matcher=matcher):
             params |= _pair(cell) | {schema.PARAM_MATCHER: matcher, "match_images": config.images}
-            params |= {"stream_taps": config.stream_taps, schema.PARAM_MATCH_EPOCH: cell.match_epoch}
+            params |= {
+                "match_augment": config.augment,
+                "stream_taps": config.stream_taps,
+                schema.PARAM_MATCH_EPOCH: cell.match_epoch,
+            }
         case ConnectConfig():
             params |= {schema.PARAM_CORRECTION: config.correction, "match_images": config.images}
-            params |= {"interpolation_points": config.points}
+            params |= {"match_augment": config.augment, "interpolation_points": config.points}
             end = job.parent("b").job.config
             if isinstance(end, PruneConfig):
                 params |= {schema.PARAM_PATH: "imp", schema.PARAM_SEED_A: end.seed, schema.PARAM_ROUND: end.round}

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from search_spaces import RECIPES, SearchSpace
+from search_spaces import RECIPES, SearchSpace, recipe
 from trainables import schema
-from trainables.config import Cell, known
+from trainables.config import Cell, check_something_left, known
 from trainables.data import check_dataset
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Closure, Job, Ref, measurements, target
@@ -133,6 +133,7 @@ def _cells(space: SearchSpace, facts: Mapping[str, DatasetFacts], ways: Ways) ->
         for name, each in ((cell.dataset, dataset), (cell.mask_dataset, masks)):
             if each and cell.batch_size > each.train_images:
                 raise ValueError(f"batch_size={cell.batch_size} exceeds the {each.train_images:,} images of {name}")
+        check_something_left(cell, dataset)
         members = range(cell.members) if cell.members else (cell.member,)
         yield from (dataclasses.replace(cell, member=member) for member in members)
 
@@ -165,13 +166,13 @@ def _epochs_alone(job: Job, known: dict[str, int]) -> int:
 def override(space: SearchSpace, assignments: Iterable[str]) -> SearchSpace:
     """Return the space with ``key=value`` assignments applied, in their order; commas separate an axis's values.
 
-    ``recipe=NAME`` sets all the fields of a recipe.
+    ``recipe=NAME`` sets all the fields of a recipe, as it is for the models that the space has in the end.
 
     Raises:
         ValueError: not an assignment, an unknown key, or a value of the wrong type or out of bounds.
     """
     fields = {field.name: field for field in SearchSpace.settings()}
-    changes: dict[str, Any] = {}
+    settings: list[tuple[str, Any]] = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -179,13 +180,19 @@ def override(space: SearchSpace, assignments: Iterable[str]) -> SearchSpace:
         known("key of --set", key, ("recipe", *fields))
         if key == "recipe":
             known("recipe", text, RECIPES)
-            changes |= RECIPES[text]
+            settings.append((key, text))
             continue
         example = getattr(space, key)
         default: Any = fields[key].default
         kind = type(default[0] if isinstance(default, tuple) else default)
         parsed = tuple(_parse(key, part.strip(), kind) for part in text.split(","))
-        changes[key] = parsed if isinstance(example, tuple) or len(parsed) > 1 else parsed[0]
+        settings.append((key, parsed if isinstance(example, tuple) or len(parsed) > 1 else parsed[0]))
+    models = dict(settings).get("model", space.model)
+    changes: dict[str, Any] = {}
+    for key, value in settings:
+        changes |= recipe(value, models) if key == "recipe" else {key: value}
+    if "rewind_epoch" in changes:  # whoever names rewind epochs wants them at every width
+        changes["rewind_epochs_of_width"] = ()
     return dataclasses.replace(space, **changes)
 
 

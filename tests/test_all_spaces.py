@@ -34,7 +34,7 @@ MEASURED_AFTER_TRAINING = {
     *(schema.TEST_LOSS, schema.TEST_ACCURACY, schema.FINAL_TRAIN_LOSS, schema.FINAL_TRAIN_ACCURACY),
     *(schema.GENERALIZATION_GAP, schema.IMAGES_PER_SECOND, schema.SECONDS),
 }
-SPARSITIES = {schema.SPARSITY_PRUNABLE, schema.SPARSITY_NETWORK}
+SPARSITIES = {schema.SPARSITY_PRUNABLE, schema.SPARSITY_NETWORK, schema.COLLAPSED_LAYERS}
 TRAINED = {schema.METRICS, schema.LOG, schema.WEIGHTS, schema.LOGITS}
 EXPECTED: dict[str, tuple[set[str], set[str]]] = {
     # kind: files, and metrics that every job of the kind has
@@ -47,7 +47,13 @@ EXPECTED: dict[str, tuple[set[str], set[str]]] = {
     ),
     schema.CONNECT: (
         {schema.METRICS, schema.LOG},
-        {schema.MIDPOINT_ACCURACY, schema.LOSS_BARRIER, schema.ERROR_BARRIER, schema.SECONDS},
+        {
+            schema.MIDPOINT_ACCURACY,
+            schema.LOSS_BARRIER,
+            schema.TRAIN_LOSS_BARRIER,
+            schema.ERROR_BARRIER,
+            schema.SECONDS,
+        },
     ),
     schema.PLANE: (
         {schema.METRICS, schema.LOG, schema.PLANE_GRID},

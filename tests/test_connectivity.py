@@ -17,6 +17,7 @@ from trainables.connectivity import (
     interpolation_curve,
     loss_barrier,
     reset_batchnorm,
+    train_loss_barrier,
 )
 from trainables.evaluation import evaluate
 from trainables.matching import match_models
@@ -194,6 +195,19 @@ def test_requests_that_cannot_be_met():
         interpolation_curve(model, model, batches, correction="repair", train_batches=iter(batches))
     with pytest.raises(ValueError, match="shapes"):
         interpolation_curve(model, small_model("resnet8", width=0.5), batches)
+
+
+def test_the_barrier_of_the_training_loss_is_named_and_measured_apart():
+    model_a, model_b, test, train = small_model("mlp", 0), small_model("mlp", 1), random_batches(1), random_batches(2)
+    curve = interpolation_curve(model_a, model_b, test, train_batches=train, measure_train=True)
+    on_train = interpolation_curve(model_a, model_b, train)
+    assert curve.train_losses == pytest.approx(on_train.losses)
+    assert train_loss_barrier(curve) == pytest.approx(loss_barrier(on_train), abs=1e-6)
+    assert loss_barrier(curve) == loss_barrier(interpolation_curve(model_a, model_b, test))
+    with pytest.raises(ValueError, match="0 losses"):
+        train_loss_barrier(on_train)
+    with pytest.raises(ValueError, match="measure_train needs train_batches"):
+        interpolation_curve(model_a, model_b, test, measure_train=True)
 
 
 # --- BatchNorm reset ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,20 @@ def test_sparsities_over_prunable_and_over_all_weights(published: Store) -> None
         assert final[schema.SPARSITY_PRUNABLE] == mask_sparsity(mask)
         assert final[schema.SPARSITY_NETWORK] == pytest.approx(zeros(mask) / parameters)
         assert final[schema.SPARSITY_NETWORK] < final[schema.SPARSITY_PRUNABLE]
+
+
+def test_layer_collapse_is_a_metric_and_a_warning_and_a_mask_of_nothing_is_refused(published: Store) -> None:
+    assert read_metrics(published, PRUNED.key)["final"][schema.COLLAPSED_LAYERS] == 0
+    collapsing = tiny_cell(sparsity=0.999, pruner="one_shot", imp_epochs=1)
+    job = prune_job(collapsing, collapsing.seed_a)
+    publish([Ref(job)], Context(store=published))
+    count = read_metrics(published, job.key)["final"][schema.COLLAPSED_LAYERS]
+    assert count == sum(not kept.any() for kept in read_mask(published, job.key).values()) > 0
+    log = published.read(job.key, schema.LOG).decode()
+    assert re.search(rf"warning: {count:.0f} of \d+ masked layers have no weight left: [\w.]+", log)
+    nothing = tiny_cell(sparsity=0.99999, pruner="one_shot")
+    with pytest.raises(ValueError, match=r"0\.99999 prunes all 4,804 prunable weights of resnet8 at"):
+        publish([Ref(prune_job(nothing, nothing.seed_a))], Context(store=published))
 
 
 # --- sparse: the right mask on the right net --------------------------------------------------------------------------

@@ -179,7 +179,7 @@ PLACE = {"stage", "model", "dataset", "width"}
 
 def test_params_of_a_dense_job() -> None:
     params = params_of(DENSE, "dense")
-    assert params.keys() == PLACE | RECIPE | {"augment", "shortcut", "method", "seed_a"}
+    assert params.keys() == PLACE | RECIPE | {"augment", "shortcut", "init", "method", "seed_a"}
     assert params.items() >= {"stage": "dense", "method": "dense", "model": "mlp", "width": "2", "seed_a": 2}.items()
     assert (params["epochs"], params["lr"]) == (20, 0.08)
 
@@ -278,7 +278,7 @@ def test_params_of_a_plane() -> None:
 def test_params_of_an_ensemble(method: str, place: dict[str, Any]) -> None:
     (params,) = all_params(make_plan(small(method=method, seeds=1, members=3)), ENSEMBLE)
     known = {"stage": "ensemble", "model": "mlp", "dataset": "digits", "width": "1", "method": method, "seed_a": 2}
-    matching = {"match_images": 10_000, "stream_taps": "end"} if "matcher" in place else {}
+    matching = {"match_images": 10_000, "match_augment": False, "stream_taps": "end"} if "matcher" in place else {}
     assert params == {**known, **place, **matching, "members": 3}
 
 

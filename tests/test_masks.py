@@ -8,6 +8,7 @@ import torch
 
 from trainables.masks import (
     apply_mask,
+    collapsed_layers,
     layer_densities,
     layerwise_random_mask,
     magnitude_mask,
@@ -258,3 +259,9 @@ def test_overlap_of_random_masks():
     mask = {"w": torch.arange(100_000) < 20_000}
     one, other = layerwise_random_mask(mask, 0), layerwise_random_mask(mask, 1)
     assert mask_overlap(one, other) == pytest.approx(0.2 / 1.8, abs=0.005)
+
+
+def test_layers_without_a_weight_are_collapsed():
+    none, some = torch.zeros(2, 2, dtype=torch.bool), torch.tensor([[False, True]])
+    assert collapsed_layers({"a": none, "b": some, "c": none}) == ("a", "c")
+    assert collapsed_layers({"b": some}) == ()

@@ -40,6 +40,7 @@ from trainables.matchers import DATA_MATCHERS, MATCHER_NAMES
 from trainables.measurements import MEASUREMENTS, agreement
 from trainables.overlap import expected_overlap
 from trainables.permutations import apply_permutation, identity_permutation, permutation_spec, random_permutation
+from trainables.seeding import derive_seed
 from trainables.similarity import disagreement, ensemble_accuracy, js_divergence, kl_divergence
 from trainables.store import Store
 from trainables.task import TaskData
@@ -200,6 +201,11 @@ def test_the_midpoint_is_the_mean_of_permuted_a_and_b(store: Store) -> None:
     assert [row["step"] for row in document["history"]] == [0, 50, 100]
     assert middle[schema.INTERPOLATION_LOSS] == pytest.approx(expected.loss, rel=1e-6)
     assert document["final"][schema.MIDPOINT_ACCURACY] == middle[schema.INTERPOLATION_ACCURACY] == expected.accuracy
+    net = data(store).model(interpolate(moved, read_weights(store, job.parent("b").key), 0.5))
+    images = data(store).measuring(job.config.images, derive_seed(job.config.seed, "connect"))
+    on_training_images = evaluate(net, images).loss
+    assert middle[schema.INTERPOLATION_TRAIN_LOSS] == pytest.approx(on_training_images, rel=1e-5)
+    assert middle[schema.INTERPOLATION_TRAIN_LOSS] != middle[schema.INTERPOLATION_LOSS]
 
 
 @pytest.mark.parametrize("correction", ["none", "bn_reset", "repair"])
@@ -209,6 +215,7 @@ def test_barriers_are_those_of_the_curve(store: Store, correction: str) -> None:
     assert [row["step"] for row in curve] == [0, 25, 50, 75, 100]
     for name, barrier, sign in (
         (schema.INTERPOLATION_LOSS, schema.LOSS_BARRIER, 1),
+        (schema.INTERPOLATION_TRAIN_LOSS, schema.TRAIN_LOSS_BARRIER, 1),
         (schema.INTERPOLATION_ACCURACY, schema.ERROR_BARRIER, -1),
     ):
         heights = [sign * row[name] for row in curve]

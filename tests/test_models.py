@@ -1,5 +1,6 @@
 """The registry, the architectures and what they promise to pruning and matching."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -9,7 +10,17 @@ import torch
 import torchvision
 from torch import nn
 
-from trainables.models import MODELS, build_model, check_options, check_width, model_entry
+from trainables.models import (
+    INITS,
+    MODELS,
+    SHORTCUTS,
+    build_model,
+    check_options,
+    check_width,
+    image_options,
+    model_entry,
+    prunable_count,
+)
 
 QUICK = {"resnet50": {"small_images": True}, "mlp": {"image_size": 16}}
 
@@ -83,6 +94,58 @@ def test_resnets_start_kaiming_normal(name):
         if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.numel() > 2000:
             fan_in = module.weight[0].numel()
             assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
+
+
+EXPECTED_STD = {
+    # Kind of layer -> of its weights, by how the net is initialised; PyTorch draws uniformly within 1 / sqrt(fan-in).
+    ("fan_in", nn.Conv2d): lambda weight: (2 / weight[0].numel()) ** 0.5,
+    ("fan_in", nn.Linear): lambda weight: (2 / weight[0].numel()) ** 0.5,
+    ("fan_out", nn.Conv2d): lambda weight: (2 / weight[:, 0].numel()) ** 0.5,
+    ("fan_out", nn.Linear): lambda weight: (3 * weight[0].numel()) ** -0.5,
+    ("pytorch", nn.Conv2d): lambda weight: (3 * weight[0].numel()) ** -0.5,
+    ("pytorch", nn.Linear): lambda weight: (3 * weight[0].numel()) ** -0.5,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("init", INITS)
+def test_every_model_can_start_in_every_way(name, init):
+    torch.manual_seed(0)
+    model = build_model(name, width=0.25, init=init, **QUICK.get(name, {}))
+    way = MODELS[name].init if init == "default" else init
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.numel() > 2000:
+            expected = EXPECTED_STD[way, type(module)](module.weight)
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.1)
+    torch.manual_seed(0)
+    if init == MODELS[name].init:
+        default = build_model(name, width=0.25, **QUICK.get(name, {}))
+        assert all(torch.equal(tensor, default.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+def test_resnet50_can_start_as_torchvisions():
+    ours, theirs = build_model("resnet50", init="fan_out", num_classes=1000), torchvision.models.resnet50()
+    assert ours.conv1.weight.std().item() == pytest.approx(0.025, abs=0.001)
+    for name, module in theirs.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            expected = module.weight.std().item()
+            assert ours.get_submodule(name).weight.std().item() == pytest.approx(expected, rel=0.05), name
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("width", [0.25, 1, 2])
+@pytest.mark.parametrize("image_size", [32, 96])
+def test_prunable_weights_are_counted_without_building_the_net(name, width, image_size):
+    entry = MODELS[name]
+    for shortcut in SHORTCUTS if "shortcut" in entry.options else SHORTCUTS[:1]:
+        options = {"shortcut": shortcut} if "shortcut" in entry.options else {}
+        options |= image_options(name, image_size)
+        model = meta_model(name, width=width, num_classes=7, in_channels=2, **options)
+        for shortcuts, classifier in itertools.product((True, False), repeat=2):
+            choice = {"prune_shortcuts": shortcuts, "prune_classifier": classifier}
+            facts = {"num_classes": 7, "in_channels": 2, "image_size": image_size, "shortcut": shortcut}
+            expected = count(model, model.prunable_names(**choice))
+            assert prunable_count(name, width=width, **facts, **choice) == expected
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -10,9 +10,13 @@ import re
 
 import pytest
 import torch
+from small_nets import random_batches, small_model
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
+from trainables.connectivity import interpolation_curve, repair, reset_batchnorm
 from trainables.masks import apply_mask, magnitude_mask
+from trainables.matching import match_models
 from trainables.models import MODELS, build_model
 from trainables.models.network import kaiming_normal
 from trainables.permutations import (
@@ -289,3 +293,36 @@ def test_a_foreign_model_has_no_spec():
 def test_new_is_old_at_p():
     moved = apply_permutation(TOY, {"g": torch.tensor([2, 0, 1])}, {"w": torch.tensor([[1.0], [2.0], [3.0]])})
     assert moved["w"].flatten().tolist() == [3.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "hint"),
+    [
+        (
+            lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+            r"torch\.nn\.utils\.prune\.remove\(module, 'weight'\)",
+        ),
+        (parametrizations.orthogonal, "remove_parametrizations"),
+    ],
+)
+def test_a_net_that_computes_its_weights_from_others_is_refused_with_what_to_do(wrap, hint):
+    plain, wrapped = small_model("resnet8"), small_model("resnet8")
+    wrap(wrapped.layer2[0].conv1)
+    batches = random_batches(1)
+    for use in (
+        lambda: permutation_spec(wrapped),
+        lambda: match_models(wrapped, plain, None, "weight"),
+        lambda: match_models(plain, wrapped, batches),
+        lambda: reset_batchnorm(wrapped, batches),
+        lambda: repair(plain, plain, wrapped, 0.5, batches),
+        lambda: interpolation_curve(plain, wrapped, batches),
+    ):
+        with pytest.raises(ValueError, match=rf"layer 'layer2\.0\.conv1' of ResNetCifar .*{hint}"):
+            use()
+
+
+def test_a_pruned_net_can_be_matched_once_its_pruning_is_made_permanent():
+    model, other = small_model("resnet8"), small_model("resnet8", 1)
+    prune.l1_unstructured(model.layer2[0].conv1, "weight", 0.5)
+    prune.remove(model.layer2[0].conv1, "weight")
+    assert match_models(model, other, None, "weight").keys() == permutation_spec(model).sizes.keys()

@@ -16,9 +16,10 @@ from search_spaces import RECIPES, SearchSpace, get_space
 from search_spaces.space import AXES
 from study.plan import Plan, make_plan, override
 from study.tracking import recipe_digest
-from trainables.config import Cell
+from trainables.config import TRAINING_CONFIGS, Cell
 from trainables.data import DATASETS
 from trainables.graph import Ref, closure, measurements, round_sparsities, target
+from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, PLANE, PRUNE, SPARSE
 
 QUICKSTART = get_space("digits_quickstart")
@@ -338,6 +339,56 @@ def test_an_unknown_key_is_refused_with_the_nearest(key: str, nearest: str) -> N
 def test_a_recipe_sets_all_its_fields_and_nothing_else(name: str) -> None:
     space = SearchSpace(name="test", question="?", epochs=60, rewind_epoch=5, width=(1, 4), lr=0.3, correction="none")
     assert override(space, [f"recipe={name}"]) == dataclasses.replace(space, **RECIPES[name])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_one_for_every_model(name: str, model: str) -> None:
+    assignments = [f"recipe={name}", f"model={model}", "batch_size=64", "seeds=0", "width=1", "rewind_epoch=2"]
+    assert make_plan(override(QUICKSTART, assignments)).jobs
+
+
+def test_what_the_papers_code_does_depends_on_the_model() -> None:
+    def of(model: str, place: int) -> SearchSpace:
+        assignments = [f"model={model}", "recipe=paper_code"]
+        return override(QUICKSTART, [*assignments[place:], *assignments[:place], "rewind_epoch=10"])
+
+    for place in (0, 1):  # in whatever order they are given
+        assert (of("resnet20", place).prune_tolerance, of("resnet20", place).stream_taps) == (0.005, "paper_code")
+        assert (of("vgg11", place).prune_tolerance, of("vgg11", place).stream_taps) == (5e-7, "end")
+        assert all(of(model, place).match_augment for model in ("resnet20", "vgg11", "resnet50"))
+        imagenet = of("resnet50", place)
+        assert (imagenet.epochs, imagenet.batch_size, imagenet.lr, imagenet.imp_lr) == (90, 256, 0.04, 0.002)
+    with pytest.raises(ValueError, match=r"recipe 'paper_code' is not the same for models resnet20, vgg11"):
+        of("resnet20,vgg11", 0)
+    assert override(QUICKSTART, ["model=resnet20,vgg11", "recipe=paper"]).epochs == 200
+
+
+def test_the_papers_code_for_imagenet_trains_89_less_k_epochs_and_prunes_at_a_constant_rate() -> None:
+    space = override(
+        QUICKSTART, ["recipe=paper_code", "model=resnet50", "seeds=0", "sparsity=0.9", "rewind_epoch=10,50"]
+    )
+    recipes: dict[str, set[Any]] = {}
+    for job in make_plan(space).jobs.values():
+        if isinstance(job.config, TRAINING_CONFIGS):
+            recipe = job.config.recipe
+            recipes.setdefault(job.kind, set()).add((recipe.epochs, recipe.lr, recipe.schedule))
+    assert recipes == {
+        DENSE: {(90, 0.04, "steps_paper_code")},
+        PRUNE: {(20, 0.002, "constant")},
+        SPARSE: {(79, 0.04, "steps_paper_code"), (39, 0.04, "steps_paper_code")},
+    }
+
+
+def test_a_sparsity_that_leaves_no_weight_is_refused_with_the_bound_before_anything_is_planned() -> None:
+    count = 4_804  # of resnet8 at width 0.25 with a single input channel
+    message = r"^sparsity 0\.99999 prunes all 4,804 prunable weights of resnet8 at width 0\.25: .* below 0\.99989"
+    with pytest.raises(ValueError, match=message):
+        make_plan(override(QUICKSTART, ["width=0.25", "sparsity=0.99999", "prune_shortcuts=false"]))
+    one_left = ["width=0.25", f"sparsity={1 - 1 / count}", "prune_shortcuts=false", "method=naive"]
+    assert make_plan(override(QUICKSTART, one_left)).jobs
+    dense = make_plan(override(QUICKSTART, ["width=0.25", "sparsity=0.99999", "method=dense"]))
+    assert {job.kind for job in dense.jobs.values()} == {DENSE}  # which has no sparsity
 
 
 def test_later_overrides_win_over_a_recipe_and_a_recipe_over_earlier_ones() -> None:

@@ -143,6 +143,15 @@ def test_an_epoch_of_one_step_and_a_training_of_one_epoch_are_fine(schedule: str
     assert rates(recipe(schedule, epochs=1), steps_per_epoch=1) == [0.08]
 
 
+@pytest.mark.parametrize("epochs", [90, 80, 39, 20])
+def test_the_papers_code_for_imagenet_drops_at_epochs_31_and_62_however_many_there_are(epochs: int) -> None:
+    made = recipe("steps_paper_code", epochs=epochs, lr=0.04, warmup_epochs=5.0)
+    by_epoch = [learning_rate(made, epoch * STEPS, STEPS) for epoch in range(epochs)]
+    expected = [0.04] * 25 + [0.004] * 31 + [0.0004] * 29
+    assert by_epoch[5:] == pytest.approx(expected[: epochs - 5])
+    assert by_epoch[:5] == pytest.approx([0.04 * (epoch + 1 / STEPS) / 5 for epoch in range(5)])
+
+
 @pytest.mark.parametrize("step", [-1, 70])
 def test_there_is_no_step_outside_the_training(step: int) -> None:
     with pytest.raises(AssertionError):
@@ -150,7 +159,7 @@ def test_there_is_no_step_outside_the_training(step: int) -> None:
 
 
 def test_every_schedule_is_known_here() -> None:
-    assert SCHEDULES.keys() == {"cosine", "cosine_step", "one_cycle", "steps", "constant"}, (
+    assert SCHEDULES.keys() == {"cosine", "cosine_step", "one_cycle", "steps", "steps_paper_code", "constant"}, (
         "test the new schedule in this file"
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from analysis import published
 from search_spaces import SPACES, SearchSpace, get_space
 from search_spaces.space import AXES
 from study import plan as plan_module
@@ -62,7 +63,31 @@ def test_the_file_of_a_space_bears_its_name() -> None:
 def test_every_cell_of_a_space_is_valid(name: str) -> None:
     space = SPACES[name]
     cells = {Cell.from_mapping(values) for values in space.cells()}
-    assert len(cells) == math.prod(len(values) for values in axes(space).values())
+    of_width, others = dict(space.rewind_epochs_of_width), axes(space)
+    epochs = sum(len(of_width.get(width, space.rewind_epoch)) for width in space.width)
+    others = {name: values for name, values in others.items() if name not in ("width", "rewind_epoch")}
+    assert len(cells) == epochs * math.prod(len(values) for values in others.values())
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_a_grid_asks_for_no_more_than_the_paper_has_where_the_paper_has_it(space: SearchSpace) -> None:
+    """A width of a sweep that repeats tables of the paper has the rewind epochs of these tables."""
+    if space.name not in ("resnet20_width_sweep", "resnet20_cifar100_width_sweep", "vgg11_rewind_sweep"):
+        return
+    found = published.numbers()
+    found = found[found["rewind_epoch"].notna() & (found["measure"] == "test_accuracy") & found["match_epoch"].isna()]
+    theirs = {(one.dataset, one.model, one.width, one.rewind_epoch) for one in found.itertuples()}
+    ours = {(cell["dataset"], cell["model"], cell["width"], cell["rewind_epoch"]) for cell in space.cells()}
+    assert ours == {place for place in theirs if place[:2] == (space.dataset[0], space.model[0])}
+
+
+def test_rewind_epochs_of_a_width_are_some_of_the_spaces_and_give_way_to_those_of_the_command_line() -> None:
+    with pytest.raises(ValueError, match=r"rewind epochs at width 8 must be some of 0, 10, got 5$"):
+        SearchSpace(name="test", question="?", rewind_epoch=(0, 10), rewind_epochs_of_width=((8.0, (5,)),))
+    named = plan_module.override(get_space("resnet20_width_sweep"), ["width=8", "rewind_epoch=5"])
+    assert {cell["rewind_epoch"] for cell in named.cells()} == {5}
+    kept = plan_module.override(get_space("resnet20_width_sweep"), ["width=8"])
+    assert {cell["rewind_epoch"] for cell in kept.cells()} == {0, 10, 25, 50, 100}
 
 
 @pytest.mark.parametrize("name", [name for name, space in SPACES.items() if offline(space)])
@@ -145,14 +170,15 @@ def test_the_standard_library_is_all_that_a_space_needs() -> None:
     )
     root = Path(__file__).parents[1]
     answer = subprocess.run([sys.executable, "-S", "-c", program], cwd=root, check=True, capture_output=True, text=True)
-    foreign = set(json.loads(answer.stdout)) - sys.stdlib_module_names - {"search_spaces"}
-    assert not foreign, f"search_spaces must import the standard library alone, not {sorted(foreign)}"
+    foreign = set(json.loads(answer.stdout)) - sys.stdlib_module_names - {"search_spaces", "trainables"}
+    assert not foreign, f"search_spaces must import no library, not {sorted(foreign)}"
 
 
 JOBS = {
+    "ensemble_diversity_cifar100": (129, 11_000),
     "digits_quickstart": (296, 1_824),
     "cifar10_two_cores": (318, 3_144),
-    "resnet20_width_sweep": (1_596, 232_200),
+    "resnet20_width_sweep": (1_308, 182_880),
     "resnet20_cifar100_width_sweep": (1_020, 133_560),
     "vgg11_rewind_sweep": (180, 25_950),
     "resnet50_imagenet_sweep": (49, 1_875),

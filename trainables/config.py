@@ -15,15 +15,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainables.data import DATASETS
+from trainables.data.dataset import DatasetFacts
 from trainables.matchers import MATCHER_NAMES
 from trainables.methods import METHODS
-from trainables.models import MODELS, check_options, check_width
+from trainables.models import INITS, MODELS, check_options, check_width, prunable_count
+from trainables.scalars import plain
 
 SCHEDULES: dict[str, str] = {
     "cosine": "cosine from the peak to 0, one value per epoch (the paper's code)",
     "cosine_step": "cosine from the peak to 0, one value per step",
     "one_cycle": "linear warm-up over `warmup_epochs`, then linear to 0, one value per step",
-    "steps": "the peak, a tenth of it after a third and a hundredth after two thirds of the epochs (ImageNet)",
+    "steps": "the peak, a tenth of it after a third and a hundredth after two thirds of the epochs",
+    "steps_paper_code": (
+        "the peak, a tenth of it from epoch 31 and a hundredth from epoch 62 on, however many there are (the paper's "
+        "code for ImageNet)"
+    ),
     "constant": "the peak throughout, after the warm-up",
 }
 PRECISIONS: dict[str, str] = {
@@ -105,6 +111,7 @@ class Task:
         dataset: name of a dataset in ``trainables.data.DATASETS``.
         data_version: fingerprint of the files for datasets that users bring as a folder, else empty.
         augment: whether training images are augmented.
+        init: how weights are drawn, a name of ``trainables.models.INITS``.
     """
 
     model: str
@@ -113,6 +120,7 @@ class Task:
     dataset: str
     data_version: str = dataclasses.field(default="", metadata={"neutral": ""})
     augment: bool = dataclasses.field(default=True, metadata={"neutral": True})
+    init: str = dataclasses.field(default="default", metadata={"neutral": "default"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,6 +199,7 @@ class MatchConfig:
         images: training images to compare activations on; 0 means all of them.
         seed: for the choice of images and the order of a randomised matcher.
         stream_taps: where residual streams are read, ``end`` of the stage or as in the ``paper_code``.
+        augment: whether the images are augmented.
     """
 
     task: Task
@@ -198,6 +207,7 @@ class MatchConfig:
     images: int
     seed: int
     stream_taps: str = dataclasses.field(default="end", metadata={"neutral": "end"})
+    augment: bool = dataclasses.field(default=False, metadata={"neutral": False})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +238,7 @@ class ConnectConfig:
         correction: a name of ``CORRECTIONS``.
         images: training images for the correction's statistics; 0 means all of them.
         seed: for the choice of images.
+        augment: whether the images are augmented.
     """
 
     task: Task
@@ -235,6 +246,7 @@ class ConnectConfig:
     correction: str
     images: int
     seed: int
+    augment: bool = dataclasses.field(default=False, metadata={"neutral": False})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,6 +259,7 @@ class PlaneConfig:
         correction: ``none`` or ``bn_reset``, at every point.
         images: training images for the correction's statistics; 0 means all of them.
         seed: for the choice of images.
+        augment: whether the images are augmented.
     """
 
     task: Task
@@ -255,6 +268,7 @@ class PlaneConfig:
     correction: str
     images: int
     seed: int
+    augment: bool = dataclasses.field(default=False, metadata={"neutral": False})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,7 +303,7 @@ PLANE_MARGIN = 0.2
 class Cell:
     """One method at one point of the grid: everything that decides its number, as flat scalars.
 
-    The paper's settings are the defaults (paper tables 2 and 4; schedule and IMP details from its code).
+    The paper's settings for ResNet20 are the defaults (paper tables 2 and 4; the schedule from its code).
 
     Attributes:
         method: a row of ``trainables.methods.METHODS``.
@@ -316,21 +330,26 @@ class Cell:
             the others are what they are without it.
         stacked: whether networks of one architecture are trained stacked, several in one trial.
         augment: whether training images are augmented.
+        init: how weights are drawn, a name of ``trainables.models.INITS``.
         shortcut: kernel of the CIFAR ResNets' shortcut convolutions.
         pruner: a name of ``PRUNERS``.
         prune_fraction: share of the remaining weights that a round prunes, in [0.001, 1).
         imp_epochs: epochs of training in each round.
         imp_lr: peak learning rate of a round.
-        imp_momentum: momentum in a round (the paper's code: 0).
-        imp_weight_decay: weight decay in a round (the paper's code: 0).
+        imp_momentum: momentum in a round (the paper's code for CIFAR: 0).
+        imp_weight_decay: weight decay in a round (the paper's code for CIFAR: 0).
+        imp_schedule: schedule of a round, a name of ``SCHEDULES``; empty: that of dense training.
         prune_shortcuts: whether shortcut convolutions are prunable.
         prune_classifier: whether the classifier is prunable.
         match_images: training images for matching and for BatchNorm statistics; 0 means all.
+        match_augment: whether these images are augmented (the paper's code: yes).
         stream_taps: where residual streams are matched, ``end`` or ``paper_code``.
         interpolation_points: alphas of the interpolation curve A -> B, before and after matching; 0: not measured.
         correction: what is corrected at each alpha, a name of ``CORRECTIONS``.
         rewind_offset: epochs by which the state called ``rewind_epoch`` is older; 1 is the paper's code, which saves
-            "epoch k" after k + 1 epochs. Sparse training lasts for ``epochs - rewind_epoch`` all the same.
+            "epoch k" after k + 1 epochs.
+        rewind_offset_counts: whether sparse training is shorter by ``rewind_offset`` (the paper's code for ImageNet) or
+            lasts for ``epochs - rewind_epoch`` all the same (its code for CIFAR).
         prune_tolerance: pruning stops at the first round within this share of the target (the paper's code: 0.005,
             which makes 94.5 % of 95 %).
         sparse_schedule: a name of ``SPARSE_SCHEDULES``.
@@ -369,20 +388,24 @@ class Cell:
     kernels: str = "dense"
     stacked: bool = False
     augment: bool = True
+    init: str = "default"
     shortcut: str = "conv3x3"
     pruner: str = "imp_finetune"
     prune_fraction: float = 0.2
     imp_epochs: int = 50
     imp_lr: float = 0.01
-    imp_momentum: float = 0.0
-    imp_weight_decay: float = 0.0
+    imp_momentum: float = 0.9
+    imp_weight_decay: float = 5e-4
+    imp_schedule: str = ""
     prune_shortcuts: bool = False
     prune_classifier: bool = True
     match_images: int = 10_000
+    match_augment: bool = False
     stream_taps: str = "end"
     interpolation_points: int = 0
     correction: str = "bn_reset"
     rewind_offset: int = 0
+    rewind_offset_counts: bool = False
     prune_tolerance: float = 0.0
     sparse_schedule: str = "restart"
     match_epoch: int = -1
@@ -400,11 +423,16 @@ class Cell:
         Raises:
             ValueError: with the value, the bounds or the known names.
         """
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         known("method", self.method, METHODS)
         known("model", self.model, MODELS)
         known("dataset", self.dataset, DATASETS)
         known("matcher", self.matcher, MATCHER_NAMES)
         known("schedule", self.schedule, SCHEDULES)
+        if self.imp_schedule != "":
+            known("imp_schedule", self.imp_schedule, SCHEDULES)
+        known("init", self.init, INITS)
         known("precision", self.precision, PRECISIONS)
         known("kernels", self.kernels, KERNELS)
         known("pruner", self.pruner, PRUNERS)
@@ -444,6 +472,11 @@ class Cell:
                 f"got {self.interpolation_points}"
             )
         bounded("rewind_offset", self.rewind_offset, 0, 1, whole=True)
+        if self.rewind_offset_counts and self.rewind_epoch + self.rewind_offset >= self.epochs:
+            raise ValueError(
+                f"rewind_epoch {self.rewind_epoch} and rewind_offset {self.rewind_offset} leave none of the "
+                f"{self.epochs} epochs for sparse training"
+            )
         bounded("prune_tolerance", self.prune_tolerance, 0, 0.1)
         bounded("match_epoch", self.match_epoch, -1, self.epochs, whole=True)
         bounded("member", self.member, 0, MAX_MEMBERS - 1, whole=True)
@@ -503,6 +536,36 @@ class Cell:
         if "method" not in values:
             raise ValueError(f"a cell needs a method; known: {', '.join(METHODS)}")
         return cls(**values)
+
+
+def check_something_left(cell: Cell, facts: DatasetFacts) -> None:
+    """Check that pruning to the cell's sparsity leaves a weight.
+
+    Raises:
+        ValueError: it prunes all of them; the message has their number and the bound.
+    """
+    if METHODS[cell.method].mask is None or not facts.image_size:
+        return
+    count = prunable_count(
+        cell.model,
+        width=cell.width,
+        num_classes=facts.num_classes,
+        in_channels=facts.in_channels,
+        image_size=facts.image_size,
+        shortcut=cell.shortcut,
+        prune_shortcuts=cell.prune_shortcuts,
+        prune_classifier=cell.prune_classifier,
+    )
+    if round(cell.sparsity * count) >= count:
+        raise ValueError(nothing_left(cell.sparsity, count, f"{cell.model} at width {cell.width:g}"))
+
+
+def nothing_left(sparsity: float, count: int, network: str) -> str:
+    """Return why `sparsity` cannot be: it prunes all of the `count` prunable weights of a network."""
+    return (
+        f"sparsity {sparsity!r} prunes all {count:,} prunable weights of {network}: it must be below "
+        f"{1 - 0.5 / count:.10g}"
+    )
 
 
 def fits_lanes(model: str, batch_size: int) -> bool:

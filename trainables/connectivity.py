@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainables.config import CORRECTIONS
 from trainables.evaluation import Batches, evaluate, require_reiterable
-from trainables.permutations import Permutation, apply_permutation, permutation_spec
+from trainables.permutations import Permutation, apply_permutation, permutation_spec, require_plain_weights
 from trainables.repair import (
     NoEffectWarning,
     batchnorm_layers,
@@ -40,6 +40,7 @@ __all__ = [
     "loss_barrier",
     "repair",
     "reset_batchnorm",
+    "train_loss_barrier",
 ]
 
 DEFAULT_ALPHAS = tuple(step / 10 for step in range(11))
@@ -92,11 +93,13 @@ class InterpolationCurve:
         alphas: increasing, in [0, 1].
         losses: mean cross-entropy at each alpha, nats.
         accuracies: percent at each alpha.
+        train_losses: mean cross-entropy on training images at each alpha, nats; empty where it was not measured.
     """
 
     alphas: tuple[float, ...]
     losses: tuple[float, ...]
     accuracies: tuple[float, ...]
+    train_losses: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_alphas(self.alphas)
@@ -137,6 +140,7 @@ def interpolation_curve(
     permutation: Permutation | None = None,
     correction: str = "none",
     train_batches: Batches | None = None,
+    measure_train: bool = False,
 ) -> InterpolationCurve:
     """Measure the networks on the line from (permuted) A to B.
 
@@ -150,7 +154,8 @@ def interpolation_curve(
         alphas: increasing, in [0, 1]; default: 0, 0.1, ..., 1.
         permutation: applied to A first, by A's own permutation specification.
         correction: a name in `trainables.config.CORRECTIONS`.
-        train_batches: what the correction estimates its statistics on (labels ignored); one pass per alpha.
+        train_batches: training images: what the correction estimates its statistics on, at every alpha.
+        measure_train: whether the loss on `train_batches`, labels included, is measured, too; one pass per alpha.
 
     Raises:
         ValueError: a bad alpha, an unknown correction, a correction without `train_batches`, batches that can be read
@@ -158,6 +163,8 @@ def interpolation_curve(
     """
     points = _check_alphas(DEFAULT_ALPHAS if alphas is None else alphas)
     require_reiterable(batches, "interpolation_curve()")
+    require_plain_weights(model_a)
+    require_plain_weights(model_b)
     state_a: Mapping[str, Tensor] = model_a.state_dict()
     if permutation is not None:
         state_a = apply_permutation(permutation_spec(model_a), permutation, state_a)
@@ -166,15 +173,22 @@ def interpolation_curve(
     # One working copy is refilled at every alpha; the callers' models are only read.
     worker = copy.deepcopy(model_b)
     correct = _corrector(correction, worker, state_a, state_b, train_batches)
-    evaluations = []
+    if measure_train:
+        if train_batches is None:
+            raise ValueError("measure_train needs train_batches, got None")
+        require_reiterable(train_batches, "measure_train")
+    evaluations, train_losses = [], []
     for alpha in points:
         worker.load_state_dict(interpolate(state_a, state_b, alpha))
         correct(alpha)
         evaluations.append(evaluate(worker, batches))
+        if measure_train and train_batches is not None:
+            train_losses.append(evaluate(worker, train_batches).loss)
     return InterpolationCurve(
         alphas=points,
         losses=tuple(evaluation.loss for evaluation in evaluations),
         accuracies=tuple(evaluation.accuracy for evaluation in evaluations),
+        train_losses=tuple(train_losses),
     )
 
 
@@ -213,7 +227,10 @@ def loss_barrier(curve: InterpolationCurve) -> float: ...
 @overload
 def loss_barrier(curve: Sequence[float], losses: Sequence[float]) -> float: ...
 def loss_barrier(curve: InterpolationCurve | Sequence[float], losses: Sequence[float] | None = None) -> float:
-    """Return how far the loss rises above the straight line between the end points' losses (paper, Eq. 3).
+    """Return how far the loss rises above the straight line between the end points' losses.
+
+    The paper's Eq. 3 is this of the training loss; a curve's is of the loss on the batches that it was measured on,
+    usually the test set: `train_loss_barrier` is that of the training loss.
 
     Args:
         curve: an interpolation curve; or the alphas, increasing from 0 to 1.
@@ -231,6 +248,15 @@ def loss_barrier(curve: InterpolationCurve | Sequence[float], losses: Sequence[f
     if losses is None:
         raise ValueError("loss_barrier() needs an InterpolationCurve, or alphas and losses")
     return _barrier(_check_alphas(curve), losses)
+
+
+def train_loss_barrier(curve: InterpolationCurve) -> float:
+    """Return the barrier of the training loss, nats, at least 0 (paper, Eq. 3).
+
+    Raises:
+        ValueError: the training loss was not measured, or the curve does not run from 0 to 1.
+    """
+    return _barrier(curve.alphas, curve.train_losses)
 
 
 def error_barrier(curve: InterpolationCurve) -> float:

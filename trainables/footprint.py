@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ def footprint(task: Task, *, image_size: int, num_classes: int, in_channels: int
 def _footprint(
     name: str, width: float, shortcut: str, image_size: int, num_classes: int, in_channels: int
 ) -> Footprint:
-    options = {**model_options(shortcut, "end"), **image_options(name, image_size)}
+    options: dict[str, Any] = {**model_options(shortcut, "end"), **image_options(name, image_size)}
     images = 2  # BatchNorm wants more than one
     kept: dict[int, Tensor] = {}
     outputs: dict[str, int] = {}

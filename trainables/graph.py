@@ -43,6 +43,7 @@ from trainables.config import (
     Task,
 )
 from trainables.methods import METHODS
+from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE
 
 VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 2, PLANE: 2, ENSEMBLE: 1, OVERLAP: 1}
@@ -212,6 +213,7 @@ def prune_job(cell: Cell, seed: int) -> Job:
             _recipe(cell, epochs=cell.imp_epochs, lr=cell.imp_lr, sparsity=0.0),
             momentum=cell.imp_momentum,
             weight_decay=cell.imp_weight_decay,
+            schedule=cell.imp_schedule or cell.schedule,
             warmup_epochs=0.0,
         )
     if cell.pruner == "one_shot":
@@ -279,14 +281,19 @@ def match_job(cell: Cell, matcher: str) -> Job:
     """Return the search for the permutation that moves A, fully trained, onto B."""
     a = dense_job(_mask_cell(cell), cell.seed_a)
     b = Ref(dense_job(cell, cell.seed_b), None if cell.match_epoch in (-1, cell.epochs) else cell.match_epoch)
-    return _match(a, b.job, b.epoch, _task(cell), matcher, cell.match_images, cell.seed, cell.stream_taps)
+    config = MatchConfig(
+        task=_task(cell),
+        matcher=matcher,
+        images=cell.match_images,
+        seed=cell.seed,
+        stream_taps=cell.stream_taps,
+        augment=cell.match_augment,
+    )
+    return _match(a, b.job, b.epoch, config)
 
 
 @lru_cache(maxsize=1 << 14)
-def _match(
-    a: Job, b: Job, epoch: int | None, task: Task, matcher: str, images: int, seed: int, stream_taps: str
-) -> Job:
-    config = MatchConfig(task=task, matcher=matcher, images=images, seed=seed, stream_taps=stream_taps)
+def _match(a: Job, b: Job, epoch: int | None, config: MatchConfig) -> Job:
     return make_job(MATCH, config, a=Ref(a), b=Ref(b, epoch))
 
 
@@ -298,6 +305,7 @@ def connect_job(cell: Cell, a: Ref, b: Ref, match: Job | None = None) -> Job:
         correction=cell.correction,
         images=cell.match_images,
         seed=cell.seed,
+        augment=cell.match_augment,
     )
     parents = {"a": a, "b": b} | ({"permutation": Ref(match)} if match else {})
     return make_job(CONNECT, config, **parents)
@@ -314,6 +322,7 @@ def plane_job(cell: Cell) -> Job:
         correction="none" if cell.correction == "none" else "bn_reset",
         images=cell.match_images,
         seed=cell.seed,
+        augment=cell.match_augment,
     )
     return make_job(
         PLANE,
@@ -362,14 +371,16 @@ def _task(cell: Cell) -> Task:
         dataset=cell.dataset,
         data_version=cell.data_version,
         augment=cell.augment,
+        init="default" if cell.init == MODELS[cell.model].init else cell.init,
     )
 
 
 def _sparse_recipe(cell: Cell, rewind_epoch: int) -> Recipe:
-    epochs = cell.epochs - rewind_epoch
+    epochs = cell.epochs - rewind_epoch - (cell.rewind_offset if cell.rewind_offset_counts else 0)
     if cell.sparse_schedule == "resume":
         return dataclasses.replace(
-            _recipe(cell, epochs=epochs, lr=cell.lr, sparsity=cell.sparsity), first_epoch=rewind_epoch
+            _recipe(cell, epochs=epochs, lr=cell.lr, sparsity=cell.sparsity),
+            first_epoch=cell.epochs - epochs,
         )
     return _recipe(cell, epochs=epochs, lr=cell.sparse_lr, sparsity=cell.sparsity)
 

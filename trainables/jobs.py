@@ -26,12 +26,19 @@ from trainables.artifacts import (
     read_weights,
     unpack_checkpoint,
 )
-from trainables.config import DenseConfig, PruneConfig, SparseConfig
+from trainables.config import DenseConfig, PruneConfig, SparseConfig, nothing_left
 from trainables.errors import Verdict, verdict
 from trainables.evaluation import evaluate, predict_logits
 from trainables.graph import Job, Ref
 from trainables.joblog import JobLog
-from trainables.masks import apply_mask, layerwise_random_mask, magnitude_mask, mask_sparsity, network_sparsity
+from trainables.masks import (
+    apply_mask,
+    collapsed_layers,
+    layerwise_random_mask,
+    magnitude_mask,
+    mask_sparsity,
+    network_sparsity,
+)
 from trainables.measurements import measure
 from trainables.permutations import apply_permutation, permutation_spec, random_permutation
 from trainables.precision import tensor_float
@@ -202,6 +209,9 @@ def _prune(job: Job, context: Context) -> Course:
         config.sparsity,
         previous=read_mask(store, previous.key) if previous.job.kind == schema.PRUNE else None,
     )
+    if not any(kept.any() for kept in mask.values()):  # the plan refuses it where it knows the images' size
+        count = sum(kept.numel() for kept in mask.values())
+        raise ValueError(nothing_left(config.sparsity, count, f"{config.task.model} at width {config.task.width:g}"))
     start = read_weights(store, job.parent("rewind").key) if "rewind" in dict(job.parents) else weights
     yield from _train_masked(job, context, data, start, mask, derive_seed(config.seed, "prune", config.round))
 
@@ -242,6 +252,11 @@ def _train_masked(
     model.load_state_dict(apply_mask(mask, start))
     training = data.training(model, job.config.recipe, seed, mask)
     session = _Session(job, data, training, context)
+    collapsed = collapsed_layers(mask)
+    if collapsed:
+        context.log.write(
+            f"warning: {len(collapsed)} of {len(mask)} masked layers have no weight left: {', '.join(collapsed)}"
+        )
     while training.epoch < job.config.recipe.epochs:
         row = yield from session.epoch()
         session.save_if_due()
@@ -249,6 +264,7 @@ def _train_masked(
     sparsities = {
         schema.SPARSITY_PRUNABLE: mask_sparsity(mask),
         schema.SPARSITY_NETWORK: network_sparsity(mask, dict(model.named_parameters())),
+        schema.COLLAPSED_LAYERS: float(len(collapsed)),
     }
     session.publish(sparsities, {schema.MASK: pack({name: keep.to(torch.uint8) for name, keep in mask.items()})})
 

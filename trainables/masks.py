@@ -102,6 +102,11 @@ def apply_mask(mask: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dic
     }
 
 
+def collapsed_layers(mask: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the names of the tensors of which no weight is kept: what is before them no longer reaches the output."""
+    return tuple(name for name, kept in mask.items() if not kept.any())
+
+
 def layer_densities(mask: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the share of kept weights of each tensor, in [0, 1]."""
     return {name: 1 - mask_sparsity({name: kept}) for name, kept in mask.items()}

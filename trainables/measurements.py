@@ -13,7 +13,7 @@ from torch import Tensor
 from trainables import schema
 from trainables.artifacts import pack, pack_json, read_mask, read_permutation, read_weights, unpack
 from trainables.config import ConnectConfig, EnsembleConfig, MatchConfig, OverlapConfig, PlaneConfig
-from trainables.connectivity import error_barrier, interpolation_curve, loss_barrier
+from trainables.connectivity import error_barrier, interpolation_curve, loss_barrier, train_loss_barrier
 from trainables.evaluation import predict_logits
 from trainables.graph import Job, Ref
 from trainables.matchers import DATA_MATCHERS
@@ -50,7 +50,7 @@ def _match(job: Job, context: Context) -> Outcome:
         data.model(read_weights(store, job.parent(role).key), stream_taps=config.stream_taps) for role in ("a", "b")
     )
     seed = derive_seed(config.seed, "match")
-    images = data.measuring(config.images, seed)
+    images = data.measuring(config.images, seed, augment=config.augment)
     found = match(model_a, model_b, images, config.matcher, seed=seed)
 
     def barrier(permutation: Permutation | None) -> float:
@@ -97,7 +97,8 @@ def _connect(job: Job, context: Context) -> Outcome:
         alphas=[index / (config.points - 1) for index in range(config.points)],
         permutation=read_permutation(store, parents["permutation"].key) if "permutation" in parents else None,
         correction=config.correction,
-        train_batches=data.measuring(config.images, derive_seed(config.seed, "connect")),
+        train_batches=data.measuring(config.images, derive_seed(config.seed, "connect"), augment=config.augment),
+        measure_train=True,
     )
     stamp = now()
     history: list[Row] = [
@@ -106,12 +107,16 @@ def _connect(job: Job, context: Context) -> Outcome:
             "timestamp": stamp,
             schema.INTERPOLATION_LOSS: loss,
             schema.INTERPOLATION_ACCURACY: accuracy,
+            schema.INTERPOLATION_TRAIN_LOSS: train_loss,
         }
-        for alpha, loss, accuracy in zip(curve.alphas, curve.losses, curve.accuracies, strict=True)
+        for alpha, loss, accuracy, train_loss in zip(
+            curve.alphas, curve.losses, curve.accuracies, curve.train_losses, strict=True
+        )
     ]
     metrics = {
         schema.MIDPOINT_ACCURACY: curve.midpoint_accuracy,
         schema.LOSS_BARRIER: loss_barrier(curve),
+        schema.TRAIN_LOSS_BARRIER: train_loss_barrier(curve),
         schema.ERROR_BARRIER: error_barrier(curve),
     }
     return {}, metrics, history
@@ -135,7 +140,7 @@ def _plane(job: Job, context: Context) -> Outcome:
         resolution=config.resolution,
         margin=config.margin,
         correction=config.correction,
-        train_batches=data.measuring(config.images, derive_seed(config.seed, "plane")),
+        train_batches=data.measuring(config.images, derive_seed(config.seed, "plane"), augment=config.augment),
     )
     document = {"networks": ["dense", "lth", "permuted"], **dataclasses.asdict(grid)}
     errors = dict(zip(("dense", "lth", "permuted"), grid.network_errors, strict=True))

@@ -17,6 +17,7 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 Permutation = dict[str, Tensor]
 """Group name -> int64 index vector ``p`` of the group's size: ``new[i] = old[p[i]]`` along every axis it acts on."""
@@ -68,11 +69,29 @@ def permutation_spec(model: torch.nn.Module) -> PermutationSpec:
     """Return the permutation specification of `model`.
 
     Raises:
-        ValueError: the model does not describe its permutation symmetries.
+        ValueError: the model does not describe its permutation symmetries, or computes its weights from others.
     """
+    require_plain_weights(model)
     if not callable(getattr(model, "permutation_spec", None)):
         raise ValueError(f"{type(model).__name__} has no permutation_spec(); models built by build_model() have one")
     return cast(PermutableModel, model).permutation_spec()
+
+
+def require_plain_weights(model: torch.nn.Module) -> None:
+    """Raise ValueError if a layer computes its weights from other tensors, as PyTorch's pruning hooks do."""
+    for path, module in model.named_modules():
+        where = f"layer {path!r} of {type(model).__name__}"
+        pruned = [name.removesuffix("_orig") for name in module._parameters if name.endswith("_orig")]
+        if pruned:
+            raise ValueError(
+                f"{where} is pruned by torch.nn.utils.prune, which computes its {pruned[0]} from others; make it an "
+                f"ordinary one with torch.nn.utils.prune.remove(module, {pruned[0]!r}): what is pruned stays zero"
+            )
+        if is_parametrized(module):
+            raise ValueError(
+                f"{where} is parametrized; make its weights ordinary ones with "
+                "torch.nn.utils.parametrize.remove_parametrizations(module, name)"
+            )
 
 
 def apply_permutation(

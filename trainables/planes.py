@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trainables.connectivity import require_same_tensors
 from trainables.evaluation import Batches, Evaluation, evaluate, require_reiterable
+from trainables.permutations import require_plain_weights
 from trainables.repair import batchnorm_layers, recompute_statistics, warn_no_batchnorm
 
 State = Mapping[str, Tensor]
@@ -154,6 +155,7 @@ def plane_grid(
     if not 0 <= margin < math.inf:
         raise ValueError(f"margin must be finite and at least 0, got {margin}")
     require_reiterable(batches, "plane_grid()")
+    require_plain_weights(model)
     basis = plane_basis(*states)
     worker = copy.deepcopy(model)
     layers = batchnorm_layers(worker) if correction == "bn_reset" else []

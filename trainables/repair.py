@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainables.evaluation import Batches, eval_mode, image_batches, model_device, require_reiterable
 from trainables.moments import DEAD_RATIO, UnitMoments, positions
+from trainables.permutations import require_plain_weights
 
 NORM_BEHIND: dict[type[nn.Module], type[_BatchNorm]] = {
     nn.Linear: nn.BatchNorm1d,
@@ -60,6 +61,7 @@ def reset_batchnorm(model: nn.Module, batches: Batches) -> nn.Module:
         ValueError: no batches, batches that can be read only once, or a BatchNorm layer that runs twice.
     """
     require_reiterable(batches, "reset_batchnorm()")
+    require_plain_weights(model)
     result = copy.deepcopy(model)
     layers = batchnorm_layers(result)
     if not layers:
@@ -205,6 +207,9 @@ def repair(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     require_reiterable(batches, "repair()")
+    require_plain_weights(model_interp)
+    require_plain_weights(model_a)
+    require_plain_weights(model_b)
     result = copy.deepcopy(model_interp)
     points = repair_points(result, batches)
     targets = mix_statistics(

@@ -6,6 +6,9 @@ import math
 
 from trainables.config import Recipe
 
+PAPER_CODE_STEPS = (30, 61)
+"""Epochs after which ``steps_paper_code`` divides the learning rate by ten: epochs 31 and 62 are the first after."""
+
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of one optimiser step.
@@ -31,6 +34,8 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
     if recipe.schedule == "one_cycle":
         return recipe.lr * (1.0 - progress)
+    if recipe.schedule == "steps_paper_code":
+        return recipe.lr * 0.1 ** sum(epoch >= drop for drop in PAPER_CODE_STEPS)
     if recipe.schedule == "steps":
         return recipe.lr * 0.1 ** min(2, math.floor(3 * math.floor(epoch) / total))
     assert recipe.schedule == "constant", recipe.schedule

@@ -83,6 +83,7 @@ class TaskData:
             width=task.width,
             num_classes=dataset.num_classes,
             in_channels=dataset.in_channels,
+            init=task.init,
             **model_options(task.shortcut, stream_taps),
             **image_options(task.model, dataset.image_size),
         )

@@ -24,7 +24,7 @@ from ray.tune import PlacementGroupFactory, Trainable
 
 from trainables import schema
 from trainables.allocation import give_back
-from trainables.config import Cell
+from trainables.config import Cell, check_something_left
 from trainables.data import check_dataset
 from trainables.errors import HostFault, Verdict, WouldRecur, verdict
 from trainables.execution import News, compute, compute_together
@@ -337,7 +337,9 @@ class CellTrainable(JobTrainable):
             raise ValueError(f"{type(self).__name__} trains method {self.method!r}, the config says {asked!r}")
         cell = Cell.from_mapping(config)
         # With the planner's fingerprints of the data it is the planner's job.
-        versions: dict[str, Any] = {"data_version": check_dataset(cell.dataset, data_dir).fingerprint}
+        facts = check_dataset(cell.dataset, data_dir)
+        check_something_left(cell, facts)
+        versions: dict[str, Any] = {"data_version": facts.fingerprint}
         if cell.mask_dataset:
             versions["mask_data_version"] = check_dataset(cell.mask_dataset, data_dir).fingerprint
         return target(dataclasses.replace(cell, **versions)), [None]

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 MIN_WIDTH, MAX_WIDTH = 0.25, 32.0
 SHORTCUTS = ("conv3x3", "conv1x1")
+INITS: dict[str, str] = {
+    "default": "the model's own",
+    "fan_in": "convolutions and linear layers from N(0, 2 / fan-in) (the paper's code for ResNet20)",
+    "fan_out": "convolutions from N(0, 2 / fan-out), linear layers as in PyTorch (torchvision's ResNets)",
+    "pytorch": "as PyTorch initialises its layers (the paper's code for VGG11)",
+}
+"""Ways to draw the weights of a new network."""
 SMALL_IMAGE = 64
 """Pixels a side up to which images count as small."""
 
@@ -34,8 +41,13 @@ class ModelEntry:
         base_channels: channel counts of the hidden layers at width 1; a width must keep all of them whole.
         mult_adds: multiply-adds of the convolutions and linear layers for one RGB image at width 1 with the default
             options and 10 classes; they grow about as width squared times the image's area.
+        inner_weights: prunable weights at width 1 between the first layer and the classifier; they grow as the width
+            squared.
+        shortcut_weights: weights of the shortcuts' convolutions at width 1, with a kernel of 1 x 1; likewise.
+        first_kernel: side of the first convolution's kernel.
         reference_image_size: side in pixels of the image that `mult_adds` counts.
         batchnorm: whether the model has BatchNorm layers.
+        init: the name in ``INITS`` of the model's own initialisation.
         convolutional: whether the model convolves.
         options: architecture option -> the values it takes; the default is the factory's.
     """
@@ -45,8 +57,12 @@ class ModelEntry:
     factory: str
     base_channels: tuple[int, ...]
     mult_adds: int
+    inner_weights: int
+    shortcut_weights: int = 0
+    first_kernel: int = 3
     reference_image_size: int
     batchnorm: bool
+    init: str = "pytorch"
     convolutional: bool = True
     options: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
@@ -58,8 +74,11 @@ MODELS: dict[str, ModelEntry] = {
         factory="resnet20",
         base_channels=(16, 32, 64),
         mult_adds=42_910_336,
+        inner_weights=267_264,
+        shortcut_weights=2_560,
         reference_image_size=32,
         batchnorm=True,
+        init="fan_in",
         options={"shortcut": SHORTCUTS, "stream_taps": ("end", "paper_code")},
     ),
     "resnet8": ModelEntry(
@@ -68,8 +87,11 @@ MODELS: dict[str, ModelEntry] = {
         factory="resnet8",
         base_channels=(16, 32, 64),
         mult_adds=14_598_784,
+        inner_weights=73_728,
+        shortcut_weights=2_560,
         reference_image_size=32,
         batchnorm=True,
+        init="fan_in",
         options={"shortcut": SHORTCUTS},
     ),
     "vgg11": ModelEntry(
@@ -78,6 +100,7 @@ MODELS: dict[str, ModelEntry] = {
         factory="vgg11",
         base_channels=(64, 128, 256, 512),
         mult_adds=152_769_536,
+        inner_weights=9_216_000,
         reference_image_size=32,
         batchnorm=False,
     ),
@@ -87,17 +110,22 @@ MODELS: dict[str, ModelEntry] = {
         factory="vgg11_bn",
         base_channels=(64, 128, 256, 512),
         mult_adds=152_769_536,
+        inner_weights=9_216_000,
         reference_image_size=32,
         batchnorm=True,
     ),
     "resnet50": ModelEntry(
-        description="torchvision's ResNet50 (the paper's ImageNet net)",
+        description="torchvision's ResNet50 (the paper's ImageNet net; init fan_out is torchvision's, too)",
         module="trainables.models.resnet50",
         factory="resnet50",
         base_channels=(64, 128, 256, 512, 1024, 2048),
         mult_adds=4_087_156_736,
+        inner_weights=20_676_608,
+        shortcut_weights=2_768_896,
+        first_kernel=7,
         reference_image_size=224,
         batchnorm=True,
+        init="fan_in",
         options={"small_images": (False, True)},
     ),
     "mlp": ModelEntry(
@@ -106,6 +134,7 @@ MODELS: dict[str, ModelEntry] = {
         factory="mlp",
         base_channels=(512,),
         mult_adds=2_102_272,
+        inner_weights=524_288,
         reference_image_size=32,
         batchnorm=False,
         convolutional=False,
@@ -115,7 +144,13 @@ MODELS: dict[str, ModelEntry] = {
 
 
 def build_model(
-    name: str, *, width: float = 1, num_classes: int = 10, in_channels: int = 3, **options: object
+    name: str,
+    *,
+    width: float = 1,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    init: str = "default",
+    **options: object,
 ) -> Network:
     """Build a freshly initialised network; the initialisation draws from torch's global random generator.
 
@@ -124,6 +159,7 @@ def build_model(
         width: multiplier of the hidden layers' channels, in [0.25, 32].
         num_classes: number of logits, at least 1.
         in_channels: channels of the images, at least 1.
+        init: how weights are drawn, a name of ``INITS``.
         **options: architecture options of the model, see ``MODELS[name].options``.
 
     Returns:
@@ -138,8 +174,13 @@ def build_model(
     for what, count in (("num_classes", num_classes), ("in_channels", in_channels)):
         if count < 1:
             raise ValueError(f"{what} must be at least 1, got {count!r}")
+    if init not in INITS:
+        raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
     factory = getattr(importlib.import_module(entry.module), entry.factory)
-    return cast("Network", factory(width=width, num_classes=num_classes, in_channels=in_channels, **options))
+    model = cast("Network", factory(width=width, num_classes=num_classes, in_channels=in_channels, **options))
+    if init not in ("default", entry.init):
+        model.initialise(init)
+    return model
 
 
 def model_entry(name: str) -> ModelEntry:
@@ -176,6 +217,41 @@ def check_width(name: str, width: float) -> None:
         f"width {width!r} of model {name!r} {problem}: widths go from {MIN_WIDTH:g} to {MAX_WIDTH:g} in steps of "
         f"{step}; nearest: {' and '.join(f'{w:g}' for w in nearest)}"
     )
+
+
+def prunable_count(
+    name: str,
+    *,
+    width: float,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    shortcut: str = "conv3x3",
+    prune_shortcuts: bool = False,
+    prune_classifier: bool = True,
+) -> int:
+    """Return how many weights of a network pruning ranks, without building it.
+
+    Args:
+        name: a name of ``MODELS``.
+        width: multiplier of the hidden layers' channels.
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        image_size: pixels a side.
+        shortcut: kernel of the CIFAR ResNets' shortcuts.
+        prune_shortcuts: whether the shortcuts' convolutions count.
+        prune_classifier: whether the classifier counts.
+    """
+    entry = model_entry(name)
+    small = image_options(name, image_size).get("small_images")
+    patch = (image_size if not entry.convolutional else 3 if small else entry.first_kernel) ** 2
+    count = entry.inner_weights * width**2 + patch * in_channels * entry.base_channels[0] * width
+    if prune_classifier:
+        count += entry.base_channels[-1] * width * num_classes
+    if prune_shortcuts:
+        kernel = 3 if "shortcut" in entry.options and shortcut == "conv3x3" else 1
+        count += kernel**2 * entry.shortcut_weights * width**2
+    return round(count)
 
 
 def image_options(name: str, image_size: int) -> dict[str, object]:

@@ -42,6 +42,22 @@ class Network(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear) and skipped.isdisjoint(name.split("."))
         )
 
+    def initialise(self, init: str) -> None:
+        """Draw all weights of convolutions and linear layers anew, see ``trainables.models.INITS``."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.reset_parameters()
+        if init == "fan_in":
+            kaiming_normal(self)
+        elif init == "fan_out":
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+        else:
+            assert init == "pytorch", init
+
 
 def scaled(channels: int, width: float) -> int:
     """Return the channel count of a layer at `width`."""

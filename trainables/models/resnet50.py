@@ -1,7 +1,8 @@
-"""ResNet50 as torchvision has it (He et al., 2016; the stride is in the 3x3 convolution), at any width.
+"""torchvision's ResNet50 (He et al., 2016; the stride is in the 3x3 convolution), at any width.
 
 Tensor names and shapes at width 1 are torchvision's, so its checkpoints load. Unlike there, each ReLU is a module of
-its own, because activation matching looks at each of them.
+its own, because activation matching looks at each of them, and weights are drawn by fan-in, as in the other ResNets
+here: torchvision's way is ``init="fan_out"``.
 """
 
 from __future__ import annotations
