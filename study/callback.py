@@ -43,11 +43,13 @@ class _Silence:
 
     Attributes:
         since: monotonic seconds.
-        published: asks whether the store holds its jobs.
+        asked: the same, of the last time that the store was asked for its jobs.
+        published: what the store has been asked for, one answer for each job.
     """
 
     since: float
-    published: Future[bool] | None = None
+    asked: float = 0.0
+    published: Sequence[Future[bool]] = ()
 
 
 class Stuck(RuntimeError):
@@ -131,14 +133,12 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
         keys, seconds = self._keys(trial), time.monotonic() - silence.since
         if self._max_silence and seconds > len(keys) * self._max_silence + GRACE_SECONDS:
             self._kill(trial, f"nothing was heard of it for {seconds:.0f} s (--max-silence)")
-        elif seconds > STILL_SECONDS and self._published is not None and keys:
-            answer = silence.published
-            if answer is None:
-                silence.published = self._published(keys[0])
-            elif answer.done():
-                silence.published = None
-                if answer.exception() is None and answer.result():
-                    self._kill(trial, f"silent for {seconds:.0f} s, and its job is published")
+        elif silence.published and all(answer.done() for answer in silence.published):
+            answers, silence.published = silence.published, ()
+            if all(answer.exception() is None and answer.result() for answer in answers):
+                self._kill(trial, f"silent for {seconds:.0f} s, and published")
+        elif time.monotonic() - max(silence.since, silence.asked) > STILL_SECONDS and self._published is not None:
+            silence.asked, silence.published = time.monotonic(), [self._published(key) for key in keys]
 
     def _kill(self, trial: Any, reason: str) -> None:
         self._killed[trial.trial_id] = reason

@@ -114,7 +114,7 @@ def run_sweep(
         raise
     delivered, interrupted = _delivered(tracker)
     bad = sweep.report()
-    missing = [] if bad else list(plan.closure.todo(store.keys()))
+    missing = sweep.missing()
     if missing:
         report_missing(plan, missing, command)
         bad = True
@@ -248,6 +248,13 @@ class _Sweep:
 
         with contextlib.suppress(StorageError):  # the summary says it as well
             note_failures(self._store, searcher, round(1000 * time.time()))
+
+    def missing(self) -> list[str]:
+        """Return the keys of the jobs that have been published, or so it was said, and are not in the store now."""
+        state = self._searcher.state if self._searcher is not None else {}
+        if self._searcher is not None and self._searcher.halted is not None:  # the storage is away, perhaps
+            return []
+        return [key for key in self._plan.closure.todo(self._store.keys()) if state.get(key, DONE) == DONE]
 
     def report(self) -> bool:
         """Say what did not go well; return whether there was anything."""

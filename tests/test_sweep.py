@@ -130,7 +130,7 @@ def test_process_that_stands_still_is_killed_by_the_driver(
     assert sweep.run(Freezes, attach) is None
     assert sweep.states() == {DONE}, sweep.searcher.errors
     assert all(len(each) == 2 for each in sweep.attempts())
-    reason = "its job is published" if published else r"nothing was heard of it for \d+ s \(--max-silence\)"
+    reason = "and published" if published else r"nothing was heard of it for \d+ s \(--max-silence\)"
     assert all(re.search(reason, line) for line in lines), lines
     assert len(lines) == len(plan.jobs)
 
