@@ -355,16 +355,17 @@ WHAT = ("manifest", "metrics", "failure", "choice", "lease", "registration", "be
 def test_commands_survive_any_damage(what: str, space: Plan, store: Store, said: Callable[[], str]) -> None:
     luck = random.Random(what)
     scene = Scene(store, space)
-    for damage in DAMAGES if store.is_local else luck.sample(sorted(DAMAGES), 3):
+    few = 1 if store.uri.startswith("s3:") else 3
+    for damage in DAMAGES if store.is_local else luck.sample(sorted(DAMAGES), few):
         trial(scene, what, damage, luck, said)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", WHAT)
-def test_commands_survive_a_hundred_damages(what: str, space: Plan, tmp_path: Path, said: Callable[[], str]) -> None:
+def test_commands_survive_many_damages(what: str, space: Plan, tmp_path: Path, said: Callable[[], str]) -> None:
     luck = random.Random(f"{what}, many")
     scene = Scene(Store(tmp_path / "outputs"), space)
-    for _ in range(100):
+    for _ in range(30):
         trial(scene, what, luck.choice(list(DAMAGES)), luck, said)
 
 
