@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import os
+import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trainables.config import LANES
+from trainables.config import SPARSE_BATCH_MULTIPLE
 from trainables.evaluation import eval_mode
 from trainables.kernels import library as libraries
 from trainables.kernels.compiler import find_compiler
@@ -33,7 +35,7 @@ CONVOLUTIONAL = [name for name, entry in MODELS.items() if entry.convolutional]
 
 
 def back(x: Tensor) -> Tensor:
-    """Turn (N / 16, C, H, W, 16) into (N, C, H, W)."""
+    """Turn (N / lanes, C, H, W, lanes) into (N, C, H, W)."""
     return x.movedim(-1, 1).flatten(0, 1)
 
 
@@ -89,7 +91,7 @@ def assert_pytorch_s(layer: nn.Conv2d, density: float, height: int, width: int) 
     exact = copy.deepcopy(layer).double()
     with torch.no_grad():
         exact.weight.mul_(keep)  # the twin's weights stay as they are: it must not look at the masked ones
-    images = torch.randn(3 * LANES, layer.in_channels, height, width)
+    images = torch.randn(3 * SPARSE_BATCH_MULTIPLE, layer.in_channels, height, width)
     x, x_exact = images.clone().requires_grad_(), images.double().requires_grad_()
     expected = exact(x_exact)
     seen_by = torch.randn(expected.shape, dtype=torch.float64)
@@ -109,7 +111,7 @@ def test_weights_may_change_and_images_too() -> None:
     layer = nn.Conv2d(2, 3, 3, padding=1, bias=False)
     twin = SparseConvolution(layer, torch.ones_like(layer.weight, dtype=torch.bool))
     for size in (8, 4, 8):
-        images = torch.randn(LANES, 2, size, size)
+        images = torch.randn(SPARSE_BATCH_MULTIPLE, 2, size, size)
         with torch.no_grad():
             layer.weight.normal_()
         torch.testing.assert_close(back(twin(to_lanes(images))), layer(images), atol=1e-5, rtol=1e-5)
@@ -119,7 +121,7 @@ def test_threads_share_the_work() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 4, 3, padding=1, bias=False)
     twin = SparseConvolution(layer, torch.rand_like(layer.weight) < 0.3)
-    x = torch.randn(5, 4, 6, 6, LANES, requires_grad=True)
+    x = torch.randn(5, 4, 6, 6, libraries.lanes(), requires_grad=True)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 8):  # of five blocks
@@ -147,7 +149,7 @@ def test_normalization_and_its_gradients_are_those_of_the_steps_one_by_one(
         norm.weight.uniform_(-1, 2)
         norm.bias.normal_()
     exact = copy.deepcopy(norm).double()
-    images, more = 10 + 3 * torch.randn(2, 2 * LANES, 5, size, size)
+    images, more = 10 + 3 * torch.randn(2, 2 * SPARSE_BATCH_MULTIPLE, 5, size, size)
     x, residual = (each.clone().requires_grad_() for each in (images, more - 10))
     x_exact, residual_exact = (each.detach().double().requires_grad_() for each in (x, residual))
     twin = Normalization(norm, rectified=rectified)
@@ -174,7 +176,7 @@ def test_two_users_of_a_normalization_get_the_same_and_their_gradients_are_added
 ) -> None:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(3)
-    x, residual = (torch.randn(2, 3, 4, 4, LANES, requires_grad=True) for _ in range(2))
+    x, residual = (torch.randn(2, 3, 4, 4, libraries.lanes(), requires_grad=True) for _ in range(2))
     given = (x, residual) if summed else (x,)
     alone = Normalization(norm, rectified=rectified)(*given)
     first, second = Normalization(norm, rectified=rectified, twice=True)(*given)
@@ -210,7 +212,10 @@ def learnt(model: nn.Module, logits: Tensor, labels: Tensor) -> dict[str, Tensor
 def test_every_convolutional_network_computes_the_same_on_lanes(name: str) -> None:
     model, mask = network(name)
     exact = copy.deepcopy(model).double()
-    images, labels = torch.randn(4 * LANES, 3, 16, 16), torch.randint(0, 7, (4 * LANES,))
+    images, labels = (
+        torch.randn(4 * SPARSE_BATCH_MULTIPLE, 3, 16, 16),
+        torch.randint(0, 7, (4 * SPARSE_BATCH_MULTIPLE,)),
+    )
     forward = on_lanes(model, mask)
     logits, expected = forward(images), exact(images.double())
     torch.testing.assert_close(logits.double(), expected, atol=1e-3, rtol=1e-3)
@@ -238,19 +243,19 @@ def test_the_network_itself_stays_as_it_was(name: str) -> None:
     assert torch.equal(model(torch.zeros(1, 3, 16, 16)), before)
 
 
-@pytest.mark.parametrize("count", [1, 3 * LANES, 300])  # 300 are evaluated in two parts
+@pytest.mark.parametrize("count", [1, 3 * SPARSE_BATCH_MULTIPLE, 300])  # 300 are evaluated in two parts
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_every_convolutional_network_evaluates_the_same_on_lanes(name: str, count: int) -> None:
     model, mask = network(name)
     forward = on_lanes(model, mask)
-    forward(torch.randn(LANES, 3, 16, 16))  # statistics other than the initial ones
+    forward(torch.randn(SPARSE_BATCH_MULTIPLE, 3, 16, 16))  # statistics other than the initial ones
     images = torch.randn(count, 3, 16, 16)
     before = {each: buffer.clone() for each, buffer in model.named_buffers()}
     with eval_mode(model, forward), torch.inference_mode():
         logits, expected = forward(images), model(images)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     assert all(torch.equal(buffer, before[each]) for each, buffer in model.named_buffers())
-    assert forward(images[:1].expand(LANES, -1, -1, -1)).requires_grad  # training goes on
+    assert forward(images[:1].expand(SPARSE_BATCH_MULTIPLE, -1, -1, -1)).requires_grad  # training goes on
 
 
 class Sums(nn.Module):
@@ -271,23 +276,56 @@ class Sums(nn.Module):
 def test_whatever_a_batchnorm_is_summed_with_takes_part() -> None:
     torch.manual_seed(0)
     model = Sums()
-    images = torch.randn(LANES, 3, 6, 6)
+    images = torch.randn(SPARSE_BATCH_MULTIPLE, 3, 6, 6)
     ours = on_lanes(model, {})(images)
     assert_near(ours, copy.deepcopy(model).double()(images.double()))
 
 
-def test_lanes_hold_16_images_side_by_side() -> None:
-    images = torch.arange(2 * LANES * 3.0).view(2 * LANES, 3, 1, 1)
-    lanes = to_lanes(images)
-    assert lanes.shape == (2, 3, 1, 1, LANES)
-    assert lanes[1, 2, 0, 0, 5] == images[LANES + 5, 2, 0, 0]
-    assert torch.equal(from_lanes(lanes.mean(dim=(2, 3))), images.flatten(1))
+def test_as_many_images_lie_side_by_side_as_a_register_holds_numbers() -> None:
+    side_by_side = libraries.lanes()
+    images = torch.arange(2 * SPARSE_BATCH_MULTIPLE * 3.0).view(2 * SPARSE_BATCH_MULTIPLE, 3, 1, 1)
+    x = to_lanes(images)
+    assert x.shape == (2 * SPARSE_BATCH_MULTIPLE // side_by_side, 3, 1, 1, side_by_side)
+    assert x[1, 2, 0, 0, 3] == images[side_by_side + 3, 2, 0, 0]
+    assert torch.equal(from_lanes(x.mean(dim=(2, 3))), images.flatten(1))
+
+
+# --- registers of every width ---------------------------------------------------------------------------------------
+WIDTHS = {"AVX512": 16, "AVX2": 8, "DEFAULT": 4}
+"""What PyTorch uses of an x86 processor -> the numbers that a register holds."""
+
+
+@pytest.fixture(params=WIDTHS)
+def register_width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Kernels that are compiled for processors with registers of a width."""
+    here = torch.backends.cpu.get_cpu_capability()
+    if platform.machine().lower() not in ("x86_64", "amd64") or here not in WIDTHS:
+        pytest.skip(f"registers have one width on {platform.machine()} with {here}")
+    if WIDTHS[request.param] > WIDTHS[here]:
+        pytest.skip(f"{request.param} is more than this processor has, or may use: {here}")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    libraries.library.cache_clear()
+    yield WIDTHS[request.param]
+    libraries.library.cache_clear()
+
+
+def test_every_register_width_computes_the_same(register_width: int) -> None:
+    assert libraries.lanes() == register_width, "wider vectors than the registers go through memory"
+    torch.manual_seed(0)
+    shapes = ((3, 1, 1, 9, 8), (3, 2, 1, 7, 9), (1, 2, 0, 8, 7), (7, 2, 3, 21, 20))
+    for (kernel, stride, padding, height, width), density in itertools.product(shapes, (0.0, 0.1, 1.0)):
+        assert_pytorch_s(nn.Conv2d(5, 6, kernel, stride, padding), density, height, width)
+    assert_pytorch_s(nn.Conv2d(37, 41, 3, padding=1), 0.1, 9, 10)
+    for size, rectified, summed in itertools.product((1, 8), (False, True), (False, True)):
+        test_normalization_and_its_gradients_are_those_of_the_steps_one_by_one(size, rectified, summed)
+    test_every_convolutional_network_computes_the_same_on_lanes("resnet8")
+    test_every_convolutional_network_evaluates_the_same_on_lanes("resnet8", 3)
 
 
 # --- what they refuse -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("count", [1, LANES + 1])
+@pytest.mark.parametrize("count", [1, SPARSE_BATCH_MULTIPLE + 1])
 def test_a_batch_must_fill_its_lanes(count: int) -> None:
-    with pytest.raises(ValueError, match=f"multiples of {LANES} images, got {count}"):
+    with pytest.raises(ValueError, match=f"multiples of {SPARSE_BATCH_MULTIPLE} images, got {count}"):
         to_lanes(torch.zeros(count, 3, 8, 8))
 
 
@@ -381,6 +419,26 @@ def test_a_damaged_library_is_compiled_again(flaw: str, stand_in: str, caplog: p
     assert builds(stand_in) == 2
     assert f"{made} are damaged" in caplog.text
     assert list(made.parent.iterdir()) == [again], "what was damaged is gone"
+
+
+def test_libraries_for_different_processors_flags_and_compilers_are_kept_apart(
+    stand_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes with a home directory in common have one cache."""
+    made = [libraries._built(stand_in)]
+    monkeypatch.setattr(libraries, "_processor", lambda: "flags : another processor")
+    made.append(libraries._built(stand_in))
+    monkeypatch.setattr(libraries, "FLAGS", (*libraries.FLAGS, "-g"))
+    made.append(libraries._built(stand_in))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for capability in WIDTHS:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        made.append(libraries._built(stand_in))
+    program = Path(stand_in)
+    program.write_text(program.read_text().replace("stand-in 1", "stand-in 2"))
+    made.append(libraries._built(stand_in))
+    del made[3 + list(WIDTHS).index("AVX512")]  # what is not restricted may be what was made first
+    assert len(set(made)) == len(made)
 
 
 def test_processes_that_compile_at_once_each_get_a_whole_library(stand_in: str) -> None:

@@ -45,8 +45,9 @@ KERNELS: dict[str, str] = {
 }
 SPARSE_KERNELS_FROM = 0.7
 """Sparsity from which on jobs use the sparse kernels where they are asked for."""
-LANES = 16
-"""Images that the sparse kernels compute side by side; a batch is a whole multiple of them."""
+SPARSE_BATCH_MULTIPLE = 16
+"""Batches of the sparse kernels are whole multiples of this. The widest registers hold as many images, narrower ones a
+fraction of them; it is the same on every CPU, because a space that is valid on one has to be valid on all."""
 CORRECTIONS: dict[str, str] = {
     "none": "evaluate the interpolated weights as they are",
     "bn_reset": "re-estimate BatchNorm statistics on training images at each point (no effect without BatchNorm)",
@@ -494,8 +495,8 @@ class Cell:
             )
         if self.kernels == "sparse" and not fits_lanes(self.model, self.batch_size):
             raise ValueError(
-                f"kernels='sparse' are for convolutions and batches of whole multiples of {LANES} images, "
-                f"got model={self.model!r} and batch_size={self.batch_size}"
+                "kernels='sparse' are for convolutions and batches of whole multiples of "
+                f"{SPARSE_BATCH_MULTIPLE} images, got model={self.model!r} and batch_size={self.batch_size}"
             )
         if self.stacked and (self.kernels != "dense" or self.compiled):
             raise ValueError(
@@ -570,7 +571,7 @@ def nothing_left(sparsity: float, count: int, network: str) -> str:
 
 def fits_lanes(model: str, batch_size: int) -> bool:
     """Return whether a network can be trained on the sparse kernels in batches of a size."""
-    return MODELS[model].convolutional and batch_size % LANES == 0
+    return MODELS[model].convolutional and batch_size % SPARSE_BATCH_MULTIPLE == 0
 
 
 def model_options(shortcut: str, stream_taps: str) -> dict[str, str]:

@@ -29,7 +29,7 @@ from study.estimate import benchmark_file, duration, image_size, masked, multipl
 from study.fastest import Choice, Way
 from study.plan import Network, Plan, make_plan, override
 from study.runs import project_commit
-from trainables.config import LANES, SPARSE_KERNELS_FROM, TRAINING_CONFIGS
+from trainables.config import SPARSE_BATCH_MULTIPLE, SPARSE_KERNELS_FROM, TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.kernels.compiler import find_compiler
 from trainables.processes import cores
@@ -103,7 +103,10 @@ def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Setting:
     task, size = job.config.task, image_size(plan, job)
     affordable = MULTIPLY_ADDS[device] / (3 * multiply_adds_per_image(task.model, task.width, size))
     images = int(min(affordable, PIXELS / size**2))
-    batch = max(CLASSES, min(_batch_size(job), max(LANES, images // LANES * LANES)))
+    batch = max(
+        CLASSES,
+        min(_batch_size(job), max(SPARSE_BATCH_MULTIPLE, images // SPARSE_BATCH_MULTIPLE * SPARSE_BATCH_MULTIPLE)),
+    )
     sparsities = [sparsity for each in jobs if (sparsity := masked(each)) >= SPARSE_KERNELS_FROM]
     return Setting(
         model=task.model,

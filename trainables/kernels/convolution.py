@@ -1,7 +1,8 @@
 """A convolution that computes only with the weights that its mask keeps, and its gradients.
 
-Activations have the shape (N / 16, channels, height, width, 16): 16 images of the batch lie side by side, see
-``sparse.cpp``. Sums are added up in another order than by PyTorch's convolutions; apart from that they are the same.
+Activations have the shape (N / lanes, channels, height, width, lanes): as many images of the batch lie side by side as
+a register of the CPU holds numbers, see ``sparse.cpp``. Sums are added up in another order than by PyTorch's
+convolutions; apart from that they are the same.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.config import LANES
 from trainables.kernels.library import Shape, Taps, address, library
 
 _TILE: Final = 8
 """Positions that are computed together."""
 _NEAR: Final = 512
-"""Positions, of 16 images each, that fit into a core's fastest memory: 32 KiB."""
+"""Positions that fit into a core's fastest memory: 32 KiB with 16 lanes."""
 
 
 class SparseConvolution(nn.Module):
@@ -46,7 +46,7 @@ class SparseConvolution(nn.Module):
         self._plans: dict[tuple[int, ...], _Plan] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (blocks, in_channels, height, width, 16) to (blocks, out_channels, height', width', 16)."""
+        """Map (blocks, in_channels, height, width, lanes) to (blocks, out_channels, height', width', lanes)."""
         size = (*x.shape[1:4], *self.weight.stride())
         if size not in self._plans:
             self._plans[size] = _Plan.make(self._keep, self.weight.stride(), self._stride, self._padding, x.shape)
@@ -199,7 +199,7 @@ class _Convolve(torch.autograd.Function):
                 of_weight.data_ptr(),
                 len(x),
                 threads,
-                address(_room(plan.source, plan.padding, threads)),
+                address(_room(plan.source, plan.padding, threads, x.shape[-1])),
             )
         # Last, so that the layer before this one finds it in the processor's cache.
         if ctx.needs_input_grad[0]:
@@ -212,7 +212,7 @@ class _Convolve(torch.autograd.Function):
 def _convolved(
     source: Tensor, shape: Shape, padding: int, step: int, target: Shape, target_step: int, taps: _List, weight: Tensor
 ) -> Tensor:
-    out = source.new_empty(len(source), target.channels, target.height, target.width, LANES)
+    out = source.new_empty(len(source), target.channels, target.height, target.width, source.shape[-1])
     threads = torch.get_num_threads()
     library().sparse_convolve(
         address(source),
@@ -226,7 +226,7 @@ def _convolved(
         weight.data_ptr(),
         len(source),
         threads,
-        address(_room(shape, padding, threads)),
+        address(_room(shape, padding, threads, source.shape[-1])),
     )
     return out
 
@@ -234,9 +234,9 @@ def _convolved(
 _rooms: dict[tuple[int, ...], Tensor] = {}
 
 
-def _room(shape: Shape, padding: int, threads: int) -> Tensor:
+def _room(shape: Shape, padding: int, threads: int, lanes: int) -> Tensor:
     """Return room for one padded block per thread, whose border is zero; shared by all layers of that shape."""
-    size = (threads, shape.channels, shape.height + 2 * padding, shape.width + 2 * padding, LANES)
+    size = (threads, shape.channels, shape.height + 2 * padding, shape.width + 2 * padding, lanes)
     if (padding, *size) not in _rooms:
         _rooms[padding, *size] = torch.zeros(size)
     return _rooms[padding, *size]

@@ -1,6 +1,7 @@
-"""A network's forward pass on lanes: 16 images of the batch side by side, masked weights left out.
+"""A network's forward pass on lanes: images of the batch side by side, masked weights left out.
 
-The network is traced, and each of its steps is exchanged for a twin on tensors (N / 16, channels, height, width, 16).
+The network is traced, and each of its steps is exchanged for a twin on tensors (N / lanes, channels, height, width,
+lanes), where lanes is 16, 8 or 4: the numbers that a register of the CPU holds.
 Parameters and buffers stay the network's own, so whoever trains, saves or evaluates it sees no difference.
 """
 
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import pad
 
-from trainables.config import LANES
+from trainables.config import SPARSE_BATCH_MULTIPLE
 from trainables.kernels.convolution import SparseConvolution
-from trainables.kernels.library import library
+from trainables.kernels.library import lanes, library
 from trainables.kernels.normalization import Normalization
 
 _AT_ONCE: Final = 256
@@ -27,7 +28,8 @@ _AT_ONCE: Final = 256
 class OnLanes(nn.Module):
     """A network's forward pass: images (N, C, H, W) to logits (N, classes).
 
-    In training N must be a multiple of 16. In evaluation it may be any number, and there are no gradients.
+    In training N must be a multiple of ``SPARSE_BATCH_MULTIPLE``. In evaluation it may be any number, and there are no
+    gradients.
     """
 
     def __init__(self, network: fx.GraphModule) -> None:
@@ -179,29 +181,31 @@ def _pooling_on_lanes(pooling: nn.MaxPool2d) -> nn.MaxPool3d:
     )
 
 
-def _with(size: int | tuple[int, ...], lanes: int) -> tuple[int, int, int]:
+def _with(size: int | tuple[int, ...], along_lanes: int) -> tuple[int, int, int]:
     height, width = (size, size) if isinstance(size, int) else size
-    return height, width, lanes
+    return height, width, along_lanes
 
 
 def _filled(images: Tensor) -> Tensor:
-    """Return the images with as many zeros after them as would leave lanes empty."""
-    lacking = -len(images) % LANES
+    """Return the images with as many zeros after them as make the batch a whole multiple."""
+    lacking = -len(images) % SPARSE_BATCH_MULTIPLE
     return pad(images, (0, 0, 0, 0, 0, 0, 0, lacking)) if lacking else images
 
 
 def to_lanes(images: Tensor) -> Tensor:
-    """Turn (N, channels, height, width) into (N / 16, channels, height, width, 16).
+    """Turn (N, channels, height, width) into (N / lanes, channels, height, width, lanes).
 
     Raises:
-        ValueError: N is no multiple of 16.
+        ValueError: N is no multiple of ``SPARSE_BATCH_MULTIPLE``.
     """
     count, *shape = images.shape
-    if count % LANES:
-        raise ValueError(f"kernels='sparse' take batches of whole multiples of {LANES} images, got {count}")
-    return images.reshape(count // LANES, LANES, *shape).movedim(1, -1).contiguous()
+    if count % SPARSE_BATCH_MULTIPLE:
+        raise ValueError(
+            f"kernels='sparse' take batches of whole multiples of {SPARSE_BATCH_MULTIPLE} images, got {count}"
+        )
+    return images.reshape(count // lanes(), lanes(), *shape).movedim(1, -1).contiguous()
 
 
 def from_lanes(x: Tensor) -> Tensor:
-    """Turn (N / 16, channels, 16) into (N, channels)."""
+    """Turn (N / lanes, channels, lanes) into (N, channels)."""
     return x.movedim(-1, 1).flatten(0, 1)

@@ -1,5 +1,8 @@
 """The compiled kernels: built on this machine, for this machine, when first needed; then found in a cache.
 
+They use the instructions that PyTorch uses, so that ``ATEN_CPU_CAPABILITY`` restricts both. Results are the same up to
+rounding, whatever the width of the registers; on one machine they are the same to the bit.
+
 A library's name in the cache ends with the digest of its content. It is verified before it is loaded, because code that
 was damaged on the disk would end the process with a signal, and do so again at every attempt.
 """
@@ -15,6 +18,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from trainables.kernels.compiler import compiler
@@ -22,6 +26,8 @@ from trainables.places import cache_folders, first_writable
 
 SOURCE = Path(__file__).with_name("sparse.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
+RESTRICTIONS = {"AVX512": (), "AVX2": ("-mno-avx512f",), "DEFAULT": ("-mno-avx",)}
+"""What PyTorch uses of an x86 processor -> flags that keep the compiler from using more."""
 
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
@@ -88,10 +94,21 @@ def library() -> ctypes.CDLL:
     return kernels
 
 
+def lanes() -> int:
+    """Return the images that the kernels compute side by side: the numbers that a register of their target holds."""
+    return ctypes.c_int32.in_dll(library(), "register_lanes").value
+
+
+def _flags() -> tuple[str, ...]:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return (*FLAGS, *(RESTRICTIONS.get(torch.backends.cpu.get_cpu_capability(), ()) if x86 else ()))
+
+
 def _built(program: str) -> Path:
     """Return the library that this compiler makes of the source for this processor."""
+    flags = _flags()
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-    made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), version, *FLAGS, platform.machine(), _processor()))
+    made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), version, *flags, platform.machine(), _processor()))
     folder, name = _folder(), f"sparse-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +117,7 @@ def _built(program: str) -> Path:
         # Trials of a node may all be here at once: each builds a file of its own, and what they rename is whole.
         with tempfile.TemporaryDirectory(dir=folder) as own:
             made = Path(own, f"{name}.so")
-            command = [program, *FLAGS, str(SOURCE), "-o", str(made)]
+            command = [program, *flags, str(SOURCE), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise ValueError(f"kernels='sparse': {program} failed: {done.stderr.strip()[-2000:]}")

@@ -30,7 +30,7 @@ class Normalization(nn.Module):
         self._rectified, self._twice = rectified, twice
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Normalise (blocks, channels, height, width, 16), add `residual`, cut at 0.
+        """Normalise (blocks, channels, height, width, lanes), add `residual`, cut at 0.
 
         In training by the statistics of the batch, which are noted; in evaluation by the running ones, and without
         gradients.

@@ -1,7 +1,8 @@
 // Convolutions that compute only with the weights that a mask keeps, and BatchNorm with what follows it.
 //
-// Activations lie in lanes: [blocks][channels][height][width][16], 16 images of a batch side by side, so that one kept
-// weight times one position is one multiply-add of a whole vector, whatever the weight's place in the kernel.
+// Activations lie in lanes: [blocks][channels][height][width][lanes], as many images of a batch side by side as a vector
+// register holds numbers, so that one kept weight times one position is one multiply-add of a whole register, whatever
+// the weight's place in the kernel.
 //
 // A layer's kept weights are listed by group of channels that they look at, and within it by channel of what is written
 // (pointer, as in compressed sparse rows). What a tile of 8 positions looks at of one group fits into a core's fastest
@@ -18,7 +19,14 @@
 
 namespace {
 
+// A vector wider than the target's registers would be taken apart in memory, which is slower than no vectors at all.
+#if defined(__AVX512F__)
 constexpr int lanes = 16;
+#elif defined(__AVX__)
+constexpr int lanes = 8;
+#else  // SSE, NEON
+constexpr int lanes = 4;
+#endif
 constexpr int tile = 8;  // as many sums as hide the latency of a multiply-add
 constexpr int slots = 4;  // likewise, for sums over all positions
 
@@ -181,6 +189,8 @@ inline void rescale(const vec* from, const vec* add, float scale, float shift, b
 }  // namespace
 
 extern "C" {
+
+extern const int32_t register_lanes = lanes;
 
 // out = max(0, (x - mean) * scale + shift + residual), channel by channel over all images and positions. No residual
 // if that is null, no max if not `rectified`. A channel's values stay in fast memory for the three passes over them.
