@@ -27,6 +27,21 @@ from trainables.store import Store
 
 torch.set_num_threads(1)
 
+COMPUTING = (
+    *("test_cells", "test_execution", "test_image_folder", "test_match_images", "test_match_quality"),
+    *("test_methods", "test_seeding", "test_stacked_trials"),
+)
+"""Modules that compute with PyTorch, though it has no name in them."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what computes with PyTorch: its rounding differs with the processor and PyTorch's version."""
+    for item in items:
+        module = item.getparent(pytest.Module)
+        if module is not None and (hasattr(module.obj, "torch") or module.obj.__name__ in COMPUTING):
+            item.add_marker(pytest.mark.numeric)
+
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:

@@ -1,0 +1,62 @@
+"""The versions that were tested satisfy what pyproject.toml asks for, and CI runs what it says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REQUIREMENTS = [
+    *map(Requirement, PROJECT["dependencies"]),
+    *(Requirement(text) for texts in PROJECT["optional-dependencies"].values() for text in texts),
+]
+LINES = [
+    line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+]
+LOCK = dict(line.split("==") for line in LINES)
+
+
+def test_a_lock_is_names_and_versions_alone() -> None:
+    """No place where something lay on some machine, and no version that only one machine has."""
+    assert [line for line in LINES if not re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line)] == []
+    assert sorted(LOCK) == list(LOCK)
+    assert len(LOCK) == len(LINES)
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
+def test_the_lock_has_a_version_in_every_range(requirement: Requirement) -> None:
+    name = canonicalize_name(requirement.name)
+    assert name in LOCK, f"constraints.txt does not have {name}"
+    assert requirement.specifier.contains(LOCK[name]), f"constraints.txt has {name} {LOCK[name]}"
+
+
+def test_the_readme_says_which_versions_were_tested() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    oldest = {each.name: str(next(iter(each.specifier)).version) for each in REQUIREMENTS if each.name == "torch"}
+    assert f"PyTorch {LOCK['torch']}" in text
+    assert re.search(rf"PyTorch {re.escape(oldest['torch'])}\.\d", text)
+    assert "-c constraints.txt" in text
+
+
+def test_ci_finds_the_oldest_versions_in_pyproject() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (command,) = re.findall(r"pins=\$\((sed .*)\)", script)
+    pins = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    ranges = {each.name: each.specifier for each in REQUIREMENTS}
+    assert [pin.partition("==")[0] for pin in pins] == ["torch", "torchvision"]
+    for pin in pins:
+        name, _, version = pin.partition("==")
+        assert f">={version.removesuffix('.*')}" == str(ranges[name])
+        assert Version(version.removesuffix(".*")) <= Version(LOCK[name])
+
+
+def test_ci_is_a_script_that_bash_can_read() -> None:
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
