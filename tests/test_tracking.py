@@ -1177,12 +1177,12 @@ def test_what_a_tracking_server_that_is_away_lacks_is_named(
 def test_who_does_not_want_to_wait_reads_what_is_missing(
     plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finish, at_work = study_runs.Runs.finish, threading.Event()
+    finish, at_work, go_on = study_runs.Runs.finish, threading.Event(), threading.Event()
 
     def slow(runs: study_runs.Runs, spec: study_runs.RunSpec, *more: Any) -> None:
         if len(runs._runs) == 3:
             at_work.set()
-            threading.Event().wait(600)  # the thread is a daemon
+            go_on.wait()
         finish(runs, spec, *more)
 
     monkeypatch.setattr(study_runs.Runs, "finish", slow)
@@ -1194,6 +1194,7 @@ def test_who_does_not_want_to_wait_reads_what_is_missing(
     close = Tracker.close
     monkeypatch.setattr(Tracker, "close", lambda tracker, show: close(tracker, show=interrupt))
     assert published_study(plan, own_copy, uri) == 130
+    go_on.set()  # a driver would end here
     out = capsys.readouterr().out
     assert f"(interrupted); 10 of {len(plan.jobs)} runs are missing: " in out
     assert "to deliver it: python -m study.run --space tiny\n" in out
