@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 
 from analysis.records import AnalysisError, Experiment, Point, Record, Source, quiet_retries, source
-from trainables import documents, schema
+from trainables import databases, documents, schema
 from trainables.places import expanded
 from trainables.redaction import redact, redact_text
 
@@ -268,7 +268,7 @@ def sqlite_uri(storage: str) -> str:
         raise AnalysisError(
             f"storage {redact(storage)} is not a local folder: name the tracking server (--tracking-uri)"
         )
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    return databases.sqlite_uri(folder / "mlflow.db")
 
 
 def local_folder(storage: str) -> Path | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from trainables.databases import misplaced, sqlite_file
 from trainables.redaction import redact, redact_text
 
 if TYPE_CHECKING:
@@ -111,17 +112,13 @@ def _check_place(location: str, tracking_uri: str) -> None:
     Raises:
         NotLogged: the folder is not there.
     """
-    parts = urlsplit(location)
+    parts, database = urlsplit(location), sqlite_file(tracking_uri)
     if parts.scheme not in ("", "file"):
         return
+    if database is not None and (reason := misplaced(location, database)):
+        raise NotLogged(f"the database is of no use for it: {reason}")
     folder = Path(unquote(parts.path)).resolve()
-    if tracking_uri.startswith("sqlite:"):
-        home = Path(unquote(tracking_uri.split(":///", 1)[-1].split("?", 1)[0])).resolve().parent
-        if folder.is_relative_to(home):
-            return
-        if (home / "mlartifacts").is_dir():
-            raise NotLogged(f"the database has been copied: its artifacts are in {home / 'mlartifacts'}, not {folder}")
-    if not folder.is_dir():
+    if database is None and not folder.is_dir():
         raise NotLogged(f"the experiment keeps its artifacts in {folder}, which is not on this machine")
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from trainables import schema
+from trainables.databases import opened, sqlite_file
 from trainables.redaction import redact, redact_text
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ PAGE = 1000
 ACTIVE = "active"
 INFINITE = sys.float_info.max
 """How SQL tracking stores write an infinite metric down."""
-LOCK_SECONDS = 30.0
-"""How long to wait for a study that is writing to the same file."""
 LAYOUT = {
     "experiments": {"experiment_id", "name", "lifecycle_stage"},
     "experiment_tags": {"experiment_id", "key", "value"},
@@ -131,10 +130,9 @@ def source(tracking_uri: str) -> Source:
     Raises:
         AnalysisError: no such file, not MLflow's, or a store that cannot be reached.
     """
-    if tracking_uri.startswith("sqlite:") and ":memory:" not in tracking_uri:
-        file = Path(unquote(tracking_uri.split(":///", 1)[-1].split("?", 1)[0]))
-        if _has_layout(file):
-            return _Database(file, tracking_uri)
+    file = sqlite_file(tracking_uri)
+    if file is not None and _has_layout(file):
+        return _Database(file, tracking_uri)
     return _Server(tracking_uri)
 
 
@@ -162,7 +160,7 @@ def _has_layout(file: Path) -> bool:
         raise AnalysisError(
             f"no MLflow database at {file}: run the study first, or point --storage or --tracking-uri at it"
         )
-    with contextlib.closing(_opened(file)) as connection:
+    with contextlib.closing(opened(file)) as connection:
         try:
             found = {table: {row[1] for row in connection.execute(f"PRAGMA table_info({table})")} for table in LAYOUT}
         except sqlite3.DatabaseError as error:
@@ -185,10 +183,6 @@ def _is_being_made(file: Path) -> bool:
     except OSError:  # no such file, or a file system without locks
         return False
     return False
-
-
-def _opened(file: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
 
 
 class _Database:
@@ -271,7 +265,7 @@ class _Database:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         try:
-            with contextlib.closing(_opened(self._file)) as connection:
+            with contextlib.closing(opened(self._file)) as connection:
                 yield connection
         except sqlite3.Error as error:  # it is gone, locked for too long, damaged
             raise AnalysisError(f"{self._file} cannot be read: {error}") from error

@@ -28,6 +28,7 @@ from trainables.graph import Ref
 from trainables.kernels.compiler import compiler, find_compiler
 from trainables.places import expanded
 from trainables.redaction import redact
+from trainables.storage.errors import announced
 from trainables.store import StorageError, Store
 from trainables.terminal import FAILURES, INTERRUPTED, OK, command, refused
 
@@ -60,9 +61,12 @@ def main(arguments: Sequence[str]) -> int:
             return _dry_run(plan, store, choice, options)
         if choice and choice.missing:
             _refuse_on_a_cluster(choice, options)
-        if options.tracking_uri:  # the default one lies in the storage directory
-            check_tracking(uri)
-        store.check_writable()
+        with announced(_waits):
+            if options.tracking_uri:
+                check_tracking(uri, space.name)
+            store.check_writable()
+            if not options.tracking_uri:  # it lies in the storage, which says better what is wrong
+                check_tracking(uri, space.name)
         if choice and choice.missing:
             from study.benchmark.fastest import measure  # torch: only now that the request is known to be right
 
@@ -85,6 +89,10 @@ def main(arguments: Sequence[str]) -> int:
         return refused(error, FAILURES, "what was published stays, the same command continues")
     except KeyboardInterrupt:
         return _interrupted()
+
+
+def _waits(line: str) -> None:
+    print(f"waiting: {line}", file=sys.stderr, flush=True)
 
 
 def _interrupted() -> int:

@@ -26,6 +26,7 @@ from study.labels import run_name, run_params
 from study.plan import Plan
 from study.views import experiment_tags
 from trainables import schema
+from trainables.databases import ARTIFACTS, sqlite_file, sqlite_uri
 from trainables.redaction import redact_text
 from trainables.store import DamagedArtifact, Result, Store
 
@@ -168,10 +169,10 @@ class Runs:
 
         space = self._plan.space
         database = sqlite_file(self._uri)
-        location = (database.parent / "mlartifacts" / space.name).as_uri() if database else None
+        location = (database.parent / ARTIFACTS / space.name).as_uri() if database else None
         with _locked(database) if database else contextlib.nullcontext():
             if database and not (database.exists() and database.stat().st_size):
-                _make_tables(self._uri, database)
+                _make_tables(database)
             self._client = MlflowClient(tracking_uri=self._uri)
         with self._sole_creator():
             experiment = self._client.get_experiment_by_name(space.name)
@@ -520,15 +521,6 @@ _LOGGED = (schema.METRICS, *_ATTACHED)
 """Files of a result that are read for its run."""
 
 
-def sqlite_file(uri: str) -> Path | None:
-    """Return the database file of a SQLite URI; None if the URI is another one, or its database is in memory."""
-    scheme, _, rest = uri.partition(":///")
-    name = rest.partition("?")[0]
-    if scheme.partition("+")[0] != "sqlite" or name in ("", ":memory:"):
-        return None
-    return Path(name).absolute()
-
-
 def _references(key: str, tags: Mapping[str, str]) -> dict[str, str]:
     """Return what a job's accuracy is compared with: name of the gap -> key of the other job."""
     named = {schema.GAP_TO_DENSE: tags.get(schema.TAG_DENSE_KEY), schema.GAP_TO_LTH: tags.get(schema.TAG_LTH_KEY)}
@@ -558,7 +550,7 @@ def _point(metric: Any) -> _Point:
     return metric.key, metric.step, value
 
 
-def _make_tables(uri: str, database: Path) -> None:
+def _make_tables(database: Path) -> None:
     """Let MLflow make its tables in a file of another name, which becomes the database when it is whole.
 
     That takes MLflow seconds and many steps. A driver that was killed in between would leave a database behind that has
@@ -569,8 +561,7 @@ def _make_tables(uri: str, database: Path) -> None:
     unfinished = database.with_name(f"{database.name}.new")
     for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
         left.unlink(missing_ok=True)  # by a driver that was killed
-    location, mark, options = uri.partition("?")
-    MlflowClient(tracking_uri=f"{location}.new{mark}{options}")
+    MlflowClient(tracking_uri=sqlite_uri(unfinished))
     unfinished.replace(database)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from study.plan import Plan
 from study.searcher import PlanSearcher
 from study.states import BLOCKED, FAILED
 from study.tracking import Tracker
+from trainables.databases import sqlite_file
 from trainables.redaction import redact, redact_text
 from trainables.store import Store
 
@@ -122,12 +124,14 @@ def print_results(plan: Plan, tracking_uri: str) -> None:
 
 def print_next_steps(plan: Plan, store: Store, tracking_uri: str) -> None:
     """Print where the results can be looked at."""
-    where = "" if _is_default(store) else f" --storage {_shown(store)}"
-    if not (store.is_local and tracking_uri.endswith(f"{store.root}/mlflow.db")):
-        where += f" --tracking-uri {redact(tracking_uri)}"
-    print(f"report:  python -m analysis.report --space {plan.space.name}{where}")
-    if tracking_uri.startswith("sqlite:"):
-        print(f"browse:  mlflow ui --backend-store-uri {tracking_uri}")
+    report = ["python", "-m", "analysis.report", "--space", plan.space.name]
+    if not _is_default(store):
+        report += ["--storage", _shown(store)]
+    if not (store.is_local and sqlite_file(tracking_uri) == store.root / "mlflow.db"):
+        report += ["--tracking-uri", redact(tracking_uri)]
+    print(f"report:  {shlex.join(report)}")
+    if sqlite_file(tracking_uri) is not None:
+        print(f"browse:  {shlex.join(['mlflow', 'ui', '--backend-store-uri', tracking_uri])}")
     else:
         print(f"browse:  {redact(tracking_uri)}")
 

@@ -7,6 +7,7 @@ missed - the server was away, the driver was killed - is made up for at the next
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import http.client
@@ -17,6 +18,8 @@ import logging
 import math
 import os
 import re
+import socket
+import ssl
 import threading
 import time
 import traceback
@@ -33,11 +36,13 @@ from search_spaces import SearchSpace
 from search_spaces.space import AXES
 from study.outbox import Event, Outbox
 from study.plan import Plan, Ways
-from study.runs import Row, Runs, RunSpec, Unattached, sqlite_file
+from study.runs import Row, Runs, RunSpec, Unattached
 from trainables import documents
 from trainables.config import known
+from trainables.databases import DELETED, deleted, refusal, sqlite_file, sqlite_uri
 from trainables.documents import Malformed
 from trainables.redaction import redact, redact_text
+from trainables.storage import patiently
 from trainables.store import DamagedArtifact, Result, StorageError, Store
 
 FLUSH_SECONDS = 5.0
@@ -66,14 +71,17 @@ _log = logging.getLogger(__name__)
 
 def default_tracking_uri(storage: Path) -> str:
     """Return the URI of the SQLite database in a storage directory."""
-    return f"sqlite:///{storage}/mlflow.db"
+    return sqlite_uri(storage / "mlflow.db")
 
 
-def check_tracking(uri: str, timeout: float = 10.0) -> None:
-    """Raise ValueError unless the tracking store can be reached or created; nothing is imported or written.
+def check_tracking(uri: str, experiment: str = "", timeout: float = 10.0) -> None:
+    """Raise ValueError unless the tracking store takes the runs of an experiment; nothing is imported or written.
+
+    A server that does not answer is waited for as long as a storage is.
 
     Args:
         uri: an MLflow tracking URI.
+        experiment: its name; if empty, only the store itself is looked at.
         timeout: seconds to wait for a server's answer.
     """
     scheme, _, driver = urllib.parse.urlsplit(uri).scheme.partition("+")
@@ -85,30 +93,61 @@ def check_tracking(uri: str, timeout: float = 10.0) -> None:
         folder = redact(uri).removeprefix("file://")
         raise ValueError(f"tracking URI {redact(uri)!r} is a directory; use sqlite:///{folder}/mlflow.db")
     if scheme in ("http", "https"):
-        _check_server(uri, timeout)
+        _check_server(uri, experiment, timeout)
     elif scheme in _DATABASES:
-        _check_database(uri, driver or _DATABASES[scheme])
+        _check_database(uri, driver or _DATABASES[scheme], experiment)
     elif scheme != "databricks":
         plugins = {plugin.name for plugin in importlib.metadata.entry_points(group="mlflow.tracking_store")}
         known("tracking scheme", scheme, [*_DATABASES, "http", "https", "databricks", *sorted(plugins)])
 
 
-def _check_server(uri: str, timeout: float) -> None:
-    parts = urllib.parse.urlsplit(uri)
-    health = parts._replace(  # urllib takes no user:password@
-        netloc=parts.netloc.rpartition("@")[2], path=f"{parts.path.rstrip('/')}/health", query="", fragment=""
-    )
+def _check_server(uri: str, experiment: str, timeout: float) -> None:
+    named = urllib.parse.urlencode({"experiment_name": experiment})
     try:
-        with urllib.request.urlopen(health.geturl(), timeout=timeout):
+        patiently(partial(_ask_server, uri, "/health", timeout))
+        if not experiment:
             return
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in is for MLflow's own client to find out
+        answer = patiently(partial(_ask_server, uri, f"/api/2.0/mlflow/experiments/get-by-name?{named}", timeout))
+    except StorageError as error:
+        raise ValueError(str(error)) from error
+    try:
+        found = json.loads(answer)["experiment"]
+        stage, number = found["lifecycle_stage"], str(found["experiment_id"])
+    except (ValueError, LookupError, TypeError):
+        return  # there is none, or the login is up to MLflow's own client
+    if stage == DELETED:
+        raise ValueError(f"tracking server {redact(uri)}: {deleted(redact(uri), experiment, number)}")
+
+
+def _ask_server(uri: str, path: str, timeout: float) -> bytes:
+    """Return what a tracking server answers, empty if it has something against it.
+
+    Raises:
+        StorageError: it does not answer, or says that it cannot for now.
+    """
+    parts = urllib.parse.urlsplit(uri)  # urllib takes no user:password@
+    place = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/"), query="", fragment="")
+    request = urllib.request.Request(place.geturl() + path)
+    if parts.username and parts.password:
+        login = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password)}"
+        request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            content: bytes = answer.read()
+            return content
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            return b""
+        raise StorageError(f"tracking server {redact(uri)} cannot be reached: it answers {error.code}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = redact_text(str(getattr(error, "reason", error)))
-        raise ValueError(f"tracking server {redact(uri)} cannot be reached: {reason}") from error
+        reason = getattr(error, "reason", error)
+        again = isinstance(reason, ValueError | ssl.SSLCertVerificationError) or not isinstance(reason, OSError)
+        again |= isinstance(reason, socket.gaierror) and reason.errno != socket.EAI_AGAIN
+        words = redact_text(str(reason))
+        raise StorageError(f"tracking server {redact(uri)} cannot be reached: {words}", passing=not again) from error
 
 
-def _check_database(uri: str, driver: str) -> None:
+def _check_database(uri: str, driver: str, experiment: str) -> None:
     module = _MODULES.get(driver, driver)
     if importlib.util.find_spec(module) is None:
         raise ValueError(f"tracking database {redact(uri)}: the Python package for it, {module!r}, is not installed")
@@ -117,8 +156,8 @@ def _check_database(uri: str, driver: str) -> None:
     database = sqlite_file(uri)
     if database is None:
         raise ValueError(f"tracking database {redact(uri)} names no file; write sqlite:///DIRECTORY/mlflow.db")
-    if database.is_dir():
-        raise ValueError(f"tracking database {redact(uri)} is a directory")
+    if problem := refusal(uri, experiment):
+        raise ValueError(f"tracking database {redact(uri)}: {problem}")
     existing = next(path for path in (database.parent, *database.parents) if path.exists())
     if not os.access(existing, os.W_OK) or not existing.is_dir():
         raise ValueError(f"tracking database {redact(uri)}: directory {str(existing)!r} is not writable")

@@ -24,6 +24,7 @@ from study.run import main
 from study.tracking import check_tracking, default_tracking_uri, redact
 from trainables.graph import Ref
 from trainables.schema import METRICS, SECONDS, STAGES
+from trainables.storage import errors
 from trainables.store import Store
 from trainables.terminal import OK, WRONG_REQUEST
 
@@ -38,6 +39,12 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     work.mkdir()
     monkeypatch.chdir(work)
     return work
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that is away in these tests comes back."""
+    monkeypatch.setattr(errors, "PATIENCE_SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -374,7 +381,7 @@ def test_a_server_that_does_not_speak_http_is_refused() -> None:
         thread.join()
 
 
-def test_a_silent_server_is_not_waited_for() -> None:
+def test_a_silent_server_is_given_up_in_the_end() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening, pytest.raises(ValueError, match="cannot be reached"):
         check_tracking(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=0.1)
 

@@ -115,7 +115,7 @@ def test_a_copy_does_not_write_into_the_original(recorder, folder, tmp_path, req
     with pytest.raises(publish.NotLogged, match=r"artifacts in .*, which is not on this machine"):
         publish.log_report(request.node.name, synthetic.tracking_uri(tmp_path), paths, "")
     (tmp_path / "mlartifacts").mkdir()
-    with pytest.raises(publish.NotLogged, match="the database has been copied"):
+    with pytest.raises(publish.NotLogged, match="it has been copied or moved: its artifacts are in"):
         publish.log_report(request.node.name, synthetic.tracking_uri(tmp_path), paths, "")
     assert not Path("/nowhere").exists()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import http.client
 import http.server
 import importlib.metadata
+import io
 import json
 import random
 import re
@@ -14,6 +16,8 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import urllib.error
+import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -36,7 +40,9 @@ from study.tracking import Tracker, check_tracking, default_tracking_uri
 from trainables import schema
 from trainables.artifacts import read_metrics
 from trainables.data import check_dataset
+from trainables.databases import sqlite_file
 from trainables.graph import Job
+from trainables.storage import errors as storage_errors
 from trainables.storage.objects import ObjectStorage
 from trainables.store import Store
 
@@ -70,13 +76,13 @@ def uri(empty_database: Path, tmp_path: Path) -> str:
 
 def track(plan: Plan, store: Store, uri: str, fresh: set[str] | None = None) -> Tracker:
     """Return a study's tracker; studies of one database have one place for their outboxes."""
-    database = study_runs.sqlite_file(uri)
+    database = sqlite_file(uri)
     outbox = database.parent / "outbox" if database else None
     return Tracker(plan, store, uri, fresh=set(plan.jobs) if fresh is None else fresh, outbox=outbox)
 
 
 def outboxes(uri: str) -> list[Path]:
-    database = study_runs.sqlite_file(uri)
+    database = sqlite_file(uri)
     assert database is not None
     return sorted((database.parent / "outbox").glob("*"))
 
@@ -1264,7 +1270,44 @@ def test_a_server_that_answers_is_good_with_and_without_a_password(server: int) 
     check_tracking(f"http://user:secret@127.0.0.1:{server}")
 
 
-def test_a_server_that_is_not_there_is_an_error_without_the_password(server: int) -> None:
+def answering(answers: list[tuple[int, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let servers give these answers, one after the other; return a list that fills with what was asked for."""
+    asked: list[str] = []
+
+    def urlopen(request: Any, timeout: float) -> Any:
+        asked.append(request.full_url)
+        code, document = answers.pop(0)
+        if code >= 400:
+            raise urllib.error.HTTPError(request.full_url, code, "no", http.client.HTTPMessage(), None)
+        return contextlib.closing(io.BytesIO(json.dumps(document).encode()))
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(storage_errors, "FIRST_PAUSE", 0.0)
+    return asked
+
+
+def test_a_server_that_starts_again_is_waited_for_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answering([(502, {}), (503, {}), (200, {}), (500, {}), (404, {})], monkeypatch)
+    said: list[str] = []
+    with storage_errors.announced(said.append):
+        check_tracking("http://user:secret@tracking.example", "space")
+    assert len(asked) == 5
+    assert said[0].startswith(
+        "tracking server http://***@tracking.example cannot be reached: it answers 502; trying again"
+    )
+
+
+def test_an_experiment_deleted_on_a_server_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = {"experiment_id": "7", "lifecycle_stage": "deleted"}
+    answering([(200, {}), (200, {"experiment": experiment})], monkeypatch)
+    with pytest.raises(ValueError, match="mlflow experiments restore --experiment-id 7"):
+        check_tracking("http://tracking.example", "space")
+
+
+def test_a_server_that_is_not_there_is_an_error_without_the_password(
+    server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_errors, "PATIENCE_SECONDS", 0.0)
     with pytest.raises(ValueError, match=r"http://\*\*\*@127.0.0.1:9 cannot be reached") as raised:
         check_tracking("http://user:secret@127.0.0.1:9", timeout=2)
     assert "secret" not in str(raised.value)

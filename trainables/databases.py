@@ -1,0 +1,164 @@
+"""MLflow's SQLite databases: how they are named, and what keeps MLflow from using one. Imports no MLflow, no torch.
+
+SQLAlchemy reads what stands in a URI: a ``?`` ends the path, and from 2.1 on ``%41`` is an A, which it was not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import re
+import shlex
+import sqlite3
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+ARTIFACTS = "mlartifacts"
+"""Folder beside a database in which studies keep the artifacts of their runs."""
+LOCK_SECONDS = 30.0
+"""How long to wait for a study that is writing to the same file."""
+DELETED = "deleted"
+"""MLflow's word for what has been deleted and can be restored."""
+_REVISION = re.compile(r"^(down_revision|revision)\b[^=\n]*=\s*[\"'](\w+)[\"']", re.MULTILINE)
+
+
+def sqlite_uri(file: Path) -> str:
+    """Return the tracking URI of a database file, as MLflow and its commands take it."""
+    path = str(file)
+    if not {"%", "?"} & set(path):
+        return f"sqlite:///{path}"
+    encoded = path.replace("%", "%25").replace("?", "%3F")
+    # Before 2.1 a question mark can only be said to SQLite itself, whose own URIs have always been decoded.
+    return f"sqlite:///{encoded}" if _decodes() else f"sqlite:///file:{encoded}?uri=true"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the database file of a SQLite URI; None if the URI is another one, or its database is in memory."""
+    scheme, _, rest = uri.partition(":///")
+    name, _, options = rest.partition("?")
+    if scheme.partition("+")[0] != "sqlite":
+        return None
+    if "%" in name and _decodes():
+        name = unquote(name)
+    if name.startswith("file:") and parse_qs(options).get("uri") == ["true"]:
+        name = unquote(name.removeprefix("file:"))
+    return None if name in ("", ":memory:") else Path(name).absolute()
+
+
+@functools.cache
+def _decodes() -> bool:
+    """Return whether the SQLAlchemy that is installed decodes the path of a URI."""
+    from sqlalchemy.engine import make_url  # here, because few paths have such characters
+
+    return make_url("sqlite:///%41").database == "A"
+
+
+def opened(file: Path) -> sqlite3.Connection:
+    """Return a connection to a database file that only reads it."""
+    return sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
+
+
+def refusal(uri: str, experiment: str) -> str | None:
+    """Return why MLflow would not record an experiment in an SQLite database, and the command that cures it, or None.
+
+    Args:
+        uri: of the database.
+        experiment: its name.
+    """
+    file = sqlite_file(uri)
+    if file is None or not file.exists():
+        return None
+    aside = shlex.join(["mv", str(file), f"{file}.aside"])
+    again = f"move it away, and the same command records all published results in a new one: {aside}"
+    if not file.is_file():
+        return f"it is a directory, where a database should be; {again}"
+    if not file.stat().st_size:
+        return None  # MLflow makes its tables in it
+    try:
+        with contextlib.closing(opened(file)) as connection:
+            damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if damage != "ok":
+                return f"it is damaged ({damage.splitlines()[-1]}); {again}"
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not {"experiments", "alembic_version"} <= tables:
+                return f"it is not a database of MLflow's, or only a part of one; {again}"
+            versions = {version for (version,) in connection.execute("SELECT version_num FROM alembic_version")}
+            if other := _other_version(uri, versions):
+                return other
+            found = connection.execute(
+                "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments WHERE name = ?",
+                (experiment,),
+            ).fetchone()
+    except sqlite3.OperationalError:
+        return None  # locked, or left in the middle by a writer that died, which MLflow puts right
+    except sqlite3.DatabaseError as error:
+        return f"it is damaged ({error}); {again}"
+    if found is None:
+        return None
+    number, stage, location = found
+    if stage == DELETED:
+        return deleted(uri, experiment, str(number))
+    moved = misplaced(location or "", file)
+    return f"{moved}; {again}" if moved else None
+
+
+def deleted(uri: str, experiment: str, number: str) -> str:
+    """Return what to do about an experiment that has been deleted."""
+    restore = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {number}"
+    remove = shlex.join(["mlflow", "gc", "--backend-store-uri", uri, "--experiment-ids", number])
+    return (
+        f"its experiment {experiment!r} has been deleted; restore it (`{restore}`), remove it for good (`{remove}`), "
+        "or record elsewhere (--tracking-uri)"
+    )
+
+
+def misplaced(location: str, database: Path) -> str | None:
+    """Return what is wrong with the folder of an experiment's artifacts, None if nothing is.
+
+    MLflow writes to whatever path an experiment names. Of a database that was copied or moved, that path would be made
+    anew where nobody looks for it, or belong to the original.
+
+    Args:
+        location: path or URI of the folder.
+        database: file in which the experiment is.
+    """
+    parts = urlsplit(location)
+    if parts.scheme not in ("", "file") or not parts.path:
+        return None
+    folder, home = Path(unquote(parts.path) if parts.scheme else location).resolve(), database.resolve().parent
+    if folder.is_relative_to(home):
+        return None
+    if (home / ARTIFACTS).is_dir():
+        return f"it has been copied or moved: its artifacts are in {home / ARTIFACTS}, and it names {folder}"
+    # MLflow makes a folder when it first writes to it: of one that has been used, its parent is there at least.
+    if not folder.is_dir() and not folder.parent.is_dir():
+        return f"it has been copied or moved: it keeps its artifacts in {folder}, which is not on this machine"
+    return None
+
+
+def _other_version(uri: str, versions: set[str]) -> str | None:
+    known, newest = _revisions()
+    if not known or versions == newest:
+        return None
+    if versions <= known:
+        command = shlex.join(["mlflow", "db", "upgrade", uri])
+        return f"an earlier version of MLflow has made it; after a backup, `{command}` brings it up to date"
+    return (
+        "a later version of MLflow has made it than the one that is installed; `pip install --upgrade mlflow` gets a "
+        "later one, or record elsewhere (--tracking-uri)"
+    )
+
+
+@functools.cache
+def _revisions() -> tuple[set[str], set[str]]:
+    """Return the versions of the database that MLflow knows, and the newest; read from its files."""
+    spec = importlib.util.find_spec("mlflow")
+    known, before = set[str](), set[str | None]()
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for file in Path(folder, "store", "db_migrations", "versions").glob("*.py"):
+            found = dict(_REVISION.findall(file.read_text(encoding="utf-8")))
+            if "revision" in found:
+                known.add(found["revision"])
+                before.add(found.get("down_revision"))
+    return known, known - before
