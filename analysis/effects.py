@@ -27,7 +27,7 @@ CAPTION = (
     "mean and 95 % t interval over n pairs, a line per rewind epoch. Filled marks: p < 0.05 in the paired t test after "
     "Holm's correction over all cells of the study. Bars below: mean over the rewind epochs from 1 on, interval over "
     f"pairs. On the right: share of the way from naive to LTH that permuting covers, {DASH} where LTH is not ahead of "
-    "naive by more than a standard error; in the table with its 95 % bootstrap interval over pairs. The panels of one "
+    "naive by more than a standard error; in the table with Fieller's 95 % interval over pairs. The panels of one "
     "row share their scale; arrows: the interval goes on."
 )
 LEVEL = 0.05
@@ -177,7 +177,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
         epoch = labels.value(schema.PARAM_REWIND_EPOCH, line[schema.PARAM_REWIND_EPOCH])
         shown["rewind epochs"] = f"{line['cells']} (all ≥ 1)" if line["cells"] > 1 else epoch
         shown[f"Permuted {MINUS} naive [95 % CI] (n)"] = f"{interval} ({line['pairs']})"
-        lines.append({**shown, f"LTH {MINUS} naive": gap, "Gap closed [bootstrap]": str(share) or DASH})
+        lines.append({**shown, f"LTH {MINUS} naive": gap, "Gap closed [95 % CI]": str(share) or DASH})
     return pd.DataFrame(lines)
 
 
@@ -188,14 +188,9 @@ def notes(frame: pd.DataFrame) -> list[str]:
     if single.empty:
         return ["No pair of nets has both a permuted and a naive result yet."]
     said = []
-    alone, few = single["pairs"] == 1, single["pairs"].between(2, 3)
+    alone = single["pairs"] == 1
     if alone.any():
         said.append(f"{labels.plural(int(alone.sum()), 'cell')} of one pair each, without an interval.")
-    if few.any():
-        said.append(
-            f"{labels.plural(int(few.sum()), 'cell')} of two or three pairs each: the bootstrap intervals of the "
-            "shares in the table are then no more than the range of the single pairs."
-        )
     small = single["share_closed"].isna() & single["lth_minus_naive"].notna()
     if small.any():
         said.append(
@@ -205,8 +200,8 @@ def notes(frame: pd.DataFrame) -> list[str]:
     loose = single["share_closed"].notna() & single["share_low"].isna() & ~alone
     if loose.any():
         said.append(
-            f"In {labels.plural(int(loose.sum()), 'cell')} LTH is not ahead in every resample of the pairs, so that "
-            "the share has no interval."
+            f"In {labels.plural(int(loose.sum()), 'cell')} LTH is not ahead of naive with confidence, or the pairs do "
+            "not vary, so that the share has no interval."
         )
     by = cells.axes(frame)
     return said + facets.left_out(frame) + facets.cut_off(numbers, by, schema.PARAM_WIDTH, schema.PARAM_REWIND_EPOCH)

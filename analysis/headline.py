@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from analysis import accuracy_table, cells, labels, stats
@@ -85,6 +87,11 @@ def _sentence(where: str, gained: pd.DataFrame) -> str:
         side = "ahead of" if one.mean >= 0 else "behind"
         lead = f"permuted is {points} {side} naive for the only pair so far"
         return f"With {where} {lead} ({basis}): too few for an interval."
+    if math.isnan(one.low):
+        signed = stats.format_difference(one.mean, stats.NAN, stats.NAN)
+        return (
+            f"With {where} all pairs differ by the same {signed} points ({basis}): nothing tells how certain that is."
+        )
     basis = f"{_interval(one)}; {basis}"
     if not one.excludes_zero:
         signed = stats.format_difference(one.mean, stats.NAN, stats.NAN)
@@ -96,7 +103,7 @@ def _sentence(where: str, gained: pd.DataFrame) -> str:
 def _points(one: stats.Difference) -> str:
     """Return a difference with its unit and interval."""
     mean = stats.format_difference(one.mean, stats.NAN, stats.NAN)
-    return f"{mean} points" + (f" ({_interval(one)})" if one.n > 1 else "")
+    return f"{mean} points" + ("" if math.isnan(one.low) else f" ({_interval(one)})")
 
 
 def _interval(one: stats.Difference) -> str:

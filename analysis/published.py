@@ -19,7 +19,12 @@ BARRIERS = {"accuracy_drop": schema.ERROR_BARRIER, schema.LOSS_BARRIER: schema.L
 VOTES = (schema.ENSEMBLE_ACCURACY, schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE)
 
 _PRUNING: dict[str, float | str] = {"pruner": "imp_finetune", "prune_fraction": 0.2}
-CIFAR: dict[str, float | str] = {  # tables 2 and 4
+CIFAR: dict[str, float | str] = {  # tables 2 and 4; schedules, precision and initialisation are its code's
+    "schedule": "cosine",
+    "warmup_epochs": 0.0,
+    "imp_schedule": "cosine",
+    "precision": "fp32",
+    "init": "fan_in",
     "dense_epochs": 200,
     "dense_lr": 0.08,
     "lr": 0.02,
@@ -30,7 +35,12 @@ CIFAR: dict[str, float | str] = {  # tables 2 and 4
     "imp_lr": 0.01,
     **_PRUNING,
 }
-IMAGENET: dict[str, float | str] = {  # tables 3 and 4
+IMAGENET: dict[str, float | str] = {  # tables 3 and 4, likewise
+    "schedule": "steps_paper_code",
+    "warmup_epochs": 5.0,
+    "imp_schedule": "constant",
+    "precision": "fp32",
+    "init": "fan_out",
     "dense_epochs": 80,
     "dense_lr": 0.4,
     "lr": 0.4,
@@ -41,7 +51,7 @@ IMAGENET: dict[str, float | str] = {  # tables 3 and 4
     "imp_lr": 0.04,
     **_PRUNING,
 }
-RECIPES = {"resnet20": CIFAR, "vgg11": CIFAR, "resnet50": IMAGENET}
+RECIPES = {"resnet20": CIFAR, "vgg11": CIFAR | {"init": "pytorch"}, "resnet50": IMAGENET}
 """Model -> how its sparse nets were trained, recipe fields by the names that they have on a run."""
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,8 @@ from numpy.typing import NDArray
 from analysis.signs import MINUS
 
 NAN = float("nan")
-RESAMPLES = 10_000
-MOST_ENUMERATED = 6
-"""Pairs up to which a bootstrap goes over all n ** n resamples (46,656) instead of drawing ``RESAMPLES`` of them."""
+NO_SPREAD = 1e-9
+"""Values that differ by no more than this share of themselves are the same, but for rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,9 +48,10 @@ class Difference:
     Attributes:
         n: how many pairs.
         mean: NaN if n is 0.
-        low: lower end of the confidence interval, NaN below two pairs.
+        low: lower end of the confidence interval, NaN below two pairs or if all differences are the same: that few
+            values happen to agree does not make them certain.
         high: upper end, likewise.
-        p: two-sided p value of the paired t test, NaN below two pairs or if all differences are the same.
+        p: two-sided p value of the paired t test, NaN likewise.
         confidence: level of the interval, in (0, 1).
     """
 
@@ -80,9 +79,9 @@ class Comparison:
     Attributes:
         mean: difference of the means, NaN if either sample is empty.
         sem: its standard error; this and all that follows is NaN if either sample has less than two values.
-        low: lower end of the confidence interval.
-        high: upper end.
-        p: two-sided p value of Welch's t test, NaN also where neither sample varies.
+        low: lower end of the confidence interval, NaN also where neither sample varies.
+        high: upper end, likewise.
+        p: two-sided p value of Welch's t test, likewise.
         confidence: level of the interval, in (0, 1).
     """
 
@@ -129,7 +128,7 @@ class Share:
     Attributes:
         n: pairs that have all three values.
         value: ratio of the means, NaN where the way is too short to say.
-        low: lower end of the bootstrap interval, NaN below two pairs or where a resample has no way to cover.
+        low: lower end of Fieller's interval, NaN below two pairs or where it has no ends.
         high: upper end, likewise.
     """
 
@@ -186,10 +185,10 @@ def interval(differences: Iterable[float], confidence: float = 0.95) -> Differen
 
     summary = summarize(differences)
     n, mean, sem = summary.n, summary.mean, summary.sem
-    if n < 2:
+    if n < 2 or summary.std <= NO_SPREAD * abs(mean):
         return Difference(n=n, mean=mean, low=NAN, high=NAN, p=NAN, confidence=confidence)
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sem
-    p = float(2 * stats.t.sf(abs(mean) / sem, n - 1)) if sem > 0 else NAN
+    p = float(2 * stats.t.sf(abs(mean) / sem, n - 1))
     return Difference(n=n, mean=mean, low=mean - half, high=mean + half, p=p, confidence=confidence)
 
 
@@ -204,8 +203,8 @@ def welch(first: Summary, second: Summary, confidence: float = 0.95) -> Comparis
     if math.isnan(first.sem + second.sem):
         return Comparison(mean=mean, sem=NAN, low=NAN, high=NAN, p=NAN, confidence=confidence)
     sem = math.hypot(first.sem, second.sem)
-    if not sem > 0:
-        return Comparison(mean=mean, sem=sem, low=mean, high=mean, p=NAN, confidence=confidence)
+    if sem <= NO_SPREAD * max(abs(first.mean), abs(second.mean)):
+        return Comparison(mean=mean, sem=sem, low=NAN, high=NAN, p=NAN, confidence=confidence)
     freedom = sem**4 / (first.sem**4 / (first.n - 1) + second.sem**4 / (second.n - 1))
     half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * sem
     p = float(2 * stats.t.sf(abs(mean) / sem, freedom))
@@ -285,12 +284,12 @@ def share_closed(permuted: float, naive: float, lth: float) -> float:
 def paired_share(
     permuted: Sequence[float], naive: Sequence[float], lth: Sequence[float], confidence: float = 0.95
 ) -> Share:
-    """Return :func:`share_closed` of the means over the pairs that have all three, with a percentile bootstrap.
+    """Return :func:`share_closed` of the means over the pairs that have all three, with Fieller's interval.
 
-    There is a share only where LTH is ahead of naive by more than the standard error of that difference, and an
-    interval only if LTH is ahead in every resample of the pairs: else its ends would be those of a division by nothing.
-    Up to six pairs all resamples are taken, not a random choice. With two or three pairs the interval is no more than
-    the range of the single pairs: it holds the true share less often than its level says.
+    There is a share only where LTH is ahead of naive by more than the standard error of that difference. Fieller's
+    interval holds every share that a paired t test does not reject; it keeps its level also with three pairs, where a
+    percentile bootstrap of 95 % holds the truth in less than 80 % of all studies. It has no ends, and none are given,
+    where a gap of nothing is not rejected either; nor where the pairs do not vary.
 
     Raises:
         ValueError: unequal lengths.
@@ -304,36 +303,27 @@ def paired_share(
     if not (n and ahead.mean > (0.0 if n == 1 else ahead.sem)):
         return Share(n=n, value=NAN, low=NAN, high=NAN)
     value = share_closed(*(float(mean) for mean in triples.mean(axis=0)))
-    of_permuted, of_naive, of_lth = np.einsum("nr,nc->cr", _weights(n), triples)  # BLAS would start threads for it
-    gaps = of_lth - of_naive
-    if n < 2 or not (gaps > 0).all():
-        return Share(n=n, value=value, low=NAN, high=NAN)
-    low, high = bootstrap_limits((of_permuted - of_naive) / gaps, confidence)
+    low, high = _fieller(triples[:, 0] - triples[:, 1], triples[:, 2] - triples[:, 1], confidence)
     return Share(n=n, value=value, low=low, high=high)
 
 
-def bootstrap_limits(replicates: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
-    """Return the percentile interval of bootstrap replicates, never narrower than its level for their number."""
-    tail = (1 - confidence) / 2
-    low = np.quantile(replicates, tail, method="lower")
-    return float(low), float(np.quantile(replicates, 1 - tail, method="higher"))
+def _fieller(part: NDArray[np.float64], whole: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Return Fieller's limits of the ratio of two paired means, NaN where it has none (Fieller, 1954)."""
+    from scipy import stats
 
-
-@lru_cache(maxsize=64)
-def _weights(n: int) -> NDArray[np.float64]:
-    """Return the share of each of n places in each resample, a column each, so that means are one product."""
-    resamples = _resamples(n)
-    weights = np.zeros((n, len(resamples)))
-    np.add.at(weights, (resamples, np.arange(len(resamples))[:, None]), 1 / n)
-    return weights
-
-
-@lru_cache(maxsize=64)
-def _resamples(n: int) -> NDArray[np.intp]:
-    """Return samples with replacement of n places, one per line: all of them if they are few, else the same draws."""
-    if n <= MOST_ENUMERATED:
-        return np.indices((n,) * n, dtype=np.intp).reshape(n, -1).T
-    return np.random.default_rng(0).integers(n, size=(RESAMPLES, n), dtype=np.intp)
+    n = len(whole)
+    if n < 2:
+        return NAN, NAN
+    scale = float(stats.t.ppf((1 + confidence) / 2, n - 1)) ** 2 / n
+    (part_part, part_whole), (_, whole_whole) = np.cov(part, whole)
+    # The ratios r between the limits have a r ** 2 - 2 b r + c <= 0: the mean of part - r * whole is not rejected.
+    a = whole.mean() ** 2 - scale * whole_whole
+    b = part.mean() * whole.mean() - scale * part_whole
+    c = part.mean() ** 2 - scale * part_part
+    if not a > 0:
+        return NAN, NAN
+    half, middle = math.sqrt(max(0.0, b**2 - a * c)) / a, b / a
+    return (NAN, NAN) if half <= NO_SPREAD * abs(middle) else (float(middle - half), float(middle + half))
 
 
 def decimals_for(spread: float, *, digits: int = 2, most: int = 2) -> int:

@@ -369,8 +369,8 @@ def _recipe(frame: pd.DataFrame, numbers: pd.DataFrame) -> Iterator[str]:
                 differs.append(f"{name} {' and '.join(ours)} ({theirs})")
         if differs:
             yield (
-                f"{model} was not trained as the paper says (in brackets): {labels.listed(differs, most=12)}. "
-                "Differences are to be expected."
+                f"{model} was not trained as the paper and its code say (in brackets): "
+                f"{labels.listed(differs, most=12)}. Differences are to be expected."
             )
 
 

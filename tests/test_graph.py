@@ -267,6 +267,14 @@ RENAMES: list[tuple[dict[str, Any], frozenset[str]]] = [
 ]
 
 
+def test_between_nets_of_two_datasets_nothing_is_interpolated() -> None:
+    """The labels of one say nothing about the classifier of the other."""
+    settings: dict[str, Any] = {"interpolation_points": 3, "plane_resolution": 3, "mask_overlap": True}
+    kinds = {job.kind for job in measurements(cell(mask_dataset="svhn", **settings))}
+    assert kinds == {OVERLAP}
+    assert {job.kind for job in measurements(cell(mask_dataset="cifar10", **settings))} == {OVERLAP, CONNECT, PLANE}
+
+
 def test_what_every_setting_renames_is_tested() -> None:
     assert {name for change, _ in RENAMES for name in change} == {field.name for field in dataclasses.fields(Cell)}, (
         "add the new setting to RENAMES of this file, with the kinds of job whose results it changes"

@@ -8,6 +8,8 @@ import synthetic_effects as synthetic
 from scipy import stats as scipy_stats
 
 from analysis import published, versus_paper
+from search_spaces import SearchSpace
+from study.plan import override
 from trainables import schema
 from trainables.methods import METHODS
 from trainables.models import MODELS
@@ -166,12 +168,41 @@ def test_ensembles_are_compared_with_table_1():
 
 # --- what is said -----------------------------------------------------------------------------------------------------
 def test_the_papers_recipe_goes_without_saying_and_any_other_does_not(frame):
-    assert not any("was not trained as the paper says" in note for note in versus_paper.notes(frame))
+    assert not any("was not trained as the paper" in note for note in versus_paper.notes(frame))
     other = frame.assign(lr="0.1", weight_decay="5e-4", dense_epochs="20")
     said = " ".join(versus_paper.notes(other))
-    assert "resnet20 was not trained as the paper says" in said
+    assert "resnet20 was not trained as the paper and its code say" in said
     assert "dense_epochs 20 (200), lr 0.1 (0.02)" in said
     assert "weight_decay" not in said  # 5e-4 is 0.0005
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("schedule", "constant"),
+        ("precision", "bf16"),
+        ("init", "fan_out"),
+        ("imp_schedule", "steps"),
+        ("warmup_epochs", "5"),
+    ],
+)
+def test_schedule_precision_and_initialisation_are_compared_with_the_papers_too(frame, name, ours):
+    theirs = published.RECIPES["resnet20"][name]
+    assert not any(f"{name} " in note for note in versus_paper.notes(frame.assign(**{name: str(theirs)})))
+    assert f"{name} {ours} ({theirs})" in " ".join(versus_paper.notes(frame.assign(**{name: ours})))
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe"), [("resnet20", "paper"), ("vgg11", "paper"), ("resnet50", "paper_imagenet")]
+)
+def test_our_recipes_of_the_paper_are_the_papers(model, recipe):
+    space = override(SearchSpace(name="test", question="?", model=(model,), rewind_epoch=(0,)), [f"recipe={recipe}"])
+    for name, theirs in published.RECIPES[model].items():
+        value = getattr(space, {"dense_epochs": "epochs", "dense_lr": "lr", "lr": "sparse_lr"}.get(name, name))
+        value = (
+            {"init": MODELS[model].init, "imp_schedule": space.schedule}[name] if value in ("default", "") else value
+        )
+        assert value == theirs, name
 
 
 def test_how_many_differ_is_said_with_what_chance_would_give(frame):

@@ -162,10 +162,12 @@ def measurements(cell: Cell) -> tuple[Job, ...]:
     """Return the jobs that explain the cell's number, see ``config.Cell`` for the settings that ask for them."""
     jobs: list[Job] = []
     if METHODS[cell.method].transform == "permute":
-        if cell.interpolation_points:
+        # A net of another dataset has another classifier: on the way from it to B there is nothing to measure.
+        alike = (_mask_cell(cell).dataset, _mask_cell(cell).data_version) == (cell.dataset, cell.data_version)
+        if cell.interpolation_points and alike:
             matches = [match_job(cell, matcher) for matcher in dict.fromkeys(("identity", cell.matcher))]
             jobs += [connect_job(cell, match.parent("a"), match.parent("b"), match) for match in matches]
-        if cell.plane_resolution:
+        if cell.plane_resolution and alike:
             jobs.append(plane_job(cell))
         if cell.mask_overlap:
             jobs.append(overlap_job(cell))

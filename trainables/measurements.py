@@ -65,9 +65,11 @@ def _match(job: Job, context: Context) -> Outcome:
         )
         return loss_barrier(curve)
 
+    # The classifier of a net that learned another dataset says nothing about these labels.
+    comparable = same_labels(job.parent("a").job, job)
     metrics = {
-        schema.LOSS_BARRIER_BEFORE: barrier(None),
-        schema.LOSS_BARRIER_AFTER: barrier(found.permutation),
+        **({schema.LOSS_BARRIER_BEFORE: barrier(None)} if comparable else {}),
+        **({schema.LOSS_BARRIER_AFTER: barrier(found.permutation)} if comparable else {}),
         schema.MEAN_CORRELATION: mean_over_groups(found.correlation),
         schema.MEAN_CORRELATION_IDENTITY: mean_over_groups(found.correlation_identity),
         schema.MOVED_UNITS: found.moved_units,
@@ -77,6 +79,12 @@ def _match(job: Job, context: Context) -> Outcome:
         by_weight = match(model_a, model_b, None, "weight", seed=seed)
         metrics[schema.AGREEMENT_WITH_WEIGHT] = agreement(found.permutation, by_weight.permutation)
     return {schema.PERMUTATION: pack(found.permutation)}, metrics, []
+
+
+def same_labels(first: Job, second: Job) -> bool:
+    """Return whether two jobs are of the same dataset."""
+    one, other = first.config.task, second.config.task
+    return (one.dataset, one.data_version) == (other.dataset, other.data_version)
 
 
 def agreement(first: Permutation, second: Permutation) -> float:
