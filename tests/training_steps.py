@@ -1,4 +1,4 @@
-"""Training steps of every model and shortcut at some widths, as the study takes them: ``python training_steps.py 0.25 0.5``.
+"""Training steps of every model and shortcut as a study takes them, at widths: ``python training_steps.py 0.25 0.5``.
 
 A program of its own, because memory that a library corrupts ends the process. It prints what it is about to do, and
 raises if a gradient is not that of double precision.
