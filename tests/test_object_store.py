@@ -251,6 +251,7 @@ def test_a_store_that_alters_what_is_written_is_refused(monkeypatch: pytest.Monk
 def test_a_local_uri_is_a_directory(tmp_path: Path) -> None:
     assert Store(f"file://{tmp_path}/x") == Store(tmp_path / "x")
     assert Store(f"file://{tmp_path}/x").root == tmp_path / "x"
+    assert Store(f"file://{tmp_path}/a%20b%3Fc").root == tmp_path / "a b?c", "as analysis reads it"
 
 
 # --- a connection that cannot be relied on -------------------------------------------------------------------------

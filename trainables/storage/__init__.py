@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from trainables.storage.errors import StorageError, patiently
 from trainables.storage.local import LocalStorage
@@ -28,7 +29,7 @@ def open_storage(location: str | os.PathLike[str]) -> Storage:
     """
     text = os.fspath(location)
     if text.startswith("file://"):
-        return LocalStorage(text.removeprefix("file://"))
+        return LocalStorage(unquote(text.removeprefix("file://")))
     if "://" not in text:
         return LocalStorage(text)
     from trainables.storage.objects import ObjectStorage  # brings fsspec along, which a local study does not need
