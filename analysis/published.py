@@ -16,6 +16,10 @@ DATASETS = {"imagenet": "image_folder"}
 """What the paper calls a dataset -> what it is here."""
 BARRIERS = {"accuracy_drop": schema.ERROR_BARRIER, schema.LOSS_BARRIER: schema.LOSS_BARRIER}
 """Column of the file -> what it is here."""
+CORRECTIONS = {"vgg11": "repair"}
+"""Model without BatchNorm -> how its paths are corrected; the others' BatchNorm is reset."""
+MASKS = {"svhn": "cifar10"}
+"""Dataset -> the one that its masks are from, where that is another."""
 VOTES = (schema.ENSEMBLE_ACCURACY, schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE)
 
 _PRUNING: dict[str, float | str] = {"pruner": "imp_finetune", "prune_fraction": 0.2}

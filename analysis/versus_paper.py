@@ -89,11 +89,11 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _own_masks(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs without those that wear a mask of another dataset."""
+    """Return the runs whose mask is from where the paper's is: their own dataset, for SVHN CIFAR-10."""
     if schema.PARAM_MASK_DATASET not in frame:
         return frame
     masks = frame[schema.PARAM_MASK_DATASET]
-    return frame[(masks == "") | (masks == frame[schema.PARAM_DATASET])]
+    return frame[(masks == "") | (masks == frame[schema.PARAM_DATASET].replace(published.MASKS))]
 
 
 def _beside(theirs: pd.DataFrame, ours: pd.DataFrame, place: Iterable[str]) -> pd.DataFrame:
@@ -147,7 +147,9 @@ def _votes(frame: pd.DataFrame) -> pd.DataFrame:
 def _barriers(frame: pd.DataFrame) -> pd.DataFrame:
     """Return our barriers between A and B, matched and corrected as the paper does."""
     done = frame[(frame[schema.PARAM_STAGE] == schema.CONNECT) & (frame["status"] == FINISHED)]
-    alike = (done[schema.PARAM_MATCHER] == cells.MATCHER) & (done[schema.PARAM_CORRECTION] == "bn_reset")
+    alike = (done[schema.PARAM_MATCHER] == cells.MATCHER) & (
+        done[schema.PARAM_CORRECTION] == done[schema.PARAM_MODEL].map(published.CORRECTIONS).fillna("bn_reset")
+    )
     alike &= done[schema.PARAM_MATCH_EPOCH].fillna(cells.END) == cells.END
     place = [*cells.TASK, schema.PARAM_WIDTH]
     return facets.spread(done[alike], place, list(published.BARRIERS.values())).drop(columns="sem")

@@ -43,7 +43,7 @@ def test_every_number_of_the_files_is_there_once():
     found = published.numbers()
     rows = {name: len(pd.read_csv(published.FOLDER / f"{name}.csv")) for name in ("results", "ensembles")}
     counts = found["measure"].value_counts()
-    assert rows["results"] == 654
+    assert rows["results"] == 654 + 16  # on SVHN
     assert counts[schema.TEST_ACCURACY] == rows["results"] + 16  # four early epochs of table 15 at four sparsities
     assert counts[schema.TEST_TOP5_ACCURACY] == 27
     assert {counts[name] for name in (schema.MEMBER_ACCURACY_MEAN, *published.VOTES)} == {rows["ensembles"]}
@@ -203,6 +203,19 @@ def test_our_recipes_of_the_paper_are_the_papers(model, recipe):
             {"init": MODELS[model].init, "imp_schedule": space.schedule}[name] if value in ("default", "") else value
         )
         assert value == theirs, name
+
+
+def test_references_of_svhn_are_of_masks_from_cifar10_and_vggs_barriers_of_repair():
+    place = {"dataset": "svhn", "sparsity": 0.9, "rewind": 10}
+    runs = synthetic.runs(synthetic.cell({"permuted": [94.0, 95.0]}, **place))
+    assert versus_paper.table(runs.assign(mask_dataset="svhn")).empty
+    found = versus_paper.table(runs.assign(mask_dataset="cifar10"))
+    assert found["paper_mean"].tolist() == [94.47]
+    assert published.CORRECTIONS["vgg11"] == "repair"
+    barriers = published.numbers()
+    barriers = barriers[barriers["measure"] == schema.LOSS_BARRIER].set_index(["model", "dataset", "width"])["mean"]
+    assert barriers["vgg11", "cifar10", 1.0] == 0.15
+    assert barriers["resnet20", "svhn", 4.0] == 0.077
 
 
 def test_how_many_differ_is_said_with_what_chance_would_give(frame):
