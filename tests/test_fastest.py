@@ -295,7 +295,7 @@ def test_what_is_timed_is_what_the_plan_trains() -> None:
 def test_what_is_timed_of_a_large_network_is_less() -> None:
     sizes = []
     for width in (1.0, 4.0, 16.0):
-        plan = make_plan(space(width=width, model="resnet20", batch_size=1024))
+        plan = make_plan(space(width=width, model="resnet20", batch_size=896))
         setting = measuring.setting_for(plan, fastest.training_jobs(plan, ("resnet20", width)), CPU)
         sizes.append(setting.images)
     assert sizes == sorted(sizes, reverse=True)
