@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from study.benchmark.results import FILE, Rate, nearest, read_rates
 from study.plan import Plan
-from trainables import schema
+from trainables import cpu, schema
 from trainables.config import (
     TRAINING_CONFIGS,
     ConnectConfig,
@@ -122,6 +122,37 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
         measured=len(measured),
         basis=f"from {len(measured)} published jobs" if measured else basis,
     )
+
+
+def slower_ways(plan: Plan, store: Store) -> list[str]:
+    """Return a line on each network that was measured to train slower than a conventional loop on this model of CPU."""
+    try:
+        rates = read_rates(benchmark_file(store), cpu.name())
+    except ValueError:  # said where the estimate's basis is
+        return []
+    compared = [rate for rate in rates if rate.conventional is not None]
+    lines = []
+    for net in dict.fromkeys(_net(plan, job) for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)):
+        here = [rate for rate in compared if (rate.model, rate.width) == (net.model, net.width)]
+        own = [rate for rate in here if _way(rate) == _way(net)]
+        if not own or own[-1].conventional is None or own[-1].images_per_second >= own[-1].conventional:
+            continue
+        fastest = max(here, key=lambda rate: rate.images_per_second)
+        lines.append(
+            f"{net.model} x{net.width:g} with {_settings(net)} is slower on this CPU than a conventional loop: "
+            f"{own[-1].images_per_second:,.0f} against {own[-1].conventional:,.0f} images/s; fastest as measured: "
+            f"{_settings(fastest)}, {fastest.images_per_second:,.0f} images/s (--fastest chooses)"
+        )
+    return list(dict.fromkeys(lines))
+
+
+def _way(trained: _Net | Rate) -> tuple[str, bool, str, bool]:
+    return trained.precision, trained.compiled, trained.kernels, trained.stacked
+
+
+def _settings(trained: _Net | Rate) -> str:
+    compiled, stacked = str(trained.compiled).lower(), str(trained.stacked).lower()
+    return f"precision={trained.precision} compiled={compiled} kernels={trained.kernels} stacked={stacked}"
 
 
 def benchmark_file(store: Store) -> Path:

@@ -24,6 +24,7 @@ from study.estimate import masked
 from study.plan import Network, Plan, Ways
 from trainables import documents
 from trainables.config import CPU_PRECISIONS, KERNELS, PRECISIONS, SPARSE_KERNELS_FROM, TRAINING_CONFIGS, Cell
+from trainables.cpu import emulates_bf16
 from trainables.documents import Malformed
 from trainables.graph import Job
 from trainables.storage import patiently
@@ -124,6 +125,8 @@ class Choice:
         possible = [way for way in left if compilable or not way.compiled]
         if self.device == CPU and "precision" not in self.kept:
             possible = [way for way in possible if way.precision in CPU_PRECISIONS]
+            if emulates_bf16():  # never the fastest, and slow to measure
+                possible = [way for way in possible if way.precision != "bf16" or way == self.current]
         useful = [way for way in possible if way.kernels == "dense" or (self.device == CPU and sparse)]
         return sorted(useful, key=lambda way: way != self.current)
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from search_spaces import SPACES, SearchSpace, get_space
 from study import fastest
 from study.address import cluster_address
-from study.estimate import Estimates, duration, estimate
+from study.estimate import Estimates, duration, estimate, slower_ways
 from study.plan import Plan, make_plan, override
 from study.tracking import check_tracking, default_tracking_uri
-from trainables import schema
+from trainables import cpu, schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Ref
 from trainables.kernels.compiler import compiler, find_compiler
@@ -233,6 +233,21 @@ def _unmeasured(choice: fastest.Choice | None) -> list[str]:
     return fastest.lines({}, choice.missing) if choice else []
 
 
+def _slow(plan: Plan, store: Store, options: argparse.Namespace) -> list[str]:
+    """Return a line on whatever of a plan is slow on this machine's CPU, as far as trials run on it."""
+    address = cluster_address(options.address)
+    if address is not None or fastest.device_of_trials(options.gpus_per_trial, address, store) != fastest.CPU:
+        return []
+    trained = [job.config for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)]
+    lines = slower_ways(plan, store)
+    if cpu.emulates_bf16() and any(config.recipe.precision == "bf16" for config in trained):
+        lines.append(
+            f"warning: this CPU ({cpu.name()}) has none of {', '.join(cpu.BF16_FEATURES)} and emulates precision=bf16, "
+            "which takes many times as long as fp32"
+        )
+    return lines
+
+
 def _refuse_on_a_cluster(choice: fastest.Choice, options: argparse.Namespace) -> None:
     """Raise ValueError if trials run on machines other than this one, of which measurements here would say nothing."""
     if cluster_address(options.address) is None:
@@ -290,7 +305,7 @@ def _dry_run(plan: Plan, store: Store, choice: fastest.Choice | None, options: a
     todo = plan.closure.todo(published)
     estimates = estimate(plan, store, published)
     print_plan(plan, todo, estimates)
-    for line in _unmeasured(choice):
+    for line in (*_unmeasured(choice), *_slow(plan, store, options)):
         print(line)
     slots = options.max_concurrent or max(1, int((os.cpu_count() or 1) / options.cpus_per_trial))
     if todo:

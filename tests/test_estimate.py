@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from search_spaces import SearchSpace, get_space
+from study import fastest, run
 from study.benchmark.results import FILE, Measurement, Rate
 from study.benchmark.results import store as keep
 from study.estimate import (
@@ -19,8 +20,10 @@ from study.estimate import (
     Estimates,
     estimate,
     masked,
+    slower_ways,
 )
 from study.plan import Plan, make_plan
+from trainables import cpu
 from trainables.config import SPARSE_KERNELS_FROM
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, METRICS, PLANE, PRUNE, SECONDS, SPARSE, STAGES
@@ -273,3 +276,48 @@ def test_nothing_left_takes_no_time(store: Store) -> None:
     plan = plan_of()
     estimates = estimate(plan, store, set())
     assert estimates.total(set()) == estimates.makespan(plan, set(), 4) == 0
+
+
+# --- what is slow on this CPU -----------------------------------------------------------------------------------------
+def against(images_per_second: float, conventional: float | None = None, **settings: Any) -> Rate:
+    common: dict[str, Any] = {"model": "mlp", "width": 1.0, "precision": "fp32", "image_size": 8}
+    return Rate(images_per_second=images_per_second, conventional=conventional, **{**common, **settings})
+
+
+@pytest.mark.parametrize(
+    ("rates", "machine", "words"),
+    [
+        ([against(77, 170), against(240, 170, precision="bf16")], "this", ["77 against 170", "precision=bf16", "240"]),
+        ([against(240, 170)], "this", []),
+        ([against(77, 170)], "another", []),
+        ([against(77)], "this", []),
+        ([against(77, 170, kernels="sparse")], "this", []),
+        ([], "this", []),
+    ],
+)
+def test_a_way_that_was_measured_slower_than_a_conventional_loop_is_named(
+    rates: list[Rate], machine: str, words: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "name", lambda: "this")
+    keep(store.root / FILE, Measurement(what="training", settings={}, rates=rates), {"cpu": machine}, None)
+    lines = slower_ways(plan_of(), store)
+    assert len(lines) == bool(words)
+    assert all(word in lines[0] for word in words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "emulated"), [("avx2 fma", True), ("avx512f avx512_bf16", False), ("amx_bf16", False), (None, False)]
+)
+def test_bf16_that_the_cpu_only_emulates_is_warned_of_and_not_measured(
+    flags: str | None, emulated: bool, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpu, "features", lambda: None if flags is None else frozenset(flags.split()))
+    monkeypatch.setattr(fastest, "_gpus_here", lambda: 0)
+    asked = ["--space=digits_quickstart", "--dry-run", f"--storage={store.root}"]
+    assert run.main([*asked, "--set=precision=bf16"]) == 0
+    assert ("warning: this CPU" in capsys.readouterr().out) == emulated
+    assert run.main(asked) == 0
+    assert "warning" not in capsys.readouterr().out
+    choice = fastest.choice(get_space("digits_quickstart"), [], store, fastest.CPU)
+    ways = choice.candidates(("resnet8", 1.0), compilable=True, sparse=True)
+    assert any(way.precision == "bf16" for way in ways) != emulated

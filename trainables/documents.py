@@ -216,6 +216,7 @@ _rate = fields(
         "stacked": flag,
         "sparsity": any_of(nothing, within(0, 1)),
         "compile_seconds": _seconds,
+        "conventional": any_of(nothing, _positive),
     },
 )
 
@@ -269,7 +270,13 @@ LEASE: Final = fields(
 FAILURE: Final = fields({"error": text}, {"at": _milliseconds, "environment": anything, "log": text})
 CHOICE: Final = fields({"settings": mapping(_setting), "given": mapping(_setting)})
 BENCHMARK: Final = fields(
-    {"measurements": several(fields({"what": text, "settings": mapping(anything), "rates": several(_rate)}))}
+    {
+        "measurements": several(
+            fields(
+                {"what": text, "settings": mapping(anything), "rates": several(_rate)}, {"machine": mapping(anything)}
+            )
+        )
+    }
 )
 OUTBOX: Final = fields({"outbox": _count, "delivered": _count})
 EVENT: Final = fields({})

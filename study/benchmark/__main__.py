@@ -50,8 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     surroundings = machine()
     print(", ".join(f"{name} {value}" for name, value in surroundings.items()))
     for what, module in modules.items():
+        print(f"measuring {what}", flush=True)
         measurement = module.measure(settings[what], options.repeats)
-        print(*measurement.lines(), sep="\n", flush=True)
+        print(f"{what}: all results", *measurement.lines(), sep="\n", flush=True)
         results.store(options.out, measurement, surroundings, project_commit())
     return OK
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from study.benchmark.results import Comparison
+from trainables import cpu
 from trainables.processes import cores
 
 _MEBIBYTE = 2**20
@@ -168,21 +169,14 @@ def machine() -> dict[str, object]:
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "cpu": _cpu_name(),
+        "cpu": cpu.name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.system(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 # --- in the contestant's process ----------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ class Rate:
         stacked: whether it trained several networks as one; their images are counted together.
         sparsity: of the mask that the sparse kernels trained under, in (0, 1); None for others: it does not matter.
         compile_seconds: that compiling takes each job once its code is on the disk.
+        conventional: images per second of the conventional loop on the same cores, measured in turns with it.
     """
 
     model: str
@@ -101,6 +102,7 @@ class Rate:
     stacked: bool = False
     sparsity: float | None = None
     compile_seconds: float = 0.0
+    conventional: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +186,8 @@ def check_readable(path: Path) -> None:
         _read(path)
 
 
-def read_rates(path: Path) -> list[Rate]:
-    """Return the rates in a file; none if there is no such file.
+def read_rates(path: Path, cpu: str | None = None) -> list[Rate]:
+    """Return the rates in a file; none if there is no such file. With `cpu`, those that were measured on that model.
 
     Raises:
         ValueError: the file is there and is no benchmark.
@@ -193,7 +195,8 @@ def read_rates(path: Path) -> list[Rate]:
     if not path.exists():
         return []
     try:
-        return [Rate(**rate) for entry in _read(path) for rate in entry["rates"]]
+        entries = [each for each in _read(path) if cpu is None or each.get("machine", {}).get("cpu") == cpu]
+        return [Rate(**rate) for entry in entries for rate in entry["rates"]]
     except TypeError as error:
         raise ValueError(f"{path} has rates of another version: {error}") from error
 

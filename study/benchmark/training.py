@@ -25,6 +25,7 @@ from study.benchmark.contest import Contestant, Team, Way, in_turns
 from study.benchmark.results import Comparison, Figure, Measurement, Rate
 from trainables.allocation import keep_freed_memory
 from trainables.config import CPU_PRECISIONS, PRECISIONS, Recipe, Task, bounded, fits_lanes, known
+from trainables.cpu import emulates_bf16
 from trainables.data import load_dataset
 from trainables.kernels.compiler import find_compiler
 from trainables.masks import magnitude_mask
@@ -196,8 +197,10 @@ def _prepared(setting: Setting, folder: Path) -> tuple[TaskData, nn.Module, dict
 
 
 def _precisions() -> tuple[str, ...]:
-    """Return those that make a difference on this machine."""
-    return tuple(PRECISIONS) if torch.cuda.is_available() else CPU_PRECISIONS
+    """Return those that make a difference on this machine, without what its CPU only emulates."""
+    if torch.cuda.is_available():
+        return tuple(PRECISIONS)
+    return tuple(each for each in CPU_PRECISIONS if each != "bf16" or not emulates_bf16())
 
 
 def _device() -> torch.device:
@@ -236,17 +239,30 @@ def measure(setting: Setting, repeats: int) -> Measurement:
     rates: list[Rate] = []
     with images_on_disk(setting.images, setting.image_size) as folder:
         for threads in dict.fromkeys([cores()] if cuda else [cores(), 1]):
+            ways = ", ".join([CONVENTIONAL, *map(str, setting.ways)])
+            print(f"timing one trial on {threads} threads: {ways}", flush=True)
             compared, found = _one_trial(setting, threads, folder, repeats)
             comparisons += compared
             figures += found
+            _print(compared)
         for precision in setting.precisions:
-            comparisons += _alternatives(setting, precision, folder, repeats)
+            print(f"timing {precision} compiled and stacked", flush=True)
+            compared = _alternatives(setting, precision, folder, repeats)
+            _print(compared)
+            comparisons += compared
         for way in setting.ways:
             together = setting.trials if cuda else min(setting.trials, cores())
+            print(f"timing {together} trials at a time, {way}", flush=True)
             comparison, own = _grid(setting, way, together, folder, repeats)
+            _print([comparison])
             comparisons.append(comparison)
             rates.append(own)
     return Measurement(what="training", settings=asdict(setting), comparisons=comparisons, figures=figures, rates=rates)
+
+
+def _print(comparisons: Sequence[Comparison]) -> None:
+    """Print rows as soon as they are measured: all of them take minutes."""
+    print(*(each.line() for each in comparisons), sep="\n", flush=True)
 
 
 def _one_trial(setting: Setting, threads: int, folder: Path, repeats: int) -> tuple[list[Comparison], list[Figure]]:
@@ -310,7 +326,10 @@ def _grid(setting: Setting, way: fastest.Way, together: int, folder: Path, repea
         seconds = in_turns({"ours": Team(stack, *trials), CONVENTIONAL: Team(stack, alone)}, repeats)
     what = f"{setting.model} x{setting.width:g} {way}"
     name = f"training {what}, {together} trials at a time, against one conventional"
-    own = rate(setting, way, together * statistics.median(seconds["ours"]))
+    own = replace(
+        rate(setting, way, together * statistics.median(seconds["ours"])),
+        conventional=1 / (together * statistics.median(seconds[CONVENTIONAL])),
+    )
     return _comparison(name, seconds["ours"], seconds[CONVENTIONAL], setting.images), own
 
 
