@@ -59,6 +59,7 @@ LINES = [line for line in ARITHMETIC.splitlines() if line]
 @pytest.fixture(scope="module")
 def tables():
     numbers = published.numbers()
+    numbers = numbers[numbers["dataset"] != "svhn"]  # the claims are on masks of a net's own dataset
     return numbers[numbers["measure"] == schema.TEST_ACCURACY]
 
 
