@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,12 @@ LATEX_SIGNS = str.maketrans(
     }
 )
 """Sign -> how LaTeX writes it."""
+MARKDOWN_SIGNS = {"\\": "&#92;", "|": "\\|", "<": "\\<", "](": "]\\(", "\n": " "}
+"""Sign -> how Markdown writes it: no markup of its own, no HTML, no links, no further column or line."""
+FORMULA = ("=", "+", "-", "@")
+"""How texts begin that spreadsheets compute."""
+MEASURED = re.compile(r"[+-][\d.]+(e[+-]?\d+)?[\d., ±()%]*", re.IGNORECASE)
+"""Numbers with a sign, which stay as they are: ``-1e-05``, ``+0.44 ± 0.10 (3)``."""
 LATEX = r"""\begin{{table}}
 \centering
 \caption{{{caption}}}\label{{tab:{label}}}
@@ -84,7 +91,7 @@ def write_tables(module: Any, name: str, frame: pd.DataFrame, out: Path) -> list
     """
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.csv"]
-    module.table(frame).to_csv(paths[0], index=False)
+    write_csv(module.table(frame), paths[0])
     parts = [getattr(module, part)(frame) for part in ("formatted", "controls") if hasattr(module, part)]
     tables = [table for table in parts if len(table)]
     if tables:
@@ -99,6 +106,20 @@ def write_tables(module: Any, name: str, frame: pd.DataFrame, out: Path) -> list
             paths.append(out / f"{name}{suffix}")
             paths[-1].write_text("\n".join(lines), encoding="utf-8")
     return paths
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV. A text that a spreadsheet would take for a formula gets an apostrophe; numbers stay."""
+    texts = {name: table[name].map(_inert) for name in table.columns if table[name].dtype.kind in "OSU"}
+    table.assign(**texts).rename(columns=_inert).to_csv(path, index=False)
+
+
+def _inert(value: Any) -> Any:
+    """Return a cell in such a form that no spreadsheet computes it."""
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r\n", "\n").replace("\r", "\n")  # pandas does not quote a lone one
+    return f"'{value}" if value.lstrip().startswith(FORMULA) and not MEASURED.fullmatch(value) else value
 
 
 def write_figure(figure: Figure, name: str, out: Path) -> list[Path]:
@@ -136,7 +157,8 @@ def latex(table: pd.DataFrame, *, caption: str, label: str, texts: Collection[st
 
 
 def _latex_line(values: Iterable[Any]) -> str:
-    return " & ".join(_latex_text(str(value)) for value in values) + r" \\"
+    line = " & ".join(_latex_text(str(value)) for value in values) + r" \\"
+    return f"{{}}{line}" if line.startswith(("[", "*")) else line  # the end of the line before would take it
 
 
 def _latex_text(text: str) -> str:
@@ -148,7 +170,7 @@ def markdown(table: pd.DataFrame) -> str:
     if table.empty:
         return ""
     columns = [[str(name), *map(str, table[name])] for name in table.columns]
-    columns = [[text.replace("|", "\\|") for text in column] for column in columns]
+    columns = [[markdown_text(text) for text in column] for column in columns]
     widths = [max(3, *map(len, column)) for column in columns]
     lines = [
         "| " + " | ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) + " |"
@@ -156,6 +178,13 @@ def markdown(table: pd.DataFrame) -> str:
     ]
     rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """Return a plain text in Markdown."""
+    for sign, written in MARKDOWN_SIGNS.items():
+        text = text.replace(sign, written)
+    return text
 
 
 def html_table(table: pd.DataFrame, *, texts: Iterable[str] = (), wide: Iterable[str] = ()) -> str:

@@ -54,6 +54,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     named = frame.assign(**{cells.ROW: cells.rows(frame)})
     found = named[(frame[schema.PARAM_STAGE] == schema.ENSEMBLE) & (frame["status"] == FINISHED)]
+    found = found.dropna(subset=[schema.MEMBERS, schema.ENSEMBLE_ACCURACY])
     found = _beside(found)[[*PLACE, cells.ROW, *NUMBERS]]
     gain = found[schema.ENSEMBLE_ACCURACY] - found[schema.MEMBER_ACCURACY_MEAN]
     found.insert(found.columns.get_loc(schema.ENSEMBLE_ACCURACY) + 1, "ensemble_gain", gain)

@@ -24,13 +24,15 @@ NAMES = {
     schema.PARAM_SEED_A: "net A",
 }
 """Axis -> what it is called; a recipe field goes by its own name."""
+LONGEST = 60
+"""Letters of a name in a figure."""
 
 
 def method(row: str) -> str:
     """Return the name of a row of :func:`cells.rows`: the method's label, and the matcher if it is another."""
     name, _, matcher = row.partition(":")
-    label = METHODS[name].label if name in METHODS else name
-    return f"{label} ({matcher})" if matcher else label
+    label = METHODS[name].label if name in METHODS else short(name)
+    return f"{label} ({short(matcher)})" if matcher else label
 
 
 def axis(name: str) -> str:
@@ -48,7 +50,13 @@ def value(name: str, raw: Any) -> str:
         return f"{round(100 * raw, 6):g} %"
     if name == schema.PARAM_MATCH_EPOCH and raw == cells.END:
         return "at the end"
-    return str(raw)
+    return short(str(raw))
+
+
+def short(text: str) -> str:
+    """Return a text that has room in a figure, on one line: names of datasets and matchers are anybody's."""
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def cell(values: Mapping[str, Any], names: Iterable[str]) -> str:
@@ -71,7 +79,7 @@ def cell(values: Mapping[str, Any], names: Iterable[str]) -> str:
 
 def task(frame: pd.DataFrame) -> str:
     """Return the models and datasets of a study, ``resnet20 and vgg11 on cifar10``."""
-    models, datasets = (" and ".join(sorted(set(frame[name]) - {""})) for name in cells.TASK)
+    models, datasets = (" and ".join(map(short, sorted(set(frame[name]) - {""}))) for name in cells.TASK)
     return f"{models or 'unknown model'} on {datasets or 'unknown data'}"
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,16 @@ COUNTS = (
     schema.PARAM_MATCH_EPOCH,
     schema.PARAM_DATA_ORDER,
 )
+NUMBERS = dict.fromkeys(COUNTS, (0.0, 2.0**53)) | {
+    schema.PARAM_WIDTH: (2.0**-10, 2.0**10),
+    schema.PARAM_SPARSITY: (0.0, 1.0 - 2.0**-30),
+    schema.PARAM_MATCH_EPOCH: (-1.0, 2.0**53),
+}
+"""Params that are numbers -> what they lie between, where axes of figures can show them."""
+LARGEST = 1e30
+"""A metric beyond it is none: no figure can show it, nor the others beside it."""
+SHOWN = 60
+"""Letters of a wrong value that a message has room for."""
 IDENTITY = (*TEXTS, *FRACTIONS, *COUNTS)
 """Params that say which job a run is; every other param is a recipe field."""
 
@@ -139,6 +151,8 @@ PLANE_IDENTITY = (
     schema.PARAM_MATCH_EPOCH,
     schema.PARAM_CORRECTION,
 )
+UNPRINTED = re.compile(r"[^\t\n -~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Controls: whoever may write to an experiment may write them."""
 ENVIRONMENT_TAG = re.compile(r"version|(^|[._])(commit|git_sha|device|gpu|python|torch|ray)$", re.IGNORECASE)
 
 
@@ -166,7 +180,8 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
 
     A run that is not FINISHED may carry the accuracy of the epoch that it got to: select by ``status`` before
     averaging. If the space was run with several recipes, the rows are those of the latest, and
-    ``frame.attrs["set_aside"]`` is the number of the others.
+    ``frame.attrs["set_aside"]`` is the number of the others. ``frame.attrs["left_out"]`` says in a line each which
+    runs and metrics were left out because their numbers are none.
 
     Args:
         space: name of the search space, which is the name of the experiment.
@@ -176,9 +191,9 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
         AnalysisError: no such file or experiment, an experiment without runs, or with runs only that other people, or
             another version of the study, wrote.
     """
-    found, set_aside = _ours(source(tracking_uri), space, tracking_uri)
+    found, set_aside, left_out = _ours(source(tracking_uri), space, tracking_uri)
     frame = _frame(found)
-    frame.attrs["set_aside"] = set_aside
+    frame.attrs |= {"set_aside": set_aside, "left_out": left_out + _no_numbers(found)}
     return frame
 
 
@@ -189,7 +204,7 @@ def question(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> str:
         AnalysisError: no such file or experiment.
     """
     note = _experiment(source(tracking_uri), space, tracking_uri).tags.get("mlflow.note.content", "")
-    return note.partition("\n\n")[0]
+    return printed(note).partition("\n\n")[0]
 
 
 def curves(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
@@ -288,8 +303,11 @@ def _experiment(reader: Source, space: str, tracking_uri: str) -> Experiment:
     return experiment
 
 
-def _ours(reader: Source, space: str, tracking_uri: str) -> tuple[list[Record], int]:
-    """Return the study's runs in the order of their start, one per job, and how many are of an earlier recipe."""
+def _ours(reader: Source, space: str, tracking_uri: str) -> tuple[list[Record], int, list[str]]:
+    """Return the study's runs in the order of their start, one per job.
+
+    With them, how many are of an earlier recipe, and which could not be read, a line each.
+    """
     experiment = _experiment(reader, space, tracking_uri)
     return _checked(experiment, reader.records(experiment), tracking_uri)
 
@@ -297,14 +315,14 @@ def _ours(reader: Source, space: str, tracking_uri: str) -> tuple[list[Record], 
 def _of_stage(reader: Source, space: str, tracking_uri: str, stage: str) -> list[Record]:
     """Return the study's finished runs of one stage, maybe none, likewise."""
     experiment = _experiment(reader, space, tracking_uri)
-    found = _latest(experiment, reader.records(experiment, stage))
+    found = _legible(_latest(experiment, reader.records(experiment, stage)))[0]
     if not found:  # it may not be asked for; but is there a study at all? Its dense nets are the first, and few
         any_runs = reader.records(experiment, schema.DENSE) or reader.records(experiment)
         _checked(experiment, any_runs, tracking_uri)
     return [record for record in _one_per_job(found) if record.status == FINISHED]
 
 
-def _checked(experiment: Experiment, found: Sequence[Record], tracking_uri: str) -> tuple[list[Record], int]:
+def _checked(experiment: Experiment, found: Sequence[Record], tracking_uri: str) -> tuple[list[Record], int, list[str]]:
     if not found:
         raise AnalysisError(f"experiment {experiment.name!r} has no runs yet ({redact(tracking_uri)})")
     ours = [record for record in found if schema.TAG_KEY in record.tags]
@@ -318,13 +336,44 @@ def _checked(experiment: Experiment, found: Sequence[Record], tracking_uri: str)
         raise AnalysisError(
             f"experiment {experiment.name!r} has no runs yet of its latest recipe, and {len(ours)} of earlier ones"
         )
-    finished = [record for record in latest if record.status == FINISHED]
+    legible, left_out = _legible(latest)
+    if not legible:
+        raise AnalysisError(left_out[0])
+    finished = [record for record in legible if record.status == FINISHED]
     if finished and not any(record.params.get(schema.PARAM_STAGE) in schema.STAGES for record in finished):
         raise AnalysisError(
             f"experiment {experiment.name!r} has {len(finished)} finished jobs, but none of a kind that is known here "
             f"(param {schema.PARAM_STAGE!r}: {', '.join(schema.STAGES)}); another version of the study wrote them"
         )
-    return _one_per_job(latest), len(ours) - len(latest)
+    return _one_per_job(legible), len(ours) - len(latest), left_out
+
+
+def _legible(found: Iterable[Record]) -> tuple[list[Record], list[str]]:
+    """Return the runs that lie in a grid, and a line on each of the others: anybody may write to an experiment."""
+    legible, left_out = [], []
+    for record in found:
+        wrong = [name for name in NUMBERS if not _is_number(name, _text(record.params.get(name)))]
+        if wrong:
+            what = ", ".join(f"param {name} is {_text(record.params[name])[:SHOWN]!r}" for name in wrong)
+            left_out.append(f"run {record.run_id}: {what}, not a number that it can be")
+        else:
+            legible.append(record)
+    return legible, left_out
+
+
+def _is_number(name: str, text: str) -> bool:
+    """Return whether a param is missing or a number within its bounds."""
+    low, high = NUMBERS[name]
+    try:
+        return not text or (low <= float(text) <= high and (name in FRACTIONS or float(text).is_integer()))
+    except ValueError:
+        return False
+
+
+def _no_numbers(found: Iterable[Record]) -> list[str]:
+    """Return a line on each metric that some runs have logged, but no number."""
+    runs = Counter(name for record in found for name in record.metrics if math.isnan(_metric(record, name)))
+    return [f"metric {name} of {count} runs, not a number" for name, count in sorted(runs.items())]
 
 
 def _latest(experiment: Experiment, found: Iterable[Record]) -> list[Record]:
@@ -364,15 +413,17 @@ def _frame(found: Sequence[Record]) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "key": [record.tags[schema.TAG_KEY] for record in found],
         "run_id": [record.run_id for record in found],
-        "name": [record.name for record in found],
+        "name": [printed(record.name) for record in found],
         "status": [record.status for record in found],
     }
     columns |= {name: [_text(record.params.get(name)) for record in found] for name in TEXTS}
     columns |= {name: [_number(record, name) for record in found] for name in FRACTIONS}
     columns |= {name: pd.array([_number(record, name) for record in found], "Int64") for name in COUNTS}
-    columns |= {name: [record.metrics.get(name, NAN) for record in found] for name in (*METRICS, *grouped)}
+    columns |= {name: [_metric(record, name) for record in found] for name in (*METRICS, *grouped)}
     columns["reused"] = [record.tags.get(schema.TAG_REUSED) == "true" for record in found]
-    columns |= {column: [redact_text(record.tags.get(tag, "")) for record in found] for column, tag in TAGS.items()}
+    columns |= {
+        column: [redact_text(printed(record.tags.get(tag, ""))) for record in found] for column, tag in TAGS.items()
+    }
     for name, stamps in {"started": [r.started for r in found], "ended": [r.ended for r in found]}.items():
         columns[name] = pd.to_datetime(stamps, unit="ms", utc=True)
     columns["environment"] = [_environment(record) for record in found]
@@ -391,29 +442,37 @@ def _is_grouped(metric: str) -> bool:
 
 def _environment(record: Record) -> str:
     tags = (f"{name}={record.tags[name]}" for name in sorted(record.tags) if ENVIRONMENT_TAG.search(name))
-    return redact_text("; ".join(tags))
+    return redact_text(printed("; ".join(tags)))
 
 
 def _text(value: str | None) -> str:
     """Return a param as text, empty for what MLflow keeps as the word None."""
-    return "" if value in (None, "None") else str(value)
+    return "" if value in (None, "None") else printed(str(value))
+
+
+def printed(text: str) -> str:
+    """Return a text without signs that steer terminals, turn the direction of writing or are not allowed in SVG."""
+    return UNPRINTED.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _number(record: Record, name: str) -> float:
     """Return a param as a number, NaN where the run has none."""
-    text = _text(record.params.get(name))
-    if not text:
-        return NAN
-    try:
-        return float(text)
-    except ValueError as error:
-        raise AnalysisError(f"run {record.run_id}: param {name} is {text!r}, not a number") from error
+    return float(_text(record.params.get(name)) or NAN)
+
+
+def _metric(record: Record, name: str) -> float:
+    """Return a metric, NaN where the run has none, or one that no plot or mean can take."""
+    return _finite(record.metrics.get(name, NAN))
+
+
+def _finite(value: float) -> float:
+    return value if abs(value) <= LARGEST else NAN
 
 
 def _by_alpha(name: str, histories: dict[str, list[Point]]) -> pd.Series:
     """Return curves indexed by run and alpha, in order; a point that was logged twice counts as it was logged last."""
     points = {
-        (run_id, step / 100): value
+        (run_id, step / 100): _finite(value)
         for run_id, history in histories.items()
         for step, _stamp, value in sorted(history, key=lambda point: point[:2])
     }
@@ -443,6 +502,7 @@ def _plane_points(document: dict[str, Any]) -> list[tuple[str, float, float, flo
 def _points(points: Sequence[tuple[str, float, float, float, float]]) -> pd.DataFrame:
     """Return points of a plane as a frame with the id of their run, yet to be set."""
     frame = pd.DataFrame(points, columns=["net", "x", "y", "error", "loss"])
+    frame[["error", "loss"]] = frame[["error", "loss"]].astype(float).map(_finite)
     return frame.astype({"net": str, **dict.fromkeys(("x", "y", "error", "loss"), float)}).assign(run_id="")
 
 

@@ -75,7 +75,7 @@ def write_files(
 
     out.mkdir(parents=True, exist_ok=True)
     written = [out / RUNS]
-    frame.to_csv(written[0], index=False)
+    files.write_csv(frame, written[0])
     written += files.write_tables(accuracy_table, ACCURACY, frame, out)
     drawing, shown = Drawing(), {}
     for name, module in FIGURES.items():
@@ -212,6 +212,7 @@ def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
         "Tracking": redact(tracking_uri),
         "Runs": f"{len(frame)}, of which {reused} reused from the store" if reused else str(len(frame)),
         "Set aside": f"{labels.plural(set_aside, 'run')} of earlier recipes" if set_aside else "",
+        "Left out": labels.listed(frame.attrs.get("left_out", ())),
         "Trained in": _trained_in(frame),
         "First started": f"{started:%Y-%m-%d %H:%M} UTC" if started == started else "not recorded",
         "Last ended": f"{ended:%Y-%m-%d %H:%M} UTC" if ended == ended else "not yet",
@@ -251,12 +252,11 @@ def _downloads(written: Iterable[Path]) -> str:
 
 def description(frame: pd.DataFrame) -> str:
     """Return what the report's run in MLflow says of itself, in Markdown."""
-    from analysis import headline
+    from analysis import files, headline
 
     done = (frame["status"] == "FINISHED").sum()
-    return (
-        f"{headline.headline(frame)}\n\n{done} of {len(frame)} jobs on record finished. Open `{PAGE}` below Artifacts."
-    )
+    said = files.markdown_text(headline.headline(frame))
+    return f"{said}\n\n{done} of {len(frame)} jobs on record finished. Open `{PAGE}` below Artifacts."
 
 
 def log(frame: pd.DataFrame, space: str, tracking_uri: str, written: list[Path]) -> None:

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis import labels
@@ -125,6 +126,7 @@ RC: dict[str, Any] = {
     "grid.alpha": 0.12,
     "grid.linewidth": 0.6,
     "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.labelsize": 8,
@@ -336,6 +338,8 @@ def sparsity_axis(
 
 def _settle(figure: Figure) -> None:
     """Lay a figure out once and for all its formats: it is the slowest part of drawing."""
+    for text in figure.findobj(Text):  # names of datasets, matchers, ... are written as they are, dollars and all
+        text.set_parse_math(False)
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         with themed():
             figure.draw_without_rendering()

@@ -135,7 +135,7 @@ def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
 def _votes(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers of our ensembles; the members' accuracy with their spread, of the first seed."""
     done = frame[(frame[schema.PARAM_STAGE] == schema.ENSEMBLE) & (frame["status"] == FINISHED)]
-    done = done[done[schema.PARAM_MATCHER].isin(["", cells.MATCHER])]
+    done = done[done[schema.PARAM_MATCHER].isin(["", cells.MATCHER])].dropna(subset=[schema.MEMBERS])
     place = [*cells.CELL, "method"]
     spread = facets.spread(done, place, published.VOTES).drop(columns="sem")
     spreads = [schema.MEMBER_ACCURACY_MEAN, schema.MEMBER_ACCURACY_STD, schema.MEMBERS]

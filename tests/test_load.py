@@ -10,7 +10,7 @@ import pytest
 import synthetic_runs as synthetic
 from mlflow import MlflowClient
 
-from analysis import load
+from analysis import load, records
 from trainables import schema
 
 
@@ -150,13 +150,20 @@ def test_the_question_of_a_study(folder, uri):
     assert load.question("asking", uri) == "Does it help?"
 
 
-def test_infinite_and_undefined_metrics_come_back_as_such(folder, uri):
+def test_infinite_and_undefined_metrics_are_read_as_such_and_left_out_of_the_frame(folder, uri):
     recorder = synthetic.Recorder(folder, "diverged")
     metrics = {schema.TEST_LOSS: float("inf"), schema.TRAIN_LOSS: float("nan")}
     recorder.run(metrics, stage="dense", method="dense", width=1.0, seed_a=0)
-    run = load.runs("diverged", uri).iloc[0]
-    assert run["test_loss"] == float("inf")
-    assert pd.isna(run["train_loss"])
+    reader = records.source(uri)
+    experiment = reader.experiment("diverged")
+    assert experiment is not None
+    assert reader.records(experiment)[0].metrics["test_loss"] == float("inf")
+    frame = load.runs("diverged", uri)
+    assert frame[["test_loss", "train_loss"]].isna().all(axis=None)
+    assert frame.attrs["left_out"] == [
+        "metric test_loss of 1 runs, not a number",
+        "metric train_loss of 1 runs, not a number",
+    ]
 
 
 def test_no_planes_is_an_empty_frame(uri):

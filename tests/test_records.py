@@ -69,13 +69,15 @@ def test_what_only_a_client_can_write_is_read_alike(tmp_path, monkeypatch):
     special = {schema.TEST_LOSS: float("nan"), schema.TRAIN_LOSS: float("inf"), schema.LOSS_BARRIER: float("-inf")}
     recorder.client.log_batch(run_id, [Metric(name, value, 1, 0) for name, value in special.items()])
     recorder.client.set_tag(run_id, "mlflow.runName", "")
-    from_file = load.runs("odd", synthetic.tracking_uri(tmp_path))
+    uri = synthetic.tracking_uri(tmp_path)
+    from_file = load.runs("odd", uri)
     assert from_file["key"].tolist() == [key]
     assert pd.isna(from_file[schema.TEST_LOSS].iloc[0])
-    assert (from_file[schema.TRAIN_LOSS].iloc[0], from_file[schema.LOSS_BARRIER].iloc[0]) == (
-        float("inf"),
-        -float("inf"),
-    )
+    for reader in (records.source(uri), records._Server(uri)):
+        experiment = reader.experiment("odd")
+        assert experiment is not None
+        metrics = reader.records(experiment)[0].metrics
+        assert (metrics[schema.TRAIN_LOSS], metrics[schema.LOSS_BARRIER]) == (float("inf"), -float("inf"))
     monkeypatch.setattr(load, "source", records._Server)
     pd.testing.assert_frame_equal(from_file, load.runs("odd", synthetic.tracking_uri(tmp_path)))
 
