@@ -10,6 +10,7 @@ recorded; 2 the request is wrong, nothing was started; 130 interrupted, what was
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -31,6 +32,9 @@ from trainables.redaction import redact
 from trainables.storage.errors import announced
 from trainables.store import StorageError, Store
 from trainables.terminal import FAILURES, INTERRUPTED, OK, command, refused
+
+LEAST = 1e-4
+"""Ray counts resources in ten-thousandths."""
 
 
 @command
@@ -137,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--storage",
         default="outputs",
+        type=_filled,
         metavar="DIR|URI",
         help="where results are kept: a directory that all nodes see, or s3://, gs://, az:// (default: %(default)s)",
     )
@@ -194,6 +199,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _filled(text: str) -> str:
+    if not text.strip():  # a variable of the shell that is not set; the current directory would be filled instead
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
 def _gpus(text: str) -> float:
     value = float(text)
     if not (0 <= value <= 1 or (value > 1 and value.is_integer())):
@@ -207,6 +218,8 @@ _gpus.__name__ = "number"  # argparse names it in its messages
 def _positive(kind: type, *, zero: bool = False):  # type: ignore[no-untyped-def] # an argparse type
     def parse(text: str) -> float:
         value: float = kind(text)
+        if isinstance(value, float) and not (math.isfinite(value) and (value == 0 or abs(value) >= LEAST)):
+            raise argparse.ArgumentTypeError(f"must be a finite number, 0 or at least {LEAST:g}, got {text}")
         if value < 0 or (value == 0 and not zero):
             raise argparse.ArgumentTypeError(f"must be {'at least 0' if zero else 'above 0'}, got {text}")
         return value

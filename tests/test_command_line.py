@@ -168,6 +168,17 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("what", ["a file", "below a file", "too long"])
+@pytest.mark.parametrize("mode", ["--dry-run", "--status", "--clean", "--verify"])
+def test_a_path_that_the_system_refuses_is_a_wrong_request(
+    what: str, mode: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "file").touch()
+    storage = {"a file": "file", "below a file": "file/x", "too long": "x" * 5000}[what]
+    assert main([*SPACE, mode, "--storage", storage]) == WRONG_REQUEST
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -181,6 +192,13 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(
         (["--max-silence", "-1"], "must be at least 0, got -1"),
         (["--gpus-per-trial", "half"], "invalid number value: 'half'"),
         (["--retries", "-1"], "must be at least 0, got -1"),
+        (["--nets-per-trial", "0"], "must be above 0, got 0"),
+        (["--checkpoint-seconds", "nan"], "must be a finite number, 0 or at least 0.0001, got nan"),
+        (["--max-silence", "nan"], "must be a finite number, 0 or at least 0.0001, got nan"),
+        (["--cpus-per-trial", "inf"], "must be a finite number, 0 or at least 0.0001, got inf"),
+        (["--cpus-per-trial", "1e-320"], "must be a finite number, 0 or at least 0.0001, got 1e-320"),
+        (["--gpu-memory", "1e400"], "must be a finite number, 0 or at least 0.0001, got 1e400"),
+        (["--storage", ""], "must not be empty"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
     ],
 )
