@@ -281,7 +281,7 @@ def test_what_every_setting_renames_is_tested() -> None:
     )
 
 
-@pytest.mark.parametrize(("change", "renamed"), RENAMES, ids=str)
+@pytest.mark.parametrize(("change", "renamed"), RENAMES, ids=[str(change) for change, _ in RENAMES])
 def test_a_setting_renames_only_what_it_changes(change: dict[str, Any], renamed: frozenset[str]) -> None:
     before = keys(measured())
     after = keys(dataclasses.replace(measured(), **change))

@@ -37,7 +37,9 @@ from trainables import schema
 SWEEP = {"width": (1.0, 4.0), "sparsity": (0.8, 0.95), "rewind_epoch": (0, 5, 10, 25, 50), "interpolation_points": 3}
 MODE = {"width": (1.0, 4.0), "sparsity": (0.5,), "plane_resolution": 9, "interpolation_points": 3}
 STUDIES = {
-    "sweep": dataclasses.replace(SPACES["resnet20_width_sweep"], name="sweep", seeds=(0, 1), **SWEEP),
+    "sweep": dataclasses.replace(
+        SPACES["resnet20_width_sweep"], name="sweep", seeds=(0, 1), rewind_epochs_of_width=(), **SWEEP
+    ),
     "mode": dataclasses.replace(SPACES["mode_connectivity"], name="mode", seeds=(0, 1), **MODE),
     "ensembles": dataclasses.replace(SPACES["ensemble_diversity"], name="ensembles", members=3),
     "early": dataclasses.replace(
