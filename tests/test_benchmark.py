@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from search_spaces import SPACES
-from study.benchmark import matching, results, sweep, training
+from study.benchmark import matching, results, sweep, table, training
 from study.benchmark.__main__ import main
 from study.benchmark.contest import Contestant, Team, in_turns, machine
 from study.benchmark.results import Comparison, Figure, Measurement, Rate, nearest, read_rates
@@ -304,21 +304,33 @@ def test_the_training_benchmark_end_to_end(tmp_path: Path, capsys: pytest.Captur
 
 
 # --- what was measured -------------------------------------------------------------------------------------------
-MEASURED = sorted(Path(results.__file__).with_name("measured").glob("*.json"))
-
-
-def test_the_readme_quotes_what_was_measured() -> None:
-    entries = [entry for path in MEASURED for entry in json.loads(path.read_text())["measurements"]]
-    assert all({"device", "cpu", "cores", "torch"} <= entry["machine"].keys() and entry["commit"] for entry in entries)
-    lines = set()
-    for entry in entries:
-        for each in entry["comparisons"]:
-            lines.add(Comparison(name=each["name"], ours=tuple(each["ours"]), other=tuple(each["other"])).line())
-        lines |= {Figure(**each).line() for each in entry["figures"]}
+def test_the_readme_has_the_table_of_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table"]) == 0
     readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    quoted = readme.split("<!-- benchmark -->", 1)[1].split("```")[1].strip().splitlines()
-    assert len(quoted) > 5
-    assert [line for line in quoted if line not in lines] == []
+    assert readme.split("<!-- benchmark -->\n", 1)[1].split("\n\n", 1)[0] == capsys.readouterr().out.strip()
+
+
+def test_each_file_is_of_one_machine_and_each_row_of_the_table_was_measured_somewhere() -> None:
+    names = set()
+    for path in table.measured():
+        entries = json.loads(path.read_text())["measurements"]
+        assert len({(each["machine"]["cpu"], each["machine"]["instructions"]) for each in entries}) == 1, path.name
+        assert all(each["commit"] for each in entries)
+        names |= {each["name"] for entry in entries for each in entry["comparisons"]}
+    assert set(table.ROWS.values()) <= names
+
+
+def test_what_a_machine_was_not_measured_at_is_an_empty_cell_of_its_column(tmp_path: Path) -> None:
+    first, second, *_ = table.ROWS.values()
+    for machine_name, name in (("one", first), ("other", second)):
+        measurement = Measurement(
+            what="training", settings={}, comparisons=[dataclasses.replace(COMPARISON, name=name)]
+        )
+        where = {"cpu": machine_name, "instructions": "AVX2", "cores": 2, "torch": "2.14.1+cpu"}
+        results.store(tmp_path / f"{machine_name}.json", measurement, where, None)
+    head, _, *rows = (line.split(" | ") for line in table.lines([tmp_path / "one.json", tmp_path / "other.json"]))
+    assert head[1:] == ["AVX2: one, 2 cores, PyTorch 2.14.1", "AVX2: other, 2 cores, PyTorch 2.14.1 |"]
+    assert [cells[1:] for cells in rows[:3]] == [["4.00 [2.00, 8.00]", " |"], ["", "4.00 [2.00, 8.00] |"], ["", " |"]]
 
 
 # --- the sweep -------------------------------------------------------------------------------------------------------

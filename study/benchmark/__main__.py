@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from study.benchmark import results
+from study.benchmark import results, table
 from study.runs import project_commit
 from trainables.config import CPU_PRECISIONS, PRECISIONS, bounded
 from trainables.terminal import OK, command, refused
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str]) -> int:
         from study.benchmark.fastest import main as choose
 
         return choose(arguments[1:])
+    if arguments == ["table"]:
+        print(*table.lines(table.measured()), sep="\n")
+        return OK
     options = _parser().parse_args(arguments)
     asked = WHAT if options.what == "all" else (options.what,)
     modules = {what: importlib.import_module(f"study.benchmark.{what}") for what in asked}
@@ -68,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m study.benchmark",
         description="What this machine does: ratios of two ways to do the same, timed in turns.",
-        epilog="python -m study.benchmark fastest --space NAME: measure what study.run --fastest chooses from.",
+        epilog="python -m study.benchmark fastest --space NAME: measure what study.run --fastest chooses from. "
+        "python -m study.benchmark table: print the README's table of the machines that were measured.",
     )
     parser.add_argument("what", nargs="?", default="all", choices=(*WHAT, "all"))
     for name, (kind, default, meaning) in OPTIONS.items():
