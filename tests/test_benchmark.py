@@ -16,7 +16,7 @@ import torch
 from search_spaces import SPACES
 from study.benchmark import matching, results, sweep, table, training
 from study.benchmark.__main__ import main
-from study.benchmark.contest import Contestant, Team, in_turns, machine
+from study.benchmark.contest import Budget, Contestant, Team, in_turns, machine
 from study.benchmark.results import Comparison, Figure, Measurement, Rate, nearest, read_rates
 from study.benchmark.training import BareStep, OurTrial, Setting, conventional, images_on_disk
 from study.fastest import Way
@@ -162,8 +162,58 @@ class Scripted:
 def test_teams_take_turns_and_nobody_is_always_first() -> None:
     order: list[str] = []
     teams: Any = {"a": Scripted("a", [2.0, 4.0], order), "b": Scripted("b", [6.0, 8.0], order)}
-    assert in_turns(teams, repeats=2) == {"a": (1.0, 2.0), "b": (3.0, 4.0)}
+    assert in_turns(teams, range(2)) == {"a": (1.0, 2.0), "b": (3.0, 4.0)}
     assert "".join(order) == "abba"
+
+
+class Fake:
+    """A contestant, and a team of them, whose runs take a minute of a clock that stands still otherwise."""
+
+    now = 0.0
+    first_seconds = 60.0
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def seconds(self) -> tuple[float, int]:
+        Fake.now += 60
+        return 60.0, 1
+
+    def memory(self) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize(("minutes", "repeats", "skipped"), [(1000, 5, 0), (60, 5, 0), (15, 1, 0), (6, 1, 3)])
+def test_a_measurement_keeps_to_its_time_and_names_what_did_not_fit(
+    minutes: int, repeats: int, skipped: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Fake, "now", 0.0)
+    monkeypatch.setattr(training, "Team", Fake)
+    monkeypatch.setattr(training, "Contestant", Fake)
+    monkeypatch.setattr(training, "cores", lambda: 2)
+    monkeypatch.setattr(training, "find_compiler", lambda: Path("g++"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    setting = Setting(steps=1, precisions=("fp32",))
+    count = training.parts(setting)
+    budget = Budget(60 * minutes, count, repeats, clock=lambda: Fake.now)
+    found: list[Comparison] = []
+    printed = ""
+    for row in training.measure(setting, budget):
+        if isinstance(row, Comparison):
+            printed += capsys.readouterr().out
+            assert "timing" in printed, "what is timed is said before it is"
+            found.append(row)
+    longest = 4  # ways of a contest
+    assert Fake.now <= 60 * (minutes + (longest if skipped else 0))
+    printed += capsys.readouterr().out
+    assert [printed.count(words) for words in ("timing", "not measured")] == [count - skipped, skipped]
+    rounds = [len(each.ratios) for each in found]
+    assert min(rounds) >= 1
+    assert max(rounds) <= repeats
+    assert (min(rounds) < repeats) == (minutes == 60), "five rounds of all contests take 75 minutes"
+    if minutes == 1000:
+        of_training = {name for name in table.ROWS.values() if name.startswith("training") and "bf16" not in name}
+        assert of_training <= {each.name for each in found}, "the README's table finds its rows"
 
 
 @pytest.mark.slow  # each process imports torch
@@ -175,7 +225,7 @@ def test_contestants_run_in_processes_of_their_own_and_say_what_went_wrong() -> 
         }
         assert [teams[name].seconds()[1] for name in ("pair", "alone")] == [10, 5]
         assert teams["alone"].first_seconds > 0
-        times = in_turns(teams, repeats=3)
+        times = in_turns(teams, range(3))
         assert {name: len(seconds) for name, seconds in times.items()} == {"pair": 3, "alone": 3}
         assert min(min(seconds) for seconds in times.values()) > 0
         assert teams["pair"].memory() > 50
@@ -274,7 +324,9 @@ def test_a_file_that_is_something_else_is_not_overwritten(
         read_rates(out)
 
 
-@pytest.mark.parametrize("wrong", ["--model=resnet21", "--width=0.3", "--images=0", "--repeats=0", "--precisions=fp8"])
+@pytest.mark.parametrize(
+    "wrong", ["--model=resnet21", "--width=0.3", "--images=0", "--repeats=0", "--minutes=nan", "--precisions=fp8"]
+)
 def test_wrong_requests_are_refused_before_anything_is_measured(
     wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

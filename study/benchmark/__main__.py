@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from study.benchmark import results, table
+from study.benchmark.results import Comparison, Figure, Measurement, Rate
 from study.runs import project_commit
 from trainables.config import CPU_PRECISIONS, PRECISIONS, bounded
 from trainables.terminal import OK, command, refused
@@ -24,7 +25,7 @@ OPTIONS = {
     "trials": (int, 8, "trials of a grid"),
     "images": (int, 1000, "images to match by"),
     "threads": (int, 1, "CPU threads to match with"),
-    "jobs": (int, 10_000, "trivial jobs of a sweep"),
+    "jobs": (int, 1000, "trivial jobs of a sweep"),
 }
 """Option -> its type, default and meaning. Each kind of measurement takes those that it has a setting for."""
 
@@ -45,18 +46,32 @@ def main(arguments: Sequence[str]) -> int:
     try:
         results.check_readable(options.out)
         bounded("repeats", options.repeats, 1, whole=True)
+        bounded("minutes", options.minutes, 0, above_low=True)
         settings = {what: _setting(module.Setting, options) for what, module in modules.items()}
     except (ValueError, OSError) as error:
         return refused(error)
-    from study.benchmark.contest import machine
+    from study.benchmark.contest import Budget, machine
 
     surroundings = machine()
     print(", ".join(f"{name} {value}" for name, value in surroundings.items()))
+    parts = sum(module.parts(settings[what]) for what, module in modules.items())
+    budget = Budget(60 * options.minutes, parts, options.repeats)
     for what, module in modules.items():
         print(f"measuring {what}", flush=True)
-        measurement = module.measure(settings[what], options.repeats)
-        print(f"{what}: all results", *measurement.lines(), sep="\n", flush=True)
-        results.store(options.out, measurement, surroundings, project_commit())
+        rows: dict[type, list[Any]] = {Comparison: [], Figure: [], Rate: []}
+        for row in module.measure(settings[what], budget):
+            rows[type(row)].append(row)
+            if not isinstance(row, Rate):
+                print(row.line(), flush=True)
+        if any(rows.values()):
+            measurement = Measurement(
+                what=what,
+                settings=dataclasses.asdict(settings[what]),
+                comparisons=rows[Comparison],
+                figures=rows[Figure],
+                rates=rows[Rate],
+            )
+            results.store(options.out, measurement, surroundings, project_commit())
     return OK
 
 
@@ -83,7 +98,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="P,...",
         help=f"that our trials are measured in (default: {','.join(CPU_PRECISIONS)}, on a GPU {','.join(PRECISIONS)})",
     )
-    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=5, help="most rounds of a contest (default: %(default)s)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=10.0,
+        help="for everything together: contests have fewer rounds, at least one; what does not fit is named and not "
+        "measured (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs", results.FILE), help="default: %(default)s")
     return parser
 

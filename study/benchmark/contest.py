@@ -13,7 +13,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -118,32 +118,68 @@ class Team:
         return max(each.memory() for each in self.contestants)
 
 
-def in_turns(teams: Mapping[str, Team], repeats: int) -> dict[str, tuple[float, ...]]:
+class Budget:
+    """The time that the parts of a measurement share: each may take its share of what those before it have left."""
+
+    def __init__(self, seconds: float, parts: int, repeats: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start the time.
+
+        Args:
+            seconds: for all parts together; a part that has begun takes at least one round.
+            parts: how many there are.
+            repeats: most rounds of a part.
+            clock: returns seconds.
+        """
+        self._clock, self._repeats, self._parts = clock, repeats, parts
+        self._end = self._until = clock() + seconds
+
+    def begins(self, part: str) -> bool:
+        """Begin a part if there is time left, and say what is timed, or what is not measured."""
+        now = self._clock()
+        left = self._end - now
+        print(f"timing {part}" if left > 0 else f"not measured, the time is over: {part}", flush=True)
+        self._until = now + left / max(1, self._parts)
+        self._parts -= 1
+        return left > 0
+
+    def rounds(self) -> Iterator[int]:
+        """Yield the rounds of the part that has begun: one, and more while another as long as the last one fits."""
+        for each in range(self._repeats):
+            start = self._clock()
+            yield each
+            now = self._clock()
+            if now + (now - start) > self._until:
+                return
+
+
+def in_turns(teams: Mapping[str, Team], rounds: Iterable[int]) -> dict[str, tuple[float, ...]]:
     """Return the seconds that each team takes for one unit of work, repeat by repeat.
 
     Args:
         teams: name -> who. The order changes with each repeat.
-        repeats: of each team.
+        rounds: to run, counted from 0.
     """
     times: dict[str, list[float]] = {name: [] for name in teams}
     names = list(teams)
-    for repeat in range(repeats):
+    for repeat in rounds:
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             seconds, done = teams[name].seconds()
             times[name].append(seconds / done)
     return {name: tuple(each) for name, each in times.items()}
 
 
-def compare(name: str, ours: Callable[[], object], other: Callable[[], object], repeats: int) -> Comparison:
+def compare(name: str, ours: Callable[[], object], other: Callable[[], object], rounds: Iterable[int]) -> Comparison:
     """Time two ways in turns in this process, after one uncounted run of each."""
     times: dict[Callable[[], object], list[float]] = {ours: [], other: []}
-    for repeat in range(repeats + 1):
+    for way in times:
+        way()
+    synchronize()
+    for _ in rounds:
         for way, seconds in times.items():
             start = time.perf_counter()
             way()
             synchronize()
-            if repeat:
-                seconds.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - start)
     return Comparison(name=name, ours=tuple(times[ours]), other=tuple(times[other]))
 
 

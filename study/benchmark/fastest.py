@@ -157,7 +157,7 @@ def _rates(plan: Plan, jobs: Sequence[Job], setting: Setting, ways: Sequence[Way
         if not teams:
             raise ValueError(f"{what} cannot be trained here in any of the ways that are left")
         names = {fastest.in_words(way.settings): way for way in teams}
-        seconds = in_turns({name: teams[way] for name, way in names.items()}, REPEATS)
+        seconds = in_turns({name: teams[way] for name, way in names.items()}, range(REPEATS))
         found = {}
         for name, way in names.items():
             each = statistics.median(seconds[name])

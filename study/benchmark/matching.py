@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
-from study.benchmark.contest import compare
-from study.benchmark.results import Measurement
+from study.benchmark.contest import Budget, compare
+from study.benchmark.results import Comparison
 from trainables.config import bounded, known
 from trainables.matching import activation_moments
 from trainables.models import MODELS, build_model, check_width
@@ -37,12 +38,17 @@ class Setting:
         bounded("threads", self.threads, 1, whole=True)
 
 
-def measure(setting: Setting, repeats: int) -> Measurement:
+def parts(setting: Setting) -> int:
+    """Return how many parts the measurement has."""
+    return 1
+
+
+def measure(setting: Setting, budget: Budget) -> Iterator[Comparison]:
     """Compare the two. Both collect the same moments of the same activations; the assignments are not timed.
 
     Args:
         setting: what is matched.
-        repeats: counted repeats of each way.
+        budget: how long it may take.
     """
     torch.set_num_threads(setting.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -51,13 +57,15 @@ def measure(setting: Setting, repeats: int) -> Measurement:
     batches = list(torch.split(torch.randn(setting.images, 3, 32, 32, device=device), 250))
     spec = permutation_spec(model_a)
     alone = [one_group(spec, group) for group in spec.groups]
-    comparison = compare(
-        f"matching {setting.model} x{setting.width:g}, {setting.images} images, against {len(alone)} passes",
+    name = f"matching {setting.model} x{setting.width:g}, {setting.images} images, against {len(alone)} passes"
+    if not budget.begins(name):
+        return
+    yield compare(
+        name,
         lambda: activation_moments(model_a, model_b, spec, batches),
         lambda: [activation_moments(model_a, model_b, each, batches) for each in alone],
-        repeats,
+        budget.rounds(),
     )
-    return Measurement(what="matching", settings=asdict(setting), comparisons=[comparison])
 
 
 def one_group(spec: PermutationSpec, group: str) -> PermutationSpec:

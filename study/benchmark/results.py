@@ -123,10 +123,6 @@ class Measurement:
     figures: Sequence[Figure] = ()
     rates: Sequence[Rate] = ()
 
-    def lines(self) -> list[str]:
-        """Return what to print."""
-        return [*(each.line() for each in self.comparisons), *(each.line() for each in self.figures)]
-
     def document(self) -> dict[str, Any]:
         """Return what to store."""
         return {

@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search_spaces import SPACES, SearchSpace, get_space
-from study.benchmark.contest import peak_memory
-from study.benchmark.results import Figure, Measurement
+from study.benchmark.contest import Budget, peak_memory
+from study.benchmark.results import Figure
 from study.plan import Plan, make_plan
 from trainables.config import bounded
 from trainables.data.layout import ARCHIVE_FILES
@@ -35,7 +35,7 @@ class Setting:
         jobs: of the larger of two sweeps, at least; the other has a tenth.
     """
 
-    jobs: int = 10_000
+    jobs: int = 1000
 
     def __post_init__(self) -> None:
         bounded("jobs", self.jobs, MIN_JOBS, whole=True)
@@ -66,36 +66,39 @@ class Cost:
     again: int
 
 
-def measure(setting: Setting, repeats: int) -> Measurement:
+def parts(setting: Setting) -> int:
+    """Return how many parts the measurement has."""
+    return 2
+
+
+def measure(setting: Setting, budget: Budget) -> Iterator[Figure]:
     """Run sweeps of two sizes, with and without a tracker; each takes minutes, so none is repeated.
 
     Args:
         setting: how large.
-        repeats: not used.
+        budget: how long it may take.
 
     Raises:
         RuntimeError: a job of a sweep failed.
     """
-    figures = sharing()
+    yield from sharing()
     for tracked in (False, True):
+        kind = f"{'with' if tracked else 'without'} MLflow"
+        if not budget.begins(f"sweeps of {setting.jobs // 10} and {setting.jobs} jobs {kind}"):
+            continue
         small, large = (run_apart(jobs, tracked) for jobs in (setting.jobs // 10, setting.jobs))
-        kind = f"{large.jobs} jobs {'with' if tracked else 'without'} MLflow"
+        kind = f"{large.jobs} jobs {kind}"
         growth = 1024 * (large.memory - small.memory) / (large.jobs - small.jobs)
-        figures += [
-            Figure(name=f"driver time per job, {kind}", value=1000 * large.driver_seconds / large.jobs, unit="ms"),
-            Figure(name=f"wall time per job, {kind}", value=1000 * large.wall_seconds / large.jobs, unit="ms"),
-            Figure(name=f"peak memory of the driver, {kind}", value=large.memory, unit="MiB"),
-            Figure(name=f"of it before the first job, {kind}", value=large.start_memory, unit="MiB"),
-            Figure(name=f"growth per job beyond {small.jobs}, {kind}", value=growth, unit="KiB"),
-            Figure(name=f"jobs that a second sweep would run again, {kind}", value=large.again),
-        ]
+        yield Figure(name=f"driver time per job, {kind}", value=1000 * large.driver_seconds / large.jobs, unit="ms")
+        yield Figure(name=f"wall time per job, {kind}", value=1000 * large.wall_seconds / large.jobs, unit="ms")
+        yield Figure(name=f"peak memory of the driver, {kind}", value=large.memory, unit="MiB")
+        yield Figure(name=f"of it before the first job, {kind}", value=large.start_memory, unit="MiB")
+        yield Figure(name=f"growth per job beyond {small.jobs}, {kind}", value=growth, unit="KiB")
+        yield Figure(name=f"jobs that a second sweep would run again, {kind}", value=large.again)
         if tracked:
-            figures.append(
-                Figure(name=f"delivery to MLflow after the end, {kind}", value=large.delivery_seconds, unit="s")
-            )
+            yield Figure(name=f"delivery to MLflow after the end, {kind}", value=large.delivery_seconds, unit="s")
         else:
-            figures.append(Figure(name=f"plan of {large.jobs} jobs", value=large.plan_seconds, unit="s"))
-    return Measurement(what="sweep", settings=asdict(setting), figures=figures)
+            yield Figure(name=f"plan of {large.jobs} jobs", value=large.plan_seconds, unit="s")
 
 
 # --- what a plan saves -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from study import fastest
-from study.benchmark.contest import Contestant, Team, Way, in_turns
-from study.benchmark.results import Comparison, Figure, Measurement, Rate
+from study.benchmark.contest import Budget, Contestant, Team, Way, in_turns
+from study.benchmark.results import Comparison, Figure, Rate
 from trainables.allocation import keep_freed_memory
 from trainables.config import CPU_PRECISIONS, PRECISIONS, Recipe, Task, bounded, fits_lanes, known
 from trainables.cpu import emulates_bf16
@@ -223,52 +223,47 @@ def images_on_disk(count: int, image_size: int) -> Iterator[Path]:
 
 
 # --- the contests ----------------------------------------------------------------------------------------------------
-def measure(setting: Setting, repeats: int) -> Measurement:
-    """Compare the ways to train.
+def parts(setting: Setting) -> int:
+    """Return how many parts the measurement has."""
+    return len(_thread_counts()) + len(setting.precisions) + len(setting.ways)
+
+
+def measure(setting: Setting, budget: Budget) -> Iterator[Comparison | Figure | Rate]:
+    """Compare the ways to train; each row comes as soon as it is measured.
 
     Args:
         setting: what is trained.
-        repeats: counted runs of each way.
+        budget: how long it may take.
 
     Raises:
         RuntimeError: one of the ways failed.
     """
-    cuda = torch.cuda.is_available()
-    comparisons: list[Comparison] = []
-    figures: list[Figure] = []
-    rates: list[Rate] = []
+    network = f"{setting.model} x{setting.width:g}"
     with images_on_disk(setting.images, setting.image_size) as folder:
-        for threads in dict.fromkeys([cores()] if cuda else [cores(), 1]):
+        for threads in _thread_counts():
             ways = ", ".join([CONVENTIONAL, *map(str, setting.ways)])
-            print(f"timing one trial on {threads} threads: {ways}", flush=True)
-            compared, found = _one_trial(setting, threads, folder, repeats)
-            comparisons += compared
-            figures += found
-            _print(compared)
+            if budget.begins(f"one trial of {network}, {_on(threads)}: {ways}, bare model step"):
+                yield from _one_trial(setting, threads, folder, budget)
         for precision in setting.precisions:
-            print(f"timing {precision} compiled and stacked", flush=True)
-            compared = _alternatives(setting, precision, folder, repeats)
-            _print(compared)
-            comparisons += compared
+            if budget.begins(f"{network} {precision}, compiled and stacked"):
+                yield from _alternatives(setting, precision, folder, budget)
         for way in setting.ways:
-            together = setting.trials if cuda else min(setting.trials, cores())
-            print(f"timing {together} trials at a time, {way}", flush=True)
-            comparison, own = _grid(setting, way, together, folder, repeats)
-            _print([comparison])
-            comparisons.append(comparison)
-            rates.append(own)
-    return Measurement(what="training", settings=asdict(setting), comparisons=comparisons, figures=figures, rates=rates)
+            together = setting.trials if torch.cuda.is_available() else min(setting.trials, cores())
+            if budget.begins(f"{together} trials of {network} {way} at a time, against one conventional"):
+                yield from _grid(setting, way, together, folder, budget)
 
 
-def _print(comparisons: Sequence[Comparison]) -> None:
-    """Print rows as soon as they are measured: all of them take minutes."""
-    print(*(each.line() for each in comparisons), sep="\n", flush=True)
+def _thread_counts() -> list[int]:
+    return [cores()] if torch.cuda.is_available() else list(dict.fromkeys([cores(), 1]))
 
 
-def _one_trial(setting: Setting, threads: int, folder: Path, repeats: int) -> tuple[list[Comparison], list[Figure]]:
+def _on(threads: int) -> str:
+    return "GPU" if torch.cuda.is_available() else f"{threads} thread{'s' * (threads > 1)}"
+
+
+def _one_trial(setting: Setting, threads: int, folder: Path, budget: Budget) -> Iterator[Comparison | Figure]:
     """Compare one trial with the conventional loop and with the bare step, all on so many threads."""
-    comparisons, figures = [], []
-    on = "GPU" if torch.cuda.is_available() else f"{threads} thread{'s' * (threads > 1)}"
+    on = _on(threads)
     with ExitStack() as stack:
         teams = {CONVENTIONAL: Team(stack, Contestant(CONVENTIONAL, threads, conventional, setting, folder))}
         for way in setting.ways:
@@ -276,20 +271,19 @@ def _one_trial(setting: Setting, threads: int, folder: Path, repeats: int) -> tu
         for precision in setting.precisions:
             bare = f"bare {precision}"
             teams[bare] = Team(stack, Contestant(bare, threads, BareStep, setting, folder, precision))
-        seconds = in_turns(teams, repeats)
+        seconds = in_turns(teams, budget.rounds())
         for way in setting.ways:
             what = f"training {setting.model} x{setting.width:g} {way}, {on}"
             for against, other in (("conventional loop", CONVENTIONAL), ("bare model step", f"bare {way.precision}")):
                 name = f"{what}, against the {against}"
-                comparisons.append(_comparison(name, seconds[f"ours {way}"], seconds[other], setting.images))
+                yield _comparison(name, seconds[f"ours {way}"], seconds[other], setting.images)
         for name, team in teams.items():
             speed = 1 / statistics.median(seconds[name])
-            figures.append(Figure(name=f"training {name}, {on}", value=speed, unit="images/s"))
-            figures.append(Figure(name=f"peak memory {name}, {on}", value=team.memory(), unit="MiB"))
-    return comparisons, figures
+            yield Figure(name=f"training {name}, {on}", value=speed, unit="images/s")
+            yield Figure(name=f"peak memory {name}, {on}", value=team.memory(), unit="MiB")
 
 
-def _alternatives(setting: Setting, precision: str, folder: Path, repeats: int) -> list[Comparison]:
+def _alternatives(setting: Setting, precision: str, folder: Path, budget: Budget) -> Iterator[Comparison]:
     """Compare what might be quicker with what is done: one network at a time, as it comes; on one thread."""
     plain = fastest.Way(precision=precision)
     ways: dict[str, tuple[Callable[..., Way], fastest.Way, int]] = {
@@ -305,32 +299,32 @@ def _alternatives(setting: Setting, precision: str, folder: Path, repeats: int) 
             name: Team(stack, *(Contestant(name, 1, way, setting, folder, how) for _ in range(count)))
             for name, (way, how, count) in ways.items()
         }
-        seconds = in_turns(teams, repeats)
+        seconds = in_turns(teams, budget.rounds())
     what = f"training {setting.model} x{setting.width:g} {precision}"
-    return [
-        _comparison(f"{what}, {name}", seconds[ours], seconds[other], setting.images)
-        for name, ours, other in (
-            ("compiled, against as it is", "compiled", "trial"),
-            (f"{STACK} nets stacked, against one after another", "stacked", "trial"),
-            (f"{STACK} nets stacked, against side by side", "stacked", "side by side"),
-        )
-        if {ours, other} <= seconds.keys()
-    ]
+    for name, ours, other in (
+        ("compiled, against as it is", "compiled", "trial"),
+        (f"{STACK} nets stacked, against one after another", "stacked", "trial"),
+        (f"{STACK} nets stacked, against side by side", "stacked", "side by side"),
+    ):
+        if {ours, other} <= seconds.keys():
+            yield _comparison(f"{what}, {name}", seconds[ours], seconds[other], setting.images)
 
 
-def _grid(setting: Setting, way: fastest.Way, together: int, folder: Path, repeats: int) -> tuple[Comparison, Rate]:
+def _grid(
+    setting: Setting, way: fastest.Way, together: int, folder: Path, budget: Budget
+) -> Iterator[Comparison | Rate]:
     """Compare trials side by side, one thread each, with one conventional trial on all cores."""
     with ExitStack() as stack:
         alone = Contestant(CONVENTIONAL, cores(), conventional, setting, folder)
         trials = [Contestant(f"trial {each}", 1, OurTrial, setting, folder, way) for each in range(together)]
-        seconds = in_turns({"ours": Team(stack, *trials), CONVENTIONAL: Team(stack, alone)}, repeats)
+        seconds = in_turns({"ours": Team(stack, *trials), CONVENTIONAL: Team(stack, alone)}, budget.rounds())
     what = f"{setting.model} x{setting.width:g} {way}"
     name = f"training {what}, {together} trials at a time, against one conventional"
-    own = replace(
+    yield _comparison(name, seconds["ours"], seconds[CONVENTIONAL], setting.images)
+    yield replace(
         rate(setting, way, together * statistics.median(seconds["ours"])),
         conventional=1 / (together * statistics.median(seconds[CONVENTIONAL])),
     )
-    return _comparison(name, seconds["ours"], seconds[CONVENTIONAL], setting.images), own
 
 
 def rate(setting: Setting, way: fastest.Way, seconds: float, compile_seconds: float = 0.0) -> Rate:
