@@ -124,12 +124,16 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
     )
 
 
-def slower_ways(plan: Plan, store: Store) -> list[str]:
-    """Return a line on each network that was measured to train slower than a conventional loop on this model of CPU."""
+def rates_here(store: Store) -> list[Rate]:
+    """Return the rates that were measured on this model of CPU; none if their file is damaged."""
     try:
-        rates = read_rates(benchmark_file(store), cpu.name())
+        return read_rates(benchmark_file(store), cpu.name())
     except ValueError:  # said where the estimate's basis is
         return []
+
+
+def slower_ways(plan: Plan, rates: Sequence[Rate]) -> list[str]:
+    """Return a line on each network that was measured to train slower than a conventional loop."""
     compared = [rate for rate in rates if rate.conventional is not None]
     lines = []
     for net in dict.fromkeys(_net(plan, job) for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)):
@@ -137,11 +141,9 @@ def slower_ways(plan: Plan, store: Store) -> list[str]:
         own = [rate for rate in here if _way(rate) == _way(net)]
         if not own or own[-1].conventional is None or own[-1].images_per_second >= own[-1].conventional:
             continue
-        fastest = max(here, key=lambda rate: rate.images_per_second)
         lines.append(
             f"{net.model} x{net.width:g} with {_settings(net)} is slower on this CPU than a conventional loop: "
-            f"{own[-1].images_per_second:,.0f} against {own[-1].conventional:,.0f} images/s; fastest as measured: "
-            f"{_settings(fastest)}, {fastest.images_per_second:,.0f} images/s (--fastest chooses)"
+            f"{own[-1].images_per_second:,.0f} against {own[-1].conventional:,.0f} images/s"
         )
     return list(dict.fromkeys(lines))
 

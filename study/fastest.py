@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from search_spaces import RECIPES, SearchSpace
-from study.benchmark.results import Rate
-from study.estimate import masked
+from study.benchmark.results import Rate, nearest
+from study.estimate import image_size, masked
 from study.plan import Network, Plan, Ways
 from trainables import documents
 from trainables.config import CPU_PRECISIONS, KERNELS, PRECISIONS, SPARSE_KERNELS_FROM, TRAINING_CONFIGS, Cell
@@ -36,6 +36,9 @@ FOLDER: Final = "fastest"
 CPU, GPU = "cpu", "cuda"
 TIE: Final = 1.05
 """A way that takes less than so many times as long as the quickest is as quick: measured again, it may win."""
+
+NOTABLE: Final = 1.1
+"""A plan names another way that is more than so many times as fast as the space's own."""
 
 _FILE = re.compile(rf"{FOLDER}/[a-z]+/(.+?)-x([0-9]+(?:\.[0-9]+)?)(-.*)?\.json")
 
@@ -311,6 +314,52 @@ def seconds(plan: Plan, jobs: Iterable[Job], way: Way, rates: Mapping[Way, Rate]
 def quickest(totals: Mapping[Way, float]) -> Way:
     """Return the way that takes the fewest seconds; of those that take as good as no longer, the first one."""
     return next(way for way, total in totals.items() if total < TIE * min(totals.values()))
+
+
+def faster_ways(plan: Plan, rates: Sequence[Rate], given: Kept) -> list[str]:
+    """Return a line on each network that one of the ways left by the user trains faster than the space's own way.
+
+    Rates are compared that were measured alike: of one width and image size, by the same kind of measurement.
+
+    Args:
+        plan: the plan; networks that a way was chosen for already are left as they are.
+        rates: measured on the machine that trains.
+        given: settings that the user has given.
+    """
+    space, found = plan.space, []
+    if any(isinstance(getattr(space, name), tuple) for name in SETTINGS):
+        return []
+    own = Way(precision=space.precision, compiled=space.compiled, kernels=space.kernels, stacked=space.stacked)
+    for network in networks(space):
+        jobs = training_jobs(plan, network)
+        base = _rate(own.at(0.0), network, rates, image_size(plan, jobs[0])) if jobs else None
+        if base is None or network in plan.ways:
+            continue
+        alike = [
+            each
+            for each in rates
+            if each.image_size == base.image_size and (each.conventional is None) == (base.conventional is None)
+        ]
+        measured = {way: each for way in WAYS if (each := _rate(way, network, alike, base.image_size))}
+        left = [way for way in measured if way.at(0.0) in measured and given.items() <= way.settings.items()]
+        totals = {way: seconds(plan, jobs, way, measured) for way in left if fits(way, space, network)}
+        best = min(totals, key=lambda way: totals[way], default=own)
+        if own in totals and totals[own] > NOTABLE * totals[best]:
+            changed = {name: value for name, value in best.settings.items() if value != own.settings[name]}
+            flags = " ".join(f"--set {each}" for each in in_words(changed).split())
+            found.append(
+                f"as measured on this CPU, {called(network)} trains {totals[own] / totals[best]:.1f} times faster with "
+                f"{in_words(changed)}: {flags}, or --fastest"
+            )
+    return found
+
+
+def _rate(way: Way, network: Network, rates: Sequence[Rate], size: int) -> Rate | None:
+    """Return how fast a network was measured to train a way, at its own width."""
+    model, width = network
+    settings: dict[str, Any] = way.settings
+    own = [rate for rate in rates if rate.width == width]
+    return nearest(own, model, width, image_size=size, sparsity=SPARSE_KERNELS_FROM, **settings)
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------

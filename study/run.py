@@ -20,7 +20,7 @@ from pathlib import Path
 from search_spaces import SPACES, SearchSpace, get_space
 from study import fastest
 from study.address import cluster_address
-from study.estimate import Estimates, duration, estimate, slower_ways
+from study.estimate import Estimates, duration, estimate, rates_here, slower_ways
 from study.plan import Plan, make_plan, override
 from study.tracking import check_tracking, default_tracking_uri
 from trainables import cpu, schema
@@ -247,12 +247,13 @@ def _unmeasured(choice: fastest.Choice | None) -> list[str]:
 
 
 def _slow(plan: Plan, store: Store, options: argparse.Namespace) -> list[str]:
-    """Return a line on whatever of a plan is slow on this machine's CPU, as far as trials run on it."""
+    """Return a line on whatever of a plan is slow on this machine's CPU, or could be faster, if trials run on it."""
     address = cluster_address(options.address)
     if address is not None or fastest.device_of_trials(options.gpus_per_trial, address, store) != fastest.CPU:
         return []
     trained = [job.config for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)]
-    lines = slower_ways(plan, store)
+    rates = rates_here(store)
+    lines = slower_ways(plan, rates) + fastest.faster_ways(plan, rates, fastest.kept(plan.space, options.set))
     if cpu.emulates_bf16() and any(config.recipe.precision == "bf16" for config in trained):
         lines.append(
             f"warning: this CPU ({cpu.name()}) has none of {', '.join(cpu.BF16_FEATURES)} and emulates precision=bf16, "
@@ -317,8 +318,8 @@ def _dry_run(plan: Plan, store: Store, choice: fastest.Choice | None, options: a
     published = store.keys()
     todo = plan.closure.todo(published)
     estimates = estimate(plan, store, published)
-    print_plan(plan, todo, estimates)
-    for line in (*_unmeasured(choice), *_slow(plan, store, options)):
+    print_plan(plan, todo, estimates, store, options)
+    for line in _unmeasured(choice):
         print(line)
     slots = options.max_concurrent or max(1, int((os.cpu_count() or 1) / options.cpus_per_trial))
     if todo:
@@ -327,8 +328,10 @@ def _dry_run(plan: Plan, store: Store, choice: fastest.Choice | None, options: a
     return OK
 
 
-def print_plan(plan: Plan, todo: dict[str, set[int | None]], estimates: Estimates) -> None:
-    """Print the jobs by kind: how many, how many are published, what is left and what it costs."""
+def print_plan(
+    plan: Plan, todo: dict[str, set[int | None]], estimates: Estimates, store: Store, options: argparse.Namespace
+) -> None:
+    """Print the jobs by kind: how many, how many are published, what is left and what it costs; and what is slow."""
     space = plan.space
     print(f"{space.name}: {space.question}")
     print(f"  {'job':<8}{'total':>8}{'published':>11}{'to run':>8}{'epochs':>12}{'est. time':>14}")
@@ -345,7 +348,7 @@ def print_plan(plan: Plan, todo: dict[str, set[int | None]], estimates: Estimate
     )
     for name, facts in plan.facts.items():
         print(*facts.lines(name), sep="\n")
-    for line in fastest.lines(plan.ways):
+    for line in (*fastest.lines(plan.ways), *_slow(plan, store, options)):
         print(line)
 
 

@@ -100,7 +100,7 @@ def run_sweep(
     published = store.keys()
     todo = plan.closure.todo(published)
     estimates = estimate(plan, store, published)
-    print_plan(plan, todo, estimates)
+    print_plan(plan, todo, estimates, store, options)
     tracker = Tracker(plan, store, tracking_uri, fresh=set(todo))
     tracker.start(START_SECONDS if todo else 0.0)
     sweep = _Sweep(plan, store, tracker, estimates, options, command)

@@ -18,16 +18,17 @@ from tiny_study import tiny_space
 import study.benchmark.fastest as measuring
 from analysis.signs import TIMES
 from search_spaces import SPACES, SearchSpace
-from study import fastest
+from study import fastest, sweep
 from study.address import ClusterError
 from study.benchmark.__main__ import main as benchmark
-from study.benchmark.results import FILE, Rate, read_rates
+from study.benchmark.results import FILE, Measurement, Rate, read_rates
+from study.benchmark.results import store as keep
 from study.estimate import masked
 from study.fastest import CPU, GPU, Way, choice, quickest
 from study.plan import Plan, make_plan, override
-from study.run import main
+from study.run import _parser, main
 from study.tracking import recipe_digest
-from trainables import schema
+from trainables import cpu, schema
 from trainables.config import SPARSE_KERNELS_FROM, TRAINING_CONFIGS
 from trainables.store import Store
 from trainables.terminal import OK, WRONG_REQUEST
@@ -189,6 +190,84 @@ def test_sparse_kernels_pay_where_there_is_much_to_train_under_masks(store: Stor
     assert decide(space(sparsity=0.5), measured, store) == BF16, "no job would use them"
     assert decide(space(sparsity=0.95, method="dense"), measured, store) == BF16
     assert decide(space(sparsity=0.95, imp_epochs=0, epochs=200, rewind_epoch=198), measured, store) == BF16
+
+
+# --- what a plan says of ways that were measured ----------------------------------------------------------------------
+def faster(*measured: Mapping[Way, Rate], settings: Iterable[str] = (), **changes: Any) -> list[str]:
+    """Return what the plan of a space with sparse jobs only says."""
+    asked = override(space(sparsity=0.95, **changes), settings)
+    return fastest.faster_ways(
+        make_plan(asked), [rate for each in measured for rate in each.values()], fastest.kept(asked, settings)
+    )
+
+
+def test_a_plan_names_the_way_that_is_faster_than_its_own_as_measured() -> None:
+    (line,) = faster(rates({PLAIN: 100.0, BF16: 90.0, STACKED: 200.0}))
+    assert line == (
+        "as measured on this CPU, resnet8 x0.25 trains 2.0 times faster with stacked=true: "
+        "--set stacked=true, or --fastest"
+    )
+    measured = rates({PLAIN: 100.0, BF16: 150.0, SPARSE: 1000.0})
+    (line,) = faster(measured)
+    jobs = fastest.training_jobs(plan := make_plan(space(sparsity=0.95)), NET)
+    plain, sparse = (fastest.seconds(plan, jobs, way, measured) for way in (PLAIN, SPARSE))
+    assert f"{plain / sparse:.1f} times faster with kernels=sparse" in line, "dense jobs stay as they are"
+    (line,) = faster(measured, settings=["kernels=dense"])
+    assert "1.5 times faster with precision=bf16: --set precision=bf16, or --fastest" in line
+
+
+@pytest.mark.parametrize(
+    ("measured", "changes"),
+    [
+        (rates({PLAIN: 100.0, BF16: 109.0}), {}),
+        (rates({BF16: 100.0}), {}),
+        (rates({PLAIN: 100.0, BF16: 900.0}), {"width": 0.5}),
+        (rates({PLAIN: 100.0, BF16: 900.0}), {"precision": "bf16"}),
+        (rates({PLAIN: 100.0, SPARSE: 900.0}), {"batch_size": 100}),
+        (rates({SPARSE: 900.0}) | {PLAIN: dataclasses.replace(*rates({PLAIN: 1.0}).values(), image_size=32)}, {}),
+        (rates({PLAIN: 9.0}) | {BF16: dataclasses.replace(*rates({BF16: 99.0}).values(), conventional=1.0)}, {}),
+    ],
+)
+def test_a_plan_names_no_way_that_is_no_faster_or_was_not_measured_alike(
+    measured: Mapping[Way, Rate], changes: dict[str, Any]
+) -> None:
+    assert faster(measured, **changes) == []
+
+
+def test_what_was_chosen_already_is_no_advice() -> None:
+    measured = list(rates({PLAIN: 100.0, BF16: 900.0}).values())
+    assert fastest.faster_ways(make_plan(space()), measured, {})
+    assert fastest.faster_ways(make_plan(space(), ways={NET: PLAIN.settings}), measured, {}) == []
+
+
+def test_a_run_says_at_its_start_what_its_dry_run_says(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Started(Exception):
+        """The plan has been printed, recording would begin."""
+
+    def started(*_: object, **__: object) -> None:
+        raise Started
+
+    monkeypatch.setattr(sweep, "Tracker", started)
+    monkeypatch.setattr(sweep, "prepare_environment", lambda address: None)
+    monkeypatch.setattr(fastest, "_gpus_here", lambda: 0)
+    monkeypatch.setitem(SPACES, "tiny", asked := space())
+    slow, quick = rates({PLAIN: 100.0, BF16: 900.0}).values()
+    measured = [dataclasses.replace(slow, conventional=170.0), dataclasses.replace(quick, conventional=170.0)]
+    keep(store.root / FILE, Measurement(what="training", settings={}, rates=measured), {"cpu": cpu.name()}, None)
+    arguments = ["--space", "tiny", "--storage", str(store.root)]
+    assert main([*arguments, "--dry-run"]) == OK
+    dry = capsys.readouterr().out
+    with pytest.raises(Started):
+        sweep.run_sweep(make_plan(asked), store, "", None, _parser().parse_args(arguments), "")
+    run = capsys.readouterr().out
+    for words in (
+        "slower on this CPU than a conventional loop: 100 against 170",
+        "9.0 times faster with precision=bf16",
+    ):
+        assert words in dry
+        assert words in run
 
 
 # --- what it does to a plan -------------------------------------------------------------------------------------------
@@ -478,7 +557,12 @@ def test_figures_over_widths_stay_whole_and_the_report_says_how_each_was_trained
     from analysis import cells, load, report, width  # which take a second to import, and pandas
 
     asked = dataclasses.replace(
-        SPACES["resnet20_width_sweep"], width=(1.0, 4.0), sparsity=(0.5, 0.9), rewind_epoch=(10,), seeds=(0, 1)
+        SPACES["resnet20_width_sweep"],
+        width=(1.0, 4.0),
+        sparsity=(0.5, 0.9),
+        rewind_epoch=(10,),
+        seeds=(0, 1),
+        rewind_epochs_of_width=(),
     )
     ways = {("resnet20", 1.0): SPARSE.settings, ("resnet20", 4.0): BF16_COMPILED.settings}
     frames = []
