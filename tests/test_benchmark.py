@@ -401,6 +401,39 @@ def test_what_sharing_saves_is_read_off_the_plans() -> None:
     assert f"({plan.epochs:,} with it)" in figures["digits_quickstart"].name
 
 
+@pytest.mark.parametrize(("minutes", "measured"), [(10, [False, True]), (1, [False])])
+def test_sweeps_for_which_there_is_no_time_are_named_and_left_out(
+    minutes: int, measured: list[bool], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now, found = 0.0, []
+
+    def run_apart(jobs: int, tracked: bool) -> sweep.Cost:
+        nonlocal now
+        now += 60
+        found.append(tracked)
+        return sweep.Cost(
+            jobs=jobs,
+            plan_seconds=1.0,
+            driver_seconds=1.0,
+            wall_seconds=1.0,
+            delivery_seconds=1.0,
+            start_memory=1.0,
+            memory=1.0,
+            again=0,
+        )
+
+    monkeypatch.setattr(sweep, "run_apart", run_apart)
+    monkeypatch.setattr(sweep, "sharing", list)
+    setting = sweep.Setting()
+    budget = Budget(60 * minutes, sweep.parts(setting), 5, clock=lambda: now)
+    names = [figure.name for figure in sweep.measure(setting, budget)]
+    assert found == [tracked for tracked in measured for _ in range(2)]
+    assert any("with MLflow" in name for name in names) == (True in measured)
+    assert ("not measured, the time is over: sweeps of 100 and 1000 jobs with" in capsys.readouterr().out) == (
+        True not in measured
+    )
+
+
 def test_a_sweep_so_small_that_both_sizes_are_the_same_is_refused() -> None:
     with pytest.raises(ValueError, match=r"jobs must be a whole number in \[100, inf\), got 99"):
         sweep.Setting(jobs=99)
