@@ -182,6 +182,7 @@ def miniature(space: SearchSpace, **changes: Any) -> SearchSpace:
         "width": (0.25,),
         "sparsity": (0.36,),
         "rewind_epoch": (1,),
+        "rewind_epochs_of_width": (),
         "match_epoch": tuple(dict.fromkeys(min(epoch, 1) for epoch in space.match_epoch)),
         "seeds": (0,),
         "epochs": 2,

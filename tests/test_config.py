@@ -26,7 +26,7 @@ from trainables.data import DATASETS
 from trainables.graph import FRESH_SEEDS, target
 from trainables.matchers import MATCHER_NAMES
 from trainables.methods import METHODS
-from trainables.models import MODELS
+from trainables.models import INITS, MODELS
 
 TINY = 5e-324
 BELOW_1 = math.nextafter(1, 0)
@@ -67,6 +67,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "dataset": tuple(DATASETS),
     "matcher": tuple(MATCHER_NAMES),
     "schedule": tuple(SCHEDULES),
+    "imp_schedule": tuple(SCHEDULES),
+    "init": tuple(INITS),
     "precision": tuple(PRECISIONS),
     "kernels": tuple(KERNELS),
     "pruner": tuple(PRUNERS),
@@ -133,6 +135,7 @@ def test_interpolation_needs_a_midpoint(points: int) -> None:
 
 
 SWITCHES = ["compiled", "stacked", "augment", "prune_shortcuts", "prune_classifier", "imp_path", "mask_overlap"]
+SWITCHES += ["match_augment", "rewind_offset_counts"]
 
 
 @pytest.mark.parametrize("field", SWITCHES)

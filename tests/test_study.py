@@ -236,7 +236,7 @@ def test_dry_run_knows_what_is_published(published: Store, tmp_path: Path, capsy
         (["--space", SPACE, "--set", "method=lht"], "did you mean 'lth'"),
         (["--space", SPACE, "--set", "epochs"], "key=value"),
         (["--space", SPACE, "--storage", "s3://bucket"], "s3://bucket"),
-        (["--space", SPACE, "--tracking-uri", "http://user:secret@127.0.0.1:9"], "cannot be reached"),
+        (["--space", SPACE, "--tracking-uri", "http://user:secret@nowhere.invalid"], "cannot be reached"),
         ([], "--list"),
     ],
 )
