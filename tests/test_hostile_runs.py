@@ -15,6 +15,8 @@ import synthetic_runs as synthetic
 from analysis import files, load, report, summary
 from analysis.figures import FIGURES
 
+pytestmark = pytest.mark.slow
+
 FORMULA = re.compile(r"\s*[=+\-@]")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 
