@@ -68,7 +68,7 @@ class Hosts:
         if not (surely or (len(streak) >= FAILURES and others)):
             return False
         name, error = nodes[node].name, redact_text(error)
-        self.out[node] = error if names(error, name) else f"{name}: {error}"
+        self.out[node] = f"{name}: {error.removeprefix(f'host {name}: ')}"
         return True
 
     def forgiven(self, node: str) -> Counter[str]:

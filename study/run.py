@@ -50,6 +50,8 @@ def main(arguments: Sequence[str]) -> int:
             return _clean(store, data_dir, options)
         if options.space is None:
             raise ValueError("which space? --space NAME, or --list to see them")
+        if options.verify and (options.dry_run or options.status):
+            raise ValueError("--verify sets damaged results aside, --dry-run and --status change nothing: choose one")
         space = override(get_space(options.space), options.set)
         # An object store holds no database: that stays where the driver runs.
         uri = options.tracking_uri or default_tracking_uri(store.root if store.is_local else Path("outputs").absolute())
@@ -309,7 +311,7 @@ def _verify(plan: Plan, store: Store) -> None:
     outputs = {ref.key: ref for job in plan.jobs.values() for ref in (Ref(job), *(parent for _, parent in job.parents))}
     published = sorted(outputs.keys() & store.keys())
     damaged = store.verify(published)
-    for key in damaged:  # also what only led to published results, and would not be needed otherwise
+    for key in damaged:  # also states at rewind epochs, which are not needed once they have led to a result
         plan.closure.add(outputs[key])
     print(*damaged.values(), f"{len(published)} results verified, {len(damaged)} damaged", sep="\n")
 

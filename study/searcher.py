@@ -328,7 +328,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             return
         if len(self._hosts.out) > known:
             self._put_out(node)
-        self._tell(key, f"{why}; goes to another host, this attempt does not count")
+        if self._any_host():
+            self._tell(key, f"{why}; goes to another host, this attempt does not count")
         self._postpone(key, FIRST_PAUSE)
 
     def _put_out(self, node: str) -> None:
@@ -336,8 +337,12 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._say(f"no more jobs for {self._hosts.out[node]}")
         for key, failures in self._hosts.forgiven(node).items():
             self._vain[key] = max(0, self._vain[key] - failures)
-        if not self._hosts.fit({"CPU": 1e-3}, self._hosts.present()):
+        if not self._any_host():
             self._halt(None, f"no host is left; {self._outs()}")
+
+    def _any_host(self) -> bool:
+        """Return whether there is a node that still gets jobs."""
+        return self._hosts.fit({"CPU": 1e-3}, self._hosts.present())
 
     def outs(self) -> list[str]:
         """Return the hosts that get no more jobs, each with the reason."""

@@ -128,7 +128,7 @@ def test_no_classes_or_no_test(tmp_path: Path) -> None:
 
 def test_classes_that_differ(folders: Path) -> None:
     (folders / "test" / "cow").rename(folders / "test" / "dog")
-    with pytest.raises(ValueError, match=r"only in train: cow; only in test: dog"):
+    with pytest.raises(ValueError, match=r"train/ alone has cow; test/ alone has dog"):
         check_dataset("image_folder", folders)
 
 

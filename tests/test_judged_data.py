@@ -544,7 +544,7 @@ def test_what_cannot_be_used_is_refused_at_once(folders: Path, write: Callable[[
     with pytest.raises(ValueError, match=message) as caught:
         check_dataset("image_folder", folders)
     assert all(str(path) in str(caught.value) for path in paths)
-    assert f"2 files cannot be used, mend or remove them: {paths[0]}: " in str(caught.value)
+    assert f"2 files cannot be used (mend or remove): {paths[0]}: " in str(caught.value)
 
 
 def test_loss_is_said(folders: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from search_spaces import RECIPES, SearchSpace, get_space
+from search_spaces import RECIPES, SPACES, SearchSpace, get_space
 from search_spaces.space import AXES
 from study.plan import Plan, make_plan, override
 from study.tracking import recipe_digest
@@ -128,6 +128,15 @@ def test_separate_epochs_by_hand() -> None:
     for method, epochs in alone.items():
         single = make_plan(small(method=method))
         assert (single.epochs, single.separate_epochs) == (epochs, epochs)
+
+
+def test_whatever_is_missing_of_a_plan_is_to_be_computed_also_if_it_only_led_to_others() -> None:
+    plan = make_plan(SPACES["digits_quickstart"])
+    needed = plan.closure.todo(set())
+    everything = {Ref(plan.jobs[key], epoch).key for key, epochs in needed.items() for epoch in epochs}
+    assert not plan.closure.todo(everything)
+    for key in plan.jobs:
+        assert key in plan.closure.todo(everything - {key})
 
 
 def test_parents_come_before_children() -> None:

@@ -265,11 +265,9 @@ def _scan_folders(name: str, root: Path, cache_dir: Path | None) -> ImageFolder:
         raise ValueError(f"dataset {name!r} has no images to test on: {wanted} is missing")
     in_test = _class_names(root / test_folder)
     if in_test != class_names:
-        raise ValueError(
-            f"the classes in {root} differ: only in {TRAIN_FOLDER}: "
-            f"{_shortened(sorted({*class_names} - {*in_test})) or 'none'}; "
-            f"only in {test_folder}: {_shortened(sorted({*in_test} - {*class_names})) or 'none'}"
-        )
+        only = {TRAIN_FOLDER: {*class_names} - {*in_test}, test_folder: {*in_test} - {*class_names}}
+        differ = (f"{folder}/ alone has {_shortened(sorted(names))}" for folder, names in only.items() if names)
+        raise ValueError(f"the folders of classes in {root} differ: {'; '.join(differ)}")
     listing = _Listing(root)
     for split in (TRAIN_FOLDER, test_folder):
         listing.add(split, class_names)
@@ -371,7 +369,7 @@ def unusable(name: str, root: Path, problems: Mapping[str, str]) -> ValueError:
     named += [f"and {len(problems) - _NAMED:,} more"] * (len(problems) > _NAMED)
     # The first one is in the first line, which is all that some places show.
     listed = ";\n  ".join(named)
-    return ValueError(f"dataset {name!r}: {_count(problems, 'file')} cannot be used, mend or remove them: {listed}")
+    return ValueError(f"dataset {name!r}: {_count(problems, 'file')} cannot be used (mend or remove): {listed}")
 
 
 def _named_as_image(path: str) -> bool:
