@@ -253,18 +253,18 @@ def test_sparsities_over_prunable_and_over_all_weights(published: Store) -> None
         assert final[schema.SPARSITY_NETWORK] < final[schema.SPARSITY_PRUNABLE]
 
 
-def test_layer_collapse_is_a_metric_and_a_warning_and_a_mask_of_nothing_is_refused(published: Store) -> None:
-    assert read_metrics(published, PRUNED.key)["final"][schema.COLLAPSED_LAYERS] == 0
+def test_layer_collapse_is_a_metric_and_a_warning_and_a_mask_of_nothing_is_refused(own_copy: Store) -> None:
+    assert read_metrics(own_copy, PRUNED.key)["final"][schema.COLLAPSED_LAYERS] == 0
     collapsing = tiny_cell(sparsity=0.999, pruner="one_shot", imp_epochs=1)
     job = prune_job(collapsing, collapsing.seed_a)
-    publish([Ref(job)], Context(store=published))
-    count = read_metrics(published, job.key)["final"][schema.COLLAPSED_LAYERS]
-    assert count == sum(not kept.any() for kept in read_mask(published, job.key).values()) > 0
-    log = published.read(job.key, schema.LOG).decode()
+    publish([Ref(job)], Context(store=own_copy))
+    count = read_metrics(own_copy, job.key)["final"][schema.COLLAPSED_LAYERS]
+    assert count == sum(not kept.any() for kept in read_mask(own_copy, job.key).values()) > 0
+    log = own_copy.read(job.key, schema.LOG).decode()
     assert re.search(rf"warning: {count:.0f} of \d+ masked layers have no weight left: [\w.]+", log)
     nothing = tiny_cell(sparsity=0.99999, pruner="one_shot")
     with pytest.raises(ValueError, match=r"0\.99999 prunes all 4,804 prunable weights of resnet8 at"):
-        publish([Ref(prune_job(nothing, nothing.seed_a))], Context(store=published))
+        publish([Ref(prune_job(nothing, nothing.seed_a))], Context(store=own_copy))
 
 
 # --- sparse: the right mask on the right net --------------------------------------------------------------------------

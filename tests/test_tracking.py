@@ -1163,7 +1163,7 @@ def test_catching_up_reads_results_side_by_side_and_each_document_once(
 
 def published_study(plan: Plan, store: Store, uri: str) -> int:
     """Run a study that finds everything published; return its exit code."""
-    options = argparse.Namespace(address=None)
+    options = argparse.Namespace(address=None, gpus_per_trial=None)
     return sweep.run_sweep(plan, store, uri, None, options, "python -m study.run --space tiny")
 
 
