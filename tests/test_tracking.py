@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import http.client
@@ -33,6 +32,7 @@ from tiny_study import flip_bit, tiny_space
 from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import SearchSpace
+from study import run as study_run
 from study import runs as study_runs
 from study import sweep, tracking
 from study.plan import Plan, make_plan
@@ -1163,7 +1163,7 @@ def test_catching_up_reads_results_side_by_side_and_each_document_once(
 
 def published_study(plan: Plan, store: Store, uri: str) -> int:
     """Run a study that finds everything published; return its exit code."""
-    options = argparse.Namespace(address=None, gpus_per_trial=None)
+    options = study_run._parser().parse_args(["--space", plan.space.name])
     return sweep.run_sweep(plan, store, uri, None, options, "python -m study.run --space tiny")
 
 
