@@ -27,11 +27,18 @@ from trainables.store import Store
 
 torch.set_num_threads(1)
 
-COMPUTING = (
-    *("test_cells", "test_execution", "test_image_folder", "test_match_images", "test_match_quality"),
-    *("test_methods", "test_seeding", "test_stacked_trials"),
-)
+COMPUTING = ("test_methods", "test_seeding", "test_stacked_trials")
 """Modules that compute with PyTorch, though it has no name in them."""
+AROUND_IT = (
+    "test_benchmark",
+    "test_errors",
+    "test_judged_data",
+    "test_resources",
+    "test_sweep",
+    "test_tune",
+    "test_usage",
+)
+"""Modules that name PyTorch, but test what is around it."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
@@ -39,7 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what computes with PyTorch: its rounding differs with the processor and PyTorch's version."""
     for item in items:
         module = item.getparent(pytest.Module)
-        if module is not None and (hasattr(module.obj, "torch") or module.obj.__name__ in COMPUTING):
+        if module is None or module.obj.__name__ in AROUND_IT:
+            continue
+        if hasattr(module.obj, "torch") or module.obj.__name__ in COMPUTING:
             item.add_marker(pytest.mark.numeric)
 
 
