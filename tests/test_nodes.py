@@ -138,7 +138,7 @@ def test_a_node_that_does_not_reach_the_storage_gets_no_jobs(
     alone.add(2, without=study.store.root)
     alone.add(2)
     out, err = study.finish()
-    assert re.search(r"^no more jobs for \S+ does not see the driver's storage at ", out, re.M), (out, err)
+    assert re.search(r"^no more jobs for (\S+): \1 does not see the driver's storage at ", out, re.M), (out, err)
     assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
 
 

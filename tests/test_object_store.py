@@ -182,7 +182,7 @@ def test_a_lease_is_given_to_one_at_a_time(store: Store, monkeypatch: pytest.Mon
 
 
 def test_an_abandoned_lease_goes_to_one(store: Store) -> None:
-    silent = {"token": "t", "owner": "another-host:1:1", "renewed": 0.0}
+    silent = {"token": "t", "owner": "another-host:1:1", "since": 0.0, "renewed": 0.0, "note": {}}
     store.storage.write(f"leases/{KEY}", json.dumps(silent).encode())
     stores = [Store(store.uri) for _ in range(5)]
     leases: list[Lease | None] = []

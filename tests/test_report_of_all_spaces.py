@@ -20,8 +20,9 @@ from search_spaces import SPACES
 LARGE = dataclasses.replace(
     SPACES["resnet20_width_sweep"],
     name="large",
-    seeds=tuple(range(13)),
+    seeds=tuple(range(14)),
     width=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+    rewind_epochs_of_width=(),
     method=("dense", "imp", "lth", "permuted", "naive", "shuffled", "own_mask"),
     match_epoch=(20, -1),
     mask_overlap=True,
@@ -34,7 +35,7 @@ def reduced(space):
     """A space with little of what there is only more of: it has jobs of the same kinds."""
     few = {name: getattr(space, name)[:2] for name in ("width", "sparsity", "rewind_epoch", "seeds")}
     fine = {name: min(getattr(space, name), 5) for name in ("plane_resolution", "interpolation_points")}
-    return dataclasses.replace(space, **few, **fine)
+    return dataclasses.replace(space, rewind_epochs_of_width=(), **few, **fine)
 
 
 def filled(space, uri, names=tuple(FIGURES)):
