@@ -97,8 +97,9 @@ def make_plan(space: SearchSpace, data_dir: str | None = None, ways: Ways | None
             if measurement.kind == schema.PLANE and (lth := measurement.parent("lth").key) not in graph.jobs:
                 unasked[lth] = dataclasses.replace(cell, method="lth", member=0)  # a net that the grid does not ask for
             ask(measurement, cell)
-    for job in tuple(graph.jobs.values()):
-        graph.add(Ref(job))  # a result that only led to others is a run and a part of the tables, too
+    # A result that only led to others is a run and a part of the tables, too. States at rewind epochs are not.
+    for ref in [parent for job in graph.jobs.values() for _, parent in job.parents if parent.epoch is None]:
+        graph.add(ref)
     return Plan(
         space=space,
         facts=facts,
