@@ -425,19 +425,19 @@ def test_libraries_for_different_processors_flags_and_compilers_are_kept_apart(
     stand_in: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nodes with a home directory in common have one cache."""
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     made = [libraries._built(stand_in)]
     monkeypatch.setattr(libraries, "_processor", lambda: "flags : another processor")
     made.append(libraries._built(stand_in))
     monkeypatch.setattr(libraries, "FLAGS", (*libraries.FLAGS, "-g"))
     made.append(libraries._built(stand_in))
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    for capability in WIDTHS:
+    for capability in WIDTHS.keys() - {"AVX512"}:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
         made.append(libraries._built(stand_in))
     program = Path(stand_in)
     program.write_text(program.read_text().replace("stand-in 1", "stand-in 2"))
     made.append(libraries._built(stand_in))
-    del made[3 + list(WIDTHS).index("AVX512")]  # what is not restricted may be what was made first
     assert len(set(made)) == len(made)
 
 
