@@ -98,7 +98,8 @@ def make_plan(space: SearchSpace, data_dir: str | None = None, ways: Ways | None
                 unasked[lth] = dataclasses.replace(cell, method="lth", member=0)  # a net that the grid does not ask for
             ask(measurement, cell)
     # A result that only led to others is a run and a part of the tables, too. States at rewind epochs are not.
-    for ref in [parent for job in graph.jobs.values() for _, parent in job.parents if parent.epoch is None]:
+    led = {ref.key: ref for job in graph.jobs.values() for _, ref in job.parents if ref.epoch is None}
+    for ref in led.values():
         graph.add(ref)
     return Plan(
         space=space,

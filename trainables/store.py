@@ -171,19 +171,23 @@ class Store:
 
         What is not published is left out.
         """
+        return self._all(self.manifest, keys)
+
+    def _all(self, read: Callable[[str], T], keys: Collection[str]) -> tuple[dict[str, T], list[str]]:
+        """Return what is read of each key that is published, and a line on each that was found damaged."""
         damaged: list[str] = []
 
-        def read(key: str) -> dict[str, Any] | None:
+        def whole(key: str) -> T | None:
             try:
-                return self.manifest(key)
+                return read(key)
             except NotPublished:
                 return None
             except DamagedArtifact as error:
                 damaged.append(str(error))
                 return None
 
-        found = zip(keys, self._side_by_side(read, keys), strict=True)
-        return {key: manifest for key, manifest in found if manifest is not None}, damaged
+        found = zip(keys, self._side_by_side(whole, keys), strict=True)
+        return {key: each for key, each in found if each is not None}, damaged
 
     def _side_by_side(self, read: Callable[[str], T], keys: Collection[str]) -> list[T]:
         """Return what is read of each key; requests to an object store wait for their answers together."""
@@ -227,19 +231,7 @@ class Store:
             keys: of the results; what is not published is left out.
             names: the files to read, of those that have them.
         """
-        damaged: list[str] = []
-
-        def read(key: str) -> Result | None:
-            try:
-                return self.result(key, names)
-            except NotPublished:
-                return None
-            except DamagedArtifact as error:
-                damaged.append(str(error))
-                return None
-
-        found = zip(keys, self._side_by_side(read, keys), strict=True)
-        return {key: result for key, result in found if result is not None}, damaged
+        return self._all(lambda key: self.result(key, names), keys)
 
     def result(self, key: str, names: Collection[str]) -> Result:
         """Return the manifest of a result and those of some files that it has; errors as in :meth:`read`."""
