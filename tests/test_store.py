@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from waiting import HANG_SECONDS, wait_until
@@ -25,10 +26,10 @@ from trainables.lease import LEASE_SECONDS, STALE_SECONDS
 from trainables.processes import me
 from trainables.schema import MANIFEST, METRICS, WEIGHTS
 from trainables.storage import LocalStorage, errors
+from trainables.storage.errors import patiently
 from trainables.store import DamagedArtifact, Lease, NotPublished, StorageError, Store
 
 ROOT = Path(__file__).parents[1]
-"""Seconds that a test waits for another process before it gives up."""
 
 
 def key_of(text: object) -> str:
@@ -612,6 +613,49 @@ def test_a_released_lease_is_not_renewed(store: Store, monkeypatch: pytest.Monke
     lease.release()
     wait_until(lambda: not renewing())
     assert not (store.root / "leases" / KEY).exists()
+
+
+class Losing:
+    """A storage that carries out requests of one kind and loses the answers, or does not carry them out at all."""
+
+    def __init__(self, storage: LocalStorage, request: str, answers: int, *, done: bool) -> None:
+        self._storage, self._request, self.left, self._done = storage, request, answers, done
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._storage, name)
+        if name != self._request:
+            return method
+
+        def lossy(*args: Any) -> Any:
+            if self.left == 0:
+                return method(*args)
+            self.left -= 1
+            if self._done:
+                method(*args)
+            raise StorageError("no answer")
+
+        return lossy
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("request_name", ["create", "remove", "read"])
+def test_an_answer_that_was_lost_does_not_lock_out_the_process_that_asked(
+    store: Store, request_name: str, done: bool
+) -> None:
+    storage = cast(Any, Losing(store.storage, request_name, 1, done=done))
+    path = f"leases/{KEY}"
+    for _ in range(3):
+        give_back(patiently(lambda: Lease.acquire(storage, path)))
+    assert storage.left == 0 or request_name == "read"  # nobody reads where no lease is in the way but its holder
+
+
+def test_a_lease_that_could_not_be_removed_is_removed_when_the_storage_is_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = cast(Any, Losing(store.storage, "remove", 2, done=False))
+    give_back(Lease.acquire(storage, f"leases/{KEY}"))
+    wait_until(lambda: not (store.root / "leases" / KEY).exists(), "other processes would wait for its expiry")
+    assert storage.left == 0
 
 
 def test_who_works_on_what_is_visible(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trainables import documents
 from trainables.documents import Malformed
 from trainables.processes import alive, me
-from trainables.storage.errors import StorageError
+from trainables.storage.errors import StorageError, patiently
 
 if TYPE_CHECKING:
     from trainables.storage import Storage
@@ -36,6 +36,8 @@ _UNFINISHED = re.compile(rf"({_LEASE.pattern})-(.+)-[0-9a-f]{{8}}\.tmp")
 
 _log = logging.getLogger(__name__)
 
+_held: set[str] = set()
+"""Tokens of the leases that this process holds, or is about to take."""
 _observed: dict[tuple[str, str], tuple[str, float]] = {}
 """What this process has seen of others' leases: (storage, path) -> digest of the content, monotonic time since when."""
 
@@ -59,6 +61,7 @@ class Lease:
     _since: float = field(default_factory=time.time)
     _released: threading.Event = field(default_factory=threading.Event)
     _writing: threading.Lock = field(default_factory=threading.Lock)
+    _removed: bool = False
 
     @classmethod
     def acquire(cls, storage: Storage, path: str, note: Mapping[str, Any] | None = None) -> Lease | None:
@@ -68,11 +71,18 @@ class Lease:
             StorageError: the storage does not answer.
         """
         lease = cls(storage, path, dict(note or {}))
-        if not storage.create(path, lease._content()) and not (
-            _clear_away(storage, path, lease._content()) and storage.create(path, lease._content())
-        ):
+        _held.add(lease._token)  # before another thread can find the file and take it for left behind
+        taken = False
+        try:
+            taken = storage.create(path, lease._content()) or (
+                _clear_away(storage, path, lease._content()) and storage.create(path, lease._content())
+            )
+        finally:
+            if not taken:
+                _held.discard(lease._token)
+        if not taken:
             return None
-        threading.Thread(target=lease._renew, name=f"lease-{lease.name[:8]}", daemon=True).start()
+        threading.Thread(target=lease._keep, name=f"lease-{lease.name[:8]}", daemon=True).start()
         return lease
 
     @property
@@ -84,12 +94,13 @@ class Lease:
         document = {"token": self._token, "owner": me(), "since": self._since, "renewed": time.time()}
         return json.dumps({**document, "note": self.note}).encode()
 
-    def _renew(self) -> None:
+    def _keep(self) -> None:
+        """Renew the lease until it is released; if the storage was away at that moment, remove it when it is back."""
         while not self._released.wait(renewal_seconds()):
             # A storage that is away for the moment lets nobody else in, either.
             with contextlib.suppress(StorageError), self._writing:
                 if self._released.is_set():
-                    return
+                    break
                 found = self._found()
                 if isinstance(found, dict) and found["token"] != self._token:
                     return
@@ -97,6 +108,9 @@ class Lease:
                     self.storage.create(self.path, self._content())  # unless somebody else takes it at this moment
                 else:
                     self.storage.write(self.path, self._content())
+        # After that, it expires by itself.
+        with contextlib.suppress(StorageError):
+            patiently(self._remove, LEASE_SECONDS)
 
     def _found(self) -> dict[str, Any] | Malformed | None:
         """Return what is in the lease's file, None if it is gone; both of that its holder mends.
@@ -108,14 +122,25 @@ class Lease:
         except FileNotFoundError:
             return None
 
-    def release(self) -> None:
-        """Give the lease back, unless it has meanwhile gone to somebody else."""
-        self._released.set()
-        # If the storage is away, the lease expires by itself.
-        with contextlib.suppress(StorageError), self._writing:
+    def _remove(self) -> None:
+        """Remove the lease's file, unless that has been done, or it is meanwhile somebody else's."""
+        with self._writing:
+            if self._removed:
+                return
             found = self._found()
             if isinstance(found, Malformed) or (found and found["token"] == self._token):
                 self.storage.remove(self.path)
+            self._removed = True
+
+    def release(self) -> None:
+        """Give the lease back, unless it has meanwhile gone to somebody else.
+
+        If the storage is away, the lease is free for this process all the same, and for others when it is back.
+        """
+        _held.discard(self._token)
+        self._released.set()
+        with contextlib.suppress(StorageError):
+            self._remove()
 
     def __enter__(self) -> Lease:
         return self
@@ -133,7 +158,10 @@ def is_abandoned(storage: Storage, path: str, content: bytes) -> bool:
     document = _parsed(content)
     # Of a damaged one nothing is known but whether its holder, if it has one, mends it.
     if isinstance(document, dict) and (
-        not alive(document["owner"]) or time.time() - document["renewed"] > STALE_SECONDS
+        not alive(document["owner"])
+        or time.time() - document["renewed"] > STALE_SECONDS
+        # Ours, but not held: the answer to its creation, or its removal, was lost.
+        or (document["owner"] == me() and document["token"] not in _held)
     ):
         return True
     digest, now = hashlib.sha256(content).hexdigest(), time.monotonic()
