@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import FINISHED, recipe_fields
-from analysis.memory import once
+from analysis.memo import once
 from trainables import schema
 from trainables.methods import METHODS
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.places import expanded
-from trainables.terminal import OK, command, refused
+from trainables.host.places import expanded
+from trainables.host.terminal import OK, command, refused
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,8 @@ def run_module(module: Any) -> None:
 
 
 def _write(module: Any, name: str, arguments: argparse.Namespace) -> None:
-    from analysis import files, load
+    from analysis import load
+    from analysis.drawing import files
 
     load.quiet_retries()
     tracking_uri = load.working_tracking_uri(arguments.storage, arguments.tracking_uri)

@@ -6,8 +6,9 @@ import math
 
 import pandas as pd
 
-from analysis import accuracy_table, cells, labels, stats
-from analysis.signs import MINUS
+from analysis import cells, labels, stats
+from analysis.drawing.signs import MINUS
+from analysis.figures import accuracy_table
 from trainables import schema
 
 LEVEL = 0.05

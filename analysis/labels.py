@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import cells
-from analysis.signs import DASH, TIMES
+from analysis.drawing.signs import DASH, TIMES
 from trainables import schema
 from trainables.methods import METHODS
 

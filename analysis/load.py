@@ -19,9 +19,11 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 
 from analysis.records import AnalysisError, Experiment, Point, Record, Source, quiet_retries, source
-from trainables import databases, documents, schema
-from trainables.places import expanded
-from trainables.redaction import redact, redact_text
+from trainables import schema
+from trainables.host import databases
+from trainables.host.places import expanded
+from trainables.host.redaction import redact, redact_text
+from trainables.storage import documents
 
 __all__ = [
     "AnalysisError",

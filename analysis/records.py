@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from trainables import schema
-from trainables.databases import opened, sqlite_file
-from trainables.redaction import redact, redact_text
+from trainables.host.databases import opened, sqlite_file
+from trainables.host.redaction import redact, redact_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

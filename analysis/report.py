@@ -16,14 +16,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import command, memory
-from trainables import terminal
-from trainables.redaction import redact
+from analysis import command, memo
+from trainables.host import terminal
+from trainables.host.redaction import redact
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.figures import FigureModule
+    from analysis.figures.table import FigureModule
 
 PAGE, RUNS, ACCURACY = "index.html", "runs.csv", "accuracy"
 WATCH_SECONDS = 60
@@ -49,7 +49,7 @@ def write_report(space: str, tracking_uri: str, out: Path) -> Path:
     return write_files(load.runs(space, tracking_uri), space, tracking_uri, out)[0]
 
 
-@memory.remembered()
+@memo.remembered()
 def write_files(
     frame: pd.DataFrame, space: str, tracking_uri: str, out: Path, *, refresh: int | None = None
 ) -> list[Path]:
@@ -68,9 +68,11 @@ def write_files(
     Raises:
         AnalysisError: as :func:`write_report`.
     """
-    from analysis import accuracy_table, files, load
-    from analysis.drawing import Drawing
-    from analysis.figures import FIGURES
+    from analysis import load
+    from analysis.drawing import files
+    from analysis.drawing.parallel import Drawing
+    from analysis.figures import accuracy_table
+    from analysis.figures.table import FIGURES
     from analysis.page import document
 
     out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +134,9 @@ def _sentence(text: str) -> str:
 
 
 def _accuracy(frame: pd.DataFrame) -> str:
-    from analysis import accuracy_table, files, labels
+    from analysis import labels
+    from analysis.drawing import files
+    from analysis.figures import accuracy_table
 
     table = accuracy_table.formatted(frame)
     texts = [name for name in table.columns if name in (labels.axis("model"), labels.axis("dataset"))]
@@ -145,7 +149,7 @@ def _accuracy(frame: pd.DataFrame) -> str:
 
 def _figure(name: str, module: FigureModule, frame: pd.DataFrame) -> str:
     """Return a figure's section, with a mark where it is to be; there is no figure without numbers."""
-    from analysis import files
+    from analysis.drawing import files
 
     if module.table(frame).empty:
         said = html.escape(" ".join(module.notes(frame)))
@@ -159,7 +163,7 @@ def _figure(name: str, module: FigureModule, frame: pd.DataFrame) -> str:
 
 def _drawn(section: str, out: Path) -> str:
     """Return a section with the figure, which is in its file by now, in place of its mark."""
-    from analysis import style
+    from analysis.drawing import style
 
     head, mark, tail = section.partition("<!-- ")
     if not mark:
@@ -175,7 +179,8 @@ def _section(name: str, title: str, body: str, caption: str, notes: list[str]) -
 
 
 def _coverage(frame: pd.DataFrame) -> str:
-    from analysis import coverage, files, labels
+    from analysis import coverage, labels
+    from analysis.drawing import files
 
     parts = ['<section id="coverage"><h2>What is missing</h2>']
     if coverage.is_complete(frame):
@@ -252,7 +257,8 @@ def _downloads(written: Iterable[Path]) -> str:
 
 def description(frame: pd.DataFrame) -> str:
     """Return what the report's run in MLflow says of itself, in Markdown."""
-    from analysis import files, headline
+    from analysis import headline
+    from analysis.drawing import files
 
     done = (frame["status"] == "FINISHED").sum()
     said = files.markdown_text(headline.headline(frame))
@@ -261,7 +267,7 @@ def description(frame: pd.DataFrame) -> str:
 
 def log(frame: pd.DataFrame, space: str, tracking_uri: str, written: list[Path]) -> None:
     """Log a report to MLflow; if that does not succeed, say why in one line and leave it at that."""
-    from analysis.publish import NotLogged, log_report
+    from analysis.mlflow_report import NotLogged, log_report
 
     try:
         log_report(space, tracking_uri, written, description(frame))

@@ -25,8 +25,9 @@ from urllib.parse import urlsplit
 from analysis import command
 from analysis.devtools import Browser, Page, end_group, find_browser
 from analysis.load import AnalysisError, quiet_retries, working_tracking_uri
-from trainables import schema, terminal
-from trainables.redaction import redact_text
+from trainables import schema
+from trainables.host import terminal
+from trainables.host.redaction import redact_text
 
 MOST_COLOURS = 128
 """Of a picture: enough for lines and text, and a fraction of the size."""

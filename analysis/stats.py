@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.signs import MINUS
+from analysis.drawing.signs import MINUS
 
 NAN = float("nan")
 NO_SPREAD = 1e-9

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis import accuracy_table, cells, labels, stats
-from analysis.signs import DASH, MINUS
+from analysis import cells, labels, stats
+from analysis.drawing.signs import DASH, MINUS
+from analysis.figures import accuracy_table
 from trainables import schema
 
 COLUMNS = 100

@@ -21,8 +21,8 @@ import pandas as pd
 
 from analysis import load, page, report
 from analysis.load import AnalysisError
-from trainables.redaction import redact, redact_text
-from trainables.store import StorageError, Store
+from trainables.host.redaction import redact, redact_text
+from trainables.storage.store import StorageError, Store
 
 SETTLED_SECONDS = 120.0
 """How long a study tries to deliver its last results once it has signed off, and so the time without any that ends

@@ -17,9 +17,9 @@ from search_spaces import SPACES, SearchSpace
 from study.fastest import CPU, GPU, Kept, called, ways_of
 from study.plan import Network, Plan, make_plan
 from study.status import size_in_words
-from trainables.lease import renewal_seconds
-from trainables.processes import host_of
-from trainables.store import Store, owner
+from trainables.host.processes import host_of
+from trainables.storage.lease import renewal_seconds
+from trainables.storage.store import Store, owner
 
 _Group = tuple[str, str, str, str]
 """Dataset, model, width and kind."""

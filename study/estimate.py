@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from study.benchmark.results import FILE, Rate, nearest, read_rates
 from study.plan import Plan
-from trainables import cpu, schema
+from trainables import schema
 from trainables.config import (
     TRAINING_CONFIGS,
     ConnectConfig,
@@ -28,8 +28,9 @@ from trainables.config import (
     SparseConfig,
 )
 from trainables.graph import Job
+from trainables.host import cpu
 from trainables.models import MODELS
-from trainables.store import DamagedArtifact, Store
+from trainables.storage.store import DamagedArtifact, Store
 
 _log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 All of them change a result's bits, and so its key. Hence a choice is made once and kept with the results, in one file
 for each kind of device and network, created on condition that there is none: whoever asks again, for this or another
 space, on this or another machine, gets the same choice, shares the same jobs, and trains nothing twice. To choose anew,
-remove the file. What is measured, and how, is in ``study.benchmark.fastest``.
+remove the file. What is measured, and how, is in ``study.benchmark.ways``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from search_spaces import RECIPES, SearchSpace
 from study.benchmark.results import Rate, nearest
 from study.estimate import image_size, masked
 from study.plan import Network, Plan, Ways
-from trainables import documents
 from trainables.config import CPU_PRECISIONS, KERNELS, PRECISIONS, SPARSE_KERNELS_FROM, TRAINING_CONFIGS, Cell
-from trainables.cpu import emulates_bf16
-from trainables.documents import Malformed
 from trainables.graph import Job
-from trainables.storage import patiently
-from trainables.store import Store
+from trainables.host.cpu import emulates_bf16
+from trainables.storage import documents, patiently
+from trainables.storage.documents import Malformed
+from trainables.storage.store import Store
 
 SETTINGS: Final = ("precision", "compiled", "kernels", "stacked")
 """What is chosen: how a network is computed, not what is asked."""

@@ -16,14 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from study.estimate import Estimates, duration
-from study.labels import run_name
 from study.plan import Plan
-from study.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, STATES, WAITING
+from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, STATES, WAITING
+from study.tracking.labels import run_name
 from trainables import schema
-from trainables.terminal import printable
+from trainables.host.terminal import printable
 
 if TYPE_CHECKING:
-    from study.searcher import PlanSearcher
+    from study.scheduling.searcher import PlanSearcher
 
 LINE_SECONDS = 10.0
 """Between two plain lines."""

@@ -19,19 +19,20 @@ from pathlib import Path
 
 from search_spaces import SPACES, SearchSpace, get_space
 from study import fastest
-from study.address import cluster_address
 from study.estimate import Estimates, duration, estimate, rates_here, slower_ways
 from study.plan import Plan, make_plan, override
-from study.tracking import check_tracking, default_tracking_uri
-from trainables import cpu, schema
+from study.scheduling.address import cluster_address
+from study.tracking.delivery import check_tracking, default_tracking_uri
+from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Ref
-from trainables.kernels.compiler import compiler, find_compiler
-from trainables.places import expanded
-from trainables.redaction import redact
+from trainables.host import cpu
+from trainables.host.places import expanded
+from trainables.host.redaction import redact
+from trainables.host.terminal import FAILURES, INTERRUPTED, OK, command, refused
 from trainables.storage.errors import announced
-from trainables.store import StorageError, Store
-from trainables.terminal import FAILURES, INTERRUPTED, OK, command, refused
+from trainables.storage.store import StorageError, Store
+from trainables.training.engines.sparse_cpu.compiler import compiler, find_compiler
 
 LEAST = 1e-4
 """Ray counts resources in ten-thousandths."""
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             if not options.tracking_uri:  # it lies in the storage, which says better what is wrong
                 check_tracking(uri, space.name)
         if choice and choice.missing:
-            from study.benchmark.fastest import measure  # torch: only now that the request is known to be right
+            from study.benchmark.ways import measure  # torch: only now that the request is known to be right
 
             measure(choice, plan, store)
             plan = make_plan(space, data_dir, _choice(space, store, options).ways)

@@ -14,12 +14,12 @@ from typing import Any
 
 from study import fastest
 from study.estimate import Estimates, duration, estimate
-from study.labels import run_name
 from study.plan import Plan
+from study.tracking.labels import run_name
 from trainables import schema
-from trainables.processes import host_of
-from trainables.redaction import redact_text
-from trainables.store import Store
+from trainables.host.processes import host_of
+from trainables.host.redaction import redact_text
+from trainables.storage.store import Store
 
 PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING = "published", "running", "failed", "blocked", "waiting"
 STATES = (PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING)

@@ -8,14 +8,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from study.labels import run_name
 from study.plan import Plan
-from study.searcher import PlanSearcher
-from study.states import BLOCKED, FAILED
-from study.tracking import Tracker
-from trainables.databases import sqlite_file
-from trainables.redaction import redact, redact_text
-from trainables.store import Store
+from study.scheduling.searcher import PlanSearcher
+from study.scheduling.states import BLOCKED, FAILED
+from study.tracking.delivery import Tracker
+from study.tracking.labels import run_name
+from trainables.host.databases import sqlite_file
+from trainables.host.redaction import redact, redact_text
+from trainables.storage.store import Store
 
 NAMED_VICTIMS = 5
 NAMED_FAILURES = 100

@@ -15,21 +15,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from study.address import ClusterError, cluster_address
 from study.estimate import Estimates, duration, estimate
 from study.plan import Plan
-from study.states import DONE
-from study.tracking import Tracker
+from study.scheduling.address import ClusterError, cluster_address
+from study.scheduling.states import DONE
+from study.tracking.delivery import Tracker
 from trainables.config import TRAINING_CONFIGS
-from trainables.store import Lease, StorageError, Store
-from trainables.terminal import FAILURES, INTERRUPTED, OK
+from trainables.host.terminal import FAILURES, INTERRUPTED, OK
+from trainables.storage.store import Lease, StorageError, Store
 
 if TYPE_CHECKING:  # ray reads some of its environment when it is imported
-    from study.callback import StudyCallback
-    from study.hosts import Hosts
-    from study.ray_session import Cluster
-    from study.resources import Resources
-    from study.searcher import PlanSearcher
+    from study.scheduling.callback import StudyCallback
+    from study.scheduling.hosts import Hosts
+    from study.scheduling.placement import Resources
+    from study.scheduling.searcher import PlanSearcher
+    from study.scheduling.session import Cluster
 
 __all__ = ["ClusterError", "prepare_environment", "run_sweep"]
 
@@ -190,15 +190,15 @@ class _Sweep:
         print(f"starting Ray{f' on {address}' if address else ' on this machine'} ...", flush=True)
         # While Ray starts its processes, this one imports torch. Nothing that imports ray: two threads that import
         # parts of one package may wait for each other.
-        threading.Thread(target=importlib.import_module, args=("trainables.execution",), daemon=True).start()
-        from study.ray_session import connected
+        threading.Thread(target=importlib.import_module, args=("trainables.jobs.execution",), daemon=True).start()
+        from study.scheduling.session import connected
 
         with connected(address) as cluster:
-            from study.hosts import Hosts
-            from study.looks import Looks
             from study.progress import Progress
-            from study.searcher import PlanSearcher
-            from study.trials import run_trials
+            from study.scheduling.hosts import Hosts
+            from study.scheduling.looks import Looks
+            from study.scheduling.searcher import PlanSearcher
+            from study.scheduling.trials import run_trials
 
             surroundings = {
                 "storage": self._store.uri,
@@ -284,7 +284,7 @@ def _resources(
     Raises:
         ClusterError: this machine is too small for one of them, or its GPUs are not to be used.
     """
-    from study.resources import GIB, requests
+    from study.scheduling.placement import GIB, requests
 
     gpus, memory = options.gpus_per_trial, options.gpu_memory and options.gpu_memory * GIB
     if gpus is None and memory is None:

@@ -22,8 +22,8 @@ from tiny_study import METHODS, publish, tiny_cell
 
 from study.plan import Plan
 from trainables.graph import Ref, measurements, target
-from trainables.jobs import Context
-from trainables.store import Store
+from trainables.jobs.train import Context
+from trainables.storage.store import Store
 
 torch.set_num_threads(1)
 

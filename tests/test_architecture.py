@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-ROOT = Path(__file__).parents[1]
 ALLOWED: dict[str, set[str]] = {
     "search_spaces": {"trainables"},  # only what is light, see TORCH_FREE
     "trainables": set(),
@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
 
 PLACES: dict[str, tuple[str, ...]] = {
     "ray": ("trainables/tune.py", "study/"),
-    "mlflow": ("study/runs.py", "analysis/"),
+    "mlflow": ("study/tracking/mlflow_runs.py", "analysis/"),
     "torch": ("trainables/", "study/benchmark/"),
     "scipy": ("trainables/", "analysis/"),
     "pandas": ("analysis/",),
@@ -37,27 +37,27 @@ TORCH_FREE = (
     "trainables",
     "trainables.config",
     "trainables.data",
-    "trainables.documents",
+    "trainables.storage.documents",
     "trainables.errors",
     "trainables.graph",
     "trainables.matchers",
     "trainables.methods",
     "trainables.models",
-    "trainables.places",
-    "trainables.redaction",
+    "trainables.host.places",
+    "trainables.host.redaction",
     "trainables.scalars",
-    "trainables.schedule",
+    "trainables.training.schedule",
     "trainables.schema",
     "trainables.seeding",
-    "trainables.store",
+    "trainables.storage.store",
     "study.estimate",
     "study.fastest",
-    "study.labels",
-    "study.outbox",
+    "study.tracking.labels",
+    "study.tracking.outbox",
     "study.plan",
     "study.run",
-    "study.runs",
-    "study.tracking",
+    "study.tracking.mlflow_runs",
+    "study.tracking.delivery",
 )
 """Modules that a plan is made with; importing them must cost next to nothing."""
 
@@ -208,7 +208,7 @@ def test_planning_loads_no_heavy_library() -> None:
 
 
 def test_the_public_trainables_are_loaded_on_first_use() -> None:
-    assert loaded_by(["trainables", "trainables.schedule"])["trainables.schedule"] == []
+    assert loaded_by(["trainables", "trainables.training.schedule"])["trainables.training.schedule"] == []
     source = (ROOT / "trainables" / "__init__.py").read_text(encoding="utf-8")
     assert all(name in source for name in ("LTH", "Dense", "Naive", "Permuted"))
 
@@ -240,12 +240,12 @@ def test_the_rules_of_this_file_find_what_they_look_for() -> None:
     assert "mlflow" not in {top(name) for name in imported_on_import(ROOT / "study" / "runs.py")}
     assert "trainables.schema" in imported_on_import(ROOT / "study" / "run.py")  # from trainables import schema
     assert "study.sweep" in imported_anywhere(ROOT / "study" / "run.py") - imported_on_import(ROOT / "study" / "run.py")
-    assert "torch" in loaded_by(["trainables.artifacts"])["trainables.artifacts"]
+    assert "torch" in loaded_by(["trainables.storage.artifacts"])["trainables.storage.artifacts"]
 
 
 def test_only_one_file_asks_who_the_user_is() -> None:
     for path, tree in TREES.items():
-        if place(path) == "trainables/places.py":
+        if place(path) == "trainables/host/places.py":
             continue
         asked = {
             ast.unparse(node)

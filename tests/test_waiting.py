@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import waiting
+from checkout import ROOT
 from waiting import wait_until
 
 CLOCKS = ("time.monotonic", "time.perf_counter", "time.time", "time.process_time")
 WAITING = ("communicate", "wait", "join", "run", "check_call", "check_output", "urlopen", "create_connection")
 """Calls that wait for others. A number that the code under test is given is no patience of the test."""
-FILES = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name != "waiting.py"]
+FILES = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path.name != "waiting.py"]
 
 
 def own_clocks(text: str) -> list[int]:

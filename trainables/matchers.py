@@ -11,6 +11,6 @@ MATCHER_NAMES: Final[dict[str, str]] = {
     "identity": "control: every unit stays where it is",
     "random": "control: a uniformly random permutation",
 }
-"""Method -> what it does. ``trainables.matching.MATCHERS`` has the same names."""
+"""Method -> what it does. ``trainables.symmetry.matching.MATCHERS`` has the same names."""
 DATA_MATCHERS: Final = ("activation", "activation_inner")
 """Those that compare activations, and so need training images."""

@@ -1,6 +1,6 @@
 """Names shared by whoever writes a result and whoever reads it: metrics, params, tags, files.
 
-Trainables and ``study.tracking`` write them; ``analysis`` reads them. A name appears here once, so that a
+Trainables and ``study.tracking.delivery`` write them; ``analysis`` reads them. A name appears here once, so that a
 reader can never look for something that nobody writes.
 """
 
@@ -175,4 +175,4 @@ LOGITS: Final = "logits.safetensors"
 LOG: Final = "log.txt"
 """What happened while the job ran; also an MLflow artifact. Differs between two computations of one job."""
 PLANE_GRID: Final = "plane.json"
-"""The grid of :class:`trainables.planes.PlaneGrid` with the names of the three nets; also an MLflow artifact."""
+"""The grid of ``trainables.symmetry.landscape.PlaneGrid`` and the names of the three nets; also an MLflow artifact."""

@@ -23,17 +23,17 @@ import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
 from trainables import schema
-from trainables.allocation import give_back
 from trainables.config import Cell, check_something_left
 from trainables.data import check_dataset
 from trainables.errors import HostFault, Verdict, WouldRecur, verdict
-from trainables.execution import News, compute, compute_together
 from trainables.graph import Job, Ref, closure, measurements, target
-from trainables.jobs import Context, Row, final_metrics
-from trainables.places import expanded, settle
-from trainables.redaction import redact_text
-from trainables.store import StorageError, Store
-from trainables.terminal import forgive
+from trainables.host.places import expanded, settle
+from trainables.host.redaction import redact_text
+from trainables.host.terminal import forgive
+from trainables.jobs.execution import News, compute, compute_together
+from trainables.jobs.train import Context, Row, final_metrics
+from trainables.storage.store import StorageError, Store
+from trainables.training.allocation import give_back
 
 STATUS_OK = "ok"
 STATUS_FAILED = "failed"

@@ -12,9 +12,9 @@ from typing import Any
 
 from study.benchmark import results, table
 from study.benchmark.results import Comparison, Figure, Measurement, Rate
-from study.runs import project_commit
+from study.tracking.mlflow_runs import project_commit
 from trainables.config import CPU_PRECISIONS, PRECISIONS, bounded
-from trainables.terminal import OK, command, refused
+from trainables.host.terminal import OK, command, refused
 
 WHAT = ("training", "matching", "sweep")
 OPTIONS = {
@@ -34,7 +34,7 @@ OPTIONS = {
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit code: 0, or 2 for a wrong request."""
     if arguments[:1] == ["fastest"]:
-        from study.benchmark.fastest import main as choose
+        from study.benchmark.ways import main as choose
 
         return choose(arguments[1:])
     if arguments == ["table"]:

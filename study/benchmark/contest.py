@@ -22,8 +22,8 @@ from typing import Any, Protocol
 import torch
 
 from study.benchmark.results import Comparison
-from trainables import cpu
-from trainables.processes import cores
+from trainables.host import cpu
+from trainables.host.processes import cores
 
 _MEBIBYTE = 2**20
 

@@ -10,9 +10,9 @@ import torch
 from study.benchmark.contest import Budget, compare
 from study.benchmark.results import Comparison
 from trainables.config import bounded, known
-from trainables.matching import activation_moments
 from trainables.models import MODELS, build_model, check_width
-from trainables.permutations import PermutationSpec, permutation_spec
+from trainables.symmetry.matching import activation_moments
+from trainables.symmetry.permutations import PermutationSpec, permutation_spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trainables import documents
+from trainables.storage import documents
 
 _log = logging.getLogger(__name__)
 

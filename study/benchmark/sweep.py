@@ -156,16 +156,16 @@ def run(jobs: int, tracked: bool) -> Cost:
         RuntimeError: a job failed, or not everything arrived in MLflow.
     """
     from study.estimate import estimate
-    from study.states import DONE
+    from study.scheduling.states import DONE
     from study.sweep import AHEAD_LOCAL, prepare_environment
-    from study.tracking import Tracker, default_tracking_uri
-    from trainables.store import Store
+    from study.tracking.delivery import Tracker, default_tracking_uri
+    from trainables.storage.store import Store
 
     prepare_environment(None)
     from study.benchmark.trivial import TrivialJob
-    from study.ray_session import connected
-    from study.searcher import PlanSearcher
-    from study.trials import run_trials
+    from study.scheduling.searcher import PlanSearcher
+    from study.scheduling.session import connected
+    from study.scheduling.trials import run_trials
 
     plan, plan_seconds = plan_of(jobs)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, connected(None) as cluster:

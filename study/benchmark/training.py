@@ -23,19 +23,19 @@ from torch.nn.functional import cross_entropy
 from study import fastest
 from study.benchmark.contest import Budget, Contestant, Team, Way, in_turns
 from study.benchmark.results import Comparison, Figure, Rate
-from trainables.allocation import keep_freed_memory
 from trainables.config import CPU_PRECISIONS, PRECISIONS, Recipe, Task, bounded, fits_lanes, known
-from trainables.cpu import emulates_bf16
 from trainables.data import load_dataset
-from trainables.kernels.compiler import find_compiler
+from trainables.host.cpu import emulates_bf16
+from trainables.host.processes import cores
+from trainables.jobs.publishing import Context
+from trainables.jobs.task import TaskData
 from trainables.masks import magnitude_mask
 from trainables.models import MODELS, check_width
-from trainables.precision import tensor_float
-from trainables.processes import cores
-from trainables.publishing import Context
-from trainables.stack import train_as_one
-from trainables.store import Store
-from trainables.task import TaskData
+from trainables.storage.store import Store
+from trainables.training.allocation import keep_freed_memory
+from trainables.training.engines.sparse_cpu.compiler import find_compiler
+from trainables.training.engines.stacked import train_as_one
+from trainables.training.precision import tensor_float
 
 if TYPE_CHECKING:
     from study.benchmark.conventional import ConventionalLoop

@@ -8,10 +8,10 @@ import torch
 from ray.tune import Trainable
 
 from trainables import schema
-from trainables.artifacts import pack_json
 from trainables.graph import snapshot_key
-from trainables.publishing import environment, now
-from trainables.store import Store
+from trainables.jobs.publishing import environment, now
+from trainables.storage.artifacts import pack_json
+from trainables.storage.store import Store
 from trainables.tune import STATUS_OK
 
 

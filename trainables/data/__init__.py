@@ -13,7 +13,7 @@ from typing import Final
 
 from trainables.data.dataset import Augmentation, Dataset, DatasetEntry, DatasetFacts, Split
 from trainables.data.layout import find_source
-from trainables.places import expanded
+from trainables.host.places import expanded
 
 __all__ = [
     "DATASETS",

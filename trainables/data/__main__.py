@@ -9,8 +9,8 @@ from pathlib import Path
 
 from trainables.data import check_dataset, get_entry
 from trainables.data.layout import ARCHIVE_FILES, has_archive
-from trainables.places import expanded
-from trainables.terminal import OK, command, refused
+from trainables.host.places import expanded
+from trainables.host.terminal import OK, command, refused
 
 
 @command

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
-from trainables.places import cache_folders
+from trainables.host.places import cache_folders
 
 DIRECTORY: Final = ".decoded"
 

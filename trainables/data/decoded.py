@@ -33,7 +33,7 @@ from torch import Tensor
 
 from trainables.data import cache
 from trainables.data.dataset import Split
-from trainables.places import first_writable, trusted
+from trainables.host.places import first_writable, trusted
 
 FORMAT: Final = 2
 """Raised whenever the same source files would be decoded differently, or published in another form."""

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from trainables.data import cache
 from trainables.data.pictures import Picture, examine
-from trainables.places import first_writable, trusted
+from trainables.host.places import first_writable, trusted
 
 FORMAT: Final = 1
 """Raised whenever a file would be judged differently."""

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from trainables.data.dataset import DatasetEntry, DatasetFacts
 from trainables.data.index import FileState, look_at
 from trainables.data.pictures import FORMATS, FRAMES, TRANSPARENT, Picture
-from trainables.places import expanded
+from trainables.host.places import expanded
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}

@@ -1,7 +1,8 @@
 """Parts that permutation specifications are put together from, one per kind of layer.
 
-Each part returns tensor name -> group per axis, as in :class:`trainables.permutations.PermutationSpec`; a model
-joins the parts of its layers in the order of its state dict. The idea follows Git Re-Basin (Ainsworth et al., 2023).
+Each part returns tensor name -> group per axis, as in :class:`trainables.symmetry.permutations.PermutationSpec`; a
+model joins the parts of its layers in the order of its state dict. The idea follows Git Re-Basin (Ainsworth et al.,
+2023).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from trainables.permutations import PermutationSpec
+from trainables.symmetry.permutations import PermutationSpec
 
 Axes = dict[str, tuple[str | None, ...]]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainables.models.axes import build_spec, linear
 from trainables.models.network import Network, scaled
-from trainables.permutations import PermutationSpec
+from trainables.symmetry.permutations import PermutationSpec
 
 
 def mlp(*, width: float, num_classes: int, in_channels: int, image_size: int = 32) -> MLP:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from trainables.permutations import PermutationSpec
+from trainables.symmetry.permutations import PermutationSpec
 
 CLASSIFIER = "fc"
 SHORTCUT = "downsample"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainables.models.axes import Axes, batchnorm, build_spec, conv, linear
 from trainables.models.network import Network, kaiming_normal, scaled
-from trainables.permutations import PermutationSpec
+from trainables.symmetry.permutations import PermutationSpec
 
 BLOCKS = (3, 4, 6, 3)
 EXPANSION = 4

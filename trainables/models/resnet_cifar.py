@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainables.models.axes import Axes, batchnorm, build_spec, conv, linear
 from trainables.models.network import Network, kaiming_normal, scaled
-from trainables.permutations import PermutationSpec
+from trainables.symmetry.permutations import PermutationSpec
 
 STAGES = (1, 2, 3)
 KERNELS = {"conv3x3": 3, "conv1x1": 1}

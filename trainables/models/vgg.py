@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainables.models.axes import Axes, batchnorm, build_spec, conv, linear
 from trainables.models.network import Network, scaled
-from trainables.permutations import PermutationSpec
+from trainables.symmetry.permutations import PermutationSpec
 
 CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
 POOL_AFTER = (1, 2, 4, 6, 8)

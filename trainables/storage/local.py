@@ -11,8 +11,8 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from trainables.places import expanded
-from trainables.processes import alive, me
+from trainables.host.places import expanded
+from trainables.host.processes import alive, me
 from trainables.storage.errors import StorageError
 
 TEMPORARY = ".tmp"

@@ -1,0 +1,181 @@
+"""Table: test accuracy of every method in every cell, and what permuting the mask gains over reusing it as it is.
+
+Run it alone with ``python -m analysis.figures.accuracy_table --space NAME``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from analysis import cells, labels, stats
+from analysis.drawing import facets
+from analysis.drawing.signs import MINUS
+from analysis.load import runs as load
+from analysis.memo import once
+from trainables import schema
+
+__all__ = ["CAPTION", "TITLE", "comparison", "controls", "formatted", "load", "notes", "table"]
+
+GRID = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
+INTERVAL = "[95\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}CI] (n)"
+CELL = "cell"
+"""Number of a cell, in the order of the grid."""
+MAIN = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
+"""Rows of the main table; the others are in :func:`controls`."""
+KEPT = {labels.axis(name) for name in GRID}
+TITLE = "Test accuracy"
+CAPTION = (
+    "Test accuracy in percent after the last epoch: mean ± sample standard deviation (number of runs). "
+    f"Permuted {MINUS} naive: mean of the paired differences in percentage points with its 95 % t interval (number of "
+    "pairs A, B that have both). p: paired t test, adjusted for the number of cells (Holm). Gap closed: "
+    f"(permuted {MINUS} naive) / (LTH {MINUS} naive), where LTH is ahead of naive by more than a standard error."
+)
+
+
+@once
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one line per cell with unrounded numbers.
+
+    Columns: the cell's axes; ``<row>_mean``, ``<row>_std``, ``<row>_n`` for each row (percent); then those of
+    :func:`comparison`.
+    """
+    places, scored = _numbered(frame)
+    spread = facets.spread(scored, [CELL, cells.ROW], [schema.TEST_ACCURACY]).set_index([CELL, cells.ROW])
+    rows = cells.row_order(scored[cells.ROW])
+    columns = {}
+    for row in rows:
+        of_row = spread.xs(row, level=cells.ROW).reindex(places.index) if row in spread.index.levels[1] else None
+        for what in ("mean", "std", "n"):
+            columns[f"{row}_{what}"] = of_row[what] if of_row is not None else stats.NAN
+    compared = pd.DataFrame([comparison(pairs) for pairs in _pairs(places, scored)], index=places.index)
+    result = pd.concat([places.assign(**columns), compared], axis="columns")
+    result = result.fillna({f"{row}_n": 0 for row in rows}).astype({f"{row}_n": int for row in rows})
+    if len(result):
+        result["p_holm"] = stats.holm(result["p"].tolist())
+    return result
+
+
+def _numbered(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the cells, by number, and the scores with the number of their cell."""
+    by = cells.axes(frame)
+    scored = cells.scores(frame)
+    scored = scored.assign(**{CELL: scored.groupby(by, dropna=False).ngroup()})
+    return scored[[*by, CELL]].drop_duplicates().set_index(CELL).sort_index(), scored
+
+
+def _pairs(places: pd.DataFrame, scored: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the pairs of each cell."""
+    every = cells.paired(scored, [CELL])
+    number = every.index.get_level_values(CELL)
+    return [every[number == cell] for cell in places.index]
+
+
+def comparison(pairs: pd.DataFrame) -> dict[str, float]:
+    """Return how the permuted mask compares with the naive one in a cell.
+
+    ``permuted_minus_naive`` with ``ci_low``, ``ci_high`` (percentage points, 95 %), ``pairs`` and ``p``; and
+    ``share_closed`` with ``share_low``, ``share_high`` (:func:`analysis.stats.paired_share`).
+    """
+    permuted, naive, lth = pairs.reindex(columns=[cells.PERMUTED, cells.NAIVE, cells.LTH]).to_numpy(dtype=float).T
+    difference = stats.paired_difference(permuted, naive)
+    share = stats.paired_share(permuted, naive, lth)
+    return {
+        "permuted_minus_naive": difference.mean,
+        "ci_low": difference.low,
+        "ci_high": difference.high,
+        "pairs": difference.n,
+        "p": difference.p,
+        "share_closed": share.value,
+        "share_low": share.low,
+        "share_high": share.high,
+    }
+
+
+@once
+def formatted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as people read it; an axis on which all cells agree is left to the caption."""
+    numbers = table(frame)
+    if numbers.empty:
+        return numbers
+    columns = _places(numbers, cells.axes(frame)) | _means(numbers, MAIN)
+    columns[f"Permuted {MINUS} naive {INTERVAL}"] = _ahead(frame, cells.NAIVE)
+    columns["p (Holm)"] = [stats.format_p(p) for p in numbers["p_holm"]]
+    columns["Gap closed"] = ["" if pd.isna(share) else f"{100 * share:.0f} %" for share in numbers["share_closed"]]
+    return _without_empty(columns)
+
+
+def controls(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the other rows as people read them, each with what permuted is ahead of it; empty if there are none."""
+    numbers = table(frame)
+    others = [row for row in _rows(numbers) if row not in MAIN]
+    if not others:
+        return pd.DataFrame()
+    columns = _places(numbers, cells.axes(frame))
+    for row in others:
+        columns |= _means(numbers, [row])
+        if row != cells.IMP:
+            name = f"Permuted {MINUS} {labels.method(row).lower()} {INTERVAL}"
+            columns[name] = _ahead(frame, row)
+    return _without_empty(columns)
+
+
+def _ahead(frame: pd.DataFrame, row: str) -> list[str]:
+    """Return how far permuted is ahead of another row in each cell, paired, with its interval."""
+    every = [pairs.reindex(columns=[cells.PERMUTED, row]) for pairs in _pairs(*_numbered(frame))]
+    return [str(stats.paired_difference(pairs[cells.PERMUTED].tolist(), pairs[row].tolist())) for pairs in every]
+
+
+def _rows(numbers: pd.DataFrame) -> list[str]:
+    return [name.removesuffix("_n") for name in numbers.columns if name.endswith("_n")]
+
+
+def _places(numbers: pd.DataFrame, by: list[str]) -> dict[str, list[str]]:
+    """Return the columns that say where in the grid a line stands."""
+    shown = [name for name in by if name in GRID or numbers[name].nunique(dropna=False) > 1]
+    return {labels.axis(name): [labels.value(name, value) for value in numbers[name]] for name in shown}
+
+
+def _means(numbers: pd.DataFrame, rows: Iterable[str]) -> dict[str, list[str]]:
+    """Return a column of ``mean ± std (n)`` for each of the rows that was measured."""
+    columns = {}
+    for row in rows:
+        if row in _rows(numbers):
+            triples = zip(numbers[f"{row}_mean"], numbers[f"{row}_std"], numbers[f"{row}_n"], strict=True)
+            columns[labels.method(row)] = [stats.format_mean(*triple, decimals=2) for triple in triples]
+    return columns
+
+
+def _without_empty(columns: dict[str, list[str]]) -> pd.DataFrame:
+    return pd.DataFrame({name: column for name, column in columns.items() if name in KEPT or any(column)})
+
+
+def notes(frame: pd.DataFrame) -> list[str]:
+    """Return what the table leaves out, one sentence each."""
+    by = cells.axes(frame)
+    scored = cells.scores(frame)
+    said = []
+    if scored.empty:
+        said.append("No run has finished yet.")
+    elif cells.indistinct(scored, by):
+        said.append(
+            f"{labels.plural(cells.indistinct(scored, by), 'entry', 'entries')} average several runs of one pair "
+            "that no recorded setting tells apart."
+        )
+    variants = [row for row in cells.row_order(scored[cells.ROW]) if ":" in row]
+    if variants:
+        main = cells.main_matching(frame)
+        epoch = main[schema.PARAM_MATCH_EPOCH]
+        when = "at the end of B's training" if epoch == cells.END else f"after {epoch} epochs of B's training"
+        others = [f", {name}={main[name]}" for name in cells.MATCHING if any(f"{name}=" in row for row in variants)]
+        how = f"matched by {main[schema.PARAM_MATCHER]}, {when}{''.join(others)}"
+        said.append(f"Permuted without further words: {how}.")
+    return said
+
+
+if __name__ == "__main__":
+    from analysis import command
+    from analysis.figures import accuracy_table
+
+    command.run_module(accuracy_table)

@@ -1,0 +1,221 @@
+"""Figure: device time by kind of job, and what sharing jobs between cells has saved.
+
+Run it alone with ``python -m analysis.figures.cost --space NAME``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from analysis import labels
+from analysis.drawing import style
+from analysis.drawing.signs import TIMES
+from analysis.load import FINISHED
+from analysis.load import runs as load
+from analysis.memo import once
+from trainables import schema
+from trainables.graph import snapshot_key
+
+__all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
+
+TITLE = "What it cost, and what sharing saved"
+CAPTION = (
+    "Device time by kind of job: wall-clock time of each job's own work on the device, or share of one, that it ran "
+    "on, over n finished jobs. Alone: what it would have taken if every sparse net had been computed by itself, with "
+    "the dense nets (of one that is only rewound to, the epochs up to there), pruning rounds and matches that it rests "
+    "on; all other jobs count once."
+)
+HOUR = 3600.0
+UNITS = ((HOUR, "Device time (hours)"), (60.0, "Device time (minutes)"), (1.0, "Device time (seconds)"))
+TOTAL = "total"
+
+
+@once
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one line per kind of job, and their ``total``.
+
+    Columns: ``job``; ``jobs``, finished ones whose time is on record; ``hours``, device-hours that they took;
+    ``hours_reused``, the part of it that was not spent for this study, because the store had the result;
+    ``hours_alone``, device-hours if every sparse net had been computed by itself; ``hours_saved``, their difference.
+    """
+    done = frame[(frame["status"] == FINISHED) & frame[schema.SECONDS].notna()]
+    seconds = dict(zip(done["key"], done[schema.SECONDS], strict=True))
+    times = times_needed(frame)
+    hours = done[schema.SECONDS] / HOUR
+    alone = pd.Series([max(1.0, times.get(key, 0.0)) * seconds[key] / HOUR for key in done["key"]], index=done.index)
+    costs = pd.DataFrame(
+        {
+            "job": done[schema.PARAM_STAGE],
+            "jobs": 1,
+            "hours": hours,
+            "hours_reused": hours.where(done["reused"].astype(bool), 0.0),
+            "hours_alone": alone.astype(float),
+        }
+    )
+    sums = costs.groupby("job").sum()
+    order = {name: place for place, name in enumerate(schema.STAGES)}
+    sums = sums.sort_index(key=lambda names: [order.get(name, len(order)) for name in names])
+    if len(sums):
+        sums.loc[TOTAL] = sums.sum()
+    sums["hours_saved"] = sums["hours_alone"] - sums["hours"]
+    return sums.astype({"jobs": int}).rename_axis("job").reset_index()
+
+
+def times_needed(frame: pd.DataFrame) -> dict[str, float]:
+    """Return how many times the finished sparse nets of a study would have computed each job, had they not shared.
+
+    A net that needs a dense net no further than some epoch needs it by that share of its epochs. Jobs on which no
+    sparse net rests are not there.
+    """
+    parents = dict(zip(frame["key"], frame["parents"].str.split(","), strict=True))
+    states = _states(frame, {name for names in parents.values() for name in names if name} - parents.keys())
+    times: Counter[str] = Counter()
+    sparse = frame[(frame[schema.PARAM_STAGE] == schema.SPARSE) & (frame["status"] == FINISHED)]
+    for root in sparse["key"]:
+        shares: dict[str, float] = {}
+        stack = [root]
+        while stack:
+            name = stack.pop()
+            job, share = states.get(name, (name, 1.0))
+            if share > shares.get(job, 0.0):
+                shares[job] = share
+                stack += parents.get(job, [])
+        times.update(shares)
+    return dict(times)
+
+
+def _states(frame: pd.DataFrame, keys: set[str]) -> dict[str, tuple[str, float]]:
+    """Return whose states some keys are: key of a state -> key of the dense net, share of its epochs up to there."""
+    asked = frame[[schema.PARAM_REWIND_EPOCH, schema.PARAM_MATCH_EPOCH]].stack().dropna()
+    epochs = {int(epoch) + offset for epoch in set(asked) if epoch >= 0 for offset in (0, 1)}  # see `rewind_offset`
+    found = {}
+    dense = frame[frame[schema.PARAM_STAGE] == schema.DENSE]
+    for key, length in zip(dense["key"], dense.get("epochs", pd.Series("", index=dense.index)), strict=True):
+        for epoch in epochs if str(length).isdigit() else ():
+            state = snapshot_key(key, epoch)
+            if state in keys:
+                found[state] = (key, min(1.0, epoch / int(length)))
+    return found
+
+
+def figure(frame: pd.DataFrame) -> Figure:
+    """Return the figure: two bars per kind of job."""
+    numbers = table(frame)
+    drawn, panels = style.panels(1, 1)
+    axes = panels[0][0]
+    if numbers.empty:
+        style.empty(axes, "no finished job with a time")
+        return drawn
+    kinds = numbers[numbers["job"] != TOTAL]
+    total = numbers[numbers["job"] == TOTAL].iloc[0]
+    said = f"{_duration(total['hours'])} instead of {_duration(total['hours_alone'])}"
+    style.title(axes, f"{labels.task(frame)}, {said}", f"n = {total['jobs']:,} jobs")
+    _bars(axes, kinds, float(total["hours_alone"]))
+    with style.themed():
+        drawn.legend(
+            handles=[
+                Patch(facecolor=style.INK, label="took"),
+                Patch(facecolor=style.GREY, alpha=0.45, label="alone, without sharing"),
+            ],
+            loc="outside upper left",
+            ncols=2,
+        )
+    return drawn
+
+
+def _bars(axes: Axes, kinds: pd.DataFrame, total: float) -> None:
+    seconds, label = _unit(total)
+    for height, line in enumerate(kinds.to_dict("records")):
+        alone, took = (line[name] * HOUR / seconds for name in ("hours_alone", "hours"))
+        axes.barh(height - 0.19, took, height=0.36, color=style.INK, linewidth=0)
+        axes.barh(height + 0.19, alone, height=0.36, color=style.GREY, alpha=0.45, linewidth=0)
+        if line["hours"] > 0:
+            axes.annotate(
+                f"{TIMES}{line['hours_alone'] / line['hours']:.1f}",
+                (alone, height + 0.19),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+                color=style.INK,
+            )
+    axes.set_yticks(
+        range(len(kinds)), [f"{job} ({jobs:,})" for job, jobs in zip(kinds["job"], kinds["jobs"], strict=True)]
+    )
+    axes.set_ylim(len(kinds) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.margins(x=0.12)
+    axes.set_xlabel(label)
+
+
+def _unit(hours: float) -> tuple[float, str]:
+    """Return the largest unit of which there are two, in seconds, and the label of an axis in it."""
+    return next(((size, label) for size, label in UNITS if hours * HOUR >= 2 * size), UNITS[-1])
+
+
+def _duration(hours: float) -> str:
+    """Return hours with three significant digits, in minutes or seconds if they are few."""
+    for size, unit in ((HOUR, "h"), (60.0, "min")):
+        if hours * HOUR >= 2 * size:
+            return f"{float(f'{hours * HOUR / size:.3g}'):,g} {unit}"
+    return f"{hours * HOUR:.3g} s"
+
+
+@once
+def formatted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as people read it, in one unit."""
+    numbers = table(frame)
+    if numbers.empty:
+        return pd.DataFrame()
+    seconds, label = _unit(float(numbers["hours_alone"].iloc[-1]))
+    unit = label.partition("(")[2].removesuffix(")")
+    columns = {"hours": f"took ({unit})", "hours_reused": f"reused ({unit})"}
+    columns |= {"hours_alone": f"alone ({unit})", "hours_saved": f"saved ({unit})"}
+    shown = {"job": numbers["job"], "jobs": [f"{jobs:,}" for jobs in numbers["jobs"]]}
+    return pd.DataFrame(
+        shown | {head: [f"{value * HOUR / seconds:,.2f}" for value in numbers[name]] for name, head in columns.items()}
+    )
+
+
+def notes(frame: pd.DataFrame) -> list[str]:
+    """Return on what the time was spent, and what is not counted, one sentence each."""
+    numbers = table(frame)
+    if numbers.empty:
+        return ["No job has finished with its time on record."]
+    total, said = numbers.iloc[-1], []
+    if total["hours_reused"] > 0:
+        said.append(
+            f"{_duration(total['hours_reused'])} of it was not spent for this study: the store had these results."
+        )
+    devices = Counter(_devices(frame[frame["status"] == FINISHED]))
+    if len(devices) > 1:
+        named = [f"{device} ({count} jobs)" for device, count in devices.most_common()]
+        said.append(f"An hour of one device is not one of another: {labels.listed(named)}.")
+    timeless = int(((frame["status"] == FINISHED) & frame[schema.SECONDS].isna()).sum())
+    if timeless:
+        said.append(f"{labels.plural(timeless, 'finished job')} without a time on record, not counted.")
+    failed = int((frame["status"] == "FAILED").sum())
+    if failed:
+        said.append(f"The time of {labels.plural(failed, 'failed job')} is not on record.")
+    return said
+
+
+def _devices(frame: pd.DataFrame) -> Iterator[str]:
+    """Yield the device of each run that names one."""
+    for tags in frame["environment"]:
+        named = dict(tag.partition("=")[::2] for tag in tags.split("; "))
+        if named.get("device"):
+            yield named["device"]
+
+
+if __name__ == "__main__":
+    from analysis import command
+    from analysis.figures import cost
+
+    command.run_module(cost)

@@ -1,0 +1,71 @@
+"""The figures of the study. Adding one: a module here beside the others, and a line in ``FIGURES``.
+
+A module offers ``load(space, tracking_uri)``, the frame that it needs; ``figure(frame)`` and ``table(frame)``, pure
+functions of it; ``notes(frame)``, what is left out and why; ``TITLE`` and ``CAPTION``.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.figures import (
+    controls,
+    cost,
+    early_matching,
+    effects,
+    function_space,
+    imp_path,
+    interpolation,
+    landscape,
+    mask_overlap,
+    match_images,
+    match_quality,
+    rewind,
+    sparsity,
+    top5,
+    versus_paper,
+    width,
+)
+
+
+class FigureModule(Protocol):
+    """What a module of one figure offers."""
+
+    TITLE: str
+    CAPTION: str
+
+    def load(self, space: str, tracking_uri: str) -> pd.DataFrame:
+        """Read what the figure shows."""
+
+    def figure(self, frame: pd.DataFrame) -> Figure:
+        """Draw it."""
+
+    def table(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return its numbers."""
+
+    def notes(self, frame: pd.DataFrame) -> list[str]:
+        """Say what it leaves out."""
+
+
+FIGURES: dict[str, FigureModule] = {
+    "rewind": rewind,
+    "top5": top5,
+    "sparsity": sparsity,
+    "width": width,
+    "interpolation": interpolation,
+    "imp_path": imp_path,
+    "plane": landscape,
+    "function_space": function_space,
+    "early_matching": early_matching,
+    "effects": effects,
+    "controls": controls,
+    "mask_overlap": mask_overlap,
+    "match_quality": match_quality,
+    "match_images": match_images,
+    "versus_paper": versus_paper,
+    "cost": cost,
+}
+"""Name (of the files that it is written to) -> module, in the order of the report."""

@@ -1,0 +1,150 @@
+"""The report as an artifact of the study: a run named ``report`` in its MLflow experiment, one per study.
+
+The run has no job key, so that whoever reads the study's jobs passes it over; a tag tells it apart, by which the next
+report of the same study finds it and takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from trainables.host.databases import misplaced, sqlite_file
+from trainables.host.redaction import redact, redact_text
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+RUN_NAME = "report"
+TAG = "study_report"
+"""Tag of the run that holds the report; runs of jobs have `job_key` instead."""
+NOTE = "mlflow.note.content"
+FINISHED = "FINISHED"
+
+
+class NotLogged(RuntimeError):
+    """The report could not be logged, or not as a whole, with the reason in one line."""
+
+
+def log_report(space: str, tracking_uri: str, files: Sequence[Path], description: str) -> str:
+    """Log a report to its study's experiment, in place of the one that was there, and return the id of its run.
+
+    Args:
+        space: name of the search space.
+        tracking_uri: where the study recorded its runs.
+        files: what the report consists of, all in one folder.
+        description: what the run says of itself, Markdown.
+
+    Raises:
+        NotLogged: there is no such experiment, or the tracking server or its artifact store does not take it.
+    """
+    with _one_line(), _quietly():
+        from mlflow import MlflowClient
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        client = MlflowClient(tracking_uri=tracking_uri)
+        experiment = client.get_experiment_by_name(space)
+        if experiment is None:
+            raise NotLogged(f"no experiment {space!r} in {redact(tracking_uri)}")
+        _check_place(experiment.artifact_location, tracking_uri)
+        run = _only_run(client, experiment.experiment_id)
+        known = run is not None
+        if run is None:
+            tags = {TAG: "true", "mlflow.source.name": "analysis.report"}
+            run = client.create_run(experiment.experiment_id, tags=tags, run_name=RUN_NAME)
+        run_id: str = run.info.run_id
+        try:
+            _replace(get_artifact_repository(run.info.artifact_uri, tracking_uri), files)
+        except BaseException:
+            if not known:  # an empty report would only mislead
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    client.delete_run(run_id)
+            raise
+        client.set_tag(run_id, NOTE, description)
+        client.set_terminated(run_id, FINISHED)
+        return run_id
+
+
+def _only_run(client: MlflowClient, experiment_id: str) -> Run | None:
+    """Return the run of the report, if there is one; of several, made by reports at the same time, one is kept."""
+    found = client.search_runs([experiment_id], f"tags.{TAG} = 'true'", order_by=["attributes.start_time ASC"])
+    for other in found[1:]:
+        client.delete_run(other.info.run_id)
+    return found[0] if found else None
+
+
+def _replace(artifacts: ArtifactRepository, files: Sequence[Path]) -> None:
+    """Make files the artifacts of a run, and the only ones.
+
+    Raises:
+        NotLogged: artifacts of an earlier report are still there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            shutil.copy(file, folder)
+        artifacts.log_artifacts(folder)
+    names = {file.name for file in files}
+    for name in _stale(artifacts, names):
+        artifacts.delete_artifacts(name)
+    if left := _stale(artifacts, names):  # not every artifact store deletes
+        raise NotLogged(f"its run keeps files of an earlier report, which cannot be removed: {', '.join(left)}")
+
+
+def _stale(artifacts: ArtifactRepository, names: set[str]) -> list[str]:
+    return sorted(found.path for found in artifacts.list_artifacts() if found.path not in names)
+
+
+def _check_place(location: str, tracking_uri: str) -> None:
+    """Refuse a folder of artifacts that is not this machine's, or not this database's.
+
+    MLflow's client writes to whatever path an experiment names. Of a server elsewhere, or a database that was copied
+    here, that path would be made anew where nobody looks for it, or belong to the original.
+
+    Raises:
+        NotLogged: the folder is not there.
+    """
+    parts, database = urlsplit(location), sqlite_file(tracking_uri)
+    if parts.scheme not in ("", "file"):
+        return
+    if database is not None and (reason := misplaced(location, database)):
+        raise NotLogged(f"the database is of no use for it: {reason}")
+    folder = Path(unquote(parts.path)).resolve()
+    if database is None and not folder.is_dir():
+        raise NotLogged(f"the experiment keeps its artifacts in {folder}, which is not on this machine")
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn whatever a tracking server or an artifact store may throw into :class:`NotLogged`."""
+    try:
+        yield
+    except NotLogged:
+        raise
+    except Exception as error:  # of the database, the server, a cloud's library, or the disk: the page is there anyway
+        reason = (redact_text(str(error)).strip() or type(error).__name__).splitlines()[0]
+        raise NotLogged(reason) from error
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep MLflow from printing traces and progress bars beside our one line."""
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    chatty = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
+    levels = [logger.level for logger in chatty]
+    for logger in chatty:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(chatty, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,100 @@
+"""The numbers of the paper, as printed, in the words of this project; ``paper/README.md`` says where each is from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis import cells, stats
+from trainables import schema
+
+FOLDER = Path(__file__).parent
+PLACE = (*cells.CELL, schema.PARAM_MATCH_EPOCH, "method")
+DATASETS = {"imagenet": "image_folder"}
+"""What the paper calls a dataset -> what it is here."""
+BARRIERS = {"accuracy_drop": schema.ERROR_BARRIER, schema.LOSS_BARRIER: schema.LOSS_BARRIER}
+"""Column of the file -> what it is here."""
+CORRECTIONS = {"vgg11": "repair"}
+"""Model without BatchNorm -> how its paths are corrected; the others' BatchNorm is reset."""
+MASKS = {"svhn": "cifar10"}
+"""Dataset -> the one that its masks are from, where that is another."""
+VOTES = (schema.ENSEMBLE_ACCURACY, schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE)
+
+_PRUNING: dict[str, float | str] = {"pruner": "imp_finetune", "prune_fraction": 0.2}
+CIFAR: dict[str, float | str] = {  # tables 2 and 4; schedules, precision and initialisation are its code's
+    "schedule": "cosine",
+    "warmup_epochs": 0.0,
+    "imp_schedule": "cosine",
+    "precision": "fp32",
+    "init": "fan_in",
+    "dense_epochs": 200,
+    "dense_lr": 0.08,
+    "lr": 0.02,
+    "batch_size": 128,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "imp_epochs": 50,
+    "imp_lr": 0.01,
+    **_PRUNING,
+}
+IMAGENET: dict[str, float | str] = {  # tables 3 and 4, likewise
+    "schedule": "steps_paper_code",
+    "warmup_epochs": 5.0,
+    "imp_schedule": "constant",
+    "precision": "fp32",
+    "init": "fan_out",
+    "dense_epochs": 80,
+    "dense_lr": 0.4,
+    "lr": 0.4,
+    "batch_size": 1024,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "imp_epochs": 20,
+    "imp_lr": 0.04,
+    **_PRUNING,
+}
+RECIPES = {"resnet20": CIFAR, "vgg11": CIFAR | {"init": "pytorch"}, "resnet50": IMAGENET}
+"""Model -> how its sparse nets were trained, recipe fields by the names that they have on a run."""
+
+
+def numbers() -> pd.DataFrame:
+    """Return every number of the paper (and of REPAIR, for its interpolations), one line each.
+
+    Columns: ``source``; ``model``, ``dataset``, ``width``, ``sparsity``, ``rewind_epoch``, ``match_epoch``,
+    ``method``, missing or empty where they do not apply; ``measure``, a metric of ``trainables.schema``; ``mean``,
+    ``std`` (NaN where the paper has none), ``n``. Accuracies in percent, divergences and losses in nats.
+    """
+    accuracies = _read("results").rename(columns={"n_seeds": "n"})
+    top5 = accuracies[accuracies["test_top5_mean"].notna()]
+    early = _read("early_matching").assign(n=3)
+    early = early[early["match_epoch"] < early["match_epoch"].max()]  # the last is table 5 again
+    votes = _read("ensembles")
+    barriers = _read("interpolation")
+    parts = [
+        _lines(accuracies, schema.TEST_ACCURACY, "test_accuracy_mean", "test_accuracy_std", accuracies["n"]),
+        _lines(top5, schema.TEST_TOP5_ACCURACY, "test_top5_mean", None, top5["n"]),
+        _lines(early, schema.TEST_ACCURACY, "test_accuracy_mean", "test_accuracy_std", early["n"]),
+        _lines(votes, schema.MEMBER_ACCURACY_MEAN, "member_accuracy_mean", "member_accuracy_std", votes["n_members"]),
+        *(_lines(votes, name, name, None, 1) for name in VOTES),
+        *(_lines(barriers, ours, theirs, None, 1) for theirs, ours in BARRIERS.items()),
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _read(name: str) -> pd.DataFrame:
+    found = pd.read_csv(FOLDER / f"{name}.csv")
+    found["dataset"] = found["dataset"].replace(DATASETS)
+    return found.astype({schema.PARAM_WIDTH: float})
+
+
+def _lines(found: pd.DataFrame, measure: str, mean: str, std: str | None, n: Any) -> pd.DataFrame:
+    """Return a column of one of the files as lines of :func:`numbers`."""
+    lines = found.reindex(columns=["source", *PLACE]).assign(measure=measure, mean=found[mean], n=n)
+    lines["method"] = lines["method"].astype(object).fillna("").astype(str)
+    lines["std"] = found[std] if std else stats.NAN
+    dense = lines["method"] == cells.DENSE
+    lines.loc[dense, schema.PARAM_SPARSITY] = stats.NAN
+    kinds = {schema.PARAM_REWIND_EPOCH: "Int64", schema.PARAM_MATCH_EPOCH: "Int64", schema.PARAM_SPARSITY: float}
+    return lines.astype({**kinds, "n": int, "std": float})

@@ -1,0 +1,229 @@
+"""Which way to train each network of a plan is the quickest: all of them, timed in turns.
+
+A trial is timed by itself, on one thread of a CPU. On a cluster the machine that starts a study says nothing of those
+that train: ``python -m study.benchmark fastest --space NAME --storage URI``, on a node like those, measures and keeps
+what ``python -m study.run --fastest`` then takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Final
+
+import torch
+
+from search_spaces import get_space
+from study import fastest
+from study.benchmark import results
+from study.benchmark.contest import Contestant, Team, in_turns, machine
+from study.benchmark.results import Measurement, Rate
+from study.benchmark.training import CLASSES, STACK, OurTrial, Setting, images_on_disk, rate
+from study.estimate import benchmark_file, duration, image_size, masked, multiply_adds_per_image
+from study.fastest import Choice, Way
+from study.plan import Network, Plan, make_plan, override
+from study.tracking.mlflow_runs import project_commit
+from trainables.config import SPARSE_BATCH_MULTIPLE, SPARSE_KERNELS_FROM, TRAINING_CONFIGS
+from trainables.graph import Job
+from trainables.host.processes import cores
+from trainables.host.terminal import OK, refused
+from trainables.storage.store import StorageError, Store
+from trainables.training.engines.sparse_cpu.compiler import find_compiler
+
+REPEATS: Final = 3
+MULTIPLY_ADDS: Final = {fastest.CPU: 6e10, fastest.GPU: 3e13}
+"""Of the forward and backward passes of a run: about a second."""
+PIXELS: Final = 2**26
+"""Of all images of a run together, which are written to the disk."""
+MOST_STEPS: Final = 50
+COMPILED_FROM: Final = 20.0
+"""Seconds that a job has to train for compiling to be tried: it takes a minute once, and seconds for every job."""
+
+
+def measure(choice: Choice, plan: Plan, store: Store) -> None:
+    """Choose for the networks that nothing has been chosen for, and keep the choices with the results.
+
+    Args:
+        choice: what there is so far.
+        plan: of the same space.
+        store: where choices are kept.
+
+    Raises:
+        ValueError: there is no such device here, or a network cannot be trained in any of the ways that are left.
+    """
+    if choice.device == fastest.GPU and not torch.cuda.is_available():
+        raise ValueError("PyTorch sees no GPU here to measure; with --gpus-per-trial 0 trials compute on CPUs")
+    out = benchmark_file(store)
+    results.set_aside(out)
+    surroundings, commit = machine(), project_commit()
+    with _on(choice.device):
+        for network in choice.missing:
+            if not (jobs := fastest.training_jobs(plan, network)):
+                continue
+            setting = setting_for(plan, jobs, choice.device)
+            ways = choice.candidates(
+                network,
+                compilable=choice.device == fastest.GPU or find_compiler() is not None,
+                sparse=setting.sparsity > 0,
+            )
+            if not ways:
+                given = fastest.in_words(choice.kept)
+                raise ValueError(f"{fastest.called(network)} cannot be trained with {given} on {choice.device}")
+            rates = _rates(plan, jobs, setting, ways, choice.device) if len(ways) > 1 else {}
+            if rates:
+                measured = Measurement(what="fastest", settings=asdict(setting), rates=list(rates.values()))
+                results.store(out, measured, surroundings, commit)
+            totals = {way: fastest.seconds(plan, jobs, way, rates) for way in ways if way in rates}
+            way = fastest.quickest(totals) if totals else ways[0]
+            evidence = {
+                "seconds": {fastest.in_words(each.settings): round(total, 1) for each, total in totals.items()},
+                "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "commit": commit,
+                "machine": surroundings,
+            }
+            path = fastest.file(choice.device, network, choice.kept)
+            held = fastest.keep(store, path, way, choice.kept, evidence)
+            print(*_lines(network, rates, totals), *fastest.lines({network: held}), sep="\n", flush=True)
+
+
+def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Setting:
+    """Return what of a plan's training of a network is timed.
+
+    The batch and the images are those of the job with the most of them to train, the batch no larger than what a run of
+    about a second can hold. The mask is the densest that the sparse kernels would be used with, which gain more from
+    every other; sparsity 0 says that there is none.
+    """
+    job = max(jobs, key=lambda job: job.epochs * plan.facts[job.config.task.dataset].train_images)
+    task, size = job.config.task, image_size(plan, job)
+    affordable = MULTIPLY_ADDS[device] / (3 * multiply_adds_per_image(task.model, task.width, size))
+    images = int(min(affordable, PIXELS / size**2))
+    batch = max(
+        CLASSES,
+        min(_batch_size(job), max(SPARSE_BATCH_MULTIPLE, images // SPARSE_BATCH_MULTIPLE * SPARSE_BATCH_MULTIPLE)),
+    )
+    sparsities = [sparsity for each in jobs if (sparsity := masked(each)) >= SPARSE_KERNELS_FROM]
+    return Setting(
+        model=task.model,
+        width=task.width,
+        sparsity=min(sparsities, default=0.0),
+        batch_size=batch,
+        image_size=size,
+        steps=max(1, min(MOST_STEPS, images // batch)),
+    )
+
+
+def _batch_size(job: Job) -> int:
+    config = job.config
+    assert isinstance(config, TRAINING_CONFIGS)
+    return config.recipe.batch_size
+
+
+def _rates(plan: Plan, jobs: Sequence[Job], setting: Setting, ways: Sequence[Way], device: str) -> dict[Way, Rate]:
+    """Return how fast a network trains in those ways that it can be trained in, and that may pay."""
+    size, what = setting.image_size, fastest.called((setting.model, setting.width))
+    images = f"in batches of {setting.batch_size} images of {size} x {size} pixels"
+    print(f"measuring {what} {images}; its {len(jobs)} jobs, one after the other, take", flush=True)
+    threads = 1 if device == fastest.CPU else cores()
+    with images_on_disk(setting.images, size) as folder, ExitStack() as stack:
+        teams: dict[Way, Team] = {}
+
+        def enter(entering: Sequence[Way]) -> None:
+            contestants = {  # all at once: they get ready side by side
+                way: Contestant(fastest.in_words(way.settings), threads, OurTrial, setting, folder, way)
+                for way in entering
+            }
+            for contestant in contestants.values():
+                stack.callback(contestant.close)
+            for way, contestant in contestants.items():
+                try:
+                    teams[way] = Team(stack, contestant)
+                except RuntimeError as error:
+                    print(f"  left out: {error}", flush=True)
+
+        enter([way for way in ways if not way.compiled or way == ways[0]])
+        first = {
+            way: rate(setting, way, team.first_seconds / (setting.images * (STACK if way.stacked else 1)))
+            for way, team in teams.items()
+        }
+        shortest = min((fastest.seconds(plan, jobs, way, first) for way in _complete(first)), default=float("inf"))
+        if shortest >= COMPILED_FROM * len(jobs):
+            enter([way for way in ways[1:] if way.compiled])
+        if not teams:
+            raise ValueError(f"{what} cannot be trained here in any of the ways that are left")
+        names = {fastest.in_words(way.settings): way for way in teams}
+        seconds = in_turns({name: teams[way] for name, way in names.items()}, range(REPEATS))
+        found = {}
+        for name, way in names.items():
+            each = statistics.median(seconds[name])
+            compiling = teams[way].seconds_afresh() - each * setting.images if way.compiled else 0.0
+            found[way] = rate(setting, way, each, max(0.0, compiling))
+    return {way: found[way] for way in _complete(found)}
+
+
+def _complete(rates: Mapping[Way, Rate]) -> list[Way]:
+    """Return the ways of which is known, too, how fast they train without a mask."""
+    return [way for way in rates if way.at(0.0) in rates]
+
+
+def _lines(network: Network, rates: Mapping[Way, Rate], totals: Mapping[Way, float]) -> Iterator[str]:
+    """Yield what each way was measured to take."""
+    for way, total in totals.items():
+        its = rates[way]
+        compiling = f", compiling takes each {its.compile_seconds:.1f} s" if way.compiled else ""
+        speed = f"{its.images_per_second:,.0f} images/s"
+        yield f"  {fastest.in_words(way.settings):<46}{speed:>18}{duration(total):>14}{compiling}"
+    if not totals:
+        yield f"{fastest.called(network)} can be trained in one way only"
+
+
+@contextlib.contextmanager
+def _on(device: str) -> Iterator[None]:
+    """Let processes that are started meanwhile compute on this kind of device."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        if device == fastest.CPU:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+def main(argv: Sequence[str]) -> int:
+    """Run ``python -m study.benchmark fastest`` and return the exit code: 0, or 2 for a wrong request."""
+    options = _parser().parse_args(argv)
+    try:
+        store = Store(options.storage)
+        store.check_writable()
+        space = override(get_space(options.space), options.set)
+        device = fastest.device_of_trials(options.gpus_per_trial, None, store)
+        choice = fastest.choice(space, options.set, store, device)
+        for line in fastest.lines(choice.ways):
+            print(line, flush=True)
+        measure(choice, make_plan(space, options.data_dir, choice.ways), store)
+    except (ValueError, StorageError, OSError) as error:
+        return refused(error)
+    return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m study.benchmark fastest",
+        description="Measure what `python -m study.run --fastest` takes on a cluster of machines like this one.",
+    )
+    add = parser.add_argument
+    add("--space", metavar="NAME", required=True, help="the search space")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as of study.run")
+    add("--storage", default="outputs", metavar="DIR|URI", help="where choices are kept (default: %(default)s)")
+    add("--data-dir", metavar="DIR", help="where the datasets are")
+    add("--gpus-per-trial", type=float, metavar="X", help="as of study.run; 0: measure the CPU")
+    return parser

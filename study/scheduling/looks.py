@@ -1,0 +1,50 @@
+"""Whether the store holds what trials say they have published, asked beside the order of work, which must not wait."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from study.plan import Plan
+from trainables.graph import Ref
+from trainables.storage.store import READERS, Store
+
+PAUSES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Seconds before each look: a network file system may take so long to show here what was written elsewhere."""
+
+
+class Looks:
+    """Looks into the store for the results of a plan's jobs."""
+
+    def __init__(self, plan: Plan, store: Store, outputs: dict[str, set[int | None]]) -> None:
+        """Prepare.
+
+        Args:
+            plan: the study.
+            store: where results are kept.
+            outputs: key of a job -> which of its outputs its trial publishes.
+        """
+        self._plan, self._store, self._outputs = plan, store, outputs
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="looks")
+
+    def held(self, key: str) -> Future[bool]:
+        """Ask whether the store holds a job's results, again for a while if it does not."""
+        return self._pool.submit(self._look, key, PAUSES)
+
+    def published(self, key: str) -> Future[bool]:
+        """Ask whether the store holds a job's results now."""
+        return self._pool.submit(self._look, key, PAUSES[:1])
+
+    def _look(self, key: str, pauses: tuple[float, ...]) -> bool:
+        missing = [Ref(self._plan.jobs[key], epoch).key for epoch in self._outputs[key]]
+        for pause in pauses:
+            time.sleep(pause)
+            missing = [each for each in missing if each not in self._store]
+            if not missing:
+                return True
+        return False
+
+    def close(self) -> None:
+        """End; what is asked and not answered is dropped."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,145 @@
+"""What a trial asks of a node: CPUs, and the share of a GPU that its job's memory needs.
+
+Ray's shares of a GPU are book-keeping: nothing keeps a trial within its share but that the share was large enough. So
+it is computed from the job: the network at its width, the batch, the dataset that stays on the device. All jobs of one
+network on one dataset ask for the same, because Tune gives a worker process, with its imports and its CUDA context,
+only to a trial that asks for exactly what the last one did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from study.estimate import EVAL_BATCH
+from study.plan import Plan
+from trainables.config import TRAINING_CONFIGS, MatchConfig
+from trainables.data.batches import RESIDENT_BYTES
+from trainables.data.dataset import DatasetFacts
+from trainables.graph import Job
+from trainables.models import MODELS
+from trainables.training.footprint import footprint
+
+Resources = Mapping[str, float]
+"""Ray's name of a resource (``CPU``, ``GPU``) -> amount, which may be a fraction."""
+Group = tuple[str, float, str, str, str]
+"""Model, width, shortcut, dataset and kernels: jobs of one group ask for the same."""
+
+GIB: Final = 2**30
+SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Shares of a GPU that a trial may get. Never less than an eighth: processes on one GPU take turns at computing, and
+each keeps a CPU busy with feeding it, so more of them would only wait for each other."""
+PROCESS_BYTES: Final = GIB
+"""What every process takes on a GPU before its first tensor: CUDA context, loaded kernels, workspaces of cuDNN and
+cuBLAS. About 0.4 to 0.9 GiB, more on newer devices."""
+SLACK: Final = 1.25
+"""Of the tensors' bytes: the caching allocator rounds up, and its blocks do not always fit the next request."""
+COPIES: Final = 5
+"""Of the weights, in training: weights, gradient, momentum, mask, and the copy that a checkpoint is made from. The
+measurements hold as many: two nets, the permuted one, the mixture and its corrected statistics."""
+LAYER_COPIES: Final = 4
+"""Of the largest layer's output, for a moment: its input, its output before and after normalisation, a sum."""
+
+
+def group(job: Job) -> Group:
+    """Return which jobs ask for the same as this one."""
+    task = job.config.task
+    return task.model, task.width, task.shortcut, task.dataset, _kernels(job)
+
+
+def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
+    """Return about how many bytes of a GPU's memory a job takes.
+
+    Args:
+        job: of any kind.
+        facts: about its dataset.
+        nets: how many like it share its trial, if their networks may be stacked.
+    """
+    config, task = job.config, job.config.task
+    size = facts.image_size or MODELS[task.model].reference_image_size
+    net = footprint(task, image_size=size, num_classes=facts.num_classes, in_channels=facts.in_channels)
+    momentary = float(EVAL_BATCH * LAYER_COPIES * net.largest)
+    copies = COPIES
+    if isinstance(config, TRAINING_CONFIGS):
+        half = config.recipe.precision == "bf16"
+        kept = config.recipe.batch_size * net.kept * (0.5 if half else 1) + (0.5 * net.parameters if half else 0)
+        nets = nets if config.recipe.stacked else 1
+        # Trained together, evaluated one after the other.
+        momentary = max(momentary, nets * (kept + config.recipe.batch_size * LAYER_COPIES * net.largest))
+        copies *= nets
+    elif isinstance(config, MatchConfig):
+        # One network's observed layers wait for the other's; float64 sums, products and scores of unit against unit.
+        momentary += EVAL_BATCH * net.tapped + 2 * 3 * net.correlations
+    pixels = facts.in_channels * size**2
+    train, test = (
+        images * pixels if images * pixels <= RESIDENT_BYTES else 0
+        for images in (facts.train_images, facts.test_images)
+    )
+    # All networks of a process share the images.
+    return PROCESS_BYTES + train + test + SLACK * 4 * (copies * net.parameters + momentary)
+
+
+def gpu_share(needed: float, memory: float) -> float:
+    """Return the smallest share of a GPU that holds so many bytes; a whole one if none does."""
+    return next((share for share in SHARES if needed <= share * memory), SHARES[-1])
+
+
+def requests(
+    plan: Plan,
+    keys: Iterable[str],
+    *,
+    cpus: float,
+    gpus: float | None,
+    gpu_memory: float | None,
+    nets_per_trial: int = 1,
+) -> tuple[dict[str, Resources], list[str]]:
+    """Return what each job asks for, and a warning for each group of jobs that no GPU will hold.
+
+    A job on sparse kernels, which are for CPUs, asks for no GPU whatever is said.
+
+    Args:
+        plan: the study.
+        keys: of the jobs.
+        cpus: per trial.
+        gpus: per trial, whatever its job; None to derive it.
+        gpu_memory: bytes of the smallest GPU of the cluster; None if it has none.
+        nets_per_trial: networks of jobs that may be stacked in one trial.
+    """
+    keys = list(keys)
+    asked = {key: _resources(cpus, gpus or 0.0) for key in keys}
+    asked |= {key: _resources(cpus, 0.0) for key in keys if _kernels(plan.jobs[key]) == "sparse"}
+    if gpus is not None or gpu_memory is None:
+        return asked, []
+    members: dict[Group, list[str]] = {}
+    for key in keys:
+        if _kernels(plan.jobs[key]) != "sparse":
+            members.setdefault(group(plan.jobs[key]), []).append(key)
+    warnings = []
+    for each, its_keys in members.items():
+        # Nothing else about a job makes a difference to what it needs.
+        kinds = {(plan.jobs[key].kind, _recipe(plan.jobs[key])): key for key in its_keys}
+        needed = {key: device_bytes(plan.jobs[key], plan.facts[each[3]], nets_per_trial) for key in kinds.values()}
+        worst = max(needed, key=lambda key: needed[key])
+        asked.update(dict.fromkeys(its_keys, _resources(cpus, gpu_share(needed[worst], gpu_memory))))
+        if needed[worst] > gpu_memory:
+            warnings.append(
+                f"{each[0]} of width {each[1]:g} on {each[3]} needs about {needed[worst] / GIB:.0f} GiB for its "
+                f"{plan.jobs[worst].kind} jobs, the smallest GPU has {gpu_memory / GIB:.0f}: they may run out of it "
+                "(a smaller batch_size, or precision=bf16, needs less)"
+            )
+    return asked, warnings
+
+
+def _kernels(job: Job) -> str:
+    return job.config.recipe.kernels if isinstance(job.config, TRAINING_CONFIGS) else "dense"
+
+
+def _recipe(job: Job) -> tuple[int, str, bool] | None:
+    if not isinstance(job.config, TRAINING_CONFIGS):
+        return None
+    recipe = job.config.recipe
+    return recipe.batch_size, recipe.precision, recipe.stacked
+
+
+def _resources(cpus: float, gpus: float) -> Resources:
+    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}

@@ -1,0 +1,555 @@
+"""The order of work: a Ray Tune search algorithm that hands out a job when its parents are published."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from study.estimate import Estimates, duration
+from study.plan import Plan
+from study.scheduling.hosts import Hosts, names
+from study.scheduling.placement import Group, Resources, group
+from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
+from study.tracking.labels import run_name
+from trainables.config import TRAINING_CONFIGS
+from trainables.graph import Job
+from trainables.host.redaction import redact_text
+from trainables.storage.store import StorageError
+from trainables.tune import (
+    STATUS_DIED,
+    STATUS_FAILED,
+    STATUS_HELD,
+    STATUS_HOST,
+    STATUS_OK,
+    STATUS_OUT_OF_MEMORY,
+    STATUS_STORAGE,
+    by_net,
+)
+
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+"""Seconds before the next attempt at a job that died; they double from the first to the longest."""
+HELD_PAUSE = 20.0
+"""Seconds before the next look at a job that another study is computing."""
+LOOK_SECONDS = 0.05
+"""How long the order of work waits for the store to say whether it holds a result; later answers are picked up."""
+STARVING_SECONDS = 10.0
+"""A trial that waits so long for resources gets what becomes free: nothing smaller is handed out meanwhile."""
+_ONE_CPU: Resources = {"CPU": 1.0}
+_TOLERANCE = 1e-6
+"""Of sums of fractions."""
+LIKE_LENGTH = 0.75
+"""Networks are stacked whose epochs are at least so many times the most among them: a stack that loses its members
+one after another ends as a trial of one network."""
+
+
+@dataclass
+class _Trial:
+    """Jobs in Tune's hands: one, or several whose networks are stacked."""
+
+    keys: list[str]
+    asked: Resources
+    since: float
+    avoided: frozenset[str] = frozenset()
+    """Nodes that it must not run on."""
+    worked: bool = False
+    """Whether an epoch of it was heard of."""
+
+
+class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
+    """Suggests the jobs of a plan, the longest remaining chain first.
+
+    It is total: whatever Tune reports, its methods do not raise, because an exception here would end the sweep. When
+    nothing is ready, pauses or runs, it is finished: a plan with failed jobs ends too.
+
+    A job whose trial died is tried again after a pause. Attempts are trials of their own: Tune itself gives up at once
+    on a trial whose process dies before it has begun, as one does that was kept for reuse. An attempt that got further
+    than all before it, so that a checkpoint was gained, does not count: a job of many hours on machines that are taken
+    away every hour ends, while one that dies in the same epoch each time fails.
+
+    The next attempt is made on another node if one would do. A node that is found to be broken gets no more jobs, and
+    what failed there does not count. A job is done when the store holds its result, whatever its trial has said.
+
+    Jobs whose recipe says that their networks may be stacked share a trial with the next ones in line that are like
+    them. Each of them ends for itself. One that has died is tried again alone: it may have been the others' ruin.
+    """
+
+    deaths: Callable[[str], Mapping[str, Any]] = staticmethod(lambda trial_id: {})
+    """Returns ``error``, ``node`` and ``hostname`` of a trial that died, which Tune does not tell a searcher."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        todo: Mapping[str, set[int | None]],
+        estimates: Estimates,
+        surroundings: Mapping[str, Any],
+        retries: int = 0,
+        *,
+        resources: Mapping[str, Resources] | None = None,
+        room: Callable[[], Resources] | None = None,
+        ahead: int = 2,
+        max_concurrent: int | None = None,
+        nets_per_trial: int = 1,
+        hosts: Hosts | None = None,
+        held: Callable[[str], Future[bool]] | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare the order.
+
+        Args:
+            plan: the graph.
+            todo: what has to be computed, from ``plan.closure.todo(published)``.
+            estimates: decides which of the ready jobs goes first.
+            surroundings: config entries that every trial gets (storage, data_dir, ...).
+            retries: attempts at a job after one that died, as long as none gets further than those before.
+            resources: key -> what the job asks for; one CPU by default.
+            room: returns what the whole cluster has now, which may change; None: everything fits.
+            ahead: jobs handed to Ray beyond what fits the room, at least 1: so that what becomes free is taken at
+                once, and a cluster that grows on demand sees a demand. More of them are more that an urgent job,
+                ready a moment later, has to wait for.
+            max_concurrent: trials at the same time at most; None: as many as fit.
+            nets_per_trial: networks that are stacked at most. Fewer are if that leaves no GPU, or no CPU where there
+                are no GPUs, without work.
+            hosts: the nodes, and what trials find out about them; None: trials may run anywhere.
+            held: asks the store for a job's results; None: what its trial says is believed.
+            say: shows a line about a further attempt, or a node that gets no more jobs.
+            clock: seconds, monotonic.
+        """
+        super().__init__()
+        self.plan = plan
+        self.todo = {key: sorted(outputs, key=lambda epoch: (epoch is None, epoch)) for key, outputs in todo.items()}
+        self.state = dict.fromkeys(self.todo, WAITING)
+        self.errors: dict[str, str] = {}
+        """Key of a failed job -> its error; of a blocked job -> key of the failed job that it waited for."""
+        self.halted: str | None = None
+        """Why nothing more is handed out: what the storage said when a job had tried it for the last time, or that no
+        host is left."""
+        self.recurring: set[str] = set()
+        """Keys of failed jobs that would fail again in the same way."""
+        self.counts: Counter[tuple[str, str]] = Counter((plan.jobs[key].kind, WAITING) for key in self.todo)
+        self._surroundings = dict(surroundings)
+        self._retries, self._ahead, self._max_concurrent = retries, ahead, max_concurrent
+        self._nets_per_trial = nets_per_trial
+        self._most: dict[Group, int] = {}
+        self._hosts, self._held, self._say = hosts or Hosts(dict), held, say
+        self._clock, self._room = clock, room
+        self._room_now: Resources | None = None
+        self._resources = dict(resources) if resources is not None else dict.fromkeys(self.todo, _ONE_CPU)
+        self._mean: Counter[str] = Counter()
+        for each in self._resources.values():
+            self._mean.update({name: amount / len(self._resources) for name, amount in each.items()})
+        self._least_share: dict[Group, float] = {}
+        self._vain = dict.fromkeys(self.todo, 0)
+        self._furthest = dict.fromkeys(self.todo, 0)
+        self._shunned: dict[str, set[str]] = {}
+        """Job -> nodes where it has died."""
+        self._looking: list[tuple[str, _Trial, Mapping[str, Any], Future[bool]]] = []
+        """Ends of jobs that the store has not confirmed yet."""
+        self._children: dict[str, list[str]] = {key: [] for key in self.todo}
+        self._open_parents: dict[str, int] = {}
+        for key in self.todo:
+            parents = {ref.job.key for _, ref in plan.jobs[key].parents} & self.todo.keys()
+            self._open_parents[key] = len(parents)
+            for parent in parents:
+                self._children[parent].append(key)
+        self._urgency = self._longest_chains(estimates)
+        self._ready: list[tuple[float, int, str]] = []
+        self._pausing: list[tuple[float, int, str]] = []
+        self._trials: dict[str, _Trial] = {}
+        self._queued: dict[str, _Trial] = {}
+        self._taken: Counter[str] = Counter()
+        self._number = {key: number for number, key in enumerate(self.todo)}
+        for key, count in self._open_parents.items():
+            if not count:
+                self._release(key)
+
+    def _longest_chains(self, estimates: Estimates) -> dict[str, float]:
+        """Return for each job the seconds from its start to the end of the longest chain below it."""
+        chains: dict[str, float] = {}
+        for key in reversed(self.todo):  # children come after their parents
+            below = max((chains[child] for child in self._children[key]), default=0.0)
+            chains[key] = estimates.seconds[key] + below
+        return chains
+
+    def _move(self, key: str, state: str) -> None:
+        kind = self.plan.jobs[key].kind
+        self.counts[kind, self.state[key]] -= 1
+        self.counts[kind, state] += 1
+        self.state[key] = state
+
+    def _release(self, key: str) -> None:
+        self._move(key, READY)
+        heapq.heappush(self._ready, (-self._urgency[key], self._number[key], key))
+
+    # --- Ray Tune's side --------------------------------------------------------------------------------------------
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the config of the most urgent ready job; None while there may be one later; FINISHED at the end."""
+        now = self._clock()
+        for end in [end for end in self._looking if end[-1].done()]:
+            self._looking.remove(end)
+            self._confirm(*end)
+        if self._room is not None:
+            out = self._hosts.taken_out()
+            self._room_now = {name: amount - out[name] for name, amount in self._room().items()}
+        while self._pausing and self._pausing[0][0] <= now:
+            self._release(heapq.heappop(self._pausing)[2])
+        while self._ready and self._is_homeless(self._ready[0][2]):
+            self._fail(heapq.heappop(self._ready)[2], f"no host is left that it fits; {self._outs()}")
+        if not (self._trials or self._ready or self._pausing or self._looking):
+            return Searcher.FINISHED  # type: ignore[no-any-return]
+        if not self._ready:
+            return None
+        asked = self._asks(self._ready[0][2])
+        if not self._may_start(asked, now):
+            return None
+        key = heapq.heappop(self._ready)[2]
+        keys = [key, *self._mates(key, asked)]
+        for each in keys:
+            self._move(each, QUEUED)
+        avoided = self._avoided(key, asked)
+        self._trials[trial_id] = self._queued[trial_id] = _Trial(keys, asked, now, avoided)
+        self._taken.update(asked)
+        nets = [
+            {"cell": json.dumps(asdict(self.plan.cells[each])), "key": each, "outputs": self.todo[each]}
+            for each in keys
+        ]
+        mates = {"mates": json.dumps(nets[1:])} if nets[1:] else {}
+        where = {"avoided": sorted(avoided)} if avoided else {}
+        return {**self._surroundings, **nets[0], **mates, "resources": dict(asked), **where}
+
+    def on_trial_start(self, trial_id: str) -> None:
+        """Note that Ray had room for a trial; Tune tells this to callbacks only, ``StudyCallback`` passes it on."""
+        trial = self._queued.pop(trial_id, None)
+        for key in trial.keys if trial else ():
+            self._move(key, RUNNING)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Forgive a job its failed attempts once it gets further than any of them; note which of a stack have ended."""
+        trial = self._trials.get(trial_id)
+        if trial is None:
+            return
+        for key, row in by_net(result, trial.keys).items():
+            self._note_progress(key, row)
+            if "step" in row:
+                trial.worked = True
+                self._hosts.worked(str(row.get("node")))
+            if row.get("done"):
+                trial.keys.remove(key)
+                self._end(key, trial, row)
+
+    def _note_progress(self, key: str, row: Mapping[str, Any]) -> None:
+        step = row.get("step", 0)
+        if row.get("job_key") == key and step > self._furthest[key]:
+            self._furthest[key] = step
+            self._vain[key] = 0
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Release the children of a finished job, or the job itself once more, or block a failed one's descendants."""
+        result = {"status": STATUS_DIED, **self.deaths(trial_id)} if error else result or {}
+        self._complete(trial_id, result)
+
+    def _complete(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        trial = self._trials.pop(trial_id, None)
+        if trial is None:
+            return
+        self._queued.pop(trial_id, None)
+        self._taken.subtract(trial.asked)
+        rows = by_net(result, trial.keys) if "nets" in result else {}
+        if result.get("status") == STATUS_OUT_OF_MEMORY and self._unstack(trial):
+            return
+        for key in trial.keys:
+            self._end(key, trial, rows.get(key, result))
+
+    def _end(self, key: str, trial: _Trial, result: Mapping[str, Any]) -> None:
+        """Draw the consequences of how a job's attempt has ended."""
+        status, text = result.get("status"), str(result.get("error") or "the trial died")
+        if status == STATUS_OK:
+            self._look(key, trial, result)
+        elif status == STATUS_HELD:
+            self._postpone(key, HELD_PAUSE)
+        elif status in (STATUS_DIED, STATUS_HOST):
+            self._go_elsewhere(key, trial, result, text)
+        elif status == STATUS_OUT_OF_MEMORY:
+            if not (self._enlarge(key, trial.asked, text) or self._pause(key, text)):
+                self._fail(key, f"{text}; {_advice(trial.asked)}")
+        elif status == STATUS_STORAGE:
+            if not self._pause(key, text):
+                self._halt(key, text)
+        else:
+            if status == STATUS_FAILED:
+                self.recurring.add(key)
+            self._fail(key, text)
+
+    def _look(self, key: str, trial: _Trial, result: Mapping[str, Any]) -> None:
+        """Let a job be done whose trial says so, as soon as the store says so, too."""
+        self._hosts.worked(str(result.get("node")))
+        if self._held is None:
+            self._finish(key)
+            return
+        answer = self._held(key)
+        try:
+            answer.exception(LOOK_SECONDS)
+        except NotYet:
+            self._looking.append((key, trial, result, answer))
+            return
+        self._confirm(key, trial, result, answer)
+
+    def _confirm(self, key: str, trial: _Trial, result: Mapping[str, Any], answer: Future[bool]) -> None:
+        error = answer.exception()
+        if error is not None:
+            status = STATUS_STORAGE if isinstance(error, StorageError) else STATUS_DIED
+            self._end(key, trial, {**result, "status": status, "error": str(error)})
+        elif answer.result():
+            self._finish(key)
+        else:
+            text = "its trial has published it, but the store does not hold it"
+            self._end(key, trial, {**result, "status": STATUS_DIED, "error": text})
+
+    def _go_elsewhere(self, key: str, trial: _Trial, result: Mapping[str, Any], text: str) -> None:
+        """Let a job be tried again on another node, and find out whether this one is to blame."""
+        node, host, known = str(result.get("node", "")), str(result.get("hostname", "")), len(self._hosts.out)
+        surely = result.get("status") == STATUS_HOST
+        its_fault = (surely or not trial.worked) and self._hosts.failed(node, key, text, surely=surely)
+        why = f"{text} (on {host})" if host and not names(text, host) else text
+        if not its_fault:
+            self._shunned.setdefault(key, set()).update({node} - {""})
+            if not self._pause(key, why):
+                self._fail(key, text)
+            return
+        if len(self._hosts.out) > known:
+            self._put_out(node)
+        if self._any_host():
+            self._tell(key, f"{why}; goes to another host, this attempt does not count")
+        self._postpone(key, FIRST_PAUSE)
+
+    def _put_out(self, node: str) -> None:
+        """Say that a node gets no more jobs, take back what jobs were charged for it, and end if it was the last."""
+        self._say(f"no more jobs for {self._hosts.out[node]}")
+        for key, failures in self._hosts.forgiven(node).items():
+            self._vain[key] = max(0, self._vain[key] - failures)
+        if not self._any_host():
+            self._halt(None, f"no host is left; {self._outs()}")
+
+    def _any_host(self) -> bool:
+        """Return whether there is a node that still gets jobs."""
+        return self._hosts.fit({"CPU": 1e-3}, self._hosts.present())
+
+    def outs(self) -> list[str]:
+        """Return the hosts that get no more jobs, each with the reason."""
+        return list(self._hosts.out.values())
+
+    def _outs(self) -> str:
+        return "no more jobs for " + "; ".join(self.outs())
+
+    def _is_homeless(self, key: str) -> bool:
+        """Return whether the only nodes that could run a job get no more jobs."""
+        out = self._hosts.present()
+        return bool(out) and self._hosts.fit(self._asks(key)) and not self._hosts.fit(self._asks(key), out)
+
+    def _avoided(self, key: str, asked: Resources) -> frozenset[str]:
+        """Return the nodes that the next attempt at a job must not be made on."""
+        out = self._hosts.present()
+        wary = out | self._shunned.get(key, set())
+        return wary if self._hosts.fit(asked, wary) else out
+
+    def is_stuck(self) -> bool:
+        """Return whether Tune holds nothing but trials for which no node is left where they may run."""
+        return len(self._queued) == len(self._trials) > 0 and all(
+            trial.avoided and not self._hosts.fit(trial.asked, trial.avoided) for trial in self._queued.values()
+        )
+
+    def take_back(self) -> None:
+        """Let the jobs in Tune's hands be handed out anew, none of which has begun."""
+        for trial in self._trials.values():
+            self._taken.subtract(trial.asked)
+            for key in trial.keys:
+                self._postpone(key, 0.0)
+        self._trials.clear()
+        self._queued.clear()
+
+    def lose_trials(self) -> list[str]:
+        """Take the trials in Tune's hands for dead, because Tune itself has ended; return the keys of their jobs."""
+        lost = {trial_id: list(trial.keys) for trial_id, trial in self._trials.items()}
+        for trial_id in lost:
+            self._complete(trial_id, {"status": STATUS_DIED})
+        return [key for keys in lost.values() for key in keys]
+
+    # --- what may start -----------------------------------------------------------------------------------------------
+    def _asks(self, key: str) -> Resources:
+        asked = self._resources[key]
+        least = self._least_share.get(group(self.plan.jobs[key]), 0.0)
+        return {**asked, "GPU": least} if least > asked.get("GPU", 0.0) else asked
+
+    def _may_start(self, asked: Resources, now: float) -> bool:
+        if self._max_concurrent is not None and len(self._trials) >= self._max_concurrent:
+            return False
+        for trial in self._queued.values():
+            larger = any(amount > asked.get(name, 0.0) for name, amount in trial.asked.items())
+            if larger and now - trial.since > STARVING_SECONDS:
+                return False
+        return self._fits(asked) or len(self._queued) < self._ahead
+
+    def _mates(self, key: str, asked: Resources) -> list[str]:
+        """Take jobs out of those that are ready whose networks can be stacked with that of a job; often none."""
+        most = self._most.get(group(self.plan.jobs[key]), self._nets_per_trial)
+        if most == 1 or not self._is_stackable(key):
+            return []
+        job = self.plan.jobs[key]
+        like = sorted(
+            entry for entry in self._ready if self._is_stackable(entry[2]) and _are_alike(job, self.plan.jobs[entry[2]])
+        )
+        room = self._room_now or {}
+        device = "GPU" if asked.get("GPU") else "CPU"
+        devices = int(room.get(device, 0.0) / (1.0 if device == "GPU" else asked["CPU"]))
+        idle = min(devices, self._max_concurrent or devices) - len(self._trials)
+        # Where all are busy, each gets anew what the job before it has released: that many, and not ever fewer.
+        wanted = min(most, math.ceil((1 + len(like)) / max(1, idle)))
+        mates = [entry[2] for entry in like[: wanted - 1]]
+        taken = set(mates)
+        self._ready = [entry for entry in self._ready if entry[2] not in taken]
+        heapq.heapify(self._ready)
+        return mates
+
+    def _is_stackable(self, key: str) -> bool:
+        config = self.plan.jobs[key].config
+        return isinstance(config, TRAINING_CONFIGS) and config.recipe.stacked and not self._vain[key]
+
+    def _fits(self, asked: Resources) -> bool:
+        room = self._room_now
+        if room is None:
+            return True
+        return all(self._taken[name] + amount <= room.get(name, 0.0) + _TOLERANCE for name, amount in asked.items())
+
+    def slots(self) -> int:
+        """Return how many trials of the jobs' average size the cluster has room for now, at least 1."""
+        room = self._room_now or {}
+        fit = min((int(room.get(name, 0.0) / amount + _TOLERANCE) for name, amount in self._mean.items()), default=1)
+        running = len(self._trials) - len(self._queued)
+        return min(max(1, fit, running), self._max_concurrent or len(self.todo))
+
+    # --- how a job ends -----------------------------------------------------------------------------------------------
+    def _finish(self, key: str) -> None:
+        self._move(key, DONE)
+        for child in self._children[key]:
+            self._open_parents[child] -= 1
+            if not self._open_parents[child] and self.state[child] == WAITING:
+                self._release(child)
+
+    def _pause(self, key: str, why: str) -> bool:
+        """Let a job be ready again after a while; return False if it has used up its attempts."""
+        if self.halted is not None:
+            self._postpone(key, 0.0)
+            return True
+        self._vain[key] += 1
+        if self._vain[key] > self._retries:
+            return False
+        pause = min(FIRST_PAUSE * 2.0 ** min(self._vain[key] - 1, 32), LONGEST_PAUSE)
+        self._tell(key, f"{why}; attempt {self._vain[key]} of {self._retries} more in {duration(pause)}")
+        self._postpone(key, pause)
+        return True
+
+    def _tell(self, key: str, what: str) -> None:
+        name = run_name(self.plan.jobs[key], self.plan.cells[key])
+        self._say(redact_text(f"again: {name} ({key[:12]}): {what}"))
+
+    def _postpone(self, key: str, seconds: float) -> None:
+        if self.halted is not None:
+            self._move(key, NOT_RUN)
+            return
+        self._move(key, READY)
+        heapq.heappush(self._pausing, (self._clock() + seconds, self._number[key], key))
+
+    def _unstack(self, trial: _Trial) -> bool:
+        """Let the jobs of a stack that ran out of memory be ready again, and their like be stacked by half as many."""
+        if len(trial.keys) < 2 or self.halted is not None:
+            return False
+        like = group(self.plan.jobs[trial.keys[0]])
+        self._most[like] = min(self._most.get(like, self._nets_per_trial), max(1, len(trial.keys) // 2))
+        for key in trial.keys:
+            self._tell(key, f"{len(trial.keys)} networks were out of memory; {self._most[like]} at a time")
+            self._release(key)
+        return True
+
+    def _enlarge(self, key: str, asked: Resources, why: str) -> bool:
+        """Let a job that ran out of memory, and its like, have twice the share of a GPU; False if it had a whole one.
+
+        What does not fit will not fit at the next attempt either, so this one does not count.
+        """
+        share = asked.get("GPU", 0.0)
+        if not 0.0 < share < 1.0 or self.halted is not None:
+            return False
+        like = group(self.plan.jobs[key])
+        self._least_share[like] = max(self._least_share.get(like, 0.0), min(1.0, 2 * share))
+        self._tell(key, f"{why}; with {self._least_share[like]:g} GPU")
+        self._release(key)
+        return True
+
+    def _fail(self, key: str, error: str) -> None:
+        self._move(key, FAILED)
+        self.errors.setdefault(key, error)
+        blocked = list(self._children[key])
+        while blocked:
+            child = blocked.pop()
+            if self.state[child] in (WAITING, NOT_RUN):
+                self._move(child, BLOCKED)
+                self.errors[child] = key
+                blocked.extend(self._children[child])
+
+    def _halt(self, key: str | None, error: str) -> None:
+        """Hand out nothing more: without the storage every job would fail as this one did, without a host none runs."""
+        self.halted = error
+        if key is not None:
+            self._move(key, NOT_RUN)
+        for other, state in self.state.items():
+            if state in (WAITING, READY):
+                self._move(other, NOT_RUN)
+        self._ready.clear()
+        self._pausing.clear()
+
+    # --- what others ask ----------------------------------------------------------------------------------------------
+    def unfinished(self) -> list[str]:
+        """Return the keys of the jobs that were not run, whether for a reason or because the sweep ended early."""
+        return [key for key, state in self.state.items() if state in (*OPEN, NOT_RUN)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its searcher into a file that nobody reads."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the store knows what is done."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing: a new run plans again."""
+
+
+def _are_alike(job: Job, other: Job) -> bool:
+    """Return whether the networks of two jobs that train can be stacked, and are trained for about as long."""
+    mine, its = job.config, other.config
+    assert isinstance(mine, TRAINING_CONFIGS)
+    assert isinstance(its, TRAINING_CONFIGS)
+    return (
+        mine.task == its.task
+        and mine.recipe.batch_size == its.recipe.batch_size
+        and mine.recipe.precision == its.recipe.precision
+        and min(job.epochs, other.epochs) >= LIKE_LENGTH * max(job.epochs, other.epochs)
+    )
+
+
+def _advice(asked: Resources) -> str:
+    share = asked.get("GPU", 0.0)
+    if not share:
+        return "a smaller batch_size needs less, and so do fewer trials at a time (--max-concurrent)"
+    return (
+        f"it had {share:g} GPU (--gpus-per-trial): a smaller batch_size or precision=bf16 needs less; "
+        "or use GPUs with more memory"
+    )

@@ -1,0 +1,255 @@
+"""The Ray that trials run on: started here or joined, asked what it has, watched, and left.
+
+To be imported after the environment has been set: Ray reads some of it when it is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import ray
+from ray._private import state as _state  # the public API asks a dashboard, which a Ray of our own lacks
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from study.scheduling.address import ClusterError
+from study.scheduling.hosts import Node
+
+if TYPE_CHECKING:  # it imports torch, which takes as long as Ray takes to start
+    from study.scheduling.placement import Resources
+
+REFRESH_SECONDS: Final = 2.0
+"""How old what is known about the cluster's resources may be."""
+ANSWER_SECONDS: Final = 120.0
+"""How long nodes may take to say what GPUs they have: the first task on a node starts a process that imports torch."""
+RECONNECT_VARIABLE: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
+RECONNECT_SECONDS: Final = 60.0
+"""After so long without the head, or as many seconds as the variable says, Ray ends the driver's process by itself,
+without a word on what has become of the study. So after half of it the cluster counts as lost."""
+PROBE_SECONDS: Final = 3.0
+SHUTDOWN_SECONDS: Final = 10.0
+START_PAUSES: Final = (2.0, 10.0, 30.0)
+"""Before further attempts to start Ray: on a busy machine it gives up after 30 s."""
+REACH_SECONDS: Final = 30.0
+"""How long a cluster may take to answer at its address; Ray itself would try it for minutes without a word."""
+
+
+class Cluster:
+    """A Ray that this process is connected to."""
+
+    def __init__(self, *, is_own: bool, scratch: Path) -> None:
+        """Take over the connection.
+
+        Args:
+            is_own: whether Ray was started by this process.
+            scratch: directory of this machine for Tune's files, which nobody needs afterwards.
+        """
+        self.is_own, self.scratch = is_own, scratch
+        self._resources: tuple[float, Resources] = (-REFRESH_SECONDS, {})
+        self._nodes: tuple[float, dict[str, Node]] = (-REFRESH_SECONDS, {})
+        context = ray.get_runtime_context()
+        own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+        self._endpoints = {
+            "the head of the Ray cluster": _endpoint(context.gcs_address),
+            "Ray on this machine": (own["NodeManagerAddress"], int(own["NodeManagerPort"])),
+        }
+
+    def resources(self) -> Resources:
+        """Return what all nodes have together, or had when the cluster was last in reach."""
+        now = time.monotonic()
+        if now - self._resources[0] >= REFRESH_SECONDS:
+            with contextlib.suppress(ray.exceptions.RayError):
+                self._resources = now, ray.cluster_resources()
+        return self._resources[1]
+
+    def nodes(self) -> dict[str, Node]:
+        """Return the nodes by their ids, as they are now or were when the cluster was last in reach."""
+        now = time.monotonic()
+        if now - self._nodes[0] >= REFRESH_SECONDS:
+            with contextlib.suppress(ray.exceptions.RayError):
+                alive = [node for node in ray.nodes() if node["Alive"]]
+                self._nodes = now, {node["NodeID"]: Node(_name(node), node["Resources"]) for node in alive}
+        return self._nodes[1]
+
+    def gpu_memory(self) -> float | None:
+        """Return the bytes of the smallest GPU that Ray has to give; None if it has none.
+
+        Raises:
+            ClusterError: a node offers GPUs that PyTorch there does not see, or none of the nodes answers.
+        """
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
+        if not nodes:
+            return None
+        from trainables.training.footprint import smallest_gpu
+
+        # It reserves nothing, so that it need not wait for the GPUs to be free; and its process, which has seen all of
+        # the node's GPUs, is used for nothing else.
+        task = ray.remote(num_cpus=0, max_calls=1)(smallest_gpu)
+        answers = {
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
+            for node in nodes
+        }
+        arrived, _ = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_SECONDS)
+        found: list[float] = []
+        for answer in arrived:
+            address = nodes[answers[answer]]["NodeManagerAddress"]
+            try:
+                memory = ray.get(answer)
+            except ray.exceptions.RayError:
+                continue  # the node has gone meanwhile
+            if memory is None:
+                raise ClusterError(
+                    f"node {address} offers GPUs, but PyTorch sees none there: its driver, or a PyTorch built for "
+                    "CUDA, is missing (--gpus-per-trial 0 computes on CPUs)"
+                )
+            found.append(memory)
+        if not found:
+            raise ClusterError("no node has said how much memory its GPUs have; give --gpu-memory or --gpus-per-trial")
+        return min(found)
+
+    def missing(self) -> str | None:
+        """Return what of the cluster cannot be reached; None if all is well."""
+        return next((name for name, endpoint in self._endpoints.items() if not _answers(endpoint)), None)
+
+    def comes_back(self) -> bool:
+        """Wait for what is missing of the cluster; return False if that takes too long."""
+        end = time.monotonic() + _lost_after()
+        while self.missing() is not None:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(PROBE_SECONDS)
+        return True
+
+    def abandon(self) -> None:
+        """Leave a Ray that does not answer any more, with as little waiting as possible."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        thread = threading.Thread(target=ray.shutdown, daemon=True)
+        thread.start()
+        thread.join(SHUTDOWN_SECONDS)
+
+    @contextlib.contextmanager
+    def watched(self, lost: Callable[[str], None]) -> Iterator[None]:
+        """Call `lost` from a thread, with the reason, once the cluster has been away for too long.
+
+        The driver's own calls to Ray then hang, or would for ever, where no exception reaches them.
+        """
+        stop = threading.Event()
+
+        def watch() -> None:
+            away: float | None = None
+            while not stop.wait(PROBE_SECONDS):
+                missing = self.missing()
+                if missing is None:
+                    away = None
+                    continue
+                away = away or time.monotonic()
+                silence = time.monotonic() - away
+                if silence >= _lost_after() and not stop.is_set():
+                    lost(f"{missing} has been out of reach for {silence:.0f} s")
+                    return
+
+        threading.Thread(target=watch, name="cluster-watch", daemon=True).start()
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+def _init(address: str | None) -> None:
+    """Connect, or start a Ray of our own; the latter is tried again, because it is not in vain on a busy machine."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        ray.init(address=address, **options)
+        return
+    for pause in (*START_PAUSES, None):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            passing = isinstance(error, ConnectionError | TimeoutError) or not isinstance(error, ValueError | OSError)
+            if pause is None or not passing:
+                raise
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            print(f"Ray has not started ({reason}); again in {pause:.0f} s", file=sys.stderr, flush=True)
+            ray.shutdown()
+            time.sleep(pause)
+
+
+def _reach(address: str) -> None:
+    """Wait until a cluster answers at its address.
+
+    Raises:
+        ClusterError: nothing does.
+    """
+    end = time.monotonic() + REACH_SECONDS
+    while not _answers(_endpoint(address)):
+        if time.monotonic() >= end:
+            raise ClusterError(f"Ray cluster {address}: nothing answers there for {REACH_SECONDS:.0f} s")
+        time.sleep(min(1.0, REACH_SECONDS / 10))
+
+
+def place_of(actor_id: str) -> tuple[str, str]:
+    """Return the node, by Ray's id, and the host on which an actor runs or ran; empty if nobody knows any more."""
+    with contextlib.suppress(ray.exceptions.RayError, KeyError, ValueError):
+        node = str(_state.actors(actor_id)["Address"]["NodeID"])
+        return node, next((_name(each) for each in ray.nodes() if each["NodeID"] == node), "")
+    return "", ""
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[Cluster]:
+    """Join the cluster at an address, or start a Ray of our own, which listens on the loopback device alone.
+
+    Raises:
+        ClusterError: it cannot be reached or started.
+    """
+    on_termination = signal.getsignal(signal.SIGTERM)
+    if address is not None and address != "auto":
+        _reach(address)
+    try:
+        _init(address)
+    except Exception as error:  # Ray raises bare ones, too
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if address not in (None, "auto") and "RAY_AUTH_MODE" not in os.environ:  # of auto, Ray finds out itself
+            reason += "; if it asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        raise ClusterError(f"Ray cluster {address or 'on this machine'}: {reason}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_termination)  # in place of Ray's own handler, which aborts the process
+    try:
+        with tempfile.TemporaryDirectory(prefix="study-", ignore_cleanup_errors=True) as scratch:
+            yield Cluster(is_own=not address, scratch=Path(scratch))
+    finally:
+        ray.shutdown()
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    """Return the name of a node's host, by which people know it."""
+    return str(node.get("NodeManagerHostname") or node["NodeManagerAddress"])
+
+
+def _lost_after() -> float:
+    return 0.5 * float(os.environ.get(RECONNECT_VARIABLE, RECONNECT_SECONDS))
+
+
+def _endpoint(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _answers(endpoint: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(endpoint, timeout=PROBE_SECONDS):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,128 @@
+"""One Ray Tune experiment over what a searcher hands out, begun anew if Tune gives up on it.
+
+To be imported after the environment has been set: Tune reads some of it when it is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from ray import tune
+from ray.exceptions import OutOfMemoryError
+
+from study.scheduling.callback import StudyCallback
+from study.scheduling.searcher import PlanSearcher
+from study.scheduling.session import Cluster
+from study.scheduling.states import DONE
+from trainables.host.redaction import redact_text
+from trainables.tune import PlannedJob
+
+NODE_LABEL: Final = "ray.io/node-id"
+"""A label that Ray gives to each node."""
+RESTARTS: Final = 3
+"""Experiments begun anew in a row without that a job was done, after Tune has given up on one."""
+
+
+def run_trials(
+    cluster: Cluster,
+    searcher: PlanSearcher,
+    attach: Callable[[StudyCallback], None],
+    name: str,
+    trainable: type[tune.Trainable] = PlannedJob,
+) -> str | None:
+    """Run trials until the searcher has none left.
+
+    Tune raises whatever it did not expect: that Ray's memory monitor killed a process, that a node went in the wrong
+    moment. All trials are lost then, but neither what is published nor their checkpoints, so they are tried again.
+
+    Args:
+        cluster: where.
+        searcher: hands out the jobs, and knows afterwards what has become of them.
+        attach: called with the callback of each experiment, to attach what is to hear of it.
+        name: of the experiment, for the names of files.
+        trainable: what computes a job.
+
+    Returns:
+        Why the trials ended before their time; None if they did not.
+    """
+    for logger in ("ray", "ray.tune.analysis.experiment_analysis"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # failures are reported by job at the end
+    left = RESTARTS
+    while True:
+        done = _done(searcher)
+        callback = StudyCallback()
+        try:
+            tuner = _tuner(
+                cluster, searcher, callback, f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", trainable
+            )
+            attach(callback)  # Tune has pickled it when the tuner was made
+            tuner.fit()
+            callback.settle()
+            return None
+        except Exception as error:
+            if searcher.is_stuck():
+                searcher.take_back()
+                continue
+            reason = _in_words(error)
+        finally:
+            if callback.directory is not None:
+                shutil.rmtree(callback.directory, ignore_errors=True)
+        for key in searcher.lose_trials():
+            callback.ended(key)
+        left = RESTARTS if _done(searcher) > done else left - 1
+        if left < 0 or not cluster.comes_back():
+            return reason
+
+
+def _tuner(
+    cluster: Cluster, searcher: PlanSearcher, callback: StudyCallback, name: str, trainable: type[tune.Trainable]
+) -> tune.Tuner:
+    return tune.Tuner(
+        tune.with_resources(trainable, _request),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"{trial.trial_id}",
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(cluster.scratch),
+            verbose=0,
+            callbacks=[callback],
+            failure_config=tune.FailureConfig(max_failures=0),  # the searcher tries again
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+
+
+def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Return the request for what a trial is to have, anywhere but on the nodes that it must not run on."""
+    avoided = config.get("avoided")
+    where = {"bundle_label_selector": [{NODE_LABEL: f"!in({','.join(avoided)})"}]} if avoided else {}
+    return tune.PlacementGroupFactory([config["resources"]], **where)
+
+
+def _done(searcher: PlanSearcher) -> int:
+    return sum(count for (_, state), count in searcher.counts.items() if state == DONE)
+
+
+def _in_words(error: BaseException) -> str:
+    """Return what Tune said at last, without the traces that it quotes."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if any(isinstance(cause, OutOfMemoryError) for cause in causes):
+        return (
+            "Ray's memory monitor has killed a trial, which Tune does not survive; "
+            "set RAY_memory_monitor_refresh_ms=0 before ray start, on all nodes"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return redact_text(f"Ray Tune has ended: {lines[-1] if lines else type(error).__name__}")

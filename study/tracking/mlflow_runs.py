@@ -1,0 +1,586 @@
+"""The runs of a study in MLflow: one per job, found again by its key, and brought up to date by idempotent steps.
+
+A run is created under a lease in the store, after a look whether there is one, so that two drivers make one run of a
+job. What is sent is what the run does not have: a step that is done twice adds nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from study.plan import Plan
+from study.tracking.labels import run_name, run_params
+from study.tracking.views import experiment_tags
+from trainables import schema
+from trainables.host.databases import ARTIFACTS, sqlite_file, sqlite_uri
+from trainables.host.redaction import redact_text
+from trainables.storage.store import DamagedArtifact, Result, Store
+
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+SOURCE, SOURCE_TYPE, COMMIT = "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit"
+STANDARD = "standard"
+"""Version of a dataset whose name says all about it."""
+DIGEST_LENGTH = 36
+"""Characters that MLflow takes of a dataset's version."""
+LEASE_WAIT = 2.0
+"""Seconds to wait for another driver that is creating a run, before the attempt counts as failed."""
+ATTACH_ATTEMPTS = 3
+"""Attempts at an artifact after which its run goes without, if the tracking server itself answers."""
+
+_log = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+"""An epoch: ``step``, ``timestamp`` (ms since 1970) and metrics."""
+_Metric = tuple[str, float, int, int]
+"""Name, value, time stamp in ms, step."""
+_Point = tuple[str, int, float | None]
+"""Name, step and value of a metric: what must not be there twice."""
+
+
+class Unattached(RuntimeError):
+    """An artifact could not be attached to a run whose numbers are complete; the next start tries again."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run says from its beginning.
+
+    Attributes:
+        key: of the job.
+        name: for people.
+        epochs: of the job; the step of its final metrics.
+        params: where the job lies in the grid, and its recipe.
+        tags: how it relates to others.
+    """
+
+    key: str
+    name: str
+    epochs: int
+    params: dict[str, str]
+    tags: dict[str, str]
+
+
+@dataclass
+class _Run:
+    """What is known of a run.
+
+    Attributes:
+        id: MLflow's name of it.
+        status: as in MLflow.
+        params: names; params cannot be changed.
+        tags: all of them.
+        unseen: names of metrics of which the run may have points that are not in `sent`.
+        sent: points that the run has.
+        gaps: names of the gaps that it has.
+        dataset: whether it names the dataset.
+        complete: whether nothing is left to be done.
+        doubted: whether a request failed, so that the run may not be as it is thought to be.
+    """
+
+    id: str
+    status: str = RUNNING
+    params: set[str] = field(default_factory=set)
+    tags: dict[str, str] = field(default_factory=dict)
+    unseen: set[str] = field(default_factory=set)
+    sent: set[_Point] = field(default_factory=set)
+    gaps: set[str] = field(default_factory=set)
+    dataset: bool = False
+    complete: bool = False
+    doubted: bool = False
+
+
+class Runs:
+    """The runs of a study. All methods but :meth:`spec` talk to MLflow, and raise what its client raises."""
+
+    def __init__(self, plan: Plan, store: Store, uri: str, *, recipe: str, fresh: set[str]) -> None:
+        """Prepare; nothing is asked for before :meth:`connect`.
+
+        Args:
+            plan: the study.
+            store: where results are read, and where leases lie.
+            uri: MLflow tracking URI.
+            recipe: digest of the study's recipe.
+            fresh: keys of the jobs that this study computes itself; the others are marked as reused.
+        """
+        self._plan, self._store, self._uri, self._recipe, self._fresh = plan, store, uri, recipe, fresh
+        self._commit = project_commit()
+        self._runs: dict[str, _Run] = {}
+        self._doubtful: set[str] = set()
+        self._is_sole_creator = False
+        self._accuracies: dict[str, tuple[float | None, int]] = {}
+        self._attempts: Counter[tuple[str, str]] = Counter()
+        self._compared_with: dict[str, list[str]] = defaultdict(list)
+        for key in plan.jobs:
+            for other in _references(key, self._relations(key)).values():
+                self._compared_with[other].append(key)
+
+    def _relations(self, key: str) -> dict[str, str]:
+        """Return the tags that name the jobs which a sparse job is compared with."""
+        job, lth = self._plan.jobs[key], self._plan.lth_keys.get(key)
+        if job.kind != schema.SPARSE:
+            return {}
+        dense = {schema.TAG_DENSE_KEY: job.parent("init").job.key}
+        return {**dense, schema.TAG_LTH_KEY: lth} if lth else dense
+
+    def spec(self, key: str) -> RunSpec:
+        """Return what the run of a job of the plan says from its beginning."""
+        job, cell = self._plan.jobs[key], self._plan.cells[key]
+        fresh = key in self._fresh
+        tags = {
+            schema.TAG_KEY: key,
+            schema.TAG_REUSED: "false" if fresh else "true",
+            schema.TAG_PARENTS: ",".join(ref.key for _, ref in job.parents),
+            f"{schema.TAG_RECIPE}.{self._recipe}": "true",
+            SOURCE: "study.run",
+            SOURCE_TYPE: "LOCAL",
+            **self._relations(key),
+        }
+        if fresh and self._commit:
+            tags[COMMIT] = self._commit
+        if job.config.task.data_version:
+            tags[schema.TAG_DATA_VERSION] = job.config.task.data_version
+        params = {name: str(value) for name, value in run_params(job, cell).items()}
+        return RunSpec(key, run_name(job, cell), job.epochs, params, tags)
+
+    # --- finding runs -----------------------------------------------------------------------------------------------
+    def connect(self) -> None:
+        """Open the experiment, creating it if need be, and learn which runs it has."""
+        # The tracker tries again by itself, and looks first what became of the last attempt.
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # costs a request per run, too
+        for chatty in ("alembic", "mlflow.store.db.utils"):  # the latter prints a trace at each attempt
+            logging.getLogger(chatty).setLevel(logging.CRITICAL)
+        from mlflow import MlflowClient
+
+        space = self._plan.space
+        database = sqlite_file(self._uri)
+        location = (database.parent / ARTIFACTS / space.name).as_uri() if database else None
+        with _locked(database) if database else contextlib.nullcontext():
+            if database and not (database.exists() and database.stat().st_size):
+                _make_tables(database)
+            self._client = MlflowClient(tracking_uri=self._uri)
+        with self._sole_creator():
+            experiment = self._client.get_experiment_by_name(space.name)
+            if experiment is None:
+                made = self._client.create_experiment(space.name, artifact_location=location)
+                experiment = self._client.get_experiment(made)
+        self._experiment = experiment.experiment_id
+        tags = {
+            # Opens on the page for trained models, with its charts, not on the one for language models.
+            "mlflow.experimentKind": "custom_model_development",
+            schema.TAG_RECIPE: self._recipe,
+            **experiment_tags(space, self._experiment, int(experiment.creation_time or 0), experiment.tags),
+        }
+        for name, value in tags.items():
+            if experiment.tags.get(name) != value:
+                self._client.set_experiment_tag(self._experiment, name, value)
+        found = defaultdict(list)
+        for run in self._listed():
+            if key := run.data.tags.get(schema.TAG_KEY):
+                found[key].append(run)
+        self._runs = {key: self._known(key, self._only_one(key, runs)) for key, runs in found.items()}
+
+    def _listed(self) -> Iterator[Any]:
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _known(self, key: str, run: Any) -> _Run:
+        """Return what MLflow says of a run."""
+        tags, metrics = dict(run.data.tags), set(run.data.metrics)
+        # It may have ended before what it is compared with.
+        due = _references(key, self._relations(key) if key in self._plan.jobs else {})
+        complete = (
+            run.info.status == FINISHED
+            and f"{schema.TAG_RECIPE}.{self._recipe}" in tags
+            and schema.TAG_UNATTACHED not in tags
+            and all(name in metrics or other not in self._store for name, other in due.items())
+        )
+        return _Run(
+            run.info.run_id,
+            run.info.status,
+            set(run.data.params),
+            tags,
+            metrics,
+            gaps=metrics & _GAPS,
+            dataset=bool(run.inputs and run.inputs.dataset_inputs),
+            complete=complete,
+        )
+
+    def _only_one(self, key: str, runs: list[Any]) -> Any:
+        """Return the run of a job, and remove what a server that answered too late has made beside it."""
+        ours = self._runs[key].id if key in self._runs else None
+
+        def worse(run: Any) -> tuple[Any, ...]:
+            info = run.info
+            return info.run_id != ours, info.status != FINISHED, -len(run.data.metrics), info.start_time, info.run_id
+
+        first, *others = sorted(runs, key=worse)
+        for run in others:
+            _log.warning("job %s has two runs in MLflow: %s is deleted", key[:12], run.info.run_id)
+            self._client.delete_run(run.info.run_id)
+        return first
+
+    def _find(self, key: str) -> _Run | None:
+        found = self._client.search_runs([self._experiment], f"tags.{schema.TAG_KEY} = '{key}'", max_results=10)
+        return self._known(key, self._only_one(key, list(found))) if found else None
+
+    @contextlib.contextmanager
+    def _opened(self, spec: RunSpec, started: int, tags: Mapping[str, str] | None = None) -> Iterator[_Run]:
+        """Yield a job's run; if it was not known before, no other driver touches it meanwhile.
+
+        Args:
+            spec: what a new run says.
+            started: when the job began, ms since 1970; for a new run.
+            tags: of a new run, beside those of `spec`.
+        """
+        run = self._runs.get(spec.key)
+        if run is not None and not run.doubted:
+            yield run
+            return
+        with self._sole_creator():
+            run = self._find(spec.key) or run
+            if run is None:
+                all_tags = {**spec.tags, **(tags or {})}
+                try:
+                    created = self._client.create_run(self._experiment, started, all_tags, spec.name)
+                except Exception:
+                    self._doubtful.add(spec.key)  # the server may yet do it
+                    raise
+                run = _Run(created.info.run_id, tags=all_tags)
+            self._runs[spec.key] = run
+            yield run
+
+    @contextlib.contextmanager
+    def _sole_creator(self) -> Iterator[None]:
+        """Keep other drivers from creating runs of this experiment meanwhile; within it, it costs nothing more.
+
+        Raises:
+            TimeoutError: another one is at it, or died at it on another host, which its lease will show.
+        """
+        if self._is_sole_creator:
+            yield
+            return
+        name = hashlib.sha256(f"runs of experiment {self._plan.space.name}".encode()).hexdigest()
+        end = time.monotonic() + LEASE_WAIT
+        while (lease := self._store.lease(name)) is None:
+            if time.monotonic() > end:
+                raise TimeoutError("another driver is creating runs")
+            time.sleep(0.02)
+        with lease:
+            self._is_sole_creator = True
+            try:
+                yield
+            finally:
+                self._is_sole_creator = False
+
+    # --- what happens to jobs ---------------------------------------------------------------------------------------
+    def resume(self, spec: RunSpec) -> bool:
+        """Say that a job is computed again whose run had ended; return False if its result is logged and published."""
+        run = self._runs.get(spec.key)
+        if run is not None:
+            if run.complete and spec.key in self._store:
+                return False
+            self._set_running(run)
+        return True
+
+    def _set_running(self, run: _Run) -> None:
+        if run.status != RUNNING:
+            self._client.update_run(run.id, status=RUNNING)
+            run.status, run.complete = RUNNING, False
+
+    def add_epochs(self, spec: RunSpec, rows: list[Row]) -> None:
+        """Send epochs of a running job."""
+        with self._opened(spec, int(rows[0]["timestamp"])) as run:
+            self._set_running(run)
+            self._send(run, _metrics(rows), spec.params)
+
+    def interrupt(self, spec: RunSpec, rows: list[Row]) -> None:
+        """Send the last epochs of a job that its driver did not see the end of; the next start takes it up again."""
+        if rows:
+            self.add_epochs(spec, rows)
+        run = self._runs.get(spec.key)
+        if run is not None and run.status == RUNNING:
+            self._end(spec.key, run, KILLED)
+
+    def fail(self, spec: RunSpec, rows: list[Row], error: str, log: str, when: int) -> None:
+        """Log a job that failed for good: its epochs so far, why, and its log.
+
+        Args:
+            spec: of the job.
+            rows: epochs that have not been sent.
+            error: why, of which MLflow takes no more than 8,000 characters.
+            log: content of the log; if empty, that which the job has left in the store.
+            when: ms since 1970.
+
+        Raises:
+            Unattached: the log could not be attached; all else is done.
+        """
+        if spec.key in self._store:
+            return  # by now it has succeeded, here or elsewhere
+        with self._opened(spec, int(rows[0]["timestamp"]) if rows else when) as run:
+            self._send(run, _metrics(rows), spec.params, {schema.TAG_ERROR: error})
+            self._name_dataset(run, spec)
+        log = log or str((self._store.failure(spec.key) or {}).get("log", ""))
+        missing = self._attach(spec.key, run, {schema.LOG: log} if log else {})
+        self._end(spec.key, run, FAILED, when)
+        if missing:
+            raise Unattached(missing)
+
+    def is_finished(self, key: str) -> bool:
+        """Return whether nothing is left to be logged of a published job."""
+        return key in self._runs and self._runs[key].complete
+
+    def is_recorded(self, key: str) -> bool:
+        """Return whether the run of a job says how it ended, with everything that belongs to it."""
+        run = self._runs.get(key)
+        return run is not None and (run.complete or run.status == FAILED)
+
+    def read(self, keys: Collection[str]) -> dict[str, Result]:
+        """Return what is logged of published jobs; those that are damaged or gone are left out."""
+        found, damaged = self._store.results(keys, _LOGGED)
+        for line in damaged:  # it is computed again, by this run or the next, and then logged
+            _log.warning("%s", line)
+        return found
+
+    def finish_all(self, results: Mapping[str, Result]) -> None:
+        """Log published jobs of the plan, one after the other; errors as in :meth:`finish`."""
+        if all(map(self.is_finished, results)):
+            return
+        with self._sole_creator():
+            for key, result in results.items():
+                self.finish(self.spec(key), result)
+
+    def finish(self, spec: RunSpec, result: Result | None = None) -> None:
+        """Log a published job; a result that has been removed since leaves nothing to log.
+
+        Args:
+            spec: of the job.
+            result: what :meth:`read` has found; if None, it is read now.
+
+        Raises:
+            DamagedArtifact: the result is damaged; it has been set aside.
+            Unattached: a file could not be attached; all else is done.
+        """
+        key = spec.key
+        if self.is_finished(key):
+            return
+        try:
+            result = result or self._store.result(key, _LOGGED)
+        except KeyError:
+            return
+        manifest, document = result.manifest, result.documents[schema.METRICS]
+        files = {name: content for name, content in result.files.items() if name != schema.METRICS}
+        finished, final = int(manifest["finished"]), document["final"]
+        tags = {name: str(manifest["environment"][name]) for name in ("device", "torch")}
+        metrics = _metrics(document["history"])
+        by_epoch = {name for name, *_ in metrics}
+        metrics += [(name, value, finished, spec.epochs) for name, value in final.items() if name not in by_epoch]
+        self._accuracies[key] = final.get(schema.TEST_ACCURACY), finished
+        with self._opened(spec, finished - round(1000 * final[schema.SECONDS]), tags) as run:
+            if run.complete:
+                return  # another driver was first
+            # Of a run that an earlier study has made: what this one adds.
+            tags |= {name: value for name, value in spec.tags.items() if name != schema.TAG_REUSED}
+            self._send(run, metrics + self._due_gaps(spec, run), spec.params, tags)
+            self._name_dataset(run, spec)
+        missing = self._attach(key, run, {name: content.decode(errors="replace") for name, content in files.items()})
+        for other in self._compared_with.get(key, ()):
+            if other in self._runs and self._runs[other].complete:
+                self._send(self._runs[other], self._due_gaps(self.spec(other), self._runs[other]))
+        for outdated in {schema.TAG_ERROR} | ({schema.TAG_UNATTACHED} if not missing else set()):
+            if outdated in run.tags:
+                self._client.delete_tag(run.id, outdated)
+                del run.tags[outdated]
+        self._end(key, run, FINISHED, finished)
+        run.unseen |= {name for name, *_ in run.sent}  # should the job ever be computed again
+        run.sent.clear()
+        if missing:
+            raise Unattached(missing)
+
+    # --- what is sent -----------------------------------------------------------------------------------------------
+    def _due_gaps(self, spec: RunSpec, run: _Run) -> list[_Metric]:
+        """Return the gaps that a finished run lacks and whose other end is published."""
+        due: list[_Metric] = []
+        for name, other in _references(spec.key, spec.tags).items():
+            if name not in run.gaps:
+                (own, stamp), (reference, _) = self._accuracy(spec.key), self._accuracy(other)
+                if own is not None and reference is not None:
+                    due.append((name, reference - own, stamp, spec.epochs))
+        return due
+
+    def _accuracy(self, key: str) -> tuple[float | None, int]:
+        """Return the test accuracy (percent) of a published job and when it finished (ms since 1970)."""
+        if key not in self._accuracies:
+            try:
+                result = self._store.result(key, [schema.METRICS])
+                final = result.documents[schema.METRICS]["final"]
+                self._accuracies[key] = final.get(schema.TEST_ACCURACY), int(result.manifest["finished"])
+            except KeyError:
+                return None, 0
+            except DamagedArtifact as error:  # it is computed again, and then compared with
+                _log.warning("%s", error)
+                return None, 0
+        return self._accuracies[key]
+
+    def _send(
+        self,
+        run: _Run,
+        metrics: Iterable[_Metric],
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send what a run does not have, in as few requests as MLflow allows."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        wanted = [Metric(*metric) for metric in metrics]
+        for name in {metric.key for metric in wanted} & run.unseen:
+            run.sent |= {_point(metric) for metric in self._client.get_metric_history(run.id, name)}
+            run.unseen.discard(name)
+        new = {_point(metric): metric for metric in wanted if _point(metric) not in run.sent}
+        # Params cannot be changed. They may differ from an earlier study's in what has no influence on this job.
+        new_params = {name: value for name, value in (params or {}).items() if name not in run.params}
+        new_tags = {name: value for name, value in (tags or {}).items() if run.tags.get(name) != value}
+        if new or new_params or new_tags:
+            run.doubted = True  # until there is an answer
+            self._client.log_batch(
+                run.id,
+                list(new.values()),
+                [Param(name, value) for name, value in new_params.items()],
+                [RunTag(name, value) for name, value in new_tags.items()],
+            )
+            run.doubted = False
+        run.sent |= new.keys()
+        run.params |= new_params.keys()
+        run.tags |= new_tags
+        run.gaps |= _GAPS & {metric.key for metric in new.values()}
+
+    def _name_dataset(self, run: _Run, spec: RunSpec) -> None:
+        """Say on a run which data its job has used, in the way that MLflow shows and filters by; twice adds nothing."""
+        if run.dataset:
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        version = spec.tags.get(schema.TAG_DATA_VERSION, STANDARD)[:DIGEST_LENGTH]
+        source = json.dumps({"tags": {SOURCE: "trainables.data"}})  # the code that knows where it lies on this machine
+        dataset = Dataset(spec.params[schema.PARAM_DATASET], version, source_type="code", source=source)
+        self._client.log_inputs(run.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        run.dataset = True
+
+    def _attach(self, key: str, run: _Run, texts: Mapping[str, str]) -> str:
+        """Attach files to a run; return what it has to go without, and why.
+
+        An artifact store may be closed to us while the tracking server is not. If nobody answers, that is raised.
+        """
+        missing: dict[str, Exception] = {}
+        for name, text in texts.items():
+            try:
+                self._client.log_text(run.id, redact_text(text) if name == schema.LOG else text, name)
+            except Exception as error:
+                self._client.get_run(run.id)  # raises if it is not only the artifact store
+                self._attempts[key, name] += 1
+                if self._attempts[key, name] < ATTACH_ATTEMPTS:
+                    raise
+                missing[name] = error
+        if missing:
+            self._send(run, (), tags={schema.TAG_UNATTACHED: ",".join(missing)})
+        return "; ".join(f"{name} of job {key[:12]}: {error}" for name, error in missing.items())
+
+    def _end(self, key: str, run: _Run, status: str, when: int | None = None) -> None:
+        self._client.set_terminated(run.id, status, end_time=when)
+        run.status, run.complete = status, status == FINISHED
+        if key in self._doubtful:  # whose creation was answered late: it may have happened twice
+            self._find(key)
+            self._doubtful.discard(key)
+
+
+_GAPS = frozenset({schema.GAP_TO_DENSE, schema.GAP_TO_LTH})
+_ONCE_PER_STEP = frozenset({*schema.SYSTEM_METRICS, schema.IMAGES_PER_SECOND, schema.SECONDS})
+_ATTACHED = (schema.PLANE_GRID, schema.LOG)
+"""Files of a result that its run has as artifacts."""
+_LOGGED = (schema.METRICS, *_ATTACHED)
+"""Files of a result that are read for its run."""
+
+
+def _references(key: str, tags: Mapping[str, str]) -> dict[str, str]:
+    """Return what a job's accuracy is compared with: name of the gap -> key of the other job."""
+    named = {schema.GAP_TO_DENSE: tags.get(schema.TAG_DENSE_KEY), schema.GAP_TO_LTH: tags.get(schema.TAG_LTH_KEY)}
+    return {name: other for name, other in named.items() if other and other != key}
+
+
+def _metrics(rows: Iterable[Row]) -> list[_Metric]:
+    """Return (name, value, time stamp in ms, step) of each number in rows of a job's history."""
+    return [
+        (name, value, int(row["timestamp"]), int(row["step"]))
+        for row in rows
+        for name, value in row.items()
+        if name not in ("step", "timestamp")
+    ]
+
+
+def _point(metric: Any) -> _Point:
+    """Return what must not be there twice; the value as tracking stores have it, and None for what is no number.
+
+    Of what says how the machine did, the first computation's value stays: MLflow takes nothing back, and a job that
+    is computed again would have two values at each step.
+    """
+    if metric.key in _ONCE_PER_STEP:
+        return metric.key, metric.step, None
+    largest = sys.float_info.max
+    value = None if math.isnan(metric.value) else max(-largest, min(largest, metric.value))
+    return metric.key, metric.step, value
+
+
+def _make_tables(database: Path) -> None:
+    """Let MLflow make its tables in a file of another name, which becomes the database when it is whole.
+
+    That takes MLflow seconds and many steps. A driver that was killed in between would leave a database behind that has
+    some of the tables, with which neither MLflow nor a later driver could do anything.
+    """
+    from mlflow import MlflowClient
+
+    unfinished = database.with_name(f"{database.name}.new")
+    for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
+        left.unlink(missing_ok=True)  # by a driver that was killed
+    MlflowClient(tracking_uri=sqlite_uri(unfinished))
+    unfinished.replace(database)
+
+
+@contextlib.contextmanager
+def _locked(database: Path) -> Iterator[None]:
+    """Keep other drivers from opening a database meanwhile: of several that find it new, one must make its tables."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f"{database.name}.lock").open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: the tracker tries again what went wrong
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def project_commit() -> str | None:
+    """Return the commit of the project's code; None if it does not run from its repository."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git here, or it does not let us look
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    return None

@@ -1,0 +1,167 @@
+"""Which runs belong together, in studies whose jobs are those of real plans."""
+
+import os
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_runs as synthetic
+import synthetic_spaces
+
+from analysis import cells, coverage, labels, load
+from analysis.figures import accuracy_table
+from search_spaces import SPACES
+from trainables import schema
+
+SMALL = {"seeds": (0, 1), "sparsity": (0.9,)}
+STUDIES = {
+    "early": dataclasses.replace(SPACES["early_matching"], name="early", match_epoch=(5, 100, -1), **SMALL),
+    "always_early": dataclasses.replace(SPACES["early_matching"], name="always_early", match_epoch=(5,), **SMALL),
+    "ended": dataclasses.replace(SPACES["early_matching"], name="ended", match_epoch=(5, 200), **SMALL),
+    "matchers": dataclasses.replace(
+        SPACES["matcher_ablation"], name="matchers", method=("naive", "permuted"), width=(1.0,), **SMALL
+    ),
+    "images": dataclasses.replace(SPACES["early_matching"], name="images", match_epoch=(-1,), **SMALL),
+    "ensembles": dataclasses.replace(SPACES["ensemble_diversity"], name="ensembles", members=3),
+    "controls": dataclasses.replace(SPACES["mask_controls"], name="controls", width=(1.0,), **SMALL),
+    "tolerant": dataclasses.replace(
+        SPACES["mask_controls"], name="tolerant", method=("imp", "lth"), width=(1.0,), seeds=(0,), sparsity=(0.9, 0.95),
+        prune_tolerance=0.005, mask_overlap=False,
+    ),
+}  # fmt: skip
+STUDIES["images"] = dataclasses.replace(STUDIES["images"], match_images=(1_000, 10_000))
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cells")
+    for space in STUDIES.values():
+        synthetic_spaces.write_space(folder, space)
+    return {name: load.runs(name, synthetic.tracking_uri(folder)) for name in STUDIES}
+
+
+def by_row(frame):
+    scored = cells.scores(frame)
+    return {row: scored[scored["row"] == row] for row in cells.row_order(scored["row"])}
+
+
+# --- how nets were matched makes rows, not cells ----------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("study", "rows"),
+    [
+        ("early", ["permuted", "permuted:t=5", "permuted:t=100"]),
+        ("always_early", ["permuted"]),
+        ("ended", ["permuted", "permuted:t=5"]),
+        (
+            "matchers",
+            ["permuted", *(f"permuted:{name}" for name in ("activation_inner", "identity", "random", "weight"))],
+        ),
+        ("images", ["permuted", "permuted:match_images=1000"]),
+    ],
+)
+def test_other_ways_to_match_are_rows_of_the_same_cells(frames, study, rows):
+    frame = frames[study]
+    assert cells.varied(frame) == []
+    found = by_row(frame)
+    assert [row for row in found if row.startswith("permuted")] == rows
+    pairs = cells.paired(cells.scores(frame), cells.axes(frame))
+    assert pairs[[*rows, "naive"]].notna().all(axis=None)
+    place = pairs.index.names[:-1]
+    assert len(pairs) == 2 * len(pairs.groupby(place))  # both pairs of nets, in each cell
+
+
+def test_every_early_match_is_compared_with_the_same_naive_net(frames):
+    frame = frames["early"]
+    pairs = cells.paired(cells.scores(frame), cells.axes(frame)).droplevel([*cells.CELL])
+    runs = frame[(frame["stage"] == "sparse") & (frame["seed_a"] == 2)].set_index(["method", "match_epoch"])
+    accuracy = runs["test_accuracy"]
+    line = pairs.loc["A2→B3"]
+    assert line["naive"] == accuracy[("naive", pd.NA)].item()
+    assert [line["permuted:t=5"], line["permuted"]] == [accuracy["permuted", 5], accuracy["permuted", -1]]
+    table = accuracy_table.table(frame)
+    assert len(table) == 1
+    gains = [accuracy_of(frame, seed, "permuted", -1) - accuracy_of(frame, seed, "naive") for seed in (0, 2)]
+    assert table["permuted_minus_naive"].item() == pytest.approx(np.mean(gains))
+
+
+def accuracy_of(frame, seed, method, match_epoch=None):
+    runs = frame[(frame["stage"] == "sparse") & (frame["method"] == method) & (frame["seed_a"] == seed)]
+    if match_epoch is not None:
+        runs = runs[runs["match_epoch"] == match_epoch]
+    return runs["test_accuracy"].item()
+
+
+def test_what_goes_without_saying_is_said_where_it_matters(frames):
+    assert cells.main_matching(frames["early"])["match_epoch"] == cells.END
+    assert cells.main_matching(frames["always_early"])["match_epoch"] == 5
+    (note,) = accuracy_table.notes(frames["matchers"])
+    assert note == "Permuted without further words: matched by activation, at the end of B's training."
+    assert "match_images=10000" in accuracy_table.notes(frames["images"])[0]
+    assert accuracy_table.notes(frames["controls"]) == []
+
+
+def test_rows_that_are_early():
+    names = pd.Series(
+        ["permuted", "permuted:t=5", "permuted:weight, t=5", "permuted:weight", "naive", "permuted:random"]
+    )
+    assert cells.early(names).tolist() == [False, True, True, False, False, False]
+    assert cells.early(names.iloc[:0]).dtype == bool
+
+
+def test_rows_are_in_the_order_of_the_method_table_and_of_numbers():
+    names = pd.Series(["permuted:t=100", "stranger", "permuted:t=20", "naive", "permuted", "permuted:t=5", "dense"])
+    assert cells.row_order(names) == [
+        "dense", "naive", "permuted", "permuted:t=5", "permuted:t=20", "permuted:t=100", "stranger",
+    ]  # fmt: skip
+    assert labels.method("permuted:weight, t=5") == "Permuted (weight, t=5)"
+
+
+# --- pairs --------------------------------------------------------------------------------------------------------
+def test_members_under_one_mask_are_pairs_of_their_own(frames):
+    frame = frames["ensembles"]
+    pairs = cells.paired(cells.scores(frame), cells.axes(frame)).droplevel([*cells.CELL])
+    assert pairs.index.tolist() == ["A0→B1", "A0→B3", "A0→B5", "A2", "A4"]  # the last two: IMP nets without a B
+    assert pairs.loc["A0→B1":"A0→B5", ["naive", "permuted"]].notna().all(axis=None)
+    lth = frame[(frame["stage"] == "sparse") & (frame["method"] == "lth")]
+    assert lth["data_order"].tolist() == [0, 1, 2]
+    assert pairs.loc["A0→B1":"A0→B5", "lth"].tolist() == pytest.approx([lth["test_accuracy"].mean()] * 3)
+    assert cells.indistinct(cells.scores(frame), cells.axes(frame)) == 0
+    table = accuracy_table.table(frame).iloc[0]
+    assert (table["lth_n"], table["permuted_n"], table["imp_n"], table["pairs"]) == (3, 3, 3, 3)
+    assert coverage.is_complete(frame)
+
+
+def test_a_control_s_own_chain_of_pruning_is_no_pair(frames):
+    pairs = cells.paired(cells.scores(frames["controls"]), cells.axes(frames["controls"])).reset_index("pair")
+    b_nets = pairs[pairs["pair"].isin(["A1", "A3"])]
+    assert b_nets.drop(columns=["pair", "imp"]).isna().all(axis=None)
+    whole = pairs[pairs["pair"].isin(["A0→B1", "A2→B3"])]
+    assert whole.notna().all(axis=None)
+    assert set(whole.columns) >= {"imp", "lth", "naive", "permuted", "shuffled", "own_mask", "reinit"}
+
+
+def test_missing_results_are_counted_by_pair(frames):
+    frame = frames["ensembles"]
+    lost = frame[~((frame["method"] == "permuted") & (frame["seed_b"] == 3) & (frame["stage"] == "sparse"))]
+    missing = coverage.missing(lost).set_index("method")
+    assert missing["missing"].to_dict() == {"LTH": 0, "Naive": 0, "Permuted": 1}
+    assert missing["expected"].to_dict() == {"LTH": 1, "Naive": 3, "Permuted": 3}
+
+
+# --- pruned nets ----------------------------------------------------------------------------------------------------
+def test_pruning_that_stops_within_a_tolerance_stands_beside_its_target(frames):
+    frame = frames["tolerant"]
+    pruned = frame[frame["stage"] == "prune"]
+    reached = float(pruned["sparsity"].max())
+    assert 0.945 <= reached < 0.95
+    imp = by_row(frame)["imp"].set_index(["sparsity", "rewind_epoch"])["test_accuracy"]
+    assert set(imp.index) == {(0.9, 10), (0.9, 50), (0.95, 10), (0.95, 50)}
+    assert imp[0.95, 10] == pruned.loc[pruned["sparsity"] == reached, "test_accuracy"].item()
+    assert (
+        frame.loc[pruned.index, "sparsity"] == pruned["sparsity"]
+    ).all()  # the runs themselves keep what they reached
+    assert schema.PARAM_ROUND in frame

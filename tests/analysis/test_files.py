@@ -1,0 +1,111 @@
+"""Tables and figures as files."""
+
+import re
+import types
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+
+from analysis.drawing import files, style
+from analysis.drawing.signs import ALPHA, DASH, MINUS, TIMES
+
+TABLE = pd.DataFrame(
+    {
+        "method": ["Layerwise random", "Permuted (t=5)"],
+        "width": [f"{TIMES}0.5", f"{TIMES}16"],
+        "stream_taps & more": ["a_b {c}", r"10 % \ #3 ~ $"],
+        f"Permuted {MINUS} naive": ["+0.44 ± 0.10 (3)", DASH],
+    }
+)
+
+
+def body(text):
+    """Return the lines between the rules of a LaTeX table."""
+    return text.split(r"\midrule")[-1].split(r"\bottomrule")[0].strip().splitlines()
+
+
+def test_latex_is_a_table_of_booktabs():
+    text = files.latex(TABLE, caption="50 % of A_i", label="x")
+    assert text.startswith("\\begin{table}\n")
+    assert text.endswith("\\end{table}\n")
+    assert r"\caption{50 \% of A\_i}\label{tab:x}" in text
+    assert r"\begin{tabular}{lrrr}" in text
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    assert len(body(text)) == len(TABLE)
+    assert all(line.endswith(r" \\") for line in body(text))
+    assert r"stream\_taps \& more & Permuted $-$ naive \\" in text
+
+
+def test_latex_escapes_what_it_reserves():
+    first, second = body(files.latex(TABLE, caption="", label="x"))
+    assert first == r"Layerwise random & $\times$0.5 & a\_b \{c\} & +0.44 $\pm$ 0.10 (3) \\"
+    assert second == r"Permuted (t=5) & $\times$16 & 10 \% \textbackslash{} \#3 \textasciitilde{} \$ & -- \\"
+    greek = files.latex(pd.DataFrame({"x": [f"{ALPHA}, π, A→B"]}), caption="", label="x")
+    assert body(greek) == [r"$\alpha$, $\pi$, A$\rightarrow$B \\"]
+    assert greek.isascii()
+
+
+def test_a_long_latex_table_breaks_over_pages():
+    long = pd.concat([TABLE] * files.MOST_LINES, ignore_index=True)
+    text = files.latex(long, caption="c", label="x")
+    assert r"\begin{longtable}{lrrr}" in text
+    assert r"\begin{tabular}" not in text
+    head = r"method & width & stream\_taps \& more & Permuted $-$ naive \\"
+    assert text.count(head) == 2  # on the first page and on all others
+    lines = text.split(r"\endfoot")[1].split(r"\end{longtable}")[0].strip().splitlines()
+    assert len(lines) == len(long)
+
+
+def module(**parts):
+    return types.SimpleNamespace(CAPTION="What it shows.", table=lambda frame: frame, **parts)
+
+
+def test_numbers_are_written_and_forms_only_where_there_are_any(tmp_path):
+    bare = files.write_tables(module(), "bare", TABLE, tmp_path)
+    empty = files.write_tables(module(formatted=lambda frame: pd.DataFrame()), "empty", TABLE, tmp_path)
+    assert [path.name for path in bare + empty] == ["bare.csv", "empty.csv"]
+    pd.testing.assert_frame_equal(pd.read_csv(bare[0]), TABLE)
+
+
+def test_every_form_is_in_both_kinds_of_file(tmp_path):
+    both = module(formatted=lambda frame: frame.head(1), controls=lambda frame: frame.tail(1))
+    paths = {path.suffix: path.read_text(encoding="utf-8") for path in files.write_tables(both, "t", TABLE, tmp_path)}
+    assert set(paths) == {".csv", ".md", ".tex"}
+    for text in (paths[".md"], paths[".tex"]):
+        assert text.index("Layerwise random") < text.index("Permuted (t=5)")
+        assert "What it shows." in text
+    assert re.findall(r"\\label\{(.*?)\}", paths[".tex"]) == ["tab:t", "tab:t-2"]
+
+
+@pytest.fixture
+def figure():
+    drawn, panels = style.panels(1, 1)
+    style.errorbars(panels[0][0], [0, 1], [1, 2], [0.1, 0.2], style.look("permuted"))
+    panels[0][0].set_xlabel("Rewind epoch")
+    return drawn
+
+
+def test_a_figure_is_written_in_three_formats(figure, tmp_path):
+    paths = files.write_figure(figure, "rewind", tmp_path)
+    starts = {path.name: path.read_bytes()[:4] for path in paths}
+    assert starts == {"rewind.png": b"\x89PNG", "rewind.svg": b"<svg", "rewind.pdf": b"%PDF"}
+    drawing = ElementTree.parse(tmp_path / "rewind.svg").getroot()
+    texts = ["".join(text.itertext()) for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert "Rewind epoch" in texts  # as text, which can be searched and edited
+
+
+def test_a_figure_written_twice_is_the_same_file(figure, tmp_path):
+    once = [path.read_bytes() for path in files.write_figure(figure, "rewind", tmp_path / "before")]
+    again = [path.read_bytes() for path in files.write_figure(figure, "rewind", tmp_path)]
+    assert once == again
+
+
+def test_on_a_page_a_figure_takes_the_page_s_colours(figure):
+    drawing = style.svg(figure, "fig-x")
+    assert style.INK in drawing
+    assert "background" in drawing
+    shown = style.on_page(drawing)
+    assert style.INK not in shown
+    assert "background" not in shown
+    assert shown.count("currentColor") >= drawing.count(style.INK)

@@ -1,0 +1,531 @@
+import os
+
+from checkout import ROOT
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import html
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_runs as synthetic
+from mlflow import MlflowClient
+from scipy import stats as scipy_stats
+
+from analysis import cells, command, coverage, headline, load, report, summary
+from analysis.drawing import facets, files, style
+from analysis.figures import accuracy_table, interpolation, rewind, width
+from analysis.figures.table import FIGURES
+from trainables import schema
+from trainables.methods import METHODS
+
+SEEDS = [pair[0] for pair in synthetic.PAIRS]
+MINUS = "\N{MINUS SIGN}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One store for all tests: to make the tables of a new one takes seconds."""
+    place = tmp_path_factory.mktemp("study")
+    synthetic.write_study(place, "full", methods=("lth", "naive", "permuted", "shuffled"))
+    synthetic.write_partial(place, "partial")
+    return place
+
+
+@pytest.fixture(scope="module")
+def uri(folder):
+    return synthetic.tracking_uri(folder)
+
+
+@pytest.fixture(scope="module")
+def frame(uri):
+    return load.runs("full", uri)
+
+
+@pytest.fixture(scope="module")
+def partial(uri):
+    return load.runs("partial", uri)
+
+
+@pytest.fixture(scope="module")
+def curves(uri):
+    return load.curves("full", uri)
+
+
+@pytest.fixture(scope="module")
+def sources(frame, curves, uri):
+    """What each way to load returns of the full study."""
+    return {load.runs: frame, load.curves: curves, load.planes: load.planes("full", uri)}
+
+
+@pytest.fixture(scope="module")
+def drawn(sources):
+    """Names of the figures for which the full study has numbers."""
+    return [name for name, module in FIGURES.items() if len(module.table(sources[module.load]))]
+
+
+@pytest.fixture(scope="module")
+def written(folder, uri):
+    return {space: report.write_report(space, uri, folder / "report" / space) for space in ("full", "partial")}
+
+
+@pytest.fixture(scope="module")
+def pages(written):
+    return {space: path.read_text(encoding="utf-8") for space, path in written.items()}
+
+
+def values(method, *cell):
+    return [synthetic.accuracy(method, *cell, seed) for seed in SEEDS]
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("cell", list(itertools.product(synthetic.WIDTHS, synthetic.SPARSITIES, synthetic.REWINDS)))
+def test_every_cell_of_the_table(frame, cell):
+    table = accuracy_table.table(frame).set_index(["width", "sparsity", "rewind_epoch"])
+    line = table.loc[cell]
+    for method in ("lth", "naive", "permuted", "shuffled", "imp"):
+        expected = values(method, *cell)
+        assert line[f"{method}_n"] == 3
+        assert line[f"{method}_mean"] == pytest.approx(np.mean(expected))
+        assert line[f"{method}_std"] == pytest.approx(np.std(expected, ddof=1))
+    dense = [synthetic.accuracy("dense", cell[0], 0, 0, seed) for pair in synthetic.PAIRS for seed in pair]
+    assert (line["dense_n"], line["dense_mean"]) == (6, pytest.approx(np.mean(dense)))
+    theirs = scipy_stats.ttest_rel(values("permuted", *cell), values("naive", *cell))
+    assert (line["ci_low"], line["ci_high"]) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    assert (line["pairs"], line["p"]) == (3, pytest.approx(theirs.pvalue))
+    assert line["p_holm"] == pytest.approx(min(1, 8 * theirs.pvalue))  # all eight cells have the same p
+    gain = np.mean([synthetic.PERMUTED_GAIN[seed] for seed in SEEDS]) * (1 if cell[2] else 0.1)
+    lead = 3.0 / cell[0]
+    assert line["permuted_minus_naive"] == pytest.approx(gain)
+    assert line["share_closed"] == pytest.approx(gain / lead)
+
+
+def test_pruning_rounds_on_the_way_are_no_result(frame):
+    assert (frame["stage"] == "prune").sum() == 18  # a third of them at 20 %, which no sparse net has
+    assert set(accuracy_table.table(frame)["sparsity"]) == set(synthetic.SPARSITIES)
+
+
+def test_the_table_as_people_read_it(frame):
+    main, controls = accuracy_table.formatted(frame), accuracy_table.controls(frame)
+    assert main.columns[:7].tolist() == ["width", "sparsity", "rewind epoch", "Dense", "LTH", "Permuted", "Naive"]
+    line = main[(main["width"] == "\N{MULTIPLICATION SIGN}1") & (main["sparsity"] == "95 %")].iloc[1]
+    assert (line["rewind epoch"], line["LTH"], line["Naive"]) == ("10", "90.00 ± 0.26 (3)", "87.00 ± 0.26 (3)")
+    assert line[f"Permuted {MINUS} naive {accuracy_table.INTERVAL}"] == "+0.90 [+0.15, +1.65] (3)"
+    assert line["Gap closed"] == "30 %"
+    assert controls[f"Permuted {MINUS} shuffled {accuracy_table.INTERVAL}"].iloc[1] == "+1.00 [+0.25, +1.75] (3)"
+
+
+def test_unfinished_runs_do_not_count(partial):
+    line = accuracy_table.table(partial).iloc[0]
+    assert (line["lth_n"], line["naive_n"], line["permuted_n"], line["pairs"]) == (2, 1, 1, 1)
+    assert np.isnan(line["naive_std"])
+    assert np.isnan(line["ci_low"])
+    assert accuracy_table.formatted(partial).iloc[0]["Naive"] == "87.30 (1)"
+
+
+def test_recipes_are_told_apart_and_not_averaged(frame):
+    other = frame.assign(lr="0.01", test_accuracy=frame["test_accuracy"] - 30, key=frame["key"] + "x")
+    both = pd.concat([frame, other[other["stage"] == "sparse"]], ignore_index=True)
+    assert cells.varied(both) == ["lr"]
+    table = accuracy_table.table(both)
+    assert len(table) == 16
+    assert set(table["naive_n"]) == {3}
+    assert "lr = 0.01" in summary.short_table(both)
+
+
+def test_recipes_of_dense_nets_are_followed_by_key(frame):
+    dense, sparse = frame[frame["stage"] == "dense"], frame[frame["stage"] == "sparse"].copy()
+    nets = dense.set_index(["width", "seed_a"])["key"]
+    own = sparse["seed_b"].fillna(sparse["seed_a"])
+    sparse["dense_key"] = [nets[place] for place in zip(sparse["width"], own, strict=True)]
+    better = dense.assign(lr="0.5", key=dense["key"] + "x", test_accuracy=99.0)
+    again = sparse.assign(lr="0.5", key=sparse["key"] + "x", dense_key=sparse["dense_key"] + "x")
+    table = accuracy_table.table(pd.concat([dense, sparse, better, again], ignore_index=True))
+    assert set(table.loc[table["lr"] == "0.5", "dense_mean"]) == {99.0}
+    assert (table.loc[table["lr"] == "0.08", "dense_mean"] < 95).all()
+    assert set(table["dense_n"]) == {6}
+
+
+def test_what_rewinding_leaves_of_the_budget_is_not_a_recipe(frame):
+    shortened = frame.assign(epochs=[str(20 - (0 if pd.isna(k) else k)) for k in frame["rewind_epoch"]])
+    assert cells.varied(shortened) == []
+
+
+def test_matchers_are_rows_of_their_own(frame):
+    permuted = frame[frame["method"] == "permuted"]
+    more = permuted.assign(matcher="weight", key=permuted["key"] + "w", test_accuracy=50.0)
+    table = accuracy_table.table(pd.concat([frame, more], ignore_index=True))
+    assert set(table["permuted:weight_mean"]) == {50.0}
+    assert set(table["permuted_n"]) == {3}
+    assert (table["permuted_minus_naive"] > 0).all()
+
+
+def test_runs_that_nothing_tells_apart_are_reported(frame):
+    naive = frame[frame["method"] == "naive"]
+    doubled = pd.concat([frame, naive.assign(key=naive["key"] + "2")], ignore_index=True)
+    assert any("24 entries average several runs" in note for note in accuracy_table.notes(doubled))
+
+
+def test_reinit_stands_beside_every_rewind_epoch(frame):
+    fresh = frame[(frame["method"] == "naive") & (frame["rewind_epoch"] == 0)].assign(method="reinit")
+    table = accuracy_table.table(pd.concat([frame, fresh], ignore_index=True))
+    assert len(table) == 8
+    assert set(table["reinit_n"]) == {3}
+
+
+# --- sentences --------------------------------------------------------------------------------------------------
+def test_headline_pools_over_pairs_and_not_over_cells(frame):
+    per_pair = [synthetic.PERMUTED_GAIN[seed] * 0.55 for seed in SEEDS]  # half of the cells have a tenth of the gain
+    low, high = scipy_stats.t.interval(0.95, 2, np.mean(per_pair), scipy_stats.sem(per_pair))
+    said = headline.headline(frame)
+    assert f"permuting the mask gains {np.mean(per_pair):.2f} points" in said
+    assert f"[{low:+.2f}, {high:+.2f}]; 3 pairs of nets, 8 cells" in said
+    assert "8 of 8 cells" in headline.details(frame)[-1]
+
+
+@pytest.mark.parametrize(
+    ("shift", "text"),
+    [(0.0, "gains 0.50 points"), (-2.0, "loses"), (-0.495, "cannot be told apart")],
+)
+def test_headline_says_no_more_than_the_interval(frame, shift, text):
+    moved = frame.copy()
+    moved.loc[moved["method"] == "permuted", "test_accuracy"] += shift
+    assert text in headline.headline(moved)
+
+
+def test_headline_of_a_single_pair_claims_nothing(partial):
+    assert "for the only pair so far (1 pair of nets, 1 cell of the grid): too few" in headline.headline(partial)
+
+
+def test_headline_without_any_result(frame):
+    assert headline.headline(frame[frame["method"] != "permuted"]).startswith("With resnet20 on cifar10 no cell has")
+    assert headline.headline(frame.assign(status="RUNNING")) == "No run has finished yet."
+
+
+def test_short_table_fits_a_terminal(frame, partial):
+    text = summary.short_table(frame)
+    assert max(map(len, text.splitlines())) <= 100
+    assert re.search(r"1\s+95%\s+10 .*90\.00±0\.26 \(3\) .*\+0\.90 \[\+0\.15,\+1\.65\]", text)
+    assert "Also measured, see the report: Shuffled." in text
+    assert "Failed and left out: 1 sparse." in summary.short_table(partial)
+    assert "no run has finished" in summary.short_table(frame.assign(status="RUNNING"))
+
+
+def test_short_table_gives_up_decimals_before_it_gets_too_wide(frame):
+    wide = frame.assign(test_accuracy=frame["test_accuracy"] + 50 * (frame["method"] == "permuted"))
+    assert max(map(len, summary.short_table(wide).splitlines())) <= 100
+
+
+def test_short_table_of_dense_nets_alone(frame):
+    text = summary.short_table(frame[frame["stage"] == "dense"])
+    assert "94.02±0.17 (6)" in text
+
+
+def test_coverage_counts_what_is_missing(frame, partial):
+    assert coverage.is_complete(frame)
+    assert not coverage.is_complete(partial)
+    counts = coverage.counts(partial).set_index("job")
+    assert counts.loc["sparse", ["finished", "running", "failed", "total"]].tolist() == [4, 1, 1, 6]
+    missing = coverage.missing(partial).set_index("method")
+    assert missing["missing"].to_dict() == {"LTH": 1, "Naive": 2, "Permuted": 2}
+    failed = coverage.failures(partial).iloc[0]
+    assert (failed["job"], failed["error"]) == ("naive 2", "loss is <NaN> & gone")
+
+
+def test_a_run_that_never_got_its_params_is_counted(partial):
+    bare = partial.assign(stage=partial["stage"].where(partial["status"] == "FINISHED", ""))
+    assert coverage.counts(bare).set_index("job").loc[coverage.UNKNOWN, "failed"] == 1
+    assert len(coverage.failures(bare)) == 1
+    assert summary.short_table(bare)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------
+def lines(axes):
+    return {container.lines[0].get_color(): container.lines[0] for container in axes.containers}
+
+
+def test_rewind_figure_draws_the_means(frame):
+    figure = rewind.figure(frame)
+    assert len(figure.axes) == 4
+    panel = figure.axes[-1]  # the last row is 95 %, the last column width 1
+    drawn = lines(panel)
+    for method in ("lth", "naive", "permuted"):
+        line = drawn[style.look(method).colour]
+        expected = [np.mean(values(method, 1.0, 0.95, epoch)) for epoch in synthetic.REWINDS]
+        assert np.asarray(line.get_ydata()) == pytest.approx(expected)
+    assert panel.get_title(loc="right") == "n = 3"
+    assert "95 % sparse" in panel.get_title(loc="left").replace("\n", " ")
+
+
+def test_width_figure_takes_the_largest_common_rewind_epoch(frame):
+    some = frame[~((frame["width"] == 1.0) & (frame["rewind_epoch"] == 10))]
+    numbers = width.table(some)
+    assert width.chosen_rewind(numbers) == 0
+    assert width.chosen_rewind(width.table(frame)) == 10
+    figure = width.figure(frame)
+    assert len(figure.axes) == 6
+    gap_to_lth = lines(figure.axes[1])[style.look("naive").colour]
+    assert np.asarray(gap_to_lth.get_ydata()) == pytest.approx([6.0, 3.0])
+
+
+def test_interpolation_figure_and_barriers(curves):
+    figure = interpolation.figure(curves)
+    assert len(figure.axes) == 6
+    table = interpolation.table(curves).set_index(["width", "matcher", "measure"])
+    assert table.loc[(0.5, "identity", "error_barrier"), "mean"] == pytest.approx(40.0)
+    assert table.loc[(1.0, "activation", "loss_barrier"), "mean"] == pytest.approx(0.4)
+    assert set(table["n"]) == {3}
+    middle = figure.axes[0].lines[0].get_ydata()
+    assert np.min(middle) == pytest.approx(50.0)
+
+
+def test_figures_leave_infinite_losses_out_and_say_so(curves):
+    broken = curves.copy()
+    broken.loc[broken.index[5], schema.INTERPOLATION_LOSS] = np.inf
+    interpolation.figure(broken)
+    assert any("1 curve with a missing or infinite value" in note for note in interpolation.notes(broken))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_survive_whatever_is_there(name, sources):
+    module = FIGURES[name]
+    source = sources[module.load]
+    for part in (source.iloc[:0], source.iloc[:1], source.iloc[-1:], source[source["width"] == 1.0]):
+        module.figure(part)
+        module.table(part)
+        assert all(isinstance(note, str) for note in module.notes(part))
+
+
+def test_many_recipes_do_not_make_an_endless_figure(frame):
+    parts = [frame.assign(lr=str(n), key=frame["key"] + str(n)) for n in range(12)]
+    sampled = pd.concat([part[part["stage"] == "sparse"] for part in parts], ignore_index=True)
+    assert len(rewind.figure(sampled).axes) == 2 * facets.MOST_ROWS
+    assert any("12 more rows of panels" in note for note in rewind.notes(sampled))
+
+
+def test_every_method_has_a_look_of_its_own():
+    looks = [style.LOOKS[name] for name in METHODS]
+    assert len({look.colour for look in looks}) == len(looks)
+    assert len({look.marker for look in looks}) == len(looks)
+
+
+# --- files and the page -----------------------------------------------------------------------------------------
+def test_files_beside_the_page(written, drawn):
+    names = {path.name for path in written["full"].parent.iterdir()}
+    figures = {f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg", "pdf")}
+    tables = {f"{name}.csv" for name in FIGURES} | {f"accuracy.{suffix}" for suffix in ("csv", "md", "tex")}
+    assert names >= {"index.html", "runs.csv"} | figures | tables
+    assert {name for name in names if name.endswith(".png")} == {f"{name}.png" for name in drawn}
+    table = pd.read_csv(written["full"].parent / "accuracy.csv")
+    assert table["naive_mean"].iloc[-1] == pytest.approx(87.0)
+    markdown = (written["full"].parent / "accuracy.md").read_text(encoding="utf-8")
+    assert "90.00 ± 0.26 (3)" in markdown
+
+
+def test_the_page_has_everything(pages, frame, drawn, sources):
+    page = pages["full"]
+    assert html.escape(headline.headline(frame)) in page
+    assert len(drawn) >= 4
+    assert page.count("<svg") == len(drawn)
+    for name, module in FIGURES.items():
+        assert f'id="{name}"' in page
+        shown = module.CAPTION if name in drawn else module.notes(sources[module.load])[0]
+        assert html.escape(shown) in page
+    assert "90.00 ± 0.26 (3)" in page
+    assert "Nothing: all jobs on record have finished" in page
+    assert "version.torch=2.11.0" in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_the_page_fetches_nothing(pages):
+    for page in pages.values():
+        references = re.findall(r"""(?:src|href|data|action)\s*=\s*["']?([^"'\s>]+)""", page)
+        assert references
+        assert not [target for target in references if re.match(r"(?i)(https?:)?//", target)]
+        assert not re.findall(r"(?i)url\(\s*[\"']?(?!#)|@import|<script|<iframe|<link", page)
+
+
+def test_ids_are_unique_and_resolved(pages):
+    ids = re.findall(r'\bid="([^"]+)"', pages["full"])
+    used = re.findall(r'(?:href="#|url\(#)([^")]+)', pages["full"])
+    assert set(used) <= set(ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_drawings_take_the_colours_of_the_page(pages):
+    drawings = re.findall(r"<svg.*?</svg>", pages["full"], flags=re.DOTALL)
+    for drawing in drawings:
+        assert style.INK not in drawing
+        assert "currentColor" in drawing
+        assert "<text" in drawing
+
+
+def test_a_partial_sweep_says_what_is_missing(pages):
+    page = pages["partial"]
+    assert "Not complete: 6 of 8 jobs on record have finished" in page
+    assert "loss is &lt;NaN&gt; &amp; gone" in page
+    assert "1 LTH running, 1 Naive failed" in page
+    assert "No interpolation between A and B has finished" in page
+    assert "Only one width has results." in page
+
+
+def test_credentials_do_not_reach_the_page(frame):
+    page = report._provenance(frame, "full", "postgresql://me:secret@db/mlflow")
+    assert "postgresql://***@db/mlflow" in page
+    assert "secret" not in page
+
+
+def test_markdown_keeps_its_columns():
+    table = files.markdown(pd.DataFrame({"a|b": ["1", "22"], "c": ["x", ""]}))
+    assert [line.count(" | ") for line in table.splitlines() if "---" not in line] == [1, 1, 1]
+    assert "a\\|b" in table
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+def test_command_prints_the_path_and_leaves_zero(folder, capsys):
+    assert report.main(["--space", "partial", "--storage", str(folder)]) == 0
+    expected = folder / "report" / "partial" / "index.html"
+    assert capsys.readouterr().out.strip() == str(expected)
+    assert expected.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "outputs/report/x"),
+        (["--storage", "elsewhere"], "elsewhere/report/x"),
+        (["--storage", "s3://bucket/y"], "outputs/report/x"),
+        (["--storage", "elsewhere", "--out", "here"], "here"),
+    ],
+)
+def test_where_the_report_goes(options, expected):
+    arguments = command.parser("report", "").parse_args(["--space", "x", *options])
+    assert command.folder(arguments) == Path(expected)
+
+
+@pytest.mark.parametrize("space", ["ful", "partial"])
+def test_command_says_in_one_line_what_is_wrong(folder, tmp_path, space, capsys):
+    storage = folder if space == "ful" else tmp_path / "nothing"
+    assert report.main(["--space", space, "--storage", str(storage)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.fixture(scope="module")
+def odd(folder):
+    """Experiments from which little can be said, beside the others."""
+    client = MlflowClient(tracking_uri=synthetic.tracking_uri(folder))
+    client.create_experiment("empty", artifact_location=str(folder / "mlartifacts"))
+    for name, tags in {"foreign": {}, "other_version": {schema.TAG_KEY: 64 * "a"}}.items():
+        experiment = client.create_experiment(name, artifact_location=str(folder / "mlartifacts"))
+        run = client.create_run(experiment, tags=tags).info.run_id
+        client.log_param(run, "kind", "train")
+        client.log_metric(run, "val_acc", 0.93)
+        client.set_terminated(run)
+    failing = synthetic.Recorder(folder, "failed")
+    for method in ("lth", "naive"):
+        failing.sparse(
+            method, 1.0, 0.95, 10, (0, 1), status="FAILED", tags={schema.TAG_ERROR: "loss is nan\nat epoch 3"}
+        )
+    return folder
+
+
+def figure_alone(module, monkeypatch, *options):
+    """Run a module as its own command does and return the exit code."""
+    monkeypatch.setattr(sys, "argv", ["-", *map(str, options)])
+    with pytest.raises(SystemExit) as left:
+        command.run_module(module)
+    return left.value.code
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("empty", "experiment 'empty' has no runs yet"),
+        ("foreign", "experiment 'foreign' has 1 runs, but none is a study's job (no tag 'job_key')"),
+        ("other_version", "1 finished jobs, but none of a kind that is known here (param 'stage': dense, prune, "),
+    ],
+)
+@pytest.mark.parametrize("name", ["report", "rewind", "interpolation", "plane", "accuracy_table"])
+def test_experiments_of_which_nothing_can_be_shown(odd, tmp_path, monkeypatch, capsys, name, space, message):
+    options = ["--space", space, "--storage", str(odd), "--out", str(tmp_path / "out")]
+    modules = {**FIGURES, "accuracy_table": accuracy_table}
+    code = report.main(options) if name == "report" else figure_alone(modules[name], monkeypatch, *options)
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    assert said.err.startswith("error: ")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["rewind", "interpolation", "accuracy_table"])
+def test_nothing_but_failures_gives_no_figure(odd, tmp_path, monkeypatch, capsys, name):
+    modules = {**FIGURES, "accuracy_table": accuracy_table}
+    options = ["--space", "failed", "--storage", odd, "--out", tmp_path / "out"]
+    assert figure_alone(modules[name], monkeypatch, *options) == 2
+    failed = "none of its 2 jobs on record has finished (2 failed); the first error: loss is nan"
+    assert capsys.readouterr().err == f"error: nothing to show of 'failed': {failed}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_but_failures_gives_a_page_that_says_so(odd, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("analysis.figures.table.FIGURES", {"rewind": rewind, "interpolation": interpolation})
+    assert report.main(["--space", "failed", "--storage", str(odd), "--out", str(tmp_path), "--no-log"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("warning: none of its 2 jobs on record has finished (2 failed); the first error: ")
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "No run has finished yet." in page
+    assert "0 of 2 jobs on record have finished" in page
+    assert page.count("loss is nan") == 2
+    assert "<svg" not in page
+
+
+def test_what_an_earlier_report_had_and_this_one_has_not_is_removed(folder, uri, frame, tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.figures.table.FIGURES", {"rewind": rewind, "plane": FIGURES["plane"]})
+    for name in ("plane.png", "plane.tex", "notes.md"):
+        (tmp_path / name).write_text("from before")
+    written = report.write_files(frame, "full", uri, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {path.name for path in written} == names - {"notes.md"}
+    assert "notes.md" in names, "it is somebody else's"
+    assert {"rewind.png", "plane.csv"} <= names
+    linked = set(re.findall(r'<a href="([^"#]+)">', written[0].read_text(encoding="utf-8")))
+    assert linked == names - {"notes.md", "index.html"}
+
+
+def test_a_single_figure_by_itself(folder, tmp_path):
+    line = [
+        sys.executable,
+        "-m",
+        "analysis.figures.rewind",
+        "--space",
+        "full",
+        "--storage",
+        str(folder),
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in tmp_path.iterdir()} == {f"rewind.{suffix}" for suffix in ("csv", "png", "svg", "pdf")}
+
+
+def test_help_is_quick():
+    code = (
+        "import sys, json\nfrom analysis import report\n"
+        "try:\n    report.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(json.dumps([n for n in ('pandas', 'matplotlib', 'mlflow', 'scipy') if n in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout.splitlines()[-1]) == []

@@ -1,0 +1,117 @@
+"""The report of every search space, and of a large one: no figure is without a study that fills it."""
+
+import os
+
+from checkout import ROOT
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import dataclasses
+import html
+
+import pandas as pd
+import pytest
+import synthetic_runs as synthetic
+import synthetic_spaces
+
+from analysis import load, report
+from analysis.figures import accuracy_table
+from analysis.figures.table import FIGURES
+from search_spaces import SPACES
+
+LARGE = dataclasses.replace(
+    SPACES["resnet20_width_sweep"],
+    name="large",
+    seeds=tuple(range(14)),
+    width=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+    rewind_epochs_of_width=(),
+    method=("dense", "imp", "lth", "permuted", "naive", "shuffled", "own_mask"),
+    match_epoch=(20, -1),
+    mask_overlap=True,
+)
+"""More than 20,000 jobs, with all that a sweep of trained nets is asked for beside the grid itself."""
+JOBS_OF_A_LARGE_STUDY = 20_000
+
+
+def reduced(space):
+    """A space with little of what there is only more of: it has jobs of the same kinds."""
+    few = {name: getattr(space, name)[:2] for name in ("width", "sparsity", "rewind_epoch", "seeds")}
+    fine = {name: min(getattr(space, name), 5) for name in ("plane_resolution", "interpolation_points")}
+    return dataclasses.replace(space, rewind_epochs_of_width=(), **few, **fine)
+
+
+def filled(space, uri, names=tuple(FIGURES)):
+    """The figures, of some, for which a study has numbers."""
+    frames = {}
+    for module in (FIGURES[name] for name in names):
+        if module.load not in frames:
+            frames[module.load] = module.load(space, uri)
+    return {name for name in names if len(FIGURES[name].table(frames[FIGURES[name].load]))}
+
+
+def check_report(space, uri, out):
+    """Write a report, check that it is whole, and return the names of the figures in it."""
+    page = report.write_report(space, uri, out).read_text(encoding="utf-8")
+    drawn = set()
+    for name, module in FIGURES.items():
+        section = page.partition(f' id="{name}">')[2].partition("</section>")[0]
+        assert html.escape(module.TITLE) in section
+        if "<svg" in section:
+            drawn.add(name)
+            assert html.escape(module.CAPTION) in section
+            assert len(pd.read_csv(out / f"{name}.csv"))
+            assert all((out / f"{name}.{suffix}").stat().st_size for suffix in ("png", "svg", "pdf"))
+        else:
+            assert 'class="note"' in section, f"{name} does not say why it is empty"
+    return drawn
+
+
+def test_the_library_as_the_readme_shows_it(tmp_path, monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = readme.partition("## As a library")[2].partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "outputs").mkdir()
+    synthetic_spaces.write_space(tmp_path / "outputs", SPACES["digits_quickstart"])
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example, names)
+    shown = capsys.readouterr().out
+    expected = accuracy_table.table(names["runs"])
+    assert len(expected) == 8
+    for line in expected.itertuples():
+        assert f"{line.permuted_minus_naive:.6f}" in shown
+    assert shown.count(f"  {len(SPACES['digits_quickstart'].seeds)}\n") == 8
+    assert (tmp_path / "rewind.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_every_figure_has_a_space_that_fills_it(tmp_path):
+    missing = set(FIGURES)
+    for space in map(reduced, SPACES.values()):
+        synthetic_spaces.write_space(tmp_path, space)
+        missing -= filled(space.name, synthetic.tracking_uri(tmp_path), missing)
+    assert not missing
+
+
+@pytest.mark.slow
+def test_the_reports_of_all_spaces_have_every_figure(tmp_path):
+    uri, drawn = synthetic.tracking_uri(tmp_path), {}
+    for space in SPACES.values():
+        synthetic_spaces.write_space(tmp_path, space)
+        drawn[space.name] = check_report(space.name, uri, tmp_path / space.name)
+        assert drawn[space.name] == filled(space.name, uri)
+    assert set().union(*drawn.values()) == set(FIGURES)
+
+
+@pytest.mark.slow
+def test_a_large_study_is_reported_as_a_whole(tmp_path):
+    jobs = synthetic_spaces.write_space(tmp_path, LARGE).jobs
+    assert len(jobs) >= JOBS_OF_A_LARGE_STUDY
+    uri = synthetic.tracking_uri(tmp_path)
+    frame = load.runs(LARGE.name, uri)
+    assert set(frame["key"]) == set(jobs)
+    drawn = check_report(LARGE.name, uri, tmp_path / "report")
+    assert drawn >= {"rewind", "sparsity", "width", "effects", "controls", "mask_overlap", "versus_paper", "cost"}
+    assert len(pd.read_csv(tmp_path / "report" / "runs.csv", low_memory=False)) == len(jobs)
+    table = pd.read_csv(tmp_path / "report" / "accuracy.csv")
+    grid = len(LARGE.width) * len(LARGE.sparsity) * len(LARGE.rewind_epoch)
+    assert (len(table), set(table["permuted_n"])) == (grid, {len(LARGE.seeds)})

@@ -1,0 +1,260 @@
+"""Ours beside the paper's: what is compared with what, how far apart it is, and what is said about it."""
+
+import math
+
+import pandas as pd
+import pytest
+import synthetic_effects as synthetic
+from scipy import stats as scipy_stats
+
+from analysis.figures import versus_paper
+from analysis.paper import numbers
+from search_spaces import SearchSpace
+from study.plan import override
+from trainables import schema
+from trainables.methods import METHODS
+from trainables.models import MODELS
+
+PAPER = {"dense_epochs": 200, "dense_lr": 0.08, "lr": 0.02, "batch_size": 128, "momentum": 0.9, "weight_decay": 0.0005}
+PLACE = {"sparsity": 0.97, "rewind": 10}
+
+
+def only(found, **where):
+    for name, value in where.items():
+        found = found[found[name] == value]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+@pytest.fixture(scope="module")
+def frame():
+    """The cell of width 1, 97 % and epoch 10, where the paper's naive nets reach 86.03 ± 0.17 (see its table 5)."""
+    return synthetic.runs(
+        [
+            *synthetic.cell({"naive": [86.0, 86.5, 87.0], "permuted": [86.0, 86.2, 86.7], "lth": [89.0] * 3}, **PLACE),
+            *synthetic.cell({"naive": [70.0], "shuffled": [60.0], "own_mask": [71.0]}, sparsity=0.5, rewind=10),
+            *(synthetic.dense(93.0, seed) for seed in range(6)),
+        ],
+        **PAPER,
+    )
+
+
+# --- the paper's numbers ----------------------------------------------------------------------------------------------
+def test_every_number_of_the_files_is_there_once():
+    found = numbers.numbers()
+    rows = {name: len(pd.read_csv(numbers.FOLDER / f"{name}.csv")) for name in ("results", "ensembles")}
+    counts = found["measure"].value_counts()
+    assert rows["results"] == 654 + 16  # on SVHN
+    assert counts[schema.TEST_ACCURACY] == rows["results"] + 16  # four early epochs of table 15 at four sparsities
+    assert counts[schema.TEST_TOP5_ACCURACY] == 27
+    assert {counts[name] for name in (schema.MEMBER_ACCURACY_MEAN, *numbers.VOTES)} == {rows["ensembles"]}
+    assert not found.duplicated([*numbers.PLACE, "measure"]).any()
+    assert found["mean"].notna().all()
+    assert set(found["model"]) <= set(MODELS)
+    assert set(found["method"]) - {""} <= set(METHODS)
+    assert found.loc[found["measure"].str.contains("accuracy"), "mean"].between(40, 100).all()
+    assert found["source"].str.len().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("place", "mean", "std", "source"),
+    [
+        (("resnet20", "cifar10", 1.0, 0.8, 0, "lth"), 90.41, 0.14, "Table 5"),
+        (("resnet20", "cifar10", 1.0, 0.8, 100, "permuted"), 90.82, 0.21, "Table 5"),
+        (("resnet20", "cifar10", 8.0, 0.97, 10, "naive"), 94.39, 0.04, "Table 7"),
+        (("resnet50", "image_folder", 1.0, 0.9, 25, "permuted"), 66.37, math.nan, "Table 10"),
+    ],
+)
+def test_some_numbers_as_printed(place, mean, std, source):
+    found = numbers.numbers()
+    found = found[(found["measure"] == schema.TEST_ACCURACY) & found["match_epoch"].isna()]
+    one = only(found, **dict(zip((*numbers.PLACE[:5], "method"), place, strict=True)))
+    assert (one["mean"], one["source"]) == (mean, source)
+    assert one["std"] == pytest.approx(std, nan_ok=True)
+    assert one["n"] == (1 if source == "Table 10" else 3)
+
+
+# --- beside ours ------------------------------------------------------------------------------------------------------
+def test_a_cell_in_standard_errors(frame):
+    one = only(versus_paper.table(frame), method="naive")
+    theirs = only(
+        numbers.numbers(),
+        model="resnet20",
+        dataset="cifar10",
+        width=1.0,
+        sparsity=0.97,
+        rewind_epoch=10,
+        method="naive",
+        measure=schema.TEST_ACCURACY,
+    )
+    welch = scipy_stats.ttest_ind_from_stats(86.5, 0.5, 3, theirs["mean"], theirs["std"], 3, equal_var=False)
+    assert (one["ours_mean"], one["ours_std"], one["ours_n"]) == pytest.approx((86.5, 0.5, 3))
+    assert (one["paper_mean"], one["paper_std"], one["paper_n"]) == (theirs["mean"], theirs["std"], 3)
+    assert one["difference"] == pytest.approx(86.5 - theirs["mean"])
+    assert (one["in_standard_errors"], one["p"]) == pytest.approx((welch.statistic, welch.pvalue))
+
+
+def test_the_table_that_people_read_has_both_means(frame):
+    (dense, cell) = versus_paper.formatted(frame).sort_values("sparsity", ascending=False).to_dict("records")
+    assert dense["Dense"] == "93.00 / 92.88"
+    one = only(versus_paper.table(frame), method="naive")
+    size = f"{one['in_standard_errors']:+.1f}".replace("-", "\N{MINUS SIGN}")
+    assert cell["Naive"] == f"86.50 / {one['paper_mean']:.2f} ({size})"
+    assert cell["Dense"] == ""
+
+
+def test_only_what_both_have_is_compared(frame):
+    found = versus_paper.table(frame)
+    assert sorted(found["method"]) == ["dense", "lth", "naive", "permuted"]
+    dense = only(found, method="dense")
+    assert (dense["ours_mean"], dense["ours_n"], dense["paper_mean"]) == (93.0, 6, 92.88)
+    assert dense[["paper_std", "standard_error", "in_standard_errors", "p"]].isna().all()
+    assert dense["difference"] == pytest.approx(0.12)
+
+
+def test_other_ways_to_match_are_not_the_papers(frame):
+    other = frame.assign(matcher=frame["matcher"].replace("activation", "weight"))
+    assert "permuted" not in set(versus_paper.table(other)["method"])
+
+
+def test_masks_of_another_dataset_are_not_the_papers(frame):
+    foreign = frame.assign(mask_dataset=["svhn"] * len(frame))
+    assert versus_paper.table(foreign).empty
+    assert len(versus_paper.table(frame.assign(mask_dataset="cifar10"))) == 4
+
+
+def test_early_matches_are_compared_with_table_15():
+    place = {"sparsity": 0.9, "rewind": 20}
+    lines = synthetic.cell({"naive": [88.0, 89.0, 90.0]}, **place)
+    for epoch, accuracy in ((5, 89.0), (-1, 89.6), (7, 80.0)):
+        lines += synthetic.cell({"permuted": [accuracy - 0.1, accuracy, accuracy + 0.1]}, match_epoch=epoch, **place)
+    found = versus_paper.table(synthetic.runs(lines))
+    permuted = found[found["method"] == "permuted"].set_index("source")
+    assert permuted.loc["Table 15", ["match_epoch", "paper_mean", "ours_mean"]].tolist() == [
+        5,
+        89.16,
+        pytest.approx(89),
+    ]
+    assert permuted.loc["Table 5", ["paper_mean", "ours_mean"]].tolist() == [89.50, pytest.approx(89.6)]
+    assert len(permuted) == 2
+    assert len(versus_paper.figure(synthetic.runs(lines)).axes) == 2
+
+
+def test_barriers_are_compared_with_those_of_repair():
+    def path(width, correction="bn_reset", matcher="activation", kind="pair", seed=0):
+        line = {"stage": schema.CONNECT, "matcher": matcher, "correction": correction, "path": kind, "width": width}
+        return line | {"seed_a": seed, "match_epoch": -1, schema.LOSS_BARRIER: 1.0 / width, schema.ERROR_BARRIER: 20.0}
+
+    lines = [path(1.0), path(1.0, seed=2), path(16.0), path(3.0), path(2.0, "none"), path(4.0, matcher="identity")]
+    found = versus_paper.table(synthetic.runs([*lines, path(8.0, matcher="", kind="imp")]))
+    assert sorted(set(found["width"])) == [1.0, 16.0]
+    one = only(found, width=1.0, measure=schema.LOSS_BARRIER)
+    assert (one["paper_mean"], one["ours_mean"], one["ours_n"]) == (0.993, 1.0, 2)
+    assert only(found, width=16.0, measure=schema.ERROR_BARRIER)["difference"] == pytest.approx(20 - 1.45)
+
+
+def test_ensembles_are_compared_with_table_1():
+    numbers = {schema.MEMBERS: 5.0, schema.MEMBER_ACCURACY_MEAN: 91.0, schema.MEMBER_ACCURACY_STD: 0.2}
+    numbers |= {schema.ENSEMBLE_ACCURACY: 91.5, schema.DISAGREEMENT: 0.04}
+    line = {"stage": schema.ENSEMBLE, "method": "lth", "sparsity": 0.9, "rewind_epoch": 25, "seed_a": 0, **numbers}
+    found = versus_paper.table(synthetic.runs([line])).set_index("measure")
+    members = found.loc[schema.MEMBER_ACCURACY_MEAN]
+    assert members[["ours_n", "paper_n", "paper_std", "rewind_epoch"]].tolist() == [5, 5, 0.163, 25]
+    assert members["in_standard_errors"] == pytest.approx((91.0 - 91.15) / math.hypot(0.2, 0.163) * math.sqrt(5))
+    assert found.loc[schema.DISAGREEMENT, "difference"] == pytest.approx(0.005)
+    assert math.isnan(found.loc[schema.DISAGREEMENT, "p"])
+    assert schema.KL_DIVERGENCE not in found.index  # not measured here
+    assert any("states neither the rewind epoch" in note for note in versus_paper.notes(synthetic.runs([line])))
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+def test_the_papers_recipe_goes_without_saying_and_any_other_does_not(frame):
+    assert not any("was not trained as the paper" in note for note in versus_paper.notes(frame))
+    other = frame.assign(lr="0.1", weight_decay="5e-4", dense_epochs="20")
+    said = " ".join(versus_paper.notes(other))
+    assert "resnet20 was not trained as the paper and its code say" in said
+    assert "dense_epochs 20 (200), lr 0.1 (0.02)" in said
+    assert "weight_decay" not in said  # 5e-4 is 0.0005
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("schedule", "constant"),
+        ("precision", "bf16"),
+        ("init", "fan_out"),
+        ("imp_schedule", "steps"),
+        ("warmup_epochs", "5"),
+    ],
+)
+def test_schedule_precision_and_initialisation_are_compared_with_the_papers_too(frame, name, ours):
+    theirs = numbers.RECIPES["resnet20"][name]
+    assert not any(f"{name} " in note for note in versus_paper.notes(frame.assign(**{name: str(theirs)})))
+    assert f"{name} {ours} ({theirs})" in " ".join(versus_paper.notes(frame.assign(**{name: ours})))
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe"), [("resnet20", "paper"), ("vgg11", "paper"), ("resnet50", "paper_imagenet")]
+)
+def test_our_recipes_of_the_paper_are_the_papers(model, recipe):
+    space = override(SearchSpace(name="test", question="?", model=(model,), rewind_epoch=(0,)), [f"recipe={recipe}"])
+    for name, theirs in numbers.RECIPES[model].items():
+        value = getattr(space, {"dense_epochs": "epochs", "dense_lr": "lr", "lr": "sparse_lr"}.get(name, name))
+        value = (
+            {"init": MODELS[model].init, "imp_schedule": space.schedule}[name] if value in ("default", "") else value
+        )
+        assert value == theirs, name
+
+
+def test_references_of_svhn_are_of_masks_from_cifar10_and_vggs_barriers_of_repair():
+    place = {"dataset": "svhn", "sparsity": 0.9, "rewind": 10}
+    runs = synthetic.runs(synthetic.cell({"permuted": [94.0, 95.0]}, **place))
+    assert versus_paper.table(runs.assign(mask_dataset="svhn")).empty
+    found = versus_paper.table(runs.assign(mask_dataset="cifar10"))
+    assert found["paper_mean"].tolist() == [94.47]
+    assert numbers.CORRECTIONS["vgg11"] == "repair"
+    barriers = numbers.numbers()
+    barriers = barriers[barriers["measure"] == schema.LOSS_BARRIER].set_index(["model", "dataset", "width"])["mean"]
+    assert barriers["vgg11", "cifar10", 1.0] == 0.15
+    assert barriers["resnet20", "svhn", 4.0] == 0.077
+
+
+def test_how_many_differ_is_said_with_what_chance_would_give(frame):
+    said = versus_paper.notes(frame)[0]
+    assert "1 of 3 means differ from the paper's with p < 0.05 (Welch), where chance alone would give about 0" in said
+
+
+def test_a_study_without_counterpart_says_so(frame):
+    ours = frame.assign(dataset="digits")
+    assert versus_paper.table(ours).empty
+    assert versus_paper.notes(ours)[0].startswith("Nothing that this study has measured is in the paper")
+    versus_paper.figure(ours)
+
+
+def test_large_differences_are_coloured_and_marked(frame):
+    axes = versus_paper.figure(frame).axes[0]
+    texts = [text.get_text() for text in axes.texts]
+    found = versus_paper.table(frame)
+    sparse = found[found["method"] != "dense"]
+    assert len(texts) == len(sparse) == 3
+    marked = (sparse["in_standard_errors"].abs() >= versus_paper.CLEAR).sum()
+    assert len(axes.patches) == marked == sum(text[0] in "▲▼" for text in texts) > 0
+    assert "dense +0.12" in axes.get_title(loc="left")
+    assert axes.get_title(loc="right") == "n = 3, paper 3"
+
+
+def test_image_folders_are_taken_for_imagenet_and_it_is_said():
+    place = {"model": "resnet50", "dataset": "image_folder", "sparsity": 0.9, "rewind": 25}
+    frame = synthetic.runs(synthetic.cell({"permuted": [67.0]}, **place, **{schema.TEST_TOP5_ACCURACY: 88.0}))
+    found = versus_paper.table(frame).set_index("measure")
+    assert found.loc[schema.TEST_ACCURACY, "difference"] == pytest.approx(0.63)
+    assert found.loc[schema.TEST_TOP5_ACCURACY, "difference"] == pytest.approx(0.63)
+    assert "The folder of images is taken for ImageNet." in versus_paper.notes(frame)
+    assert len(versus_paper.figure(frame).axes) == 2
+
+
+@pytest.mark.parametrize("part", [slice(0, 0), slice(0, 1), slice(-1, None)])
+def test_parts_of_a_study(frame, part):
+    versus_paper.figure(frame.iloc[part])
+    assert len(versus_paper.table(frame.iloc[part])) <= 1
+    assert all(isinstance(note, str) for note in versus_paper.notes(frame.iloc[part]))

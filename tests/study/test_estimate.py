@@ -1,0 +1,324 @@
+"""Estimates: positive, bounded by what a schedule can reach, and corrected by what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces import SearchSpace, get_space
+from study import fastest, run
+from study.benchmark.results import FILE, Measurement, Rate
+from study.benchmark.results import store as keep
+from study.estimate import (
+    FIRST_GUESS,
+    MULTIPLY_ADDS_PER_SECOND,
+    SECONDS_PER_JOB,
+    Estimates,
+    estimate,
+    masked,
+    rates_here,
+    slower_ways,
+)
+from study.plan import Plan, make_plan
+from trainables.config import SPARSE_KERNELS_FROM
+from trainables.host import cpu
+from trainables.models import MODELS
+from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, METRICS, PLANE, PRUNE, SECONDS, SPARSE, STAGES
+from trainables.storage.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "storage")
+
+
+def plan_of(**settings: Any) -> Plan:
+    defaults: dict[str, Any] = {"dataset": "digits", "model": "mlp", "seeds": (0,), "epochs": 20, "imp_epochs": 2}
+    return make_plan(SearchSpace(name="small", question="?", **{**defaults, **settings}))
+
+
+def guess(plan: Plan, store: Store) -> dict[str, float]:
+    """Return the estimates of a machine that has not run anything yet."""
+    return dict(estimate(plan, store, set()).seconds)
+
+
+def publish(store: Store, key: str, seconds: float) -> None:
+    store.publish(key, {METRICS: json.dumps({"history": [], "final": {SECONDS: seconds}}).encode()}, {})
+
+
+def of_kind(plan: Plan, kind: str) -> list[str]:
+    return [key for key, job in plan.jobs.items() if job.kind == kind]
+
+
+# --- the first guess ------------------------------------------------------------------------------------------------
+def test_every_job_takes_time(store: Store) -> None:
+    plan = make_plan(get_space("digits_quickstart"))
+    estimates = estimate(plan, store, store.keys())
+    assert estimates.seconds.keys() == plan.jobs.keys()
+    assert min(estimates.seconds.values()) > 0
+    assert estimates.measured == 0
+    assert not store.root.exists(), "an estimate must not create the storage"
+
+
+@pytest.mark.parametrize("kind", [DENSE, PRUNE, SPARSE])
+def test_more_work_takes_longer(store: Store, kind: str) -> None:
+    small, wide, long = (plan_of(**settings) for settings in ({}, {"width": 8}, {"epochs": 40, "imp_epochs": 20}))
+    (first, more_width, more_epochs) = (guess(plan, store)[of_kind(plan, kind)[-1]] for plan in (small, wide, long))
+    assert more_width > 2 * first
+    assert more_epochs > 1.5 * first
+
+
+def test_measuring_more_points_and_images_takes_longer(store: Store) -> None:
+    few, many = (plan_of(interpolation_points=points) for points in (3, 31))
+    assert guess(many, store)[of_kind(many, CONNECT)[0]] > guess(few, store)[of_kind(few, CONNECT)[0]]
+    some, every = (plan_of(match_images=images) for images in (100, 0))  # 0 means all of them
+    assert guess(every, store)[of_kind(every, MATCH)[0]] > guess(some, store)[of_kind(some, MATCH)[0]]
+    beyond = plan_of(match_images=10**9)  # more than there are
+    assert guess(beyond, store)[of_kind(beyond, MATCH)[0]] == guess(every, store)[of_kind(every, MATCH)[0]]
+
+
+def test_a_plane_takes_the_square_of_its_resolution_and_an_ensemble_its_members(store: Store) -> None:
+    coarse, fine = (plan_of(plane_resolution=resolution) for resolution in (5, 10))
+    seconds = [guess(plan, store)[of_kind(plan, PLANE)[0]] - SECONDS_PER_JOB for plan in (coarse, fine)]
+    assert seconds[1] == pytest.approx(4 * seconds[0])
+    pair, many = (plan_of(method="lth", members=members) for members in (2, 6))
+    few, more = (guess(plan, store)[of_kind(plan, ENSEMBLE)[0]] - SECONDS_PER_JOB for plan in (pair, many))
+    assert more == pytest.approx(3 * few)
+
+
+def test_every_kind_of_job_of_every_shape_is_estimated(store: Store) -> None:
+    settings = {"method": ("imp", "lth", "permuted"), "imp_path": True, "interpolation_points": 3, "members": 2}
+    plan = plan_of(plane_resolution=3, match_epoch=(2, -1), mask_overlap=True, **settings)
+    seconds = guess(plan, store)
+    assert {plan.jobs[key].kind for key in seconds} == set(STAGES)
+    assert min(seconds.values()) > 0
+
+
+# --- from the benchmark -----------------------------------------------------------------------------------------------
+def benchmarked(store: Store, *rates: Rate) -> None:
+    keep(store.root / FILE, Measurement(what="training", settings={}, rates=rates), machine={}, commit=None)
+
+
+def rate(images_per_second: float, *, model: str = "mlp", width: float = 1.0, precision: str = "fp32") -> Rate:
+    return Rate(model=model, width=width, precision=precision, image_size=32, images_per_second=images_per_second)
+
+
+def speed(model: str, multiply_adds_per_second: float) -> float:
+    """Return the images per second that train at so many multiply-adds: a training step takes three passes."""
+    return multiply_adds_per_second / (3 * MODELS[model].mult_adds)
+
+
+def test_a_benchmark_that_measured_the_constant_changes_nothing_but_the_basis(store: Store) -> None:
+    plan = plan_of()
+    first = guess(plan, store)
+    assert estimate(plan, store, set()).basis == FIRST_GUESS
+    benchmarked(store, rate(speed("mlp", MULTIPLY_ADDS_PER_SECOND)))
+    estimates = estimate(plan, store, set())
+    assert dict(estimates.seconds) == pytest.approx(first)
+    assert estimates.basis == f"from {store.root / FILE}"
+
+
+def test_a_machine_that_trains_slower_takes_longer_and_a_job_counts_more_than_the_benchmark(store: Store) -> None:
+    plan = plan_of(epochs=1000, model="resnet8")
+    first, measured = guess(plan, store), of_kind(plan, DENSE)[0]
+    benchmarked(store, rate(speed("resnet8", MULTIPLY_ADDS_PER_SECOND / 10), model="resnet8"))
+    slow = guess(plan, store)
+    assert 2 * first[measured] < slow[measured] < 10 * first[measured], "the fixed cost of a step stays"
+    publish(store, measured, 3 * slow[measured])
+    estimates = estimate(plan, store, store.keys())
+    assert dict(estimates.seconds) == pytest.approx({key: 3 * seconds for key, seconds in slow.items()})
+    assert estimates.basis == "from 1 published jobs"
+
+
+def test_a_rate_is_that_of_model_precision_and_nearest_width(store: Store) -> None:
+    plans = [plan_of(width=2), plan_of(width=2, precision="bf16"), plan_of(width=2, model="resnet8")]
+    before = [guess(plan, store) for plan in plans]
+    slow, fast = speed("mlp", MULTIPLY_ADDS_PER_SECOND / 100), speed("mlp", MULTIPLY_ADDS_PER_SECOND)
+    benchmarked(store, rate(slow), rate(fast / 64, width=8.0))
+    after = [guess(plan, store) for plan in plans]
+    dense = [of_kind(plan, DENSE)[0] for plan in plans]
+    assert after[0][dense[0]] > before[0][dense[0]]
+    assert after[1][dense[1]] == before[1][dense[1]], "nobody has measured bf16"
+    assert after[2] == before[2], "nobody has measured that model"
+
+
+def test_a_job_has_the_rate_of_its_own_recipe(store: Store) -> None:
+    asked: dict[str, Any] = {"model": "resnet8", "method": "imp", "sparsity": (0.5, 0.9), "imp_epochs": 100}
+    plain, sparse, compiled = (plan_of(**asked, **how) for how in ({}, {"kernels": "sparse"}, {"compiled": True}))
+    slow = speed("resnet8", MULTIPLY_ADDS_PER_SECOND / 10)
+    benchmarked(store, rate(slow, model="resnet8"))
+    before = [guess(plan, store) for plan in (plain, sparse, compiled)]
+    assert sorted(before[1].values()) == pytest.approx(sorted(before[0].values())), "else the rate as it comes"
+    how: list[dict[str, Any]] = [{"kernels": "sparse", "sparsity": 0.9}, {"compiled": True, "compile_seconds": 1000.0}]
+    others = [dataclasses.replace(rate(10 * slow, model="resnet8"), **each) for each in how]
+    benchmarked(store, rate(slow, model="resnet8"), *others)
+    after = [guess(plan, store) for plan in (plain, sparse, compiled)]
+    assert after[0] == before[0]
+    for key, job in sparse.jobs.items():
+        assert (after[1][key] < before[1][key] / 2) == (masked(job) >= SPARSE_KERNELS_FROM)
+        assert after[1][key] <= before[1][key]
+    for key, job in compiled.jobs.items():
+        quick = before[2][key] > after[2][key] - 1000 > 0
+        assert quick if job.epochs else after[2][key] == before[2][key], "compiled once for each job that trains"
+
+
+def test_the_rate_of_images_as_small_has_the_cost_of_a_step_in_it(store: Store) -> None:
+    plan = plan_of(epochs=1000)
+    dense, images_per_second = of_kind(plan, DENSE)[0], 500.0
+    benchmarked(store, dataclasses.replace(rate(images_per_second), image_size=8))
+    training = 1000 * plan.facts["digits"].train_images / images_per_second
+    assert training < guess(plan, store)[dense] < 1.5 * training
+
+
+def test_a_damaged_benchmark_is_named_and_not_used(store: Store) -> None:
+    plan = plan_of()
+    first = guess(plan, store)
+    store.root.mkdir()
+    (store.root / FILE).write_text("{")
+    estimates = estimate(plan, store, set())
+    assert dict(estimates.seconds) == first
+    assert estimates.basis.startswith(FIRST_GUESS)
+    assert FILE in estimates.basis
+
+
+# --- corrected by measurements --------------------------------------------------------------------------------------
+def test_one_measured_job_corrects_all(store: Store) -> None:
+    plan = plan_of()
+    first, measured = guess(plan, store), of_kind(plan, DENSE)[0]
+    publish(store, measured, 3 * first[measured])
+    estimates = estimate(plan, store, store.keys())
+    assert estimates.measured == 1
+    assert dict(estimates.seconds) == pytest.approx({key: 3 * seconds for key, seconds in first.items()})
+
+
+def test_a_kind_that_was_measured_has_its_own_rate_and_the_others_the_median(store: Store) -> None:
+    plan = plan_of(interpolation_points=3)
+    first = guess(plan, store)
+    for kind, ratio in ((DENSE, 2.0), (PRUNE, 4.0), (MATCH, 10.0)):
+        publish(store, of_kind(plan, kind)[0], ratio * first[of_kind(plan, kind)[0]])
+    estimates = estimate(plan, store, store.keys())
+    ratios = {
+        kind: estimates.seconds[key] / first[key] for kind in (DENSE, PRUNE, MATCH) for key in of_kind(plan, kind)
+    }
+    assert ratios == pytest.approx({DENSE: 2, PRUNE: 4, MATCH: 10})
+    unmeasured = [estimates.seconds[key] / first[key] for kind in (SPARSE, CONNECT) for key in of_kind(plan, kind)]
+    assert unmeasured == pytest.approx([4.0] * len(unmeasured))
+    assert estimates.measured == 3
+
+
+def test_a_rate_is_of_a_width(store: Store) -> None:
+    plan = plan_of(width=(1, 2), method="dense")
+    first = guess(plan, store)
+    narrow, wide = of_kind(plan, DENSE)
+    publish(store, narrow, 5 * first[narrow])
+    publish(store, wide, 7 * first[wide])
+    seconds = estimate(plan, store, store.keys()).seconds
+    assert [seconds[key] / first[key] for key in (narrow, wide)] == pytest.approx([5, 7])
+
+
+def test_one_slow_job_does_not_spoil_the_rate(store: Store) -> None:
+    plan = plan_of(method="dense", seeds=(0, 1, 2, 3))
+    first = guess(plan, store)
+    for key, ratio in zip(of_kind(plan, DENSE), (2.0, 2.0, 100.0), strict=False):
+        publish(store, key, ratio * first[key])
+    last = of_kind(plan, DENSE)[-1]
+    assert estimate(plan, store, store.keys()).seconds[last] == pytest.approx(2 * first[last])
+
+
+def test_a_damaged_or_vanished_result_is_no_measurement(store: Store) -> None:
+    plan = plan_of(method="dense", seeds=(0, 1))
+    damaged, vanished = of_kind(plan, DENSE)
+    publish(store, damaged, 1e6)
+    (store.directory(damaged) / METRICS).write_bytes(b"{}")
+    assert dict(estimate(plan, store, {damaged, vanished}).seconds) == guess(plan, store)
+
+
+# --- how long a plan takes ------------------------------------------------------------------------------------------
+def chain(plan: Plan, seconds: dict[str, float], key: str) -> float:
+    """Return the seconds from the start of the first ancestor to the end of a job, without waiting for slots."""
+    parents = plan.jobs[key].parents
+    return seconds[key] + max((chain(plan, seconds, ref.job.key) for _, ref in parents), default=0.0)
+
+
+def longest_chain(plan: Plan, seconds: dict[str, float]) -> float:
+    return max(chain(plan, seconds, key) for key in plan.jobs)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8, 1000])
+def test_a_plan_takes_its_share_of_the_total_and_at_least_its_longest_chain(store: Store, slots: int) -> None:
+    plan = plan_of(sparsity=(0.9,), seeds=(0, 1, 2))
+    estimates = estimate(plan, store, set())
+    seconds = dict(estimates.seconds)
+    total = estimates.total(plan.jobs.keys())
+    makespan = estimates.makespan(plan, plan.jobs.keys(), slots)
+    assert total == pytest.approx(sum(seconds.values()))
+    assert makespan == pytest.approx(max(total / slots, longest_chain(plan, seconds)))
+    assert makespan <= total
+
+
+def test_chains_by_hand(store: Store) -> None:
+    # A -> rounds 1, 2, 3, 4 -> LTH; the dense nets take 5 s, everything else 1 s.
+    plan = plan_of(method=("lth", "naive"), sparsity=0.5)
+    dense = of_kind(plan, DENSE)
+    seconds = {key: 5.0 if key in dense else 1.0 for key in plan.jobs}
+    estimates = Estimates(seconds, 0)
+    assert estimates.total(plan.jobs) == 2 * 5 + 4 + 2
+    assert estimates.makespan(plan, plan.jobs, slots=1) == 16
+    assert estimates.makespan(plan, plan.jobs, slots=2) == 10  # A, its rounds and the sparse training
+    left = set(plan.jobs) - set(dense)
+    assert estimates.makespan(plan, left, slots=100) == 5  # what is published takes no time
+
+
+def test_nothing_left_takes_no_time(store: Store) -> None:
+    plan = plan_of()
+    estimates = estimate(plan, store, set())
+    assert estimates.total(set()) == estimates.makespan(plan, set(), 4) == 0
+
+
+# --- what is slow on this CPU -----------------------------------------------------------------------------------------
+def against(images_per_second: float, conventional: float | None = None, **settings: Any) -> Rate:
+    common: dict[str, Any] = {"model": "mlp", "width": 1.0, "precision": "fp32", "image_size": 8}
+    return Rate(images_per_second=images_per_second, conventional=conventional, **{**common, **settings})
+
+
+@pytest.mark.parametrize(
+    ("rates", "machine", "words"),
+    [
+        ([against(77, 170), against(240, 170, precision="bf16")], "this", ["77 against 170", "precision=fp32"]),
+        ([against(240, 170)], "this", []),
+        ([against(77, 170)], "another", []),
+        ([against(77)], "this", []),
+        ([against(77, 170, kernels="sparse")], "this", []),
+        ([], "this", []),
+    ],
+)
+def test_a_way_that_was_measured_slower_than_a_conventional_loop_is_named(
+    rates: list[Rate], machine: str, words: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "name", lambda: "this")
+    keep(store.root / FILE, Measurement(what="training", settings={}, rates=rates), {"cpu": machine}, None)
+    lines = slower_ways(plan_of(), rates_here(store))
+    assert len(lines) == bool(words)
+    assert all(word in lines[0] for word in words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "emulated"), [("avx2 fma", True), ("avx512f avx512_bf16", False), ("amx_bf16", False), (None, False)]
+)
+def test_bf16_that_the_cpu_only_emulates_is_warned_of_and_not_measured(
+    flags: str | None, emulated: bool, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpu, "features", lambda: None if flags is None else frozenset(flags.split()))
+    monkeypatch.setattr(fastest, "_gpus_here", lambda: 0)
+    asked = ["--space=digits_quickstart", "--dry-run", f"--storage={store.root}"]
+    assert run.main([*asked, "--set=precision=bf16"]) == 0
+    assert ("warning: this CPU" in capsys.readouterr().out) == emulated
+    assert run.main(asked) == 0
+    assert "warning" not in capsys.readouterr().out
+    choice = fastest.choice(get_space("digits_quickstart"), [], store, fastest.CPU)
+    ways = choice.candidates(("resnet8", 1.0), compilable=True, sparse=True)
+    assert any(way.precision == "bf16" for way in ways) != emulated

@@ -1,0 +1,123 @@
+"""Where a study stands, read from its store alone."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from tiny_study import flip_bit, tiny_cell, tiny_space
+
+from study import run
+from study.plan import Plan, make_plan
+from study.status import BLOCKED, FAILED, PUBLISHED, RUNNING, WAITING, lines, size_in_words, status
+from trainables import schema
+from trainables.graph import dense_job, match_job, prune_job, target
+from trainables.host.processes import host_of, me
+from trainables.storage.store import Store
+
+CELL = tiny_cell()
+DENSE_A, DENSE_B, PRUNED = dense_job(CELL, CELL.seed_a), dense_job(CELL, CELL.seed_b), prune_job(CELL, CELL.seed_a)
+NAIVE, PERMUTED = target(tiny_cell("naive")), target(CELL)
+MATCH = match_job(CELL, CELL.matcher)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(tiny_space(interpolation_points=3))
+
+
+def without(store: Store, *keys: str) -> Store:
+    for key in keys:
+        shutil.rmtree(store.directory(key))
+    return store
+
+
+def test_a_finished_study(plan: Plan, own_copy: Store) -> None:
+    found = status(plan, own_copy)
+    assert set(found.states.values()) == {PUBLISHED}
+    assert found.states.keys() == plan.jobs.keys()
+    assert (found.leases, found.failures, found.studies) == ({}, {}, [])
+    text = "\n".join(lines(found))
+    assert "no study runs on this storage" in text
+    assert "left" not in text
+    assert "slowest: " in text
+    files = [path for path in (own_copy.root / "store").rglob("*") if path.is_file()]
+    assert found.bytes["store"] == sum(path.stat().st_size for path in files)
+    assert 0 < found.own_bytes <= found.bytes["store"]
+
+
+def test_nothing_has_been_computed(plan: Plan, tmp_path: Path) -> None:
+    found = status(plan, Store(tmp_path / "nothing"))
+    assert set(found.states.values()) == {WAITING}
+    assert found.seconds_left > 0
+    assert not (tmp_path / "nothing").exists(), "looking must not create a storage"
+
+
+def test_what_runs_fails_is_blocked_and_waits(plan: Plan, own_copy: Store) -> None:
+    store = without(own_copy, MATCH.key, NAIVE.key, PERMUTED.key, *_connections(plan))
+    store.record_failure(MATCH.key, {"error": "ValueError: no match", "at": 1000 * time.time() - 60_000, "log": "..."})
+    with store.register_study({"space": "tiny"}), store.lease(NAIVE.key, {"step": 2}) or pytest.fail("it is free"):
+        found = status(plan, store)
+    states = found.states
+    assert (states[MATCH.key], states[PERMUTED.key], states[NAIVE.key]) == (FAILED, BLOCKED, RUNNING)
+    assert states[DENSE_A.key] == states[PRUNED.key] == PUBLISHED
+    text = "\n".join(lines(found))
+    host = host_of(me())
+    assert f"running: tiny on {host}" in text
+    assert f"epoch 2/{NAIVE.epochs}, on {host} for 0 s" in text
+    assert f"({MATCH.key[:12]}) 60 s ago: ValueError: no match" in text
+    assert "1 jobs at a time" in text
+
+
+def _connections(plan: Plan) -> list[str]:
+    return [key for key, job in plan.jobs.items() if job.kind == schema.CONNECT]
+
+
+def test_hosts_that_get_no_more_jobs_are_named(plan: Plan, own_copy: Store) -> None:
+    with own_copy.register_study({"space": "tiny", "out": ["host-a: no data here"]}):
+        shown = lines(status(plan, own_copy))
+    assert any(line.endswith("; no more jobs for host-a: no data here") for line in shown), shown
+
+
+def test_a_failed_job_that_runs_again_is_running(plan: Plan, own_copy: Store) -> None:
+    store = without(own_copy, NAIVE.key)
+    store.record_failure(NAIVE.key, {"error": "it died", "at": 0, "log": ""})
+    with store.lease(NAIVE.key) or pytest.fail("it is free"):
+        assert status(plan, store).states[NAIVE.key] == RUNNING
+    assert status(plan, store).states[NAIVE.key] == FAILED
+
+
+def test_the_rate_is_that_of_the_last_hour(plan: Plan, own_copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = without(own_copy, NAIVE.key)
+    assert len(status(plan, store).recent) == len(plan.jobs) - 1
+    epochs = sum(job.epochs for key, job in plan.jobs.items() if key != NAIVE.key)
+    assert f"{len(plan.jobs) - 1} jobs, {epochs} epochs" in "\n".join(lines(status(plan, store)))
+    later = time.time() + 3601
+    monkeypatch.setattr("study.status.time.time", lambda: later)
+    assert status(plan, store).recent == []
+
+
+def test_damage_is_named(plan: Plan, own_copy: Store) -> None:
+    flip_bit(own_copy.directory(NAIVE.key) / schema.MANIFEST, position=20)
+    text = "\n".join(lines(status(plan, own_copy)))
+    assert f"damaged: artifact manifest.json of {NAIVE.key[:12]} is damaged" in text
+    assert status(plan, own_copy).states[NAIVE.key] == WAITING
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--space", "digits_quickstart", "--status", "--storage", str(tmp_path / "x")]) == 0
+    out = capsys.readouterr().out
+    assert "no study runs on this storage" in out
+    assert [line.split() for line in out.splitlines() if line.startswith("  all")] == [
+        ["all", "296", "0", "0", "0", "0", "296"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1500, "2 kB"), (2_345_678, "2.3 MB"), (7.2e9, "7.2 GB"), (3e15, "3000.0 TB")],
+)
+def test_sizes_in_words(number: float, words: str) -> None:
+    assert size_in_words(number) == words

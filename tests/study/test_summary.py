@@ -1,0 +1,168 @@
+"""What a sweep that did not go well says at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_study import tiny_space
+
+from study.estimate import Estimates
+from study.plan import Plan, make_plan
+from study.scheduling.searcher import PlanSearcher
+from study.scheduling.states import DONE, FAILED
+from study.summary import NAMED_FAILURES, NAMED_VICTIMS, note_failures, report_failures, report_missing
+from study.tracking.labels import run_name
+from trainables import schema
+from trainables.storage.store import Store
+
+OK = {"status": "ok"}
+COMMAND = "python -m study.run --space tiny"
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(tiny_space(sparsity=(0.5, 0.9)))
+
+
+def run_all(plan: Plan, bad: dict[str, str], status: str = "died") -> PlanSearcher:
+    """Play a sweep in which the jobs in `bad` fail with these errors."""
+    searcher = PlanSearcher(plan, plan.closure.todo(set()), Estimates(dict.fromkeys(plan.jobs, 1.0), 0), {})
+    while isinstance(config := searcher.suggest("t"), dict):
+        error = bad.get(config["key"])
+        searcher.on_trial_complete("t", {"status": status, "error": error} if error else OK)
+    return searcher
+
+
+def name(plan: Plan, key: str) -> str:
+    return run_name(plan.jobs[key], plan.cells[key])
+
+
+def by_kind(plan: Plan) -> str:
+    kinds = [job.kind for job in plan.jobs.values()]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+
+
+def last(plan: Plan, kind: str) -> str:
+    return [key for key, job in plan.jobs.items() if job.kind == kind][-1]
+
+
+def test_a_study_that_went_well_says_nothing(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not report_failures(plan, run_all(plan, {}), COMMAND)
+    assert not report_failures(plan, run_all(plan, {}), COMMAND, ended="Tune stumbled when all was done")
+    assert capsys.readouterr().err == ""
+
+
+def test_failure_is_named_with_its_error_and_its_victims(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = last(plan, schema.PRUNE)
+    searcher = run_all(plan, {bad: "loss is nan"})
+    victims = [key for key in searcher.state if searcher.state[key] == "blocked"]
+    assert 1 < len(victims) <= NAMED_VICTIMS
+    assert report_failures(plan, searcher, COMMAND)
+    names = ", ".join(name(plan, key) for key in victims)
+    assert capsys.readouterr().err.splitlines() == [
+        f"failed: {name(plan, bad)} ({bad[:12]}): loss is nan; it blocked {len(victims)} jobs: {names}",
+        f"to retry just these: {COMMAND}",
+    ]
+
+
+def test_a_retry_is_offered_only_where_it_can_help(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    bad, other = last(plan, schema.PRUNE), last(plan, schema.MATCH)
+    report_failures(plan, run_all(plan, {bad: "lr=90 diverged"}, "failed"), COMMAND)
+    closing = capsys.readouterr().err.splitlines()[-1]
+    assert closing == f"they would fail again: change what the errors say, and then: {COMMAND}"
+    searcher = run_all(plan, {bad: "lr=90 diverged", other: "the GPU fell off the bus"}, "failed")
+    searcher.recurring.discard(other)
+    report_failures(plan, searcher, COMMAND)
+    assert capsys.readouterr().err.splitlines()[-1] == f"to retry just these: {COMMAND}"
+
+
+def test_hosts_that_are_out_are_named_but_leave_a_study_complete(
+    plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searcher = run_all(plan, {})
+    searcher._hosts.out["f00"] = "host-a: no data here"
+    assert not report_failures(plan, searcher, COMMAND)
+    assert capsys.readouterr().err == "warning: no more jobs for host-a: no data here\n"
+
+
+def test_results_that_are_gone_are_named(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = last(plan, schema.SPARSE)
+    report_missing(plan, [gone], COMMAND)
+    assert capsys.readouterr().err.splitlines() == [
+        f"gone: {name(plan, gone)} ({gone[:12]}) was published, but the store does not hold it",
+        f"to compute just these again: {COMMAND}",
+    ]
+
+
+def test_no_credentials_in_what_is_said(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad, store = last(plan, schema.SPARSE), Store(tmp_path)
+    searcher = run_all(plan, {bad: "cannot read https://me:secret@host/data"})
+    report_failures(plan, searcher, COMMAND)
+    note_failures(store, searcher, 1)
+    err, note = capsys.readouterr().err, store.failure(bad)
+    assert note is not None
+    for text in (err, note["error"]):
+        assert "host/data" in text
+        assert "secret" not in text
+
+
+def test_of_many_victims_some_are_named(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = next(iter(plan.jobs))
+    searcher = run_all(plan, {bad: "loss is nan"})
+    victims = sum(state == "blocked" for state in searcher.state.values())
+    report_failures(plan, searcher, COMMAND)
+    line = capsys.readouterr().err.splitlines()[0]
+    assert f"; it blocked {victims} jobs: " in line
+    assert line.endswith(f" and {victims - NAMED_VICTIMS} more")
+    assert line.count(" · A0") == 1 + NAMED_VICTIMS
+
+
+def test_each_victim_is_counted_once_under_the_failure_that_it_waited_for(
+    plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (last(plan, kind) for kind in (schema.PRUNE, schema.SPARSE))
+    searcher = run_all(plan, {first: "nan", second: "inf"})
+    report_failures(plan, searcher, COMMAND)
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("failed: ") for line in lines) == sum(s == FAILED for s in searcher.state.values())
+
+
+def test_hundreds_of_failures_are_named_by_their_causes(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = make_plan(tiny_space(method=("dense",), seeds=tuple(range(NAMED_FAILURES + 30))))
+    searcher = run_all(plan, dict.fromkeys(plan.jobs, "no such data"))
+    assert report_failures(plan, searcher, COMMAND)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == NAMED_FAILURES + 2
+    assert lines[-2] == "failed: 30 more: no such data"
+
+
+def test_storage_that_is_away_is_the_one_thing_that_is_said(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    searcher = PlanSearcher(plan, plan.closure.todo(set()), Estimates(dict.fromkeys(plan.jobs, 1.0), 0), {})
+    searcher.suggest("t")
+    searcher.on_trial_complete("t", {"status": "storage", "error": "storage /data: No space left on device"})
+    assert report_failures(plan, searcher, COMMAND)
+    early, left, command = capsys.readouterr().err.splitlines()
+    assert early == "the study ended early: storage /data: No space left on device"
+    assert left == f"not run: {len(plan.jobs)} jobs ({by_kind(plan)})"
+    assert command == f"to go on with these; what was published stays: {COMMAND}"
+
+
+def test_sweep_that_tune_has_ended_says_why(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    searcher = PlanSearcher(plan, plan.closure.todo(set()), Estimates(dict.fromkeys(plan.jobs, 1.0), 0), {})
+    assert report_failures(plan, searcher, COMMAND, ended="the head is out of reach")
+    assert "the study ended early: the head is out of reach\n" in capsys.readouterr().err
+
+
+def test_job_whose_process_died_gets_the_note_that_it_could_not_leave(plan: Plan, tmp_path: Path) -> None:
+    store, (first, second) = Store(tmp_path), [key for key, job in plan.jobs.items() if job.kind == schema.DENSE]
+    store.record_failure(first, {"error": "RuntimeError: of its own", "at": 1, "environment": {}, "log": "epoch 1"})
+    searcher = run_all(plan, {first: "of its own", second: "the trial died"})
+    note_failures(store, searcher, 7)
+    assert store.failures() == {first, second}
+    own, noted = store.failure(first), store.failure(second)
+    assert own is not None
+    assert own["log"] == "epoch 1"
+    assert noted is not None
+    assert (noted["error"], noted["at"]) == ("the trial died", 7)
+    assert all(searcher.state[key] != DONE for key in (first, second))

@@ -1,0 +1,159 @@
+"""A study of seconds - an eighth of a small net, three epochs of digits - and what tests ask of its results."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from checkout import SUPPORT
+from torch import Tensor
+
+from search_spaces import SearchSpace
+from trainables import schema
+from trainables.config import Cell
+from trainables.graph import Job, Ref
+from trainables.jobs.execution import compute
+from trainables.jobs.train import Context, Row
+from trainables.methods import METHODS as ALL_METHODS
+from trainables.storage.store import Store
+
+if TYPE_CHECKING:  # processes that tests start need it not
+    import pytest
+
+METHODS = tuple(ALL_METHODS)
+SETTINGS: dict[str, Any] = {
+    "model": "resnet8",
+    "dataset": "digits",
+    "width": 0.25,
+    "sparsity": 0.5,
+    "rewind_epoch": 1,
+    "epochs": 3,
+    "batch_size": 128,
+    "imp_epochs": 1,
+    "match_images": 200,
+    "prune_shortcuts": False,
+}
+TIMES = ("timestamp", schema.SECONDS, schema.IMAGES_PER_SECOND, *schema.SYSTEM_METRICS)
+"""What may differ between two computations of one job."""
+
+
+def tiny_cell(method: str = "permuted", **changes: Any) -> Cell:
+    """Return one cell of the tiny study."""
+    return Cell(**{**SETTINGS, "method": method, "interpolation_points": 3, **changes})
+
+
+def tiny_space(name: str = "tiny", **changes: Any) -> SearchSpace:
+    """Return the tiny study: one cell for each of the four methods."""
+    return SearchSpace(name=name, question="Does it work?", **{**SETTINGS, "seeds": (0,), **changes})
+
+
+def assignments(space: SearchSpace, **changes: Any) -> list[str]:
+    """Return what ``--set`` has to be given to turn a space into the tiny study."""
+    tiny, settings = tiny_space(interpolation_points=3, **changes), []
+    for field in SearchSpace.settings():
+        value = getattr(tiny, field.name)
+        if value != getattr(space, field.name):
+            settings.append(f"{field.name}={','.join(map(str, value if isinstance(value, tuple) else (value,)))}")
+    return settings
+
+
+def publish(roots: Iterable[Ref], context: Context) -> list[Row]:
+    """Compute outputs and whatever they need; return the rows."""
+    return [row for root in roots for row in compute(root.job, [root.epoch], context)]
+
+
+def tensors(store: Store, key: str) -> dict[str, bytes]:
+    """Return the files of tensors of a result: weights, mask, permutation, logits."""
+    names = [name for name in store.manifest(key)["files"] if name.endswith(".safetensors")]
+    return {name: store.read(key, name) for name in names}
+
+
+def numbers(store: Store, key: str) -> dict[str, Any]:
+    """Return the metrics of a result without the times of its making."""
+    document = store.read_json(key, schema.METRICS)
+    return {
+        "final": _without_times(document["final"]),
+        "history": [_without_times(row) for row in document["history"]],
+    }
+
+
+def _without_times(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in TIMES}
+
+
+def assert_same_result(left: Store, right: Store, key: str) -> None:
+    """Two stores hold the same bits and the same numbers under a key."""
+    assert tensors(left, key) == tensors(right, key), f"{left.manifest(key)['kind']} {key[:12]} differs"
+    assert numbers(left, key) == numbers(right, key)
+
+
+def computed_epochs(rows: Iterable[Row], job: Job) -> list[int]:
+    """Return the epochs of a job among rows of ``compute``, in the order in which they were computed."""
+    return [row["step"] for row in rows if row["job_key"] == job.key and "step" in row]
+
+
+def trained(rows: Iterable[Row]) -> Counter[tuple[str, int]]:
+    """Return how often each epoch of each job was computed, among rows of ``compute``."""
+    return Counter((row["job_key"], row["step"]) for row in rows if "step" in row)
+
+
+def zeros(tree: Mapping[str, Tensor]) -> int:
+    """Return how many weights a mask prunes."""
+    return sum(int((~keep).sum()) for keep in tree.values())
+
+
+def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    """Return whether two dicts hold equal tensors."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def flip_bit(path: Path, position: int = -9) -> None:
+    """Damage one byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x40
+    path.write_bytes(content)
+
+
+def damage_when_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let every reading of a file of this name, of whichever result, find it damaged."""
+    read = Store.read
+
+    def damaging(store: Store, key: str, asked: str) -> bytes:
+        if asked == name:
+            flip_bit(store.directory(key) / name)
+        return read(store, key, asked)
+
+    monkeypatch.setattr(Store, "read", damaging)
+
+
+def python(*arguments: str, prefix: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+    """Start Python in a process group of its own, output captured; it finds the modules of the tests."""
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT), **options.pop("env", {})}
+    return subprocess.Popen(
+        [*prefix, sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_interruptible,
+        env=environment,
+        **options,
+    )
+
+
+def _interruptible() -> None:
+    """Undo what a shell does to what it runs in the background, such as a whole test run: it ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def with_method(cell: Cell, method: str) -> Cell:
+    """Return the cell of another method at the same point of the grid."""
+    return dataclasses.replace(cell, method=method)

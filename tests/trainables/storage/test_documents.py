@@ -1,0 +1,490 @@
+"""Stored documents: whatever has become of one, commands end as they always do, name it, and lose nothing else."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+import types
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3_server import environment
+from test_object_store import fresh_s3, s3, server
+from tiny_study import tiny_space
+from waiting import wait_until
+
+from analysis import load, watch
+from analysis.records import Record
+from search_spaces import SPACES
+from study import fastest, run
+from study.benchmark.results import Rate
+from study.estimate import benchmark_file
+from study.plan import Plan, make_plan
+from study.tracking import delivery
+from study.tracking.mlflow_runs import RunSpec
+from study.tracking.outbox import Outbox
+from trainables import schema
+from trainables.graph import canonical
+from trainables.host.processes import me
+from trainables.storage import documents, lease
+from trainables.storage.documents import KINDS, Malformed, parse
+from trainables.storage.store import Store
+
+__all__ = ["server"]  # a fixture
+
+KEY = hashlib.sha256(b"a result").hexdigest()
+ROW = {"step": 1, "timestamp": 1_700_000_000_000, "test_loss": 0.5}
+NOTE = {"space": "tiny", "jobs": 7}
+LEASE = {"token": "ab", "owner": "another-host:1:1", "since": 1.7e9, "renewed": 1.7e9, "note": NOTE}
+RATE = asdict(Rate(model="mlp", width=1.0, precision="fp32", image_size=8, images_per_second=9.0, sparsity=0.9))
+PLANE = {
+    "networks": ["dense", "lth", "permuted"],
+    "coordinates": [[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]],
+    "network_errors": [1.0, 2.0, 3.0],
+    "network_losses": [0.1, 0.2, 0.3],
+    "xs": [0.0, 1.0],
+    "ys": [0.0],
+    "errors": [[1.0, 2.0]],
+    "losses": [[0.1, float("nan")]],
+}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "manifest of a result": {
+        "key": KEY,
+        "files": {"metrics.json": {"sha256": KEY, "bytes": 12}},
+        "kind": "dense",
+        "config": {"task": {"dataset": "digits", "model": "resnet8", "width": 0.25}},
+        "parents": {"init": KEY},
+        "finished": 1_700_000_000_000,
+        "environment": {"host": "here"},
+        "seconds": 1.5,
+    },
+    "metrics of a result": {"history": [ROW], "final": {"test_accuracy": 91.5, "loss_barrier": float("inf")}},
+    "plane of a result": PLANE,
+    "checkpoint": {"epoch": 1, "train_seconds": 1.0, "seconds": 2.0, "history": [ROW], "log": ["a line"]},
+    "lease": LEASE,
+    "note of a failure": {"error": "ValueError: no", "at": 1_700_000_000_000, "environment": {}, "log": "..."},
+    "choice of --fastest": {"settings": {"precision": "fp32", "compiled": False}, "given": {}, "commit": None},
+    "benchmark": {"measurements": [{"what": "training", "settings": {}, "rates": [RATE]}]},
+    "head of an outbox": {"outbox": 1, "delivered": 33},
+    "event": {"event": "done", "key": KEY},
+}
+
+
+# --- damages ----------------------------------------------------------------------------------------------------------
+Damage = Callable[[bytes, random.Random], bytes]
+
+
+def _places(document: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every value within a document."""
+    items: Any = document.items() if isinstance(document, dict) else enumerate(document)
+    for name, value in items:
+        yield (*at, name)
+        if isinstance(value, dict | list):
+            yield from _places(value, (*at, name))
+
+
+def _changed(content: bytes, luck: random.Random, change: Callable[[Any, Any], None]) -> bytes:
+    document = json.loads(content)
+    *above, last = luck.choice(list(_places(document)))
+    change(functools.reduce(lambda value, name: value[name], above, document), last)
+    return json.dumps(document).encode()
+
+
+def _swapped(content: bytes, luck: random.Random) -> bytes:
+    others = [None, True, -1, 10**400, 0.5, float("nan"), "text", "\ud800", [], {}, [[1]], {"a": {}}]
+    return _changed(content, luck, lambda holder, name: holder.__setitem__(name, luck.choice(others)))
+
+
+def _nested(content: bytes, luck: random.Random) -> bytes:
+    depth = luck.choice([40, 900, 100_000])
+    mark = b'"the deep place"'
+    shallow = _changed(content, luck, lambda holder, name: holder.__setitem__(name, "the deep place"))
+    return shallow.replace(mark, b"[" * depth + b"]" * depth)
+
+
+def _flipped(content: bytes, luck: random.Random) -> bytes:
+    changed = bytearray(content)
+    for _ in range(luck.choice([1, 1, 3])):
+        changed[luck.randrange(len(changed))] ^= 1 << luck.randrange(8)
+    return bytes(changed)
+
+
+DAMAGES: dict[str, Damage] = {
+    "empty": lambda content, luck: b"",
+    "torn": lambda content, luck: content[: luck.randrange(len(content))],
+    "zeros": lambda content, luck: bytes(len(content)),
+    "flipped": _flipped,
+    "no UTF-8": lambda content, luck: content.replace(b'"', b'"\xff', 1),
+    "of another type": _swapped,
+    "a field less": lambda content, luck: _changed(content, luck, lambda holder, name: holder.pop(name)),
+    "a field twice": lambda content, luck: b'{"key": 1, "key": 2, ' + content.lstrip()[1:],
+    "deep": _nested,
+    "a list": lambda content, luck: b"[" + content + b"]",
+    "a number": lambda content, luck: b"7",
+    "foreign": lambda content, luck: b"\x00\x00\x00\x01Bud1\x00\x00\x10",
+}
+CERTAIN = {"empty", "torn", "zeros", "no UTF-8", "a field twice", "a list", "a number", "foreign"}
+"""Damages that leave nothing that could be read."""
+
+
+# --- the reader -------------------------------------------------------------------------------------------------------
+def test_every_kind_has_an_example_here() -> None:
+    assert EXAMPLES.keys() == KINDS.keys()
+
+
+def read(content: bytes, kind: str) -> dict[str, Any] | str:
+    """Return a document, or what is wrong with it."""
+    try:
+        return parse(content, KINDS[kind])
+    except Malformed as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_document_is_read_or_said_to_be_malformed(kind: str) -> None:
+    content, luck = json.dumps(EXAMPLES[kind]).encode(), random.Random(kind)
+    assert json.dumps(parse(content, KINDS[kind])) == json.dumps(EXAMPLES[kind])
+    for name, damage in DAMAGES.items():
+        for _ in range(40):
+            damaged = damage(content, luck)
+            outcome = read(damaged, kind)
+            if isinstance(outcome, str):
+                assert outcome.isprintable(), name
+                assert len(outcome) < 500, name
+            else:
+                assert name not in CERTAIN, damaged
+                json.dumps(outcome, ensure_ascii=False).encode()  # it can be walked through, and printed
+
+
+def test_a_name_that_is_no_utf8_is_no_damage() -> None:
+    error = os.fsdecode(b"no such file: \xff.png")
+    found = parse(json.dumps({"error": error, "log": "\N{SNOWMAN} \N{GRINNING FACE}"}), documents.FAILURE)
+    assert found == {"error": "no such file: ?.png", "log": "\N{SNOWMAN} \N{GRINNING FACE}"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_later_version_adds_is_no_damage(kind: str) -> None:
+    document = {**EXAMPLES[kind], "of a later version": {"a": [1, None]}}
+    assert parse(json.dumps(document), KINDS[kind]).keys() == document.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "reason"),
+    [
+        ("lease", "owner", 3, r"owner: 3 in place of text"),
+        ("lease", "renewed", float("inf"), r"renewed: inf is no number from 0 to 1e\+11"),
+        ("lease", "note", {"jobs": 1.5}, r"note: jobs: 1\.5 is no whole number"),
+        ("lease", "note", {"out": "host-a"}, r"note: out: 'host-a' in place of a list"),
+        ("lease", "note", [], r"note: a list in place of an object"),
+        ("note of a failure", "error", None, r"error: None in place of text"),
+        ("benchmark", "measurements", [{"what": "x", "settings": {}, "rates": [{}]}], r"rates: 0: without image_size"),
+        ("manifest of a result", "files", {"../x.json": {"sha256": KEY, "bytes": 1}}, r"'\.\./x\.json' is not of"),
+        ("manifest of a result", "attempt", "../../elsewhere", r"attempt: '\.\./\.\./elsewhere' is not of"),
+        ("metrics of a result", "final", {"test_loss": 10**400}, r"test_loss: a number that is too large"),
+        ("metrics of a result", "final", {"test_loss": True}, r"test_loss: True in place of a number"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(kind: str, name: str, value: Any, reason: str) -> None:
+    with pytest.raises(Malformed, match=reason):
+        parse(json.dumps({**EXAMPLES[kind], name: value}), KINDS[kind])
+
+
+def test_events_say_what_their_runs_need() -> None:
+    assert documents.EVENTS.keys() == {delivery._JOB, delivery._EPOCH, delivery._DONE, delivery._FAILED}
+    spec = asdict(RunSpec(key=KEY, name="a", epochs=1, params={"width": "1"}, tags={}))
+    documents.EVENTS[delivery._JOB](spec)
+    for field in fields(RunSpec):
+        with pytest.raises(Malformed, match=f"without {field.name}"):
+            documents.EVENTS[delivery._JOB]({name: value for name, value in spec.items() if name != field.name})
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+STRAY = ("store/.DS_Store", "store/ab/Thumbs.db", "work/.DS_Store", "failed/.DS_Store", "leases/.DS_Store")
+COMMANDS = (["--status", "--fastest"], ["--dry-run", "--fastest"], ["--clean"], ["--clean", "--yes"], ["--verify"])
+
+
+@pytest.fixture
+def space(monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """The tiny study is the only space there is; a sweep ends when it has read what it reads before it starts."""
+    for name in list(SPACES):
+        monkeypatch.delitem(SPACES, name)
+    monkeypatch.setitem(SPACES, "tiny", tiny_space(interpolation_points=3))
+
+    def run_sweep(plan: Plan, store: Store, *_: Any) -> int:
+        store.sweep()
+        plan.closure.todo(store.keys())
+        return 0
+
+    module = types.SimpleNamespace(run_sweep=run_sweep, ClusterError=type("ClusterError", (Exception,), {}))
+    monkeypatch.setitem(sys.modules, "study.sweep", module)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.06)  # what a lease is waited for
+    return make_plan(SPACES["tiny"])
+
+
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=s3)])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.chdir(tmp_path)
+    if request.param == "local":
+        return Store(tmp_path / "outputs")
+    if request.param == "memory":
+        return Store(f"memory://bucket/{uuid.uuid4().hex}")
+    for name, value in environment(request.getfixturevalue("server")).items():
+        monkeypatch.setenv(name, value)
+    return fresh_s3()
+
+
+class Scene:
+    """A storage with a document of each kind that commands read, and files of others among them."""
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self.store, self.plan = store, plan
+        *done, self.failed, self.running = plan.jobs.values()
+        manifest = {name: EXAMPLES["manifest of a result"][name] for name in ("finished", "environment", "seconds")}
+        for job in done:
+            metrics = json.dumps({"history": [ROW], "final": {"seconds": 1.0}}).encode()
+            about = {"kind": job.kind, "config": canonical(job.config), **manifest}
+            store.publish(job.key, {schema.METRICS: metrics}, about)
+        for ref in {parent for job in done for _, parent in job.parents if parent.epoch is not None}:
+            store.publish(ref.key, {}, {**manifest, "kind": "snapshot"})
+        self.first = done[0].key
+        path = fastest.file(fastest.CPU, ("resnet8", 0.25), {})
+        fastest.keep(store, path, fastest.Way(), {}, {})
+        place = f"store/{self.first[:2]}/{self.first}"
+        attempt = store.manifest(self.first).get("attempt")
+        self.documents = {
+            "manifest": f"{place}/{schema.MANIFEST}",
+            "metrics": "/".join(filter(None, (place, attempt, schema.METRICS))),
+            "failure": f"failed/{self.failed.key}.json",
+            "choice": path,
+            "lease": f"leases/{self.running.key}",
+            "registration": f"studies/{'ab' * 8}",
+            "benchmark": "",
+        }
+        store.record_failure(self.failed.key, EXAMPLES["note of a failure"])
+        for stray in STRAY:
+            store.storage.write(stray, b"\x00\x00\x00\x01Bud1")
+        self.benchmark = benchmark_file(store)
+        self.benchmark.parent.mkdir(parents=True, exist_ok=True)
+        self.benchmark.write_text(json.dumps(EXAMPLES["benchmark"]))
+        if store.is_local:
+            for name in ("stray", "a-b", ".DS_Store"):
+                (store.root / "store" / ".tmp" / name).mkdir(parents=True)
+        self.whole = {path: store.storage.read(path) for path in self.paths()}
+
+    def paths(self) -> set[str]:
+        folders = ("store", "failed", "fastest", "leases", "studies", "work")
+        return {path for folder in folders for path in self.store.storage.names(folder)}
+
+    def content(self, what: str) -> bytes:
+        """Return what is in a document while it is whole."""
+        if what in ("lease", "registration"):
+            return json.dumps({**LEASE, "owner": f"elsewhere:{me()}", "renewed": time.time()}).encode()
+        return self.benchmark.read_bytes() if what == "benchmark" else self.whole[self.documents[what]]
+
+    def damage(self, what: str, content: bytes) -> None:
+        if what == "benchmark":
+            self.benchmark.write_bytes(content)
+        else:
+            self.store.storage.write(self.documents[what], content)
+
+    def restore(self) -> None:
+        found = {path: self.store.storage.read(path) for path in self.paths()}
+        for path in found.keys() - self.whole.keys():
+            self.store.storage.remove(path)
+        for path, content in self.whole.items():
+            if found.get(path) != content:
+                self.store.storage.write(path, content)
+        self.benchmark.write_text(json.dumps(EXAMPLES["benchmark"]))
+
+
+def trial(scene: Scene, what: str, damage: str, luck: random.Random, said: Callable[[], str]) -> None:
+    """Damage a document in some way, and give commands that read it."""
+    damaged = DAMAGES[damage](scene.content(what), luck)
+    readers = {
+        "failure": [["--status", "--fastest"]],
+        "benchmark": [["--status", "--fastest"], ["--dry-run", "--fastest"]],
+        "choice": COMMANDS[:4],
+        "metrics": [["--verify"]],
+        "manifest": [["--status", "--fastest"], ["--verify"]],
+        "registration": [["--status", "--fastest"], ["--clean"], ["--verify"]],
+        "lease": [["--status", "--fastest"], ["--clean"], ["--verify"]],
+    }
+    for command in COMMANDS:
+        scene.damage(what, damaged)
+        code = run.main(["--space", "tiny", "--storage", scene.store.uri, *command])
+        text = said()
+        busy = command[0] == "--clean" and what in ("lease", "registration") and "something runs on" in text
+        assert code == 0 or (busy and damage not in CERTAIN), (command, damaged, text)
+        assert "Traceback" not in text
+        if damage in CERTAIN and command in readers[what]:
+            named = scene.first[:12] if what in ("manifest", "metrics") else scene.documents[what] or "benchmark.json"
+            assert named in text, (command, damaged, text)
+        lost = scene.plan.closure.todo(scene.store.keys()).keys() - {scene.failed.key, scene.running.key}
+        assert lost <= ({scene.first} if what in ("manifest", "metrics") else set()), (command, damaged)
+        for path in STRAY:
+            assert scene.store.storage.read(path) == scene.whole[path], "files of others are left alone"
+        if damage in CERTAIN and command in (["--clean"], ["--verify"]) and what in ("lease", "registration"):
+            assert not scene.store.storage.exists(scene.documents[what]), "nobody holds it"
+        scene.restore()
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """Return what has been printed or logged since it was asked last."""
+
+    def since() -> str:
+        out, err = capsys.readouterr()
+        logged = caplog.text
+        caplog.clear()
+        return out + err + logged
+
+    return since
+
+
+WHAT = ("manifest", "metrics", "failure", "choice", "lease", "registration", "benchmark")
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_commands_survive_any_damage(what: str, space: Plan, store: Store, said: Callable[[], str]) -> None:
+    luck = random.Random(what)
+    scene = Scene(store, space)
+    few = 1 if store.uri.startswith("s3:") else 3
+    for damage in DAMAGES if store.is_local else luck.sample(sorted(DAMAGES), few):
+        trial(scene, what, damage, luck, said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", WHAT)
+def test_commands_survive_many_damages(what: str, space: Plan, tmp_path: Path, said: Callable[[], str]) -> None:
+    luck = random.Random(f"{what}, many")
+    scene = Scene(Store(tmp_path / "outputs"), space)
+    for _ in range(30):
+        trial(scene, what, luck.choice(list(DAMAGES)), luck, said)
+
+
+# --- leases -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("damage", [*sorted(CERTAIN), "gone"])
+def test_a_holder_mends_its_lease(
+    damage: str, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.3)
+    with store.lease(KEY, NOTE) or pytest.fail("nobody holds it") as held:
+        whole = store.storage.read(held.path)
+        if damage == "gone":
+            store.storage.remove(held.path)
+        else:
+            store.storage.write(held.path, DAMAGES[damage](whole, random.Random(1)))
+        wait_until(lambda: store.leases().get(KEY, {}).get("note") == NOTE)
+        assert store.lease(KEY) is None, "it is still held"
+    assert not store.storage.exists(held.path)
+
+
+def test_cleaning_waits_for_a_holder_to_mend_its_registration(
+    space: Plan, store: Store, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.6)
+    with store.register_study({"space": "tiny"}) as held:
+        store.storage.write(held.path, b"")
+        assert run.main(["--clean", "--yes", "--storage", store.uri]) == 2
+        assert "something runs on" in said()
+    assert run.main(["--clean", "--yes", "--storage", store.uri]) == 0
+
+
+# --- the tracking server's events -------------------------------------------------------------------------------------
+class Server:
+    """Takes what is delivered to the runs."""
+
+    def __init__(self) -> None:
+        self.finished: list[str] = []
+        self.epochs: list[tuple[str, int]] = []
+
+    def finish(self, spec: RunSpec) -> None:
+        self.finished.append(spec.key)
+
+    def fail(self, spec: RunSpec, rows: list[Any], error: str, log: str, when: int) -> None:
+        assert all(isinstance(each, str) for each in (error, log))
+        self.add_epochs(spec, rows)
+
+    def add_epochs(self, spec: RunSpec, rows: list[Any]) -> None:
+        self.epochs += [(spec.key, row["step"]) for row in rows]
+
+    interrupt = add_epochs
+
+    def resume(self, spec: RunSpec) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_event_costs_no_other(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    luck = random.Random(damage)
+    keys = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(3)]
+    for number in range(12):
+        folder = tmp_path / str(number)
+        box = Outbox(folder, "a server")
+        for key in keys:
+            box.put({"event": "job", **asdict(RunSpec(key=key, name="a", epochs=1, params={}, tags={}))})
+            box.put({"event": "epoch", "key": key, "row": ROW})
+            box.put({"event": "failed", "key": key, "error": "it died", "log": "", "time": 5})
+            box.put({"event": "epoch", "key": key, "row": ROW})
+            box.put({"event": "done", "key": key})
+        box.close()
+        (path,) = folder.iterdir()
+        head, *lines = path.read_bytes().splitlines()
+        at = luck.randrange(5)  # of the first job
+        lines[at] = DAMAGES[damage](lines[at], luck).replace(b"\n", b" ")
+        path.write_bytes(b"\n".join([head, *lines, b""]))
+        (found,) = Outbox.abandoned(folder, "a server")
+        server, problems = Server(), []
+
+        def attempt(action: Callable[[], object], problems: list[str] = problems) -> bool:
+            try:
+                action()
+            except Exception as error:
+                problems.append(repr(error))
+            return True
+
+        assert delivery._Delivery(found, server, attempt, set()).run()  # type: ignore[arg-type]
+        found.close()
+        assert problems == []
+        assert set(keys[1:]) <= set(server.finished), lines[at]
+        assert {(key, 1) for key in keys[1:]} <= set(server.epochs)
+        assert damage not in CERTAIN or f"{path}: a line that is no event is left out" in caplog.text
+        assert not list(folder.iterdir()), "what is left out does not stay for ever"
+
+
+# --- analysis ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("damage", [*DAMAGES, "lists that do not fit together"])
+def test_a_damaged_plane_is_counted(
+    damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    luck, whole = random.Random(damage), json.dumps(PLANE).encode()
+    named = {"run_id": "a-run", "name": "", "status": "FINISHED", "started": 0, "ended": 1, "artifacts": ""}
+    record = Record(**named, params={}, metrics={}, tags={schema.TAG_KEY: KEY})  # type: ignore[arg-type]
+    monkeypatch.setattr(load, "_of_stage", lambda *_: [record])
+    for _ in range(12):
+        damaged = json.dumps({**PLANE, "xs": []}).encode() if damage not in DAMAGES else DAMAGES[damage](whole, luck)
+        reader = types.SimpleNamespace(text=lambda *_, damaged=damaged: damaged.decode(errors="surrogateescape"))
+        monkeypatch.setattr(load, "source", lambda _, reader=reader: reader)
+        found = load.planes("tiny")
+        assert found.attrs["unreadable"] in ([1] if damage in CERTAIN or damage not in DAMAGES else [0, 1])
+        assert (len(found) > 0) == (not found.attrs["unreadable"])
+    assert damage not in CERTAIN or f"{schema.PLANE_GRID} of run a-run is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_registration_does_not_end_watching(damage: str, store: Store) -> None:
+    luck, whole = random.Random(damage), json.dumps({**LEASE, "renewed": time.time()}).encode()
+    for _ in range(12 if store.is_local else 2):
+        store.storage.write(f"studies/{'ab' * 8}", DAMAGES[damage](whole, luck))
+        studies = watch._Studies(store.uri, "tiny")
+        studies.look()
+        assert not studies.seen or damage not in CERTAIN

@@ -1,0 +1,750 @@
+"""The store: results appear as a whole or not at all, damage is found out, and work is not done twice."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from checkout import ROOT
+from waiting import HANG_SECONDS, wait_until
+
+from trainables.host.processes import me
+from trainables.schema import MANIFEST, METRICS, WEIGHTS
+from trainables.storage import LocalStorage, errors
+from trainables.storage import lease as lease_module
+from trainables.storage.errors import patiently
+from trainables.storage.lease import LEASE_SECONDS, STALE_SECONDS
+from trainables.storage.store import DamagedArtifact, Lease, NotPublished, StorageError, Store
+
+
+def key_of(text: object) -> str:
+    return hashlib.sha256(str(text).encode()).hexdigest()
+
+
+KEY = key_of("a result")
+FILES = {WEIGHTS: bytes(range(256)) * 8, METRICS: b'{"history": [], "final": {"test_accuracy": 91.5}}'}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "storage")
+
+
+@pytest.fixture
+def full(store: Store) -> Store:
+    assert store.publish(KEY, FILES, {"kind": "dense"})
+    return store
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Return a function that runs a program, with its arguments in `argv`, in a process of its own."""
+    running: list[subprocess.Popen[str]] = []
+
+    def run(program: str, *arguments: object) -> subprocess.Popen[str]:
+        prelude = "import os, signal, sys, time\nfrom pathlib import Path\nfrom trainables.storage.store import Store\n"
+        prelude += f"argv, patience = sys.argv[1:], {HANG_SECONDS}\n"
+        process = subprocess.Popen(
+            [sys.executable, "-c", prelude + program, *map(str, arguments)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """Return the next line that a process prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+# --- publishing and reading -----------------------------------------------------------------------------------------
+def test_what_was_published_is_read(full: Store) -> None:
+    assert KEY in full
+    assert full.keys() == {KEY}
+    assert {name: full.read(KEY, name) for name in FILES} == FILES
+    assert full.read_json(KEY, METRICS) == {"history": [], "final": {"test_accuracy": 91.5}}
+
+
+def test_the_manifest_lists_every_file_with_size_and_checksum(full: Store) -> None:
+    manifest = full.manifest(KEY)
+    assert (manifest["key"], manifest["kind"]) == (KEY, "dense")
+    expected = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in FILES.items()
+    }
+    assert manifest["files"] == expected
+    assert {path.name for path in full.directory(KEY).iterdir()} == {*FILES, MANIFEST}
+
+
+def test_the_first_result_stays(full: Store) -> None:
+    assert not full.publish(KEY, {WEIGHTS: b"another"}, {"kind": "sparse"})
+    assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+    assert full.manifest(KEY)["kind"] == "dense"
+
+
+def test_an_empty_store_contains_nothing(store: Store) -> None:
+    assert KEY not in store
+    assert store.keys() == set()
+    with pytest.raises(NotPublished, match=rf"{KEY[:12]} is not in the store"):
+        store.manifest(KEY)
+    with pytest.raises(NotPublished, match=rf"{KEY[:12]} is not in the store"):
+        store.read(KEY, WEIGHTS)
+    assert not store.root.exists(), "looking into a store must not create it"
+
+
+def test_a_file_that_a_result_does_not_have_is_no_damage(full: Store) -> None:
+    with pytest.raises(KeyError, match=rf"{KEY[:12]} has no mask.safetensors; it has metrics.json, weights"):
+        full.read(KEY, "mask.safetensors")
+    assert KEY in full
+
+
+def test_nothing_is_left_behind_by_publishing(full: Store) -> None:
+    full.publish(KEY, FILES, {})
+    with pytest.raises(ValueError, match="artifact names"):
+        full.publish(key_of(2), {"../escape.json": b""}, {})
+    assert list((full.root / "store" / ".tmp").iterdir()) == []
+    assert full.keys() == {KEY}
+
+
+def test_a_directory_of_a_user_is_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store(Path("~/results")).root == tmp_path / "results"
+    monkeypatch.chdir(tmp_path)
+    assert Store(Path("results")) == Store(tmp_path / "results")
+
+
+@pytest.mark.parametrize("key", ["", "..", "a" * 63, "a" * 65, "A" * 64, "../" + "a" * 61, KEY + "\n", KEY[:-1] + "/"])
+def test_a_key_cannot_point_outside(store: Store, key: str) -> None:
+    accesses: list[Callable[[], object]] = [
+        lambda: key in store,
+        lambda: store.manifest(key),
+        lambda: store.read(key, WEIGHTS),
+        lambda: store.publish(key, {}, {}),
+        lambda: store.read_checkpoint(key),
+        lambda: store.write_checkpoint(key, b""),
+        lambda: store.drop_checkpoint(key),
+        lambda: store.lease(key),
+        lambda: store.record_failure(key, {}),
+        lambda: store.failure(key),
+    ]
+    for access in accesses:
+        with pytest.raises(ValueError, match="a key has 64 hex digits"):
+            access()
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../weights.json", "/etc/weights.json", "weights", "weights.pt", "Weights.json", ".json", "a\n.json", MANIFEST],
+)
+def test_an_artifact_is_a_plain_file_of_a_known_format(store: Store, name: str) -> None:
+    with pytest.raises(ValueError, match=r"artifact names look like weights.safetensors"):
+        store.publish(KEY, {**FILES, name: b""}, {})
+    assert KEY not in store
+
+
+@pytest.mark.parametrize("below", ["file", "file/storage"])
+def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(ValueError, match=r"is not writable: .*; choose another --storage") as caught:
+        Store(tmp_path / below).check_writable()
+    assert str(tmp_path / below) in str(caught.value)
+
+
+def test_a_storage_that_can_be_written_is_left_empty(store: Store) -> None:
+    store.check_writable()
+    assert list(store.root.iterdir()) == []
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "first bit": lambda path: flip(path, 0),
+    "last bit": lambda path: flip(path, -1, 7),
+    "truncated": halve,
+    "empty": empty,
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "gone": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [WEIGHTS, MANIFEST])
+def test_damage_is_found_out_and_set_aside(full: Store, name: str, damage: str) -> None:
+    DAMAGES[damage](full.directory(KEY) / name)
+    with pytest.raises(DamagedArtifact, match=rf"artifact {name} of {KEY[:12]} is damaged .*; set aside") as caught:
+        full.read(KEY, WEIGHTS)
+    assert (caught.value.key, caught.value.name) == (KEY, name)
+    assert KEY not in full
+    assert full.keys() == set()
+    (aside,) = (full.root / "store" / ".damaged").iterdir()
+    assert aside.name.startswith(KEY)
+    with pytest.raises(KeyError):
+        full.read(KEY, WEIGHTS)
+
+
+def test_what_was_damaged_can_be_published_again(full: Store) -> None:
+    halve(full.directory(KEY) / WEIGHTS)
+    with pytest.raises(DamagedArtifact):
+        full.read(KEY, WEIGHTS)
+    assert full.publish(KEY, FILES, {})
+    assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+
+
+def test_remains_without_a_manifest_are_no_result_and_not_in_the_way(full: Store) -> None:
+    (full.directory(KEY) / MANIFEST).unlink()
+    assert KEY not in full
+    assert full.publish(KEY, {WEIGHTS: b"anew"}, {})
+    assert full.read(KEY, WEIGHTS) == b"anew"
+
+
+def test_one_damaged_file_does_not_take_the_others_with_it_unread(full: Store) -> None:
+    flip(full.directory(KEY) / WEIGHTS, 100)
+    assert full.read(KEY, METRICS) == FILES[METRICS]
+
+
+def test_the_manifest_of_another_result_is_damage(full: Store) -> None:
+    other = key_of("another")
+    full.directory(other).parent.mkdir(exist_ok=True)
+    shutil.copytree(full.directory(KEY), full.directory(other))
+    with pytest.raises(DamagedArtifact, match="manifest of another result"):
+        full.read(other, WEIGHTS)
+    assert full.keys() == {KEY}
+
+
+def test_no_flipped_bit_of_a_manifest_changes_what_is_read(full: Store) -> None:
+    original = (full.directory(KEY) / MANIFEST).read_bytes()
+    manifest = full.manifest(KEY)
+    for position in range(0, len(original), 7):  # 7 and 8 share no divisor: every bit has its turn
+        full.publish(KEY, FILES, {"kind": "dense"})
+        flip(full.directory(KEY) / MANIFEST, position, position % 8)
+        try:
+            read = full.manifest(KEY)
+        except DamagedArtifact:
+            assert KEY not in full
+        else:  # white space, or the name of the checksum itself
+            assert read.items() >= manifest.items()
+
+
+def test_two_readers_of_one_damaged_result_both_learn_of_it(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    halve(full.directory(KEY) / WEIGHTS)
+    judged = full._manifest(KEY)
+    # Both have read the manifest before one of them sets the result aside.
+    monkeypatch.setattr(Store, "_manifest", lambda _store, _key: judged)
+    for _ in range(2):
+        with pytest.raises(DamagedArtifact):
+            full.read(KEY, WEIGHTS)
+
+
+def test_what_was_computed_again_meanwhile_is_not_set_aside(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    halve(full.directory(KEY) / WEIGHTS)
+    judged = full._manifest(KEY)
+    with pytest.raises(DamagedArtifact):
+        full.read(KEY, WEIGHTS)
+    full.publish(KEY, {WEIGHTS: b"anew"}, {"kind": "dense", "finished": 2})
+    with monkeypatch.context() as late:
+        late.setattr(Store, "_manifest", lambda _store, _key: judged)
+        with pytest.raises(DamagedArtifact):
+            full.read(KEY, WEIGHTS)
+    assert full.read(KEY, WEIGHTS) == b"anew"
+
+
+def test_a_transfer_that_went_wrong_once_is_no_damage(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, faults = LocalStorage.read, iter([b"cut off"])
+    monkeypatch.setattr(
+        LocalStorage,
+        "read",
+        lambda storage, path: read(storage, path) if path.endswith(MANIFEST) else next(faults, read(storage, path)),
+    )
+    assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+    assert next(faults, None) is None, "it did go wrong"
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+WATCHER = """
+store = Store(Path(argv[0]))
+print("ready", flush=True)
+for key in argv[1:]:
+    directory, deadline = store.directory(key), time.monotonic() + patience
+    while not os.path.isdir(directory):
+        assert time.monotonic() < deadline
+    listed = set(os.listdir(directory))
+    files = store.manifest(key)["files"]
+    assert len(files) == 20 and listed == {*files, "manifest.json"}, listed
+    assert key in store and key in store.keys()
+    assert all(len(store.read(key, name)) == 1000 for name in files)
+print("saw all", flush=True)
+"""
+
+
+def test_a_reader_never_sees_half_a_result(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
+    keys = [key_of(number) for number in range(15)]
+    watcher = start(WATCHER, store.root, *keys)
+    assert line(watcher) == "ready"
+    for key in keys:
+        store.publish(key, {f"part_{number}.json": b"x" * 1000 for number in range(20)}, {})
+    assert line(watcher) == "saw all"
+
+
+WRITER = """
+store, me, keys = Store(Path(argv[0])), argv[1], argv[2:]
+print("ready", flush=True)
+sys.stdin.readline()
+print(*(int(store.publish(key, {"weights.safetensors": me.encode() * 5000}, {"by": me})) for key in keys), flush=True)
+"""
+
+
+def test_of_two_writers_one_wins_as_a_whole(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
+    keys = [key_of(number) for number in range(30)]
+    writers = {name: start(WRITER, store.root, name, *keys) for name in ("a", "b")}
+    assert [line(writer) for writer in writers.values()] == ["ready", "ready"]
+    for writer in writers.values():
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    won = {name: line(writer).split() for name, writer in writers.items()}
+    for index, key in enumerate(keys):
+        winners = [name for name in writers if won[name][index] == "1"]
+        assert len(winners) == 1
+        assert store.manifest(key)["by"] == winners[0]
+        assert store.read(key, WEIGHTS) == winners[0].encode() * 5000
+
+
+KILLED_WHILE_PUBLISHING = """
+os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Store(Path(argv[0])).publish(argv[1], {"weights.safetensors": b"half"}, {})
+"""
+HANGING_WHILE_PUBLISHING = """
+def rename(*_):
+    print("publishing", flush=True)
+    time.sleep(patience)
+os.rename = rename
+Store(Path(argv[0])).publish(argv[1], {"weights.safetensors": b"half"}, {})
+"""
+
+
+def test_who_is_killed_while_publishing_publishes_nothing(
+    store: Store, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    killed = start(KILLED_WHILE_PUBLISHING, store.root, KEY)
+    assert killed.wait(HANG_SECONDS) == -signal.SIGKILL
+    assert KEY not in store
+    assert store.keys() == set()
+    assert store.publish(KEY, FILES, {})
+
+
+def test_sweeping_removes_what_the_dead_left_and_nothing_else(
+    store: Store, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    start(KILLED_WHILE_PUBLISHING, store.root, KEY).wait(HANG_SECONDS)
+    alive = start(HANGING_WHILE_PUBLISHING, store.root, key_of("alive"))
+    assert line(alive) == "publishing"
+    temporary = store.root / "store" / ".tmp"
+    elsewhere = temporary / f"{key_of('elsewhere')}-another-host:1:1-abcd"
+    elsewhere.mkdir()
+    assert len(list(temporary.iterdir())) == 3
+    store.sweep()
+    left = {path.name[:64] for path in temporary.iterdir()}
+    assert left == {key_of("alive"), key_of("elsewhere")}
+
+
+def test_sweeping_removes_leases_of_the_dead_and_checkpoints_of_what_is_published(
+    full: Store, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    other, dead = key_of("other"), "store.lease(argv[1]); store.register_study({}); os.kill(os.getpid(), 9)"
+    start(f"store = Store(Path(argv[0])); {dead}", full.root, key_of("dead")).wait(HANG_SECONDS)
+    full.write_checkpoint(KEY, b"its job was killed just after it was published")
+    full.write_checkpoint(other, b"work in progress")
+    with full.lease(other) or pytest.fail("it is free"):
+        assert len([*full.storage.names("leases"), *full.storage.names("studies")]) == 3
+        full.sweep()
+        assert [*full.storage.names("leases"), *full.storage.names("studies")] == [f"leases/{other}"]
+    assert [*full.storage.names("work")] == [f"work/{other}/checkpoint.safetensors"]
+
+
+def test_sweeping_passes_over_what_is_of_no_study(full: Store) -> None:
+    strays = ["stray", "a-b", "a-b-c", ".DS_Store", f"{KEY}-nobody-00"]
+    for name in strays:
+        (full.root / "store" / ".tmp" / name).mkdir(parents=True)
+    (full.root / "work" / "stray").mkdir(parents=True)
+    (full.root / "work" / ".DS_Store").touch()
+    full.sweep()
+    assert {path.name for path in (full.root / "store" / ".tmp").iterdir()} == {*strays}
+    assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+
+
+@pytest.mark.parametrize("content", ["", "garbage", "[]", "{}", '{"owner": 3}', "[" * 100_000])
+@pytest.mark.parametrize("name", [f"leases/{KEY}", f"studies/{'ab' * 8}"])
+def test_sweeping_removes_damaged_leases(full: Store, name: str, content: str) -> None:
+    full.storage.write(name, content.encode())
+    assert (full.leases(), full.studies()) == ({}, [])
+    full.sweep()
+    assert not full.storage.exists(name)
+
+
+def test_sweeping_an_empty_store_does_nothing(store: Store) -> None:
+    store.sweep()
+    assert not store.root.exists()
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+def test_a_checkpoint_is_replaced_and_dropped(store: Store) -> None:
+    assert store.read_checkpoint(KEY) is None
+    store.write_checkpoint(KEY, b"one")
+    store.write_checkpoint(KEY, b"two")
+    assert store.read_checkpoint(KEY) == b"two"
+    store.drop_checkpoint(KEY)
+    store.drop_checkpoint(KEY)
+    assert store.read_checkpoint(KEY) is None
+    assert list((store.root / "work").iterdir()) == []
+    assert KEY not in store
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_who_is_killed_while_saving_leaves_the_last_checkpoint(
+    store: Store, start: Callable[..., subprocess.Popen[str]], call: str
+) -> None:
+    store.write_checkpoint(KEY, b"the last one")
+    program = f"os.{call} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+    program += "Store(Path(argv[0])).write_checkpoint(argv[1], b'a new one')"
+    assert start(program, store.root, KEY).wait(HANG_SECONDS) == -signal.SIGKILL
+    assert store.read_checkpoint(KEY) == b"the last one"
+
+
+# --- leases -----------------------------------------------------------------------------------------------------------
+HOLDER = """
+lease = Store(Path(argv[0])).lease(argv[1])
+print("held" if lease else "refused", flush=True)
+if lease:
+    sys.stdin.readline()
+    lease.release()
+    print("released", flush=True)
+"""
+ELSEWHERE = "another-host:1:1"
+
+
+def lease_file(store: Store, owner: str, age: float = 0.0) -> Path:
+    """Write a lease that its owner says to have renewed so many seconds ago."""
+    path = store.root / "leases" / KEY
+    path.parent.mkdir(parents=True, exist_ok=True)
+    renewed = time.time() - age
+    path.write_text(json.dumps({"token": "abcd", "owner": owner, "since": 0, "renewed": renewed, "note": {}}))
+    return path
+
+
+def give_back(lease: Lease | None) -> None:
+    assert lease is not None, "the lease was not to be had"
+    lease.release()
+
+
+def test_a_lease_is_given_to_one_at_a_time(store: Store) -> None:
+    lease = store.lease(KEY)
+    assert lease is not None
+    assert store.lease(KEY) is None
+    give_back(store.lease(key_of("another")))
+    lease.release()
+    with store.lease(KEY) or pytest.fail("a released lease is free"):
+        assert store.lease(KEY) is None
+    assert list((store.root / "leases").iterdir()) == []
+
+
+def test_a_lease_excludes_other_processes(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
+    holder = start(HOLDER, store.root, KEY)
+    assert line(holder) == "held"
+    assert store.lease(KEY) is None
+    assert line(start(HOLDER, store.root, KEY)) == "refused"
+    assert holder.stdin is not None
+    holder.stdin.write("release\n")
+    holder.stdin.flush()
+    assert line(holder) == "released"
+    give_back(store.lease(KEY))
+
+
+def test_of_many_that_want_a_lease_one_gets_it(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
+    lease_file(store, ELSEWHERE, age=10_000)  # an abandoned lease, which only one may take over
+    answers = [line(process) for process in [start(HOLDER, store.root, KEY) for _ in range(6)]]
+    assert sorted(answers) == ["held"] + ["refused"] * 5
+    assert [path.name for path in (store.root / "leases").iterdir()] == [KEY], "claims are cleared away"
+
+
+def test_the_lease_of_a_killed_process_is_free_at_once(
+    store: Store, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LEASE_SECONDS", "STALE_SECONDS"):
+        monkeypatch.setattr(lease_module, name, 2 * HANG_SECONDS)  # nobody waits for it to expire
+    holder = start(HOLDER, store.root, KEY)
+    assert line(holder) == "held"
+    holder.send_signal(signal.SIGKILL)  # and not waited for: even a zombie is dead
+    taken: list[Lease | None] = []
+    wait_until(lambda: bool(taken.append(store.lease(KEY)) or taken[-1]))
+    give_back(taken[-1])
+
+
+def test_the_number_of_a_dead_process_may_be_given_to_another(store: Store) -> None:
+    name, number, _ = me().rsplit(":", 2)
+    lease_file(store, f"{name}:{number}:1")  # this very process, but started at another time
+    give_back(store.lease(KEY))
+
+
+def test_the_lease_of_another_host_expires_when_it_is_obviously_old(store: Store) -> None:
+    lease_file(store, ELSEWHERE, age=STALE_SECONDS - 10)
+    assert store.lease(KEY) is None
+    lease_file(store, ELSEWHERE, age=STALE_SECONDS + 1)
+    give_back(store.lease(KEY))
+
+
+@pytest.mark.parametrize("ahead", [-600.0, 0.0, 3600.0])
+def test_the_lease_of_another_host_expires_when_it_stands_still(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    now = time.monotonic()
+    lease_file(store, ELSEWHERE, age=-ahead)  # its clock is no guide
+    assert store.lease(KEY) is None
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: now + LEASE_SECONDS - 1)
+    assert store.lease(KEY) is None
+    lease_file(store, ELSEWHERE, age=1 - ahead)  # renewed
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: now + LEASE_SECONDS + 2)
+    assert store.lease(KEY) is None
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: now + 2 * LEASE_SECONDS + 4)
+    give_back(store.lease(KEY))
+
+
+@pytest.mark.parametrize("content", ["", "garbage", "[]", '{"owner": 3}', '{"owner": "host-without-numbers"}'])
+def test_an_unreadable_lease_expires_when_it_stands_still(
+    store: Store, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    lease_file(store, ELSEWHERE).write_text(content)
+    assert store.lease(KEY) is None
+    later = time.monotonic() + LEASE_SECONDS + 1
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: later)
+    give_back(store.lease(KEY))
+
+
+def test_a_lease_is_renewed_while_it_is_held(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.3)
+    with store.lease(KEY, {"epoch": 1}) or pytest.fail("nobody holds it") as lease:
+        first = store.leases()[KEY]
+        assert first["note"] == {"epoch": 1}
+        lease.note = {"epoch": 2}
+        wait_until(lambda: store.leases()[KEY]["note"] == {"epoch": 2})
+        assert store.leases()[KEY]["renewed"] > first["renewed"]
+        assert store.leases()[KEY]["since"] == first["since"]
+
+
+def test_a_lease_that_was_taken_a_moment_ago_is_left_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lease_file(store, ELSEWHERE, age=10_000)
+    create = LocalStorage.create
+
+    def late(storage: LocalStorage, name: str, content: bytes) -> bool:
+        created = create(storage, name, content)
+        if name.startswith(f"leases/{KEY}.") and created:  # between our look and our grip
+            lease_file(store, "third-host:1:1")
+        return created
+
+    monkeypatch.setattr(LocalStorage, "create", late)
+    assert store.lease(KEY) is None
+    assert json.loads(path.read_text())["owner"] == "third-host:1:1"
+
+
+def test_who_dies_while_clearing_a_lease_away_blocks_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lease_file(store, ELSEWHERE, age=10_000)
+    claim = path.with_name(f"{KEY}.{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}")
+    claim.write_bytes(path.read_bytes())  # of a process that is long dead, too
+    assert store.lease(KEY) is None, "the first to come removes the claim"
+    give_back(store.lease(KEY))
+
+
+def renewing() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == f"lease-{KEY[:8]}"]
+
+
+def test_a_lease_that_went_to_somebody_else_stays_theirs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.3)
+    lease = store.lease(KEY)
+    assert lease is not None
+    lease._token = "an older one"  # as after a long sleep of the machine, in which another has taken it over
+    content = lease_file(store, ELSEWHERE).read_bytes()
+    wait_until(lambda: not renewing())  # the old owner no longer keeps it alive
+    lease.release()
+    assert (store.root / "leases" / KEY).read_bytes() == content
+
+
+def test_a_released_lease_is_not_renewed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.3)
+    lease = store.lease(KEY)
+    assert lease is not None
+    lease.release()
+    lease.release()
+    wait_until(lambda: not renewing())
+    assert not (store.root / "leases" / KEY).exists()
+
+
+class Losing:
+    """A storage that carries out requests of one kind and loses the answers, or does not carry them out at all."""
+
+    def __init__(self, storage: LocalStorage, request: str, answers: int, *, done: bool) -> None:
+        self._storage, self._request, self.left, self._done = storage, request, answers, done
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._storage, name)
+        if name != self._request:
+            return method
+
+        def lossy(*args: Any) -> Any:
+            if self.left == 0:
+                return method(*args)
+            self.left -= 1
+            if self._done:
+                method(*args)
+            raise StorageError("no answer")
+
+        return lossy
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("request_name", ["create", "remove", "read"])
+def test_an_answer_that_was_lost_does_not_lock_out_the_process_that_asked(
+    store: Store, request_name: str, done: bool
+) -> None:
+    storage = cast(Any, Losing(store.storage, request_name, 1, done=done))
+    path = f"leases/{KEY}"
+    for _ in range(3):
+        give_back(patiently(lambda: Lease.acquire(storage, path)))
+    assert storage.left == 0 or request_name == "read"  # nobody reads where no lease is in the way but its holder
+
+
+def test_a_lease_that_could_not_be_removed_is_removed_when_the_storage_is_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = cast(Any, Losing(store.storage, "remove", 2, done=False))
+    give_back(Lease.acquire(storage, f"leases/{KEY}"))
+    wait_until(lambda: not (store.root / "leases" / KEY).exists(), "other processes would wait for its expiry")
+    assert storage.left == 0
+
+
+def test_who_works_on_what_is_visible(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
+    assert store.leases() == {}
+    assert store.studies() == []
+    with store.lease(KEY, {"kind": "dense"}) or pytest.fail("nobody holds it"):
+        (lease,) = store.leases().items()
+    assert (lease[0], lease[1]["owner"], lease[1]["note"]) == (KEY, me(), {"kind": "dense"})
+    with store.register_study({"space": "digits"}), store.register_study({"space": "cifar"}):
+        assert sorted(study["note"]["space"] for study in store.studies()) == ["cifar", "digits"]
+    assert store.studies() == []
+    program = "lease = Store(Path(argv[0])).register_study({})\nprint('on', flush=True)\nos.kill(os.getpid(), 9)"
+    start(program, store.root).wait(HANG_SECONDS)
+    assert store.studies() == [], "its driver is dead"
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+def test_a_failure_is_noted_until_the_result_is_there(store: Store) -> None:
+    assert store.failure(KEY) is None
+    assert store.failures() == set()
+    store.record_failure(KEY, {"error": "Diverged: nan", "log": "epoch 1"})
+    assert store.failures() == {KEY}
+    assert store.failure(KEY) == {"error": "Diverged: nan", "log": "epoch 1"}
+    assert KEY not in store
+    store.publish(KEY, FILES, {})
+    assert store.failures() == set()
+
+
+# --- a storage in trouble -------------------------------------------------------------------------------------------
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let time pass by itself; return the pauses that were made."""
+    made: list[float] = []
+    monkeypatch.setattr(errors.time, "sleep", made.append)
+    monkeypatch.setattr(errors.time, "monotonic", lambda: sum(made))
+    return made
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO])
+def test_trouble_that_passes_is_waited_out(
+    store: Store, monkeypatch: pytest.MonkeyPatch, pauses: list[float], number: int
+) -> None:
+    fsync, trouble = os.fsync, iter(range(5))
+
+    def failing(descriptor: int) -> None:
+        if next(trouble, None) is not None:
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    assert store.publish(KEY, FILES, {})
+    assert store.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+    assert list((store.root / "store" / ".tmp").iterdir()) == []
+    assert len(pauses) == 5
+    assert all(later > earlier for earlier, later in itertools.pairwise(pauses)), "longer each time"
+
+
+@pytest.mark.parametrize(("early", "late"), [(0.75, 0.75), (1.25, 1.25), (0.75, 1.25)])
+def test_trouble_that_lasts_is_reported(
+    store: Store, monkeypatch: pytest.MonkeyPatch, pauses: list[float], early: float, late: float
+) -> None:
+    # However the pauses are drawn: where the last of them is a long one, it must not outlast the patience either.
+    monkeypatch.setattr(errors.random, "uniform", lambda *_: early if len(pauses) < 6 else late)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for action in (lambda: store.publish(KEY, FILES, {}), lambda: store.write_checkpoint(KEY, b"state")):
+        pauses.clear()
+        with pytest.raises(StorageError, match=rf"storage {store.root}/.*: No space left on device"):
+            action()
+        assert errors.PATIENCE_SECONDS / 2 < sum(pauses) <= errors.PATIENCE_SECONDS
+    assert KEY not in store
+    assert not [path for path in store.root.rglob("*") if path.is_file()], "nothing half-written is left"
+
+
+def test_trouble_that_no_waiting_cures_is_reported_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    def refused(_: int) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(StorageError, match="Permission denied"):
+        store.publish(KEY, FILES, {})
+    assert pauses == []
+
+
+def test_a_manifest_is_readable_for_people(full: Store) -> None:
+    text = (full.directory(KEY) / MANIFEST).read_text(encoding="utf-8")
+    assert json.loads(text)["files"].keys() == FILES.keys()
+    assert re.search(r"\n +\"kind\": \"dense\"", text)

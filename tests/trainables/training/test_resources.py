@@ -1,0 +1,212 @@
+"""What a trial asks of a node: enough for its job, the same for its like, and what the user says if he says it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny_study import tiny_space
+from torch import nn
+
+from study.plan import Plan, make_plan
+from study.scheduling.placement import GIB, SHARES, device_bytes, gpu_share, group, requests
+from trainables.config import TRAINING_CONFIGS, Task
+from trainables.data.dataset import DatasetFacts
+from trainables.models import MODELS, build_model, image_options
+from trainables.training.footprint import footprint
+
+CIFAR = DatasetFacts(
+    num_classes=10, in_channels=3, image_size=32, train_images=50_000, test_images=10_000, fingerprint=""
+)
+
+
+def new_plan(**settings: Any) -> Plan:
+    return make_plan(tiny_space(**{"sparsity": (0.5, 0.9), "interpolation_points": 3, **settings}))
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return new_plan(width=(0.25, 0.5, 1))
+
+
+def needs(model: str, width: float, **settings: Any) -> dict[str, float]:
+    """Return GiB by kind of job, on images as CIFAR's."""
+    jobs = new_plan(model=model, width=width, **settings).jobs.values()
+    return {job.kind: device_bytes(job, CIFAR) / GIB for job in jobs}
+
+
+# --- footprints -------------------------------------------------------------------------------------------------------
+def task(model: str, width: float = 1) -> Task:
+    return Task(model=model, width=width, dataset="digits")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_footprint_counts_the_parameters_of_every_model(name: str) -> None:
+    size = 32
+    found = footprint(task(name, 0.5), image_size=size, num_classes=7, in_channels=3)
+    real = build_model(name, width=0.5, num_classes=7, in_channels=3, **image_options(name, size))
+    assert found.parameters == sum(parameter.numel() for parameter in real.parameters())
+    assert found.kept > 0
+    assert 0 < found.largest <= found.tapped
+    spec = real.permutation_spec()
+    assert found.correlations == sum(units**2 for units in spec.sizes.values())
+
+
+def test_footprint_of_a_network_that_can_be_counted_by_hand() -> None:
+    found = footprint(task("mlp"), image_size=8, num_classes=10, in_channels=1)
+    hidden, pixels = 512, 64
+    assert (found.largest, found.tapped) == (hidden, 3 * hidden)
+    # Inputs of the four layers (those of the last three are the outputs that the ReLUs keep), and the logits' softmax.
+    assert found.kept == pytest.approx(pixels + 3 * hidden + 10, rel=0.05)
+
+
+def test_footprint_is_what_a_training_step_keeps() -> None:
+    images, size = 8, 16
+    model: nn.Module = build_model("resnet8", width=0.5)
+    found = footprint(task("resnet8", 0.5), image_size=size, num_classes=10, in_channels=3)
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = nn.functional.cross_entropy(model(torch.randn(images, 3, size, size)), torch.zeros(images).long())
+    assert loss.requires_grad
+    assert found.kept == pytest.approx(sum(kept.values()) / 4 / images, rel=0.02)
+
+
+def test_footprint_takes_no_memory_and_no_time() -> None:
+    huge = footprint(task("vgg11", 32), image_size=32, num_classes=10, in_channels=3)
+    assert huge.parameters > 9e9
+
+
+# --- memory of jobs ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("model", ["resnet20", "vgg11", "mlp"])
+def test_wider_networks_need_more(model: str) -> None:
+    for narrow, wide in itertools.pairwise(needs(model, width) for width in (0.25, 0.5, 1, 2, 4, 8, 16)):
+        assert narrow.keys() == wide.keys() >= {"dense", "prune", "match", "sparse", "connect"}
+        assert all(narrow[kind] < wide[kind] for kind in narrow)
+
+
+def test_larger_batches_need_more_and_bfloat16_less() -> None:
+    plain = needs("resnet20", 4, batch_size=128)
+    assert needs("resnet20", 4, batch_size=512)["dense"] > plain["dense"]
+    assert needs("resnet20", 4, batch_size=128)["match"] == plain["match"], "no training"
+    large = {"batch_size": 896}
+    assert needs("resnet20", 16, **large, precision="bf16")["dense"] < needs("resnet20", 16, **large)["dense"]
+
+
+def test_the_paper_s_widest_network_needs_some_gigabytes() -> None:
+    # 74 million parameters five times are 1.5 GB, activations of 128 images 3.2 GB: about 25 MB per image.
+    found = needs("resnet20", 16, batch_size=128)
+    assert 5 < found["dense"] < 12
+    assert 8 < found["match"] < 20, "layers of 1000 images, 7.3 GB, wait for those of the other network"
+    assert 1 <= needs("resnet20", 1, batch_size=128)["dense"] < 2
+
+
+def test_data_on_the_device_count() -> None:
+    (key, *_), jobs = new_plan().jobs, new_plan().jobs
+    small, large = (
+        DatasetFacts(num_classes=10, in_channels=3, image_size=32, train_images=images, test_images=1, fingerprint="")
+        for images in (1000, 1_001_000)
+    )
+    grown = device_bytes(jobs[key], large) - device_bytes(jobs[key], small)
+    assert grown == pytest.approx(1_000_000 * 3 * 32 * 32)
+    huge = DatasetFacts(num_classes=10, in_channels=3, image_size=32, train_images=10**8, test_images=1, fingerprint="")
+    assert device_bytes(jobs[key], huge) < device_bytes(jobs[key], small), "stays in its file"
+
+
+@pytest.mark.parametrize(
+    ("needed", "share"), [(0, 1 / 8), (1, 1 / 8), (2, 1 / 8), (2.01, 1 / 4), (4.1, 1 / 2), (8.1, 1), (99, 1)]
+)
+def test_smallest_share_that_holds_it(needed: float, share: float) -> None:
+    assert gpu_share(needed, 16) == share
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+def asked(plan: Plan, gpu_memory: float | None, **options: Any) -> tuple[dict[str, dict[str, float]], list[str]]:
+    return requests(plan, plan.jobs, **{"cpus": 1.0, "gpus": None, "gpu_memory": gpu_memory, **options})
+
+
+def test_tiny_networks_share_a_gpu_by_eight(plan: Plan) -> None:
+    found, warnings = asked(plan, 16 * GIB)
+    assert warnings == []
+    assert found == {key: {"CPU": 1.0, "GPU": 1 / 8} for key in plan.jobs}
+
+
+def test_stacked_networks_need_room_side_by_side() -> None:
+    def share(stacked: bool, nets: int) -> float:
+        plan = new_plan(width=(4.0,), batch_size=896, stacked=stacked)
+        found, _ = asked(plan, 8 * GIB, nets_per_trial=nets)
+        return next(found[key]["GPU"] for key, job in plan.jobs.items() if job.kind == "dense")
+
+    assert share(False, 1) == share(False, 8) == share(True, 1) < share(True, 8)
+
+
+@pytest.mark.parametrize("memory", [1.1, 2, 3, 5, 9, 100])
+def test_jobs_of_one_network_ask_for_the_same(plan: Plan, memory: float) -> None:
+    found, _ = asked(plan, memory * GIB)
+    assert found.keys() == plan.jobs.keys()
+    shapes: dict[Any, set[float]] = {}
+    for key, resources in found.items():
+        shapes.setdefault(group(plan.jobs[key]), set()).add(resources["GPU"])
+    assert all(len(each) == 1 for each in shapes.values())
+    assert {share for each in shapes.values() for share in each} <= set(SHARES)
+    for key, resources in found.items():
+        needed = device_bytes(plan.jobs[key], plan.facts["digits"])
+        assert needed <= resources["GPU"] * memory * GIB or resources["GPU"] == 1
+
+
+def test_smaller_gpus_give_larger_shares(plan: Plan) -> None:
+    key = next(key for key, job in plan.jobs.items() if job.config.task.width == 1)
+    shares = [asked(plan, memory * GIB)[0][key]["GPU"] for memory in (80, 16, 6, 3, 1.2)]
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1] == 1
+
+
+def test_network_that_no_gpu_holds_gets_a_whole_one_and_a_warning() -> None:
+    plan = new_plan(model="resnet20", width=(0.25, 32))
+    found, warnings = asked(plan, 6 * GIB)
+    (warning,) = warnings
+    assert "resnet20 of width 32 on digits needs about" in warning
+    assert "the smallest GPU has 6:" in warning
+    assert "batch_size" in warning
+    for key, job in plan.jobs.items():
+        assert (found[key]["GPU"] == 1) == (job.config.task.width == 32)
+
+
+def test_no_gpus_no_share(plan: Plan) -> None:
+    found, _ = asked(plan, None, cpus=2.0)
+    assert found == {key: {"CPU": 2.0} for key in plan.jobs}
+
+
+@pytest.mark.parametrize(("gpus", "resources"), [(0.0, {}), (0.2, {"GPU": 0.2}), (2.0, {"GPU": 2.0})])
+@pytest.mark.parametrize("memory", [None, GIB])
+def test_what_the_user_says_holds(plan: Plan, gpus: float, resources: dict[str, float], memory: float | None) -> None:
+    found, warnings = asked(plan, memory, gpus=gpus, cpus=0.5)
+    assert found == {key: {"CPU": 0.5, **resources} for key in plan.jobs}
+    assert warnings == []
+
+
+@pytest.mark.parametrize("asked", [{"gpus": None, "gpu_memory": 16 * GIB}, {"gpus": 0.5, "gpu_memory": None}])
+def test_jobs_on_sparse_kernels_ask_for_no_gpu(asked: dict[str, float | None]) -> None:
+    plan = new_plan(model="resnet8", kernels="sparse", batch_size=64)
+    found, warnings = requests(plan, plan.jobs, cpus=1, **asked)  # type: ignore[arg-type]
+    assert not warnings
+    for key, job in plan.jobs.items():
+        sparse = isinstance(job.config, TRAINING_CONFIGS) and job.config.recipe.kernels == "sparse"
+        assert ("GPU" in found[key]) != sparse
+    assert {"GPU" in each for each in found.values()} == {True, False}
+    assert len({group(job) for job in plan.jobs.values()}) == 2, "a worker with a GPU is not kept for jobs without"
+
+
+def test_shares_are_exact_fractions_so_that_they_add_up() -> None:
+    for share in SHARES:
+        assert math.fsum([share] * round(1 / share)) == 1.0

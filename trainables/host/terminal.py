@@ -1,0 +1,162 @@
+"""What every command shares: output that never fails, errors in one line, exit codes. Torch-free.
+
+What a terminal cannot print is spelled out, and what a closed pipe, a full disk or a lost terminal does not take is
+dropped: a study goes on computing when ``| head`` has read enough, and the exit code says what became of the request.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import io
+import os
+import select
+import sys
+import traceback
+import unicodedata
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Protocol, TextIO
+
+from trainables.host.places import settle
+from trainables.host.redaction import redact_text
+
+OK, FAILURES, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
+
+SPELLED_OUT: Final = "spelled-out"
+"""Name of the error handler, for ``str.encode`` and streams, that writes what an encoding lacks in letters it has."""
+_SPELLINGS: Final = {
+    "±": "+-",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "→": "->",
+    "←": "<-",
+    "·": "-",
+    "•": "*",
+    "≥": ">=",
+    "≤": "<=",
+    "\N{MINUS SIGN}": "-",
+    "\N{EN DASH}": "-",
+    "\N{EM DASH}": "--",
+    "\N{GREEK SMALL LETTER ALPHA}": "alpha",
+    "\N{GREEK SMALL LETTER PI}": "pi",
+    "\N{GREEK SMALL LETTER RHO}": "rho",
+    "\N{GREEK SMALL LETTER SIGMA}": "sigma",
+    "\N{LEFT SINGLE QUOTATION MARK}": "'",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{LEFT DOUBLE QUOTATION MARK}": '"',
+    "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+    "\N{HORIZONTAL ELLIPSIS}": ".",  # rich cuts a line to its width with one of these
+    "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-",
+    "\N{BOX DRAWINGS HEAVY HORIZONTAL}": "-",
+    "\N{BOX DRAWINGS HEAVY LEFT}": "-",
+    "\N{BOX DRAWINGS HEAVY RIGHT}": "-",
+}
+_BYTES: Final = range(0xDC80, 0xDD00)
+"""Code points that stand for bytes of a file name that are no text: they are written as these bytes."""
+
+
+class Command(Protocol):
+    """A command as a function."""
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> int:
+        """Run it with these arguments, those of the process by default, and return the exit code."""
+
+
+def command(main: Callable[[Sequence[str]], int]) -> Command:
+    """Make a command of a function that gets the arguments and returns the exit code.
+
+    It gets ``sys.argv`` where it is called without arguments, a user with a home and output that never fails; Ctrl-C
+    becomes exit code 130. What else is the user's to mend the function catches itself, see :func:`refused`.
+    """
+
+    @functools.wraps(main)
+    def guarded(arguments: Sequence[str] | None = None) -> int:
+        settle()
+        forgive()
+        sys.excepthook = _trace
+        try:
+            return main(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return INTERRUPTED
+
+    return guarded
+
+
+def refused(error: Exception, code: int = WRONG_REQUEST, advice: str = "") -> int:
+    """Say an error in one line, without the credentials in it, and return the exit code.
+
+    Args:
+        error: that the user can mend.
+        code: the exit code.
+        advice: what follows the error, after a semicolon.
+    """
+    text = " ".join(redact_text(str(error)).split()) or type(error).__name__
+    print(f"error: {text}{f'; {advice}' if advice else ''}", file=sys.stderr)
+    return code
+
+
+def _trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show a fault of the program, as Python does, but without credentials."""
+    print(redact_text("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+def forgive() -> None:
+    """Let nothing that is printed fail, in this process."""
+    sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """Return a text as a stream will show it: for what is laid out before it is printed."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, SPELLED_OUT).decode(encoding, "replace")
+
+
+def _spelled_out(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return what stands for the first of the characters that an encoding does not have, and where the next begins."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter = error.object[error.start]
+    if ord(letter) in _BYTES:
+        return bytes([ord(letter) - 0xDC00]), error.start + 1
+    plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode("ascii")
+    return _SPELLINGS.get(letter, plain or "?"), error.start + 1
+
+
+codecs.register_error(SPELLED_OUT, _spelled_out)
+
+
+def _forgiving(stream: TextIO | None) -> Any:
+    """Return a standard stream that never fails, in place of this one; None is one that the shell has closed."""
+    if stream is None:  # what takes its number is this file, and not the next one that is opened
+        return open(os.devnull, "w", encoding="utf-8")
+    if not isinstance(stream, io.TextIOWrapper):  # of a notebook, say
+        return stream
+    if stream not in (sys.__stdout__, sys.__stderr__):
+        stream.reconfigure(errors=SPELLED_OUT)
+        return stream
+    stream.flush()
+    raw = _Forgiving(stream.fileno(), "wb", closefd=False)
+    return io.TextIOWrapper(
+        raw if stream.write_through else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=SPELLED_OUT,
+        newline="\n",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _Forgiving(io.FileIO):
+    """A file descriptor that drops what it cannot write."""
+
+    def write(self, data: Any, /) -> int:
+        while True:
+            try:
+                written = super().write(data)
+            except OSError:  # nobody reads the pipe any more, the disk is full, the terminal is gone
+                return memoryview(data).nbytes
+            if written is not None:
+                return written
+            select.select([], [self], [])  # whoever shares it has made it one that does not wait

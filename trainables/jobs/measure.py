@@ -1,0 +1,209 @@
+"""The jobs that train nothing: matching, paths and planes between nets, ensembles."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from trainables import schema
+from trainables.config import ConnectConfig, EnsembleConfig, MatchConfig, OverlapConfig, PlaneConfig
+from trainables.graph import Job, Ref
+from trainables.jobs.publishing import Context, Files, Metrics, Row, now, publish
+from trainables.jobs.task import TaskData
+from trainables.matchers import DATA_MATCHERS
+from trainables.seeding import derive_seed
+from trainables.storage.artifacts import pack, pack_json, read_mask, read_permutation, read_weights, unpack
+from trainables.storage.store import Store
+from trainables.symmetry.connectivity import error_barrier, interpolation_curve, loss_barrier, train_loss_barrier
+from trainables.symmetry.landscape import plane_grid
+from trainables.symmetry.matching import match, mean_over_groups
+from trainables.symmetry.overlap import overlaps
+from trainables.symmetry.permutations import Permutation, apply_permutation, permutation_spec
+from trainables.symmetry.repair import batchnorm_layers
+from trainables.symmetry.similarity import disagreement, ensemble_accuracy, js_divergence, kl_divergence, pairwise_mean
+from trainables.training.evaluation import predict_logits
+
+Outcome = tuple[Files, Metrics, list[Row]]
+
+
+def measure(job: Job, context: Context) -> None:
+    """Compute and publish one measurement.
+
+    Raises:
+        DamagedArtifact: a parent could not be read; it is no longer published.
+    """
+    started = time.perf_counter()
+    files, metrics, history = MEASUREMENTS[job.kind](job, context)
+    publish(job, context, files, metrics, history, time.perf_counter() - started)
+
+
+def _match(job: Job, context: Context) -> Outcome:
+    config = job.config
+    assert isinstance(config, MatchConfig)
+    store, data = context.store, TaskData(config.task, context)
+    model_a, model_b = (
+        data.model(read_weights(store, job.parent(role).key), stream_taps=config.stream_taps) for role in ("a", "b")
+    )
+    seed = derive_seed(config.seed, "match")
+    images = data.measuring(config.images, seed, augment=config.augment)
+    found = match(model_a, model_b, images, config.matcher, seed=seed)
+
+    def barrier(permutation: Permutation | None) -> float:
+        curve = interpolation_curve(
+            model_a,
+            model_b,
+            data.test,
+            alphas=(0.0, 0.5, 1.0),
+            permutation=permutation,
+            correction="bn_reset" if batchnorm_layers(model_a) else "repair",
+            train_batches=images,
+        )
+        return loss_barrier(curve)
+
+    # The classifier of a net that learned another dataset says nothing about these labels.
+    comparable = same_labels(job.parent("a").job, job)
+    metrics = {
+        **({schema.LOSS_BARRIER_BEFORE: barrier(None)} if comparable else {}),
+        **({schema.LOSS_BARRIER_AFTER: barrier(found.permutation)} if comparable else {}),
+        schema.MEAN_CORRELATION: mean_over_groups(found.correlation),
+        schema.MEAN_CORRELATION_IDENTITY: mean_over_groups(found.correlation_identity),
+        schema.MOVED_UNITS: found.moved_units,
+        **{f"correlation/{group}": value for group, value in found.correlation.items()},
+    }
+    if config.matcher in DATA_MATCHERS:
+        by_weight = match(model_a, model_b, None, "weight", seed=seed)
+        metrics[schema.AGREEMENT_WITH_WEIGHT] = agreement(found.permutation, by_weight.permutation)
+    return {schema.PERMUTATION: pack(found.permutation)}, metrics, []
+
+
+def same_labels(first: Job, second: Job) -> bool:
+    """Return whether two jobs are of the same dataset."""
+    one, other = first.config.task, second.config.task
+    return (one.dataset, one.data_version) == (other.dataset, other.data_version)
+
+
+def agreement(first: Permutation, second: Permutation) -> float:
+    """Return the share of units, in [0, 1], that two permutations of the same groups send to the same place."""
+    same = sum(int((indices == second[group]).sum()) for group, indices in first.items())
+    return same / sum(len(indices) for indices in first.values())
+
+
+def _connect(job: Job, context: Context) -> Outcome:
+    config = job.config
+    assert isinstance(config, ConnectConfig)
+    store, data = context.store, TaskData(config.task, context)
+    parents = dict(job.parents)
+    curve = interpolation_curve(
+        data.model(read_weights(store, parents["a"].key)),
+        data.model(read_weights(store, parents["b"].key)),
+        data.test,
+        alphas=[index / (config.points - 1) for index in range(config.points)],
+        permutation=read_permutation(store, parents["permutation"].key) if "permutation" in parents else None,
+        correction=config.correction,
+        train_batches=data.measuring(config.images, derive_seed(config.seed, "connect"), augment=config.augment),
+        measure_train=True,
+    )
+    stamp = now()
+    history: list[Row] = [
+        {
+            "step": round(100 * alpha),
+            "timestamp": stamp,
+            schema.INTERPOLATION_LOSS: loss,
+            schema.INTERPOLATION_ACCURACY: accuracy,
+            schema.INTERPOLATION_TRAIN_LOSS: train_loss,
+        }
+        for alpha, loss, accuracy, train_loss in zip(
+            curve.alphas, curve.losses, curve.accuracies, curve.train_losses, strict=True
+        )
+    ]
+    metrics = {
+        schema.MIDPOINT_ACCURACY: curve.midpoint_accuracy,
+        schema.LOSS_BARRIER: loss_barrier(curve),
+        schema.TRAIN_LOSS_BARRIER: train_loss_barrier(curve),
+        schema.ERROR_BARRIER: error_barrier(curve),
+    }
+    return {}, metrics, history
+
+
+def _plane(job: Job, context: Context) -> Outcome:
+    config = job.config
+    assert isinstance(config, PlaneConfig)
+    store, data = context.store, TaskData(config.task, context)
+    model = data.model()
+    spec = permutation_spec(model)
+    permutation = read_permutation(store, job.parent("permutation").key)
+    # In B's frame: A and its LTH net are moved there, the permuted net already is.
+    dense, lth = (
+        apply_permutation(spec, permutation, read_weights(store, job.parent(role).key)) for role in ("dense", "lth")
+    )
+    grid = plane_grid(
+        model,
+        (dense, lth, read_weights(store, job.parent("permuted").key)),
+        data.test,
+        resolution=config.resolution,
+        margin=config.margin,
+        correction=config.correction,
+        train_batches=data.measuring(config.images, derive_seed(config.seed, "plane"), augment=config.augment),
+    )
+    document = {"networks": ["dense", "lth", "permuted"], **dataclasses.asdict(grid)}
+    errors = dict(zip(("dense", "lth", "permuted"), grid.network_errors, strict=True))
+    metrics = {f"{schema.PLANE_ERROR}/{name}": error for name, error in errors.items()}
+    return {schema.PLANE_GRID: pack_json(document)}, metrics, []
+
+
+def _ensemble(job: Job, context: Context) -> Outcome:
+    config = job.config
+    assert isinstance(config, EnsembleConfig)
+    data = TaskData(config.task, context)
+    labels = torch.cat([labels for _, labels in data.test]).cpu()
+    members = [_logits(context.store, ref, data) for _, ref in job.parents]
+    accuracies = [ensemble_accuracy([logits], labels) for logits in members]
+    metrics = {
+        schema.MEMBERS: float(len(members)),
+        schema.MEMBER_ACCURACY_MEAN: statistics.fmean(accuracies),
+        schema.MEMBER_ACCURACY_STD: statistics.stdev(accuracies),
+        schema.ENSEMBLE_ACCURACY: ensemble_accuracy(members, labels),
+        schema.DISAGREEMENT: pairwise_mean(disagreement, members),
+        schema.KL_DIVERGENCE: pairwise_mean(kl_divergence, members),
+        schema.JS_DIVERGENCE: pairwise_mean(js_divergence, members),
+    }
+    return {}, metrics, []
+
+
+def _overlap(job: Job, context: Context) -> Outcome:
+    config = job.config
+    assert isinstance(config, OverlapConfig)
+    store = context.store
+    found = overlaps(
+        permutation_spec(TaskData(config.task, context).model()),
+        read_permutation(store, job.parent("permutation").key),
+        read_mask(store, job.parent("mask").key),
+        read_mask(store, job.parent("own").key),
+    )
+    metrics = {
+        schema.MASK_OVERLAP: found.permuted,
+        schema.MASK_OVERLAP_IDENTITY: found.identity,
+        schema.MASK_OVERLAP_RANDOM: found.random,
+    }
+    return {}, metrics, []
+
+
+def _logits(store: Store, ref: Ref, data: TaskData) -> Tensor:
+    """Return a member's test logits: the stored ones, or computed anew where they were too many to store."""
+    if schema.LOGITS in store.manifest(ref.key)["files"]:
+        return unpack(store.read(ref.key, schema.LOGITS))["logits"]
+    return predict_logits(data.model(read_weights(store, ref.key)), data.test)
+
+
+MEASUREMENTS: Mapping[str, Callable[[Job, Context], Outcome]] = {
+    schema.MATCH: _match,
+    schema.CONNECT: _connect,
+    schema.PLANE: _plane,
+    schema.ENSEMBLE: _ensemble,
+    schema.OVERLAP: _overlap,
+}

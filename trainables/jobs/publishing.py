@@ -1,0 +1,110 @@
+"""What every job has around it: where it runs, and the form in which its result is published."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trainables import schema
+from trainables.graph import Job, canonical
+from trainables.host.redaction import redact_text
+from trainables.jobs.log import JobLog
+from trainables.storage.artifacts import pack_json, read_metrics
+from trainables.storage.store import Store
+
+Metrics = dict[str, float]
+Row = dict[str, Any]
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where and with what a job runs; none of it changes the result.
+
+    Attributes:
+        store: where parents are read and results are published.
+        data_dir: directory of the datasets that do not come with a library.
+        device: where to compute.
+        checkpoint_seconds: a running job is saved at the first end of an epoch after so many seconds; what is lost
+            when it is killed is at most that and one epoch.
+        log: where a job says what it does.
+        clock: says how many seconds have passed for the job, from some time on: not those that other jobs of the same
+            process took meanwhile.
+    """
+
+    store: Store
+    data_dir: str | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    checkpoint_seconds: float = 30.0
+    log: JobLog = field(default_factory=JobLog)
+    clock: Callable[[], float] = time.perf_counter
+
+
+def publish(job: Job, context: Context, files: Files, metrics: Metrics, history: list[Row], seconds: float) -> None:
+    """Publish the final result of a job.
+
+    Args:
+        job: what was computed.
+        context: where.
+        files: artifacts beside the metrics, name -> content.
+        metrics: final numbers.
+        history: rows with ``step``, ``timestamp`` (ms since 1970) and the metrics at that step.
+        seconds: what the job took, over all its attempts.
+    """
+    document = {"history": history, "final": {**metrics, schema.SECONDS: seconds}}
+    context.log.write(f"done after {seconds:.1f} s: {in_words(metrics)}")
+    files = {**files, schema.METRICS: pack_json(document), schema.LOG: context.log.text().encode()}
+    context.store.publish(job.key, files, {**manifest(job, context), schema.SECONDS: seconds})
+
+
+def manifest(job: Job, context: Context) -> dict[str, Any]:
+    """Return what is recorded of a job beside its files: what it was, and in what surroundings it was computed."""
+    return {
+        "kind": job.kind,
+        "config": canonical(job.config),
+        "parents": {role: ref.key for role, ref in job.parents},
+        "finished": now(),
+        "environment": environment(context.device),
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return where and with what software something is computed."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} cpu",
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+    }
+
+
+def in_words(metrics: Metrics) -> str:
+    """Return numbers with their names for a line of a log."""
+    return ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+
+
+def failure_note(error: Exception, context: Context) -> dict[str, Any]:
+    """Return what is kept of an attempt that failed: the error, when and where, and the log with its trace."""
+    return {
+        "error": redact_text(f"{type(error).__name__}: {error}"),
+        "at": now(),
+        "environment": environment(context.device),
+        "log": context.log.text(),
+    }
+
+
+def final_metrics(store: Store, key: str) -> Metrics:
+    """Return the final metrics of a published job."""
+    final: Metrics = read_metrics(store, key)["final"]
+    return final
+
+
+def now() -> int:
+    """Milliseconds since 1970, MLflow's unit."""
+    return round(time.time() * 1000)

@@ -1,0 +1,345 @@
+"""How each kind of job is computed. Every job is a generator: it yields after each epoch and publishes at its end.
+
+A generator makes a job independent of who drives it: a plain loop, a test, or a Ray Tune trial that advances it one
+step at a time. It does not even train its epochs itself but asks for them, so that whoever drives several jobs can
+train their nets as one. What a job reads are published results of its parents; what it writes becomes visible at once
+and as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainables import schema
+from trainables.config import DenseConfig, PruneConfig, SparseConfig, nothing_left
+from trainables.errors import Verdict, verdict
+from trainables.graph import Job, Ref
+from trainables.host.usage import Usage
+from trainables.jobs.log import JobLog
+from trainables.jobs.measure import measure
+from trainables.jobs.publishing import (
+    Context,
+    Files,
+    Metrics,
+    Row,
+    environment,
+    failure_note,
+    final_metrics,
+    in_words,
+    manifest,
+    now,
+    publish,
+)
+from trainables.jobs.task import TaskData
+from trainables.masks import (
+    apply_mask,
+    collapsed_layers,
+    layerwise_random_mask,
+    magnitude_mask,
+    mask_sparsity,
+    network_sparsity,
+)
+from trainables.seeding import derive_seed
+from trainables.storage.artifacts import (
+    pack,
+    pack_checkpoint,
+    read_mask,
+    read_permutation,
+    read_weights,
+    unpack_checkpoint,
+)
+from trainables.storage.store import DamagedArtifact, NotPublished, StorageError, Store
+from trainables.symmetry.permutations import apply_permutation, permutation_spec, random_permutation
+from trainables.training.evaluation import evaluate, predict_logits
+from trainables.training.loop import Training
+from trainables.training.precision import tensor_float
+
+__all__ = ["Context", "Course", "EpochEnd", "EpochWanted", "Row", "alone", "course", "final_metrics", "run_job"]
+
+LOGITS_LIMIT = 2_000_000
+"""Test logits are kept for later comparison of functions unless they are more numbers than this (8 MB)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochWanted:
+    """What a job yields to have the next epoch of its net trained.
+
+    Attributes:
+        training: of which it wants an epoch.
+        log: where the job says what it does.
+    """
+
+    training: Training
+    log: JobLog
+
+
+EpochEnd = Callable[[], Metrics]
+"""What a job is sent for it: called within the job, it ends the epoch and returns its metrics, or raises ``Diverged``.
+
+It may as well be what trains the epoch.
+"""
+Course = Generator[EpochWanted | Row, EpochEnd | None, None]
+"""A job on its way: it asks for epochs, yields a row after each, and has published its result when it ends."""
+
+
+def alone(steps: Course) -> Generator[Row, None, None]:
+    """Train each epoch that is asked for, by itself, and yield the rows."""
+    with contextlib.closing(steps):
+        epoch_end: EpochEnd | None = None
+        while True:
+            try:
+                request = steps.send(epoch_end)
+            except StopIteration:
+                return
+            if isinstance(request, EpochWanted):
+                epoch_end = request.training.run_epoch
+            else:
+                epoch_end = None
+                yield request
+
+
+def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Iterator[Row]:
+    """Compute one job whose parents are published, and publish it; arguments and errors as of :func:`course`.
+
+    Yields:
+        A row after each epoch: ``step`` and the epoch's metrics.
+    """
+    yield from alone(course(job, wanted, context))
+
+
+def course(job: Job, wanted: Collection[int | None], context: Context) -> Course:
+    """Compute one job whose parents are published, and publish it; whoever drives it sees to its epochs.
+
+    Args:
+        job: what to compute.
+        wanted: which outputs: None for the final result, numbers for a dense net's states after so many epochs.
+        context: where.
+
+    Yields:
+        An ``EpochWanted`` for each epoch, to be answered by an ``EpochEnd``; then a row, ``step`` and the epoch's
+        metrics, to be answered by None.
+
+    Raises:
+        Diverged: training ended in a loss that is not a number.
+        DamagedArtifact: a parent could not be read; it is no longer published.
+    """
+    context = dataclasses.replace(context, log=JobLog())
+    surroundings = ", ".join(f"{name} {value}" for name, value in environment(context.device).items())
+    context.log.write(f"{job.kind} {job.key}\n{surroundings}")
+    epoch_end: EpochEnd | None = None
+    try:
+        with contextlib.closing(_steps(job, wanted, context)) as steps:
+            while True:
+                # Entered for each step anew: between two of them, other jobs of this process may take theirs.
+                # What a recipe allows as to precision, it allows to its training steps.
+                with context.log.capturing(), tensor_float(False):
+                    try:
+                        request = steps.send(epoch_end)
+                    except StopIteration:
+                        return
+                epoch_end = yield request
+    except (DamagedArtifact, NotPublished, StorageError):
+        raise  # not of this job's making
+    except Exception as error:
+        if verdict(error) is not Verdict.OF_HOST:
+            with contextlib.suppress(StorageError):  # the error itself matters more than the note of it
+                context.store.record_failure(job.key, failure_note(error, context))
+        raise
+
+
+def _steps(job: Job, wanted: Collection[int | None], context: Context) -> Course:
+    match job.kind:
+        case schema.DENSE:
+            yield from _dense(job, wanted, context)
+        case schema.PRUNE:
+            yield from _prune(job, context)
+        case schema.SPARSE:
+            yield from _sparse(job, context)
+        case _:
+            measure(job, context)
+    context.store.drop_checkpoint(job.key)
+
+
+# --- the kinds of job ---------------------------------------------------------------------------------------------
+def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Course:
+    config = job.config
+    assert isinstance(config, DenseConfig)
+    store = context.store
+    missing = {epoch for epoch in wanted if Ref(job, epoch).key not in store}
+    states = {epoch for epoch in missing if epoch is not None}
+    data = TaskData(config.task, context)
+    torch.manual_seed(derive_seed(config.seed, "init"))
+    training = data.training(data.model(), config.recipe, derive_seed(config.seed, "dense"))
+
+    def publish_state(epoch: int) -> None:
+        if epoch in states:
+            described = {**manifest(job, context), "kind": "snapshot", "epoch": epoch}
+            store.publish(Ref(job, epoch).key, {schema.WEIGHTS: pack(training.weights())}, described)
+
+    # A checkpoint beyond a state that is asked for is of no use: that state lies before it.
+    session = _Session(job, data, training, context, latest=min(states, default=config.recipe.epochs))
+    publish_state(training.epoch)
+    stop = config.recipe.epochs if None in missing else max(states, default=0)
+    while training.epoch < stop:
+        row = yield from session.epoch()
+        publish_state(training.epoch)
+        session.save_if_due()
+        yield row
+    if None in missing:
+        session.publish({})
+
+
+def _prune(job: Job, context: Context) -> Course:
+    config = job.config
+    assert isinstance(config, PruneConfig)
+    store, data = context.store, TaskData(config.task, context)
+    model = data.model()
+    previous = job.parent("previous")
+    weights = read_weights(store, previous.key)
+    prunable = model.prunable_names(prune_shortcuts=config.prune_shortcuts, prune_classifier=config.prune_classifier)
+    mask = magnitude_mask(
+        {name: weights[name] for name in prunable},
+        config.sparsity,
+        previous=read_mask(store, previous.key) if previous.job.kind == schema.PRUNE else None,
+    )
+    if not any(kept.any() for kept in mask.values()):  # the plan refuses it where it knows the images' size
+        count = sum(kept.numel() for kept in mask.values())
+        raise ValueError(nothing_left(config.sparsity, count, f"{config.task.model} at width {config.task.width:g}"))
+    start = read_weights(store, job.parent("rewind").key) if "rewind" in dict(job.parents) else weights
+    yield from _train_masked(job, context, data, start, mask, derive_seed(config.seed, "prune", config.round))
+
+
+def _sparse(job: Job, context: Context) -> Course:
+    config = job.config
+    assert isinstance(config, SparseConfig)
+    store, data = context.store, TaskData(config.task, context)
+    mask = _transform_mask(config, data.model(), read_mask(store, job.parent("mask").key), job, store)
+    start = read_weights(store, job.parent("init").key)
+    # The first data order has no number: it is that of every net outside ensembles.
+    order = derive_seed(config.seed, "sparse", *([config.order] if config.order else []))
+    yield from _train_masked(job, context, data, start, mask, order)
+
+
+def _transform_mask(
+    config: SparseConfig, model: nn.Module, mask: dict[str, Tensor], job: Job, store: Store
+) -> dict[str, Tensor]:
+    """Return the mask that the sparse net wears, see ``methods.TRANSFORMS``."""
+    spec = permutation_spec(model)
+    seed = derive_seed(config.transform_seed, config.transform)
+    if config.transform == "permute":
+        return apply_permutation(spec, read_permutation(store, job.parent("permutation").key), mask)
+    if config.transform == "shuffle":
+        return apply_permutation(spec, random_permutation(spec, seed), mask)
+    if config.transform == "layerwise_random":
+        return layerwise_random_mask(mask, seed)
+    assert config.transform == "none", config.transform
+    return mask
+
+
+def _train_masked(
+    job: Job, context: Context, data: TaskData, start: Mapping[str, Tensor], mask: Mapping[str, Tensor], seed: int
+) -> Course:
+    """Train from `start` under `mask`; publish weights and mask."""
+    assert isinstance(job.config, PruneConfig | SparseConfig)
+    model = data.model()
+    model.load_state_dict(apply_mask(mask, start))
+    training = data.training(model, job.config.recipe, seed, mask)
+    session = _Session(job, data, training, context)
+    collapsed = collapsed_layers(mask)
+    if collapsed:
+        context.log.write(
+            f"warning: {len(collapsed)} of {len(mask)} masked layers have no weight left: {', '.join(collapsed)}"
+        )
+    while training.epoch < job.config.recipe.epochs:
+        row = yield from session.epoch()
+        session.save_if_due()
+        yield row
+    sparsities = {
+        schema.SPARSITY_PRUNABLE: mask_sparsity(mask),
+        schema.SPARSITY_NETWORK: network_sparsity(mask, dict(model.named_parameters())),
+        schema.COLLAPSED_LAYERS: float(len(collapsed)),
+    }
+    session.publish(sparsities, {schema.MASK: pack({name: keep.to(torch.uint8) for name, keep in mask.items()})})
+
+
+class _Session:
+    """The course of one training job: history, checkpoints, and what is published at its end."""
+
+    def __init__(
+        self, job: Job, data: TaskData, training: Training, context: Context, latest: int | None = None
+    ) -> None:
+        self._job, self._data, self._training, self._context = job, data, training, context
+        self._history: list[Row] = []
+        self._seconds = 0.0
+        self._usage = Usage(context.device)
+        self._started, self._saved = context.clock(), time.perf_counter()
+        self._resume(latest)
+
+    def _resume(self, latest: int | None) -> None:
+        """Go on from the checkpoint if there is one, it is of this job, whole, and not beyond epoch `latest`."""
+        content = self._context.store.read_checkpoint(self._job.key)
+        if content is None:
+            return
+        try:
+            tensors, document = unpack_checkpoint(content, self._job.key)
+            if [row["step"] for row in document["history"]] != list(range(1, document["epoch"] + 1)):
+                raise ValueError(f"the history of a checkpoint after {document['epoch']} epochs is of others")
+            if latest is not None and document["epoch"] > latest:
+                return
+            self._training.restore(tensors, document)
+        except ValueError as error:  # costs time, never the result
+            self._context.log.write(f"starting from the first epoch: {error}")
+            return
+        self._history, self._seconds = document["history"], document["seconds"]
+        self._context.log.precede(document["log"])
+        self._context.log.write(f"going on after epoch {self._training.epoch}")
+
+    def epoch(self) -> Generator[EpochWanted, EpochEnd | None, Row]:
+        """Have the next epoch trained and return its row."""
+        end = yield EpochWanted(training=self._training, log=self._context.log)
+        assert end is not None, "an epoch that is wanted is trained"
+        metrics = end()
+        row = {"step": self._training.epoch, "timestamp": now(), **metrics, **self._usage.sample()}
+        self._history.append(row)
+        self._context.log.write(f"epoch {self._training.epoch}/{self._training.recipe.epochs}: {in_words(metrics)}")
+        return row
+
+    def save_if_due(self) -> None:
+        """Write a checkpoint if the last one is old enough."""
+        if time.perf_counter() - self._saved < self._context.checkpoint_seconds:
+            return
+        tensors, data = self._training.state()
+        document = {**data, "history": self._history, "seconds": self._elapsed(), "log": self._context.log.lines}
+        self._context.store.write_checkpoint(self._job.key, pack_checkpoint(self._job.key, tensors, document))
+        self._saved = time.perf_counter()
+
+    def _elapsed(self) -> float:
+        return self._seconds + self._context.clock() - self._started
+
+    def publish(self, metrics: Metrics, files: Files | None = None) -> None:
+        """Measure the final network and publish it."""
+        training, data = self._training, self._data
+        test = evaluate(training.model, data.test)
+        train = evaluate(training.model, data.train_plain)
+        files = {**(files or {}), schema.WEIGHTS: pack(training.weights())}
+        if test.count * data.num_classes <= LOGITS_LIMIT:
+            files[schema.LOGITS] = pack({"logits": predict_logits(training.model, data.test)})
+        top5 = {schema.TEST_TOP5_ACCURACY: test.top5_accuracy} if data.num_classes >= schema.TOP5_CLASSES else {}
+        metrics = {
+            schema.TEST_LOSS: test.loss,
+            schema.TEST_ACCURACY: test.accuracy,
+            **top5,
+            schema.FINAL_TRAIN_LOSS: train.loss,
+            schema.FINAL_TRAIN_ACCURACY: train.accuracy,
+            schema.GENERALIZATION_GAP: train.accuracy - test.accuracy,
+            schema.IMAGES_PER_SECOND: training.images_per_second,
+            **metrics,
+        }
+        publish(self._job, self._context, files, metrics, self._history, self._elapsed())

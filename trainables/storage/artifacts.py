@@ -1,0 +1,104 @@
+"""File formats of the artifacts: tensors as safetensors, everything else as JSON. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from trainables.schema import MASK, METRICS, PERMUTATION, WEIGHTS
+from trainables.storage import documents
+from trainables.storage.store import Store
+
+
+def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return tensors (any device) as the bytes of a safetensors file; equal tensors give equal bytes."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(plain, dict(metadata) if metadata else None)
+
+
+def unpack(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name, in alphabetical order, on the CPU."""
+    return dict(sorted(safetensors.torch.load(content).items()))  # which comes in another order each time
+
+
+def pack_json(document: Any) -> bytes:
+    """Return a document as readable JSON."""
+    return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def read_weights(store: Store, key: str) -> dict[str, Tensor]:
+    """Return the state dict of a published net (a dense net, a snapshot, a pruned or a sparse net)."""
+    return unpack(store.read(key, WEIGHTS))
+
+
+def read_mask(store: Store, key: str) -> dict[str, Tensor]:
+    """Return the mask of a published pruning round or sparse net: name -> bool tensor, True where a weight is kept."""
+    return {name: tensor.to(torch.bool) for name, tensor in unpack(store.read(key, MASK)).items()}
+
+
+def read_permutation(store: Store, key: str) -> dict[str, Tensor]:
+    """Return the permutation that a published match found."""
+    return unpack(store.read(key, PERMUTATION))
+
+
+def read_metrics(store: Store, key: str) -> dict[str, Any]:
+    """Return a published job's metrics.
+
+    ``history`` lists, per epoch, its metrics with ``epoch`` and ``timestamp`` (ms since 1970); ``final`` holds the
+    numbers of the finished job.
+    """
+    return store.read_json(key, METRICS)
+
+
+_ABOUT = ("format", "job", "document", "checksum")
+CHECKPOINT_FORMAT = "2"
+"""Raised whenever a checkpoint has another layout; those of others are not read."""
+
+
+def pack_checkpoint(key: str, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> bytes:
+    """Return a training state of a job and the plain data that belongs to it as one file."""
+    about = {"format": CHECKPOINT_FORMAT, "job": key, "document": json.dumps(document)}
+    return pack(tensors, {**about, "checksum": _checksum(tensors, about)})
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """Return the sha256 of a checkpoint's content: a flipped bit in a weight would go unnoticed, unlike a torn file."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def unpack_checkpoint(content: bytes, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Undo :func:`pack_checkpoint`.
+
+    Raises:
+        ValueError: the file is not such a checkpoint: it is damaged, of another job, or of another version.
+    """
+    try:
+        (length,) = struct.unpack_from("<Q", content)
+        about = documents.parse(content[8 : 8 + length], _HEADER)["__metadata__"]
+        if about["format"] != CHECKPOINT_FORMAT:
+            raise ValueError(f"its format is {about['format']!r}, not {CHECKPOINT_FORMAT!r}")
+        if about["job"] != key:
+            raise ValueError(f"it is of another job, {about['job'][:12]}")
+        tensors, stated = unpack(content), about.pop("checksum")
+        if _checksum(tensors, about) != stated:
+            raise ValueError("its checksum is wrong")
+        return tensors, documents.parse(about["document"], documents.CHECKPOINT)
+    except (safetensors.SafetensorError, struct.error, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"no checkpoint of this job: {error}") from error
+
+
+_HEADER = documents.fields({"__metadata__": documents.fields(dict.fromkeys(_ABOUT, documents.text))})
+"""Of the safetensors file of a checkpoint."""

@@ -1,0 +1,284 @@
+"""Linear connectivity: loss and accuracy along the straight line between two networks, and the barrier on it.
+
+alpha = 0 is network A (moved by a permutation, if one is given) and alpha = 1 is network B.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from trainables.config import CORRECTIONS
+from trainables.symmetry.permutations import Permutation, apply_permutation, permutation_spec, require_plain_weights
+from trainables.symmetry.repair import (
+    NoEffectWarning,
+    batchnorm_layers,
+    channel_statistics,
+    mix_statistics,
+    recompute_statistics,
+    repair,
+    repair_in_place,
+    repair_points,
+    reset_batchnorm,
+    warn_no_batchnorm,
+)
+from trainables.training.evaluation import Batches, evaluate, require_reiterable
+
+__all__ = [
+    "InterpolationCurve",
+    "NoEffectWarning",
+    "error_barrier",
+    "interpolate",
+    "interpolation_curve",
+    "loss_barrier",
+    "repair",
+    "reset_batchnorm",
+    "train_loss_barrier",
+]
+
+DEFAULT_ALPHAS = tuple(step / 10 for step in range(11))
+
+
+def interpolate(state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """Mix two state dicts: ``(1 - alpha) * A + alpha * B``, exactly A at 0 and B at 1.
+
+    Args:
+        state_a: name -> tensor.
+        state_b: the same names and shapes; tensors are brought to A's devices.
+        alpha: in [0, 1].
+
+    Returns:
+        New tensors under A's names. Tensors of integers (BatchNorm's counter) cannot be mixed; they are those of the
+        nearer end, of A at 1/2.
+
+    Raises:
+        ValueError: alpha out of range, or states whose names or shapes differ.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    require_same_tensors(state_a, state_b)
+    mixed: dict[str, Tensor] = {}
+    for name, tensor_a in state_a.items():
+        tensor_b = state_b[name].to(tensor_a.device)
+        if tensor_a.is_floating_point():
+            mixed[name] = torch.lerp(tensor_a, tensor_b.to(tensor_a.dtype), alpha)
+        else:
+            mixed[name] = (tensor_a if alpha <= 0.5 else tensor_b).clone()
+    return mixed
+
+
+def require_same_tensors(state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless both states have the same names and shapes."""
+    if state_a.keys() != state_b.keys():
+        raise ValueError(f"the states differ in their tensors: {', '.join(sorted(state_a.keys() ^ state_b.keys()))}")
+    for name, tensor in state_a.items():
+        if tensor.shape != state_b[name].shape:
+            raise ValueError(
+                f"tensor {name!r} has shapes {tuple(tensor.shape)} and {tuple(state_b[name].shape)} in the states"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolationCurve:
+    """Measurements along the line from A (alpha = 0) to B (alpha = 1).
+
+    Attributes:
+        alphas: increasing, in [0, 1].
+        losses: mean cross-entropy at each alpha, nats.
+        accuracies: percent at each alpha.
+        train_losses: mean cross-entropy on training images at each alpha, nats; empty where it was not measured.
+    """
+
+    alphas: tuple[float, ...]
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    train_losses: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_alphas(self.alphas)
+        if not len(self.alphas) == len(self.losses) == len(self.accuracies):
+            raise ValueError(
+                f"{len(self.alphas)} alphas, {len(self.losses)} losses and {len(self.accuracies)} accuracies: "
+                "the curve needs one of each per point"
+            )
+
+    @property
+    def midpoint_accuracy(self) -> float:
+        """Accuracy at alpha = 1/2, percent. ValueError if the curve has no such point."""
+        return self.accuracies[self._midpoint()]
+
+    @property
+    def midpoint_loss(self) -> float:
+        """Loss at alpha = 1/2, nats. ValueError if the curve has no such point."""
+        return self.losses[self._midpoint()]
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Error at each alpha, percent."""
+        return tuple(100 - accuracy for accuracy in self.accuracies)
+
+    def _midpoint(self) -> int:
+        for index, alpha in enumerate(self.alphas):
+            if math.isclose(alpha, 0.5):
+                return index
+        raise ValueError(f"the curve has no point at alpha = 0.5; it has {', '.join(map(str, self.alphas))}")
+
+
+def interpolation_curve(
+    model_a: nn.Module,
+    model_b: nn.Module,
+    batches: Batches,
+    *,
+    alphas: Sequence[float] | None = None,
+    permutation: Permutation | None = None,
+    correction: str = "none",
+    train_batches: Batches | None = None,
+    measure_train: bool = False,
+) -> InterpolationCurve:
+    """Measure the networks on the line from (permuted) A to B.
+
+    A correction is applied at every alpha, the end points included: a curve whose ends were left as they are would mix
+    two estimators of the same statistics, and its barrier would contain their difference.
+
+    Args:
+        model_a: end point at alpha = 0. Neither model is changed.
+        model_b: end point at alpha = 1, of the same architecture.
+        batches: (images, labels) pairs to measure on; one pass per alpha.
+        alphas: increasing, in [0, 1]; default: 0, 0.1, ..., 1.
+        permutation: applied to A first, by A's own permutation specification.
+        correction: a name in `trainables.config.CORRECTIONS`.
+        train_batches: training images: what the correction estimates its statistics on, at every alpha.
+        measure_train: whether the loss on `train_batches`, labels included, is measured, too; one pass per alpha.
+
+    Raises:
+        ValueError: a bad alpha, an unknown correction, a correction without `train_batches`, batches that can be read
+            only once, or networks that differ in their tensors.
+    """
+    points = _check_alphas(DEFAULT_ALPHAS if alphas is None else alphas)
+    require_reiterable(batches, "interpolation_curve()")
+    require_plain_weights(model_a)
+    require_plain_weights(model_b)
+    state_a: Mapping[str, Tensor] = model_a.state_dict()
+    if permutation is not None:
+        state_a = apply_permutation(permutation_spec(model_a), permutation, state_a)
+    state_b = model_b.state_dict()
+    require_same_tensors(state_a, state_b)
+    # One working copy is refilled at every alpha; the callers' models are only read.
+    worker = copy.deepcopy(model_b)
+    correct = _corrector(correction, worker, state_a, state_b, train_batches)
+    if measure_train:
+        if train_batches is None:
+            raise ValueError("measure_train needs train_batches, got None")
+        require_reiterable(train_batches, "measure_train")
+    evaluations, train_losses = [], []
+    for alpha in points:
+        worker.load_state_dict(interpolate(state_a, state_b, alpha))
+        correct(alpha)
+        evaluations.append(evaluate(worker, batches))
+        if measure_train and train_batches is not None:
+            train_losses.append(evaluate(worker, train_batches).loss)
+    return InterpolationCurve(
+        alphas=points,
+        losses=tuple(evaluation.loss for evaluation in evaluations),
+        accuracies=tuple(evaluation.accuracy for evaluation in evaluations),
+        train_losses=tuple(train_losses),
+    )
+
+
+def _corrector(
+    correction: str,
+    worker: nn.Module,
+    state_a: Mapping[str, Tensor],
+    state_b: Mapping[str, Tensor],
+    train_batches: Batches | None,
+) -> Callable[[float], None]:
+    """Return the function that corrects `worker`, in place, once it holds the interpolation at its argument."""
+    if correction not in CORRECTIONS:
+        raise ValueError(f"unknown correction {correction!r}; known: {', '.join(CORRECTIONS)}")
+    if correction == "none":
+        return lambda _alpha: None
+    if train_batches is None:
+        raise ValueError(f"correction {correction!r} needs train_batches, got None")
+    estimation: Batches = train_batches
+    require_reiterable(estimation, f"correction {correction!r}")
+    if correction == "repair":
+        worker.load_state_dict(state_a)
+        points = repair_points(worker, estimation)
+        ends_a = channel_statistics(worker, points, estimation)
+        worker.load_state_dict(state_b)
+        ends_b = channel_statistics(worker, points, estimation)
+        return lambda alpha: repair_in_place(worker, mix_statistics(ends_a, ends_b, alpha), estimation)
+    layers = batchnorm_layers(worker)
+    if not layers:
+        warn_no_batchnorm(worker)
+        return lambda _alpha: None
+    return lambda _alpha: recompute_statistics(worker, layers, estimation)
+
+
+@overload
+def loss_barrier(curve: InterpolationCurve) -> float: ...
+@overload
+def loss_barrier(curve: Sequence[float], losses: Sequence[float]) -> float: ...
+def loss_barrier(curve: InterpolationCurve | Sequence[float], losses: Sequence[float] | None = None) -> float:
+    """Return how far the loss rises above the straight line between the end points' losses.
+
+    The paper's Eq. 3 is this of the training loss; a curve's is of the loss on the batches that it was measured on,
+    usually the test set: `train_loss_barrier` is that of the training loss.
+
+    Args:
+        curve: an interpolation curve; or the alphas, increasing from 0 to 1.
+        losses: with alphas only: the loss at each.
+
+    Returns:
+        max over alpha of ``loss(alpha) - (1 - alpha) * loss(0) - alpha * loss(1)`` in the losses' unit, at least 0;
+        NaN if a loss is.
+
+    Raises:
+        ValueError: the curve does not run from 0 to 1, or there is not one loss per alpha.
+    """
+    if isinstance(curve, InterpolationCurve):
+        return _barrier(curve.alphas, curve.losses)
+    if losses is None:
+        raise ValueError("loss_barrier() needs an InterpolationCurve, or alphas and losses")
+    return _barrier(_check_alphas(curve), losses)
+
+
+def train_loss_barrier(curve: InterpolationCurve) -> float:
+    """Return the barrier of the training loss, nats, at least 0 (paper, Eq. 3).
+
+    Raises:
+        ValueError: the training loss was not measured, or the curve does not run from 0 to 1.
+    """
+    return _barrier(curve.alphas, curve.train_losses)
+
+
+def error_barrier(curve: InterpolationCurve) -> float:
+    """Return the barrier of the error (100 - accuracy) instead of the loss, percentage points, at least 0."""
+    return _barrier(curve.alphas, curve.errors)
+
+
+def _barrier(alphas: Sequence[float], heights: Sequence[float]) -> float:
+    if len(alphas) != len(heights):
+        raise ValueError(f"{len(alphas)} alphas and {len(heights)} losses: a barrier needs one loss per alpha")
+    if alphas[0] != 0 or alphas[-1] != 1:
+        raise ValueError(f"a barrier needs both end points, alphas run from {alphas[0]} to {alphas[-1]}")
+    first, last = float(heights[0]), float(heights[-1])
+    rises = [float(height) - (first + alpha * (last - first)) for alpha, height in zip(alphas, heights, strict=True)]
+    if any(math.isnan(rise) for rise in rises):
+        return math.nan
+    return max(0.0, *rises)
+
+
+def _check_alphas(alphas: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(float(alpha) for alpha in alphas)
+    rising = all(low < high for low, high in itertools.pairwise(values))
+    if not values or not rising or values[0] < 0 or values[-1] > 1:
+        raise ValueError(f"alphas must increase within [0, 1], got {', '.join(map(str, values)) or 'none'}")
+    return values

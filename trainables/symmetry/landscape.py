@@ -1,0 +1,212 @@
+"""The loss landscape on the plane through three networks (paper, Fig. 4b).
+
+Distances in the plane are those of parameter vectors, so the picture is a true section of weight space. The networks
+have to be in the same frame: permute those that are not before they come here.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainables.symmetry.connectivity import require_same_tensors
+from trainables.symmetry.permutations import require_plain_weights
+from trainables.symmetry.repair import batchnorm_layers, recompute_statistics, warn_no_batchnorm
+from trainables.training.evaluation import Batches, Evaluation, evaluate, require_reiterable
+
+State = Mapping[str, Tensor]
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+"""Last parts of the names of BatchNorm's buffers: part of a state, but not of the parameter vector."""
+MIN_SINE = 1e-6
+"""Three networks whose directions enclose an angle with a smaller sine are taken to lie on one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneBasis:
+    """Orthonormal axes of the plane through three networks; the first lies at the origin, the second on the x axis.
+
+    Attributes:
+        x_axis: name -> float64 tensor; together a unit vector along network 2 - network 1.
+        y_axis: the unit vector orthogonal to it, on network 3's side.
+        coordinates: (x, y) of the three networks, in units of parameter-space distance.
+    """
+
+    x_axis: Mapping[str, Tensor]
+    y_axis: Mapping[str, Tensor]
+    coordinates: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+    def barycentric(self, x: float, y: float) -> tuple[float, float, float]:
+        """Return the weights, adding up to 1, with which the networks are mixed at the point (x, y)."""
+        _origin, (x_2, _zero), (x_3, y_3) = self.coordinates
+        third = y / y_3
+        second = (x - third * x_3) / x_2
+        return 1 - second - third, second, third
+
+
+def plane_basis(state_1: State, state_2: State, state_3: State, names: Iterable[str] | None = None) -> PlaneBasis:
+    """Span the plane through three networks (Gram-Schmidt on their parameter vectors, in float64).
+
+    Args:
+        state_1: name -> tensor; the origin.
+        state_2: the same names and shapes.
+        state_3: the same names and shapes.
+        names: the tensors that make up the parameter vector; default: all of floating point except BatchNorm's buffers.
+
+    Raises:
+        ValueError: states whose tensors differ, or networks that coincide or lie on one line.
+    """
+    require_same_tensors(state_1, state_2)
+    require_same_tensors(state_1, state_3)
+    chosen = _parameter_names(state_1) if names is None else list(names)
+    to_2 = {name: state_2[name].double() - state_1[name].double() for name in chosen}
+    to_3 = {name: state_3[name].double() - state_1[name].double() for name in chosen}
+    distance_2, distance_3 = math.sqrt(_dot(to_2, to_2)), math.sqrt(_dot(to_3, to_3))
+    if distance_2 == 0 or distance_3 == 0:
+        raise ValueError("the plane needs three different networks, but the second or third equals the first")
+    x_axis = {name: tensor / distance_2 for name, tensor in to_2.items()}
+    x_3 = _dot(to_3, x_axis)
+    rest = {name: tensor - x_3 * x_axis[name] for name, tensor in to_3.items()}
+    # Subtracted twice: what rounding leaves of the first axis would tilt the second one.
+    leftover = _dot(rest, x_axis)
+    rest = {name: tensor - leftover * x_axis[name] for name, tensor in rest.items()}
+    y_3 = math.sqrt(_dot(rest, rest))
+    if y_3 <= MIN_SINE * distance_3:
+        raise ValueError("the three networks lie on one line and span no plane")
+    y_axis = {name: tensor / y_3 for name, tensor in rest.items()}
+    return PlaneBasis(x_axis=x_axis, y_axis=y_axis, coordinates=((0.0, 0.0), (distance_2, 0.0), (x_3 + leftover, y_3)))
+
+
+def plane_state(states: tuple[State, State, State], basis: PlaneBasis, x: float, y: float) -> dict[str, Tensor]:
+    """Return the state dict at the point (x, y): the affine combination of the three states.
+
+    Running statistics are combined like parameters (variances at least 0), tensors of integers are those of the network
+    with the largest share.
+    """
+    shares = basis.barycentric(x, y)
+    nearest = states[shares.index(max(shares))]
+    mixed: dict[str, Tensor] = {}
+    for name, tensor in nearest.items():
+        if not tensor.is_floating_point():
+            mixed[name] = tensor.clone()
+            continue
+        total = sum(
+            (share * state[name].double() for share, state in zip(shares, states, strict=True)), torch.zeros(())
+        )
+        mixed[name] = (total.clamp(min=0) if name.endswith("running_var") else total).to(tensor.dtype)
+    return mixed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneGrid:
+    """Loss and error on a grid of the plane.
+
+    Attributes:
+        xs: coordinates of the columns, increasing.
+        ys: coordinates of the rows, increasing.
+        losses: cross-entropy in nats at (ys[row], xs[column]), as losses[row][column].
+        errors: 100 - accuracy in percent, likewise.
+        coordinates: (x, y) of the three networks.
+        network_losses: losses of the three networks themselves, corrected as the grid is.
+        network_errors: their errors, percent.
+    """
+
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+    losses: tuple[tuple[float, ...], ...]
+    errors: tuple[tuple[float, ...], ...]
+    coordinates: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+    network_losses: tuple[float, ...]
+    network_errors: tuple[float, ...]
+
+
+def plane_grid(
+    model: nn.Module,
+    states: tuple[State, State, State],
+    batches: Batches,
+    *,
+    resolution: int = 21,
+    margin: float = 0.2,
+    correction: str = "bn_reset",
+    train_batches: Batches | None = None,
+) -> PlaneGrid:
+    """Measure a grid of networks in the plane through three of them.
+
+    Args:
+        model: the architecture; its own weights play no part and stay as they are.
+        states: state dicts of the three networks, in the same frame (permuted where needed).
+        batches: (images, labels) pairs to measure on; one pass per grid point.
+        resolution: points per axis, at least 2.
+        margin: how far the grid reaches beyond the networks on each side, as a share of their extent; at least 0.
+        correction: "bn_reset" or "none". REPAIR has no meaning outside the triangle, where standard deviations would
+            be mixed with negative weights.
+        train_batches: what "bn_reset" estimates statistics on; one pass per grid point.
+
+    Raises:
+        ValueError: a resolution, margin or correction out of bounds, missing or one-shot batches, or degenerate states.
+    """
+    if resolution < 2:
+        raise ValueError(f"resolution must be at least 2 points per axis, got {resolution}")
+    if not 0 <= margin < math.inf:
+        raise ValueError(f"margin must be finite and at least 0, got {margin}")
+    require_reiterable(batches, "plane_grid()")
+    require_plain_weights(model)
+    basis = plane_basis(*states)
+    worker = copy.deepcopy(model)
+    layers = batchnorm_layers(worker) if correction == "bn_reset" else []
+    estimation = _estimation_batches(worker, correction, train_batches)
+
+    def measure(x: float, y: float) -> Evaluation:
+        worker.load_state_dict(plane_state(states, basis, x, y))
+        if layers:
+            recompute_statistics(worker, layers, estimation)
+        return evaluate(worker, batches)
+
+    xs = _axis([x for x, _y in basis.coordinates], resolution, margin)
+    ys = _axis([y for _x, y in basis.coordinates], resolution, margin)
+    cells = {(x, y): measure(x, y) for y, x in itertools.product(ys, xs)}
+    corners = [measure(x, y) for x, y in basis.coordinates]
+    return PlaneGrid(
+        xs=xs,
+        ys=ys,
+        losses=tuple(tuple(cells[x, y].loss for x in xs) for y in ys),
+        errors=tuple(tuple(100 - cells[x, y].accuracy for x in xs) for y in ys),
+        coordinates=basis.coordinates,
+        network_losses=tuple(corner.loss for corner in corners),
+        network_errors=tuple(100 - corner.accuracy for corner in corners),
+    )
+
+
+def _estimation_batches(model: nn.Module, correction: str, train_batches: Batches | None) -> Batches:
+    if correction not in ("none", "bn_reset"):
+        raise ValueError(f"unknown correction {correction!r} of a plane; known: none, bn_reset")
+    if correction == "none":
+        return ()
+    if train_batches is None:
+        raise ValueError("correction 'bn_reset' needs train_batches, got None")
+    require_reiterable(train_batches, "correction 'bn_reset'")
+    if not batchnorm_layers(model):
+        warn_no_batchnorm(model)
+    return train_batches
+
+
+def _axis(values: list[float], resolution: int, margin: float) -> tuple[float, ...]:
+    low, high = min(values), max(values)
+    reach = margin * (high - low)
+    start, stop = low - reach, high + reach
+    return tuple(start + (stop - start) * step / (resolution - 1) for step in range(resolution))
+
+
+def _parameter_names(state: State) -> list[str]:
+    return [
+        name for name, tensor in state.items() if tensor.is_floating_point() and name.rsplit(".", 1)[-1] not in BUFFERS
+    ]
+
+
+def _dot(first: State, second: State) -> float:
+    return sum(torch.dot(tensor.reshape(-1), second[name].reshape(-1)).item() for name, tensor in first.items())

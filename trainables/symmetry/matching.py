@@ -1,0 +1,327 @@
+"""Matching: find the permutation of network A's hidden units that aligns A with network B.
+
+Activation matching pairs units that respond alike: for each permutation group it solves a linear assignment problem
+on the similarity of A's and B's activations. A permutation leaves the function of A unchanged, so the activations of
+one group do not depend on how the others are permuted, and the statistics of *all* groups come from one pass over the
+data. Weight matching (``trainables.symmetry.weight_matching``) needs no data.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from trainables.matchers import MATCHER_NAMES
+from trainables.symmetry.moments import ActivationMoments, positions
+from trainables.symmetry.permutations import (
+    Permutation,
+    PermutationSpec,
+    identity_permutation,
+    permutation_spec,
+    random_permutation,
+)
+from trainables.symmetry.weight_matching import match_weights
+from trainables.training.evaluation import Batches, eval_mode, image_batches, model_device
+
+
+def activation_moments(
+    model_a: nn.Module, model_b: nn.Module, spec: PermutationSpec, batches: Batches
+) -> dict[str, ActivationMoments]:
+    """Collect the moments of every group from one pass over the data through both networks, in eval mode.
+
+    Args:
+        model_a: the network to move; on any device.
+        model_b: the reference; the moments are kept on its device.
+        spec: says at which module's output each group is observed (`taps`).
+        batches: images (N, C, H, W), labels ignored.
+
+    Returns:
+        Group -> moments, in the order of the specification.
+
+    Raises:
+        ValueError: no batches, or a tapped module that does not run exactly once per forward pass.
+    """
+    moments = {group: ActivationMoments() for group in spec.groups}
+    device_a, device_b = model_device(model_a), model_device(model_b)
+    waiting: dict[str, Tensor] = {}
+
+    def keep(group: str, units: Tensor) -> None:
+        if group in waiting:
+            raise ValueError(f"module {spec.taps[group]!r} of group {group!r} ran twice in one forward pass")
+        waiting[group] = units
+
+    def meet(group: str, units: Tensor) -> None:
+        if group not in waiting:
+            raise ValueError(
+                f"module {spec.taps[group]!r} of group {group!r} ran twice in one forward pass, or not in A"
+            )
+        # A's activations are let go as soon as B's arrive: never two networks' worth of them in memory.
+        moments[group].update(waiting.pop(group), units)
+
+    with torch.no_grad(), eval_mode(model_a, model_b):
+        for images in image_batches(batches, device_b):
+            with _tapped(model_a, spec, keep):
+                model_a(images.to(device_a))
+            with _tapped(model_b, spec, meet):
+                model_b(images)
+            if waiting:
+                raise ValueError(f"tapped modules of groups {', '.join(waiting)} did not run in B")
+    for group, collected in moments.items():
+        if collected.count == 0:
+            raise ValueError(f"no activations of group {group!r}: matching needs at least one batch")
+    return moments
+
+
+@contextmanager
+def _tapped(model: nn.Module, spec: PermutationSpec, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``receive(group, activations (positions, units))`` whenever a tapped module has run."""
+
+    def hook(group: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _module, _inputs, output: receive(group, positions(output))
+
+    handles = [model.get_submodule(tap).register_forward_hook(hook(group)) for group, tap in spec.taps.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def solve_assignment(score: NDArray[np.float64]) -> Tensor:
+    """Return the permutation p that maximises ``sum_i score[i, p[i]]``.
+
+    Units whose scores are all zero (dead ones) fit anywhere equally well. They stay where they are as far as the others
+    allow, and their places do not hang on rounding errors in the scores of the others.
+
+    Args:
+        score: (units of B, units of A).
+
+    Returns:
+        int64 (units,): unit p[i] of A goes to place i of B.
+
+    Raises:
+        ValueError: a score is infinite or NaN.
+    """
+    assert score.ndim == 2
+    assert score.shape[0] == score.shape[1]
+    if not np.isfinite(score).all():
+        raise ValueError("matching scores are not finite: weights or activations of a network are NaN or overflow")
+    _rows, chosen = linear_sum_assignment(score, maximize=True)
+    silent_b, silent_a = np.abs(score).max(axis=1) == 0, np.abs(score).max(axis=0) == 0
+    places = np.flatnonzero(silent_b | silent_a[chosen])
+    if len(places):
+        units = np.sort(chosen[places])
+        # Dealt out again: pairs of two live units are not to be had here, all others are worth the same.
+        forbidden = ~(silent_b[places][:, None] | silent_a[units])
+        stays = (places[:, None] == units).astype(np.float64)
+        _rows, dealt = linear_sum_assignment(np.where(forbidden, -1.0 - len(places), stays), maximize=True)
+        chosen[places] = units[dealt]
+    return torch.from_numpy(np.asarray(chosen, dtype=np.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What a matching method may look at.
+
+    Attributes:
+        spec: permutation specification of both networks.
+        parameters_a: name -> parameter of A; buffers such as BatchNorm's running statistics are left out.
+        parameters_b: the same of B, on A's device.
+        moments: group -> activation moments; empty when no data were given.
+        seed: seeds whatever the method draws.
+    """
+
+    spec: PermutationSpec
+    parameters_a: Mapping[str, Tensor]
+    parameters_b: Mapping[str, Tensor]
+    moments: Mapping[str, ActivationMoments]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """A permutation and, from an iterative method, its objective from the start to the end."""
+
+    permutation: Permutation
+    objective: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matcher:
+    """A matching method: a line that says what it does, whether it needs data, and how it is computed."""
+
+    description: str
+    needs_data: bool
+    solve: Callable[[Problem], Solution]
+
+
+def _by_correlation(problem: Problem) -> Solution:
+    return _assign(problem, ActivationMoments.correlation)
+
+
+def _by_inner_product(problem: Problem) -> Solution:
+    return _assign(problem, ActivationMoments.inner_product)
+
+
+def _assign(problem: Problem, score: Callable[[ActivationMoments], Tensor]) -> Solution:
+    moments = problem.moments
+    return Solution(permutation={group: solve_assignment(score(moments[group]).cpu().numpy()) for group in moments})
+
+
+def _by_weights(problem: Problem) -> Solution:
+    permutation, objective = match_weights(
+        problem.spec, problem.parameters_a, problem.parameters_b, seed=problem.seed, solve=solve_assignment
+    )
+    return Solution(permutation=permutation, objective=objective)
+
+
+def _stay(problem: Problem) -> Solution:
+    return Solution(permutation=identity_permutation(problem.spec))
+
+
+def _shuffle(problem: Problem) -> Solution:
+    return Solution(permutation=random_permutation(problem.spec, problem.seed))
+
+
+MATCHERS: dict[str, Matcher] = {
+    "activation": Matcher(description=MATCHER_NAMES["activation"], needs_data=True, solve=_by_correlation),
+    "activation_inner": Matcher(
+        description=MATCHER_NAMES["activation_inner"], needs_data=True, solve=_by_inner_product
+    ),
+    "weight": Matcher(description=MATCHER_NAMES["weight"], needs_data=False, solve=_by_weights),
+    "identity": Matcher(description=MATCHER_NAMES["identity"], needs_data=False, solve=_stay),
+    "random": Matcher(description=MATCHER_NAMES["random"], needs_data=False, solve=_shuffle),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """A permutation that moves A onto B, and how good it is. The dicts of correlations are empty without data.
+
+    Attributes:
+        permutation: ``apply_permutation(spec, permutation, A.state_dict())`` aligns with B.
+        correlation: group -> Pearson correlation of matched units, mean over the group's pairs, in [-1, 1]; a pair
+            with a dead unit counts as 0.
+        correlation_identity: the same of unit i of A with unit i of B.
+        moved: group -> share of its units that change place, in [0, 1].
+        dead: group -> number of units that never vary, in A and in B.
+        objective: inner product of permuted A and B over all parameters, from the start to the end ("weight" only).
+    """
+
+    permutation: Permutation
+    correlation: Mapping[str, float]
+    correlation_identity: Mapping[str, float]
+    moved: Mapping[str, float]
+    dead: Mapping[str, tuple[int, int]]
+    objective: tuple[float, ...] = ()
+
+    @property
+    def moved_units(self) -> float:
+        """Share of all units that change place, in [0, 1]."""
+        units = sum(len(indices) for indices in self.permutation.values())
+        return sum(self.moved[group] * len(indices) for group, indices in self.permutation.items()) / units
+
+
+def match_models(
+    model_a: nn.Module, model_b: nn.Module, batches: Batches | None, method: str = "activation", *, seed: int = 0
+) -> Permutation:
+    """Find the permutation that moves A onto B.
+
+    Args:
+        model_a: the network to move. Neither network is changed.
+        model_b: the reference, of the same architecture.
+        batches: images (N, C, H, W), labels ignored, one pass; may be None for a method that needs no data.
+        method: a name in `MATCHERS`.
+        seed: of the random draws of "weight" and "random".
+
+    Returns:
+        Group -> index vector on the CPU; ``apply_permutation(spec, p, model_a.state_dict())`` aligns with B.
+
+    Raises:
+        ValueError: unknown method, no data where they are needed, or networks of different architectures.
+    """
+    return _solve(model_a, model_b, batches if _matcher(method).needs_data else None, method, seed)[0].permutation
+
+
+def match(
+    model_a: nn.Module, model_b: nn.Module, batches: Batches | None, method: str = "activation", *, seed: int = 0
+) -> Match:
+    """Find the permutation that moves A onto B and measure it; arguments and errors as in `match_models`."""
+    solution, moments = _solve(model_a, model_b, batches, method, seed)
+    matched: dict[str, float] = {}
+    unmatched: dict[str, float] = {}
+    dead: dict[str, tuple[int, int]] = {}
+    for group, collected in moments.items():
+        correlation = collected.correlation().cpu()
+        places = torch.arange(len(correlation))
+        matched[group] = correlation[places, solution.permutation[group]].mean().item()
+        unmatched[group] = correlation[places, places].mean().item()
+        dead[group] = (int(collected.a.dead().sum()), int(collected.b.dead().sum()))
+    return Match(
+        permutation=solution.permutation,
+        correlation=matched,
+        correlation_identity=unmatched,
+        moved={group: _moved_share(indices) for group, indices in solution.permutation.items()},
+        dead=dead,
+        objective=solution.objective,
+    )
+
+
+def mean_over_groups(values: Mapping[str, float]) -> float:
+    """Return the mean over groups, each with the same weight however many units it has.
+
+    Raises:
+        ValueError: no groups (correlations of a match that was made without data).
+    """
+    if not values:
+        raise ValueError("no groups to average: were batches given to match()?")
+    return sum(values.values()) / len(values)
+
+
+def _solve(
+    model_a: nn.Module, model_b: nn.Module, batches: Batches | None, method: str, seed: int
+) -> tuple[Solution, dict[str, ActivationMoments]]:
+    matcher = _matcher(method)
+    if matcher.needs_data and batches is None:
+        raise ValueError(f"matching method {method!r} needs batches, got None")
+    spec = _common_spec(model_a, model_b)
+    moments = {} if batches is None else activation_moments(model_a, model_b, spec, batches)
+    device = model_device(model_a)
+    problem = Problem(
+        spec=spec,
+        parameters_a={name: tensor.detach() for name, tensor in model_a.named_parameters()},
+        parameters_b={name: tensor.detach().to(device) for name, tensor in model_b.named_parameters()},
+        moments=moments,
+        seed=seed,
+    )
+    return matcher.solve(problem), moments
+
+
+def _matcher(method: str) -> Matcher:
+    if method not in MATCHERS:
+        near = difflib.get_close_matches(method, MATCHERS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown matching method {method!r}; known: {', '.join(MATCHERS)}{hint}")
+    return MATCHERS[method]
+
+
+def _common_spec(model_a: nn.Module, model_b: nn.Module) -> PermutationSpec:
+    spec_a, spec_b = permutation_spec(model_a), permutation_spec(model_b)
+    if spec_a != spec_b:
+        raise ValueError(
+            f"A ({type(model_a).__name__}) and B ({type(model_b).__name__}) differ in architecture or width: "
+            f"units per group {dict(spec_a.sizes)} and {dict(spec_b.sizes)}"
+        )
+    return spec_a
+
+
+def _moved_share(indices: Tensor) -> float:
+    return (indices != torch.arange(len(indices))).double().mean().item()

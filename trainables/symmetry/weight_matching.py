@@ -1,0 +1,110 @@
+"""Weight matching: align the parameters of two networks without data (Ainsworth et al., 2023, section 3.2).
+
+The objective is the inner product of the permuted parameters of A with those of B, which is, up to a constant, minus
+half their squared distance. With all groups but one held, the best permutation of that one is a linear assignment
+problem; visiting the groups in turn climbs to a local optimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainables.symmetry.permutations import Permutation, PermutationSpec, apply_permutation, identity_permutation
+
+MIN_GAIN = 1e-12
+"""Smallest relative gain of the objective that counts: below it, rounding could make the search go round in circles."""
+
+
+def match_weights(
+    spec: PermutationSpec,
+    parameters_a: Mapping[str, Tensor],
+    parameters_b: Mapping[str, Tensor],
+    *,
+    seed: int,
+    solve: Callable[[NDArray[np.float64]], Tensor],
+) -> tuple[Permutation, tuple[float, ...]]:
+    """Climb from the identity, one group at a time in a seeded random order, until no group can be improved.
+
+    Args:
+        spec: permutation specification of both networks.
+        parameters_a: name -> parameter of A; those that no group acts on play no part.
+        parameters_b: the same of B, on the same device.
+        seed: of the order in which groups are visited; other orders may end in other local optima.
+        solve: maps a score (units of B, units of A) to the permutation that maximises it.
+
+    Returns:
+        The permutation, and the objective at the start and after each accepted step (strictly increasing).
+    """
+    used = [name for name in parameters_a if any(spec.axes[name])]
+    tensors_a = {name: parameters_a[name] for name in used}
+    tensors_b = {name: parameters_b[name] for name in used}
+    touched = {group: [name for name in used if group in spec.axes[name]] for group in spec.groups}
+    permutation = identity_permutation(spec)
+    # Float64 throughout: a step is accepted for a gain of MIN_GAIN.
+    scale = sum(_inner(tensor, tensor) for tensor in tensors_b.values()) or 1.0
+    parts = {name: _inner(tensors_a[name], tensors_b[name]) for name in used}
+    history = [sum(parts.values())]
+    generator = torch.Generator().manual_seed(seed)
+    pending = set(spec.groups)
+    while pending:
+        for index in torch.randperm(len(spec.groups), generator=generator).tolist():
+            group = spec.groups[index]
+            if group not in pending:
+                continue
+            pending.discard(group)
+            score = _score(spec, permutation, group, tensors_a, tensors_b)
+            candidate = {**permutation, group: solve(score.cpu().numpy())}
+            moved = apply_permutation(spec, candidate, {name: tensors_a[name] for name in touched[group]})
+            candidate_parts = {**parts, **{name: _inner(moved[name], tensors_b[name]) for name in touched[group]}}
+            objective = sum(candidate_parts.values())
+            if objective - history[-1] <= MIN_GAIN * scale:
+                continue
+            permutation, parts = candidate, candidate_parts
+            history.append(objective)
+            pending |= _neighbours(spec, group, touched[group])
+    return permutation, tuple(history)
+
+
+def _neighbours(spec: PermutationSpec, group: str, names: Iterable[str]) -> set[str]:
+    """Return the groups that face another problem once `group` has moved: those on another axis of its tensors."""
+    neighbours: set[str] = set()
+    for name in names:
+        acting = [other for other in spec.axes[name] if other is not None]
+        acting.remove(group)  # one occurrence: a group on two axes is its own neighbour
+        neighbours.update(acting)
+    return neighbours
+
+
+def _score(
+    spec: PermutationSpec,
+    permutation: Permutation,
+    group: str,
+    tensors_a: Mapping[str, Tensor],
+    tensors_b: Mapping[str, Tensor],
+) -> Tensor:
+    """Return, float64 (units of B, units of A), what putting unit j of A in place i adds to the objective.
+
+    Exact for a tensor that the group acts on once. For one that it acts on twice the other axis is held, so that the
+    caller has to check the step.
+    """
+    size = spec.sizes[group]
+    score = next(iter(tensors_b.values())).new_zeros((size, size), dtype=torch.float64)
+    for name, axis in spec.occurrences(group):
+        if name in tensors_a:
+            moved = tensors_a[name]
+            for other, acting in enumerate(spec.axes[name]):
+                if acting is not None and other != axis:
+                    moved = moved.index_select(other, permutation[acting].to(moved.device))
+            rows_a = moved.movedim(axis, 0).reshape(size, -1).double()
+            rows_b = tensors_b[name].movedim(axis, 0).reshape(size, -1).double()
+            score += rows_b @ rows_a.T
+    return score
+
+
+def _inner(first: Tensor, second: Tensor) -> float:
+    return torch.dot(first.reshape(-1).double(), second.reshape(-1).double()).item()

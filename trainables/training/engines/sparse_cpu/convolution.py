@@ -1,0 +1,242 @@
+"""A convolution that computes only with the weights that its mask keeps, and its gradients.
+
+Activations have the shape (N / lanes, channels, height, width, lanes): as many images of the batch lie side by side as
+a register of the CPU holds numbers, see ``sparse.cpp``. Sums are added up in another order than by PyTorch's
+convolutions; apart from that they are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables.training.engines.sparse_cpu.library import Shape, Taps, address, library
+
+_TILE: Final = 8
+"""Positions that are computed together."""
+_NEAR: Final = 512
+"""Positions that fit into a core's fastest memory: 32 KiB with 16 lanes."""
+
+
+class SparseConvolution(nn.Module):
+    """A convolution's twin on lanes, with the same parameters."""
+
+    def __init__(self, convolution: nn.Conv2d, keep: Tensor) -> None:
+        """Take over the parameters.
+
+        Args:
+            convolution: square, not grouped, not dilated, padded with zeros.
+            keep: bool tensor of its weight's shape; where it is False, the weight counts as zero and its gradient is
+                zero.
+        """
+        super().__init__()
+        kernel, stride, padding = convolution.kernel_size, convolution.stride, convolution.padding
+        assert not isinstance(padding, str)
+        assert all(len(set(each)) == 1 for each in (kernel, stride, padding))
+        assert padding[0] < kernel[0]
+        assert (convolution.groups, convolution.dilation, convolution.padding_mode) == (1, (1, 1), "zeros")
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self._stride, self._padding = stride[0], padding[0]
+        self._keep = keep.cpu().numpy()
+        self._plans: dict[tuple[int, ...], _Plan] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (blocks, in_channels, height, width, lanes) to (blocks, out_channels, height', width', lanes)."""
+        size = (*x.shape[1:4], *self.weight.stride())
+        if size not in self._plans:
+            self._plans[size] = _Plan.make(self._keep, self.weight.stride(), self._stride, self._padding, x.shape)
+        out: Tensor = _Convolve.apply(x, self.weight, self._plans[size])
+        return out if self.bias is None else out + self.bias.view(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _List:
+    """Kept weights in the order in which they are used: the arrays of ``Taps``, which live as long as this does."""
+
+    pointer: Tensor
+    offset: Tensor
+    index: Tensor
+    paired: Tensor
+    groups: int
+
+    @classmethod
+    def make(
+        cls,
+        written: tuple[Any, int],
+        residue: tuple[Any, int],
+        place: tuple[Any, Any, Any],
+        index: Any,
+        source: tuple[int, int, int],
+        reach: int,
+    ) -> _List:
+        """Put the kept weights in order.
+
+        Args:
+            written: of each weight, the channel that is written by it; how many channels there are.
+            residue: of each weight, to which residue of a position by the stride it belongs; how many there are.
+            place: channel, row and column of the padded source that each weight looks at from a tile at row and
+                column 0.
+            index: place of each weight among the layer's.
+            source: channels of the padded source, its height and width.
+            reach: positions of a channel of the source that a tile's weights may look at.
+        """
+        channel, row, column = place
+        channels, height, width = source
+        groups = -(-channels * reach // _NEAR)
+        group = channel // -(-channels // groups)
+        part = (residue[0] * groups + group) * written[1] + written[0]
+        order = np.lexsort((column, row, channel, part))
+        pointer = np.searchsorted(part[order], np.arange(residue[1] * groups * written[1] + 1))
+        offset = ((channel * height + row) * width + column)[order]
+        paired = _paired(np.split(offset, pointer[1:-1]), written[1])
+        return cls(_int32(pointer), _int32(offset), _int32(index[order]), torch.from_numpy(paired), groups)
+
+    @cached_property
+    def taps(self) -> Taps:
+        return Taps(*map(address, (self.pointer, self.offset, self.index, self.paired)), self.groups)
+
+
+def _int32(numbers: np.ndarray) -> Tensor:
+    assert numbers.size == 0 or (numbers.min() >= 0 and numbers.max() < 2**31)
+    return torch.from_numpy(numbers.astype(np.int32))
+
+
+def _paired(offsets: list[np.ndarray], channels: int) -> np.ndarray:
+    """Return uint8, 1 where a channel is computed together with the next one.
+
+    Args:
+        offsets: of the weights by which each channel is written, of one part of the list after the other.
+        channels: in each part.
+    """
+    paired = np.zeros(len(offsets), np.uint8)
+    for each in range(len(offsets) - 1):
+        first, last = each % channels == 0, (each + 1) % channels == 0
+        if not last and (first or not paired[each - 1]):
+            paired[each] = np.array_equal(offsets[each], offsets[each + 1])
+    return paired
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is to be computed in a layer for images of one size."""
+
+    stride: int
+    padding: int
+    source: Shape
+    target: Shape
+    forward: _List
+    backward: _List
+    """Writes input channels, for each residue of a position by the stride."""
+    backward_padding: int
+
+    @classmethod
+    def make(
+        cls, keep: np.ndarray, strides: tuple[int, ...], stride: int, padding: int, shape: tuple[int, ...]
+    ) -> _Plan:
+        out_channels, in_channels, kernel, _ = keep.shape
+        _, _, height, width, _ = shape
+        outputs = [(each + 2 * padding - kernel) // stride + 1 for each in (height, width)]
+        o, i, ky, kx = (each.astype(np.int64) for each in np.nonzero(keep))
+        index = np.stack((o, i, ky, kx)).T @ np.array(strides)
+
+        size = in_channels, height + 2 * padding, width + 2 * padding
+        reach = kernel * ((_TILE - 1) * stride + kernel)
+        forward = _List.make((o, out_channels), (np.zeros_like(o), 1), (i, ky, kx), index, size, reach)
+
+        # Weight ky has met input position y * stride + r at output position y + (r + padding - ky) / stride, where r is
+        # the one residue for which that is whole.
+        beyond = [
+            (each - 1 + padding) // stride - (out - 1) for each, out in zip((height, width), outputs, strict=True)
+        ]
+        border = max(0, -((padding + 1 - kernel) // stride), *beyond)
+        ry, rx = (ky - padding) % stride, (kx - padding) % stride
+        up, left = (ry + padding - ky) // stride + border, (rx + padding - kx) // stride + border
+        size = out_channels, outputs[0] + 2 * border, outputs[1] + 2 * border
+        reach = -(-kernel // stride) * (_TILE - 1 + -(-kernel // stride))
+        residue = ry * stride + rx, stride**2
+        backward = _List.make((i, in_channels), residue, (o, up, left), index, size, reach)
+        return cls(
+            stride,
+            padding,
+            Shape(in_channels, height, width),
+            Shape(out_channels, *outputs),
+            forward,
+            backward,
+            border,
+        )
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.plan = plan
+        return _convolved(x, plan.source, plan.padding, plan.stride, plan.target, 1, plan.forward, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        plan: _Plan = ctx.plan
+        gradient = gradients[0].contiguous()
+        of_x = of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.zeros_like(weight)
+            threads = torch.get_num_threads()
+            library().sparse_weight_gradients(
+                address(x),
+                plan.source,
+                plan.padding,
+                plan.stride,
+                address(gradient),
+                plan.target,
+                plan.forward.taps,
+                of_weight.data_ptr(),
+                len(x),
+                threads,
+                address(_room(plan.source, plan.padding, threads, x.shape[-1])),
+            )
+        # Last, so that the layer before this one finds it in the processor's cache.
+        if ctx.needs_input_grad[0]:
+            of_x = _convolved(
+                gradient, plan.target, plan.backward_padding, 1, plan.source, plan.stride, plan.backward, weight
+            )
+        return of_x, of_weight, None
+
+
+def _convolved(
+    source: Tensor, shape: Shape, padding: int, step: int, target: Shape, target_step: int, taps: _List, weight: Tensor
+) -> Tensor:
+    out = source.new_empty(len(source), target.channels, target.height, target.width, source.shape[-1])
+    threads = torch.get_num_threads()
+    library().sparse_convolve(
+        address(source),
+        shape,
+        padding,
+        step,
+        address(out),
+        target,
+        target_step,
+        taps.taps,
+        weight.data_ptr(),
+        len(source),
+        threads,
+        address(_room(shape, padding, threads, source.shape[-1])),
+    )
+    return out
+
+
+_rooms: dict[tuple[int, ...], Tensor] = {}
+
+
+def _room(shape: Shape, padding: int, threads: int, lanes: int) -> Tensor:
+    """Return room for one padded block per thread, whose border is zero; shared by all layers of that shape."""
+    size = (threads, shape.channels, shape.height + 2 * padding, shape.width + 2 * padding, lanes)
+    if (padding, *size) not in _rooms:
+        _rooms[padding, *size] = torch.zeros(size)
+    return _rooms[padding, *size]

@@ -1,0 +1,211 @@
+"""A network's forward pass on lanes: images of the batch side by side, masked weights left out.
+
+The network is traced, and each of its steps is exchanged for a twin on tensors (N / lanes, channels, height, width,
+lanes), where lanes is 16, 8 or 4: the numbers that a register of the CPU holds.
+Parameters and buffers stay the network's own, so whoever trains, saves or evaluates it sees no difference.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.functional import pad
+
+from trainables.config import SPARSE_BATCH_MULTIPLE
+from trainables.training.engines.sparse_cpu.convolution import SparseConvolution
+from trainables.training.engines.sparse_cpu.library import lanes, library
+from trainables.training.engines.sparse_cpu.normalization import Normalization
+
+_AT_ONCE: Final = 256
+"""Images that are evaluated at once; those of a layer still fit into a processor's cache."""
+
+
+class OnLanes(nn.Module):
+    """A network's forward pass: images (N, C, H, W) to logits (N, classes).
+
+    In training N must be a multiple of ``SPARSE_BATCH_MULTIPLE``. In evaluation it may be any number, and there are no
+    gradients.
+    """
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        """Take the network of twins."""
+        super().__init__()
+        self._network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        if self.training:
+            return self._computed(images)
+        return torch.cat([self._computed(_filled(part))[: len(part)] for part in torch.split(images, _AT_ONCE)])
+
+    def _computed(self, images: Tensor) -> Tensor:
+        logits: Tensor = self._network(images)
+        return logits
+
+
+def on_lanes(model: nn.Module, mask: Mapping[str, Tensor]) -> OnLanes:
+    """Return a network's forward pass on lanes.
+
+    Args:
+        model: on a CPU, of convolutions, BatchNorm, ReLU, max-pooling, sums, a mean over all positions, and whatever
+            follows that.
+        mask: name of a weight -> bool tensor, True where it is kept; other weights are kept.
+
+    Raises:
+        ValueError: it is on another device or has other steps, or the kernels cannot be compiled.
+    """
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if devices != {"cpu"}:
+        raise ValueError(f"kernels='sparse' are for CPUs, the network is on {', '.join(sorted(devices))}")
+    library()
+    return OnLanes(_Exchange(model, mask).network())
+
+
+class _Exchange:
+    """The network's steps one by one, and what takes their places."""
+
+    def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
+        self._model, self._mask = model, mask
+        self._old, self._new = fx.Tracer().trace(model), fx.Graph()
+        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._done: dict[fx.Node, fx.Node] = {}
+        """Step -> its twin, whose results lie in lanes unless the step is in `_left`."""
+        self._left: set[fx.Node] = set()
+        self._shares: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+        """(step, one of its two users) -> the user's own one of the two results of its twin."""
+        self._fused = dict(filter(None, map(self._fusion, self._old.nodes)))
+        """Last step of a fusion -> its first one, a BatchNorm; what lies in between takes no place of its own."""
+
+    def network(self) -> fx.GraphModule:
+        """Return the network of twins."""
+        within = {step for last, first in self._fused.items() for step in _chain(first, last)} - self._fused.keys()
+        for step in self._old.nodes:
+            if step not in within:
+                self._done[step] = self._twin(step)
+        self._new.lint()
+        return fx.GraphModule(self._modules, self._new, type(self._model).__name__)
+
+    def _twin(self, step: fx.Node) -> fx.Node:
+        copy = partial(self._given, step)
+        if step.op == "placeholder":
+            return self._new.call_function(to_lanes, (self._new.node_copy(step),))
+        if step in self._fused:
+            return self._normalization(self._fused[step], step)
+        if step.op == "output" or any(each in self._left for each in step.all_input_nodes):
+            self._left.add(step)
+            return self._new.node_copy(step, copy)
+        if step.op == "call_method" and step.target == "mean" and step.kwargs == {"dim": (2, 3)}:
+            self._left.add(step)
+            return self._new.call_function(from_lanes, (self._new.node_copy(step, copy),))
+        module = self._module(step)
+        if isinstance(module, nn.Conv2d):
+            return self._placed(step, SparseConvolution(module, self._kept(step, module)))
+        if isinstance(module, nn.MaxPool2d):
+            return self._placed(step, _pooling_on_lanes(module))
+        if isinstance(module, nn.ReLU | nn.Identity) or step.target is operator.add:
+            return self._new.node_copy(step, copy)
+        raise ValueError(f"kernels='sparse' do not know the step {step.format_node()} of {type(self._model).__name__}")
+
+    def _module(self, step: fx.Node) -> nn.Module | None:
+        return self._modules[str(step.target)] if step.op == "call_module" else None
+
+    def _kept(self, step: fx.Node, module: nn.Conv2d) -> Tensor:
+        keep = self._mask.get(f"{step.target}.weight")
+        return torch.ones_like(module.weight, dtype=torch.bool) if keep is None else keep
+
+    def _given(self, user: fx.Node, step: fx.Node) -> fx.Node:
+        """Return where a step's result is to be had for the twin of one who uses it."""
+        return self._shares.get((step, user), self._done[step])
+
+    def _placed(self, step: fx.Node, twin: nn.Module, *more: fx.Node) -> fx.Node:
+        """Add the twin of a step, called with what the step is called with, and more."""
+        name = f"{step.name}_on_lanes"
+        self._modules[name] = twin
+        return self._new.call_module(name, (*(self._given(step, each) for each in step.all_input_nodes), *more))
+
+    # --- BatchNorm with what follows it ---------------------------------------------------------------------------
+    def _fusion(self, step: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+        """Return the last step that is done in one go with a BatchNorm, and the BatchNorm; None for other steps."""
+        if not isinstance(self._module(step), nn.BatchNorm2d):
+            return None
+        last = step
+        after = _only_user(last)
+        # Of two BatchNorms that are summed, the first one takes the sum.
+        if after and after.target is operator.add and after.args[0] is step and len(after.all_input_nodes) == 2:
+            last = after
+            after = _only_user(last)
+        if after and isinstance(self._module(after), nn.ReLU):
+            last = after
+        return last, step
+
+    def _normalization(self, first: fx.Node, last: fx.Node) -> fx.Node:
+        chain = _chain(first, last)
+        rectified = isinstance(self._module(last), nn.ReLU)
+        sums = (step for step in chain if step.target is operator.add)
+        residual = [self._given(step, each) for step in sums for each in step.all_input_nodes[1:]]
+        module = self._module(first)
+        assert isinstance(module, nn.BatchNorm2d)
+        users = list(last.users)
+        twin = self._placed(first, Normalization(module, rectified=rectified, twice=len(users) == 2), *residual)
+        if len(users) == 2:
+            for each, user in enumerate(users):
+                self._shares[last, user] = self._new.call_function(operator.getitem, (twin, each))
+        return twin
+
+
+def _chain(first: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """Return the steps from one to another of which each is the only one to use what the step before it makes."""
+    chain = [first]
+    while chain[-1] is not last:
+        chain.append(next(iter(chain[-1].users)))
+    return chain
+
+
+def _only_user(step: fx.Node) -> fx.Node | None:
+    return next(iter(step.users)) if len(step.users) == 1 else None
+
+
+def _pooling_on_lanes(pooling: nn.MaxPool2d) -> nn.MaxPool3d:
+    """Return the same pooling with the lanes as a third direction, along which nothing is pooled."""
+    return nn.MaxPool3d(
+        _with(pooling.kernel_size, 1),
+        _with(pooling.stride, 1),
+        _with(pooling.padding, 0),
+        _with(pooling.dilation, 1),
+        ceil_mode=pooling.ceil_mode,
+    )
+
+
+def _with(size: int | tuple[int, ...], along_lanes: int) -> tuple[int, int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width, along_lanes
+
+
+def _filled(images: Tensor) -> Tensor:
+    """Return the images with as many zeros after them as make the batch a whole multiple."""
+    lacking = -len(images) % SPARSE_BATCH_MULTIPLE
+    return pad(images, (0, 0, 0, 0, 0, 0, 0, lacking)) if lacking else images
+
+
+def to_lanes(images: Tensor) -> Tensor:
+    """Turn (N, channels, height, width) into (N / lanes, channels, height, width, lanes).
+
+    Raises:
+        ValueError: N is no multiple of ``SPARSE_BATCH_MULTIPLE``.
+    """
+    count, *shape = images.shape
+    if count % SPARSE_BATCH_MULTIPLE:
+        raise ValueError(
+            f"kernels='sparse' take batches of whole multiples of {SPARSE_BATCH_MULTIPLE} images, got {count}"
+        )
+    return images.reshape(count // lanes(), lanes(), *shape).movedim(1, -1).contiguous()
+
+
+def from_lanes(x: Tensor) -> Tensor:
+    """Turn (N / lanes, channels, lanes) into (N, channels)."""
+    return x.movedim(-1, 1).flatten(0, 1)

@@ -1,0 +1,166 @@
+"""The compiled kernels: built on this machine, for this machine, when first needed; then found in a cache.
+
+They use the instructions that PyTorch uses, so that ``ATEN_CPU_CAPABILITY`` restricts both. Results are the same up to
+rounding, whatever the width of the registers; on one machine they are the same to the bit.
+
+A library's name in the cache ends with the digest of its content. It is verified before it is loaded, because code that
+was damaged on the disk would end the process with a signal, and do so again at every attempt.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import platform
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainables.host.places import cache_folders, first_writable
+from trainables.training.engines.sparse_cpu.compiler import compiler
+
+SOURCE = Path(__file__).with_name("sparse.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
+RESTRICTIONS = {"AVX512": (), "AVX2": ("-mno-avx512f",), "DEFAULT": ("-mno-avx",)}
+"""What PyTorch uses of an x86 processor -> flags that keep the compiler from using more."""
+
+_POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+
+_log = logging.getLogger(__name__)
+
+
+class Shape(ctypes.Structure):
+    """Channels, height and width of a block of activations."""
+
+    _fields_ = (("channels", _NUMBER), ("height", _NUMBER), ("width", _NUMBER))
+
+
+class Taps(ctypes.Structure):
+    """Addresses of a layer's kept weights, see the source."""
+
+    _fields_ = (
+        *(("pointer", _POINTER), ("offset", _POINTER), ("index", _POINTER), ("paired", _POINTER)),
+        ("groups", _NUMBER),
+    )
+
+
+_ARGUMENTS = {
+    "sparse_convolve": (
+        *(_POINTER, Shape, _NUMBER, _NUMBER, _POINTER, Shape, _NUMBER),
+        *(Taps, _POINTER, _NUMBER, _NUMBER, _POINTER),
+    ),
+    "sparse_weight_gradients": (
+        *(_POINTER, Shape, _NUMBER, _NUMBER, _POINTER, Shape),
+        *(Taps, _POINTER, _NUMBER, _NUMBER, _POINTER),
+    ),
+    "normalize": (
+        *(_POINTER, _POINTER, Shape, _POINTER, _POINTER, ctypes.c_float, ctypes.c_float, ctypes.c_bool),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _NUMBER),
+    ),
+    "normalize_by": (
+        *(_POINTER, _POINTER, Shape, _POINTER, _POINTER, ctypes.c_float, _POINTER, _POINTER, ctypes.c_bool),
+        *(_POINTER, _NUMBER, _NUMBER),
+    ),
+    "normalize_gradients": (
+        *(_POINTER, _POINTER, _POINTER, _POINTER, Shape, _POINTER, _POINTER, _POINTER, _POINTER, ctypes.c_bool),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _NUMBER),
+    ),
+}
+
+
+def address(tensor: Tensor) -> int:
+    """Return where a contiguous tensor's numbers lie."""
+    assert tensor.is_contiguous(), f"kernels want numbers in a row, got strides {tensor.stride()}"
+    return tensor.data_ptr()
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Return the kernels, compiled if this machine's cache has them not.
+
+    Raises:
+        ValueError: there is no C++ compiler, or it fails, or the cache cannot be written.
+    """
+    _share_openmp()
+    kernels = ctypes.CDLL(str(_built(compiler())))
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(kernels, name)
+        function.argtypes, function.restype = arguments, None
+    return kernels
+
+
+def lanes() -> int:
+    """Return the images that the kernels compute side by side: the numbers that a register of their target holds."""
+    return ctypes.c_int32.in_dll(library(), "register_lanes").value
+
+
+def _flags() -> tuple[str, ...]:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return (*FLAGS, *(RESTRICTIONS.get(torch.backends.cpu.get_cpu_capability(), ()) if x86 else ()))
+
+
+def _built(program: str) -> Path:
+    """Return the library that this compiler makes of the source for this processor."""
+    flags = _flags()
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), version, *flags, platform.machine(), _processor()))
+    folder, name = _folder(), f"sparse-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if found := _verified(folder, name):
+            return found
+        # Trials of a node may all be here at once: each builds a file of its own, and what they rename is whole.
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            made = Path(own, f"{name}.so")
+            command = [program, *flags, str(SOURCE), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ValueError(f"kernels='sparse': {program} failed: {done.stderr.strip()[-2000:]}")
+            return made.rename(folder / f"{name}-{_digest(made)}.so")
+    except OSError as error:
+        raise ValueError(f"kernels='sparse' are kept in {folder} (see XDG_CACHE_HOME): {error}") from error
+
+
+def _verified(folder: Path, name: str) -> Path | None:
+    """Return the library of this name whose content is what its name says; remove those that are damaged."""
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        try:
+            if path.name == f"{name}-{_digest(path)}.so":
+                return path
+        except FileNotFoundError:  # another process found the damage first
+            continue
+        _log.warning("the compiled kernels %s are damaged: removed, to be compiled again", path)
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _share_openmp() -> None:
+    """Let the kernels find the OpenMP that PyTorch brought: threads of a second one would fight with its threads."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux: the linker's choice
+        return
+    for path in dict.fromkeys(line.split(maxsplit=5)[-1] for line in maps if "/libgomp" in line):
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+
+
+def _folder() -> Path:
+    return first_writable(cache_folders(), "compiled kernels")
+
+
+def _processor() -> str:
+    """Return what distinguishes processors that need code of their own: nodes may share a home directory."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux: nodes that share a home and differ are not known there
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,0 +1,250 @@
+"""The one training loop: SGD on a network whose masked weights are zero at every observable instant."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
+from torch import Tensor, nn
+
+from trainables.config import Recipe
+from trainables.data.batches import Batch, EvalBatches, TrainBatches
+from trainables.errors import WouldRecur
+from trainables.masks import apply_mask
+from trainables.schema import LEARNING_RATE, TEST_ACCURACY, TEST_LOSS, TRAIN_ACCURACY, TRAIN_LOSS
+from trainables.training.allocation import keep_freed_memory
+from trainables.training.engines.sparse_cpu.lanes import OnLanes, on_lanes
+from trainables.training.evaluation import evaluate
+from trainables.training.precision import tensor_float
+from trainables.training.schedule import learning_rate
+
+_MOMENTUM = "momentum/"
+_MODEL = "model/"
+
+
+class Diverged(WouldRecur, RuntimeError):
+    """The training loss is no longer a number. Training again would end the same way."""
+
+
+class Training:
+    """A network being trained; its whole state can be saved after any epoch and restored elsewhere.
+
+    With the same state and seed the following epochs give the same bits on a CPU, whatever else runs on the machine:
+    order and augmentation are functions of (seed, epoch), the learning rate of the step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        train: TrainBatches,
+        test: EvalBatches,
+        mask: Mapping[str, Tensor] | None,
+    ) -> None:
+        """Take over `model`, which is trained in place.
+
+        Args:
+            model: on the device where it is to be trained.
+            recipe: how.
+            train: batches of any epoch.
+            test: the test set, evaluated after each epoch.
+            mask: name -> bool tensor, True where a weight is kept; None trains all weights.
+
+        Raises:
+            ValueError: the mask names a tensor that is no parameter, or of another shape; or the recipe wants sparse
+                kernels, and there are none for this network or machine.
+        """
+        self.model = model
+        self.recipe = recipe
+        self.epoch = 0
+        """Epochs completed."""
+        self.train_seconds = 0.0
+        """Time spent in training steps, evaluation excluded."""
+        self.batches = train
+        """Of any epoch."""
+        self._test = test
+        self.device = next(model.parameters()).device
+        """Where the network is trained."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self._mask = dict(mask or {})
+        self._masked, self._keep = self._prepare_mask(self._mask)
+        self._forward = self._forward_pass()
+        self._optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self._apply_mask()
+
+    def _forward_pass(self) -> Callable[[Tensor], Tensor]:
+        """Return what computes the logits of a training step: the network, or something quicker that shares it."""
+        if self.recipe.kernels == "sparse":
+            return on_lanes(self.model, self._mask)
+        return _compiled(self.model, self.device) if self.recipe.compiled else self.model
+
+    def _prepare_mask(self, mask: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        parameters = dict(self.model.named_parameters())
+        for name, keep in mask.items():
+            if name not in parameters or parameters[name].shape != keep.shape:
+                raise ValueError(f"mask {name!r} of shape {tuple(keep.shape)} fits no parameter of the network")
+        # Multiplied as numbers of the weights' own type and memory layout: one fused call for all layers.
+        masked: list[Tensor] = [parameters[name] for name in mask]
+        factors = [torch.empty_like(p).copy_(mask[name]) for name, p in zip(mask, masked, strict=True)]
+        return masked, factors
+
+    @torch.no_grad()
+    def _apply_mask(self) -> None:
+        if not self._masked:
+            return
+        torch._foreach_mul_(self._masked, self._keep)
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train one epoch, then evaluate on the test set.
+
+        Returns:
+            The epoch's metrics, names as in ``schema.EPOCH_METRICS``.
+
+        Raises:
+            Diverged: the loss is infinite or not a number.
+        """
+        start = time.perf_counter()
+        with tensor_float(self.recipe.precision == "tf32"):
+            loss, hits = self._train_epoch()
+        return self.finish_epoch(loss, hits, time.perf_counter() - start)
+
+    def _train_epoch(self) -> tuple[float, float]:
+        """Return the sums of the steps' losses and of the images classified rightly."""
+        # Sums stay on the device; reading one each step would make the host wait for every step.
+        total_loss = torch.zeros((), device=self.device)
+        hits = torch.zeros((), device=self.device)
+        autocast = self.autocast()
+        for images, labels in self.steps():
+            with autocast:
+                logits = self._forward(images)
+            loss = F.cross_entropy(at_least_single(logits), labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.update()
+            total_loss += loss.detach()
+            hits += (logits.detach().argmax(dim=1) == labels).sum()
+        return float(total_loss), float(hits)
+
+    # --- what nets that are trained as one have in common with a net alone ----------------------------------------
+    def autocast(self) -> torch.autocast:
+        """Return the surroundings of a forward pass in the recipe's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def steps(self) -> Iterator[Batch]:
+        """Yield the batches of the next epoch, each once the learning rate of its step is set.
+
+        With the gradients of a batch :meth:`update` takes the step, and :meth:`finish_epoch` ends the epoch.
+        """
+        assert self.epoch < self.recipe.epochs
+        self.model.train()
+        steps = self.batches.steps_per_epoch
+        for index, batch in enumerate(self.batches.epoch(self.epoch)):
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate(self.recipe, self.epoch * steps + index, steps)
+            yield batch
+
+    def update(self) -> None:
+        """Take the optimiser's step, after which the masked weights are zero again."""
+        self._optimizer.step()
+        self._apply_mask()
+
+    def finish_epoch(self, loss: float, hits: float, seconds: float) -> dict[str, float]:
+        """Count the epoch that was trained, and evaluate on the test set.
+
+        Args:
+            loss: sum of the steps' mean losses, nats.
+            hits: images of all steps that were classified rightly.
+            seconds: what training took.
+
+        Returns:
+            The epoch's metrics, names as in ``schema.EPOCH_METRICS``.
+
+        Raises:
+            Diverged: the loss is infinite or not a number.
+        """
+        steps = self.batches.steps_per_epoch
+        mean_loss = loss / steps
+        if not mean_loss < float("inf"):
+            raise Diverged(f"training loss is {mean_loss} in epoch {self.epoch + 1} (learning rate {self.recipe.lr:g})")
+        self.train_seconds += seconds
+        self.epoch += 1
+        test = evaluate(self._forward if isinstance(self._forward, OnLanes) else self.model, self._test)
+        return {
+            TRAIN_LOSS: mean_loss,
+            TRAIN_ACCURACY: 100.0 * hits / (steps * self.batches.batch_size),
+            TEST_LOSS: test.loss,
+            TEST_ACCURACY: test.accuracy,
+            LEARNING_RATE: self._optimizer.param_groups[0]["lr"],
+        }
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second of training time; 0 before the first epoch."""
+        images = self.epoch * self.batches.steps_per_epoch * self.batches.batch_size
+        return images / self.train_seconds if self.train_seconds else 0.0
+
+    # --- state --------------------------------------------------------------------------------------------------
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the network's state dict, masked weights exactly +0.0."""
+        weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return apply_mask({name: keep.to(self.device) for name, keep in self._mask.items()}, weights)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and plain data from which :meth:`restore` goes on with the next epoch."""
+        tensors = {_MODEL + name: tensor for name, tensor in self.weights().items()}
+        for name, parameter in self.model.named_parameters():
+            buffer = self._optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[_MOMENTUM + name] = buffer.detach().clone()
+        return tensors, {"epoch": self.epoch, "train_seconds": self.train_seconds}
+
+    def restore(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+        """Go back to a state that :meth:`state` returned.
+
+        Raises:
+            ValueError: the state is of another network or a longer training; nothing has changed.
+        """
+        self._check_fits(tensors, data)
+        weights = {name[len(_MODEL) :]: tensor for name, tensor in tensors.items() if name.startswith(_MODEL)}
+        self.model.load_state_dict(weights)
+        for name, parameter in self.model.named_parameters():
+            if _MOMENTUM + name in tensors:
+                buffer = torch.empty_like(parameter).copy_(tensors[_MOMENTUM + name])
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.epoch, self.train_seconds = int(data["epoch"]), float(data["train_seconds"])
+
+    def _check_fits(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+        if not 0 <= data["epoch"] <= self.recipe.epochs:
+            raise ValueError(f"a state after {data['epoch']} epochs is none of a training of {self.recipe.epochs}")
+        network = {_MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
+        momenta = {_MOMENTUM + name: tensor for name, tensor in self.model.named_parameters()}
+        if missing := network.keys() - tensors.keys():
+            raise ValueError(f"the state lacks {', '.join(sorted(missing))}")
+        for name, tensor in tensors.items():
+            own = {**network, **momenta}.get(name)
+            if own is None or (own.shape, own.dtype) != (tensor.shape, tensor.dtype):
+                raise ValueError(f"{name} of {tensor.dtype}, {tuple(tensor.shape)}, fits nothing of the network")
+
+
+def at_least_single(logits: Tensor) -> Tensor:
+    """Return logits in single precision if they are less precise than that."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _compiled(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return compiled code for the forward pass, which shares the network's parameters and buffers."""
+    # Else what earlier jobs of this process compiled would decide about this one: after a few networks of different
+    # shapes, PyTorch gives up compiling. Compiling the same network again takes seconds, its code is on the disk.
+    torch.compiler.reset()
+    # A small network keeps a GPU waiting for its next kernel; CUDA graphs launch all of them at once.
+    return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
