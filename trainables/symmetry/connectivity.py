@@ -1,6 +1,6 @@
-"""Linear connectivity: loss and accuracy along the straight line between two networks, and the barrier on it.
+"""Linear connectivity: loss and accuracy along the straight line between two networks, and their barrier.
 
-alpha = 0 is network A (moved by a permutation, if one is given) and alpha = 1 is network B.
+alpha = 0 is network A (permuted, if a permutation is given) and alpha = 1 is network B.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ def interpolate(state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], al
 
     Args:
         state_a: name -> tensor.
-        state_b: the same names and shapes; tensors are brought to A's devices.
+        state_b: the same names and shapes; its tensors are moved to A's devices.
         alpha: in [0, 1].
 
     Returns:
-        New tensors under A's names. Tensors of integers (BatchNorm's counter) cannot be mixed; they are those of the
-        nearer end, of A at 1/2.
+        New tensors under A's names. Integer tensors (BatchNorm's batch counter) cannot be mixed: they are copied from
+        the nearer end point, at alpha = 1/2 from A.
 
     Raises:
-        ValueError: alpha out of range, or states whose names or shapes differ.
+        ValueError: alpha is out of range, or the states differ in names or shapes.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
@@ -93,7 +93,7 @@ class InterpolationCurve:
         alphas: increasing, in [0, 1].
         losses: mean cross-entropy at each alpha, nats.
         accuracies: percent at each alpha.
-        train_losses: mean cross-entropy on training images at each alpha, nats; empty where it was not measured.
+        train_losses: mean cross-entropy on training images at each alpha, nats; empty if not measured.
     """
 
     alphas: tuple[float, ...]
@@ -142,10 +142,10 @@ def interpolation_curve(
     train_batches: Batches | None = None,
     measure_train: bool = False,
 ) -> InterpolationCurve:
-    """Measure the networks on the line from (permuted) A to B.
+    """Measure the networks on the line from (permuted) A to B (paper, Fig. 3).
 
-    A correction is applied at every alpha, the end points included: a curve whose ends were left as they are would mix
-    two estimators of the same statistics, and its barrier would contain their difference.
+    The correction is applied at every alpha, including the end points. Uncorrected end points would mix two estimators
+    of the same statistics, and the barrier would contain their difference.
 
     Args:
         model_a: end point at alpha = 0. Neither model is changed.
@@ -154,12 +154,15 @@ def interpolation_curve(
         alphas: increasing, in [0, 1]; default: 0, 0.1, ..., 1.
         permutation: applied to A first, by A's own permutation specification.
         correction: a name in `trainables.config.CORRECTIONS`.
-        train_batches: training images: what the correction estimates its statistics on, at every alpha.
-        measure_train: whether the loss on `train_batches`, labels included, is measured, too; one pass per alpha.
+        train_batches: training images on which the correction estimates its statistics, at every alpha.
+        measure_train: whether to measure the loss on `train_batches`, too, which then need labels; one pass per alpha.
+
+    Returns:
+        Losses in nats and accuracies in percent, one of each per alpha.
 
     Raises:
-        ValueError: a bad alpha, an unknown correction, a correction without `train_batches`, batches that can be read
-            only once, or networks that differ in their tensors.
+        ValueError: a bad alpha, an unknown correction, a correction or `measure_train` without `train_batches`,
+            batches that can be read only once, or networks that differ in their tensors.
     """
     points = _check_alphas(DEFAULT_ALPHAS if alphas is None else alphas)
     require_reiterable(batches, "interpolation_curve()")
@@ -199,7 +202,7 @@ def _corrector(
     state_b: Mapping[str, Tensor],
     train_batches: Batches | None,
 ) -> Callable[[float], None]:
-    """Return the function that corrects `worker`, in place, once it holds the interpolation at its argument."""
+    """Return a function of alpha that corrects `worker` in place, after it has loaded the interpolation at alpha."""
     if correction not in CORRECTIONS:
         raise ValueError(f"unknown correction {correction!r}; known: {', '.join(CORRECTIONS)}")
     if correction == "none":
@@ -229,19 +232,19 @@ def loss_barrier(curve: Sequence[float], losses: Sequence[float]) -> float: ...
 def loss_barrier(curve: InterpolationCurve | Sequence[float], losses: Sequence[float] | None = None) -> float:
     """Return how far the loss rises above the straight line between the end points' losses.
 
-    The paper's Eq. 3 is this of the training loss; a curve's is of the loss on the batches that it was measured on,
-    usually the test set: `train_loss_barrier` is that of the training loss.
+    For a curve, it uses the loss on the batches that the curve was measured on, usually the test set. The paper defines
+    the barrier on the training loss (Eq. 3): see `train_loss_barrier`.
 
     Args:
         curve: an interpolation curve; or the alphas, increasing from 0 to 1.
-        losses: with alphas only: the loss at each.
+        losses: the loss at each alpha; only if `curve` holds alphas.
 
     Returns:
         max over alpha of ``loss(alpha) - (1 - alpha) * loss(0) - alpha * loss(1)`` in the losses' unit, at least 0;
-        NaN if a loss is.
+        NaN if any loss is NaN.
 
     Raises:
-        ValueError: the curve does not run from 0 to 1, or there is not one loss per alpha.
+        ValueError: the curve does not run from 0 to 1, or the numbers of losses and alphas differ.
     """
     if isinstance(curve, InterpolationCurve):
         return _barrier(curve.alphas, curve.losses)

@@ -1,7 +1,7 @@
 """The loss landscape on the plane through three networks (paper, Fig. 4b).
 
-Distances in the plane are those of parameter vectors, so the picture is a true section of weight space. The networks
-have to be in the same frame: permute those that are not before they come here.
+Distances in the plane equal distances between parameter vectors, so the picture is a true section of weight space. The
+three networks must be in the same frame: permute them first where they are not.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from trainables.training.evaluation import Batches, Evaluation, evaluate, requir
 
 State = Mapping[str, Tensor]
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-"""Last parts of the names of BatchNorm's buffers: part of a state, but not of the parameter vector."""
+"""Last components of BatchNorm buffer names: these belong to the state dict but not to the parameter vector."""
 MIN_SINE = 1e-6
-"""Three networks whose directions enclose an angle with a smaller sine are taken to lie on one line."""
+"""Three networks count as collinear if the sine of the angle at the first one is at most this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class PlaneBasis:
 
     Attributes:
         x_axis: name -> float64 tensor; together a unit vector along network 2 - network 1.
-        y_axis: the unit vector orthogonal to it, on network 3's side.
+        y_axis: likewise; the unit vector orthogonal to `x_axis`, towards network 3.
         coordinates: (x, y) of the three networks, in units of parameter-space distance.
     """
 
@@ -42,7 +42,7 @@ class PlaneBasis:
     coordinates: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 
     def barycentric(self, x: float, y: float) -> tuple[float, float, float]:
-        """Return the weights, adding up to 1, with which the networks are mixed at the point (x, y)."""
+        """Return the three networks' mixing weights at the point (x, y); they sum to 1."""
         _origin, (x_2, _zero), (x_3, y_3) = self.coordinates
         third = y / y_3
         second = (x - third * x_3) / x_2
@@ -56,10 +56,10 @@ def plane_basis(state_1: State, state_2: State, state_3: State, names: Iterable[
         state_1: name -> tensor; the origin.
         state_2: the same names and shapes.
         state_3: the same names and shapes.
-        names: the tensors that make up the parameter vector; default: all of floating point except BatchNorm's buffers.
+        names: the tensors that form the parameter vector; default: all floating-point ones except BatchNorm's buffers.
 
     Raises:
-        ValueError: states whose tensors differ, or networks that coincide or lie on one line.
+        ValueError: the states differ in names or shapes, or the networks coincide or lie on one line.
     """
     require_same_tensors(state_1, state_2)
     require_same_tensors(state_1, state_3)
@@ -72,7 +72,7 @@ def plane_basis(state_1: State, state_2: State, state_3: State, names: Iterable[
     x_axis = {name: tensor / distance_2 for name, tensor in to_2.items()}
     x_3 = _dot(to_3, x_axis)
     rest = {name: tensor - x_3 * x_axis[name] for name, tensor in to_3.items()}
-    # Subtracted twice: what rounding leaves of the first axis would tilt the second one.
+    # Subtract the projection twice: the residue that rounding leaves along the first axis would tilt the second.
     leftover = _dot(rest, x_axis)
     rest = {name: tensor - leftover * x_axis[name] for name, tensor in rest.items()}
     y_3 = math.sqrt(_dot(rest, rest))
@@ -85,8 +85,8 @@ def plane_basis(state_1: State, state_2: State, state_3: State, names: Iterable[
 def plane_state(states: tuple[State, State, State], basis: PlaneBasis, x: float, y: float) -> dict[str, Tensor]:
     """Return the state dict at the point (x, y): the affine combination of the three states.
 
-    Running statistics are combined like parameters (variances at least 0), tensors of integers are those of the network
-    with the largest share.
+    Running statistics are combined like parameters, with variances clamped to at least 0. Integer tensors are copied
+    from the network with the largest mixing weight.
     """
     shares = basis.barycentric(x, y)
     nearest = states[shares.index(max(shares))]
@@ -112,7 +112,7 @@ class PlaneGrid:
         losses: cross-entropy in nats at (ys[row], xs[column]), as losses[row][column].
         errors: 100 - accuracy in percent, likewise.
         coordinates: (x, y) of the three networks.
-        network_losses: losses of the three networks themselves, corrected as the grid is.
+        network_losses: losses of the three networks, with the same correction as the grid's.
         network_errors: their errors, percent.
     """
 
@@ -135,20 +135,22 @@ def plane_grid(
     correction: str = "bn_reset",
     train_batches: Batches | None = None,
 ) -> PlaneGrid:
-    """Measure a grid of networks in the plane through three of them.
+    """Measure a grid of networks in the plane through three of them (paper, Fig. 4b).
 
     Args:
-        model: the architecture; its own weights play no part and stay as they are.
+        model: provides the architecture; its weights are neither used nor changed.
         states: state dicts of the three networks, in the same frame (permuted where needed).
         batches: (images, labels) pairs to measure on; one pass per grid point.
         resolution: points per axis, at least 2.
         margin: how far the grid reaches beyond the networks on each side, as a share of their extent; at least 0.
-        correction: "bn_reset" or "none". REPAIR has no meaning outside the triangle, where standard deviations would
-            be mixed with negative weights.
-        train_batches: what "bn_reset" estimates statistics on; one pass per grid point.
+        correction: "bn_reset" or "none". REPAIR has no meaning outside the triangle of the networks, where it would mix
+            standard deviations with negative weights.
+        train_batches: training images on which "bn_reset" estimates statistics at each grid point, read as in
+            `reset_batchnorm`.
 
     Raises:
-        ValueError: a resolution, margin or correction out of bounds, missing or one-shot batches, or degenerate states.
+        ValueError: a resolution or margin out of bounds, an unknown correction, batches that are missing or can be read
+            only once, or networks that span no plane.
     """
     if resolution < 2:
         raise ValueError(f"resolution must be at least 2 points per axis, got {resolution}")

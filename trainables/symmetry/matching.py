@@ -40,7 +40,7 @@ def activation_moments(
     Args:
         model_a: the network to move; on any device.
         model_b: the reference; the moments are kept on its device.
-        spec: says at which module's output each group is observed (`taps`).
+        spec: names the module at whose output each group is observed (`taps`).
         batches: images (N, C, H, W), labels ignored.
 
     Returns:
@@ -63,7 +63,7 @@ def activation_moments(
             raise ValueError(
                 f"module {spec.taps[group]!r} of group {group!r} ran twice in one forward pass, or not in A"
             )
-        # A's activations are let go as soon as B's arrive: never two networks' worth of them in memory.
+        # A's activations are released as soon as B's arrive, so memory never holds those of both whole networks.
         moments[group].update(waiting.pop(group), units)
 
     with torch.no_grad(), eval_mode(model_a, model_b):
@@ -82,7 +82,7 @@ def activation_moments(
 
 @contextmanager
 def _tapped(model: nn.Module, spec: PermutationSpec, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call ``receive(group, activations (positions, units))`` whenever a tapped module has run."""
+    """Call ``receive(group, activations (positions, units))`` after each run of a tapped module."""
 
     def hook(group: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda _module, _inputs, output: receive(group, positions(output))
@@ -98,8 +98,8 @@ def _tapped(model: nn.Module, spec: PermutationSpec, receive: Callable[[str, Ten
 def solve_assignment(score: NDArray[np.float64]) -> Tensor:
     """Return the permutation p that maximises ``sum_i score[i, p[i]]``.
 
-    Units whose scores are all zero (dead ones) fit anywhere equally well. They stay where they are as far as the others
-    allow, and their places do not hang on rounding errors in the scores of the others.
+    A dead unit, with all scores zero, fits every place equally well. Dead units keep their places as far as the live
+    ones allow, so that rounding errors in the live units' scores do not decide where the dead ones go.
 
     Args:
         score: (units of B, units of A).
@@ -119,7 +119,7 @@ def solve_assignment(score: NDArray[np.float64]) -> Tensor:
     places = np.flatnonzero(silent_b | silent_a[chosen])
     if len(places):
         units = np.sort(chosen[places])
-        # Dealt out again: pairs of two live units are not to be had here, all others are worth the same.
+        # Assign these places again: no two live units may be paired here, and all other pairs score the same.
         forbidden = ~(silent_b[places][:, None] | silent_a[units])
         stays = (places[:, None] == units).astype(np.float64)
         _rows, dealt = linear_sum_assignment(np.where(forbidden, -1.0 - len(places), stays), maximize=True)
@@ -129,14 +129,14 @@ def solve_assignment(score: NDArray[np.float64]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What a matching method may look at.
+    """The input of a matching method.
 
     Attributes:
         spec: permutation specification of both networks.
-        parameters_a: name -> parameter of A; buffers such as BatchNorm's running statistics are left out.
+        parameters_a: name -> parameter of A, without buffers such as BatchNorm's running statistics.
         parameters_b: the same of B, on A's device.
-        moments: group -> activation moments; empty when no data were given.
-        seed: seeds whatever the method draws.
+        moments: group -> activation moments; empty without data.
+        seed: seeds the method's random draws.
     """
 
     spec: PermutationSpec
@@ -148,7 +148,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """A permutation and, from an iterative method, its objective from the start to the end."""
+    """A permutation; from an iterative method also the objective, from the start to the end."""
 
     permutation: Permutation
     objective: tuple[float, ...] = ()
@@ -156,7 +156,7 @@ class Solution:
 
 @dataclass(frozen=True, kw_only=True)
 class Matcher:
-    """A matching method: a line that says what it does, whether it needs data, and how it is computed."""
+    """A matching method: its one-line description, whether it needs data, and the function that solves a problem."""
 
     description: str
     needs_data: bool
@@ -204,15 +204,17 @@ MATCHERS: dict[str, Matcher] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """A permutation that moves A onto B, and how good it is. The dicts of correlations are empty without data.
+    """A permutation that moves A onto B, with measures of its quality.
+
+    Without data, `correlation`, `correlation_identity` and `dead` are empty.
 
     Attributes:
         permutation: ``apply_permutation(spec, permutation, A.state_dict())`` aligns with B.
         correlation: group -> Pearson correlation of matched units, mean over the group's pairs, in [-1, 1]; a pair
             with a dead unit counts as 0.
-        correlation_identity: the same of unit i of A with unit i of B.
+        correlation_identity: the same without permuting: unit i of A with unit i of B.
         moved: group -> share of its units that change place, in [0, 1].
-        dead: group -> number of units that never vary, in A and in B.
+        dead: group -> number of dead units (`DEAD_RATIO`) in A and in B.
         objective: inner product of permuted A and B over all parameters, from the start to the end ("weight" only).
     """
 
@@ -235,18 +237,21 @@ def match_models(
 ) -> Permutation:
     """Find the permutation that moves A onto B.
 
+    The paper's Eq. 1 maximises the inner product of activations ("activation_inner"); its code and our default
+    ("activation") maximise their Pearson correlation.
+
     Args:
         model_a: the network to move. Neither network is changed.
         model_b: the reference, of the same architecture.
         batches: images (N, C, H, W), labels ignored, one pass; may be None for a method that needs no data.
         method: a name in `MATCHERS`.
-        seed: of the random draws of "weight" and "random".
+        seed: seeds the random draws of "weight" and "random".
 
     Returns:
         Group -> index vector on the CPU; ``apply_permutation(spec, p, model_a.state_dict())`` aligns with B.
 
     Raises:
-        ValueError: unknown method, no data where they are needed, or networks of different architectures.
+        ValueError: an unknown method, no batches for a method that needs them, or networks of different architectures.
     """
     return _solve(model_a, model_b, batches if _matcher(method).needs_data else None, method, seed)[0].permutation
 
@@ -276,10 +281,10 @@ def match(
 
 
 def mean_over_groups(values: Mapping[str, float]) -> float:
-    """Return the mean over groups, each with the same weight however many units it has.
+    """Return the mean over groups, all with equal weight regardless of their sizes.
 
     Raises:
-        ValueError: no groups (correlations of a match that was made without data).
+        ValueError: no groups, as in the correlations of a match without data.
     """
     if not values:
         raise ValueError("no groups to average: were batches given to match()?")

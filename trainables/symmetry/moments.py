@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 DEAD_RATIO = 1e-6
-"""A unit counts as dead if its standard deviation is at most this share of its mean: float32 resolves no less."""
+"""A unit counts as dead if its standard deviation is at most this fraction of its mean, the resolution of float32."""
 
 BLOCK = 1024
-"""Positions that float32 adds up: over all of a batch (10^5) rounding would cost a correlation up to 10^-4."""
+"""Number of positions summed in float32; over a whole batch (10^5) rounding would change correlations by 10^-4."""
 
 
 def positions(output: Tensor) -> Tensor:
     """Copy activations (N, units, ...) to float32 (positions, units): one row per sample and pixel.
 
-    A copy even where a view would do, because a later in-place layer may overwrite `output`.
+    The result is always a copy, because a later in-place layer may overwrite `output`.
     """
-    # Units outermost in memory: of the possible orders the one that is copied and summed fastest.
+    # With units outermost in memory, copying and summing are fastest.
     units = output.detach().transpose(0, 1).clone(memory_format=torch.contiguous_format)
     return units.flatten(1).float().T
 
@@ -25,9 +25,9 @@ def positions(output: Tensor) -> Tensor:
 class UnitMoments:
     """Mean and variance of each unit of one layer.
 
-    Sums are kept of activations *shifted* by the first batch's means: a variance does not depend on the shift, and
-    without it a unit with a large mean would lose its variance to rounding. Float32 adds up blocks of positions, and
-    float64 the blocks.
+    The sums are over activations *shifted* by the first batch's means: the variance does not depend on the shift, and
+    without it a unit with a large mean would lose its variance to rounding. Blocks of positions are summed in float32,
+    the blocks in float64. The statistics raise ValueError before the first update.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class UnitMoments:
     def update(self, units: Tensor) -> Tensor:
         """Add activations (positions, units) and return them shifted."""
         if self.count == 0:
-            # Rounded to float32, so that exactly the value subtracted is added back.
+            # Round the shift to float32: `mean` must add back exactly the value that was subtracted.
             self._shift = (_block_sum(units.float()) / len(units)).float().double()
             self._sum = torch.zeros_like(self._shift)
             self._square = torch.zeros_like(self._shift)
@@ -53,7 +53,7 @@ class UnitMoments:
         return self._shift + self.shifted_mean()
 
     def shifted_mean(self) -> Tensor:
-        """Return the mean of what `update` returned, float64 (units,). ValueError before the first update."""
+        """Return the mean of the shifted activations, float64 (units,)."""
         if self.count == 0:
             raise ValueError("no activations were added; at least one batch is needed")
         return self._sum / self.count
@@ -64,16 +64,16 @@ class UnitMoments:
         return (self._square / self.count - shifted_mean.square()).clamp(min=0)
 
     def dead(self) -> Tensor:
-        """Return which units never vary, bool (units,)."""
+        """Return which units vary by no more than rounding (`DEAD_RATIO`), bool (units,)."""
         return self.variance() <= (DEAD_RATIO * self.mean()).square()
 
 
 class ActivationMoments:
-    """What matching needs to know of one group: the moments of A's units, of B's, and across.
+    """The moments of one group that matching needs: of A's units, of B's units, and of both together.
 
-    Like `UnitMoments` it works on shifted activations; their cross product is formed in float32, block by block of
-    positions, and added up in float64. Scores have B's units as rows, so that an assignment of columns to rows *is*
-    the permutation that moves A onto B.
+    Like `UnitMoments` it works on shifted activations. Their cross product is computed in float32 per block of
+    positions and summed in float64. Scores have B's units as rows, so that an assignment of columns to rows *is* the
+    permutation that moves A onto B.
     """
 
     def __init__(self) -> None:
@@ -92,10 +92,10 @@ class ActivationMoments:
 
         Args:
             units_a: activations of A, float (positions, units of A).
-            units_b: activations of B at the same positions, (positions, units of B); the moments live on its device.
+            units_b: activations of B at the same positions, (positions, units of B); the moments stay on its device.
 
         Raises:
-            ValueError: the two differ in their number of positions.
+            ValueError: the numbers of positions differ.
         """
         if len(units_a) != len(units_b):
             raise ValueError(f"A has {len(units_a)} positions and B {len(units_b)}: they need the same inputs")
@@ -116,7 +116,7 @@ class ActivationMoments:
         return (self.covariance() * scale_b[:, None] * scale_a).clamp(-1, 1)
 
     def inner_product(self) -> Tensor:
-        """Return the mean over positions of z_B z_A^T, not centred: float64 (units of B, units of A) (paper, Eq. 1)."""
+        """Return the uncentred mean of z_B z_A^T over positions, float64 (units of B, units of A) (paper, Eq. 1)."""
         return self.covariance() + torch.outer(self.b.mean(), self.a.mean())
 
 

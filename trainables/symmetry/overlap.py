@@ -1,4 +1,4 @@
-"""How much of net B's own mask the mask of net A covers, as it is, permuted, and by chance."""
+"""Overlap of net A's mask with net B's own mask: permuted, as it is, and expected by chance."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Overlaps:
     """Intersection over union of the kept weights, in [0, 1].
 
     Attributes:
-        permuted: of A's mask, permuted, and B's.
-        identity: of A's mask as it is and B's.
-        random: expected of two random masks with their layer densities, which a permutation does not change.
+        permuted: A's permuted mask with B's mask.
+        identity: A's unpermuted mask with B's mask.
+        random: expected for random masks with the two masks' layer densities, which a permutation does not change.
     """
 
     permuted: float
@@ -29,11 +29,11 @@ class Overlaps:
 def overlaps(
     spec: PermutationSpec, permutation: Permutation, mask_a: Mapping[str, Tensor], mask_b: Mapping[str, Tensor]
 ) -> Overlaps:
-    """Compare the mask of A, before and after it is permuted, with B's own.
+    """Compare A's mask, permuted and unpermuted, with the mask that pruning B itself finds.
 
     Args:
         spec: the network's permutation specification.
-        permutation: what moves A onto B.
+        permutation: the one that moves A onto B.
         mask_a: mask of A.
         mask_b: mask of B, over the same tensors.
 
@@ -48,15 +48,15 @@ def overlaps(
 
 
 def expected_overlap(mask_a: Mapping[str, Tensor], mask_b: Mapping[str, Tensor]) -> float:
-    """Return what :func:`mask_overlap` is expected to be if each layer's kept weights were drawn at random.
+    """Return the expected :func:`mask_overlap` if each layer's kept weights were drawn at random.
 
-    In a layer of n weights of which the masks keep a and b, a b / n are kept by both on average. The result is the
-    ratio of the means of intersection and union, which the mean of the ratio approaches as layers grow.
+    If two masks keep a and b of a layer's n weights, both keep a b / n of them on average. The result is the expected
+    intersection over the expected union; the expected ratio approaches it as layers grow.
 
     Raises:
         ValueError: the masks differ in names or shapes.
     """
-    mask_overlap(mask_a, mask_b)  # the same demands on the masks
+    mask_overlap(mask_a, mask_b)  # checks names and shapes
     kept = [(int(a.sum()), int(mask_b[name].sum()), a.numel()) for name, a in mask_a.items()]
     both = sum(a * b / n for a, b, n in kept if n)
     union = sum(a + b for a, b, _ in kept) - both

@@ -32,7 +32,7 @@ class PermutationSpec:
             dict. A convolution weight of shape (out, in, kh, kw) has four entries; a scalar has none.
         sizes: group name -> number of units.
         taps: group name -> name of the module whose output (N, units, ...) holds the group's units after their
-            activation function. It is where activation matching looks.
+            activation function. Activation matching observes the group there.
     """
 
     axes: Mapping[str, tuple[str | None, ...]]
@@ -58,7 +58,7 @@ class PermutationSpec:
 
 
 class PermutableModel(Protocol):
-    """What a model has to offer: its own specification, kept beside its layers."""
+    """A model that specifies its own permutation symmetries."""
 
     def permutation_spec(self) -> PermutationSpec:
         """Return the groups and the tensor axes that they act on."""
@@ -69,7 +69,7 @@ def permutation_spec(model: torch.nn.Module) -> PermutationSpec:
     """Return the permutation specification of `model`.
 
     Raises:
-        ValueError: the model does not describe its permutation symmetries, or computes its weights from others.
+        ValueError: the model has no permutation specification, or a layer computes its weights from other tensors.
     """
     require_plain_weights(model)
     if not callable(getattr(model, "permutation_spec", None)):
@@ -84,12 +84,12 @@ def require_plain_weights(model: torch.nn.Module) -> None:
         pruned = [name.removesuffix("_orig") for name in module._parameters if name.endswith("_orig")]
         if pruned:
             raise ValueError(
-                f"{where} is pruned by torch.nn.utils.prune, which computes its {pruned[0]} from others; make it an "
-                f"ordinary one with torch.nn.utils.prune.remove(module, {pruned[0]!r}): what is pruned stays zero"
+                f"{where} is pruned by torch.nn.utils.prune, which computes its {pruned[0]} from other tensors; "
+                f"make it an ordinary parameter with torch.nn.utils.prune.remove(module, {pruned[0]!r}): zeros remain"
             )
         if is_parametrized(module):
             raise ValueError(
-                f"{where} is parametrized; make its weights ordinary ones with "
+                f"{where} is parametrized; make its weights ordinary parameters with "
                 "torch.nn.utils.parametrize.remove_parametrizations(module, name)"
             )
 
@@ -102,13 +102,13 @@ def apply_permutation(
     Args:
         spec: the network's specification.
         permutation: group -> index vector; a group that is absent stays as it is.
-        tensors: a state dict, masks, or any subset; each tensor needs the shape that the network gives it.
+        tensors: a state dict, masks, or any subset; each tensor must have its shape in the network.
 
     Returns:
-        New tensors under the same names, in the same order. The input is left as it is.
+        New tensors under the same names, in the same order.
 
     Raises:
-        ValueError: a name that the specification does not list, an axis of the wrong length, or an index vector
+        ValueError: a name that the specification does not list, a wrong number or length of axes, or an index vector
             that is not a permutation of its group.
     """
     check_permutation(spec, permutation)
@@ -142,8 +142,8 @@ def invert_permutation(permutation: Permutation) -> Permutation:
 def compose_permutations(first: Permutation, second: Permutation) -> Permutation:
     """Return the permutation that acts like `first`, then `second`.
 
-    ``apply(second, apply(first, x)) == apply(compose(first, second), x)``; a group that only one of them has is
-    taken from it.
+    ``apply(second, apply(first, x)) == apply(compose(first, second), x)``. A group that only one of the two permutes is
+    copied from that one.
     """
     composed: Permutation = {}
     for group in {**first, **second}:

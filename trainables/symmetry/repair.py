@@ -1,8 +1,8 @@
 """Corrections of interpolated networks: BatchNorm reset and REPAIR.
 
 Averaging the weights of two networks shrinks the variance of the hidden activations ("variance collapse", Jordan et
-al., 2023). Two remedies, neither of which trains anything: re-estimate BatchNorm's statistics, or rescale every channel
-so that its mean and standard deviation are the interpolation of the end points' (REPAIR).
+al., 2023). Two remedies work without training: re-estimate BatchNorm's statistics, or rescale every channel so that its
+mean and standard deviation interpolate those of the end points (REPAIR).
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ NORM_BEHIND: dict[type[nn.Module], type[_BatchNorm]] = {
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
 }
-"""Layer with its output channels on axis 0 of the weight -> the BatchNorm that normalises its output."""
+"""Layer type (output channels on axis 0 of the weight) -> BatchNorm type that normalises its output."""
 FUSIBLE = tuple(NORM_BEHIND)
 EPSILON = 1e-12
-"""Epsilon of BatchNorm while REPAIR measures: far below any variance that matters, above that of rounding errors."""
+"""BatchNorm's epsilon while REPAIR measures: far below any variance that matters, above that of rounding errors."""
 NO_BATCHES = "estimating activation statistics needs at least one batch, got none"
 
 
 class NoEffectWarning(UserWarning):
-    """A step that was asked for changes nothing."""
+    """A requested correction changes nothing."""
 
 
 def reset_batchnorm(model: nn.Module, batches: Batches) -> nn.Module:
     """Re-estimate the running statistics of every BatchNorm layer.
 
-    They become the mean and the unbiased variance of the layer's inputs over all samples and pixels together, where the
-    layers before it normalise by their own statistics over all samples. That is what PyTorch computes in train mode on
-    one batch of everything, and it depends neither on how the samples are batched nor on their order. Dropout and
-    whatever else tells training from evaluation runs in eval mode.
+    The new statistics are the mean and the unbiased variance of the layer's inputs over all samples and pixels, with
+    every earlier layer normalising by its own new statistics. PyTorch computes the same in train mode on a single batch
+    of all samples. The result depends on neither the batch size nor the order of the samples. Dropout and other layers
+    that behave differently in training run in eval mode.
 
     Args:
-        model: left as it is.
-        batches: images (N, C, H, W), labels ignored; training data, usually. Several batches are passed over once for
-            each layer, up to that layer; a single batch is passed over once.
+        model: not changed.
+        batches: images (N, C, H, W), labels ignored; usually training data. Several batches are read once per layer,
+            each time up to that layer; a single batch is read once.
 
     Returns:
-        A copy of `model` with new running means, variances and counts of batches; weights, momentum and mode are the
-        model's. Without BatchNorm layers it is a plain copy, with a `NoEffectWarning`.
+        A copy of `model` with new running means, variances and batch counts; weights, momentum and mode are the same.
+        Without BatchNorm layers it is a plain copy, with a `NoEffectWarning`.
 
     Raises:
         ValueError: no batches, batches that can be read only once, or a BatchNorm layer that runs twice.
@@ -85,10 +85,10 @@ def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
 
 
 def recompute_statistics(model: nn.Module, layers: Iterable[_BatchNorm], batches: Batches) -> None:
-    """Re-estimate, in place, the running statistics of `layers`, see `reset_batchnorm`.
+    """Re-estimate the running statistics of `layers` in place, see `reset_batchnorm`.
 
-    Each pass measures the first layer on the way that has no statistics yet, and goes no further: the layers behind it
-    need them for all samples. Where one batch is everything, a single pass goes on through all layers.
+    Each pass measures the first layer without new statistics and stops there, because later layers need that layer's
+    statistics over all samples. A single batch holds all samples, so one pass then measures all layers.
     """
     waiting = dict.fromkeys(layers)
     single = len(list(itertools.islice(batches, 2))) == 1
@@ -112,7 +112,7 @@ def recompute_statistics(model: nn.Module, layers: Iterable[_BatchNorm], batches
         settle()
 
     def settle() -> None:
-        """Give the layer that was measured its statistics; biased until all are known, as in train mode."""
+        """Set the measured layer's statistics; the variance is biased until all are known, as in train mode."""
         nonlocal collected, reached
         assert reached is not None
         _set_statistics(reached, collected.mean(), collected.variance())
@@ -138,7 +138,7 @@ def recompute_statistics(model: nn.Module, layers: Iterable[_BatchNorm], batches
                 if layer.num_batches_tracked is not None:
                     layer.num_batches_tracked.fill_(passed)
             if reached is None:
-                break  # all layers that run are measured; the others keep the statistics of a new layer
+                break  # all layers that run are measured; layers that never run keep the statistics of a new layer
             settle()
     for layer, count in counts.items():
         assert layer.running_var is not None
@@ -146,7 +146,7 @@ def recompute_statistics(model: nn.Module, layers: Iterable[_BatchNorm], batches
 
 
 class _FarEnough(Exception):
-    """The layer that this pass measures has been reached."""
+    """Ends a forward pass at the layer that it measures."""
 
 
 def _set_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
@@ -157,7 +157,7 @@ def _set_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
 
 
 def _pass(model: nn.Module, batches: Batches) -> None:
-    """Run all images through `model`, for what its layers and hooks see."""
+    """Run all images through `model` for its hooks."""
     passed = False
     with torch.no_grad():
         for images in image_batches(batches, model_device(model)):
@@ -181,28 +181,26 @@ def repair(
     """Undo the variance collapse of an interpolated network (REPAIR, Jordan et al., 2023, section 4).
 
     Every channel of every pre-activation gets the mean ``(1 - alpha) * mean_A + alpha * mean_B`` and the standard
-    deviation (not variance) mixed likewise. Where a layer ends in BatchNorm, the channel is BatchNorm's output, and its
-    affine parameters take the targets; elsewhere a BatchNorm that holds the targets is put behind the convolution or
-    linear layer for one pass, and then fused into its weight and bias. In that pass each layer sees inputs that are
-    corrected already. The classifier (the last linear or convolutional layer to run) stays as it is. Weights that are
-    zero remain zero, so a mask still holds.
-
-    The targets are met however the images are batched.
+    deviation (not the variance) mixed likewise. Behind a layer with BatchNorm, BatchNorm's affine parameters take these
+    targets. Behind any other convolution or linear layer, a temporary BatchNorm takes them and is then fused into the
+    layer's weight and bias. Statistics are measured with all earlier layers corrected already. The classifier (the last
+    linear or convolutional layer to run) is not corrected. Zero weights remain zero, so a mask still holds. The result
+    does not depend on the batch size.
 
     Args:
         model_interp: the interpolated network; no model is changed.
-        model_a: end point at alpha = 0: permuted already, if it was for the interpolation.
+        model_a: end point at alpha = 0; permuted, if it was permuted for the interpolation.
         model_b: end point at alpha = 1.
-        alpha: where between the end points `model_interp` lies, in [0, 1].
-        batches: images (N, C, H, W), labels ignored, training data usually; passed over as in `reset_batchnorm`, and
-            twice more.
+        alpha: position of `model_interp` between the end points, in [0, 1].
+        batches: images (N, C, H, W), labels ignored; usually training data. They are read as in `reset_batchnorm`, and
+            once more for each end point.
 
     Returns:
-        A corrected copy of `model_interp` with the same architecture and names of tensors.
+        A corrected copy of `model_interp` with the same architecture and tensor names.
 
     Raises:
-        ValueError: alpha out of range, batches that are empty or can be read only once, or a layer that has neither
-            BatchNorm nor a bias to take up the shift.
+        ValueError: alpha out of range, batches that are empty or can be read only once, a layer that runs twice, or one
+            that has neither BatchNorm nor a bias to take up the shift.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
@@ -222,14 +220,14 @@ def repair(
 def repair_points(model: nn.Module, batches: Batches) -> tuple[str, ...]:
     """Find the layers whose output REPAIR corrects, in the order in which they run.
 
-    They are the BatchNorm layers, and the convolutions and linear layers that do not feed one directly, except for the
-    last: the classifier. Which layer feeds which is seen in one forward pass, so any architecture will do.
+    They are the BatchNorm layers, and every convolution or linear layer that does not feed a BatchNorm layer directly,
+    except the last one (the classifier). A forward pass shows which layer feeds which, so any architecture will do.
 
     Raises:
         ValueError: no batches, a layer that runs twice, or one that has neither BatchNorm nor a bias.
     """
     ran: list[str] = []
-    sources: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, lest their ids are given to others
+    sources: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors alive: the ids of freed ones are reused
     normalised: set[str] = set()
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -303,7 +301,7 @@ def mix_statistics(
 def repair_in_place(model: nn.Module, targets: Mapping[str, ChannelStatistics], batches: Batches) -> None:
     """Give the channels of `model`'s repair points the statistics `targets`, measured on `batches`."""
     norms: dict[str, _BatchNorm] = {}
-    # BatchNorm's usual epsilon would leave a collapsed channel short of its target, and the layers after it see that.
+    # With BatchNorm's usual epsilon, a collapsed channel would miss its target, and later layers would see that.
     epsilons = {name: layer.eps for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
     with ExitStack() as hooks, torch.no_grad():
         for name, target in targets.items():
@@ -341,7 +339,7 @@ def _through(norm: _BatchNorm) -> Callable[[nn.Module, tuple[Tensor, ...], Tenso
 
 def _set_output_statistics(norm: _BatchNorm, target: ChannelStatistics) -> None:
     if norm.affine:
-        # A standard deviation has no sign, but a channel whose BatchNorm weight is negative must not be flipped.
+        # A standard deviation has no sign; keep the BatchNorm weight's sign, or the channel would be flipped.
         norm.weight.copy_(norm.weight.sign() * target.std)
         norm.bias.copy_(target.mean)
 
@@ -367,14 +365,14 @@ def _fuse(layer: nn.Module, norm: _BatchNorm) -> None:
 
 
 def _inverse_deviation(norm: _BatchNorm, epsilon: float | None = None) -> Tensor:
-    """Return what `norm` multiplies each channel by before its own weight; 1 where there is nothing to scale."""
+    """Return the factor by which `norm` normalises each channel; 1 for channels that do not vary."""
     assert norm.running_var is not None
     inverse = (norm.running_var + (norm.eps if epsilon is None else epsilon)).rsqrt()
     return torch.where(_varies(norm), inverse, 1.0)
 
 
 def _varies(norm: _BatchNorm) -> Tensor:
-    """Return which channels vary by more than rounding: the others have no scale to correct, only a mean to set."""
+    """Return which channels vary by more than rounding; the others have a mean to correct but no scale."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return norm.running_var > (DEAD_RATIO * norm.running_mean).square()

@@ -1,7 +1,8 @@
-"""How different are two networks' predictions? Functional diversity of networks from their logits (paper, Table 1).
+"""Functional diversity: how much the predictions of networks differ (paper, Table 1).
 
-All functions take logits (N, classes) of the same inputs in the same order, as
-`trainables.training.evaluation.predict_logits` returns them. Divergences are in nats: for bits, divide by ln 2.
+All functions take logits (N, classes) for the same inputs in the same order, as
+`trainables.training.evaluation.predict_logits` returns them, and raise ValueError if shapes differ. Divergences are in
+nats: for bits, divide by ln 2.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 def disagreement(first: Tensor, second: Tensor) -> float:
-    """Return the share of inputs, in [0, 1], for which the two predict different classes."""
+    """Return the share of inputs, in [0, 1], for which the two networks predict different classes."""
     _check(first, second)
     return (first.argmax(dim=1) != second.argmax(dim=1)).double().mean().item()
 
@@ -29,7 +30,7 @@ def kl_divergence(first: Tensor, second: Tensor) -> float:
 def js_divergence(first: Tensor, second: Tensor) -> float:
     """Return the Jensen-Shannon divergence of the softmax probabilities, nats, mean over inputs.
 
-    It is the mean KL divergence of the two from their average: symmetric, in [0, ln 2].
+    It is the mean of both distributions' KL divergences from their average: symmetric, in [0, ln 2].
     """
     _check(first, second)
     log_first, log_second = _log_probabilities(first), _log_probabilities(second)
@@ -38,7 +39,7 @@ def js_divergence(first: Tensor, second: Tensor) -> float:
 
 
 def ensemble_accuracy(members: Sequence[Tensor], labels: Tensor) -> float:
-    """Return the accuracy, percent, of the class with the largest mean *probability* over `members`.
+    """Return the accuracy, percent, of predicting the class with the largest mean *probability* over `members`.
 
     Args:
         members: logits (N, classes) of each member; at least one.
@@ -60,7 +61,7 @@ def ensemble_accuracy(members: Sequence[Tensor], labels: Tensor) -> float:
 def pairwise_mean(measure: Callable[[Tensor, Tensor], float], members: Sequence[Tensor]) -> float:
     """Return the mean of `measure` over all ordered pairs of different members.
 
-    For a symmetric measure this is the mean over pairs; for the KL divergence it averages both directions.
+    For a symmetric measure this is the mean over unordered pairs; for the KL divergence it averages both directions.
 
     Raises:
         ValueError: fewer than two members.
@@ -72,7 +73,7 @@ def pairwise_mean(measure: Callable[[Tensor, Tensor], float], members: Sequence[
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
-    # Float64: confident networks have probabilities that differ from 1 by less than float32 resolves.
+    # Float64, because a confident network's probabilities differ from 1 by less than float32 resolves.
     return torch.log_softmax(logits.double(), dim=1)
 
 
@@ -84,6 +85,6 @@ def _kl(log_first: Tensor, log_second: Tensor) -> Tensor:
 def _check(first: Tensor, second: Tensor) -> None:
     if first.dim() != 2 or first.shape != second.shape or len(first) == 0:
         raise ValueError(
-            f"logits of shape (N, classes) of the same N >= 1 inputs are needed, got {tuple(first.shape)} and "
+            f"logits must both have shape (N, classes) for the same N >= 1 inputs, got {tuple(first.shape)} and "
             f"{tuple(second.shape)}"
         )

@@ -1,8 +1,8 @@
 """Weight matching: align the parameters of two networks without data (Ainsworth et al., 2023, section 3.2).
 
 The objective is the inner product of the permuted parameters of A with those of B, which is, up to a constant, minus
-half their squared distance. With all groups but one held, the best permutation of that one is a linear assignment
-problem; visiting the groups in turn climbs to a local optimum.
+half their squared distance. With all other groups fixed, the best permutation of one group solves a linear assignment
+problem; improving one group after another climbs to a local optimum.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from trainables.symmetry.permutations import Permutation, PermutationSpec, apply_permutation, identity_permutation
 
 MIN_GAIN = 1e-12
-"""Smallest relative gain of the objective that counts: below it, rounding could make the search go round in circles."""
+"""Smallest relative gain that counts as an improvement: with smaller ones, rounding could make the search cycle."""
 
 
 def match_weights(
@@ -32,9 +32,9 @@ def match_weights(
 
     Args:
         spec: permutation specification of both networks.
-        parameters_a: name -> parameter of A; those that no group acts on play no part.
+        parameters_a: name -> parameter of A; parameters that no group acts on are ignored.
         parameters_b: the same of B, on the same device.
-        seed: of the order in which groups are visited; other orders may end in other local optima.
+        seed: seeds the order of visits; different orders may end in different local optima.
         solve: maps a score (units of B, units of A) to the permutation that maximises it.
 
     Returns:
@@ -45,7 +45,7 @@ def match_weights(
     tensors_b = {name: parameters_b[name] for name in used}
     touched = {group: [name for name in used if group in spec.axes[name]] for group in spec.groups}
     permutation = identity_permutation(spec)
-    # Float64 throughout: a step is accepted for a gain of MIN_GAIN.
+    # Float64 throughout, to resolve a relative gain of MIN_GAIN.
     scale = sum(_inner(tensor, tensor) for tensor in tensors_b.values()) or 1.0
     parts = {name: _inner(tensors_a[name], tensors_b[name]) for name in used}
     history = [sum(parts.values())]
@@ -71,7 +71,7 @@ def match_weights(
 
 
 def _neighbours(spec: PermutationSpec, group: str, names: Iterable[str]) -> set[str]:
-    """Return the groups that face another problem once `group` has moved: those on another axis of its tensors."""
+    """Return the groups that have a new problem to solve once `group` has moved: those on its tensors' other axes."""
     neighbours: set[str] = set()
     for name in names:
         acting = [other for other in spec.axes[name] if other is not None]
@@ -87,10 +87,10 @@ def _score(
     tensors_a: Mapping[str, Tensor],
     tensors_b: Mapping[str, Tensor],
 ) -> Tensor:
-    """Return, float64 (units of B, units of A), what putting unit j of A in place i adds to the objective.
+    """Return how much unit j of A in place i adds to the objective, float64 (units of B, units of A).
 
-    Exact for a tensor that the group acts on once. For one that it acts on twice the other axis is held, so that the
-    caller has to check the step.
+    The score is exact for tensors that the group acts on once. For a tensor that the group acts on twice, the other
+    axis is held fixed, so the caller must check the step.
     """
     size = spec.sizes[group]
     score = next(iter(tensors_b.values())).new_zeros((size, size), dtype=torch.float64)
