@@ -1,7 +1,7 @@
-"""The networks of the study: a table of facts that costs nothing to import, and the door to the networks themselves.
+"""The networks of the study: a table of facts that needs no torch, and the function that builds them.
 
-Only :func:`build_model` imports torch, so a plan can name, check and cost models without it. A new model is one
-file beside this one and one entry of ``MODELS``; the tests pick it up from there.
+Only :func:`build_model` imports torch, so a plan can name, check and cost models without it. A new model takes one
+file beside this one and one entry in ``MODELS``; the tests run over that table.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ INITS: dict[str, str] = {
     "fan_out": "convolutions from N(0, 2 / fan-out), linear layers as in PyTorch (torchvision's ResNets)",
     "pytorch": "as PyTorch initialises its layers (the paper's code for VGG11)",
 }
-"""Ways to draw the weights of a new network."""
+"""Initialisation -> the distribution it draws the weights of a new network from."""
 SMALL_IMAGE = 64
-"""Pixels a side up to which images count as small."""
+"""Largest side, in pixels, of an image that counts as small."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelEntry:
-    """What is known about a model before it is built.
+    """Facts about a model that are known without building it.
 
     Attributes:
         description: one line for listings.
         module: module that holds the factory; imported only to build the model.
         factory: name of the function in `module` that builds the model.
-        base_channels: channel counts of the hidden layers at width 1; a width must keep all of them whole.
+        base_channels: channel counts of the hidden layers at width 1; a valid width makes all of them whole numbers.
         mult_adds: multiply-adds of the convolutions and linear layers for one RGB image at width 1 with the default
-            options and 10 classes; they grow about as width squared times the image's area.
-        inner_weights: prunable weights at width 1 between the first layer and the classifier; they grow as the width
+            options and 10 classes; proportional to about width squared times the image's area.
+        inner_weights: prunable weights at width 1 between the first layer and the classifier; proportional to width
             squared.
-        shortcut_weights: weights of the shortcuts' convolutions at width 1, with a kernel of 1 x 1; likewise.
+        shortcut_weights: weights of 1x1 shortcut convolutions at width 1; proportional to width squared.
         first_kernel: side of the first convolution's kernel.
-        reference_image_size: side in pixels of the image that `mult_adds` counts.
+        reference_image_size: side in pixels of the image that `mult_adds` assumes.
         batchnorm: whether the model has BatchNorm layers.
         init: the name in ``INITS`` of the model's own initialisation.
-        convolutional: whether the model convolves.
-        options: architecture option -> the values it takes; the default is the factory's.
+        convolutional: whether the model has convolutions.
+        options: architecture option -> its allowed values; the factory holds the default.
     """
 
     description: str
@@ -155,11 +155,11 @@ def build_model(
     """Build a freshly initialised network; the initialisation draws from torch's global random generator.
 
     Args:
-        name: a name of ``MODELS``.
+        name: a name in ``MODELS``.
         width: multiplier of the hidden layers' channels, in [0.25, 32].
         num_classes: number of logits, at least 1.
         in_channels: channels of the images, at least 1.
-        init: how weights are drawn, a name of ``INITS``.
+        init: a name in ``INITS``.
         **options: architecture options of the model, see ``MODELS[name].options``.
 
     Returns:
@@ -200,8 +200,8 @@ def check_width(name: str, width: float) -> None:
     """Check that model `name` can be built at `width`.
 
     Raises:
-        ValueError: a width outside [0.25, 32], or one that gives a layer a fraction of a channel; the message has
-            the nearest widths that work.
+        ValueError: a width outside [0.25, 32], or one that gives a layer a fraction of a channel; the message names
+            the nearest valid widths.
     """
     step = Fraction(1, math.gcd(*model_entry(name).base_channels))
     if not MIN_WIDTH <= width <= MAX_WIDTH:  # also true of NaN
@@ -230,17 +230,20 @@ def prunable_count(
     prune_shortcuts: bool = False,
     prune_classifier: bool = True,
 ) -> int:
-    """Return how many weights of a network pruning ranks, without building it.
+    """Return the number of prunable weights of a network without building it.
 
     Args:
-        name: a name of ``MODELS``.
+        name: a name in ``MODELS``.
         width: multiplier of the hidden layers' channels.
         num_classes: number of logits.
         in_channels: channels of the images.
-        image_size: pixels a side.
-        shortcut: kernel of the CIFAR ResNets' shortcuts.
-        prune_shortcuts: whether the shortcuts' convolutions count.
-        prune_classifier: whether the classifier counts.
+        image_size: side of the square images, pixels.
+        shortcut: a name in ``SHORTCUTS``: the kernel of the CIFAR ResNets' shortcut convolutions.
+        prune_shortcuts: whether shortcut convolutions are prunable.
+        prune_classifier: whether the classifier is prunable.
+
+    Raises:
+        ValueError: an unknown model.
     """
     entry = model_entry(name)
     small = image_options(name, image_size).get("small_images")
@@ -255,7 +258,7 @@ def prunable_count(
 
 
 def image_options(name: str, image_size: int) -> dict[str, object]:
-    """Return the options of model `name` that follow from the size of the images, `image_size` pixels a side."""
+    """Return the options of model `name` that its images' side of `image_size` pixels determines."""
     options = model_entry(name).options
     follow: dict[str, object] = {"image_size": image_size, "small_images": image_size <= SMALL_IMAGE}
     return {option: value for option, value in follow.items() if option in options}

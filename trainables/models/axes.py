@@ -1,8 +1,7 @@
-"""Parts that permutation specifications are put together from, one per kind of layer.
+"""Building blocks of permutation specifications, one per kind of layer, as in Git Re-Basin (Ainsworth et al., 2023).
 
-Each part returns tensor name -> group per axis, as in :class:`trainables.symmetry.permutations.PermutationSpec`; a
-model joins the parts of its layers in the order of its state dict. The idea follows Git Re-Basin (Ainsworth et al.,
-2023).
+Each block returns tensor name -> group per axis, as in :class:`trainables.symmetry.permutations.PermutationSpec`. A
+model joins the blocks of its layers in the order of its state dict.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ Axes = dict[str, tuple[str | None, ...]]
 
 
 def conv(name: str, before: str | None, after: str | None, *, bias: bool = False) -> Axes:
-    """Convolution from group `before` to group `after`; its weight has shape (out, in, kernel, kernel)."""
+    """Return the axes of a convolution from group `before` to group `after`, weight (out, in, kernel, kernel)."""
     axes: Axes = {f"{name}.weight": (after, before, None, None)}
     return axes | {f"{name}.bias": (after,)} if bias else axes
 
 
 def linear(name: str, before: str | None, after: str | None) -> Axes:
-    """Linear layer with bias from group `before` to group `after`; its weight has shape (out, in)."""
+    """Return the axes of a linear layer with bias from group `before` to group `after`, weight (out, in)."""
     return {f"{name}.weight": (after, before), f"{name}.bias": (after,)}
 
 
 def batchnorm(name: str, group: str) -> Axes:
-    """BatchNorm over the units of `group`: four vectors over the units, and a counter that no permutation touches."""
+    """Return the axes of BatchNorm over the units of `group`: four vectors, and a counter that is not permuted."""
     vectors: Axes = {f"{name}.{tensor}": (group,) for tensor in ("weight", "bias", "running_mean", "running_var")}
     return vectors | {f"{name}.num_batches_tracked": ()}
 
 
 def build_spec(state: Mapping[str, Tensor], axes: Axes, taps: Mapping[str, str]) -> PermutationSpec:
-    """Join the axes of a network with the group sizes that its tensors have.
+    """Combine a network's axes with the group sizes that its tensors imply.
 
     Args:
         state: the network's state dict.

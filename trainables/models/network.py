@@ -1,4 +1,4 @@
-"""What the networks have in common: the interface to the study, channel counts, initialisation."""
+"""Code that all networks share: the interface to the study, channel counts, initialisation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ WIDEST_REGISTER = 16
 
 
 class Network(nn.Module):
-    """A classifier that knows its permutation symmetries and which of its weights may be pruned.
+    """A classifier that knows its permutation symmetries and its prunable weights.
 
     All networks call the last linear layer ``fc`` and the convolutions on a shortcut ``downsample``, as torchvision
-    does. Each tap is a ReLU module of its own that does not work in place, so a forward hook sees what the units send.
+    does. Each tap is a separate ReLU module that does not work in place, so a forward hook sees the units' activations.
     """
 
     def permutation_spec(self) -> PermutationSpec:
-        """Return which permutation group acts on each axis of each tensor of the state dict."""
+        """Return the permutation group that acts on each axis of each tensor in the state dict."""
         raise NotImplementedError
 
     def prunable_names(self, *, prune_shortcuts: bool = False, prune_classifier: bool = True) -> tuple[str, ...]:
-        """Return the names of the weights that pruning ranks, in state dict order.
+        """Return the names of the prunable weights, in state dict order.
 
-        These are the weights of convolutions and linear layers, the first and the last layer included; biases and
-        BatchNorm are never pruned. The defaults follow the paper's code.
+        These are the weights of convolutions and linear layers, including the first and the last layer. Biases and
+        BatchNorm are never pruned. The defaults follow the paper's code, which leaves shortcuts unpruned.
 
         Args:
             prune_shortcuts: include the convolutions on shortcuts.
@@ -43,7 +43,7 @@ class Network(nn.Module):
         )
 
     def initialise(self, init: str) -> None:
-        """Draw all weights of convolutions and linear layers anew, see ``trainables.models.INITS``."""
+        """Redraw all weights of convolutions and linear layers; `init` is a name in ``trainables.models.INITS``."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.reset_parameters()
@@ -67,7 +67,7 @@ def scaled(channels: int, width: float) -> int:
 
 
 def kaiming_normal(model: nn.Module) -> None:
-    """Redraw all convolution and linear weights from N(0, 2 / fan_in); biases and BatchNorm keep PyTorch's default."""
+    """Redraw all convolution and linear weights from N(0, 2 / fan-in); biases and BatchNorm are not changed."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)

@@ -1,8 +1,8 @@
 """torchvision's ResNet50 (He et al., 2016; the stride is in the 3x3 convolution), at any width.
 
-Tensor names and shapes at width 1 are torchvision's, so its checkpoints load. Unlike there, each ReLU is a module of
-its own, because activation matching looks at each of them, and weights are drawn by fan-in, as in the other ResNets
-here: torchvision's way is ``init="fan_out"``.
+Tensor names and shapes at width 1 are torchvision's, so its checkpoints load. There are two differences: each ReLU is a
+separate module, because activation matching observes it, and weights are drawn by fan-in, as in the other ResNets here
+(``init="fan_out"`` draws them as torchvision does).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def resnet50(*, width: float, num_classes: int, in_channels: int, small_images: 
     """Build a ResNet50.
 
     Args:
-        width: multiplier of all channel counts, the stem's included.
+        width: multiplier of all channel counts, including the stem's.
         num_classes: number of logits.
         in_channels: channels of the images.
         small_images: begin with a 3x3 convolution of stride 1 and no max-pooling, for images of up to 64 pixels.
@@ -32,7 +32,7 @@ def resnet50(*, width: float, num_classes: int, in_channels: int, small_images: 
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut, which is a convolution in the first block of each stage."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the shortcut of a stage's first block is a 1x1 convolution."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class ResNet50(Network):
     """
 
     def __init__(self, channels: int, num_classes: int, in_channels: int, *, small_images: bool = False) -> None:
-        """Build the layers; `channels` is the stem's count, which all others are multiples of."""
+        """Build the layers; all channel counts are multiples of the stem's, `channels`."""
         super().__init__()
         kernel, stride = (3, 1) if small_images else (7, 2)
         self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)
@@ -89,7 +89,7 @@ class ResNet50(Network):
         return cast(Tensor, self.fc(x.mean(dim=(2, 3))))
 
     def permutation_spec(self) -> PermutationSpec:
-        """Return the groups of the stem, the residual streams and the bottlenecks' insides."""
+        """Return the groups of the stem, the residual streams and the inner convolutions of the bottlenecks."""
         stream = "stem"
         axes = conv("conv1", None, stream) | batchnorm("bn1", stream)
         taps = {stream: "relu"}

@@ -1,7 +1,6 @@
 """ResNets for small images: a stem and three stages of basic blocks with 16, 32 and 64 channels (He et al., 2016).
 
-The paper's ResNet20 has strided 3x3 convolutions on the shortcuts between stages; the usual ones are
-1x1.
+The paper's ResNet20 has strided 3x3 convolutions on the shortcuts between stages; usually these are 1x1.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def resnet20(
         num_classes: number of logits.
         in_channels: channels of the images.
         shortcut: kernel of the shortcut convolutions, ``conv3x3`` or ``conv1x1``.
-        stream_taps: where the residual streams are tapped, at the ``end`` of each stage or as in the ``paper_code``,
-            which reads stage 3 one block early (after block 8 of 9).
+        stream_taps: where matching observes the residual streams: ``end`` is after each stage's last block;
+            ``paper_code`` observes stage 3 one block earlier, after block 8 of 9, as the paper's code does.
     """
     channels = (scaled(16, width), scaled(32, width), scaled(64, width))
     early_tap = stream_taps == "paper_code"
@@ -43,7 +42,7 @@ def resnet8(*, width: float, num_classes: int, in_channels: int, shortcut: str =
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut; where the shape changes, the shortcut is a convolution."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, shortcut_kernel: int) -> None:
         super().__init__()
@@ -71,8 +70,8 @@ class BasicBlock(nn.Module):
 class ResNetCifar(Network):
     """Stem, three stages, mean over positions, linear classifier.
 
-    Permutation groups: ``stream1`` to ``stream3``, the residual stream of each stage, and one group per block for
-    the channels between its two convolutions, named after the first.
+    Permutation groups: ``stream1`` to ``stream3``, the residual stream of each stage; and one group per block, the
+    channels between its two convolutions, named after the first convolution.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class ResNetCifar(Network):
         return cast(Tensor, self.fc(x.mean(dim=(2, 3))))
 
     def permutation_spec(self) -> PermutationSpec:
-        """Return the groups of the residual streams and of the blocks' insides."""
+        """Return the groups of the residual streams and of the channels inside the blocks."""
         stream = "stream1"
         axes = conv("conv1", None, stream) | batchnorm("bn1", stream)
         taps = {}

@@ -24,15 +24,15 @@ def vgg11(*, width: float, num_classes: int, in_channels: int) -> VGG11:
 
 
 def vgg11_bn(*, width: float, num_classes: int, in_channels: int) -> VGG11:
-    """Build VGG11 with BatchNorm, whose shift takes the place of the convolutions' bias."""
+    """Build VGG11 with BatchNorm; its shift replaces the convolutions' bias."""
     return VGG11(width, num_classes, in_channels, batchnorm=True)
 
 
 class VGG11(Network):
     """Eight 3x3 convolutions with five poolings in between, mean over positions, linear classifier.
 
-    Five poolings leave a single position of a 32-pixel image; the mean makes the classifier's columns the channels of
-    the last convolution at any other size. Each convolution's output is a permutation group of its own.
+    The poolings reduce a 32-pixel image to a single position. At other sizes the mean does, so that the classifier's
+    columns are always the last convolution's channels. Each convolution's output is one permutation group.
     """
 
     def __init__(self, width: float, num_classes: int, in_channels: int, *, batchnorm: bool) -> None:
@@ -47,7 +47,7 @@ class VGG11(Network):
                 layers[f"bn{index}"] = nn.BatchNorm2d(channels)
             layers[f"relu{index}"] = nn.ReLU()
             if index in POOL_AFTER:
-                # Rounding sizes up leaves at least one position of images below 32 pixels; it changes nothing at 32.
+                # Rounding sizes up keeps at least one position for images below 32 pixels; at 32 it changes nothing.
                 layers[f"pool{index}"] = nn.MaxPool2d(2, ceil_mode=True)
             before = channels
         self.features = nn.Sequential(layers)
