@@ -1,4 +1,4 @@
-"""Which jobs a cell needs, and the key of each: the science as a graph, before anything is computed. Torch-free.
+"""The jobs that a cell needs, and their keys: the study as a graph, before anything is computed. Torch-free.
 
 ::
 
@@ -8,9 +8,9 @@
     dense B --+                     v              v
       | state after k epochs ----> sparse (LTH: A at k; naive, permuted: B at k)
 
-A job's key is the sha256 of what decides its result: kind, version, configuration and the keys of its parents. Two
-cells that need the same dense net or the same pruning round therefore meet in one job, whichever search space, user
-or machine asks for it.
+A job's key is the sha256 of everything that decides its result: kind, version, configuration and its parents' keys.
+Cells that need the same dense net or the same pruning round therefore share one job, across search spaces, users and
+machines.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE
 
 VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 2, PLANE: 2, ENSEMBLE: 1, OVERLAP: 1}
-"""Bumped when the meaning of a kind of job changes; results of the old meaning are then no longer found."""
+"""Kind of job -> version. A new version renames all results of the kind, for a change in what the job computes."""
 
 FRESH_SEEDS = 2 * (MAX_SEED + 1 + MAX_MEMBERS)
-"""Seeds from here on are for nets that belong to no pair (the ``reinit`` control)."""
+"""First seed of the nets that belong to no pair (the ``reinit`` control)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ref:
-    """One output of a job: its final result, or for a dense job its state after `epoch` epochs."""
+    """One output of a job: its final result, or the state of a dense net after `epoch` epochs."""
 
     job: Job
     epoch: int | None = None
 
     @property
     def key(self) -> str:
-        """Key under which the output is published."""
+        """The key under which the output is published."""
         return self.job.key if self.epoch is None else snapshot_key(self.job.key, self.epoch)
 
 
@@ -72,9 +72,9 @@ class Job:
 
     Attributes:
         kind: a name of ``schema.STAGES``.
-        config: what the kind needs to know.
+        config: the configuration that this kind takes.
         parents: (role, output of another job) pairs.
-        key: 64 hex digits, the name of the result in the store.
+        key: 64 hex digits; names the result in the store.
     """
 
     kind: str
@@ -88,12 +88,12 @@ class Job:
 
     @property
     def epochs(self) -> int:
-        """Passes over the training set that the job makes to train (0 for measurements)."""
+        """Number of epochs that the job trains; 0 for measurements."""
         return self.config.recipe.epochs if isinstance(self.config, TRAINING_CONFIGS) else 0
 
 
 def make_job(kind: str, config: Config, **parents: Ref) -> Job:
-    """Return the job with its key computed."""
+    """Return the job with its key; `parents` maps roles to outputs."""
     document = {
         "kind": kind,
         "version": VERSIONS[kind],
@@ -104,9 +104,9 @@ def make_job(kind: str, config: Config, **parents: Ref) -> Job:
 
 
 def canonical(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain data, without the fields that are at their neutral value.
+    """Return a configuration as plain data, without fields at their neutral value.
 
-    A field's neutral value means that the knob is not there: adding a knob later does not rename old results.
+    At its neutral value a knob has no effect, so adding a knob later does not rename old results.
     """
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(config):
@@ -127,14 +127,14 @@ def digest(document: dict[str, Any]) -> str:
 def snapshot_key(dense_key: str, epoch: int) -> str:
     """Return the key of a dense net's state after `epoch` epochs.
 
-    Which snapshots are kept does not enter the dense job's own key: asking for one more rewind epoch renames nothing.
+    The dense job's own key does not depend on its snapshots, so another rewind epoch renames no result.
     """
     return digest({"kind": "snapshot", "version": VERSIONS[DENSE], "epoch": epoch, "parents": {"dense": dense_key}})
 
 
 # --- from a cell to jobs ----------------------------------------------------------------------------------------
 def target(cell: Cell) -> Job:
-    """Return the job whose result is the cell's number; its ancestors hang on it."""
+    """Return the job that trains the cell's network; its parents lead to all other jobs that it needs."""
     method = METHODS[cell.method]
     if method.mask is None:
         return dense_job(cell, cell.seed_own)
@@ -159,10 +159,10 @@ def target(cell: Cell) -> Job:
 
 
 def measurements(cell: Cell) -> tuple[Job, ...]:
-    """Return the jobs that explain the cell's number, see ``config.Cell`` for the settings that ask for them."""
+    """Return the additional measurements that the cell asks for; ``config.Cell`` documents the settings."""
     jobs: list[Job] = []
     if METHODS[cell.method].transform == "permute":
-        # A net of another dataset has another classifier: on the way from it to B there is nothing to measure.
+        # A net of another dataset has another classifier, so no path leads from it to B.
         alike = (_mask_cell(cell).dataset, _mask_cell(cell).data_version) == (cell.dataset, cell.data_version)
         if cell.interpolation_points and alike:
             matches = [match_job(cell, matcher) for matcher in dict.fromkeys(("identity", cell.matcher))]
@@ -172,7 +172,7 @@ def measurements(cell: Cell) -> tuple[Job, ...]:
         if cell.mask_overlap:
             jobs.append(overlap_job(cell))
     if METHODS[cell.method].init == "final" and cell.imp_path:
-        source = _mask_cell(cell)  # where these nets were trained, they are measured
+        source = _mask_cell(cell)  # these nets are measured on the dataset that they were trained on
         dense = Ref(dense_job(source, cell.seed_own))
         jobs += [
             connect_job(dataclasses.replace(source, correction=correction), dense, Ref(pruned))
@@ -185,7 +185,7 @@ def measurements(cell: Cell) -> tuple[Job, ...]:
 
 
 def pruning_rounds(job: Job) -> tuple[Job, ...]:
-    """Return the rounds that lead to a pruning job, the first one first and the job itself last."""
+    """Return the pruning rounds up to `job`, in order, `job` last."""
     rounds: list[Job] = []
     while job.kind == PRUNE:
         rounds.append(job)
@@ -204,7 +204,7 @@ def _dense(task: Task, recipe: Recipe, seed: int) -> Job:
 
 
 def prune_job(cell: Cell, seed: int) -> Job:
-    """Return the pruning round that lands on the cell's sparsity, hanging on the rounds before it."""
+    """Return the pruning round that reaches the cell's sparsity; its parents are the rounds before it."""
     cell = _mask_cell(cell)
     if cell.pruner == "imp_rewind":
         rewind: int | None = cell.rewind_epoch + cell.rewind_offset
@@ -224,7 +224,7 @@ def prune_job(cell: Cell, seed: int) -> Job:
         sparsities = round_sparsities(cell.sparsity, cell.prune_fraction, cell.prune_tolerance)
     job = dense = dense_job(cell, seed)
     for number, sparsity in enumerate(sparsities, start=1):
-        kernels = _kernels(cell.kernels, sparsity)  # its own, not the target's: all targets share the rounds before
+        kernels = _kernels(cell.kernels, sparsity)  # by this round's sparsity: cells of all sparsities share the round
         own = dataclasses.replace(recipe, kernels=kernels)
         job = _round(job, dense, own, sparsity, number, rewind, cell.prune_shortcuts, cell.prune_classifier)
     return job
@@ -260,9 +260,14 @@ def _round(
 def round_sparsities(sparsity: float, fraction: float, tolerance: float = 0.0) -> tuple[float, ...]:
     """Return the sparsity after each round of iterative magnitude pruning, the last one exactly `sparsity`.
 
-    Each round prunes `fraction` of the remaining weights; the last is shortened to land (paper section 4). Rounds on
-    the way to a lower sparsity are a prefix of the rounds to a higher one, so all targets share one chain. With a
-    tolerance, a round that gets within it of the target is the last, and the target is missed by that much.
+    Each round prunes `fraction` of the remaining weights; the last round prunes fewer, to reach `sparsity` exactly
+    (paper, section 4). Targets share all rounds but their last. With a tolerance, as in the paper's code, the first
+    round within `tolerance` of the target is the last one, even if it falls short of the target.
+
+    Args:
+        sparsity: target, in (0, 1).
+        fraction: share of the remaining weights that a round prunes, in (0, 1).
+        tolerance: largest accepted shortfall from the target, at least 0.
 
     >>> round_sparsities(0.5, 0.2)
     (0.2, 0.36, 0.488, 0.5)
@@ -280,7 +285,7 @@ def round_sparsities(sparsity: float, fraction: float, tolerance: float = 0.0) -
 
 
 def match_job(cell: Cell, matcher: str) -> Job:
-    """Return the search for the permutation that moves A, fully trained, onto B."""
+    """Return the job that matches A, fully trained, onto B after ``cell.match_epoch`` epochs (-1: fully trained)."""
     a = dense_job(_mask_cell(cell), cell.seed_a)
     b = Ref(dense_job(cell, cell.seed_b), None if cell.match_epoch in (-1, cell.epochs) else cell.match_epoch)
     config = MatchConfig(
@@ -300,7 +305,7 @@ def _match(a: Job, b: Job, epoch: int | None, config: MatchConfig) -> Job:
 
 
 def connect_job(cell: Cell, a: Ref, b: Ref, match: Job | None = None) -> Job:
-    """Return the measurement of the path from net `a`, permuted if there is a match, to net `b`."""
+    """Return the job that measures the path from net `a`, permuted by `match` if given, to net `b`."""
     config = ConnectConfig(
         task=_task(cell),
         points=cell.interpolation_points,
@@ -314,7 +319,7 @@ def connect_job(cell: Cell, a: Ref, b: Ref, match: Job | None = None) -> Job:
 
 
 def plane_job(cell: Cell) -> Job:
-    """Return the measurement of the plane through dense A, its LTH net and the permuted net, in B's frame."""
+    """Return the job that measures the plane through dense A, its LTH net and the permuted net, in B's frame."""
     permuted = target(cell)
     config = PlaneConfig(
         task=_task(cell),
@@ -337,14 +342,14 @@ def plane_job(cell: Cell) -> Job:
 
 
 def ensemble_job(cell: Cell) -> Job:
-    """Return the comparison of the cell's method for ``cell.members`` members."""
+    """Return the job that compares the networks of an ensemble of ``cell.members`` members."""
     members = [target(dataclasses.replace(cell, member=number)) for number in range(cell.members)]
     parents = {f"member{number:02}": Ref(job) for number, job in enumerate(members)}
     return make_job(ENSEMBLE, EnsembleConfig(task=members[0].config.task), **parents)
 
 
 def overlap_job(cell: Cell) -> Job:
-    """Return the comparison of the permuted mask with the one that pruning B itself, on its own data, finds."""
+    """Return the job that compares the permuted mask with the mask from pruning B itself, on B's own dataset."""
     permuted = target(cell)
     own = prune_job(dataclasses.replace(cell, mask_dataset="", mask_data_version=""), cell.seed_b)
     return make_job(
@@ -357,7 +362,7 @@ def overlap_job(cell: Cell) -> Job:
 
 
 def _mask_cell(cell: Cell) -> Cell:
-    """Return the cell on the dataset that net A was trained and pruned on."""
+    """Return the cell with the dataset that net A is trained and pruned on."""
     if not cell.mask_dataset:
         return cell
     return dataclasses.replace(
@@ -404,18 +409,18 @@ def _recipe(cell: Cell, *, epochs: int, lr: float, sparsity: float) -> Recipe:
 
 
 def _kernels(asked: str, sparsity: float) -> str:
-    """Return what convolves at a sparsity: where few weights are masked, nobody gains from leaving them out."""
+    """Return the kernels for a sparsity: sparse ones are no faster where few weights are masked."""
     return asked if sparsity >= SPARSE_KERNELS_FROM else "dense"
 
 
 # --- walking the graph --------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class Closure:
-    """Some outputs that are asked for, and every job that they may need.
+    """Requested outputs and every job that they may need.
 
     Attributes:
-        roots: the outputs asked for.
-        jobs: key -> job, in an order in which parents come first.
+        roots: the requested outputs.
+        jobs: key -> job, parents before their children.
     """
 
     roots: list[Ref] = dataclasses.field(default_factory=list)
@@ -423,7 +428,7 @@ class Closure:
     _seen: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, root: Ref) -> list[Job]:
-        """Ask for an output; return the jobs that were not in the closure before."""
+        """Request an output; return the jobs that this adds to the closure, parents first."""
         self.roots.append(root)
         added: list[Job] = []
         # Depth first with an explicit stack: a chain of pruning rounds can be longer than Python's recursion limit.
@@ -440,16 +445,16 @@ class Closure:
         return added
 
     def todo(self, published: Container[str]) -> dict[str, set[int | None]]:
-        """Return what has to be computed: key of a job -> its outputs that are needed and not published.
+        """Return the missing outputs of each job that has to be computed.
 
-        Whatever only led to a published result is not needed, whether or not it is still there.
+        A job that only published results depend on is not needed, whether or not it is published itself.
 
         Args:
             published: the keys in the store, or the store itself.
 
         Returns:
-            Jobs in an order in which parents come first. Among the outputs None is the final result, a number a dense
-            net's state after so many epochs.
+            Job key -> missing outputs, parents first. None stands for the final result, a number for a dense net's
+            state after that number of epochs.
         """
         needed: dict[str, set[int | None]] = {}
         stack = list(self.roots)
@@ -464,7 +469,7 @@ class Closure:
 
 
 def closure(roots: Iterable[Ref]) -> Closure:
-    """Return the closure of some outputs."""
+    """Return the closure of the given outputs."""
     result = Closure()
     for root in roots:
         result.add(root)

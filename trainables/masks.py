@@ -1,7 +1,7 @@
 """Pruning masks: dicts of boolean tensors, ``True`` where a weight is kept.
 
-A mask covers the prunable weights only, so its sparsity is over those; :func:`network_sparsity` counts the whole
-network. Nothing here works in place.
+A mask covers the prunable weights only, and :func:`mask_sparsity` is over those; :func:`network_sparsity` is over all
+parameters. No function here changes its arguments.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import torch
 from torch import Tensor
 
 Mask = dict[str, Tensor]
-"""Tensor name -> bool tensor of the tensor's shape, True = kept."""
+"""Weight name -> bool tensor of the weight's shape, True where the weight is kept."""
 
 
 def magnitude_mask(
     weights: Mapping[str, Tensor], sparsity: float, previous: Mapping[str, Tensor] | None = None
 ) -> Mask:
-    """Prune the weights that are smallest in magnitude over all tensors together: global magnitude pruning.
+    """Prune the smallest weights by magnitude over all tensors together (global magnitude pruning; paper, section 4).
 
-    Exactly ``round(sparsity * n)`` of the n weights are pruned. Equal magnitudes are pruned in the order of `weights`,
-    then of the flat index, so the result is the same on every device.
+    Exactly ``round(sparsity * n)`` of the n weights are pruned. Ties are pruned in the order of `weights`, then by flat
+    index, so the result is the same on every device.
 
     Args:
-        weights: the prunable weights.
-        sparsity: share of weights to prune, in [0, 1), over all of `weights`.
-        previous: mask of the same tensors; what it prunes stays pruned and counts towards `sparsity`.
+        weights: name -> prunable weight.
+        sparsity: share of all weights in `weights` to prune, in [0, 1).
+        previous: mask of the same tensors; weights that it prunes stay pruned and count towards `sparsity`.
 
     Returns:
-        A mask of the same names, shapes and devices as `weights`.
+        A mask with the names, shapes and devices of `weights`.
 
     Raises:
-        ValueError: a sparsity out of bounds or below that of `previous`, NaN among the weights, no weights at all, or
-            a `previous` that does not fit the weights.
+        ValueError: `sparsity` is out of bounds or below that of `previous`, a weight is NaN, there are no weights, or
+            `previous` differs from `weights` in names or shapes.
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity!r}")
@@ -58,7 +58,7 @@ def magnitude_mask(
 
 
 def mask_sparsity(mask: Mapping[str, Tensor]) -> float:
-    """Return the share of pruned weights among those that the mask covers, in [0, 1].
+    """Return the share of pruned weights among the weights that the mask covers, in [0, 1].
 
     Raises:
         ValueError: an empty mask, or a tensor that is not boolean.
@@ -74,7 +74,7 @@ def network_sparsity(mask: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) 
         tensors: all parameters of the network, without buffers: ``dict(model.named_parameters())``.
 
     Raises:
-        ValueError: the mask names or shapes a tensor that `tensors` does not have.
+        ValueError: `tensors` lacks a tensor that `mask` has, or has it in another shape.
     """
     _check_fits(mask, tensors)
     return _count_pruned(mask) / _count(tensors)
@@ -85,30 +85,30 @@ def apply_mask(mask: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dic
 
     Args:
         mask: a mask of some of the tensors.
-        tensors: a state dict or any part of it that has the masked tensors.
+        tensors: a state dict, or any part of it that contains the masked tensors.
 
     Returns:
-        The tensors under the same names and in the same order: new ones, +0.0 where pruned, for those with a mask; the
-        very same objects for the others.
+        The tensors under the same names and in the same order. Masked ones are new, with +0.0 where pruned; the others
+        are the same objects as in `tensors`.
 
     Raises:
-        ValueError: the mask names or shapes a tensor that `tensors` does not have.
+        ValueError: `tensors` lacks a tensor that `mask` has, or has it in another shape.
     """
     _check_fits(mask, tensors)
     return {
-        # Filling instead of multiplying: a product would leave -0.0, and NaN where a pruned weight is infinite.
+        # Fill instead of multiplying: a product would give -0.0, and NaN where a pruned weight is infinite.
         name: tensor.masked_fill(~mask[name].to(tensor.device), 0) if name in mask else tensor
         for name, tensor in tensors.items()
     }
 
 
 def collapsed_layers(mask: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the names of the tensors of which no weight is kept: what is before them no longer reaches the output."""
+    """Return the names of the tensors that keep no weight, so that no signal passes through their layer."""
     return tuple(name for name, kept in mask.items() if not kept.any())
 
 
 def layer_densities(mask: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the share of kept weights of each tensor, in [0, 1]."""
+    """Return name -> share of kept weights, in [0, 1]."""
     return {name: 1 - mask_sparsity({name: kept}) for name, kept in mask.items()}
 
 
@@ -116,7 +116,7 @@ def layerwise_random_mask(mask: Mapping[str, Tensor], generator: torch.Generator
     """Draw a uniformly random mask that keeps exactly as many weights of each tensor as `mask` does.
 
     Args:
-        mask: where the counts come from.
+        mask: provides the counts.
         generator: a CPU generator, or the seed of a new one.
 
     Returns:
@@ -125,7 +125,7 @@ def layerwise_random_mask(mask: Mapping[str, Tensor], generator: torch.Generator
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     drawn: Mask = dict.fromkeys(mask, torch.empty(0))
-    for name, kept in sorted(mask.items()):  # so that the draw depends on what is in the dict, not on its order
+    for name, kept in sorted(mask.items()):  # sorted, so that the draw does not depend on the dict's order
         flat = torch.zeros(kept.numel(), dtype=torch.bool)
         flat[torch.randperm(kept.numel(), generator=generator)[: int(kept.sum())]] = True
         drawn[name] = flat.reshape(kept.shape).to(kept.device)
@@ -133,9 +133,9 @@ def layerwise_random_mask(mask: Mapping[str, Tensor], generator: torch.Generator
 
 
 def mask_overlap(mask_a: Mapping[str, Tensor], mask_b: Mapping[str, Tensor]) -> float:
-    """Return intersection over union of the kept weights of two masks of the same tensors, in [0, 1].
+    """Return the intersection over union of two masks' kept weights, in [0, 1].
 
-    1 means equal masks. Two random masks that keep a share d of the weights have about ``d / (2 - d)``.
+    1 means equal masks. Two random masks that keep a share d of the weights overlap by about ``d / (2 - d)``.
 
     Raises:
         ValueError: the masks differ in names or shapes.
@@ -147,14 +147,14 @@ def mask_overlap(mask_a: Mapping[str, Tensor], mask_b: Mapping[str, Tensor]) -> 
 
 
 def _flat_magnitudes(weights: Mapping[str, Tensor], previous: Mapping[str, Tensor] | None) -> npt.NDArray[np.floating]:
-    """Join all magnitudes into one vector on the CPU, -1 where `previous` has pruned."""
+    """Concatenate all magnitudes into one vector on the CPU, with -1 where `previous` prunes."""
     _count(weights)
     pieces = []
     for name, tensor in weights.items():
         magnitude = tensor.detach().abs().reshape(-1).cpu()
         if magnitude.isnan().any():
             raise ValueError(f"tensor {name!r} has NaN weights, which have no magnitude to rank")
-        # NumPy has no bfloat16; the step up to float32 is exact and keeps the order.
+        # NumPy has no bfloat16; converting to float32 is exact and keeps the order.
         magnitude = magnitude if magnitude.dtype == torch.float64 else magnitude.float()
         if previous is not None:
             magnitude = magnitude.masked_fill(~previous[name].reshape(-1).cpu(), -1)
@@ -163,10 +163,10 @@ def _flat_magnitudes(weights: Mapping[str, Tensor], previous: Mapping[str, Tenso
 
 
 def _all_but_smallest(values: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.bool_]:
-    """Return True for all but the `count` smallest values; of equal values the earlier one counts as smaller."""
+    """Return False for the `count` smallest values and True for the others; among equal values the first go first."""
     if count == 0:
         return np.ones(len(values), dtype=np.bool_)
-    # Selecting takes linear time and, unlike sorting 68 million weights, no index vector of twice their size.
+    # Partitioning takes linear time and, unlike sorting 68 million weights, no index vector of twice their size.
     threshold = np.partition(values, count - 1)[count - 1]
     kept: npt.NDArray[np.bool_] = values >= threshold
     ties = np.flatnonzero(values == threshold)

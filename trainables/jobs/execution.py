@@ -1,10 +1,10 @@
-"""Bring outputs of the graph into the store: compute them and whatever they need that nobody has computed yet.
+"""Publish outputs of the job graph: compute them, and first any ancestor that is not published.
 
-In a planned study a job is released when its parents are published, so that only the job itself is left to do. On its
-own - in a user's script, or after a parent was found damaged - the same code walks the ancestors first. A lease on
-each key lets several processes, even several studies, share the work: one computes, the others wait for it.
+A planned study releases a job after its parents are published, so only the job itself remains. Elsewhere - in a user's
+script, or after a parent turned out to be damaged - the same code computes the ancestors first. A lease on each key
+lets several processes, even several studies, share the work: one computes, the others wait for it.
 
-A process can also compute several jobs at a time, the nets that fit each other as one (see
+A process can also compute several jobs at a time and train compatible nets as one (see
 ``trainables.training.engines.stacked``).
 """
 
@@ -21,10 +21,10 @@ from trainables.storage.store import DamagedArtifact, Lease, NotPublished
 from trainables.training.engines.stacked import profile, train_as_one
 
 News = Row | Exception | None
-"""Of a target: a row as ``compute`` yields it, what ended it, or None when all that was wanted of it is published."""
+"""News of a target: a row as ``compute`` yields it, the error that ended it, or None once its outputs are published."""
 
 MAX_DAMAGES = 5
-"""Damaged artifacts that a job puts up with; more mean that the storage itself is broken."""
+"""Most damaged artifacts that a job recomputes; more of them mean that the storage itself is broken."""
 
 
 def compute(job: Job, outputs: Collection[int | None], context: Context) -> Iterator[Row]:
@@ -32,17 +32,18 @@ def compute(job: Job, outputs: Collection[int | None], context: Context) -> Iter
 
     Args:
         job: the job.
-        outputs: which of its outputs: None for the final result, numbers for a dense net's states after so many epochs.
-        context: where.
+        outputs: the outputs to publish: None for the final result, a number for a dense net's state after that number
+            of epochs.
+        context: store, device and data.
 
     Yields:
-        A row per epoch with ``stage`` and ``job_key`` of the job it belongs to; while somebody else computes what is
-        needed, rows that have only these two and ``waiting``.
+        A row per epoch with the ``stage`` and ``job_key`` of the job it belongs to; while another process computes a
+        needed job, rows with only these two and ``waiting``.
 
     Raises:
-        Diverged: a training ended in a loss that is not a number.
-        DamagedArtifact: artifacts were damaged again and again.
-        StorageError: the storage was away for too long.
+        Diverged: a loss was not finite.
+        DamagedArtifact: more than ``MAX_DAMAGES`` artifacts were damaged.
+        StorageError: the storage was unavailable for too long.
     """
     with closing(alone(_course(job, outputs, context))) as rows:
         for row in rows:
@@ -54,27 +55,27 @@ def compute(job: Job, outputs: Collection[int | None], context: Context) -> Iter
 def compute_together(
     wanted: Sequence[tuple[Job, Collection[int | None]]], context: Context
 ) -> Generator[dict[str, News], None, None]:
-    """Publish outputs of several jobs, the targets, in one process; nets that fit each other are trained as one.
+    """Publish outputs of several jobs (the targets) in one process, training compatible nets as one.
 
-    Each target goes its own way, as in :func:`compute`: it may fail, wait for somebody else or compute ancestors while
-    the others train.
+    The targets are independent, as in :func:`compute`: one may fail, wait for another process or compute ancestors
+    while the others train.
 
     Args:
-        wanted: the jobs, all different, each with the outputs that are wanted of it.
-        context: where.
+        wanted: the targets, all different, each with the outputs to publish as in :func:`compute`.
+        context: store, device and data.
 
     Yields:
-        After each round, in which every net that could be trained was trained for an epoch, what is new: key of a
-        target -> a row, the error that ended it, or None when it is complete. After an error or None it is not heard
-        of again. A round in which targets end is over before anything is trained, so that they are known at once.
+        After each round, the news: target key -> a row, the error that ended the target, or None once it is complete.
+        A target that has ended has no further news. A round trains one epoch of every net that is ready; if a target
+        ends first, the round yields its news without training.
 
     Raises:
-        ValueError: the same job twice.
-        RuntimeError: nets could not be trained as one, for want of memory, say, which is no single target's fault.
+        ValueError: a job appears twice.
+        RuntimeError: nets could not be trained as one, for example for lack of memory; no single target is at fault.
     """
     keys = [job.key for job, _ in wanted]
     if twice := {key for key in keys if keys.count(key) > 1}:
-        raise ValueError(f"jobs to be computed together are all different, got several times {sorted(twice)}")
+        raise ValueError(f"jobs computed together must all be different, got more than once: {sorted(twice)}")
     with ExitStack() as stack:
         targets = [stack.enter_context(closing(_Target(job, outputs, context))) for job, outputs in wanted]
         while live := [target for target in targets if not target.ended]:
@@ -94,22 +95,22 @@ def compute_together(
 
 
 class _Target:
-    """A job of several that are computed together."""
+    """One of several jobs that are computed together."""
 
     def __init__(self, job: Job, outputs: Collection[int | None], context: Context) -> None:
         self.wants: EpochWanted | None = None
-        """The epoch that has to be trained before it can go on."""
+        """The epoch that must be trained before the job can continue."""
         self.ended = False
         self._key = job.key
         self._clock = _OwnTime()
         self._course = _course(job, outputs, dataclasses.replace(context, clock=self._clock))
 
     def go_on(self, epoch_end: EpochEnd | None = None, share: float = 0.0) -> dict[str, News]:
-        """Let the job go on until there is something new, or it wants an epoch trained.
+        """Advance the job until it has news or requests an epoch.
 
         Args:
-            epoch_end: of the epoch that it wanted.
-            share: seconds that have passed for it meanwhile.
+            epoch_end: the answer to its last request.
+            share: seconds of shared training that the job's clock must add.
         """
         self.wants = None
         try:
@@ -127,12 +128,12 @@ class _Target:
         return {self._key: request}
 
     def close(self) -> None:
-        """Give back the lease on what is half done."""
+        """Stop the job and release its lease."""
         self._course.close()
 
 
 class _OwnTime:
-    """A clock that stands still while it is other targets' turn."""
+    """A clock in seconds that stops while other targets run."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -143,7 +144,7 @@ class _OwnTime:
 
     @contextmanager
     def going(self, share: float) -> Iterator[None]:
-        """Let `share` seconds pass at once, and then the time until the block ends."""
+        """Add `share` seconds, then run until the block ends."""
         self._seconds, self._since = self._seconds + share, time.perf_counter()
         try:
             yield
@@ -152,7 +153,7 @@ class _OwnTime:
 
 
 def _fitting(targets: Sequence[_Target]) -> list[list[_Target]]:
-    """Return the targets that want an epoch, in groups whose nets can be trained as one."""
+    """Group targets that request an epoch so that the nets of each group can be trained as one."""
     groups: dict[Hashable, list[_Target]] = {}
     for target in targets:
         assert target.wants is not None
@@ -161,13 +162,13 @@ def _fitting(targets: Sequence[_Target]) -> list[list[_Target]]:
 
 
 def _train(group: Sequence[_Target]) -> dict[str, News]:
-    """Train an epoch of a group's nets, as one if they are several."""
+    """Train an epoch of a group's nets; several nets are trained as one."""
     wants = [target.wants for target in group if target.wants is not None]
     if len(wants) == 1:
         return group[0].go_on(wants[0].training.run_epoch)
     start = time.perf_counter()
     with ExitStack() as logs:
-        for each in wants:  # nobody could say whose net it is that a warning is about
+        for each in wants:  # a warning cannot be attributed to one net, so it goes to all their logs
             logs.enter_context(each.log.capturing())
         epoch_ends = train_as_one([each.training for each in wants])
     share = (time.perf_counter() - start) / len(group)
@@ -178,7 +179,7 @@ def _train(group: Sequence[_Target]) -> dict[str, News]:
 
 
 def _course(job: Job, outputs: Collection[int | None], context: Context) -> Course:
-    """Compute outputs of a job after their missing ancestors; see :func:`compute`."""
+    """Compute missing ancestors and then the outputs of `job`; see :func:`compute`."""
     graph = closure(Ref(job, epoch) for epoch in outputs)
     damages = 0
     while todo := graph.todo(context.store):
@@ -189,7 +190,7 @@ def _course(job: Job, outputs: Collection[int | None], context: Context) -> Cour
                 continue
             with lease:
                 wanted = graph.todo(context.store).get(ready.key)
-                if wanted is not None:  # else published between our look and our lease
+                if wanted is not None:  # otherwise another process published it before we had the lease
                     yield from _under(lease, ready, wanted, context)
         except (DamagedArtifact, NotPublished):
             damages += 1
@@ -198,7 +199,7 @@ def _course(job: Job, outputs: Collection[int | None], context: Context) -> Cour
 
 
 def _under(lease: Lease, job: Job, wanted: Collection[int | None], context: Context) -> Course:
-    """Compute a job, with its name in the rows and its progress in the lease."""
+    """Compute a job, adding its stage and key to the rows and its progress to the lease."""
     epoch_end: EpochEnd | None = None
     with closing(course(job, wanted, context)) as steps:
         while True:
@@ -213,7 +214,7 @@ def _under(lease: Lease, job: Job, wanted: Collection[int | None], context: Cont
 
 
 def _take(graph: Closure, todo: Collection[str], context: Context) -> tuple[Job, Lease | None]:
-    """Return a job that can run now with the lease on it, or one that others hold, with None."""
+    """Return a job that can run now and its lease; if other processes hold all such jobs, one of them and None."""
     held = None
     for key in todo:
         job = graph.jobs[key]

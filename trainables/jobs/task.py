@@ -1,4 +1,4 @@
-"""A task made concrete: its dataset on the device, and networks that fit it."""
+"""A task's dataset on the device, and networks that fit it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from trainables.models.network import Network, fits_channels_last
 from trainables.training.loop import Training
 
 EVAL_BATCH = 1000
-"""Images per batch where no gradients are needed."""
+"""Images per batch for evaluation and measurements."""
 
 
 def _planned(task: Task, data_dir: str | None) -> Dataset:
-    """Return the dataset that a task names: the name and version of its data are in the key of the job."""
+    """Return the task's dataset, checked against the data version that is part of the job's key."""
     try:
         dataset = load_dataset(task.dataset, data_dir)
         if dataset.fingerprint != task.data_version:
-            forget()  # the next job of this process looks again: the data may be complete by then
+            forget()  # the next job of this process loads the data again, which may be complete by then
             planned, found = (counts(task.dataset, version) for version in (task.data_version, dataset.fingerprint))
             raise ValueError(f"{task.dataset} in {data_dir} is not what was planned: planned {planned}, found {found}")
     except ValueError as error:
@@ -36,13 +36,13 @@ def _planned(task: Task, data_dir: str | None) -> Dataset:
 
 
 class TaskData:
-    """The task's dataset and networks that fit it, on the device."""
+    """The task's dataset and networks that fit it, on the device; loaded once per process."""
 
     def __init__(self, task: Task, context: Context) -> None:
-        """Load the dataset, once per process.
+        """Load the dataset.
 
         Raises:
-            HostFault: the data are not there on this machine, or are not those that the task names.
+            HostFault: the data are missing on this machine, or differ from the planned version.
         """
         self._task, self._device = task, context.device
         self._dataset = _planned(task, context.data_dir)
@@ -91,7 +91,7 @@ class TaskData:
     def training(
         self, model: nn.Module, recipe: Recipe, seed: int, mask: Mapping[str, Tensor] | None = None
     ) -> Training:
-        """Return the training of `model` by `recipe`; order and augmentation come from `seed`."""
+        """Return the training of `model` by `recipe`; `seed` determines data order and augmentation."""
         dataset = self._dataset
         batches = TrainBatches(
             dataset.train,
@@ -106,14 +106,14 @@ class TaskData:
         return Training(model, recipe, batches, self.test, mask)
 
     def measuring(self, images: int, seed: int, *, augment: bool = False) -> EvalBatches:
-        """Return training images in random order: `images` of them, or all if it is 0 or more than there are.
+        """Return a random selection of training images in random order.
 
-        Folders lie sorted by class: in their own order a batch would hold one class only.
+        The order must be random: image folders are sorted by class, so a batch would hold a single class.
 
         Args:
-            images: how many.
-            seed: of their choice, order and augmentation.
-            augment: whether they are augmented as for training.
+            images: number of images; all of them if 0 or more than there are.
+            seed: seeds selection, order and augmentation.
+            augment: whether to augment as in training.
         """
         train = self._dataset.train
         order = random_order(train, seed, images if 0 < images < len(train) else None)

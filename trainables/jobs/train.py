@@ -1,9 +1,8 @@
-"""How each kind of job is computed. Every job is a generator: it yields after each epoch and publishes at its end.
+"""How each kind of job is computed. Every job is a generator that yields after each epoch and publishes at its end.
 
-A generator makes a job independent of who drives it: a plain loop, a test, or a Ray Tune trial that advances it one
-step at a time. It does not even train its epochs itself but asks for them, so that whoever drives several jobs can
-train their nets as one. What a job reads are published results of its parents; what it writes becomes visible at once
-and as a whole.
+As a generator, a job does not depend on its driver: a plain loop, a test, or a Ray Tune trial that advances it step by
+step. It requests its epochs instead of training them, so a driver of several jobs can train their nets as one. A job
+reads only published results of its parents, and its own result is published atomically.
 """
 
 from __future__ import annotations
@@ -64,16 +63,16 @@ from trainables.training.precision import tensor_float
 __all__ = ["Context", "Course", "EpochEnd", "EpochWanted", "Row", "alone", "course", "final_metrics", "run_job"]
 
 LOGITS_LIMIT = 2_000_000
-"""Test logits are kept for later comparison of functions unless they are more numbers than this (8 MB)."""
+"""Test logits are kept, to compare functions later, unless they have more elements than this (8 MB)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochWanted:
-    """What a job yields to have the next epoch of its net trained.
+    """A job's request to train the next epoch of its net.
 
     Attributes:
-        training: of which it wants an epoch.
-        log: where the job says what it does.
+        training: the training that needs the epoch.
+        log: the job's log.
     """
 
     training: Training
@@ -81,16 +80,16 @@ class EpochWanted:
 
 
 EpochEnd = Callable[[], Metrics]
-"""What a job is sent for it: called within the job, it ends the epoch and returns its metrics, or raises ``Diverged``.
+"""The answer to an ``EpochWanted``: a function that the job calls to finish the epoch.
 
-It may as well be what trains the epoch.
+It returns the epoch's metrics or raises ``Diverged``. It may also train the epoch itself.
 """
 Course = Generator[EpochWanted | Row, EpochEnd | None, None]
-"""A job on its way: it asks for epochs, yields a row after each, and has published its result when it ends."""
+"""A running job: it requests epochs, yields a row after each, and publishes its result before it ends."""
 
 
 def alone(steps: Course) -> Generator[Row, None, None]:
-    """Train each epoch that is asked for, by itself, and yield the rows."""
+    """Train each requested epoch on its own and yield the rows."""
     with contextlib.closing(steps):
         epoch_end: EpochEnd | None = None
         while True:
@@ -106,7 +105,7 @@ def alone(steps: Course) -> Generator[Row, None, None]:
 
 
 def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Iterator[Row]:
-    """Compute one job whose parents are published, and publish it; arguments and errors as of :func:`course`.
+    """Compute and publish one job whose parents are published; arguments and errors as in :func:`course`.
 
     Yields:
         A row after each epoch: ``step`` and the epoch's metrics.
@@ -115,19 +114,20 @@ def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Itera
 
 
 def course(job: Job, wanted: Collection[int | None], context: Context) -> Course:
-    """Compute one job whose parents are published, and publish it; whoever drives it sees to its epochs.
+    """Compute and publish one job whose parents are published; the driver trains its epochs.
 
     Args:
-        job: what to compute.
-        wanted: which outputs: None for the final result, numbers for a dense net's states after so many epochs.
-        context: where.
+        job: the job to compute.
+        wanted: the outputs to publish: None for the final result, a number for a dense net's state after that number
+            of epochs.
+        context: store, device and data.
 
     Yields:
-        An ``EpochWanted`` for each epoch, to be answered by an ``EpochEnd``; then a row, ``step`` and the epoch's
-        metrics, to be answered by None.
+        For each epoch an ``EpochWanted``, to be answered with an ``EpochEnd``; then a row with ``step`` and the epoch's
+        metrics, to be answered with None.
 
     Raises:
-        Diverged: training ended in a loss that is not a number.
+        Diverged: a loss was not finite.
         DamagedArtifact: a parent could not be read; it is no longer published.
     """
     context = dataclasses.replace(context, log=JobLog())
@@ -137,8 +137,8 @@ def course(job: Job, wanted: Collection[int | None], context: Context) -> Course
     try:
         with contextlib.closing(_steps(job, wanted, context)) as steps:
             while True:
-                # Entered for each step anew: between two of them, other jobs of this process may take theirs.
-                # What a recipe allows as to precision, it allows to its training steps.
+                # Entered again for each step, because other jobs of this process may run between two steps.
+                # TF32 is off here: a recipe's precision applies to its training steps only.
                 with context.log.capturing(), tensor_float(False):
                     try:
                         request = steps.send(epoch_end)
@@ -146,10 +146,10 @@ def course(job: Job, wanted: Collection[int | None], context: Context) -> Course
                         return
                 epoch_end = yield request
     except (DamagedArtifact, NotPublished, StorageError):
-        raise  # not of this job's making
+        raise  # not caused by this job
     except Exception as error:
         if verdict(error) is not Verdict.OF_HOST:
-            with contextlib.suppress(StorageError):  # the error itself matters more than the note of it
+            with contextlib.suppress(StorageError):  # raising the error matters more than recording it
                 context.store.record_failure(job.key, failure_note(error, context))
         raise
 
@@ -183,7 +183,7 @@ def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Course
             described = {**manifest(job, context), "kind": "snapshot", "epoch": epoch}
             store.publish(Ref(job, epoch).key, {schema.WEIGHTS: pack(training.weights())}, described)
 
-    # A checkpoint beyond a state that is asked for is of no use: that state lies before it.
+    # A checkpoint later than a missing state is of no use: training must pass through that state.
     session = _Session(job, data, training, context, latest=min(states, default=config.recipe.epochs))
     publish_state(training.epoch)
     stop = config.recipe.epochs if None in missing else max(states, default=0)
@@ -209,7 +209,7 @@ def _prune(job: Job, context: Context) -> Course:
         config.sparsity,
         previous=read_mask(store, previous.key) if previous.job.kind == schema.PRUNE else None,
     )
-    if not any(kept.any() for kept in mask.values()):  # the plan refuses it where it knows the images' size
+    if not any(kept.any() for kept in mask.values()):  # the plan checks this only if it knows the image size
         count = sum(kept.numel() for kept in mask.values())
         raise ValueError(nothing_left(config.sparsity, count, f"{config.task.model} at width {config.task.width:g}"))
     start = read_weights(store, job.parent("rewind").key) if "rewind" in dict(job.parents) else weights
@@ -222,7 +222,7 @@ def _sparse(job: Job, context: Context) -> Course:
     store, data = context.store, TaskData(config.task, context)
     mask = _transform_mask(config, data.model(), read_mask(store, job.parent("mask").key), job, store)
     start = read_weights(store, job.parent("init").key)
-    # The first data order has no number: it is that of every net outside ensembles.
+    # Data order 0 adds no counter: it is the order of all nets outside ensembles.
     order = derive_seed(config.seed, "sparse", *([config.order] if config.order else []))
     yield from _train_masked(job, context, data, start, mask, order)
 
@@ -230,7 +230,7 @@ def _sparse(job: Job, context: Context) -> Course:
 def _transform_mask(
     config: SparseConfig, model: nn.Module, mask: dict[str, Tensor], job: Job, store: Store
 ) -> dict[str, Tensor]:
-    """Return the mask that the sparse net wears, see ``methods.TRANSFORMS``."""
+    """Return the mask for the sparse net, transformed as ``methods.TRANSFORMS`` describes."""
     spec = permutation_spec(model)
     seed = derive_seed(config.transform_seed, config.transform)
     if config.transform == "permute":
@@ -270,7 +270,7 @@ def _train_masked(
 
 
 class _Session:
-    """The course of one training job: history, checkpoints, and what is published at its end."""
+    """The state of one training job around its training loop: history, checkpoints, and publication."""
 
     def __init__(
         self, job: Job, data: TaskData, training: Training, context: Context, latest: int | None = None
@@ -283,28 +283,28 @@ class _Session:
         self._resume(latest)
 
     def _resume(self, latest: int | None) -> None:
-        """Go on from the checkpoint if there is one, it is of this job, whole, and not beyond epoch `latest`."""
+        """Resume from the job's checkpoint, unless it is missing, damaged or later than epoch `latest`."""
         content = self._context.store.read_checkpoint(self._job.key)
         if content is None:
             return
         try:
             tensors, document = unpack_checkpoint(content, self._job.key)
             if [row["step"] for row in document["history"]] != list(range(1, document["epoch"] + 1)):
-                raise ValueError(f"the history of a checkpoint after {document['epoch']} epochs is of others")
+                raise ValueError(f"the history of a checkpoint does not match its {document['epoch']} epochs")
             if latest is not None and document["epoch"] > latest:
                 return
             self._training.restore(tensors, document)
-        except ValueError as error:  # costs time, never the result
+        except ValueError as error:  # training again costs time but gives the same result
             self._context.log.write(f"starting from the first epoch: {error}")
             return
         self._history, self._seconds = document["history"], document["seconds"]
         self._context.log.precede(document["log"])
-        self._context.log.write(f"going on after epoch {self._training.epoch}")
+        self._context.log.write(f"resuming after epoch {self._training.epoch}")
 
     def epoch(self) -> Generator[EpochWanted, EpochEnd | None, Row]:
         """Have the next epoch trained and return its row."""
         end = yield EpochWanted(training=self._training, log=self._context.log)
-        assert end is not None, "an epoch that is wanted is trained"
+        assert end is not None, "a requested epoch must be trained"
         metrics = end()
         row = {"step": self._training.epoch, "timestamp": now(), **metrics, **self._usage.sample()}
         self._history.append(row)
@@ -312,7 +312,7 @@ class _Session:
         return row
 
     def save_if_due(self) -> None:
-        """Write a checkpoint if the last one is old enough."""
+        """Write a checkpoint if the last one is at least ``context.checkpoint_seconds`` old."""
         if time.perf_counter() - self._saved < self._context.checkpoint_seconds:
             return
         tensors, data = self._training.state()
@@ -324,7 +324,7 @@ class _Session:
         return self._seconds + self._context.clock() - self._started
 
     def publish(self, metrics: Metrics, files: Files | None = None) -> None:
-        """Measure the final network and publish it."""
+        """Measure the final network on test and training images, and publish it with `metrics` and `files`."""
         training, data = self._training, self._data
         test = evaluate(training.model, data.test)
         train = evaluate(training.model, data.train_plain)
