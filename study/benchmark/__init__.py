@@ -1,1 +1,1 @@
-"""What this machine does: ``python -m study.benchmark [training|matching|sweep|all]``."""
+"""Measurements of this machine: ``python -m study.benchmark [training|matching|sweep|all]``."""

@@ -1,4 +1,4 @@
-"""The command line of the benchmark; ``fastest``, which chooses for a study, has one of its own."""
+"""The benchmark's command line; its subcommand ``fastest`` has its own parser in ``ways``."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ WHAT = ("training", "matching", "sweep")
 OPTIONS = {
     "model": (str, "resnet20", "network to train and to match"),
     "width": (float, 1.0, "its width"),
-    "sparsity": (float, 0.9, "of the mask it is trained under"),
-    "steps": (int, 10, "training steps of a run"),
-    "trials": (int, 8, "trials of a grid"),
-    "images": (int, 1000, "images to match by"),
-    "threads": (int, 1, "CPU threads to match with"),
-    "jobs": (int, 1000, "trivial jobs of a sweep"),
+    "sparsity": (float, 0.9, "sparsity of the mask that it trains under"),
+    "steps": (int, 10, "training steps per run"),
+    "trials": (int, 8, "trials that a grid trains at a time"),
+    "images": (int, 1000, "images for matching"),
+    "threads": (int, 1, "CPU threads for matching"),
+    "jobs": (int, 1000, "trivial jobs in a sweep"),
 }
-"""Option -> its type, default and meaning. Each kind of measurement takes those that it has a setting for."""
+"""Option -> type, default, meaning. Each measurement uses the options that its ``Setting`` has a field for."""
 
 
 @command
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line and return the exit code: 0, or 2 for a wrong request."""
+    """Run the command line and return the exit code: 0, or 2 for an invalid request."""
     if arguments[:1] == ["fastest"]:
         from study.benchmark.ways import main as choose
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _setting(kind: type, options: argparse.Namespace) -> Any:
-    """Return what is to be measured, from those options that it knows."""
+    """Return the setting of a measurement, from the options that it has a field for."""
     known = {field.name for field in dataclasses.fields(kind)}
     given = {name: value for name, value in vars(options).items() if value is not None}
     return kind(**{name: value for name, value in given.items() if name in known})
@@ -85,9 +85,9 @@ def _setting(kind: type, options: argparse.Namespace) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m study.benchmark",
-        description="What this machine does: ratios of two ways to do the same, timed in turns.",
-        epilog="python -m study.benchmark fastest --space NAME: measure what study.run --fastest chooses from. "
-        "python -m study.benchmark table: print the README's table of the machines that were measured.",
+        description="Measure this machine: ratios of two ways to do the same work, timed alternately.",
+        epilog="python -m study.benchmark fastest --space NAME: measure the settings that study.run --fastest uses. "
+        "python -m study.benchmark table: print the README's table of the measured machines.",
     )
     parser.add_argument("what", nargs="?", default="all", choices=(*WHAT, "all"))
     for name, (kind, default, meaning) in OPTIONS.items():
@@ -96,15 +96,15 @@ def _parser() -> argparse.ArgumentParser:
         "--precisions",
         type=lambda text: tuple(text.split(",")),
         metavar="P,...",
-        help=f"that our trials are measured in (default: {','.join(CPU_PRECISIONS)}, on a GPU {','.join(PRECISIONS)})",
+        help=f"precisions of our trials (default: {','.join(CPU_PRECISIONS)}, on a GPU {','.join(PRECISIONS)})",
     )
-    parser.add_argument("--repeats", type=int, default=5, help="most rounds of a contest (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="most rounds per contest (default: %(default)s)")
     parser.add_argument(
         "--minutes",
         type=float,
         default=10.0,
-        help="for everything together: contests have fewer rounds, at least one; what does not fit is named and not "
-        "measured (default: %(default)s)",
+        help="time limit for all measurements together: contests run fewer rounds, at least one, and contests that do "
+        "not fit are named and skipped (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, default=Path("outputs", results.FILE), help="default: %(default)s")
     return parser

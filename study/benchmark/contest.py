@@ -1,7 +1,7 @@
-"""Ways to do the same, timed in turns: a machine whose speed drifts slows them all.
+"""Contests between workloads, timed alternately so that a drift in the machine's speed affects all of them.
 
-The first run of each way is not counted. The median over the repeats is what to quote; the smallest and the largest
-show the noise.
+The first run of each workload is not counted. Quote the median over the repeats; the smallest and the largest show the
+noise.
 """
 
 from __future__ import annotations
@@ -28,45 +28,42 @@ from trainables.host.processes import cores
 _MEBIBYTE = 2**20
 
 
-class Way(Protocol):
-    """A way to do something again and again."""
+class Workload(Protocol):
+    """Work that can be repeated."""
 
     def run(self) -> int:
-        """Do it once; return how much was done, such as the number of images."""
-
-    def helpers(self) -> Sequence[int]:
-        """Return the ids of further processes that work for it."""
+        """Do the work once; return its amount, such as the number of images."""
 
 
 class Contestant:
-    """A way in a process of its own, so that neither memory nor settings of the others reach it."""
+    """A workload in its own process, isolated from the memory and settings of the others."""
 
-    def __init__(self, name: str, threads: int, make: Callable[..., Way], *arguments: Any) -> None:
-        """Start the process; it builds the way and runs it once, uncounted.
+    def __init__(self, name: str, threads: int, make: Callable[..., Workload], *arguments: Any) -> None:
+        """Start the process; it builds the workload and runs it once, uncounted.
 
         Args:
             name: for messages.
-            threads: that torch computes with.
-            make: returns the way; it and its arguments are pickled.
-            *arguments: of `make`.
+            threads: torch's CPU threads.
+            make: returns the workload; `make` and its arguments are pickled.
+            *arguments: arguments of `make`.
         """
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        # No daemon: those may not have loader processes.
+        # Not a daemon: daemons cannot start loader processes.
         self._process = context.Process(target=_serve, args=(theirs, threads, make, arguments), daemon=False)
         self._process.start()
         theirs.close()
 
-    def begin(self, what: str = "run") -> None:
-        """Let it begin; does not wait."""
-        self._pipe.send(what)
+    def begin(self, request: str = "run") -> None:
+        """Send a request ("run", "run afresh" or "memory") without waiting for the answer."""
+        self._pipe.send(request)
 
     def answer(self) -> Any:
-        """Wait for what it has to say.
+        """Wait for the answer to the last request.
 
         Raises:
-            RuntimeError: it failed; the message has its error.
+            RuntimeError: the process failed; the message contains its error.
         """
         try:
             fine, answer = self._pipe.recv()
@@ -78,7 +75,7 @@ class Contestant:
         return answer
 
     def memory(self) -> float:
-        """Return the peak of its memory in MiB, helpers included, as far as this system tells."""
+        """Return the process's peak memory in MiB, plus the memory that its child processes hold now, if known."""
         self.begin("memory")
         return float(self.answer())
 
@@ -89,61 +86,58 @@ class Contestant:
 
 
 class Team:
-    """Contestants that run at the same time; what they take is what the slowest takes."""
+    """Contestants that run at the same time; the slowest determines the team's time."""
 
     def __init__(self, stack: ExitStack, *contestants: Contestant) -> None:
-        """Wait until all are ready, and leave their end to `stack`."""
+        """Wait until all are ready; `stack` ends their processes."""
         self.contestants = contestants
         for each in contestants:
             stack.callback(each.close)
         self.first_seconds = max(each.answer() for each in contestants)
-        """That the slowest took for the uncounted run."""
+        """Seconds of the slowest contestant's uncounted run."""
 
-    def seconds(self) -> tuple[float, int]:
-        """Let them run once; return the seconds, and how much all of them have done."""
+    def seconds(self, request: str = "run") -> tuple[float, int]:
+        """Run all once; return the seconds of the slowest and the amount of work done by all."""
         for each in self.contestants:
-            each.begin()
+            each.begin(request)
         answers = [each.answer() for each in self.contestants]
         return max(seconds for seconds, _ in answers), sum(done for _, done in answers)
 
     def seconds_afresh(self) -> float:
-        """Let each build its way anew and run it once; return the seconds of the slowest."""
-        for each in self.contestants:
-            each.begin("run afresh")
-        answers = [each.answer() for each in self.contestants]
-        return float(max(seconds for seconds, _ in answers))
+        """Rebuild every workload and run all once; return the seconds of the slowest run."""
+        return self.seconds("run afresh")[0]
 
     def memory(self) -> float:
-        """Return the peak memory of one of them, the largest, in MiB."""
+        """Return the largest peak memory among the contestants, in MiB."""
         return max(each.memory() for each in self.contestants)
 
 
 class Budget:
-    """The time that the parts of a measurement share: each may take its share of what those before it have left."""
+    """The time limit that the parts of a measurement share: each part may use an equal share of the time left."""
 
     def __init__(self, seconds: float, parts: int, repeats: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start the time.
+        """Start the clock.
 
         Args:
-            seconds: for all parts together; a part that has begun takes at least one round.
-            parts: how many there are.
-            repeats: most rounds of a part.
+            seconds: limit for all parts together; a part that has begun runs at least one round.
+            parts: number of parts.
+            repeats: most rounds per part.
             clock: returns seconds.
         """
         self._clock, self._repeats, self._parts = clock, repeats, parts
         self._end = self._until = clock() + seconds
 
     def begins(self, part: str) -> bool:
-        """Begin a part if there is time left, and say what is timed, or what is not measured."""
+        """Begin a part if time is left and print whether it is timed; return whether it is."""
         now = self._clock()
         left = self._end - now
-        print(f"timing {part}" if left > 0 else f"not measured, the time is over: {part}", flush=True)
+        print(f"timing {part}" if left > 0 else f"not measured, out of time: {part}", flush=True)
         self._until = now + left / max(1, self._parts)
         self._parts -= 1
         return left > 0
 
     def rounds(self) -> Iterator[int]:
-        """Yield the rounds of the part that has begun: one, and more while another as long as the last one fits."""
+        """Yield the current part's rounds: one, then more as long as another one of the last one's length fits."""
         for each in range(self._repeats):
             start = self._clock()
             yield each
@@ -153,11 +147,11 @@ class Budget:
 
 
 def in_turns(teams: Mapping[str, Team], rounds: Iterable[int]) -> dict[str, tuple[float, ...]]:
-    """Return the seconds that each team takes for one unit of work, repeat by repeat.
+    """Time teams alternately; return the seconds of each team per unit of work, one number per round.
 
     Args:
-        teams: name -> who. The order changes with each repeat.
-        rounds: to run, counted from 0.
+        teams: name -> team. A different team starts each round.
+        rounds: round numbers, counted from 0.
     """
     times: dict[str, list[float]] = {name: [] for name in teams}
     names = list(teams)
@@ -169,7 +163,7 @@ def in_turns(teams: Mapping[str, Team], rounds: Iterable[int]) -> dict[str, tupl
 
 
 def compare(name: str, ours: Callable[[], object], other: Callable[[], object], rounds: Iterable[int]) -> Comparison:
-    """Time two ways in turns in this process, after one uncounted run of each."""
+    """Time two functions alternately in this process, after one uncounted run of each."""
     times: dict[Callable[[], object], list[float]] = {ours: [], other: []}
     for way in times:
         way()
@@ -184,15 +178,15 @@ def compare(name: str, ours: Callable[[], object], other: Callable[[], object], 
 
 
 def synchronize() -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the GPU, if there is one, has finished all queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def peak_memory() -> float:
-    """Return the most memory that this process has had, in MiB."""
+    """Return this process's peak memory, in MiB."""
     try:
-        # getrusage would start from what the parent had when it started this process.
+        # getrusage would include the parent's memory at the time it started this process.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
     except (OSError, StopIteration):
@@ -201,7 +195,7 @@ def peak_memory() -> float:
 
 
 def machine() -> dict[str, object]:
-    """Return what the figures were measured on."""
+    """Return the facts about this machine that figures depend on."""
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
@@ -216,39 +210,40 @@ def machine() -> dict[str, object]:
 
 
 # --- in the contestant's process ----------------------------------------------------------------------------------
-def _serve(pipe: Connection, threads: int, make: Callable[..., Way], arguments: Sequence[Any]) -> None:
-    """Answer what is asked until the pipe is closed."""
+def _serve(pipe: Connection, threads: int, make: Callable[..., Workload], arguments: Sequence[Any]) -> None:
+    """Answer requests until the pipe is closed."""
     torch.set_num_threads(threads)
     try:
-        way = make(*arguments)
-        pipe.send((True, _timed(way)[0]))
+        workload = make(*arguments)
+        pipe.send((True, _timed(workload)[0]))
         while True:
             try:
-                asked = pipe.recv()
+                request = pipe.recv()
             except EOFError:
                 return
-            if asked == "memory":
-                answer: object = peak_memory() + sum(map(_own_memory, way.helpers()))
+            if request == "memory":
+                children = (child.pid for child in multiprocessing.active_children())
+                answer: object = peak_memory() + sum(map(_own_memory, children))
             else:
-                way = make(*arguments) if asked == "run afresh" else way
-                answer = _timed(way)
+                workload = make(*arguments) if request == "run afresh" else workload
+                answer = _timed(workload)
             pipe.send((True, answer))
     except BaseException as error:
         pipe.send((False, f"{type(error).__name__}: {error}"))
         raise
 
 
-def _timed(way: Way) -> tuple[float, int]:
-    gc.collect()  # of the last run's garbage, which is not this one's
+def _timed(workload: Workload) -> tuple[float, int]:
+    gc.collect()  # garbage of the last run must not slow this one
     synchronize()
     start = time.perf_counter()
-    done = way.run()
+    done = workload.run()
     synchronize()
     return time.perf_counter() - start, done
 
 
-def _own_memory(process: int) -> float:
-    """Return the memory that a process shares with no other, in MiB; 0 where the system does not say."""
+def _own_memory(process: int | None) -> float:
+    """Return the memory that a process shares with no other, in MiB; 0 if the system does not tell."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:

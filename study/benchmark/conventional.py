@@ -1,30 +1,30 @@
-"""What a user would run instead: the training loop of a thousand repositories, written with care but nothing clever.
+"""The conventional training loop that a user would run instead, written carefully but without optimisations.
 
-Images become PIL images and are augmented one by one in loader processes; the mask is held by pruning hooks; SGD as
-it comes, single precision, the default memory format, and the loss and accuracy are read at every step.
+Loader processes augment PIL images one by one, pruning hooks apply the mask, SGD runs with PyTorch's defaults in single
+precision and the default memory format, and every step reads loss and accuracy.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import prune
-from torch.utils.data import DataLoader, Dataset
+from torch.utils import data
 from torchvision import transforms
 
-from trainables.data.dataset import Split
+from trainables.config import Recipe
+from trainables.data.dataset import Dataset, Split
 
 
-class ImagesOneByOne(Dataset[tuple[Tensor, int]]):
-    """Images in memory, each made a PIL image when asked for, as torchvision's CIFAR-10 does."""
+class ImagesOneByOne(data.Dataset[tuple[Tensor, int]]):
+    """Images in memory, converted to a PIL image on each access, as torchvision's CIFAR-10 does."""
 
     def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]) -> None:
-        """Take the images over; `transform` makes a tensor of one."""
+        """Hold the images; `transform` converts one to a tensor."""
         self._images = split.images.permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = split.labels.tolist()
         self._transform = transform
@@ -37,37 +37,27 @@ class ImagesOneByOne(Dataset[tuple[Tensor, int]]):
 
 
 class ConventionalLoop:
-    """Trains an epoch per run."""
+    """A workload that trains one epoch per run, with a constant learning rate."""
 
     def __init__(
         self,
         model: nn.Module,
         mask: Mapping[str, Tensor],
-        split: Split,
+        dataset: Dataset,
+        recipe: Recipe,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        batch_size: int,
         workers: int,
         device: torch.device,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
     ) -> None:
-        """Prepare.
+        """Prune `model` and start the loader.
 
         Args:
             model: trained in place.
             mask: name -> bool tensor, True where a weight is kept.
-            split: images of 32 x 32 pixels or so.
-            mean: per channel.
-            std: per channel.
-            batch_size: images per step; the rest of an epoch is dropped.
-            workers: loader processes.
-            device: where to compute.
-            lr: learning rate.
-            momentum: of SGD.
-            weight_decay: of SGD.
+            dataset: provides the training images.
+            recipe: batch size, learning rate, momentum and weight decay; the last partial batch is dropped.
+            workers: number of loader processes.
+            device: device to compute on.
         """
         self.model = model.to(device)
         for name, keep in mask.items():
@@ -76,15 +66,15 @@ class ConventionalLoop:
             prune.custom_from_mask(layer, parameter, keep.to(device))  # type: ignore[no-untyped-call]
         augment = transforms.Compose(
             [
-                transforms.RandomCrop(split.images.shape[-1], padding=4),
+                transforms.RandomCrop(dataset.image_size, padding=4),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
-                transforms.Normalize(mean, std),
+                transforms.Normalize(dataset.mean, dataset.std),
             ]
         )
-        self._loader = DataLoader(
-            ImagesOneByOne(split, augment),
-            batch_size=batch_size,
+        self._loader = data.DataLoader(
+            ImagesOneByOne(dataset.train, augment),
+            batch_size=recipe.batch_size,
             shuffle=True,
             drop_last=True,
             num_workers=workers,
@@ -93,7 +83,9 @@ class ConventionalLoop:
         )
         self._device = device
         torch.backends.cudnn.benchmark = True
-        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self._optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
 
     def run(self) -> int:
         """Train one epoch; return the number of images."""
@@ -112,7 +104,3 @@ class ConventionalLoop:
             images_seen += len(labels)
         self.loss, self.accuracy = total_loss / images_seen, 100.0 * hits / images_seen
         return images_seen
-
-    def helpers(self) -> list[int]:
-        """Return the ids of the loader processes."""
-        return [each.pid for each in multiprocessing.active_children() if each.pid]

@@ -1,4 +1,4 @@
-"""Activation matching: one pass for all permutation groups against one per group, as the paper's code makes them."""
+"""Activation matching: one pass for all permutation groups, against one pass per group as in the paper's code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from trainables.symmetry.permutations import PermutationSpec, permutation_spec
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is matched.
+    """The networks and images to match.
 
     Attributes:
-        model: a name of ``MODELS``.
+        model: a name in ``MODELS``.
         width: its width.
-        images: random RGB images of 32 x 32 pixels.
-        threads: of the CPU.
+        images: number of random RGB images of 32 x 32 pixels.
+        threads: CPU threads.
     """
 
     model: str = "resnet20"
@@ -39,17 +39,12 @@ class Setting:
 
 
 def parts(setting: Setting) -> int:
-    """Return how many parts the measurement has."""
+    """Return the number of parts of the measurement."""
     return 1
 
 
 def measure(setting: Setting, budget: Budget) -> Iterator[Comparison]:
-    """Compare the two. Both collect the same moments of the same activations; the assignments are not timed.
-
-    Args:
-        setting: what is matched.
-        budget: how long it may take.
-    """
+    """Compare the two. Both collect the same moments of the same activations; the assignments are not timed."""
     torch.set_num_threads(setting.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
@@ -69,6 +64,6 @@ def measure(setting: Setting, budget: Budget) -> Iterator[Comparison]:
 
 
 def one_group(spec: PermutationSpec, group: str) -> PermutationSpec:
-    """Return the specification of one permutation group by itself."""
+    """Return a specification that has only the permutation group `group`."""
     axes = {name: tuple(each if each == group else None for each in groups) for name, groups in spec.axes.items()}
     return PermutationSpec(axes=axes, sizes={group: spec.sizes[group]}, taps={group: spec.taps[group]})

@@ -1,7 +1,6 @@
-"""Scheduling: what a job costs the driver besides being computed, how memory grows, and what a plan saves.
+"""Scheduling: the driver's time and memory per job, apart from computing the job.
 
-The jobs of a real plan go through the real searcher, Tuner, callback, store and tracker; only computing them is left
-out.
+The jobs of a real plan pass through the real searcher, Tuner, callback, store and tracker, but compute nothing.
 """
 
 from __future__ import annotations
@@ -11,16 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from search_spaces import SPACES, SearchSpace, get_space
+from search_spaces import SearchSpace, get_space
 from study.benchmark.contest import Budget, peak_memory
 from study.benchmark.results import Figure
 from study.plan import Plan, make_plan
 from trainables.config import bounded
-from trainables.data.layout import ARCHIVE_FILES
 
 SPACE = "digits_quickstart"
 DELIVERY_SECONDS = 3600.0
@@ -29,10 +26,10 @@ MIN_JOBS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is scheduled.
+    """The size of the sweeps.
 
     Attributes:
-        jobs: of the larger of two sweeps, at least; the other has a tenth.
+        jobs: least number of jobs of the larger sweep; the smaller one has a tenth.
     """
 
     jobs: int = 1000
@@ -43,17 +40,17 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a sweep took.
+    """The cost of a sweep.
 
     Attributes:
-        jobs: that were run.
-        plan_seconds: for making the plan.
-        driver_seconds: processor time of the driver, all its threads together.
-        wall_seconds: from the first job handed out to the last one done.
-        delivery_seconds: after that, until everything was in MLflow.
-        start_memory: the driver's peak in MiB before the first job.
-        memory: the driver's peak in MiB in the end.
-        again: jobs that a second sweep over the same store would run.
+        jobs: number of jobs that were run.
+        plan_seconds: time to make the plan.
+        driver_seconds: processor time of all the driver's threads.
+        wall_seconds: from the start of the first job to the end of the last one.
+        delivery_seconds: from then until everything was in MLflow.
+        start_memory: the driver's peak memory before the first job, MiB.
+        memory: the driver's peak memory at the end, MiB.
+        again: number of jobs that a second sweep over the same store would run.
     """
 
     jobs: int
@@ -67,21 +64,16 @@ class Cost:
 
 
 def parts(setting: Setting) -> int:
-    """Return how many parts the measurement has."""
+    """Return the number of parts of the measurement."""
     return 2
 
 
 def measure(setting: Setting, budget: Budget) -> Iterator[Figure]:
-    """Run sweeps of two sizes, with and without a tracker; each takes minutes, so none is repeated.
-
-    Args:
-        setting: how large.
-        budget: how long it may take.
+    """Run sweeps of two sizes, with and without MLflow; each takes minutes, so none is repeated.
 
     Raises:
-        RuntimeError: a job of a sweep failed.
+        RuntimeError: a sweep failed.
     """
-    yield from sharing()
     for tracked in (False, True):
         kind = f"{'with' if tracked else 'without'} MLflow"
         if not budget.begins(f"sweeps of {setting.jobs // 10} and {setting.jobs} jobs {kind}"):
@@ -101,36 +93,8 @@ def measure(setting: Setting, budget: Budget) -> Iterator[Figure]:
             yield Figure(name=f"plan of {large.jobs} jobs", value=large.plan_seconds, unit="s")
 
 
-# --- what a plan saves -----------------------------------------------------------------------------------------------
-def sharing() -> list[Figure]:
-    """Return for each space how many epochs its plan has, and how many its cells would take one by one."""
-    figures, seconds = [], 0.0
-    with _datasets_by_name() as folder:
-        for space in SPACES.values():
-            if not set(space.dataset) <= {"digits", *ARCHIVE_FILES}:
-                continue  # files of the user's decide what it needs
-            start = time.perf_counter()
-            plan = make_plan(space, str(folder))
-            seconds += time.perf_counter() - start
-            ratio = plan.separate_epochs / max(1, plan.epochs)
-            figures.append(
-                Figure(name=f"epochs without sharing, {space.name} ({plan.epochs:,} with it)", value=ratio, unit="x")
-            )
-    return [*figures, Figure(name=f"plans of {len(figures)} spaces together", value=seconds, unit="s")]
-
-
-@contextmanager
-def _datasets_by_name() -> Iterator[Path]:
-    """Yield a folder in which datasets are found that nobody opens: their sizes are known without."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        for file in (file for files in ARCHIVE_FILES.values() for file in files):
-            Path(folder, file).parent.mkdir(exist_ok=True)
-            Path(folder, file).touch()
-        yield Path(folder)
-
-
 def plan_of(jobs: int) -> tuple[Plan, float]:
-    """Return a plan of at least so many jobs, and the seconds that it took."""
+    """Return a plan of at least `jobs` jobs, and the seconds that planning took."""
     space = get_space(SPACE)
 
     def of(seeds: int) -> SearchSpace:
@@ -144,16 +108,16 @@ def plan_of(jobs: int) -> tuple[Plan, float]:
 
 # --- a sweep, in a process of its own --------------------------------------------------------------------------------
 def run_apart(jobs: int, tracked: bool) -> Cost:
-    """Do what `run` does in a process of its own, which no other sweep has had its memory from."""
+    """Do what `run` does in a new process, whose peak memory is that of this sweep alone."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(run, jobs, tracked).result()
 
 
 def run(jobs: int, tracked: bool) -> Cost:
-    """Run a sweep of at least so many trivial jobs on a Ray of its own, and return what it took.
+    """Run a sweep of at least `jobs` trivial jobs on its own Ray, and return its cost.
 
     Raises:
-        RuntimeError: a job failed, or not everything arrived in MLflow.
+        RuntimeError: a job failed, or delivery to MLflow was incomplete.
     """
     from study.estimate import estimate
     from study.scheduling.states import DONE

@@ -1,4 +1,4 @@
-"""The README's table of ratios: one column for each machine that was measured, ``python -m study.benchmark table``."""
+"""The README's table of ratios, one column per measured machine: ``python -m study.benchmark table``."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ ROWS: Final = {
     ),
     "matching in one pass against one pass per group": "matching resnet20 x1, 1000 images, against 12 passes",
 }
-"""Words of a row -> name of the comparison; training without more words is against the conventional loop."""
+"""Label of a row -> name of its comparison; "training" alone is against the conventional loop."""
 _INSTRUCTIONS: Final = {"AVX512": "AVX-512"}
 
 
 def measured() -> list[Path]:
-    """Return the files of the machines that were measured."""
+    """Return the result files of the measured machines."""
     return sorted(Path(__file__).with_name("measured").glob("*.json"))
 
 
 def lines(files: Sequence[Path]) -> list[str]:
-    """Return the table in Markdown; what a file does not have is an empty cell."""
+    """Return the lines of the table in Markdown; a comparison that a file lacks is an empty cell."""
     columns = [json.loads(path.read_text(encoding="utf-8"))["measurements"] for path in files]
     found = [_comparisons(entries) for entries in columns]
     rows = [[words, *(_cell(each.get(name)) for each in found)] for words, name in ROWS.items()]
@@ -45,7 +45,7 @@ def _comparisons(entries: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def _machine(machine: dict[str, Any]) -> str:
-    """Return what a machine is called at the head of its column."""
+    """Return the heading of a machine's column."""
     cpu = re.sub(r"\(R\)|\(TM\)| Processor.*", "", machine["cpu"])
     instructions = _INSTRUCTIONS.get(machine["instructions"], machine["instructions"])
     return f"{instructions}: {cpu}, {machine['cores']} cores, PyTorch {machine['torch'].partition('+')[0]}"

@@ -1,14 +1,14 @@
-"""Sparse training: our trial against the conventional loop, against the model by itself, and a grid of trials.
+"""Sparse training: our trial against the conventional loop, against the bare model, and a grid of trials.
 
-All train the same network under the same mask on the same images, which are noise of CIFAR's shape: what they show
-does not change how long they take.
+All train the same network under the same mask on the same images. The images are noise of CIFAR's shape: their content
+does not affect the time.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from study import fastest
-from study.benchmark.contest import Budget, Contestant, Team, Way, in_turns
+from study.benchmark.contest import Budget, Contestant, Team, in_turns
 from study.benchmark.results import Comparison, Figure, Rate
 from trainables.config import CPU_PRECISIONS, PRECISIONS, Recipe, Task, bounded, fits_lanes, known
 from trainables.data import load_dataset
@@ -43,22 +43,22 @@ if TYPE_CHECKING:
 CLASSES = 10
 CONVENTIONAL = "conventional"
 STACK = 4
-"""Networks of a trial that trains several as one."""
+"""Number of networks in a stacked trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is trained.
+    """The network, data and ways to measure.
 
     Attributes:
-        model: a name of ``MODELS``.
+        model: a name in ``MODELS``.
         width: its width.
-        sparsity: of the mask, in [0, 1).
-        batch_size: images per step.
-        image_size: pixels a side.
-        steps: per run.
-        precisions: names of ``PRECISIONS`` that our trial is measured in; the conventional loop knows fp32 only.
-        trials: of the grid: as many train at the same time, on a CPU at most one per core.
+        sparsity: the mask's sparsity, in [0, 1).
+        batch_size: images per step, at least ``CLASSES``.
+        image_size: side of the square images, pixels.
+        steps: training steps per run.
+        precisions: names in ``PRECISIONS`` to measure our trial in; the conventional loop always uses fp32.
+        trials: number of trials that the grid trains at a time, on a CPU at most one per core.
     """
 
     model: str = "resnet20"
@@ -85,7 +85,7 @@ class Setting:
 
     @property
     def ways(self) -> list[fastest.Way]:
-        """How our trial is measured: in each precision and, where they fit, on the sparse kernels."""
+        """The ways to measure our trial: in each precision and, if they can be used, on the sparse kernels."""
         ways = [fastest.Way(precision=precision) for precision in self.precisions]
         fitting = fits_lanes(self.model, self.batch_size) and self.sparsity > 0
         if "fp32" in self.precisions and fitting and find_compiler() and not torch.cuda.is_available():
@@ -94,11 +94,11 @@ class Setting:
 
     @property
     def images(self) -> int:
-        """Images of a run."""
+        """Number of images per run."""
         return self.batch_size * self.steps
 
     def recipe(self) -> Recipe:
-        """Return a recipe that never ends."""
+        """Return a recipe with more epochs than any measurement trains."""
         return Recipe(
             epochs=10**6,
             batch_size=self.batch_size,
@@ -111,7 +111,7 @@ class Setting:
 
 # --- the ways ---------------------------------------------------------------------------------------------------------
 class OurTrial:
-    """Trains an epoch per run, as a trial of a study does, and evaluates on as good as no test images."""
+    """A workload that trains one epoch per run, as a trial of a study does, with only ``CLASSES`` test images."""
 
     def __init__(self, setting: Setting, folder: Path, way: fastest.Way) -> None:
         settings: dict[str, Any] = way.settings
@@ -131,13 +131,9 @@ class OurTrial:
                 finish()
         return self._images
 
-    def helpers(self) -> Sequence[int]:
-        """Return nothing: a trial is one process."""
-        return ()
-
 
 class BareStep:
-    """Forward and backward pass of the model over one batch again and again: what no loop can be faster than."""
+    """Repeated forward and backward passes over one batch: a lower bound on the time of any loop around PyTorch."""
 
     def __init__(self, setting: Setting, folder: Path, precision: str) -> None:
         keep_freed_memory()  # as our trial does
@@ -147,7 +143,7 @@ class BareStep:
         self._steps, self._precision = setting.steps, precision
 
     def run(self) -> int:
-        """Take the steps of a run; return the number of images."""
+        """Run the steps; return the number of images."""
         self._model.train()
         with tensor_float(self._precision == "tf32"):
             for _ in range(self._steps):
@@ -158,35 +154,20 @@ class BareStep:
                     parameter.grad = None
         return self._steps * len(self._labels)
 
-    def helpers(self) -> Sequence[int]:
-        """Return nothing."""
-        return ()
-
 
 def conventional(setting: Setting, folder: Path) -> ConventionalLoop:
     """Return the conventional loop with a loader process per core."""
-    # It brings torchvision along, for which other contestants need not wait.
+    # Imported here because it imports torchvision, which the other contestants do not need.
     from study.benchmark.conventional import ConventionalLoop
 
     _, model, mask = _prepared(setting, folder)
-    dataset, recipe = load_dataset("image_folder", folder), setting.recipe()
-    return ConventionalLoop(
-        model.to(memory_format=torch.contiguous_format),
-        mask,
-        dataset.train,
-        mean=dataset.mean,
-        std=dataset.std,
-        batch_size=setting.batch_size,
-        workers=cores(),
-        device=_device(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
+    model = model.to(memory_format=torch.contiguous_format)
+    dataset = load_dataset("image_folder", folder)
+    return ConventionalLoop(model, mask, dataset, setting.recipe(), workers=cores(), device=_device())
 
 
 def _prepared(setting: Setting, folder: Path) -> tuple[TaskData, nn.Module, dict[str, Tensor]]:
-    """Return the data, the network and a mask of its smallest weights; the same ones in every process."""
+    """Return the data, the network and its magnitude mask; the same in every process."""
     version = load_dataset("image_folder", folder).fingerprint
     task = Task(model=setting.model, width=setting.width, dataset="image_folder", data_version=version)
     data = TaskData(task, Context(store=Store(folder / "outputs"), data_dir=str(folder), device=_device()))
@@ -197,7 +178,7 @@ def _prepared(setting: Setting, folder: Path) -> tuple[TaskData, nn.Module, dict
 
 
 def _precisions() -> tuple[str, ...]:
-    """Return those that make a difference on this machine, without what its CPU only emulates."""
+    """Return the precisions to measure by default: those that this machine supports without emulation."""
     if torch.cuda.is_available():
         return tuple(PRECISIONS)
     return tuple(each for each in CPU_PRECISIONS if each != "bf16" or not emulates_bf16())
@@ -209,7 +190,7 @@ def _device() -> torch.device:
 
 @contextmanager
 def images_on_disk(count: int, image_size: int) -> Iterator[Path]:
-    """Yield a folder of noise images in the layout of ``image_folder``, decoded already; removed afterwards."""
+    """Yield a folder of noise images in the layout of ``image_folder``, already decoded; remove it afterwards."""
     noise = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         for split, number in (("train", count), ("test", CLASSES)):
@@ -224,19 +205,15 @@ def images_on_disk(count: int, image_size: int) -> Iterator[Path]:
 
 # --- the contests ----------------------------------------------------------------------------------------------------
 def parts(setting: Setting) -> int:
-    """Return how many parts the measurement has."""
+    """Return the number of parts of the measurement."""
     return len(_thread_counts()) + len(setting.precisions) + len(setting.ways)
 
 
 def measure(setting: Setting, budget: Budget) -> Iterator[Comparison | Figure | Rate]:
-    """Compare the ways to train; each row comes as soon as it is measured.
-
-    Args:
-        setting: what is trained.
-        budget: how long it may take.
+    """Compare the ways to train; yield each row once it is measured.
 
     Raises:
-        RuntimeError: one of the ways failed.
+        RuntimeError: a contestant failed.
     """
     network = f"{setting.model} x{setting.width:g}"
     with images_on_disk(setting.images, setting.image_size) as folder:
@@ -262,7 +239,7 @@ def _on(threads: int) -> str:
 
 
 def _one_trial(setting: Setting, threads: int, folder: Path, budget: Budget) -> Iterator[Comparison | Figure]:
-    """Compare one trial with the conventional loop and with the bare step, all on so many threads."""
+    """Compare one trial with the conventional loop and with the bare step, each on `threads` threads."""
     on = _on(threads)
     with ExitStack() as stack:
         teams = {CONVENTIONAL: Team(stack, Contestant(CONVENTIONAL, threads, conventional, setting, folder))}
@@ -284,20 +261,17 @@ def _one_trial(setting: Setting, threads: int, folder: Path, budget: Budget) -> 
 
 
 def _alternatives(setting: Setting, precision: str, folder: Path, budget: Budget) -> Iterator[Comparison]:
-    """Compare what might be quicker with what is done: one network at a time, as it comes; on one thread."""
+    """Compare compiled and stacked training with the default, one uncompiled network at a time, on one thread."""
     plain = fastest.Way(precision=precision)
-    ways: dict[str, tuple[Callable[..., Way], fastest.Way, int]] = {
-        "trial": (OurTrial, plain, 1),
-        "stacked": (OurTrial, replace(plain, stacked=True), 1),
-    }
+    ways = {"trial": (plain, 1), "stacked": (replace(plain, stacked=True), 1)}
     if find_compiler():
-        ways["compiled"] = OurTrial, replace(plain, compiled=True), 1
-    if torch.cuda.is_available():  # which as many trials can share
-        ways["side by side"] = OurTrial, plain, STACK
+        ways["compiled"] = replace(plain, compiled=True), 1
+    if torch.cuda.is_available():  # several trials can share a GPU
+        ways["side by side"] = plain, STACK
     with ExitStack() as stack:
         teams = {
-            name: Team(stack, *(Contestant(name, 1, way, setting, folder, how) for _ in range(count)))
-            for name, (way, how, count) in ways.items()
+            name: Team(stack, *(Contestant(name, 1, OurTrial, setting, folder, way) for _ in range(count)))
+            for name, (way, count) in ways.items()
         }
         seconds = in_turns(teams, budget.rounds())
     what = f"training {setting.model} x{setting.width:g} {precision}"
@@ -328,7 +302,7 @@ def _grid(
 
 
 def rate(setting: Setting, way: fastest.Way, seconds: float, compile_seconds: float = 0.0) -> Rate:
-    """Return how fast a trial trains that takes so many seconds for an image."""
+    """Return the rate of a trial that takes `seconds` per image."""
     return Rate(
         model=setting.model,
         width=setting.width,
@@ -344,7 +318,7 @@ def rate(setting: Setting, way: fastest.Way, seconds: float, compile_seconds: fl
 
 
 def _comparison(name: str, ours: Sequence[float], other: Sequence[float], images: int) -> Comparison:
-    """Return a comparison of the seconds for so many images, from the seconds for one."""
+    """Return a comparison of the seconds for `images` images, from the seconds per image."""
     return Comparison(
         name=name, ours=tuple(images * each for each in ours), other=tuple(images * each for each in other)
     )

@@ -1,4 +1,4 @@
-"""Jobs that take no time: they publish numbers without computing anything."""
+"""Jobs that take no time: they publish constants without computing anything."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from trainables.tune import STATUS_OK
 
 
 class TrivialJob(Trainable):  # type: ignore[misc] # ray is untyped
-    """Publishes every output that is asked of it in its only step, which is its only epoch."""
+    """Publishes all its requested outputs in a single step, which counts as one epoch."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next job."""
         return True
 
     def step(self) -> dict[str, Any]:
-        """Publish the job, as one that has trained an epoch."""
+        """Publish the outputs as a job does after training an epoch."""
         key, store = self.config["key"], Store(self.config["storage"])
         row = {"step": 1, "timestamp": now(), **dict.fromkeys(schema.EPOCH_METRICS, 1.0)}
         document = {"history": [row], "final": {schema.TEST_ACCURACY: 1.0, schema.SECONDS: 0.0}}
