@@ -5,7 +5,7 @@ Command:  python -m study.run --space digits_quickstart
 Jobs:     296, 1,824 epochs of a tenth of a second each.
 Expect:   LTH > permuted > naive, by more at 98 % than at 95 % and by more at the later rewind epoch, where naive falls;
           little room is left for a gain at width 1 and 95 %. The midpoint of the path from A to B is far better after
-          matching. README.md has the table of a run.
+          matching. README.md shows the report of a run.
 
 Three settings are not the paper's, because the paper's would hide the effect in 280 steps on 8x8 images:
 

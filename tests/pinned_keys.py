@@ -69,9 +69,14 @@ def read() -> Pinned:
     return pinned
 
 
-def _of(space: SearchSpace) -> dict[str, str]:
+def planned(space: SearchSpace) -> plan.Plan:
+    """Return the plan of a space on datasets as they were published, whether or not this machine has them."""
     with patch.object(plan, "check_dataset", _without_files):
-        graph = plan.make_plan(space).closure
+        return plan.make_plan(space)
+
+
+def _of(space: SearchSpace) -> dict[str, str]:
+    graph = planned(space).closure
     outputs: dict[str, list[str]] = {kind: [] for kind in TRAINED}
     for key, epochs in graph.todo(set()).items():  # a dense net is published at its rewind epochs, too
         job = graph.jobs[key]

@@ -24,7 +24,7 @@ LOCK = dict(line.split("==") for line in LINES)
 
 
 def test_a_lock_is_names_and_versions_alone() -> None:
-    """No place where something lay on some machine, and no version that only one machine has."""
+    """It names no path, and no version that only one machine has."""
     assert [line for line in LINES if not re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line)] == []
     assert sorted(LOCK) == list(LOCK)
     assert len(LOCK) == len(LINES)
@@ -57,5 +57,12 @@ def test_ci_finds_the_oldest_versions_in_pyproject() -> None:
         assert Version(version.removesuffix(".*")) <= Version(LOCK[name])
 
 
-def test_ci_is_a_script_that_bash_can_read() -> None:
-    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
+@pytest.mark.parametrize("name", ["run", "style"])
+def test_ci_is_scripts_that_bash_can_read(name: str) -> None:
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / name)], check=True)
+
+
+def test_ci_checks_style_by_the_command_that_contributors_run() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert all(f".ci/style {part}" in script for part in ("lint", "types"))
+    assert "bash .ci/style" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

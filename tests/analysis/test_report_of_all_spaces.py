@@ -66,9 +66,9 @@ def check_report(space, uri, out):
     return drawn
 
 
-def test_the_library_as_the_readme_shows_it(tmp_path, monkeypatch, capsys):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = readme.partition("## As a library")[2].partition("```python\n")[2].partition("```")[0]
+def test_the_library_as_its_page_shows_it(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    example = page.partition("## Results as data frames")[2].partition("```python\n")[2].partition("```")[0]
     (tmp_path / "outputs").mkdir()
     synthetic_spaces.write_space(tmp_path / "outputs", SPACES["digits_quickstart"])
     monkeypatch.chdir(tmp_path)

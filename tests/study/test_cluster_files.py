@@ -23,7 +23,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from launch_files import FILES, GUIDE, LAUNCHER, PLACEHOLDER, RAY_SETTINGS, ROOT, VALUES, filled, free_port, launcher
+from checkout import ROOT
+from launch_files import FILES, LAUNCHER, PLACEHOLDER, RAY_SETTINGS, VALUES, filled, free_port, launcher
+from pages import GUIDE, blocks, lines_of_words
 from studies import MARK, SPACE, Study
 from tiny_study import assignments, python
 from waiting import HANG_SECONDS, wait_until
@@ -398,18 +400,14 @@ def test_all_nodes_have_the_same_packages(rayjob: dict[str, Any]) -> None:
 
 
 # --- command lines ----------------------------------------------------------------------------------------------------
-def shell_blocks() -> list[str]:
-    return re.findall(r"^```sh\n(.*?)^```$", GUIDE.read_text(), flags=re.MULTILINE | re.DOTALL)
-
-
 def study_commands() -> list[list[str]]:
     """Return the arguments of every ``python -m study.run`` in the launch files and their guide."""
     job = yaml.safe_load(filled("kuberay-rayjob.yaml"))["spec"]["entrypoint"]
     usage = re.search(r"sbatch .*slurm\.sh (--space .*) \[options of study\.run\]", (FILES / "slurm.sh").read_text())
     assert usage is not None
-    blocks = [job, f"python -m study.run {usage[1]}", *shell_blocks()]
+    scripts = [job, f"python -m study.run {usage[1]}", *blocks(GUIDE.read_text(), "sh")]
     commands = []
-    for words in (words for block in blocks for words in _lines_of_words(block)):
+    for words in (words for script in scripts for words in lines_of_words(script)):
         for word in words:  # quoted, for another machine
             if word.startswith("python -m study.run "):
                 commands.append(shlex.split(word)[3:])
@@ -418,21 +416,6 @@ def study_commands() -> list[list[str]]:
         if "study/cluster/slurm.sh" in words:
             commands.append(words[words.index("study/cluster/slurm.sh") + 1 :])
     return [[re.sub(r"^(DIR|NAME)$", SPACE, word) for word in words] for words in commands]
-
-
-def _lines_of_words(script: str) -> Iterator[list[str]]:
-    text = ""
-    for line in script.splitlines():
-        text += line
-        if text.endswith("\\"):
-            text = text[:-1]
-            continue
-        try:
-            yield shlex.split(text, comments=True)
-            text = ""
-        except ValueError:  # within quotes: the line goes on
-            text += "\n"
-    assert not text
 
 
 def test_commands_are_understood() -> None:
@@ -444,7 +427,7 @@ def test_commands_are_understood() -> None:
         override(get_space(options.space), options.set)
 
 
-@pytest.mark.parametrize("text", [(FILES / "slurm.sh").read_text(), *shell_blocks()])
+@pytest.mark.parametrize("text", [(FILES / "slurm.sh").read_text(), *blocks(GUIDE.read_text(), "sh")])
 def test_bash_can_read_it(text: str) -> None:
     done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

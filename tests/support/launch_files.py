@@ -7,12 +7,11 @@ import socket
 from typing import Any
 
 import yaml
-from checkout import ROOT
+from pages import GUIDE
 
 from study.sweep import _ENVIRONMENT
 
-FILES = ROOT / "study" / "cluster"
-GUIDE = FILES / "README.md"
+FILES = GUIDE.parent
 LAUNCHER = ("aws.yaml", "gcp.yaml")
 """Those for ``ray up``."""
 PLACEHOLDER = re.compile(r"<([A-Z][A-Z_]*)>")
