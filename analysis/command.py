@@ -76,7 +76,7 @@ def run_module(module: Any) -> None:
     @command
     def main(arguments: Sequence[str]) -> int:
         name = module.__name__.rpartition(".")[2]
-        options = parser(name, (module.__doc__ or "").splitlines()[0]).parse_args(arguments)
+        options = parser(f"figures.{name}", (module.__doc__ or "").splitlines()[0]).parse_args(arguments)
         return guarded(lambda: _write(module, name, options))
 
     sys.exit(main())

@@ -169,6 +169,8 @@ def _is_defined(name: str) -> bool:
         try:
             found: Any = importlib.import_module(module)
         except ModuleNotFoundError:
+            found = None
+        if found is None or not Path(found.__file__).is_relative_to(ROOT):  # another version may be installed
             module, _, last = module.rpartition(".")
             names.insert(0, last)
             continue

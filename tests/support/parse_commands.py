@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import json
 import runpy
@@ -17,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
 _parse_args = argparse.ArgumentParser.parse_args
 
 
@@ -36,6 +38,9 @@ def understood(module: str, arguments: list[str]) -> dict[str, Any]:
     options: list[str] = []
     code: Any = 0
     try:
+        spec = importlib.util.find_spec(module)
+        if spec is None or not Path(spec.origin or "").is_relative_to(ROOT):  # another version may be installed
+            raise ModuleNotFoundError(f"no module {module}")
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     except Parsed as parsed:
