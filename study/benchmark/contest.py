@@ -146,6 +146,17 @@ class Budget:
                 return
 
 
+def ready(stack: ExitStack, contestants: Mapping[str, Sequence[Contestant]]) -> dict[str, Team]:
+    """Return the teams, by name, of which every contestant could run once; the others are named and left out."""
+    teams = {}
+    for name, members in contestants.items():
+        try:
+            teams[name] = Team(stack, *members)
+        except RuntimeError as error:
+            print(f"not measured: {error}", flush=True)
+    return teams
+
+
 def in_turns(teams: Mapping[str, Team], rounds: Iterable[int]) -> dict[str, tuple[float, ...]]:
     """Time teams alternately; return the seconds of each team per unit of work, one number per round.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from study import fastest
-from study.benchmark.contest import Budget, Contestant, Team, in_turns
+from study.benchmark.contest import Budget, Contestant, Team, in_turns, ready
 from study.benchmark.results import Comparison, Figure, Rate
 from trainables.config import CPU_PRECISIONS, PRECISIONS, Recipe, Task, bounded, fits_lanes, known
 from trainables.data import load_dataset
@@ -221,13 +221,13 @@ def measure(setting: Setting, budget: Budget) -> Iterator[Comparison | Figure | 
             ways = ", ".join([CONVENTIONAL, *map(str, setting.ways)])
             if budget.begins(f"one trial of {network}, {_on(threads)}: {ways}, bare model step"):
                 yield from _one_trial(setting, threads, folder, budget)
-        for precision in setting.precisions:
-            if budget.begins(f"{network} {precision}, compiled and stacked"):
-                yield from _alternatives(setting, precision, folder, budget)
         for way in setting.ways:
             together = setting.trials if torch.cuda.is_available() else min(setting.trials, cores())
             if budget.begins(f"{together} trials of {network} {way} at a time, against one conventional"):
                 yield from _grid(setting, way, together, folder, budget)
+        for precision in setting.precisions:
+            if budget.begins(f"{network} {precision}, compiled and stacked"):
+                yield from _alternatives(setting, precision, folder, budget)
 
 
 def _thread_counts() -> list[int]:
@@ -242,18 +242,19 @@ def _one_trial(setting: Setting, threads: int, folder: Path, budget: Budget) -> 
     """Compare one trial with the conventional loop and with the bare step, each on `threads` threads."""
     on = _on(threads)
     with ExitStack() as stack:
-        teams = {CONVENTIONAL: Team(stack, Contestant(CONVENTIONAL, threads, conventional, setting, folder))}
-        for way in setting.ways:
-            teams[f"ours {way}"] = Team(stack, Contestant(f"ours {way}", threads, OurTrial, setting, folder, way))
-        for precision in setting.precisions:
-            bare = f"bare {precision}"
-            teams[bare] = Team(stack, Contestant(bare, threads, BareStep, setting, folder, precision))
+        makers: dict[str, tuple[Any, ...]] = {CONVENTIONAL: (conventional, setting, folder)}
+        makers |= {f"ours {way}": (OurTrial, setting, folder, way) for way in setting.ways}
+        makers |= {f"bare {precision}": (BareStep, setting, folder, precision) for precision in setting.precisions}
+        teams: dict[str, Team] = {}
+        for name, maker in makers.items():  # one after another: each gets ready with the machine to itself
+            teams |= ready(stack, {name: [Contestant(name, threads, *maker)]})
         seconds = in_turns(teams, budget.rounds())
         for way in setting.ways:
             what = f"training {setting.model} x{setting.width:g} {way}, {on}"
             for against, other in (("conventional loop", CONVENTIONAL), ("bare model step", f"bare {way.precision}")):
-                name = f"{what}, against the {against}"
-                yield _comparison(name, seconds[f"ours {way}"], seconds[other], setting.images)
+                if {f"ours {way}", other} <= seconds.keys():
+                    name = f"{what}, against the {against}"
+                    yield _comparison(name, seconds[f"ours {way}"], seconds[other], setting.images)
         for name, team in teams.items():
             speed = 1 / statistics.median(seconds[name])
             yield Figure(name=f"training {name}, {on}", value=speed, unit="images/s")
@@ -269,10 +270,9 @@ def _alternatives(setting: Setting, precision: str, folder: Path, budget: Budget
     if torch.cuda.is_available():  # several trials can share a GPU
         ways["side by side"] = plain, STACK
     with ExitStack() as stack:
-        teams = {
-            name: Team(stack, *(Contestant(name, 1, OurTrial, setting, folder, way) for _ in range(count)))
-            for name, (way, count) in ways.items()
-        }
+        teams: dict[str, Team] = {}
+        for name, (way, count) in ways.items():
+            teams |= ready(stack, {name: [Contestant(name, 1, OurTrial, setting, folder, way) for _ in range(count)]})
         seconds = in_turns(teams, budget.rounds())
     what = f"training {setting.model} x{setting.width:g} {precision}"
     for name, ours, other in (
@@ -291,7 +291,10 @@ def _grid(
     with ExitStack() as stack:
         alone = Contestant(CONVENTIONAL, cores(), conventional, setting, folder)
         trials = [Contestant(f"trial {each}", 1, OurTrial, setting, folder, way) for each in range(together)]
-        seconds = in_turns({"ours": Team(stack, *trials), CONVENTIONAL: Team(stack, alone)}, budget.rounds())
+        teams = ready(stack, {"ours": trials, CONVENTIONAL: [alone]})
+        if len(teams) < 2:
+            return
+        seconds = in_turns(teams, budget.rounds())
     what = f"{setting.model} x{setting.width:g} {way}"
     name = f"training {what}, {together} trials at a time, against one conventional"
     yield _comparison(name, seconds["ours"], seconds[CONVENTIONAL], setting.images)

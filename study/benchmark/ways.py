@@ -22,7 +22,7 @@ import torch
 from search_spaces import get_space
 from study import fastest
 from study.benchmark import results
-from study.benchmark.contest import Contestant, Team, in_turns, machine
+from study.benchmark.contest import Contestant, Team, in_turns, machine, ready
 from study.benchmark.results import Measurement, Rate
 from study.benchmark.training import CLASSES, STACK, OurTrial, Setting, images_on_disk, rate
 from study.estimate import benchmark_file, duration, image_size, masked, multiply_adds_per_image
@@ -138,13 +138,8 @@ def _rates(plan: Plan, jobs: Sequence[Job], setting: Setting, ways: Sequence[Way
                 way: Contestant(fastest.in_words(way.settings), threads, OurTrial, setting, folder, way)
                 for way in entering
             }
-            for contestant in contestants.values():
-                stack.callback(contestant.close)
-            for way, contestant in contestants.items():
-                try:
-                    teams[way] = Team(stack, contestant)
-                except RuntimeError as error:
-                    print(f"  left out: {error}", flush=True)
+            able = ready(stack, {each.name: [each] for each in contestants.values()})
+            teams.update({way: able[each.name] for way, each in contestants.items() if each.name in able})
 
         enter([way for way in ways if not way.compiled or way == ways[0]])
         first = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ import pytest
 import torch
 from checkout import ROOT
 
-from study.benchmark import matching, results, sweep, table, training
+from study.benchmark import contest, matching, results, sweep, table, training
 from study.benchmark.__main__ import main
 from study.benchmark.contest import Budget, Contestant, Team, in_turns, machine
 from study.benchmark.results import Comparison, Figure, Measurement, Rate, nearest, read_rates
-from study.benchmark.training import BareStep, OurTrial, Setting, conventional, images_on_disk
+from study.benchmark.training import CONVENTIONAL, BareStep, OurTrial, Setting, conventional, images_on_disk
 from study.fastest import Way
 from trainables.host.processes import cores
 from trainables.masks import mask_sparsity
@@ -179,16 +179,38 @@ class Fake:
         return 1.0
 
 
+def fake_contests(monkeypatch: pytest.MonkeyPatch, team: Callable[..., Fake]) -> None:
+    monkeypatch.setattr(contest, "Team", team)
+    monkeypatch.setattr(training, "Contestant", lambda name, *_: name)
+    monkeypatch.setattr(training, "cores", lambda: 2)
+    monkeypatch.setattr(training, "find_compiler", lambda: Path("g++"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize("dying", ["compiled", "stacked", "bare fp32", "ours fp32", CONVENTIONAL])
+def test_a_way_whose_process_dies_is_named_and_the_others_are_measured(
+    dying: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def team(_: object, *names: str) -> Fake:
+        if dying in names:
+            raise RuntimeError(f"{dying}: its process ended with code -11")
+        return Fake()
+
+    fake_contests(monkeypatch, team)
+    setting = Setting(steps=1, precisions=("fp32",))
+    rows = {row.name for row in training.measure(setting, Budget(1e6, 1, 1)) if isinstance(row, Comparison)}
+    assert f"not measured: {dying}: its process ended with code -11" in capsys.readouterr().out
+    fake_contests(monkeypatch, lambda *_: Fake())
+    undisturbed = {row.name for row in training.measure(setting, Budget(1e6, 1, 1)) if isinstance(row, Comparison)}
+    assert set() < rows < undisturbed
+
+
 @pytest.mark.parametrize(("minutes", "repeats", "skipped"), [(1000, 5, 0), (60, 5, 0), (15, 1, 0), (6, 1, 3)])
 def test_a_measurement_keeps_to_its_time_and_names_what_did_not_fit(
     minutes: int, repeats: int, skipped: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Fake, "now", 0.0)
-    monkeypatch.setattr(training, "Team", Fake)
-    monkeypatch.setattr(training, "Contestant", Fake)
-    monkeypatch.setattr(training, "cores", lambda: 2)
-    monkeypatch.setattr(training, "find_compiler", lambda: Path("g++"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fake_contests(monkeypatch, Fake)
     setting = Setting(steps=1, precisions=("fp32",))
     count = training.parts(setting)
     budget = Budget(60 * minutes, count, repeats, clock=lambda: Fake.now)
