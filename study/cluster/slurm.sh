@@ -3,8 +3,8 @@
 #
 #   sbatch [options of sbatch] study/cluster/slurm.sh --space NAME --storage DIR --data-dir DIR [options of study.run]
 #
-# in an activated environment that all nodes see. Options on sbatch's command line win over those below. Shortly before
-# the time is up the driver is stopped and the job goes back into the queue; it continues from the epoch checkpoints.
+# in an activated environment that all nodes can access. Options on sbatch's command line override those below. Shortly
+# before the time limit the driver is stopped and the job is requeued; it continues from the epoch checkpoints.
 #SBATCH --job-name=sparse-symmetry
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -21,14 +21,14 @@ set -euo pipefail
 
 job=${SLURM_JOB_ID:?submit this with sbatch} nodes=$SLURM_JOB_NUM_NODES
 address=${HEAD_ADDRESS:-$({ getent ahostsv4 "$(hostname)"; hostname -I | tr ' ' '\n'; } |
-  awk '$1 !~ /^127[.]/ && !found++ { print $1 }')} # by which the other nodes reach this one
+  awk '$1 !~ /^127[.]/ && !found++ { print $1 }')} # the address at which other nodes reach this one
 cluster=$address:$((20000 + job % 10000))
 directory=/tmp/ray-$job
 
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN # the network is shared: who lacks the token can run nothing in your name
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN # the network is shared: only holders of the token can run code in your name
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_memory_monitor_refresh_ms=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 RAY_USAGE_STATS_ENABLED=0
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it from sbatch by itself
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not inherit it from sbatch
 
 driver='' requeue=''
 # shellcheck disable=SC2329 # called by traps
@@ -37,7 +37,7 @@ stop() {
   kill -TERM "$driver" || true
 }
 # shellcheck disable=SC2329
-tear_down() { # ends what this job started; `ray stop` would end the user's other clusters on these nodes, too
+tear_down() { # ends only this job's processes; `ray stop` would also end the user's other clusters on these nodes
   local running
   running=$(jobs -p)
   # shellcheck disable=SC2086 # one word per process
@@ -50,7 +50,7 @@ trap tear_down EXIT
 trap stop TERM
 trap 'requeue=yes; stop' USR1
 
-# Worker ports as the system picks them, and a directory of its own: others may run Ray on these nodes.
+# Other Ray clusters may run on these nodes: the system picks the worker ports, and the directory is this job's own.
 ray_start=(ray start --block --num-cpus="$SRUN_CPUS_PER_TASK" --min-worker-port=0 --max-worker-port=0)
 srun --nodes=1 --ntasks=1 --relative=0 "${ray_start[@]}" --head --node-ip-address="$address" --port="${cluster#*:}" \
   --temp-dir="$directory" --include-dashboard=false &
@@ -66,7 +66,7 @@ fi
 
 python -m study.run --address "$cluster" "$@" &
 driver=$!
-while kill -0 "$driver" 2>/dev/null; do # a signal ends the wait, not yet the driver
+while kill -0 "$driver" 2>/dev/null; do # a signal ends `wait` but not the driver
   wait "$driver" || true
 done
-wait "$driver" # its status is the job's
+wait "$driver" # its exit status becomes the job's
