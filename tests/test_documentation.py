@@ -203,6 +203,13 @@ def test_examples_import_what_there_is(path: Path) -> None:
                 assert all(_is_defined(f"{node.module}.{alias.name}") for alias in node.names), ast.unparse(node)
 
 
+@pytest.mark.slow
+def test_the_example_of_a_tuner_runs(tmp_path: Path) -> None:
+    (example,) = (code for code in pages.blocks(TEXTS[ROOT / "docs" / "library.md"], "python") if "Tuner" in code)
+    shown = run_python("-c", example, folder=tmp_path)
+    assert len(re.findall(r"^[01] .* 0\.95", shown, flags=re.MULTILINE)) == 2, shown
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 def first_cells(text: str) -> set[str]:
     return set(re.findall(r"^\| `([\w]+)`", text, flags=re.MULTILINE))
@@ -215,6 +222,16 @@ def test_the_readme_has_every_space_with_its_cost() -> None:
         rows.append(f"| `{space.name}` | {space.question} | {len(plan.jobs):,} | {plan.epochs:,} |")
     printed = TEXTS[README].partition("<!-- spaces -->\n")[2].partition("\n\n")[0]
     assert printed.splitlines() == rows
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("[!_]*.py")), ids=relative)
+def test_the_file_of_a_space_says_what_it_costs(path: Path) -> None:
+    module = importlib.import_module(f"search_spaces.{path.stem}")
+    for name, space in vars(module).items():
+        if isinstance(space, SearchSpace) and f"\n{name} = " in path.read_text(encoding="utf-8"):
+            plan = planned(space)
+            numbers = set(re.findall(r"[\d,]*\d", module.__doc__ or ""))
+            assert {f"{len(plan.jobs):,}", f"{plan.epochs:,}"} <= numbers, space.name
 
 
 def test_the_readme_is_short() -> None:
