@@ -6,7 +6,6 @@ missing (NaN, NA or an empty string), never zero.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import re
@@ -20,6 +19,7 @@ import pandas as pd
 
 from analysis.records import AnalysisError, Experiment, Point, Record, Source, quiet_retries, source
 from trainables import schema
+from trainables.checks import suggestion
 from trainables.host import databases
 from trainables.host.places import expanded
 from trainables.host.redaction import redact, redact_text
@@ -388,10 +388,8 @@ def _latest(experiment: Experiment, found: Iterable[Record]) -> list[Record]:
 def _unknown(reader: Source, space: str, tracking_uri: str, *, deleted: bool) -> str:
     """Return what to say about an experiment that is not there."""
     names = reader.names()
-    near = difflib.get_close_matches(space, names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
     what = "deleted experiment" if deleted else "no experiment"
-    return f"{what} {space!r} in {redact(tracking_uri)}{hint}; known: {', '.join(names) or 'none'}"
+    return f"{what} {space!r} in {redact(tracking_uri)}{suggestion(space, names)}"
 
 
 def _one_per_job(found: Iterable[Record]) -> list[Record]:

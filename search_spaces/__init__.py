@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from search_spaces.ablations import EARLY_MATCHING, MASK_CONTROLS, MASK_TRANSFER, MATCH_IMAGES, MATCHER_ABLATION
 from search_spaces.cifar10_two_cores import CIFAR10_TWO_CORES
 from search_spaces.digits_quickstart import DIGITS_QUICKSTART
@@ -12,6 +10,7 @@ from search_spaces.other_architectures import RESNET50_IMAGENET_SWEEP, VGG11_REW
 from search_spaces.recipes import RECIPES, recipe
 from search_spaces.resnet20 import RESNET20_CIFAR100_WIDTH_SWEEP, RESNET20_WIDTH_SWEEP
 from search_spaces.space import SearchSpace
+from trainables.checks import known
 
 SPACES: dict[str, SearchSpace] = {
     space.name: space
@@ -40,11 +39,8 @@ def get_space(name: str) -> SearchSpace:
     Raises:
         ValueError: there is none; the message suggests the nearest and lists all.
     """
-    if name in SPACES:
-        return SPACES[name]
-    near = difflib.get_close_matches(name, SPACES, n=1, cutoff=0.3)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"unknown search space {name!r}{hint}; known: {', '.join(SPACES)}")
+    known("search space", name, SPACES)
+    return SPACES[name]
 
 
 __all__ = ["RECIPES", "SPACES", "SearchSpace", "get_space", "recipe"]

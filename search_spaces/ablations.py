@@ -10,7 +10,6 @@ Expect:   early_matching (paper, table 15): gains of 0.1 to 0.7 points over naiv
 
 from __future__ import annotations
 
-from search_spaces.recipes import PAPER
 from search_spaces.space import SearchSpace
 
 EARLY_MATCHING = SearchSpace(
@@ -19,7 +18,6 @@ EARLY_MATCHING = SearchSpace(
     sparsity=(0.8, 0.9, 0.95, 0.97),
     rewind_epoch=(20,),
     match_epoch=(5, 20, 50, 100, -1),
-    **PAPER,
 )
 
 MATCHER_ABLATION = SearchSpace(
@@ -31,7 +29,6 @@ MATCHER_ABLATION = SearchSpace(
     method=("lth", "permuted"),
     matcher=("activation", "activation_inner", "weight", "identity", "random"),
     interpolation_points=25,
-    **PAPER,
 )
 
 MATCH_IMAGES = SearchSpace(
@@ -42,7 +39,6 @@ MATCH_IMAGES = SearchSpace(
     rewind_epoch=(10, 50),
     method=("lth", "naive", "permuted"),
     match_images=(100, 300, 1000, 3000, 10_000),
-    **PAPER,
 )
 
 MASK_CONTROLS = SearchSpace(
@@ -53,7 +49,6 @@ MASK_CONTROLS = SearchSpace(
     rewind_epoch=(10, 50),
     method=("dense", "imp", "lth", "permuted", "naive", "shuffled", "layerwise_random", "own_mask", "reinit"),
     mask_overlap=True,
-    **PAPER,
 )
 
 MASK_TRANSFER = SearchSpace(
@@ -64,5 +59,4 @@ MASK_TRANSFER = SearchSpace(
     sparsity=(0.8, 0.9, 0.95, 0.97),
     rewind_epoch=(10, 20),
     method=("dense", "naive", "permuted"),
-    **PAPER,
 )

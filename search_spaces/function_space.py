@@ -11,7 +11,6 @@ Expect:   mode_connectivity: the barrier between A and B after matching and Batc
 
 from __future__ import annotations
 
-from search_spaces.recipes import PAPER
 from search_spaces.space import SearchSpace
 
 MODE_CONNECTIVITY = SearchSpace(
@@ -23,7 +22,6 @@ MODE_CONNECTIVITY = SearchSpace(
     interpolation_points=25,
     imp_path=True,
     plane_resolution=21,
-    **PAPER,
 )
 
 ENSEMBLE_DIVERSITY = SearchSpace(
@@ -33,7 +31,6 @@ ENSEMBLE_DIVERSITY = SearchSpace(
     method=("dense", "imp", "lth", "permuted", "naive"),
     seeds=(0,),  # members come from pairs 0 to 4, all under the mask of pair 0
     members=5,
-    **PAPER,
 )
 
 ENSEMBLE_DIVERSITY_CIFAR100 = SearchSpace(
@@ -47,5 +44,4 @@ ENSEMBLE_DIVERSITY_CIFAR100 = SearchSpace(
     method=("dense", "imp", "lth", "permuted", "naive"),
     seeds=(0,),
     members=5,
-    **PAPER,
 )

@@ -9,7 +9,7 @@ Expect:   VGG11: dense 91.6 %, permuted close to LTH, nothing gained by later re
 
 from __future__ import annotations
 
-from search_spaces.recipes import PAPER, PAPER_IMAGENET
+from search_spaces.recipes import PAPER_IMAGENET
 from search_spaces.space import SearchSpace
 
 VGG11_REWIND_SWEEP = SearchSpace(
@@ -21,7 +21,6 @@ VGG11_REWIND_SWEEP = SearchSpace(
     rewind_epoch=(0, 5, 10, 15, 20, 25, 50),
     interpolation_points=25,
     correction="repair",  # there are no BatchNorm statistics to reset
-    **PAPER,
 )
 
 RESNET50_IMAGENET_SWEEP = SearchSpace(

@@ -1,9 +1,10 @@
 """Recipes by name: how networks are trained, apart from what is asked.
 
-``paper`` follows the tables of the paper for CIFAR, ``paper_imagenet`` those for ImageNet, and ``paper_code`` the
-released code where that does something else, which depends on the model. ``short`` is for a look at the ordering of the
-methods in a tenth of the epochs. On the command line ``--set recipe=short`` sets all fields of a recipe at once; later
-``--set`` options override them. The rewind epochs are the space's: with fewer epochs they have to be set, too.
+``paper`` is what the paper's tables say for CIFAR: the defaults of ``trainables.knobs``. ``paper_imagenet`` is what
+they say for ImageNet, and ``paper_code`` what the released code does, which depends on the model. ``short`` is for a
+look at the ordering of the methods in a tenth of the epochs. On the command line ``--set recipe=short`` sets all knobs
+of a recipe at once; later ``--set`` options override them. The rewind epochs are the space's: with fewer epochs they
+have to be set, too.
 """
 
 from __future__ import annotations
@@ -11,32 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-PAPER: dict[str, Any] = {
-    # Paper, table 2. The schedule is the code's: cosine to 0, one value per epoch; sparse training restarts it.
-    "epochs": 200,
-    "batch_size": 128,
-    "lr": 0.08,
-    "sparse_lr": 0.02,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "schedule": "cosine",
-    "warmup_epochs": 0.0,
-    "init": "default",
-    # Paper, table 4.
-    "pruner": "imp_finetune",
-    "prune_fraction": 0.2,
-    "imp_epochs": 50,
-    "imp_lr": 0.01,
-    "imp_schedule": "",
-    # Table 2 reads as if momentum and weight decay held for pruning, too; here they do.
-    "imp_momentum": 0.9,
-    "imp_weight_decay": 5e-4,
-    "prune_tolerance": 0.0,
-    "rewind_offset": 0,
-    "rewind_offset_counts": False,
-    "match_augment": False,
-    "stream_taps": "end",
-}
+from trainables.knobs import SETTINGS
+
+PAPER: dict[str, Any] = {name: knob.default for name, knob in SETTINGS.items() if knob.recipe}
 
 PAPER_CODE: dict[str, Any] = {
     **PAPER,
@@ -62,7 +40,6 @@ PAPER_IMAGENET: dict[str, Any] = {
     "batch_size": 1024,
     "lr": 0.4,
     "sparse_lr": 0.4,
-    "momentum": 0.9,
     "weight_decay": 1e-4,
     "schedule": "steps_paper_code",
     "warmup_epochs": 5.0,
@@ -79,7 +56,7 @@ PAPER_CODE_IMAGENET: dict[str, Any] = {
     **PAPER_IMAGENET,
     "epochs": 90,
     "batch_size": 256,
-    # The code's learning rates of 0.4 and 0.02 are divided by ten where they are applied.
+    # The code divides its learning rates of 0.4 and 0.02 by ten where it applies them.
     "lr": 0.04,
     "sparse_lr": 0.04,
     "imp_lr": 0.002,

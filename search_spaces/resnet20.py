@@ -9,7 +9,6 @@ Expect:   paper/CIFAR-10 at 97 %: LTH - permuted 2.85 / 0.90 / 0.48 / 0.28 point
 
 from __future__ import annotations
 
-from search_spaces.recipes import PAPER
 from search_spaces.space import SearchSpace
 
 WIDTHS = (1.0, 4.0, 8.0, 16.0)
@@ -26,7 +25,6 @@ RESNET20_WIDTH_SWEEP = SearchSpace(
     rewind_epoch=(0, 5, 10, 15, 20, 25, 50, 75, 100),
     rewind_epochs_of_width=((8.0, FEW_REWIND_EPOCHS), (16.0, FEW_REWIND_EPOCHS)),
     interpolation_points=25,
-    **PAPER,
 )
 
 RESNET20_CIFAR100_WIDTH_SWEEP = SearchSpace(
@@ -37,5 +35,4 @@ RESNET20_CIFAR100_WIDTH_SWEEP = SearchSpace(
     sparsity=SPARSITIES,
     rewind_epoch=FEW_REWIND_EPOCHS,
     interpolation_points=25,
-    **PAPER,
 )

@@ -22,9 +22,10 @@ from search_spaces import RECIPES, SearchSpace
 from study.benchmark.results import Rate, nearest
 from study.estimate import image_size, masked
 from study.plan import Network, Plan, Ways
-from trainables.config import CPU_PRECISIONS, KERNELS, PRECISIONS, SPARSE_KERNELS_FROM, TRAINING_CONFIGS, Cell
+from trainables.config import SPARSE_KERNELS_FROM, TRAINING_CONFIGS, Cell
 from trainables.graph import Job
 from trainables.host.cpu import emulates_bf16
+from trainables.knobs import CPU_PRECISIONS, KERNELS, PRECISIONS
 from trainables.storage import documents, patiently
 from trainables.storage.documents import Malformed
 from trainables.storage.store import Store

@@ -9,10 +9,12 @@ from typing import Any
 
 from search_spaces import RECIPES, SearchSpace, recipe
 from trainables import schema
-from trainables.config import Cell, check_something_left, known
+from trainables.checks import known
+from trainables.config import Cell, check_something_left
 from trainables.data import check_dataset
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Closure, Job, Ref, measurements, target
+from trainables.knobs import SETTINGS
 from trainables.models import image_options
 
 Network = tuple[str, float]
@@ -175,22 +177,19 @@ def override(space: SearchSpace, assignments: Iterable[str]) -> SearchSpace:
     Raises:
         ValueError: not an assignment, an unknown key, or a value of the wrong type or out of bounds.
     """
-    fields = {field.name: field for field in SearchSpace.settings()}
     settings: list[tuple[str, Any]] = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set takes key=value, got {assignment!r}")
-        known("key of --set", key, ("recipe", *fields))
+        known("key of --set", key, ("recipe", *SETTINGS))
         if key == "recipe":
             known("recipe", text, RECIPES)
             settings.append((key, text))
             continue
-        example = getattr(space, key)
-        default: Any = fields[key].default
-        kind = type(default[0] if isinstance(default, tuple) else default)
-        parsed = tuple(_parse(key, part.strip(), kind) for part in text.split(","))
-        settings.append((key, parsed if isinstance(example, tuple) or len(parsed) > 1 else parsed[0]))
+        values = tuple(SETTINGS[key].parsed(part.strip()) for part in text.split(","))
+        is_axis = len(values) > 1 or isinstance(getattr(space, key), tuple)
+        settings.append((key, values if is_axis else values[0]))
     models = dict(settings).get("model", space.model)
     changes: dict[str, Any] = {}
     for key, value in settings:
@@ -198,17 +197,3 @@ def override(space: SearchSpace, assignments: Iterable[str]) -> SearchSpace:
     if "rewind_epoch" in changes:  # whoever names rewind epochs wants them at every width
         changes["rewind_epochs_of_width"] = ()
     return dataclasses.replace(space, **changes)
-
-
-def _parse(key: str, text: str, kind: type) -> Any:
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(f"{key} must be true or false, got {text!r}")
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(f"{key} must be {_KINDS[kind]}, got {text!r}") from None
-
-
-_KINDS = {int: "a whole number", float: "a number", str: "a name"}

@@ -21,11 +21,9 @@ import json
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from trainables.config import (
-    MAX_MEMBERS,
-    MAX_SEED,
     PLANE_MARGIN,
     SPARSE_KERNELS_FROM,
     TRAINING_CONFIGS,
@@ -42,9 +40,12 @@ from trainables.config import (
     SparseConfig,
     Task,
 )
+from trainables.knobs import KNOBS, MAX_MEMBERS, MAX_SEED
 from trainables.methods import METHODS
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE
+
+Kind = TypeVar("Kind", Task, Recipe)
 
 VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 2, PLANE: 2, ENSEMBLE: 1, OVERLAP: 1}
 """Kind of job -> version. A new version renames all results of the kind, for a change in what the job computes."""
@@ -371,15 +372,7 @@ def _mask_cell(cell: Cell) -> Cell:
 
 
 def _task(cell: Cell) -> Task:
-    return Task(
-        model=cell.model,
-        width=cell.width,
-        shortcut=cell.shortcut,
-        dataset=cell.dataset,
-        data_version=cell.data_version,
-        augment=cell.augment,
-        init="default" if cell.init == MODELS[cell.model].init else cell.init,
-    )
+    return _taken(Task, cell, init="default" if cell.init == MODELS[cell.model].init else cell.init)
 
 
 def _sparse_recipe(cell: Cell, rewind_epoch: int) -> Recipe:
@@ -393,19 +386,15 @@ def _sparse_recipe(cell: Cell, rewind_epoch: int) -> Recipe:
 
 
 def _recipe(cell: Cell, *, epochs: int, lr: float, sparsity: float) -> Recipe:
-    return Recipe(
-        epochs=epochs,
-        batch_size=cell.batch_size,
-        lr=lr,
-        momentum=cell.momentum,
-        weight_decay=cell.weight_decay,
-        schedule=cell.schedule,
-        warmup_epochs=cell.warmup_epochs,
-        precision=cell.precision,
-        compiled=cell.compiled,
-        kernels=_kernels(cell.kernels, sparsity),
-        stacked=cell.stacked,
-    )
+    return _taken(Recipe, cell, epochs=epochs, lr=lr, kernels=_kernels(cell.kernels, sparsity))
+
+
+def _taken(kind: type[Kind], cell: Cell, **others: Any) -> Kind:
+    """Return a configuration with the cell's values of all knobs that it has, except those of `others`."""
+    return kind(**{name: getattr(cell, name) for name in _KNOBS_OF[kind] if name not in others}, **others)
+
+
+_KNOBS_OF = {kind: [field.name for field in dataclasses.fields(kind) if field.name in KNOBS] for kind in (Task, Recipe)}
 
 
 def _kernels(asked: str, sparsity: float) -> str:

@@ -7,7 +7,7 @@ to that mask first, so a method is a row here and not a code path anywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 TRANSFORMS: dict[str, str] = {
     "none": "the mask as it is",
@@ -61,3 +61,15 @@ METHODS: dict[str, Method] = {
     "own_mask": Method(label="Own mask", init="b", mask="b", answers="what would pruning the other net itself give?"),
     "reinit": Method(label="Reinit", init="fresh", mask="a", answers="does the mask help a net of a third basin?"),
 }
+
+# --- matching -------------------------------------------------------------------------------------------------------
+MATCHER_NAMES: Final[dict[str, str]] = {
+    "activation": "linear assignment on the Pearson correlation of activations",
+    "activation_inner": "linear assignment on the raw inner product of activations (paper, Eq. 1)",
+    "weight": "coordinate descent on the inner product of weights, without data (Git Re-Basin, section 3.2)",
+    "identity": "control: every unit stays where it is",
+    "random": "control: a uniformly random permutation",
+}
+"""Method -> what it does. ``trainables.symmetry.matching.MATCHERS`` has the same names."""
+DATA_MATCHERS: Final = ("activation", "activation_inner")
+"""Those that compare activations, and so need training images."""

@@ -20,7 +20,7 @@ from analysis.load import FINISHED
 from analysis.load import runs as load
 from analysis.memo import once
 from trainables import schema
-from trainables.matchers import DATA_MATCHERS
+from trainables.methods import DATA_MATCHERS
 
 __all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
 

@@ -13,8 +13,9 @@ from typing import Any
 from study.benchmark import results, table
 from study.benchmark.results import Comparison, Figure, Measurement, Rate
 from study.tracking.mlflow_runs import project_commit
-from trainables.config import CPU_PRECISIONS, PRECISIONS, bounded
+from trainables.checks import bounded
 from trainables.host.terminal import OK, command, refused
+from trainables.knobs import CPU_PRECISIONS, PRECISIONS
 
 WHAT = ("training", "matching", "sweep")
 OPTIONS = {
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     modules = {what: importlib.import_module(f"study.benchmark.{what}") for what in asked}
     try:
         results.check_readable(options.out)
-        bounded("repeats", options.repeats, 1, whole=True)
-        bounded("minutes", options.minutes, 0, above_low=True)
+        bounded("repeats", options.repeats, "[1, inf)", whole=True)
+        bounded("minutes", options.minutes, "(0, inf)")
         settings = {what: _setting(module.Setting, options) for what, module in modules.items()}
     except (ValueError, OSError) as error:
         return refused(error)

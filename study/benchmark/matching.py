@@ -9,8 +9,9 @@ import torch
 
 from study.benchmark.contest import Budget, compare
 from study.benchmark.results import Comparison
-from trainables.config import bounded, known
-from trainables.models import MODELS, build_model, check_width
+from trainables.checks import bounded
+from trainables.knobs import KNOBS
+from trainables.models import build_model, check_width
 from trainables.symmetry.matching import activation_moments
 from trainables.symmetry.permutations import PermutationSpec, permutation_spec
 
@@ -32,10 +33,10 @@ class Setting:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        known("model", self.model, MODELS)
+        KNOBS["model"].checked(self.model)
         check_width(self.model, self.width)
-        bounded("images", self.images, 1, whole=True)
-        bounded("threads", self.threads, 1, whole=True)
+        bounded("images", self.images, "[1, inf)", whole=True)
+        bounded("threads", self.threads, "[1, inf)", whole=True)
 
 
 def parts(setting: Setting) -> int:

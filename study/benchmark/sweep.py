@@ -10,14 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from search_spaces import SearchSpace, get_space
 from study.benchmark.contest import Budget, peak_memory
 from study.benchmark.results import Figure
-from study.plan import Plan, make_plan
-from trainables.config import bounded
+from study.plan import Plan, make_plan, override
+from trainables.checks import bounded
 
 SPACE = "digits_quickstart"
 DELIVERY_SECONDS = 3600.0
@@ -35,7 +35,7 @@ class Setting:
     jobs: int = 1000
 
     def __post_init__(self) -> None:
-        bounded("jobs", self.jobs, MIN_JOBS, whole=True)
+        bounded("jobs", self.jobs, f"[{MIN_JOBS}, inf)", whole=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def plan_of(jobs: int) -> tuple[Plan, float]:
     space = get_space(SPACE)
 
     def of(seeds: int) -> SearchSpace:
-        return replace(space, seeds=tuple(range(seeds)))
+        return override(space, [f"seeds={','.join(map(str, range(seeds)))}"])
 
     one, two = (len(make_plan(of(seeds)).jobs) for seeds in (1, 2))
     start = time.perf_counter()

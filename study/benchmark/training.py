@@ -23,14 +23,16 @@ from torch.nn.functional import cross_entropy
 from study import fastest
 from study.benchmark.contest import Budget, Contestant, Team, in_turns, ready
 from study.benchmark.results import Comparison, Figure, Rate
-from trainables.config import CPU_PRECISIONS, PRECISIONS, Recipe, Task, bounded, fits_lanes, known
+from trainables.checks import bounded
+from trainables.config import Recipe, Task, fits_lanes
 from trainables.data import load_dataset
 from trainables.host.cpu import emulates_bf16
 from trainables.host.processes import cores
 from trainables.jobs.publishing import Context
 from trainables.jobs.task import TaskData
+from trainables.knobs import CPU_PRECISIONS, KNOBS, PRECISIONS
 from trainables.masks import magnitude_mask
-from trainables.models import MODELS, check_width
+from trainables.models import check_width
 from trainables.storage.store import Store
 from trainables.training.allocation import keep_freed_memory
 from trainables.training.engines.sparse_cpu.compiler import find_compiler
@@ -71,17 +73,17 @@ class Setting:
     trials: int = 8
 
     def __post_init__(self) -> None:
-        known("model", self.model, MODELS)
+        KNOBS["model"].checked(self.model)
         check_width(self.model, self.width)
-        bounded("sparsity", self.sparsity, 0, 1, below_high=True)
-        bounded("batch_size", self.batch_size, CLASSES, whole=True)
-        bounded("image_size", self.image_size, 1, whole=True)
-        bounded("steps", self.steps, 1, whole=True)
-        bounded("trials", self.trials, 1, whole=True)
+        KNOBS["sparsity"].checked(self.sparsity)
+        bounded("batch_size", self.batch_size, f"[{CLASSES}, inf)", whole=True)
+        bounded("image_size", self.image_size, "[1, inf)", whole=True)
+        bounded("steps", self.steps, "[1, inf)", whole=True)
+        bounded("trials", self.trials, "[1, inf)", whole=True)
         if not self.precisions:
             raise ValueError(f"no precision to measure in; known: {', '.join(PRECISIONS)}")
         for precision in self.precisions:
-            known("precision", precision, PRECISIONS)
+            KNOBS["precision"].checked(precision)
 
     @property
     def ways(self) -> list[fastest.Way]:

@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces import SearchSpace
-from search_spaces.space import AXES
 from study.plan import Plan, Ways
 from study.tracking.mlflow_runs import Row, Runs, RunSpec, Unattached
 from study.tracking.outbox import Event, Outbox
-from trainables.config import known
+from trainables.checks import known
 from trainables.host.databases import DELETED, deleted, refusal, sqlite_file, sqlite_uri
 from trainables.host.redaction import redact, redact_text
+from trainables.knobs import SETTINGS
 from trainables.storage import documents, patiently
 from trainables.storage.documents import Malformed
 from trainables.storage.store import DamagedArtifact, Result, StorageError, Store
@@ -168,7 +168,7 @@ def recipe_digest(space: SearchSpace, ways: Ways | None = None) -> str:
     Cells of one recipe may be compared and pooled, however the grid grows; cells of two recipes may not. Settings that
     were chosen for each network by itself have no value in the recipe, only that they were.
     """
-    recipe = {field.name: getattr(space, field.name) for field in SearchSpace.settings() if field.name not in AXES}
+    recipe = {name: getattr(space, name) for name, knob in SETTINGS.items() if not knob.axis}
     recipe |= dict.fromkeys({name for way in (ways or {}).values() for name in way}, "fastest")
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -19,24 +19,9 @@ from trainables.config import (
     SparseConfig,
 )
 from trainables.graph import Job, Ref
+from trainables.knobs import KNOBS, MATCHING, PRUNING, REWINDING
 from trainables.methods import METHODS
 from trainables.models import MODELS
-
-_PRUNING = (
-    "pruner",
-    "prune_fraction",
-    "prune_tolerance",
-    "prune_shortcuts",
-    "prune_classifier",
-    "imp_epochs",
-    "imp_lr",
-    "imp_momentum",
-    "imp_weight_decay",
-)
-_MATCHING = ("match_images", "match_augment", "stream_taps", schema.PARAM_MATCH_EPOCH)
-"""Settings of the jobs that a sparse net rests on: without them on its run, cells that differ there look the same."""
-_PAPER_IMAGES = 10_000
-"""Images of the paper's matches; a name tells of fewer."""
 
 
 def run_name(job: Job, cell: Cell) -> str:
@@ -86,10 +71,10 @@ def run_params(job: Job, cell: Cell) -> dict[str, Any]:
         schema.PARAM_WIDTH: f"{config.task.width:g}",
     }
     if isinstance(config, TRAINING_CONFIGS):
-        params |= dataclasses.asdict(config.recipe)
-        params |= {"augment": config.task.augment, "shortcut": config.task.shortcut}
-        init = config.task.init
-        params["init"] = MODELS[config.task.model].init if init == "default" else init
+        task = dataclasses.asdict(config.task)
+        task["init"] = MODELS[task["model"]].init if task["init"] == "default" else task["init"]
+        params = {**dataclasses.asdict(config.recipe), **task, **params}
+        del params["data_version"]
     match config:
         case DenseConfig(seed=seed):
             params |= {schema.PARAM_METHOD: "dense", schema.PARAM_SEED_A: seed}
@@ -100,11 +85,8 @@ def run_params(job: Job, cell: Cell) -> dict[str, Any]:
             params |= {"prune_shortcuts": config.prune_shortcuts, "prune_classifier": config.prune_classifier}
         case SparseConfig(order=order):
             params |= _place(cell) | {"dense_epochs": cell.epochs, "dense_lr": cell.lr}
-            params |= {"imp_schedule": cell.imp_schedule or cell.schedule, "rewind_offset": cell.rewind_offset}
-            params |= {
-                "rewind_offset_counts": cell.rewind_offset_counts,
-                **{name: getattr(cell, name) for name in _PRUNING},
-            }
+            params |= _settings(cell, REWINDING) | _settings(cell, PRUNING)
+            params["imp_schedule"] = cell.imp_schedule or cell.schedule
             if METHODS[cell.method].init != "a":
                 params[schema.PARAM_SEED_B] = cell.seed_b
             params |= _matching(cell)
@@ -131,7 +113,7 @@ def run_params(job: Job, cell: Cell) -> dict[str, Any]:
             params |= _matching(cell) | {"plane_resolution": config.resolution}
         case OverlapConfig():
             params |= _place(dataclasses.replace(cell, method="imp")) | _pair(cell) | _matching(cell)
-            params |= {name: getattr(cell, name) for name in _PRUNING}
+            params |= _settings(cell, PRUNING)
             del params[schema.PARAM_METHOD]
         case EnsembleConfig():
             params |= _place(cell) | _matching(cell) | {schema.MEMBERS: len(job.parents)}
@@ -159,7 +141,12 @@ def _place_in_words(cell: Cell) -> list[str]:
 def _matching(cell: Cell) -> dict[str, Any]:
     if METHODS[cell.method].transform != "permute":
         return {}
-    return {schema.PARAM_MATCHER: cell.matcher, **{name: getattr(cell, name) for name in _MATCHING}}
+    return {schema.PARAM_MATCHER: cell.matcher, **_settings(cell, MATCHING)}
+
+
+def _settings(cell: Cell, part: str) -> dict[str, Any]:
+    """Return the knobs of jobs that a sparse net rests on: without them, cells that differ there look the same."""
+    return {name: getattr(cell, name) for name, knob in KNOBS.items() if knob.part == part}
 
 
 def _unlike_the_paper(cell: Cell) -> list[str]:
@@ -167,11 +154,15 @@ def _unlike_the_paper(cell: Cell) -> list[str]:
     if METHODS[cell.method].transform != "permute":
         return []
     early = cell.match_epoch not in (-1, cell.epochs)
-    return [cell.matcher] * (cell.matcher != "activation") + [f"t={cell.match_epoch}"] * early + _few(cell.match_images)
+    return (
+        [cell.matcher] * (cell.matcher != KNOBS["matcher"].default)
+        + [f"t={cell.match_epoch}"] * early
+        + _few(cell.match_images)
+    )
 
 
 def _few(images: int) -> list[str]:
-    return [f"{images:,} images"] if 0 < images < _PAPER_IMAGES else []
+    return [f"{images:,} images"] if 0 < images < KNOBS["match_images"].default else []
 
 
 def _elsewhere(job: Job, cell: Cell) -> list[str]:

@@ -84,7 +84,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "fraction of a channel": ([*SPACE, "--set", "width=0.3"], r"width 0.3 .*nearest: 0.25 and 0.3125"),
     "rewind": (
         [*SPACE, "--set", "epochs=20", "--set", "rewind_epoch=0,20"],
-        r"rewind_epoch must be a whole number in \[0, 19\], below the 20 dense epochs, got 20",
+        r"rewind_epoch must be a whole number in \[0, epochs\) with epochs=20, got 20",
     ),
     "learning rate": ([*SPACE, "--set", "lr=-1"], r"lr must be a number in \(0, 100\], got -1.0"),
     "unknown method": ([*SPACE, "--set", "method=permutd"], r"unknown method 'permutd'.*'permuted'.*known: dense, "),

@@ -32,8 +32,7 @@ from trainables.config import Cell, ConnectConfig, EnsembleConfig, MatchConfig, 
 from trainables.data import DATASETS
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Job
-from trainables.matchers import DATA_MATCHERS
-from trainables.methods import METHODS
+from trainables.methods import DATA_MATCHERS, METHODS
 
 STARTED = 1_700_000_000_000
 CLASSES = {"image_folder": 1000}

@@ -17,7 +17,7 @@ from checkout import SUPPORT
 from torch import Tensor
 
 from search_spaces import SearchSpace
-from trainables import schema
+from trainables import knobs, schema
 from trainables.config import Cell
 from trainables.graph import Job, Ref
 from trainables.jobs.execution import compute
@@ -58,10 +58,10 @@ def tiny_space(name: str = "tiny", **changes: Any) -> SearchSpace:
 def assignments(space: SearchSpace, **changes: Any) -> list[str]:
     """Return what ``--set`` has to be given to turn a space into the tiny study."""
     tiny, settings = tiny_space(interpolation_points=3, **changes), []
-    for field in SearchSpace.settings():
-        value = getattr(tiny, field.name)
-        if value != getattr(space, field.name):
-            settings.append(f"{field.name}={','.join(map(str, value if isinstance(value, tuple) else (value,)))}")
+    for name in knobs.SETTINGS:
+        value = getattr(tiny, name)
+        if value != getattr(space, name):
+            settings.append(f"{name}={','.join(map(str, value if isinstance(value, tuple) else (value,)))}")
     return settings
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from search_spaces import SearchSpace
 from trainables.config import Cell
 from trainables.graph import target
-from trainables.scalars import plain, plain_values
+from trainables.knobs import KNOBS, Knob, plain, plain_values
 
 VALUES: list[tuple[Any, Any]] = [
     (np.int64(5), 5),
@@ -43,16 +42,15 @@ def test_arrays_of_one_axis_are_values_of_an_axis_and_others_are_left_for_the_ch
     assert plain_values(np.zeros((2, 2))).shape == (2, 2)
 
 
-NUMPY = {"int": np.int64, "float": np.float32, "bool": np.bool_, "str": np.str_}
-FIELDS = [field for field in dataclasses.fields(Cell) if field.name != "method"]
+NUMPY: dict[type, Any] = {int: np.int64, float: np.float32, bool: np.bool_, str: np.str_}
 
 
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
-def test_a_cell_of_numpy_scalars_is_the_cell_of_python_values(field: Any) -> None:
+@pytest.mark.parametrize("knob", [knob for knob in KNOBS.values() if knob.name != "method"], ids=lambda knob: knob.name)
+def test_a_cell_of_numpy_scalars_is_the_cell_of_python_values(knob: Knob) -> None:
     expected = Cell(method="permuted")
-    made = Cell.from_mapping({"method": np.str_("permuted"), field.name: NUMPY[field.type](field.default)})
+    made = Cell.from_mapping({"method": np.str_("permuted"), knob.name: NUMPY[knob.kind](knob.default)})
     assert made == expected
-    assert type(getattr(made, field.name)) is type(getattr(expected, field.name))
+    assert type(getattr(made, knob.name)) is type(getattr(expected, knob.name))
     assert target(made).key == target(expected).key
 
 
@@ -61,10 +59,10 @@ def test_a_space_of_numpy_values_is_the_space_of_python_values() -> None:
     numpy_space = SearchSpace(
         name="x",
         question="?",
-        sparsity=np.array([0.9, 0.97], dtype=np.float32),  # type: ignore[arg-type]
-        seeds=np.arange(3),  # type: ignore[arg-type]
-        epochs=np.int64(100),  # type: ignore[arg-type]
-        augment=np.bool_(False),  # type: ignore[arg-type]
+        sparsity=np.array([0.9, 0.97], dtype=np.float32),
+        seeds=np.arange(3),
+        epochs=np.int64(100),
+        augment=np.bool_(False),
     )
     assert numpy_space == plain_space
 

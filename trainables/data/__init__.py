@@ -5,12 +5,12 @@ To add one: write a module with ``load(name, data_dir, cache_dir) -> Dataset`` a
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 from pathlib import Path
 from typing import Final
 
+from trainables.checks import known
 from trainables.data.dataset import Augmentation, Dataset, DatasetEntry, DatasetFacts, Split
 from trainables.data.layout import find_source
 from trainables.host.places import expanded
@@ -106,13 +106,10 @@ def get_entry(name: str) -> DatasetEntry:
     """Return the registry's line for `name`.
 
     Raises:
-        ValueError: if there is none; the message has the known names.
+        ValueError: there is none; the message suggests the nearest and lists all.
     """
-    if name in DATASETS:
-        return DATASETS[name]
-    near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}{hint}")
+    known("dataset", name, DATASETS)
+    return DATASETS[name]
 
 
 def check_dataset(name: str, data_dir: str | Path | None = None) -> DatasetFacts:

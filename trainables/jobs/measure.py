@@ -15,7 +15,7 @@ from trainables.config import ConnectConfig, EnsembleConfig, MatchConfig, Overla
 from trainables.graph import Job, Ref
 from trainables.jobs.publishing import Context, Files, Metrics, Row, now, publish
 from trainables.jobs.task import TaskData
-from trainables.matchers import DATA_MATCHERS
+from trainables.methods import DATA_MATCHERS
 from trainables.seeding import derive_seed
 from trainables.storage.artifacts import pack, pack_json, read_mask, read_permutation, read_weights, unpack
 from trainables.storage.store import Store

@@ -6,7 +6,6 @@ file beside this one and one entry in ``MODELS``; the tests run over that table.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,20 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
+from trainables.checks import known
+
 if TYPE_CHECKING:
     from trainables.models.network import Network
 
 MIN_WIDTH, MAX_WIDTH = 0.25, 32.0
-SHORTCUTS = ("conv3x3", "conv1x1")
+SHORTCUTS: dict[str, str] = {
+    "conv3x3": "3 x 3 (the paper's code)",
+    "conv1x1": "1 x 1 (the usual one)",
+}
+STREAM_TAPS: dict[str, str] = {
+    "end": "at the end of each stage",
+    "paper_code": "the third one after the second block of its stage, as in the paper's code",
+}
 INITS: dict[str, str] = {
     "default": "the model's own",
     "fan_in": "convolutions and linear layers from N(0, 2 / fan-in) (the paper's code for ResNet20)",
@@ -79,7 +87,7 @@ MODELS: dict[str, ModelEntry] = {
         reference_image_size=32,
         batchnorm=True,
         init="fan_in",
-        options={"shortcut": SHORTCUTS, "stream_taps": ("end", "paper_code")},
+        options={"shortcut": tuple(SHORTCUTS), "stream_taps": tuple(STREAM_TAPS)},
     ),
     "resnet8": ModelEntry(
         description="the same family with 1 basic block per stage, for quick experiments on small images",
@@ -92,7 +100,7 @@ MODELS: dict[str, ModelEntry] = {
         reference_image_size=32,
         batchnorm=True,
         init="fan_in",
-        options={"shortcut": SHORTCUTS},
+        options={"shortcut": tuple(SHORTCUTS)},
     ),
     "vgg11": ModelEntry(
         description="VGG11 without BatchNorm, one linear layer (the paper's)",
@@ -174,8 +182,7 @@ def build_model(
     for what, count in (("num_classes", num_classes), ("in_channels", in_channels)):
         if count < 1:
             raise ValueError(f"{what} must be at least 1, got {count!r}")
-    if init not in INITS:
-        raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
+    known("init", init, INITS)
     factory = getattr(importlib.import_module(entry.module), entry.factory)
     model = cast("Network", factory(width=width, num_classes=num_classes, in_channels=in_channels, **options))
     if init not in ("default", entry.init):
@@ -189,11 +196,8 @@ def model_entry(name: str) -> ModelEntry:
     Raises:
         ValueError: no such model; the message lists the known names and suggests the nearest.
     """
-    if name in MODELS:
-        return MODELS[name]
-    near = difflib.get_close_matches(str(name), MODELS, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"unknown model {name!r}{hint}; known: {', '.join(MODELS)}")
+    known("model", name, MODELS)
+    return MODELS[name]
 
 
 def check_width(name: str, width: float) -> None:

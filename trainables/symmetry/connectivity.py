@@ -15,7 +15,8 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from trainables.config import CORRECTIONS
+from trainables.checks import known
+from trainables.knobs import CORRECTIONS
 from trainables.symmetry.permutations import Permutation, apply_permutation, permutation_spec, require_plain_weights
 from trainables.symmetry.repair import (
     NoEffectWarning,
@@ -203,8 +204,7 @@ def _corrector(
     train_batches: Batches | None,
 ) -> Callable[[float], None]:
     """Return a function of alpha that corrects `worker` in place, after it has loaded the interpolation at alpha."""
-    if correction not in CORRECTIONS:
-        raise ValueError(f"unknown correction {correction!r}; known: {', '.join(CORRECTIONS)}")
+    known("correction", correction, CORRECTIONS)
     if correction == "none":
         return lambda _alpha: None
     if train_batches is None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainables.checks import known
 from trainables.symmetry.connectivity import require_same_tensors
 from trainables.symmetry.permutations import require_plain_weights
 from trainables.symmetry.repair import batchnorm_layers, recompute_statistics, warn_no_batchnorm
@@ -185,8 +186,7 @@ def plane_grid(
 
 
 def _estimation_batches(model: nn.Module, correction: str, train_batches: Batches | None) -> Batches:
-    if correction not in ("none", "bn_reset"):
-        raise ValueError(f"unknown correction {correction!r} of a plane; known: none, bn_reset")
+    known("correction of a plane", correction, ("none", "bn_reset"))
     if correction == "none":
         return ()
     if train_batches is None:

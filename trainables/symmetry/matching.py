@@ -8,7 +8,6 @@ data. Weight matching (``trainables.symmetry.weight_matching``) needs no data.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from trainables.matchers import MATCHER_NAMES
+from trainables.checks import known
+from trainables.methods import MATCHER_NAMES
 from trainables.symmetry.moments import ActivationMoments, positions
 from trainables.symmetry.permutations import (
     Permutation,
@@ -311,10 +311,7 @@ def _solve(
 
 
 def _matcher(method: str) -> Matcher:
-    if method not in MATCHERS:
-        near = difflib.get_close_matches(method, MATCHERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown matching method {method!r}; known: {', '.join(MATCHERS)}{hint}")
+    known("matching method", method, MATCHERS)
     return MATCHERS[method]
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
+from trainables.checks import known
+
 Permutation = dict[str, Tensor]
 """Group name -> int64 index vector ``p`` of the group's size: ``new[i] = old[p[i]]`` along every axis it acts on."""
 
@@ -176,8 +178,7 @@ def random_permutation(spec: PermutationSpec, generator: torch.Generator | int =
 def check_permutation(spec: PermutationSpec, permutation: Permutation) -> None:
     """Raise ValueError unless each index vector is a permutation of a known group."""
     for group, indices in permutation.items():
-        if group not in spec.sizes:
-            raise ValueError(f"unknown permutation group {group!r}; known: {', '.join(spec.groups)}")
+        known("permutation group", group, spec.groups)
         size = spec.sizes[group]
         if indices.shape != (size,) or not torch.equal(torch.sort(indices.cpu()).values, torch.arange(size)):
             raise ValueError(

@@ -36,7 +36,7 @@ from trainables.jobs.measure import MEASUREMENTS, agreement
 from trainables.jobs.task import TaskData
 from trainables.jobs.train import Context
 from trainables.masks import mask_overlap
-from trainables.matchers import DATA_MATCHERS, MATCHER_NAMES
+from trainables.methods import DATA_MATCHERS, MATCHER_NAMES
 from trainables.seeding import derive_seed
 from trainables.storage.artifacts import read_mask, read_metrics, read_permutation, read_weights, unpack
 from trainables.storage.store import Store

@@ -13,7 +13,6 @@ from torch import nn
 from trainables.models import (
     INITS,
     MODELS,
-    SHORTCUTS,
     build_model,
     check_options,
     check_width,
@@ -137,7 +136,7 @@ def test_resnet50_can_start_as_torchvisions():
 @pytest.mark.parametrize("image_size", [32, 96])
 def test_prunable_weights_are_counted_without_building_the_net(name, width, image_size):
     entry = MODELS[name]
-    for shortcut in SHORTCUTS if "shortcut" in entry.options else SHORTCUTS[:1]:
+    for shortcut in entry.options.get("shortcut", ("conv3x3",)):
         options = {"shortcut": shortcut} if "shortcut" in entry.options else {}
         options |= image_options(name, image_size)
         model = meta_model(name, width=width, num_classes=7, in_channels=2, **options)

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from small_nets import digits, permuted_copy, random_batches, same, small_model, snapshot, trained_pair
 from torch import nn
 
-from trainables.matchers import MATCHER_NAMES
+from trainables.methods import MATCHER_NAMES
 from trainables.models import MODELS
 from trainables.symmetry.matching import (
     MATCHERS,
@@ -97,7 +97,7 @@ def test_names_and_descriptions_need_no_torch():
 
 def test_unknown_method_lists_the_names_and_suggests_the_nearest():
     model = small_model("mlp")
-    with pytest.raises(ValueError, match=r"known: activation, .*random; did you mean 'weight'"):
+    with pytest.raises(ValueError, match=r"\(did you mean 'weight'\?\); known: activation, .*random$"):
         match_models(model, model, None, "weights")
 
 

@@ -114,7 +114,7 @@ def test_requests_that_cannot_be_met():
         plane_grid(model, states, batches, resolution=1)
     with pytest.raises(ValueError, match="margin"):
         plane_grid(model, states, batches, margin=-0.1)
-    with pytest.raises(ValueError, match="unknown correction 'repair' of a plane"):
+    with pytest.raises(ValueError, match="unknown correction of a plane 'repair'"):
         plane_grid(model, states, batches, correction="repair")
     with pytest.raises(ValueError, match="needs train_batches"):
         plane_grid(model, states, batches)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from trainables.config import SCHEDULES, Recipe
+from trainables.config import Recipe
+from trainables.knobs import SCHEDULES
 from trainables.training.schedule import learning_rate
 
 STEPS = 7

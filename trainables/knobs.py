@@ -1,0 +1,417 @@
+"""Every knob of the study, once: what a user can set, its default, what it may be and what it means. Torch-free.
+
+A knob is a row of :class:`Knobs`. Cells, search spaces, ``--set``, keys, MLflow's params, the report and the
+documentation read it from there. To add one, write its row, and use it where it has an effect. If that is in a job, the
+job's configuration in ``trainables.config`` has a field of the same name, so that the knob enters the job's key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+from trainables.checks import bounded, known
+from trainables.data import DATASETS
+from trainables.methods import MATCHER_NAMES, METHODS
+from trainables.models import INITS, MAX_WIDTH, MIN_WIDTH, MODELS, SHORTCUTS, STREAM_TAPS
+
+Scalar = bool | int | float | str
+
+SCHEDULES: dict[str, str] = {
+    "cosine": "cosine from the peak to 0, one value per epoch (the paper's code)",
+    "cosine_step": "cosine from the peak to 0, one value per step",
+    "one_cycle": "linear warm-up over `warmup_epochs`, then linear to 0, one value per step",
+    "steps": "the peak, a tenth of it after a third and a hundredth after two thirds of the epochs",
+    "steps_paper_code": (
+        "the peak, a tenth of it from epoch 31 and a hundredth from epoch 62 on, however many there are (the paper's "
+        "code for ImageNet)"
+    ),
+    "constant": "the peak throughout, after the warm-up",
+}
+PRECISIONS: dict[str, str] = {
+    "fp32": "single precision throughout",
+    "tf32": "single precision, but GPUs round the factors of a training step's products to TensorFloat-32",
+    "bf16": "bfloat16 autocast for the forward pass, fp32 weights and updates",
+}
+CPU_PRECISIONS = ("fp32", "bf16")
+"""Those that make a difference on a CPU."""
+KERNELS: dict[str, str] = {
+    "dense": "PyTorch's own: masked weights are multiplied like all others",
+    "sparse": "the project's own for CPUs, which leave masked weights out",
+}
+CORRECTIONS: dict[str, str] = {
+    "none": "evaluate the interpolated weights as they are",
+    "bn_reset": "re-estimate BatchNorm statistics on training images at each point (no effect without BatchNorm)",
+    "repair": "rescale every unit to the interpolated mean and std of its end points (REPAIR)",
+}
+SPARSE_SCHEDULES: dict[str, str] = {
+    "restart": "sparse training has a schedule of its own, which starts at `sparse_lr` (the paper)",
+    "resume": "sparse training continues the dense schedule from the rewind epoch",
+}
+PRUNERS: dict[str, str] = {
+    "imp_finetune": "iterative magnitude pruning, each round continues from the current weights (the paper)",
+    "imp_rewind": "iterative magnitude pruning, each round retrains from the rewind epoch (the original ticket)",
+    "one_shot": "one magnitude pruning of the trained net to the final sparsity, then one round of fine-tuning",
+}
+
+MAX_SEED = 499_999_999
+"""The last number of a seed pair: all larger seeds are left to the controls."""
+MAX_MEMBERS = 100
+MAX_EPOCHS = 100_000
+MAX_IMAGES = 1_000_000_000
+
+GRID, NETWORK, TRAINING, REWINDING = "grid", "network", "training", "rewinding"
+PRUNING, MATCHING, MEASURING = "pruning", "matching", "measuring"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Knob:
+    """A row of the table.
+
+    Attributes:
+        name: as in a cell and in MLflow's params.
+        kind: ``bool``, ``int``, ``float`` or ``str``.
+        default: the paper's setting for ResNet20 on CIFAR-10; ``dataclasses.MISSING``: every cell has to say.
+        values: of a number, the interval (see ``checks.bounded``), whose upper end may be another knob; of a text, the
+            known names. None: anything of the kind.
+        meaning: one line.
+        part: the part of the study that it belongs to, such as ``PRUNING``.
+        unit: of the number; empty where it has none.
+        neutral: the value at which it does not enter a job's key, so that results from before it existed are found;
+            None: it always enters.
+        recipe: whether ``--set recipe=NAME`` sets it.
+        axis: whether a space always holds a tuple of it. Any other knob becomes an axis when it is given several.
+        plural: its name in a space and for ``--set``, if another.
+        grid: the values that a space has by default, if not ``default`` alone.
+        planned: whether the planner fills it in, not the user.
+    """
+
+    name: str
+    kind: type[Scalar]
+    default: Any
+    values: str | Collection[str] | None
+    meaning: str
+    part: str
+    unit: str = ""
+    neutral: Scalar | None = None
+    recipe: bool = False
+    axis: bool = False
+    plural: str = ""
+    grid: tuple[Scalar, ...] = ()
+    planned: bool = False
+
+    @property
+    def in_space(self) -> str:
+        """Its name in a space and for ``--set``."""
+        return self.plural or self.name
+
+    @property
+    def space_default(self) -> Scalar | tuple[Scalar, ...]:
+        """What a space has where its file does not say."""
+        values: tuple[Scalar, ...] = self.grid or (self.default,)
+        return values if self.axis else values[0]
+
+    @property
+    def limit(self) -> str:
+        """The knob that is the upper end of the interval; empty where that is a number."""
+        end = self.values[:-1].rpartition(", ")[2] if isinstance(self.values, str) else ""
+        return end if end.isidentifier() else ""
+
+    def checked(self, value: Any, called: str = "", **limit: int) -> Any:
+        """Return a value as the knob has it: NumPy's scalars as Python's, whole numbers of a fraction as float.
+
+        Args:
+            value: whatever a user has given.
+            called: the knob's name in the message.
+            **limit: value of the knob that bounds this one.
+
+        Raises:
+            ValueError: with the value and the bounds or the known names.
+        """
+        value, called = plain(value), called or self.name
+        if self.kind is bool and not isinstance(value, bool):
+            raise ValueError(f"{called} must be true or false, got {value!r}")
+        if isinstance(self.values, str):
+            bounded(called, value, self.values, whole=self.kind is int, **limit)
+        elif self.values is not None and not value == self.default == "":
+            known(called, value, self.values)
+        return float(value) if self.kind is float else value  # 1 and 1.0 are one width: they must not give two keys
+
+    def parsed(self, text: str) -> Scalar:
+        """Return the value that a text of the command line stands for, whether or not it is within the bounds.
+
+        Raises:
+            ValueError: the text is none of the knob's kind.
+        """
+        try:
+            return {"true": True, "false": False}[text.lower()] if self.kind is bool else self.kind(text)
+        except (KeyError, ValueError):
+            kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+            raise ValueError(f"{self.in_space} must be {kinds[self.kind]}, got {text!r}") from None
+
+
+def knob(default: Any, values: str | Collection[str] | None, meaning: str, **traits: Any) -> Any:
+    """Return a row of the table, a field of a dataclass; arguments as the attributes of :class:`Knob`."""
+    return field(default=default, metadata={"values": values, "meaning": meaning, **traits})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Knobs:
+    """The table; rows stand in the order in which a space's grid varies them, the last one fastest.
+
+    The defaults are the paper's settings for ResNet20 on CIFAR-10 (tables 2 and 4). What the tables leave open is as in
+    the paper's code: the schedule, and that sparse training restarts it. Table 2 reads as if momentum and weight decay
+    held for pruning rounds, too; here they do, in its code they do not.
+    """
+
+    # --- the grid
+    model: str = knob("resnet20", MODELS, "network", part=GRID, axis=True)
+    dataset: str = knob("cifar10", DATASETS, "what the networks learn to classify", part=GRID, axis=True)
+    data_version: str = knob(
+        "", None, "fingerprint of the dataset's files, if users bring them", part=GRID, neutral="", planned=True
+    )
+    width: float = knob(
+        1.0, f"[{MIN_WIDTH:g}, {MAX_WIDTH:g}]", "multiplier of every hidden layer's channels", part=GRID, axis=True
+    )
+    sparsity: float = knob(0.9, "[0, 1)", "share of pruned weights among the prunable ones", part=GRID, axis=True)
+    rewind_epoch: int = knob(
+        10,
+        "[0, epochs)",
+        "dense training before the state that sparse training starts from; 0: the untouched initialisation",
+        part=GRID,
+        unit="epochs",
+        axis=True,
+    )
+    method: str = knob(
+        MISSING,
+        METHODS,
+        "which net is trained under whose mask",
+        part=GRID,
+        axis=True,
+        grid=("dense", "lth", "naive", "permuted"),
+    )
+    matcher: str = knob("activation", MATCHER_NAMES, "how A's units are matched to B's", part=GRID, axis=True)
+    seed: int = knob(
+        0,
+        f"[0, {MAX_SEED}]",
+        "seed pairs; pair s trains net A from seed 2 s and net B from seed 2 s + 1",
+        part=GRID,
+        axis=True,
+        plural="seeds",
+        grid=(0, 1, 2),
+    )
+    # --- training
+    epochs: int = knob(
+        200,
+        f"[1, {MAX_EPOCHS}]",
+        "dense training; a sparse net trains for the remaining epochs - rewind_epoch",
+        part=TRAINING,
+        unit="epochs",
+        recipe=True,
+    )
+    batch_size: int = knob(
+        128,
+        "[1, 1000000]",
+        "one step; the last, partial batch of an epoch is dropped",
+        part=TRAINING,
+        unit="images",
+        recipe=True,
+    )
+    lr: float = knob(0.08, "(0, 100]", "peak learning rate of dense training", part=TRAINING, recipe=True)
+    sparse_lr: float = knob(
+        0.02,
+        "(0, 100]",
+        "peak learning rate of sparse training, unless it resumes the dense schedule",
+        part=TRAINING,
+        recipe=True,
+    )
+    momentum: float = knob(0.9, "[0, 1)", "momentum of SGD", part=TRAINING, recipe=True)
+    weight_decay: float = knob(
+        5e-4, "[0, 1]", "L2 coefficient on every parameter (as in the paper's code)", part=TRAINING, recipe=True
+    )
+    schedule: str = knob("cosine", SCHEDULES, "course of the learning rate", part=TRAINING, recipe=True)
+    warmup_epochs: float = knob(
+        0.0, "[0, epochs]", "linear warm-up from 0", part=TRAINING, unit="epochs", neutral=0.0, recipe=True
+    )
+    precision: str = knob("fp32", PRECISIONS, "numbers of a training step", part=TRAINING, neutral="fp32")
+    compiled: bool = knob(
+        False,
+        None,
+        "training steps run the code that torch.compile makes of the network; it rounds differently",
+        part=TRAINING,
+        neutral=False,
+    )
+    kernels: str = knob(
+        "dense",
+        KERNELS,
+        "what convolves, where many weights are masked; dense everywhere else; rounding differs",
+        part=TRAINING,
+        neutral="dense",
+    )
+    stacked: bool = knob(
+        False,
+        None,
+        "networks of one architecture may train as one, several in a trial; rounding differs",
+        part=TRAINING,
+        neutral=False,
+    )
+    augment: bool = knob(True, None, "training images are augmented", part=TRAINING, neutral=True)
+    init: str = knob("default", INITS, "how weights are drawn", part=NETWORK, neutral="default", recipe=True)
+    shortcut: str = knob(
+        "conv3x3", SHORTCUTS, "kernel of the CIFAR ResNets' shortcuts", part=NETWORK, neutral="conv3x3"
+    )
+    # --- pruning
+    pruner: str = knob("imp_finetune", PRUNERS, "how the mask is found", part=PRUNING, recipe=True)
+    prune_fraction: float = knob(  # a smaller share would need thousands of rounds
+        0.2, "[0.001, 1)", "share of the remaining weights that a round prunes", part=PRUNING, recipe=True
+    )
+    imp_epochs: int = knob(50, f"[0, {MAX_EPOCHS}]", "training in each round", part=PRUNING, unit="epochs", recipe=True)
+    imp_lr: float = knob(0.01, "(0, 100]", "peak learning rate of a round", part=PRUNING, recipe=True)
+    imp_momentum: float = knob(0.9, "[0, 1)", "momentum in a round", part=PRUNING, recipe=True)
+    imp_weight_decay: float = knob(5e-4, "[0, 1]", "L2 coefficient in a round", part=PRUNING, recipe=True)
+    imp_schedule: str = knob(
+        "", SCHEDULES, "schedule of a round; empty: that of dense training", part=PRUNING, recipe=True
+    )
+    prune_shortcuts: bool = knob(False, None, "shortcut convolutions are prunable (the paper's code: no)", part=PRUNING)
+    prune_classifier: bool = knob(True, None, "the classifier is prunable (the paper's code: yes)", part=PRUNING)
+    # --- matching
+    match_images: int = knob(
+        10_000,
+        f"[0, {MAX_IMAGES}]",
+        "training images for matching and for BatchNorm statistics; 0: all",
+        part=MATCHING,
+        unit="images",
+    )
+    match_augment: bool = knob(
+        False, None, "these images are augmented (the paper's code: yes)", part=MATCHING, neutral=False, recipe=True
+    )
+    stream_taps: str = knob(
+        "end", STREAM_TAPS, "where residual streams are matched", part=MATCHING, neutral="end", recipe=True
+    )
+    # --- what is measured on the way from A to B
+    interpolation_points: int = knob(
+        0, "0 or [3, 101]", "odd number of alphas from A to B, before and after matching; 0: none", part=MEASURING
+    )
+    correction: str = knob("bn_reset", CORRECTIONS, "what is corrected at each alpha", part=MEASURING)
+    # --- variants
+    rewind_offset: int = knob(
+        0,
+        "[0, 1]",
+        'age of "epoch k" beyond k; 1 is the paper\'s code, which saves it after k + 1 epochs',
+        part=REWINDING,
+        unit="epochs",
+        recipe=True,
+    )
+    rewind_offset_counts: bool = knob(
+        False,
+        None,
+        "sparse training is shorter by rewind_offset (the paper's code for ImageNet, not for CIFAR)",
+        part=REWINDING,
+        recipe=True,
+    )
+    prune_tolerance: float = knob(
+        0.0,
+        "[0, 0.1]",
+        "pruning stops at the first round within this share of the target (the paper's code: 0.005)",
+        part=PRUNING,
+        recipe=True,
+    )
+    sparse_schedule: str = knob("restart", SPARSE_SCHEDULES, "schedule of sparse training", part=TRAINING)
+    match_epoch: int = knob(
+        -1,
+        "[-1, epochs]",
+        "B's training at which it is matched, early matching; -1: its end",
+        part=MATCHING,
+        unit="epochs",
+        axis=True,
+    )
+    mask_dataset: str = knob("", DATASETS, "dataset on which net A is trained and pruned; empty: the same", part=GRID)
+    mask_data_version: str = knob("", None, "data_version of mask_dataset", part=GRID, planned=True)
+    member: int = knob(
+        0,
+        f"[0, {MAX_MEMBERS - 1}]",
+        "number of the net in an ensemble; LTH nets differ in data order, all others in their pair, seed + member",
+        part=GRID,
+    )
+    members: int = knob(
+        0, f"0 or [2, {MAX_MEMBERS}]", "size of the ensemble that is measured; 0: none", part=MEASURING, unit="nets"
+    )
+    imp_path: bool = knob(
+        False,
+        None,
+        "paths from dense A to A after each pruning round are measured, with interpolation_points (paper, Fig. 4a)",
+        part=MEASURING,
+    )
+    plane_resolution: int = knob(
+        0,
+        "0 or [2, 201]",
+        "points per axis of the plane through dense A, LTH and permuted net (paper, Fig. 4b); 0: none",
+        part=MEASURING,
+    )
+    mask_overlap: bool = knob(
+        False,
+        None,
+        "the permuted mask is compared with that of pruning B itself, which takes as many rounds again",
+        part=MEASURING,
+    )
+
+
+_KINDS: dict[Any, type[Scalar]] = {"bool": bool, "int": int, "float": float, "str": str}
+KNOBS: dict[str, Knob] = {
+    row.name: Knob(name=row.name, kind=_KINDS[row.type], default=row.default, **row.metadata)
+    for row in dataclasses.fields(Knobs)
+}
+"""Name -> knob."""
+SETTINGS: dict[str, Knob] = {each.in_space: each for each in KNOBS.values() if not each.planned}
+"""Name in a space and for ``--set`` -> knob."""
+AXES = tuple(name for name, each in SETTINGS.items() if each.axis)
+"""Settings of which a space always holds a tuple of values."""
+
+
+def by_limit(knobs: dict[str, Knob]) -> list[tuple[str, Knob]]:
+    """Return named knobs in an order in which one that bounds another comes first."""
+    return sorted(knobs.items(), key=lambda item: item[1].limit != "")
+
+
+def markdown() -> str:
+    """Return the settings as a table in Markdown."""
+    lines = ["| knob | default | values | unit | meaning |", "| --- | --- | --- | --- | --- |"]
+    for name, each in SETTINGS.items():
+        default = each.space_default
+        shown = ",".join(written(value) for value in (default if isinstance(default, tuple) else (default,)))
+        values = each.values or ("true", "false")
+        accepted = values if isinstance(values, str) else ", ".join(f"`{value}`" for value in values)
+        lines.append(f"| `{name}` | {f'`{shown}`' if shown else ''} | {accepted} | {each.unit} | {each.meaning} |")
+    return "\n".join(lines)
+
+
+def written(value: Scalar) -> str:
+    """Return a value as ``--set`` takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# --- values, whatever library they come from ------------------------------------------------------------------------
+def plain(value: Any) -> Any:
+    """Return a NumPy scalar as the Python scalar that is written like it, and anything else as it is.
+
+    A number of lower precision becomes the shortest decimal that has it: ``np.float32(0.9)`` is 0.9, as it was meant,
+    and not 0.8999999761581421, so both have one key. NumPy itself is not imported.
+    """
+    kind = type(value)
+    if kind.__module__ != "numpy" or getattr(value, "shape", None) != ():
+        return value
+    item = value.item()
+    return float(str(value[()])) if isinstance(item, float) or type(item) is kind else item
+
+
+def plain_values(value: Any) -> Any:
+    """Return a list, or a NumPy array with one axis, as a tuple of plain values; a single value as a plain one."""
+    if isinstance(value, list | tuple) or (type(value).__module__ == "numpy" and len(getattr(value, "shape", ())) == 1):
+        return tuple(plain(each) for each in value)
+    return plain(value)
+
+
+if __name__ == "__main__":
+    print(markdown())
