@@ -23,8 +23,8 @@ from analysis.figures.table import FIGURES
 from search_spaces import RECIPES, SPACES, SearchSpace, get_space
 from study.plan import override
 from trainables.data import DATASETS
-from trainables.matchers import MATCHER_NAMES
-from trainables.methods import METHODS
+from trainables.knobs import SETTINGS
+from trainables.methods import MATCHER_NAMES, METHODS
 
 PACKAGES = ("search_spaces", "trainables", "study", "analysis")
 LONGEST_README = 180
@@ -138,7 +138,7 @@ def test_the_readme_shows_how_to_look_before_anything_starts() -> None:
 # --- names in backticks -----------------------------------------------------------------------------------------------
 def unknown_names(path: Path, text: str, options: set[str]) -> Iterator[str]:
     """Yield each name in backticks that the project does not have."""
-    fields = {field.name for field in SearchSpace.settings()} | {"recipe"}
+    fields = {*SETTINGS, "recipe"}
     for code in pages.inline_code(text):
         if re.fullmatch(rf"(?:{'|'.join(PACKAGES)}|tests|docs|\.ci)/[\w./{{}},-]*", code):
             if not all((ROOT / each).exists() for each in _expanded(code)):

@@ -94,7 +94,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
         [*SPACE, "--set", "model=vgg11", "--set", "shortcut=conv1x1"],
         r"model 'vgg11' has no option 'shortcut'; its options: none",
     ),
-    "unknown dataset": ([*SPACE, "--set", "dataset=cifar1"], r"unknown dataset 'cifar1'; known: .*'cifar10'\?"),
+    "unknown dataset": (
+        [*SPACE, "--set", "dataset=cifar1"],
+        r"unknown dataset 'cifar1' \(did you mean 'cifar10'\?\); known: digits, ",
+    ),
     "no data directory": (
         [*SPACE, "--set", "dataset=cifar10"],
         r"'cifar10' needs --data-dir DIR.*python -m trainables.data --download cifar10 --data-dir DIR",
