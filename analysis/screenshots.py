@@ -234,7 +234,7 @@ def write_screenshots(space: str, tracking_uri: str, out: Path, browser: str) ->
     Raises:
         AnalysisError: there is no study, or a page does not show what it is for.
     """
-    from analysis.report import write_report
+    from analysis.write import write_report
 
     study = shown(space, tracking_uri)
     out.mkdir(parents=True, exist_ok=True)

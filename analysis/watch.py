@@ -1,11 +1,11 @@
 """The report of a study that is under way: ``python -m analysis.report --space NAME --watch``.
 
-When it ends. No state of the runs says that a study is over: a run appears when its job begins or, if that is short,
-when it ends; jobs that wait for others have none; between two jobs nothing is RUNNING, and of a study that was killed
-something is RUNNING for ever. But a study registers itself in its storage for as long as its driver lives, and its
-registration expires when the driver dies. So the study has ended if one of the space was registered at some time,
-none is any more, and nothing new was recorded for ``SETTLED_SECONDS`` since: the last results are delivered after the
-driver has signed off. A storage that cannot be read from here, or never has such a study, leaves it to Ctrl-C.
+When does it end? The state of the runs does not say whether a study is over: a run appears when its job starts or, for
+a short job, when it ends; waiting jobs have no run; between two jobs nothing is RUNNING, and a killed study leaves runs
+that stay RUNNING for ever. But a study registers itself in its storage while its driver lives, and the registration
+expires when the driver dies. So the watch ends once a study of the space has been registered, none is registered any
+more, and nothing new has been recorded for ``SETTLED_SECONDS`` since: the last results arrive after the driver has
+signed off. If the storage cannot be read from here, or no such study ever registers, only Ctrl-C ends the watch.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import load, page, report
+from analysis import load, page, write
 from analysis.load import AnalysisError
 from trainables.host.redaction import redact, redact_text
 from trainables.storage.store import StorageError, Store
 
 SETTLED_SECONDS = 120.0
-"""How long a study tries to deliver its last results once it has signed off, and so the time without any that ends
-the watch."""
+"""A study tries for this long to deliver its last results after it has signed off; the watch waits as long."""
 REST = 3
-"""The data are left alone for so many times as long as the last look took: the study may need this machine itself."""
+"""After each look at the data, the watch rests for this many times as long as the look took: the study may run on the
+same machine."""
 
 
 def watch(
@@ -41,21 +41,21 @@ def watch(
     logged: bool = True,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Write the report anew whenever the study has new results, until it has ended or Ctrl-C.
+    """Rewrite the report whenever the study has new results, until the study has ended or Ctrl-C.
 
-    What cannot be read - no such experiment yet, a tracking server that is away - is said once, and tried again.
+    Whatever cannot be read (no such experiment yet, a tracking server that is down) is reported once and tried again.
 
     Args:
         space: name of the search space.
         tracking_uri: where the study records its runs.
-        storage: where it keeps its results, and says that it runs.
+        storage: where it keeps its results and registers itself.
         out: folder to write to.
-        seconds: between two looks at the data, and after which an open page is read again.
+        seconds: between two looks at the data, and between two reloads of an open page.
         logged: whether to log the last report to MLflow.
-        pause: waits for so many seconds.
+        pause: waits for a number of seconds.
 
     Raises:
-        OSError: the folder does not take the report.
+        OSError: the report cannot be written to the folder.
     """
     watched = _Watch(space, tracking_uri, out, seconds)
     studies = _Studies(storage, space)
@@ -63,7 +63,7 @@ def watch(
     why = "stopped"
     try:
         while True:
-            studies.look()  # before the data: what a study recorded last is then among them
+            studies.look()  # before the data, which then include what the study recorded last
             watched.look(studies.jobs)
             if studies.left is not None and watched.looked - max(studies.left, watched.changed) >= SETTLED_SECONDS:
                 why = "the study has ended"
@@ -77,19 +77,19 @@ def watch(
 
 @dataclass
 class _Watch:
-    """The report, and the data that it was last written from.
+    """The report, and the data that it was last written from. Times are those of the monotonic clock.
 
     Attributes:
         space: name of the search space.
         tracking_uri: where the study records its runs.
         out: folder to write to.
-        seconds: after which an open page is read again.
-        frame: the runs of the page that is there, None if there is none yet.
+        seconds: between two reloads of an open page.
+        frame: the runs on the current page, None if there is no page yet.
         written: its files, the page first.
-        looked: when the data could last be read, by the monotonic clock.
-        changed: when there was something new.
+        looked: when the data were last read.
+        changed: when they last had news.
         rested: when the next look at the data is due.
-        said: reasons why nothing could be read since something last could.
+        said: reasons for failed looks that were reported since the last successful one.
     """
 
     space: str
@@ -104,10 +104,10 @@ class _Watch:
     said: set[str] = field(default_factory=set)
 
     def look(self, jobs: int) -> None:
-        """Read the data, unless it is time to rest, and write the report if they have changed.
+        """Read the data, unless it is time to rest, and rewrite the report if they have changed.
 
         Args:
-            jobs: that the study has to do, as far as is known.
+            jobs: number of jobs of the study, as far as known.
         """
         began = time.monotonic()
         if began < self.rested:
@@ -117,36 +117,36 @@ class _Watch:
             self.looked = began
             if self.frame is None or not frame.equals(self.frame):
                 self.changed = began
-                self.written = report.write_files(frame, self.space, self.tracking_uri, self.out, refresh=self.seconds)
+                self.written = write.write_files(frame, self.space, self.tracking_uri, self.out, refresh=self.seconds)
                 self.frame = frame
                 done = (frame["status"] == load.FINISHED).sum()
                 _say(f"{done} of {max(jobs, len(frame))} jobs finished  {self.written[0]}")
         except AnalysisError as error:
             self._say_once(f"waiting: {error}")
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-            # A fault of ours that half of a study brings to light; the other half may not, and a sweep takes days.
-            self._say_once(f"the page stays as it is, a fault of this program: {type(error).__name__}: {error}")
+            # A bug that shows on these partial results need not show on the next ones, and a sweep takes days.
+            self._say_once(f"the page stays as it is, because of a bug: {type(error).__name__}: {error}")
         else:
             self.said.clear()
         now = time.monotonic()
         self.rested = now + REST * (now - began)
 
     def _say_once(self, text: str) -> None:
-        """Say something unless it was said since something could last be read."""
-        news = re.sub(r"0x[0-9a-f]+", "", text)  # an address in memory is none
+        """Print a reason unless it has been printed since the last successful look."""
+        news = re.sub(r"0x[0-9a-f]+", "", text)  # a new address in memory is no news
         if news not in self.said:
             _say(redact_text(text))
         self.said.add(news)
 
     def close(self, *, logged: bool) -> str:
-        """Leave a page that a browser does not read again, log it if asked to, and return what is there."""
+        """Write the last page, which no browser reloads; log it if `logged`; return its path, or that there is none."""
         if self.frame is None:
             return "there was nothing to report"
         last = self.written[0]
         text = last.read_text(encoding="utf-8")
-        report.replace_text(last, text.replace(page.REFRESH.format(seconds=self.seconds), "", 1))
+        write.replace_text(last, text.replace(page.REFRESH.format(seconds=self.seconds), "", 1))
         if logged:
-            report.log(self.frame, self.space, self.tracking_uri, self.written)
+            write.log(self.frame, self.space, self.tracking_uri, self.written)
         return str(last)
 
 
@@ -155,12 +155,12 @@ class _Studies:
     """The studies of a space that are registered in a storage.
 
     Attributes:
-        storage: as ``--storage`` has it.
+        storage: a directory or URI, as given to ``--storage``.
         space: name of the search space.
-        seen: whether there has been one.
-        left: when the last of them was found gone, by the monotonic clock; None if one is there, or none ever was.
-        jobs: of the largest one so far.
-        said: whether it was said that none is there, or that this cannot be known.
+        seen: whether any has been registered.
+        left: when the last one was found gone, by the monotonic clock; None while one is registered or none ever was.
+        jobs: number of jobs of the largest one so far.
+        said: whether the user has been told that none is registered, or that this cannot be known.
     """
 
     storage: str
@@ -171,11 +171,11 @@ class _Studies:
     said: bool = False
 
     def look(self) -> None:
-        """See who is registered; a storage that does not answer says nothing."""
+        """See which studies are registered; a storage that does not answer changes nothing."""
         try:
             notes = [study["note"] for study in Store(self.storage).studies()]
-        except (StorageError, ValueError) as error:  # ValueError: a storage that this machine lacks the library for
-            self._say_once(f"whether the study runs cannot be told: {redact_text(str(error))}")
+        except (StorageError, ValueError) as error:  # ValueError: the library for this storage is missing
+            self._say_once(f"cannot tell whether the study runs: {redact_text(str(error))}")
             return
         found = [note for note in notes if note.get("space") == self.space]
         if found:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import synthetic_runs as synthetic
 
-from analysis import load, report, summary
+from analysis import load, summary, write
 from analysis.drawing import files
 from analysis.figures.table import FIGURES
 
@@ -31,7 +31,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def written(uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    page = report.write_report("hostile", uri, tmp_path_factory.mktemp("report"))
+    page = write.write_report("hostile", uri, tmp_path_factory.mktemp("report"))
     return {path.name: path for path in page.parent.iterdir()}
 
 

@@ -154,7 +154,7 @@ def command(folder, space, out, *options):
 @pytest.fixture
 def quick(monkeypatch):
     """Reports without figures."""
-    monkeypatch.setattr("analysis.figures.table.FIGURES", {})
+    monkeypatch.setattr("analysis.write.FIGURES", {})
 
 
 @pytest.mark.usefixtures("quick")

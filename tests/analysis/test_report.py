@@ -19,7 +19,7 @@ import synthetic_runs as synthetic
 from mlflow import MlflowClient
 from scipy import stats as scipy_stats
 
-from analysis import cells, command, coverage, headline, load, report, summary
+from analysis import cells, command, coverage, headline, load, report, summary, write
 from analysis.drawing import facets, files, style
 from analysis.figures import accuracy_table, interpolation, rewind, width
 from analysis.figures.table import FIGURES
@@ -73,7 +73,7 @@ def drawn(sources):
 
 @pytest.fixture(scope="module")
 def written(folder, uri):
-    return {space: report.write_report(space, uri, folder / "report" / space) for space in ("full", "partial")}
+    return {space: write.write_report(space, uri, folder / "report" / space) for space in ("full", "partial")}
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +377,7 @@ def test_a_partial_sweep_says_what_is_missing(pages):
 
 
 def test_credentials_do_not_reach_the_page(frame):
-    page = report._provenance(frame, "full", "postgresql://me:secret@db/mlflow")
+    page = write._provenance(frame, "full", "postgresql://me:secret@db/mlflow")
     assert "postgresql://***@db/mlflow" in page
     assert "secret" not in page
 
@@ -480,7 +480,7 @@ def test_nothing_but_failures_gives_no_figure(odd, tmp_path, monkeypatch, capsys
 
 
 def test_nothing_but_failures_gives_a_page_that_says_so(odd, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("analysis.figures.table.FIGURES", {"rewind": rewind, "interpolation": interpolation})
+    monkeypatch.setattr("analysis.write.FIGURES", {"rewind": rewind, "interpolation": interpolation})
     assert report.main(["--space", "failed", "--storage", str(odd), "--out", str(tmp_path), "--no-log"]) == 0
     said = capsys.readouterr()
     assert said.err.startswith("warning: none of its 2 jobs on record has finished (2 failed); the first error: ")
@@ -492,10 +492,10 @@ def test_nothing_but_failures_gives_a_page_that_says_so(odd, tmp_path, monkeypat
 
 
 def test_what_an_earlier_report_had_and_this_one_has_not_is_removed(folder, uri, frame, tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.figures.table.FIGURES", {"rewind": rewind, "plane": FIGURES["plane"]})
+    monkeypatch.setattr("analysis.write.FIGURES", {"rewind": rewind, "plane": FIGURES["plane"]})
     for name in ("plane.png", "plane.tex", "notes.md"):
         (tmp_path / name).write_text("from before")
-    written = report.write_files(frame, "full", uri, tmp_path)
+    written = write.write_files(frame, "full", uri, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert {path.name for path in written} == names - {"notes.md"}
     assert "notes.md" in names, "it is somebody else's"

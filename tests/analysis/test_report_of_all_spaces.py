@@ -14,7 +14,7 @@ import pytest
 import synthetic_runs as synthetic
 import synthetic_spaces
 
-from analysis import load, report
+from analysis import load, write
 from analysis.figures import accuracy_table
 from analysis.figures.table import FIGURES
 from search_spaces import SPACES
@@ -51,7 +51,7 @@ def filled(space, uri, names=tuple(FIGURES)):
 
 def check_report(space, uri, out):
     """Write a report, check that it is whole, and return the names of the figures in it."""
-    page = report.write_report(space, uri, out).read_text(encoding="utf-8")
+    page = write.write_report(space, uri, out).read_text(encoding="utf-8")
     drawn = set()
     for name, module in FIGURES.items():
         section = page.partition(f' id="{name}">')[2].partition("</section>")[0]

@@ -17,7 +17,7 @@ import types
 import pytest
 import synthetic_runs as synthetic
 
-from analysis import load, records, report, watch
+from analysis import load, records, report, watch, write
 from trainables import schema
 from trainables.storage.store import Store
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def scene(folder, request, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "SETTLED_SECONDS", 0.0)
     monkeypatch.setattr(watch, "REST", 0)
-    monkeypatch.setattr("analysis.figures.table.FIGURES", {})
+    monkeypatch.setattr("analysis.write.FIGURES", {})
     return Scene(folder, request.node.name, tmp_path)
 
 
@@ -180,14 +180,14 @@ def test_a_tracking_server_that_is_away_for_a_while(scene, monkeypatch, capsys):
 
 
 def test_a_page_that_could_not_be_written_is_tried_again(scene, monkeypatch, capsys):
-    write, failures = report.write_files, iter([True])
+    write_files, failures = write.write_files, iter([True])
 
     def unlucky(*arguments, **options):
         if next(failures, False):
             raise load.AnalysisError("the server went away half-way")
-        return write(*arguments, **options)
+        return write_files(*arguments, **options)
 
-    monkeypatch.setattr(report, "write_files", unlucky)
+    monkeypatch.setattr(write, "write_files", unlucky)
     scene.record()
     scene.watch(nothing)
     lines = said(capsys)
@@ -208,7 +208,7 @@ def test_a_database_that_is_being_made_is_left_to_its_maker(scene, tmp_path):
 
 def test_the_report_is_logged_once_at_the_end(scene, monkeypatch):
     logged = []
-    monkeypatch.setattr(report, "log", lambda frame, *_: logged.append((len(frame), scene.text())))
+    monkeypatch.setattr(write, "log", lambda frame, *_: logged.append((len(frame), scene.text())))
     scene.record()
     scene.watch(nothing, lambda: scene.record(1), nothing, logged=True)
     ((jobs, page),) = logged
@@ -227,7 +227,7 @@ def test_a_storage_that_tells_nothing_leaves_it_to_ctrl_c(scene, capsys):
     scene.record()
     scene.watch(nothing, nothing)
     lines = said(capsys)
-    assert lines[1].startswith("whether the study runs cannot be told: ")
+    assert lines[1].startswith("cannot tell whether the study runs: ")
     assert lines[-1] == f"stopped; {scene.page}"
 
 
@@ -241,9 +241,9 @@ def test_an_interval_is_a_whole_number_of_seconds(seconds, capsys):
 
 def test_a_reader_never_sees_a_part_of_a_page(tmp_path):
     page = tmp_path / "index.html"
-    report.replace_text(page, "whole")
+    write.replace_text(page, "whole")
     with pytest.raises(UnicodeEncodeError):
-        report.replace_text(page, 1000 * "begun " + "\ud800")
+        write.replace_text(page, 1000 * "begun " + "\ud800")
     assert page.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [page]
 
