@@ -1,21 +1,23 @@
 """Removing results that no search space needs any more: ``python -m study.run --clean``.
 
-Needed is every job of every space as it is defined now, and of the space and settings named on the command line; where
-``--fastest`` has chosen something, both with and without it. A space whose data are not here cannot be planned; results
-on its datasets are kept. So are those of networks for which a choice of ``--fastest`` is damaged, and files that no
-study has put where they are.
+Every job of every space, as the spaces are defined now, is needed, and every job of the space and settings named on the
+command line; where ``--fastest`` has made a choice, both with and without it. A space without its data cannot be
+planned, so results on its datasets are kept. Results of a network whose ``--fastest`` choice is damaged are kept, too,
+and so are files that no study has written.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from search_spaces import SPACES, SearchSpace
-from study.fastest import CPU, GPU, Kept, called, ways_of
-from study.plan import Network, Plan, make_plan
+from search_spaces import SPACES, SearchSpace, get_space
+from study.fastest import CPU, GPU, Kept, called, chosen, kept, unreadable, ways_of
+from study.options import Options
+from study.plan import Network, Plan, make_plan, override
 from study.status import size_in_words
 from trainables.host.processes import host_of
 from trainables.storage.lease import renewal_seconds
@@ -25,19 +27,40 @@ _Group = tuple[str, str, str, str]
 """Dataset, model, width and kind."""
 
 
+def offer_cleaning(store: Store, options: Options) -> None:
+    """List what can be removed, and remove it after a confirmation.
+
+    Raises:
+        ValueError: a study is running on the store, or the space named in the options cannot be planned.
+    """
+    named = override(get_space(options.space), options.set) if options.space else None
+    check_idle(store)
+    choices = chosen(store)
+    plans, missing = plan_all(named, options.data_dir, choices, kept(named, options.set) if named else {})
+    found = surplus(store, plans, datasets(missing), unreadable(store, choices))
+    print(*lines(found, missing), sep="\n")
+    if not found.keys and not found.leftovers:
+        return
+    if options.yes or (sys.stdin.isatty() and input("remove them? [y/N] ").strip().lower() in ("y", "yes")):
+        remove(store, found)
+        print("removed")
+    else:
+        print("nothing was removed; --yes confirms")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Surplus:
-    """What can go.
+    """What can be removed.
 
     Attributes:
         results: keys of results that no space needs, grouped.
-        leftovers: paths of files that belong to no result: set aside as damaged, of attempts that were killed,
+        leftovers: paths of files that belong to no result: damaged ones that were set aside, files of killed attempts,
             checkpoints and notes of jobs that are published or that no space needs.
-        bytes: path -> bytes of all files of the storage that may go.
-        kept: dataset, or network and its dataset -> number of results that no planned space needs, kept because a space
-            on it cannot be planned, or because it is not known how ``--fastest`` has the network trained.
-        strange: paths of files that no study has put there; they stay.
-        damaged: what was found damaged and set aside by looking, one line each.
+        bytes: path -> bytes, of every file that belongs to a result, a checkpoint or a failure.
+        kept: dataset, or network and its dataset -> number of results that no planned space needs but that stay,
+            because a space on the dataset cannot be planned or the network's ``--fastest`` choice is unknown.
+        strange: paths of files that no study has written; they stay.
+        damaged: a line on each result that turned out to be damaged and was set aside.
     """
 
     results: dict[_Group, list[str]]
@@ -49,20 +72,20 @@ class Surplus:
 
     @property
     def keys(self) -> set[str]:
-        """Keys of all results that can go."""
+        """Keys of all results that can be removed."""
         return {key for keys in self.results.values() for key in keys}
 
 
 def surplus(
     store: Store, plans: Iterable[Plan], unplanned: Collection[str], unchosen: Collection[Network] = ()
 ) -> Surplus:
-    """Return what a store has beyond what some plans need.
+    """Return what a store holds beyond what some plans need.
 
     Args:
         store: the store.
-        plans: what is needed.
+        plans: of everything that is needed.
         unplanned: datasets of spaces that could not be planned.
-        unchosen: networks of which a choice of ``--fastest`` is damaged.
+        unchosen: networks whose ``--fastest`` choice is damaged.
     """
     needed: set[str] = set()
     for plan in plans:
@@ -99,7 +122,7 @@ def surplus(
 def _leftovers(
     store: Store, files: Iterable[str], published: Collection[str], needed: Collection[str], careful: bool
 ) -> list[str]:
-    """Return files that belong to nothing; `careful` keeps the work on jobs of spaces that are not known."""
+    """Return the files that belong to no result; `careful` keeps checkpoints and notes of jobs in no known plan."""
     found, attempts = [], defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
     for path in files:
         key, within = owner(path), path.split("/")[3:]
@@ -109,7 +132,7 @@ def _leftovers(
                 found.append(path)
         elif key not in published:
             found.append(path)
-        elif len(within) > 1:  # in an object store: of one of the attempts at publishing the result
+        elif len(within) > 1:  # written by one of the attempts at publishing the result
             attempts[key][within[0]].append(path)
     contested = [key for key, each in attempts.items() if len(each) > 1]
     for key, manifest in store.manifests(contested)[0].items():
@@ -125,13 +148,13 @@ def plan_all(
     choices: Mapping[str, Kept],
     given: Kept,
 ) -> tuple[list[Plan], dict[str, str]]:
-    """Return the plans of all spaces, and why those that are missing could not be made: name -> reason.
+    """Return the plans of all spaces, and for each space that cannot be planned, its name -> the reason.
 
     Args:
-        named: a space with settings of its own, to be kept beside them.
+        named: a space with settings of its own, whose results are kept, too.
         data_dir: where datasets are looked for.
-        choices: of ``--fastest``, by their files.
-        given: those settings of `named` that no choice replaces.
+        choices: file of a ``--fastest`` choice -> the settings chosen.
+        given: settings of `named` that no choice replaces.
 
     Raises:
         ValueError: `named` itself cannot be planned.
@@ -147,13 +170,13 @@ def plan_all(
 
 
 def _plans(space: SearchSpace, data_dir: str | None, choices: Mapping[str, Kept], given: Kept) -> list[Plan]:
-    """Return the plan of a space, and those with what was chosen for it on each kind of device."""
+    """Return the plan of a space as defined, and one with the ``--fastest`` choices for each kind of device."""
     ways = filter(None, (ways_of(space, choices, device, given) for device in (CPU, GPU)))
     return [make_plan(space, data_dir), *(make_plan(space, data_dir, each) for each in ways)]
 
 
 def datasets(names: Iterable[str]) -> set[str]:
-    """Return the datasets of some spaces, those that masks come from included."""
+    """Return the datasets of some spaces, including those that masks come from."""
     found: set[str] = set()
     for name in names:
         space = SPACES[name]
@@ -163,7 +186,7 @@ def datasets(names: Iterable[str]) -> set[str]:
 
 
 def lines(found: Surplus, missing: Collection[str]) -> list[str]:
-    """Return what can go, as text."""
+    """Return what can be removed, as lines of text."""
     size = size_in_words(sum(size for path, size in found.bytes.items() if _result(path) in found.keys))
     text = [f"{len(found.keys)} results that no search space needs, {size}"]
     if found.results:
@@ -173,10 +196,10 @@ def lines(found: Surplus, missing: Collection[str]) -> list[str]:
     size = size_in_words(sum(found.bytes[path] for path in found.leftovers))
     text.append(f"{len(found.leftovers)} files left over from damage, killed attempts and finished work, {size}")
     if missing:
-        text.append(f"not planned, for want of data: {', '.join(sorted(missing))} (--data-dir)")
+        text.append(f"not planned, because data are missing: {', '.join(sorted(missing))} (--data-dir)")
     for dataset, count in found.kept.items():
         text.append(f"  kept: {count} results on {dataset}")
-    text += [f"left alone, for it is of no study: {ascii(path)[1:-1]}" for path in found.strange]
+    text += [f"left alone, because no study has written it: {ascii(path)[1:-1]}" for path in found.strange]
     text += [f"damaged: {line}" for line in found.damaged]
     text.append("results of a run with --set are needed only if you name that run here: --space NAME --set ...")
     return text
@@ -188,10 +211,10 @@ def _result(path: str) -> str:
 
 
 def remove(store: Store, found: Surplus) -> None:
-    """Remove it.
+    """Remove what was found.
 
     Raises:
-        ValueError: a study is running on the store, which may need what it has just computed.
+        ValueError: a study is running on the store and may need what it has just computed.
     """
     check_idle(store)
     for key in sorted(found.keys):
@@ -203,7 +226,7 @@ def remove(store: Store, found: Surplus) -> None:
 def check_idle(store: Store) -> None:
     """Raise ValueError while a study or a job runs on the store."""
     if store.forget_damaged_leases():
-        time.sleep(2 * renewal_seconds())  # by then whoever held one of them has put it back
+        time.sleep(2 * renewal_seconds())  # by then a live holder has renewed its lease
     owners = {host_of(lease["owner"]) for lease in (*store.studies(), *store.leases().values())}
     if owners:
         raise ValueError(f"something runs on {store.uri} ({', '.join(sorted(owners))}): clean when it has ended")

@@ -1,20 +1,20 @@
-"""Where a study stands: ``python -m study.run --space NAME --status``, from any machine that reaches the storage.
+"""How far a study is: ``python -m study.run --space NAME --status``, from any machine that reaches the storage.
 
-Everything is read from the store, nothing from the processes that compute: what is published, who holds a lease on
-what, which failures are noted. It can be asked while a study runs, and after.
+Everything is read from the store: what is published, which jobs are leased by whom, which failures are noted. The
+processes that compute are not asked, so the command works while a study runs and afterwards.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from study import fastest
 from study.estimate import Estimates, duration, estimate
-from study.plan import Plan
+from study.plan import Network, Plan
 from study.tracking.labels import run_name
 from trainables import schema
 from trainables.host.processes import host_of
@@ -24,10 +24,11 @@ from trainables.storage.store import Store
 PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING = "published", "running", "failed", "blocked", "waiting"
 STATES = (PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING)
 RATE_SECONDS = 3600.0
-"""The rate is that of so long a time before now."""
+"""The rate is that of this long a time before now."""
 LONGEST = 5
+"""Number of slowest jobs that are named."""
 SHOWN = 20
-"""Jobs named at most, of those that run and of those that failed."""
+"""At most this many running jobs are named, and at most this many failed ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,10 @@ class Status:
         leases: key -> the lease of a running job.
         failures: key -> what was noted of its failure.
         manifests: key -> manifest of a published job.
-        damaged: what was found damaged and set aside by looking, one line each.
+        damaged: a line on each result that turned out to be damaged and was set aside.
         studies: the studies that run on the store, this one or others.
         bytes: top-level directory of the storage -> bytes in it.
-        own_bytes: bytes of this study's results, as their manifests list them.
+        own_bytes: bytes of this study's results, according to their manifests.
         estimates: seconds of each job.
         now: seconds since 1970.
     """
@@ -68,18 +69,26 @@ class Status:
 
     @property
     def seconds_left(self) -> float:
-        """Estimated seconds to the end, with as many jobs at a time as run now (at least one)."""
+        """Estimated seconds to the end if as many jobs run at a time as now (at least one)."""
         left = {key for key, state in self.states.items() if state in (RUNNING, WAITING)}
         return self.estimates.makespan(self.plan, left, max(1, len(self.leases)))
 
 
+def print_status(plan: Plan, store: Store, unmeasured: Sequence[Network]) -> None:
+    """Print how far a study is, and the networks for which ``--fastest`` has chosen nothing yet; errors of `status`."""
+    print(*lines(status(plan, store)), *fastest.lines({}, unmeasured), sep="\n")
+
+
 def status(plan: Plan, store: Store) -> Status:
-    """Return where a study stands.
+    """Return how far a study is.
 
     Raises:
+        ValueError: the storage does not exist; an object store without a single object counts as such.
         StorageError: the storage cannot be read.
     """
     published = store.keys()
+    if not (store.root.exists() if store.is_local else published or any(store.storage.names(""))):
+        raise ValueError(f"storage {store.uri} does not exist: no study has run there (--storage names another)")
     todo = plan.closure.todo(published)
     leases = {key: lease for key, lease in store.leases().items() if key in todo}
     failures = {key: note for key in store.failures() & todo.keys() - leases.keys() if (note := store.failure(key))}
@@ -115,7 +124,7 @@ def status(plan: Plan, store: Store) -> Status:
 
 
 def lines(status: Status) -> list[str]:
-    """Return a status as text."""
+    """Return a status as lines of text."""
     plan, counts = status.plan, Counter((status.plan.jobs[key].kind, state) for key, state in status.states.items())
     text = [f"{plan.space.name}: {plan.space.question}", f"  {'job':<8}{'total':>8}"]
     text[-1] += "".join(f"{state:>11}" for state in STATES)
@@ -127,7 +136,7 @@ def lines(status: Status) -> list[str]:
     text += _running(status) + _failed(status) + _slowest(status)
     text += [f"damaged: {redact_text(line)}" for line in status.damaged]
     sizes = ", ".join(f"{size_in_words(status.bytes.get(name, 0))} {words}" for name, words in _DIRECTORIES.items())
-    return [*text, f"disk: {sizes}; {size_in_words(status.own_bytes)} of it are this study's results"]
+    return [*text, f"disk: {sizes}; {size_in_words(status.own_bytes)} of these are this study's results"]
 
 
 _DIRECTORIES = {"store": "results", "work": "checkpoints", "damaged": "set aside as damaged"}
@@ -194,7 +203,7 @@ def _more(count: int) -> list[str]:
 
 
 def size_in_words(number: float) -> str:
-    """Return bytes as people say them."""
+    """Return a number of bytes in its largest fitting unit."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} {unit}" if unit in ("bytes", "kB") else f"{number:.1f} {unit}"

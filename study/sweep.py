@@ -1,8 +1,10 @@
-"""The sweep itself: one Ray Tune experiment over the jobs of a plan that are not in the store."""
+"""The sweep itself: one Ray Tune experiment over the jobs of a plan that are not in the store.
+
+Functions import whatever imports ray, because Ray reads some of its environment when it is imported.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import os
@@ -16,8 +18,10 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from study.estimate import Estimates, duration, estimate
+from study.forecast import print_plan
+from study.options import Options
 from study.plan import Plan
-from study.scheduling.address import ClusterError, cluster_address
+from study.scheduling.address import ClusterError
 from study.scheduling.states import DONE
 from study.tracking.delivery import Tracker
 from trainables.config import TRAINING_CONFIGS
@@ -31,19 +35,17 @@ if TYPE_CHECKING:  # ray reads some of its environment when it is imported
     from study.scheduling.searcher import PlanSearcher
     from study.scheduling.session import Cluster
 
-__all__ = ["ClusterError", "prepare_environment", "run_sweep"]
-
 LAST_DELIVERY_SECONDS = 10.0
-"""How long tracking may take that ends before its time, because the study was interrupted or the cluster is lost."""
+"""Time left for tracking after an interrupt or the loss of the cluster."""
 SHOW_SECONDS = 2.0
-"""Between two words on how much is still to be recorded; ten times that if they are lines of a file."""
+"""Between two messages on how much is still to be recorded; ten times as long outside a terminal."""
 START_SECONDS = 20.0
-"""How long the tracker leaves the processor to trials that are starting."""
+"""The tracker waits this long at first, so that the processor is free for trials that are starting."""
 AHEAD_LOCAL, AHEAD_CLUSTER = 2, 16
 """Jobs handed to Ray beyond what fits; on a cluster an autoscaler starts machines for them."""
 
 _ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # per-trial CSV, JSON and TensorBoard files that nobody reads
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files for each trial
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # the store is the truth: Tune's own snapshots only cost time
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study at once; everything that matters is published
@@ -57,45 +59,40 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
-"""Of a cluster that runs already, the variables that begin with RAY_ act on this process only."""
+"""On a cluster that is running already, the variables that start with RAY_ affect only this process."""
 _LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # "no cluster": Ray listens on the loopback device, not on all of them
-    "RAY_prestart_worker_first_driver": "0",  # Tune asks for workers with variables of its own, these would only idle
+    "RAY_prestart_worker_first_driver": "0",  # Tune starts workers of its own, these would only idle
 }
 
 
 def prepare_environment(address: str | None) -> None:
-    """Set what Ray, Tune and MLflow read from the environment, where the user has not; before they are imported.
+    """Set the variables that Ray, Tune and MLflow read when they are imported, except those that the user has set.
 
     Args:
-        address: of the cluster to join, None for a Ray of our own.
+        address: of the cluster to join; None for a Ray of our own.
     """
     for name, value in (_ENVIRONMENT | ({} if address else _LOCAL_ENVIRONMENT)).items():
         os.environ.setdefault(name, value)
 
 
-def run_sweep(
-    plan: Plan, store: Store, tracking_uri: str, data_dir: str | None, options: argparse.Namespace, command: str
-) -> int:
-    """Run what is missing and return the exit code of ``study.run``.
+def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, command: str) -> int:
+    """Run the jobs that are missing and return the exit code of ``study.run``.
 
     Args:
         plan: the study.
-        store: where results are kept.
         tracking_uri: MLflow tracking URI, already checked.
-        data_dir: directory of the datasets.
+        store: where results are kept.
         options: of the command line.
         command: the command line itself, for the message on how to go on.
 
     Raises:
-        ClusterError: no cluster, or none for these trials; nothing was run.
-        StorageError: the storage is away before anything was run.
+        ClusterError: there is no cluster, or it cannot run these trials; nothing was run.
+        StorageError: the storage cannot be reached; nothing was run.
     """
-    from study.run import print_plan
-    from study.summary import print_next_steps, print_results, print_undelivered, report_missing
+    from study.outcome import print_next_steps, print_results, print_undelivered, report_missing
 
-    address = cluster_address(options.address)
-    prepare_environment(address)
+    prepare_environment(options.cluster)
     store.sweep()
     published = store.keys()
     todo = plan.closure.todo(published)
@@ -108,7 +105,7 @@ def run_sweep(
         if todo:
             registration = store.register_study({"space": plan.space.name, "jobs": len(plan.jobs)})
             with registration, _termination_as_interrupt():
-                sweep.run(todo, address, data_dir, registration)
+                sweep.run(todo, registration)
     except BaseException:
         tracker.close(LAST_DELIVERY_SECONDS)
         raise
@@ -133,7 +130,7 @@ def run_sweep(
 
 
 def _delivered(tracker: Tracker) -> tuple[bool, bool]:
-    """Let tracking take the time that it takes, and show how far it is; return whether it is done, and interrupted."""
+    """Wait for tracking and show how far it is; return whether all is recorded, and whether the wait was interrupted."""
     shown_at, in_terminal = time.monotonic(), sys.stdout.isatty()
     pause, width = SHOW_SECONDS * (1 if in_terminal else 10), 0
 
@@ -162,7 +159,7 @@ class _Sweep:
         store: Store,
         tracker: Tracker,
         estimates: Estimates,
-        options: argparse.Namespace,
+        options: Options,
         command: str,
     ) -> None:
         self._plan, self._store, self._tracker = plan, store, tracker
@@ -182,14 +179,12 @@ class _Sweep:
         """Since the start."""
         return time.monotonic() - self._started
 
-    def run(
-        self, todo: dict[str, set[int | None]], address: str | None, data_dir: str | None, registration: Lease
-    ) -> None:
-        """Run the jobs; what has become of them is the searcher's to tell."""
-        options = self._options
+    def run(self, todo: dict[str, set[int | None]], registration: Lease) -> None:
+        """Run the jobs; afterwards the searcher knows the outcome of each."""
+        options, address = self._options, self._options.cluster
         print(f"starting Ray{f' on {address}' if address else ' on this machine'} ...", flush=True)
-        # While Ray starts its processes, this one imports torch. Nothing that imports ray: two threads that import
-        # parts of one package may wait for each other.
+        # This process imports torch while Ray starts its own processes. The thread must not import ray: two threads
+        # that import parts of one package may deadlock.
         threading.Thread(target=importlib.import_module, args=("trainables.jobs.execution",), daemon=True).start()
         from study.scheduling.session import connected
 
@@ -202,7 +197,7 @@ class _Sweep:
 
             surroundings = {
                 "storage": self._store.uri,
-                "data_dir": data_dir,
+                "data_dir": options.data_dir,
                 "checkpoint_seconds": options.checkpoint_seconds,
                 "max_silence": 3600.0 * options.max_silence,
                 "study": registration.name,
@@ -211,7 +206,7 @@ class _Sweep:
 
             def say(line: str) -> None:
                 progress.say(line)
-                # Replaced, not changed in place: another thread renews the lease. --status reads it.
+                # --status reads the note. It is replaced, not changed in place: another thread renews the lease.
                 registration.note = {**registration.note, "out": searcher.outs()}
 
             self._searcher = searcher = PlanSearcher(
@@ -244,29 +239,29 @@ class _Sweep:
                 self._ended = run_trials(cluster, searcher, attach, self._plan.space.name)
                 if self._ended is not None and (missing := cluster.missing()) is not None:
                     self._lose(f"{missing} is out of reach", cluster)
-        from study.summary import note_failures
+        from study.outcome import note_failures
 
-        with contextlib.suppress(StorageError):  # the summary says it as well
+        with contextlib.suppress(StorageError):  # the summary names the failures, too
             note_failures(self._store, searcher, round(1000 * time.time()))
 
     def missing(self) -> list[str]:
-        """Return the keys of the jobs that have been published, or so it was said, and are not in the store now."""
+        """Return the keys of the jobs that were reported as published and are not in the store now."""
         state = self._searcher.state if self._searcher is not None else {}
-        if self._searcher is not None and self._searcher.halted is not None:  # the storage is away, perhaps
+        if self._searcher is not None and self._searcher.halted is not None:  # the storage may be out of reach
             return []
         return [key for key in self._plan.closure.todo(self._store.keys()) if state.get(key, DONE) == DONE]
 
     def report(self) -> bool:
-        """Say what did not go well; return whether there was anything."""
-        from study.summary import report_failures
+        """Print what went wrong; return whether anything did."""
+        from study.outcome import report_failures
 
         return self._searcher is not None and report_failures(self._plan, self._searcher, self._command, self._ended)
 
     def _lose(self, reason: str, cluster: Cluster) -> None:
-        """End the process: the cluster is gone, and a call to it, such as that to leave it, may hang for ever."""
-        with self._ending:  # and never let go: of the two threads that may come here, one ends the process
+        """End the process: the cluster is gone, and any call to it, even the one that leaves it, may hang for ever."""
+        with self._ending:  # never released: two threads may come here, and the first one ends the process
             try:
-                self._ended = f"{reason}; what ran is lost from its last checkpoints on"
+                self._ended = f"{reason}; running jobs lose what they did after their last checkpoints"
                 self.report()
                 self._tracker.close(LAST_DELIVERY_SECONDS)
                 cluster.abandon()
@@ -277,12 +272,12 @@ class _Sweep:
 
 
 def _resources(
-    plan: Plan, todo: dict[str, set[int | None]], cluster: Cluster, hosts: Hosts, options: argparse.Namespace
+    plan: Plan, todo: dict[str, set[int | None]], cluster: Cluster, hosts: Hosts, options: Options
 ) -> dict[str, Resources]:
     """Return what each job asks for.
 
     Raises:
-        ClusterError: this machine is too small for one of them, or its GPUs are not to be used.
+        ClusterError: this machine is too small for one of them, or PyTorch cannot use its GPUs.
     """
     from study.scheduling.placement import GIB, requests
 
@@ -299,7 +294,7 @@ def _resources(
     )
     for each in {tuple(each.items()) for each in asked.values()}:
         if not hosts.fit(dict(each)):
-            problem = f"a trial asks for {_in_words(each)}, no node of the cluster has so much"
+            problem = f"a trial asks for {_in_words(each)}, no node of the cluster has that much"
             if cluster.is_own:
                 raise ClusterError(problem)
             warnings.append(f"{problem} now; waiting for one that has")
@@ -315,7 +310,7 @@ def _resources(
     return asked
 
 
-_NO_GPUS = " (the cluster has no GPUs now; if it starts machines that have, --gpu-memory makes trials ask for them)"
+_NO_GPUS = " (the cluster has no GPUs now; if it starts machines with GPUs, --gpu-memory makes trials ask for them)"
 
 
 def _in_words(asked: Iterable[tuple[str, float]]) -> str:
@@ -324,7 +319,7 @@ def _in_words(asked: Iterable[tuple[str, float]]) -> str:
 
 @contextlib.contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the study as Ctrl-C does."""
+    """Make SIGTERM end the study as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

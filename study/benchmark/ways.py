@@ -7,7 +7,6 @@ what ``python -m study.run --fastest`` then takes.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
 import os
@@ -27,6 +26,7 @@ from study.benchmark.results import Measurement, Rate
 from study.benchmark.training import CLASSES, STACK, OurTrial, Setting, images_on_disk, rate
 from study.estimate import benchmark_file, duration, image_size, masked, multiply_adds_per_image
 from study.fastest import Choice, Way
+from study.options import parse_options
 from study.plan import Network, Plan, make_plan, override
 from study.tracking.mlflow_runs import project_commit
 from trainables.config import SPARSE_BATCH_MULTIPLE, SPARSE_KERNELS_FROM, TRAINING_CONFIGS
@@ -195,11 +195,16 @@ def _on(device: str) -> Iterator[None]:
 # --- the command line -------------------------------------------------------------------------------------------------
 def main(argv: Sequence[str]) -> int:
     """Run ``python -m study.benchmark fastest`` and return the exit code: 0, or 2 for a wrong request."""
-    options = _parser().parse_args(argv)
     try:
+        options = parse_options(
+            argv,
+            "study.benchmark fastest",
+            "Measure what `python -m study.run --fastest` takes on a cluster of machines like this one.",
+            names=("space", "set", "storage", "data_dir", "gpus_per_trial"),
+        )
         store = Store(options.storage)
         store.check_writable()
-        space = override(get_space(options.space), options.set)
+        space = override(get_space(options.space or ""), options.set)
         device = fastest.device_of_trials(options.gpus_per_trial, None, store)
         choice = fastest.choice(space, options.set, store, device)
         for line in fastest.lines(choice.ways):
@@ -208,17 +213,3 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, StorageError, OSError) as error:
         return refused(error)
     return OK
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m study.benchmark fastest",
-        description="Measure what `python -m study.run --fastest` takes on a cluster of machines like this one.",
-    )
-    add = parser.add_argument
-    add("--space", metavar="NAME", required=True, help="the search space")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as of study.run")
-    add("--storage", default="outputs", metavar="DIR|URI", help="where choices are kept (default: %(default)s)")
-    add("--data-dir", metavar="DIR", help="where the datasets are")
-    add("--gpus-per-trial", type=float, metavar="X", help="as of study.run; 0: measure the CPU")
-    return parser

@@ -31,8 +31,8 @@ from tiny_study import assignments, python
 from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import get_space
+from study.options import parse_options
 from study.plan import override
-from study.run import _parser
 
 util = pytest.importorskip("ray.autoscaler._private.util", reason="Ray has moved its checks of launch files")
 
@@ -423,7 +423,7 @@ def test_commands_are_understood() -> None:
     assert len(commands) >= 6
     for words in commands:
         end = next((place for place, word in enumerate(words) if re.fullmatch(r"\||&&|;|\d?>.*", word)), len(words))
-        options = _parser().parse_args(words[:end])
+        options = parse_options(words[:end], "study.run", "")
         override(get_space(options.space), options.set)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.server
 import json
 import os
@@ -11,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ import pytest
 from checkout import ROOT
 
 from search_spaces import SPACES, get_space
+from study.options import Options, parse_options
 from study.plan import make_plan, override
 from study.run import main
+from study.scheduling.address import ClusterError
 from study.tracking.delivery import check_tracking, default_tracking_uri, redact
 from trainables.graph import Ref
 from trainables.host.terminal import OK, WRONG_REQUEST
@@ -49,20 +51,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Put something in the place of the sweep that only notes what it was asked for."""
+    """Replace the sweep by a function that only notes its arguments."""
     calls: list[dict[str, Any]] = []
 
-    def run_sweep(
-        plan: object, store: object, tracking_uri: str, data_dir: str | None, options: object, command: str
-    ) -> int:
-        calls.append({"plan": plan, "store": store, "uri": tracking_uri, "data_dir": data_dir, "command": command})
-        calls[-1]["options"] = options
+    def run_sweep(plan: object, uri: str, store: object, options: Options, command: str) -> int:
+        calls.append({"plan": plan, "uri": uri, "store": store, "options": options, "command": command})
         return OK
 
-    stand_in = types.ModuleType("study.sweep")
-    stand_in.run_sweep = run_sweep  # type: ignore[attr-defined]
-    stand_in.ClusterError = type("ClusterError", (ValueError,), {})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "study.sweep", stand_in)
+    monkeypatch.setattr("study.run.run_sweep", run_sweep)
     return calls
 
 
@@ -200,7 +196,7 @@ def test_a_path_that_the_system_refuses_is_a_wrong_request(
         (["--max-silence", "nan"], "must be a finite number, 0 or at least 0.0001, got nan"),
         (["--cpus-per-trial", "inf"], "must be a finite number, 0 or at least 0.0001, got inf"),
         (["--cpus-per-trial", "1e-320"], "must be a finite number, 0 or at least 0.0001, got 1e-320"),
-        (["--gpu-memory", "1e400"], "must be a finite number, 0 or at least 0.0001, got 1e400"),
+        (["--gpu-memory", "1e400"], "must be a finite number, 0 or at least 0.0001, got inf"),
         (["--storage", ""], "must not be empty"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
     ],
@@ -224,6 +220,41 @@ def test_the_process_itself_ends_with_the_code_and_no_traceback(folder: Path) ->
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"retries": -1}, "--retries must be at least 0, got -1"),
+        ({"gpus_per_trial": 1.5}, "--gpus-per-trial must be within 0 and 1, or a whole number, got 1.5"),
+        ({"storage": " "}, "--storage must not be empty"),
+        (
+            {"verify": True, "status": True},
+            "--verify sets damaged results aside, --dry-run and --status change nothing",
+        ),
+        ({"space": None}, "which space"),
+    ],
+)
+def test_options_are_checked_however_they_are_made(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Options(**{"space": "digits_quickstart", **values})
+
+
+def test_every_option_has_a_flag_whose_default_is_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_options(SPACE, "study.run", "") == Options(space="digits_quickstart")
+    with pytest.raises(SystemExit):
+        parse_options(["--help"], "study.run", "")
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(Options):
+        flag = f"--{field.name.replace('_', '-')}"
+        assert re.search(rf"^  {flag}\b", shown, re.M), f"{flag} is not in the help"
+
+
+def test_options_survive_the_way_through_a_command_line() -> None:
+    options = Options(space="digits_quickstart", set=("width=1", "seeds=0,1"), gpus_per_trial=0.5, fastest=True)
+    words = options.arguments(("space", "set", "gpus_per_trial", "storage"))
+    assert parse_options([*words, "--fastest"], "study.run", "") == options
+    assert not any("storage" in word for word in words), "what was not given is not repeated"
+
+
 # --- right requests ---------------------------------------------------------------------------------------------------
 def test_a_right_request_reaches_the_sweep(folder: Path, started: list[dict[str, Any]]) -> None:
     assert main([*SPACE, "--set", "seeds=7", "--data-dir", "data"]) == OK
@@ -231,7 +262,7 @@ def test_a_right_request_reaches_the_sweep(folder: Path, started: list[dict[str,
     assert call["plan"].space == override(get_space("digits_quickstart"), ["seeds=7"])
     assert call["store"] == Store(folder / "outputs")
     assert call["uri"] == f"sqlite:///{folder}/outputs/mlflow.db"
-    assert call["data_dir"] == str(folder / "data")
+    assert call["options"].data_dir == str(folder / "data")
 
 
 def test_what_trials_get_reaches_the_sweep(folder: Path, started: list[dict[str, Any]]) -> None:
@@ -252,12 +283,10 @@ def test_the_command_to_retry_is_the_one_that_was_given(folder: Path, started: l
 def test_a_cluster_that_cannot_do_it_is_a_wrong_request(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = sys.modules["study.sweep"]
-
     def run_sweep(*_: object) -> int:
-        raise sweep.ClusterError("a trial asks for 8 GPUs, the whole cluster has 0")
+        raise ClusterError("a trial asks for 8 GPUs, the whole cluster has 0")
 
-    monkeypatch.setattr(sweep, "run_sweep", run_sweep)
+    monkeypatch.setattr("study.run.run_sweep", run_sweep)
     assert main(SPACE) == WRONG_REQUEST
     assert capsys.readouterr().err == "error: a trial asks for 8 GPUs, the whole cluster has 0\n"
 
@@ -268,7 +297,7 @@ def test_an_interrupt_has_the_code_of_an_interrupt(
     def run_sweep(*_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["study.sweep"], "run_sweep", run_sweep)
+    monkeypatch.setattr("study.run.run_sweep", run_sweep)
     assert main(SPACE) == 130
     assert "the same command continues" in capsys.readouterr().err
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-import types
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,9 +22,9 @@ from study.benchmark.results import FILE, Measurement, Rate, read_rates
 from study.benchmark.results import store as keep
 from study.estimate import masked
 from study.fastest import CPU, GPU, Way, choice, quickest
+from study.options import Options
 from study.plan import Plan, make_plan, override
-from study.run import _parser, main
-from study.scheduling.address import ClusterError
+from study.run import main
 from study.tracking.delivery import recipe_digest
 from trainables import schema
 from trainables.config import SPARSE_KERNELS_FROM, TRAINING_CONFIGS
@@ -261,7 +259,7 @@ def test_a_run_says_at_its_start_what_its_dry_run_says(
     assert main([*arguments, "--dry-run"]) == OK
     dry = capsys.readouterr().out
     with pytest.raises(Started):
-        sweep.run_sweep(make_plan(asked), store, "", None, _parser().parse_args(arguments), "")
+        sweep.run_sweep(make_plan(asked), "", store, Options(space="tiny", storage=str(store.root)), "")
     run = capsys.readouterr().out
     for words in (
         "slower on this CPU than a conventional loop: 100 against 170",
@@ -456,10 +454,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         plans.append(plan)
         return OK
 
-    stand_in = types.ModuleType("study.sweep")
-    stand_in.run_sweep = run_sweep  # type: ignore[attr-defined]
-    stand_in.ClusterError = ClusterError  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "study.sweep", stand_in)
+    monkeypatch.setattr("study.run.run_sweep", run_sweep)
     for name in list(SPACES):
         monkeypatch.delitem(SPACES, name)
     monkeypatch.setitem(SPACES, "tiny", space())

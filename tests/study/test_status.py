@@ -15,8 +15,10 @@ from study.status import BLOCKED, FAILED, PUBLISHED, RUNNING, WAITING, lines, si
 from trainables import schema
 from trainables.graph import dense_job, match_job, prune_job, target
 from trainables.host.processes import host_of, me
+from trainables.host.terminal import WRONG_REQUEST
 from trainables.storage.store import Store
 
+NO_STUDY = "no study has run there (--storage names another)"
 CELL = tiny_cell()
 DENSE_A, DENSE_B, PRUNED = dense_job(CELL, CELL.seed_a), dense_job(CELL, CELL.seed_b), prune_job(CELL, CELL.seed_a)
 NAIVE, PERMUTED = target(tiny_cell("naive")), target(CELL)
@@ -49,10 +51,17 @@ def test_a_finished_study(plan: Plan, own_copy: Store) -> None:
 
 
 def test_nothing_has_been_computed(plan: Plan, tmp_path: Path) -> None:
-    found = status(plan, Store(tmp_path / "nothing"))
+    found = status(plan, Store(tmp_path))
     assert set(found.states.values()) == {WAITING}
     assert found.seconds_left > 0
-    assert not (tmp_path / "nothing").exists(), "looking must not create a storage"
+
+
+@pytest.mark.parametrize("place", ["{folder}/nothing", "memory://{folder}/nothing"])
+def test_a_storage_that_does_not_exist_is_no_empty_study(place: str, plan: Plan, tmp_path: Path) -> None:
+    location = place.format(folder=tmp_path)
+    with pytest.raises(ValueError, match=r"storage .*/nothing does not exist: no study has run there"):
+        status(plan, Store(location))
+    assert list(tmp_path.iterdir()) == [], "looking must not create a storage"
 
 
 def test_what_runs_fails_is_blocked_and_waits(plan: Plan, own_copy: Store) -> None:
@@ -107,7 +116,10 @@ def test_damage_is_named(plan: Plan, own_copy: Store) -> None:
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run.main(["--space", "digits_quickstart", "--status", "--storage", str(tmp_path / "x")]) == 0
+    arguments = ["--space", "digits_quickstart", "--status", "--storage"]
+    assert run.main([*arguments, str(tmp_path / "x")]) == WRONG_REQUEST
+    assert capsys.readouterr() == ("", f"error: storage {tmp_path}/x does not exist: {NO_STUDY}\n")
+    assert run.main([*arguments, str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "no study runs on this storage" in out
     assert [line.split() for line in out.splitlines() if line.startswith("  all")] == [

@@ -32,8 +32,8 @@ from tiny_study import flip_bit, tiny_space
 from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import SearchSpace
-from study import run as study_run
 from study import sweep
+from study.options import Options
 from study.plan import Plan, make_plan
 from study.tracking import delivery
 from study.tracking import mlflow_runs as study_runs
@@ -1164,8 +1164,7 @@ def test_catching_up_reads_results_side_by_side_and_each_document_once(
 
 def published_study(plan: Plan, store: Store, uri: str) -> int:
     """Run a study that finds everything published; return its exit code."""
-    options = study_run._parser().parse_args(["--space", plan.space.name])
-    return sweep.run_sweep(plan, store, uri, None, options, "python -m study.run --space tiny")
+    return sweep.run_sweep(plan, uri, store, Options(space=plan.space.name), "python -m study.run --space tiny")
 
 
 def test_what_a_tracking_server_that_is_away_lacks_is_named(

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import random
-import sys
 import time
 import types
 import uuid
@@ -219,13 +218,12 @@ def space(monkeypatch: pytest.MonkeyPatch) -> Plan:
         monkeypatch.delitem(SPACES, name)
     monkeypatch.setitem(SPACES, "tiny", tiny_space(interpolation_points=3))
 
-    def run_sweep(plan: Plan, store: Store, *_: Any) -> int:
+    def run_sweep(plan: Plan, uri: str, store: Store, *_: Any) -> int:
         store.sweep()
         plan.closure.todo(store.keys())
         return 0
 
-    module = types.SimpleNamespace(run_sweep=run_sweep, ClusterError=type("ClusterError", (Exception,), {}))
-    monkeypatch.setitem(sys.modules, "study.sweep", module)
+    monkeypatch.setattr("study.run.run_sweep", run_sweep)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.06)  # what a lease is waited for
     return make_plan(SPACES["tiny"])
 

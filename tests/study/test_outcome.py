@@ -8,10 +8,10 @@ import pytest
 from tiny_study import tiny_space
 
 from study.estimate import Estimates
+from study.outcome import NAMED_FAILURES, NAMED_VICTIMS, note_failures, report_failures, report_missing
 from study.plan import Plan, make_plan
 from study.scheduling.searcher import PlanSearcher
 from study.scheduling.states import DONE, FAILED
-from study.summary import NAMED_FAILURES, NAMED_VICTIMS, note_failures, report_failures, report_missing
 from study.tracking.labels import run_name
 from trainables import schema
 from trainables.storage.store import Store

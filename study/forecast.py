@@ -1,0 +1,82 @@
+"""What a plan will take, printed before anything runs: its jobs, epochs and time, and which part of it is slow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from study import fastest
+from study.estimate import Estimates, duration, estimate, rates_here, slower_ways
+from study.options import Options
+from study.plan import Network, Plan
+from trainables import schema
+from trainables.config import TRAINING_CONFIGS
+from trainables.host import cpu
+from trainables.storage.store import Store
+
+
+def print_forecast(plan: Plan, store: Store, options: Options, unmeasured: Sequence[Network]) -> None:
+    """Print what is left of a plan and how long it takes: the dry run.
+
+    Args:
+        plan: the study.
+        store: where results are kept.
+        options: how many trials run at a time, and where.
+        unmeasured: networks for which ``--fastest`` has chosen nothing yet.
+    """
+    published = store.keys()
+    todo, estimates = plan.closure.todo(published), estimate(plan, store, published)
+    print_plan(plan, todo, estimates, store, options)
+    for line in fastest.lines({}, unmeasured):
+        print(line)
+    if todo:
+        slots = options.max_concurrent or max(1, int((os.cpu_count() or 1) / options.cpus_per_trial))
+        seconds = estimates.makespan(plan, todo, slots)
+        print(f"about {duration(seconds)} with {slots} trials at a time ({estimates.basis})")
+
+
+def print_plan(
+    plan: Plan, todo: Mapping[str, set[int | None]], estimates: Estimates, store: Store, options: Options
+) -> None:
+    """Print the jobs by kind: how many, how many are published, what is left and what it costs; and what is slow.
+
+    Args:
+        plan: the study.
+        todo: key -> outputs, from ``plan.closure.todo(published)``.
+        estimates: seconds of each job.
+        store: where measured rates are looked for.
+        options: say where the trials run.
+    """
+    space = plan.space
+    print(f"{space.name}: {space.question}")
+    print(f"  {'job':<8}{'total':>8}{'published':>11}{'to run':>8}{'epochs':>12}{'est. time':>14}")
+    for kind in (*schema.STAGES, "all"):
+        keys = [key for key, job in plan.jobs.items() if kind in (job.kind, "all")]
+        left = [key for key in keys if key in todo]
+        if keys:
+            epochs, seconds = sum(plan.jobs[key].epochs for key in left), estimates.total(left)
+            row = f"{len(keys):>8}{len(keys) - len(left):>11}{len(left):>8}{epochs:>12,}{duration(seconds):>14}"
+            print(f"  {kind:<8}{row}")
+    print(
+        f"{plan.requests} cells; sharing trains {plan.epochs:,} epochs "
+        f"instead of {plan.separate_epochs:,} ({plan.separate_epochs / max(1, plan.epochs):.1f} times fewer)"
+    )
+    for name, facts in plan.facts.items():
+        print(*facts.lines(name), sep="\n")
+    for line in (*fastest.lines(plan.ways), *_slow(plan, store, options)):
+        print(line)
+
+
+def _slow(plan: Plan, store: Store, options: Options) -> list[str]:
+    """Return a line on each part of a plan that this machine's CPU, if trials run on it, could compute faster."""
+    if options.cluster is not None or fastest.device_of_trials(options.gpus_per_trial, None, store) != fastest.CPU:
+        return []
+    rates = rates_here(store)
+    lines = slower_ways(plan, rates) + fastest.faster_ways(plan, rates, fastest.kept(plan.space, options.set))
+    trained = [job.config for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)]
+    if cpu.emulates_bf16() and any(config.recipe.precision == "bf16" for config in trained):
+        lines.append(
+            f"warning: this CPU ({cpu.name()}) has none of {', '.join(cpu.BF16_FEATURES)} and emulates precision=bf16, "
+            "which takes many times as long as fp32"
+        )
+    return lines

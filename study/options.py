@@ -1,0 +1,237 @@
+"""The options of ``python -m study.run``: each is one field with its flag, default, bounds and help. Torch-free."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from study.scheduling.address import cluster_address
+from trainables.host.places import expanded
+
+LEAST = 1e-4
+"""Smallest amount above 0: Ray counts resources in ten-thousandths."""
+_KINDS: dict[type, str] = {int: "whole number", float: "number"}
+"""What argparse calls a type in its messages."""
+
+
+def _at_least(value: float, *, zero: bool) -> None:
+    if not (math.isfinite(value) and (value == 0 or abs(value) >= LEAST)):
+        raise ValueError(f"must be a finite number, 0 or at least {LEAST:g}, got {value:g}")
+    if value < 0 or (value == 0 and not zero):
+        raise ValueError(f"must be {'at least 0' if zero else 'above 0'}, got {value:g}")
+
+
+def _above_zero(value: float) -> None:
+    _at_least(value, zero=False)
+
+
+def _zero_or_more(value: float) -> None:
+    _at_least(value, zero=True)
+
+
+def _gpus(value: float) -> None:
+    if not (0 <= value <= 1 or (value > 1 and value.is_integer())):
+        raise ValueError(f"must be within 0 and 1, or a whole number, got {value:g}")
+
+
+def _filled(value: str) -> None:
+    if not value.strip():  # an unset shell variable, which would otherwise mean the current directory
+        raise ValueError("must not be empty")
+
+
+def _directory(text: str) -> str | None:
+    return os.path.abspath(expanded(text)) if text else None
+
+
+def _option(
+    help_: str,
+    default: Any = None,
+    *,
+    metavar: str | None = None,
+    kind: Callable[[str], Any] = str,
+    check: Callable[[Any], None] = lambda value: None,
+) -> Any:
+    """Return a dataclass field that describes one flag.
+
+    Args:
+        help_: what the option means, with its unit.
+        default: False makes a switch, a tuple a flag that may be repeated; its number is added to the help.
+        metavar: the value's name in the help.
+        kind: makes the value of the text.
+        check: raises ValueError for a value out of bounds; None is not checked.
+    """
+    if type(default) in _KINDS:
+        help_ += f" (default: {default:g})"
+    metadata = {"help": help_, "metavar": metavar, "kind": kind, "check": check}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line asks for.
+
+    Raises:
+        ValueError: a value out of bounds, no search space where one is needed, or options that exclude each other.
+    """
+
+    space: str | None = _option("the search space; --list shows all", metavar="NAME")
+    list: bool = _option("list the search spaces", False)
+    dry_run: bool = _option("print the plan and stop", False)
+    status: bool = _option("print how far the study is and stop; works from anywhere, also while it runs", False)
+    clean: bool = _option("list the results that no space needs, and remove them after a confirmation", False)
+    verify: bool = _option("read every published file first; damaged results are computed again", False)
+    yes: bool = _option("confirm --clean beforehand", False)
+    set: tuple[str, ...] = _option(
+        "override a field of the space; commas separate the values of an axis (--set seeds=0,1 --set epochs=5)",
+        (),
+        metavar="KEY=VALUE",
+    )
+    fastest: bool = _option(
+        "train each network with the precision, compilation, kernels and stacking measured to train it quickest, "
+        "where --set leaves them open; measured here first unless that has been done",
+        False,
+    )
+    storage: str = _option(
+        "where results are kept: a directory that all nodes see, or s3://, gs://, az:// (default: outputs)",
+        "outputs",
+        metavar="DIR|URI",
+        check=_filled,
+    )
+    tracking_uri: str | None = _option("MLflow tracking store (default: sqlite:///STORAGE/mlflow.db)", metavar="URI")
+    data_dir: str | None = _option(
+        "directory of the datasets that do not come with a library", metavar="DIR", kind=_directory
+    )
+    address: str | None = _option(
+        "Ray cluster to run on, auto or host:port (default: RAY_ADDRESS, else a Ray of its own on this machine)",
+        metavar="ADDR",
+    )
+    max_concurrent: int | None = _option(
+        "most trials at the same time (default: what fits)", metavar="N", kind=int, check=_above_zero
+    )
+    gpus_per_trial: float | None = _option(
+        "GPUs of a trial, may be a fraction (default: what its job's memory needs, 1/8 to 1, if there are any)",
+        metavar="X",
+        kind=float,
+        check=_gpus,
+    )
+    gpu_memory: float | None = _option(
+        "memory of the smallest GPU (default: the nodes are asked; needed if the cluster has no GPU nodes yet)",
+        metavar="GIB",
+        kind=float,
+        check=_above_zero,
+    )
+    cpus_per_trial: float = _option("CPUs of a trial", 1.0, metavar="N", kind=float, check=_above_zero)
+    nets_per_trial: int = _option(
+        "most networks that a trial trains as one, where the space says stacked=true",
+        8,
+        metavar="N",
+        kind=int,
+        check=_above_zero,
+    )
+    retries: int = _option(
+        "attempts at a job after one that died without getting further than those before",
+        3,
+        metavar="N",
+        kind=int,
+        check=_zero_or_more,
+    )
+    checkpoint_seconds: float = _option(
+        "a job saves a checkpoint at the first end of an epoch after this many seconds; a killed job loses at most "
+        "that and one epoch",
+        30.0,
+        metavar="S",
+        kind=float,
+        check=_zero_or_more,
+    )
+    max_silence: float = _option(
+        "hours after which a trial that has ended neither an epoch nor a measurement counts as hung: it is ended and "
+        "tried again; 0: never",
+        12.0,
+        metavar="H",
+        kind=float,
+        check=_zero_or_more,
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if (value := getattr(self, field.name)) is not None:
+                try:
+                    field.metadata["check"](value)
+                except ValueError as error:
+                    raise ValueError(f"{_flag(field.name)} {error}") from None
+        if not (self.space or self.list or self.clean):
+            raise ValueError("which space? --space NAME, or --list to see them")
+        if self.verify and (self.dry_run or self.status):
+            raise ValueError("--verify sets damaged results aside, --dry-run and --status change nothing: choose one")
+
+    @property
+    def cluster(self) -> str | None:
+        """Address of the Ray cluster to join; None for a Ray of our own on this machine.
+
+        Raises:
+            ClusterError: an address through which no study can run.
+        """
+        return cluster_address(self.address)
+
+    def arguments(self, names: Collection[str]) -> Sequence[str]:
+        """Return those of the named options that were given, as words of a command line."""
+        words = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in names and value != field.default:
+                words += [f"{_flag(field.name)}={each}" for each in (value if isinstance(value, tuple) else (value,))]
+        return words
+
+
+def parse_options(
+    arguments: Sequence[str], program: str, description: str, epilog: str = "", names: Collection[str] = ()
+) -> Options:
+    """Return the options of a command line; argparse ends the process for a flag that it does not understand.
+
+    Args:
+        arguments: the words after the program's name.
+        program: its name.
+        description: what it does.
+        epilog: the end of its help.
+        names: the options that it has; all by default.
+
+    Raises:
+        ValueError: as :class:`Options`.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description, epilog=epilog)
+    for field in dataclasses.fields(Options):
+        about: dict[str, Any] = {"help": field.metadata["help"]}
+        if isinstance(field.default, tuple):
+            about |= {"action": "append", "metavar": field.metadata["metavar"]}
+        elif field.default is False:
+            about |= {"action": "store_true"}
+        else:
+            about |= {"type": _reader(**field.metadata), "metavar": field.metadata["metavar"]}
+        if not names or field.name in names:
+            parser.add_argument(_flag(field.name), default=None, **about)
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    return Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _reader(kind: Callable[[str], Any], check: Callable[[Any], None], **_: object) -> Callable[[str], Any]:
+    """Return an argparse type: one that shows its own message for a value out of bounds."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        try:
+            check(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    read.__name__ = _KINDS.get(kind, "text") if isinstance(kind, type) else "directory"
+    return read
