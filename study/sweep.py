@@ -130,7 +130,7 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
 
 
 def _delivered(tracker: Tracker) -> tuple[bool, bool]:
-    """Wait for tracking and show how far it is; return whether all is recorded, and whether the wait was interrupted."""
+    """Wait for tracking and show how far it is; return whether all is recorded, and whether it was interrupted."""
     shown_at, in_terminal = time.monotonic(), sys.stdout.isatty()
     pause, width = SHOW_SECONDS * (1 if in_terminal else 10), 0
 
