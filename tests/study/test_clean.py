@@ -153,7 +153,7 @@ def test_files_that_no_study_has_put_there_are_named_and_stay(
     for command in (["--clean"], ["--clean", "--yes"]):
         assert run.main([*command, "--storage", store.uri]) == 0
         out = capsys.readouterr().out
-        assert all(f"left alone, for it is of no study: {path}" in out for path in strays)
+        assert all(f"left alone, because no study has written it: {path}" in out for path in strays)
     assert {path for folder in ("store", "work", "failed") for path in store.storage.names(folder)} == {*strays}
 
 

@@ -195,7 +195,7 @@ def test_a_path_that_the_system_refuses_is_a_wrong_request(
         (["--checkpoint-seconds", "nan"], "must be a finite number, 0 or at least 0.0001, got nan"),
         (["--max-silence", "nan"], "must be a finite number, 0 or at least 0.0001, got nan"),
         (["--cpus-per-trial", "inf"], "must be a finite number, 0 or at least 0.0001, got inf"),
-        (["--cpus-per-trial", "1e-320"], "must be a finite number, 0 or at least 0.0001, got 1e-320"),
+        (["--cpus-per-trial", "1e-9"], "must be a finite number, 0 or at least 0.0001, got 1e-09"),
         (["--gpu-memory", "1e400"], "must be a finite number, 0 or at least 0.0001, got inf"),
         (["--storage", ""], "must not be empty"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3"),

@@ -56,9 +56,11 @@ def test_nothing_has_been_computed(plan: Plan, tmp_path: Path) -> None:
     assert found.seconds_left > 0
 
 
-@pytest.mark.parametrize("place", ["{folder}/nothing", "memory://{folder}/nothing"])
-def test_a_storage_that_does_not_exist_is_no_empty_study(place: str, plan: Plan, tmp_path: Path) -> None:
-    location = place.format(folder=tmp_path)
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_a_storage_that_does_not_exist_is_no_empty_study(scheme: str, plan: Plan, tmp_path: Path) -> None:
+    location = f"{scheme}bucket{tmp_path}/nothing" if scheme else str(tmp_path / "nothing")
+    if scheme:
+        Store(f"{scheme}bucket/other").record_failure("0" * 64, {"error": "the bucket is there"})
     with pytest.raises(ValueError, match=r"storage .*/nothing does not exist: no study has run there"):
         status(plan, Store(location))
     assert list(tmp_path.iterdir()) == [], "looking must not create a storage"
