@@ -215,7 +215,8 @@ def parse_options(
         if not names or field.name in names:
             parser.add_argument(_flag(field.name), default=None, **about)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    return Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in given.items()}
+    return Options(**values)
 
 
 def _flag(name: str) -> str:

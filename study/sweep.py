@@ -195,11 +195,12 @@ class _Sweep:
             from study.scheduling.searcher import PlanSearcher
             from study.scheduling.trials import run_trials
 
+            max_silence = 3600.0 * options.max_silence
             surroundings = {
                 "storage": self._store.uri,
                 "data_dir": options.data_dir,
                 "checkpoint_seconds": options.checkpoint_seconds,
-                "max_silence": 3600.0 * options.max_silence,
+                "max_silence": max_silence,
                 "study": registration.name,
             }
             hosts, looks = Hosts(cluster.nodes), Looks(self._plan, self._store, todo)
@@ -231,7 +232,7 @@ class _Sweep:
                     searcher,
                     self._tracker,
                     progress,
-                    max_silence=surroundings["max_silence"],
+                    max_silence=max_silence,
                     published=looks.published,
                 )
 

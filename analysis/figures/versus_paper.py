@@ -21,7 +21,7 @@ from analysis.drawing.signs import MINUS
 from analysis.load import FINISHED, recipe_fields
 from analysis.load import runs as load
 from analysis.memo import once
-from analysis.paper import numbers
+from analysis.paper import numbers as published
 from trainables import schema
 
 __all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
@@ -78,7 +78,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     ``p_holm``, adjusted for the number of lines. A line of an ensemble has our rewind epoch, because the paper does
     not say its own.
     """
-    frame, theirs = _own_masks(frame), numbers.numbers()
+    frame, theirs = _own_masks(frame), published.numbers()
     parts = [
         _beside(theirs, _accuracies(frame), (*cells.CELL, schema.PARAM_MATCH_EPOCH, "method")),
         _beside(theirs, _votes(frame), (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, "method")),
@@ -95,17 +95,17 @@ def _own_masks(frame: pd.DataFrame) -> pd.DataFrame:
     if schema.PARAM_MASK_DATASET not in frame:
         return frame
     masks = frame[schema.PARAM_MASK_DATASET]
-    return frame[(masks == "") | (masks == frame[schema.PARAM_DATASET].replace(numbers.MASKS))]
+    return frame[(masks == "") | (masks == frame[schema.PARAM_DATASET].replace(published.MASKS))]
 
 
 def _beside(theirs: pd.DataFrame, ours: pd.DataFrame, place: Iterable[str]) -> pd.DataFrame:
     """Return the numbers that both have at a place; what is no part of the place is as ours has it."""
     on = [*place, "measure"]
-    theirs = theirs.drop(columns=[name for name in numbers.PLACE if name not in on and name in ours])
+    theirs = theirs.drop(columns=[name for name in published.PLACE if name not in on and name in ours])
     prefixed = ({name: f"{who}_{name}" for name in NUMBERS} for who in SIDES)
     left, right = (numbers.rename(columns=names) for numbers, names in zip((theirs, ours), prefixed, strict=True))
     both = left.merge(right, on=on)
-    first = ["source", *numbers.PLACE, "measure", *(f"{who}_{name}" for who in SIDES for name in NUMBERS)]
+    first = ["source", *published.PLACE, "measure", *(f"{who}_{name}" for who in SIDES for name in NUMBERS)]
     return both.reindex(columns=[*first, *both.columns.difference(first, sort=False)])
 
 
@@ -139,7 +139,7 @@ def _votes(frame: pd.DataFrame) -> pd.DataFrame:
     done = frame[(frame[schema.PARAM_STAGE] == schema.ENSEMBLE) & (frame["status"] == FINISHED)]
     done = done[done[schema.PARAM_MATCHER].isin(["", cells.MATCHER])].dropna(subset=[schema.MEMBERS])
     place = [*cells.CELL, "method"]
-    spread = facets.spread(done, place, numbers.VOTES).drop(columns="sem")
+    spread = facets.spread(done, place, published.VOTES).drop(columns="sem")
     spreads = [schema.MEMBER_ACCURACY_MEAN, schema.MEMBER_ACCURACY_STD, schema.MEMBERS]
     members = done.drop_duplicates(place)[[*place, *spreads]].set_axis([*place, *NUMBERS], axis="columns")
     members = members.assign(measure=schema.MEMBER_ACCURACY_MEAN)
@@ -150,11 +150,11 @@ def _barriers(frame: pd.DataFrame) -> pd.DataFrame:
     """Return our barriers between A and B, matched and corrected as the paper does."""
     done = frame[(frame[schema.PARAM_STAGE] == schema.CONNECT) & (frame["status"] == FINISHED)]
     alike = (done[schema.PARAM_MATCHER] == cells.MATCHER) & (
-        done[schema.PARAM_CORRECTION] == done[schema.PARAM_MODEL].map(numbers.CORRECTIONS).fillna("bn_reset")
+        done[schema.PARAM_CORRECTION] == done[schema.PARAM_MODEL].map(published.CORRECTIONS).fillna("bn_reset")
     )
     alike &= done[schema.PARAM_MATCH_EPOCH].fillna(cells.END) == cells.END
     place = [*cells.TASK, schema.PARAM_WIDTH]
-    return facets.spread(done[alike], place, list(numbers.BARRIERS.values())).drop(columns="sem")
+    return facets.spread(done[alike], place, list(published.BARRIERS.values())).drop(columns="sem")
 
 
 # --- the figure -----------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def _sheets(numbers: pd.DataFrame) -> Iterator[Sheet]:
         rows = [labels.value(schema.PARAM_SPARSITY, value) for value in group[schema.PARAM_SPARSITY]]
         title = f"permuted, {labels.cell(at, at)}"
         yield _sheet(title, "Epoch of B when matched", rows, group[schema.PARAM_MATCH_EPOCH].astype(str), group)
-    votes = numbers[numbers["measure"].isin([schema.MEMBER_ACCURACY_MEAN, *numbers.VOTES])]
+    votes = numbers[numbers["measure"].isin([schema.MEMBER_ACCURACY_MEAN, *published.VOTES])]
     for at, group in _places(votes, [*apart, schema.PARAM_SPARSITY]):
         rows = [
             labels.method(name) + ("" if pd.isna(epoch) else f", epoch {epoch:g}")
@@ -216,7 +216,7 @@ def _sheets(numbers: pd.DataFrame) -> Iterator[Sheet]:
         ]
         columns = [MEASURES[name].replace(" ", "\n", 1) for name in group["measure"]]
         yield _sheet(f"ensembles, {labels.cell(at, at)}", "", rows, columns, group)
-    for at, group in _places(numbers[numbers["measure"].isin(numbers.BARRIERS.values())], list(cells.TASK)):
+    for at, group in _places(numbers[numbers["measure"].isin(published.BARRIERS.values())], list(cells.TASK)):
         rows = [MEASURES[name].replace(" (", "\n(") for name in group["measure"]]
         columns = [labels.value(schema.PARAM_WIDTH, width) for width in group[schema.PARAM_WIDTH]]
         yield _sheet(f"from π(A) to B, {labels.cell(at, at)}", "Width multiplier", rows, columns, group)
@@ -325,14 +325,14 @@ def notes(frame: pd.DataFrame) -> list[str]:
             "on CIFAR-10 and ResNet50 on ImageNet at some sparsities and rewind epochs."
         ]
     said = [*_agreement(numbers), *_by_method(numbers), *_recipe(frame, numbers)]
-    if numbers["dataset"].isin(numbers.DATASETS.values()).any():
+    if numbers["dataset"].isin(published.DATASETS.values()).any():
         said.append("The folder of images is taken for ImageNet.")
-    if numbers["measure"].isin(numbers.BARRIERS.values()).any():
+    if numbers["measure"].isin(published.BARRIERS.values()).any():
         said.append(
             "Barriers are compared with those at the midpoint that are stored with REPAIR's code; ours are the largest "
             "on the path."
         )
-    if numbers["measure"].isin(numbers.VOTES).any():
+    if numbers["measure"].isin(published.VOTES).any():
         said.append("The paper states neither the rewind epoch of its ensembles nor the logarithm of its divergences.")
     more = len(list(_sheets(numbers))) - MOST_SHEETS
     return said + ([f"{labels.plural(more, 'more panel')} left to the table."] if more > 0 else [])
@@ -367,7 +367,7 @@ def _recipe(frame: pd.DataFrame, numbers: pd.DataFrame) -> Iterator[str]:
     sparse = sparse[sparse[schema.PARAM_MODEL].isin(numbers[schema.PARAM_MODEL])]
     for model, group in sparse.groupby(schema.PARAM_MODEL):
         differs = []
-        for name, theirs in numbers.RECIPES[str(model)].items():
+        for name, theirs in published.RECIPES[str(model)].items():
             ours = sorted(set(group.get(name, pd.Series(dtype=str))) - {"", str(theirs)})
             if any(not _same(value, theirs) for value in ours):
                 differs.append(f"{name} {' and '.join(ours)} ({theirs})")
