@@ -163,7 +163,7 @@ def _flat_magnitudes(weights: Mapping[str, Tensor], previous: Mapping[str, Tenso
 
 
 def _all_but_smallest(values: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.bool_]:
-    """Return False for the `count` smallest values and True for the others; among equal values the first go first."""
+    """Return False for the `count` smallest values, else True; of equal values, the earlier ones become False first."""
     if count == 0:
         return np.ones(len(values), dtype=np.bool_)
     # Partitioning takes linear time and, unlike sorting 68 million weights, no index vector of twice their size.

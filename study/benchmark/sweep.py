@@ -84,8 +84,8 @@ def measure(setting: Setting, budget: Budget) -> Iterator[Figure]:
         yield Figure(name=f"driver time per job, {kind}", value=1000 * large.driver_seconds / large.jobs, unit="ms")
         yield Figure(name=f"wall time per job, {kind}", value=1000 * large.wall_seconds / large.jobs, unit="ms")
         yield Figure(name=f"peak memory of the driver, {kind}", value=large.memory, unit="MiB")
-        yield Figure(name=f"of it before the first job, {kind}", value=large.start_memory, unit="MiB")
-        yield Figure(name=f"growth per job beyond {small.jobs}, {kind}", value=growth, unit="KiB")
+        yield Figure(name=f"peak memory before the first job, {kind}", value=large.start_memory, unit="MiB")
+        yield Figure(name=f"memory growth per job beyond {small.jobs}, {kind}", value=growth, unit="KiB")
         yield Figure(name=f"jobs that a second sweep would run again, {kind}", value=large.again)
         if tracked:
             yield Figure(name=f"delivery to MLflow after the end, {kind}", value=large.delivery_seconds, unit="s")

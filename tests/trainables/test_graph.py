@@ -34,6 +34,7 @@ from trainables.graph import (
     overlap_job,
     plane_job,
     prune_job,
+    pruning_rounds,
     round_sparsities,
     snapshot_key,
     target,
@@ -137,12 +138,9 @@ def keys(made: Cell) -> dict[str, str]:
     return {kind: job_of_kind(kind, made).key for kind in STAGES}
 
 
-def chain(made: Cell) -> list[Job]:
-    """Return a cell's pruning rounds, the first one first."""
-    rounds = [prune_job(made, made.seed_a)]
-    while rounds[0].parent("previous").job.kind == PRUNE:
-        rounds.insert(0, rounds[0].parent("previous").job)
-    return rounds
+def chain(made: Cell) -> tuple[Job, ...]:
+    """Return a cell's pruning rounds in order."""
+    return pruning_rounds(prune_job(made, made.seed_a))
 
 
 def prune_config(job: Job) -> PruneConfig:

@@ -34,7 +34,7 @@ class PlaneBasis:
 
     Attributes:
         x_axis: name -> float64 tensor; together a unit vector along network 2 - network 1.
-        y_axis: likewise; the unit vector orthogonal to `x_axis`, towards network 3.
+        y_axis: name -> float64 tensor; together the unit vector orthogonal to `x_axis`, towards network 3.
         coordinates: (x, y) of the three networks, in units of parameter-space distance.
     """
 
@@ -111,7 +111,7 @@ class PlaneGrid:
         xs: coordinates of the columns, increasing.
         ys: coordinates of the rows, increasing.
         losses: cross-entropy in nats at (ys[row], xs[column]), as losses[row][column].
-        errors: 100 - accuracy in percent, likewise.
+        errors: 100 - accuracy in percent, as errors[row][column].
         coordinates: (x, y) of the three networks.
         network_losses: losses of the three networks, with the same correction as the grid's.
         network_errors: their errors, percent.

@@ -30,7 +30,18 @@ from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.data import check_dataset, load_dataset
 from trainables.data.batches import EvalBatches
-from trainables.graph import Job, Ref, closure, dense_job, make_job, match_job, measurements, prune_job, target
+from trainables.graph import (
+    Job,
+    Ref,
+    closure,
+    dense_job,
+    make_job,
+    match_job,
+    measurements,
+    prune_job,
+    pruning_rounds,
+    target,
+)
 from trainables.jobs import task
 from trainables.jobs.train import Context, EpochWanted, course, run_job
 from trainables.masks import apply_mask, magnitude_mask, mask_sparsity
@@ -53,17 +64,13 @@ from trainables.training.loop import Diverged, Training
 CELL = tiny_cell()
 DENSE_A, DENSE_B = dense_job(CELL, CELL.seed_a), dense_job(CELL, CELL.seed_b)
 PRUNED = prune_job(CELL, CELL.seed_a)
+ROUNDS = pruning_rounds(PRUNED)
 MATCH = match_job(CELL, CELL.matcher)
 SPARSE = [method for method in METHODS if target(tiny_cell(method)).kind == schema.SPARSE]
 
 
 def model() -> nn.Module:
     return build_model("resnet8", width=0.25, in_channels=1)
-
-
-def rounds() -> list[Job]:
-    """Return the pruning rounds, first to last."""
-    return [job for job in closure([Ref(PRUNED)]).jobs.values() if job.kind == schema.PRUNE]
 
 
 def files(store: Store, key: str) -> set[str]:
@@ -216,7 +223,7 @@ def test_divergence_publishes_nothing(context: Context) -> None:
 def test_pruning_is_nested_and_exact_in_every_round(published: Store) -> None:
     previous: dict[str, Tensor] | None = None
     reached = []
-    for job in rounds():
+    for job in ROUNDS:
         mask = read_mask(published, job.key)
         total = sum(keep.numel() for keep in mask.values())
         assert zeros(mask) == round(job.config.sparsity * total)
@@ -230,7 +237,7 @@ def test_pruning_is_nested_and_exact_in_every_round(published: Store) -> None:
 
 
 def test_first_round_prunes_the_smallest_weights_of_the_trained_net(published: Store) -> None:
-    first, second = rounds()[:2]
+    first, second = ROUNDS[:2]
     for job, before in ((first, DENSE_A), (second, first)):
         weights = read_weights(published, before.key)
         mask = read_mask(published, job.key)
@@ -396,7 +403,7 @@ def without(store: Store, *keys: str) -> Store:
 
 ALL_JOBS = {
     **{method: target(tiny_cell(method)) for method in METHODS},
-    "first round": rounds()[0],
+    "first round": ROUNDS[0],
     "match": MATCH,
     "connect": measurements(CELL)[1],
 }

@@ -1,4 +1,4 @@
-"""Jobs that are computed together: each as it is alone, whatever becomes of the others."""
+"""Jobs that are computed together: each has the result that it has alone, even if others fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from trainables.graph import Job, Ref, closure, dense_job, match_job, target
 from trainables.jobs import execution
 from trainables.jobs.execution import News, compute, compute_together
 from trainables.jobs.train import Context
-from trainables.storage import LocalStorage
 from trainables.storage.artifacts import read_mask, read_metrics, read_weights
 from trainables.storage.store import DamagedArtifact, Store
 from trainables.training.loop import Diverged, Training
@@ -37,14 +36,9 @@ MATCH = match_job(CELL, CELL.matcher)
 Rounds = list[dict[str, News]]
 
 
-@pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalStorage, "poll_seconds", 0.02)
-
-
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many nets were trained as one, each time that any were."""
+    """The number of nets in each joint training step."""
     sizes: list[int] = []
     train = execution.train_as_one
 

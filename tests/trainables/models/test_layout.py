@@ -1,4 +1,4 @@
-"""The layout of tensors in memory: no network is computed in one that a CPU's library cannot cope with."""
+"""The layout of tensors in memory: no network uses a layout that a CPU's library computes wrongly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkout import SUPPORT
+from checkout import ROOT, SUPPORT
 from torch import nn
 
 from trainables.models import MODELS, build_model
@@ -17,7 +17,7 @@ from trainables.models.network import fits_channels_last
 
 PROGRAM = SUPPORT / "training_steps.py"
 ISAS = ("AVX2", "DEFAULT")
-"""Instruction sets that oneDNN may be held to; DEFAULT is all that the processor has."""
+"""Instruction sets that oneDNN is restricted to; DEFAULT means all that the processor has."""
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ ISAS = ("AVX2", "DEFAULT")
     [("AVX2", ["0.25", "0.5"]), *(pytest.param(isa, ["0.25", "0.5", "1"], marks=pytest.mark.slow) for isa in ISAS)],
 )
 def test_every_network_takes_steps_whose_gradients_are_right(isa: str, widths: list[str], tmp_path: Path) -> None:
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(PROGRAM.parents[1])}
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(PROGRAM), *widths]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout.splitlines()[-1:]} ended with {done.returncode}: {done.stderr[-2000:]}"

@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from small_nets import random_batches, small_model
+from small_nets import OPTIONS, permuted_copy, random_batches, small_model
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -30,7 +30,6 @@ from trainables.symmetry.permutations import (
 )
 
 SIDE = 16
-OPTIONS = {"resnet50": {"small_images": True}, "mlp": {"image_size": SIDE}}
 WIDTHS = {"resnet50": (0.25, 0.5), "vgg11": (0.25, 0.5, 1), "vgg11_bn": (0.25, 0.5, 1)}
 CASES = [(name, width) for name in MODELS for width in WIDTHS.get(name, (0.25, 0.5, 1, 2))]
 EXTRA_OPTIONS = [("resnet20", {"stream_taps": "paper_code"}), ("resnet20", {"shortcut": "conv1x1"}), ("resnet50", {})]
@@ -53,19 +52,13 @@ def sgd_step(model, images, labels):
 
 @functools.cache
 def trained(name, width, **options):
-    """Return a float64 net after three steps, so that biases, scales and running statistics are nobody's default."""
+    """Return a float64 net after three steps, so that no bias, scale or running statistic has its default."""
     torch.manual_seed(0)
     model = build_model(name, width=width, **{**OPTIONS.get(name, {}), **options}).double()
-    kaiming_normal(model)  # PyTorch's default for VGG and MLP fades so fast with depth that the logits ignore the image
+    kaiming_normal(model)  # with PyTorch's default, the signal in VGG and MLP fades until logits ignore the image
     for step in range(3):
         sgd_step(model, *batch(step))
     return model.eval()
-
-
-def moved_copy(model, permutation):
-    moved = copy.deepcopy(model)
-    moved.load_state_dict(apply_permutation(permutation_spec(model), permutation, model.state_dict()))
-    return moved
 
 
 def assert_close(actual, expected, tolerance):
@@ -127,7 +120,7 @@ def test_permuting_preserves_the_function(name, width, dtype, tolerance):
     model = copy.deepcopy(trained(name, width)).to(dtype)
     images, _ = batch(7, dtype)
     permutation = random_permutation(permutation_spec(model), generator=1)
-    moved = moved_copy(model, permutation)
+    moved = permuted_copy(model, permutation)
     assert not any(torch.equal(moved.state_dict()[key], model.state_dict()[key]) for key in model.prunable_names())
     with torch.no_grad():
         assert_close(moved.eval()(images), model.eval()(images), tolerance)
@@ -141,7 +134,7 @@ def test_permuting_preserves_the_function(name, width, dtype, tolerance):
 def test_permuting_preserves_the_function_of_variants(name, options):
     model = trained(name, 0.25, **options)
     images, _ = batch(7)
-    moved = moved_copy(model, random_permutation(permutation_spec(model), generator=1))
+    moved = permuted_copy(model, random_permutation(permutation_spec(model), generator=1))
     with torch.no_grad():
         assert_close(moved(images), model(images), 1e-11)
 
@@ -160,7 +153,7 @@ def check_taps(model):
     spec = permutation_spec(model)
     images, _ = batch(7)
     permutation = random_permutation(spec, generator=2)
-    plain, moved = tapped(model, spec, images), tapped(moved_copy(model, permutation), spec, images)
+    plain, moved = tapped(model, spec, images), tapped(permuted_copy(model, permutation), spec, images)
     assert set(plain) == set(spec.groups)
     for group, activation in plain.items():
         assert activation.shape[:2] == (len(images), spec.sizes[group])
@@ -174,7 +167,7 @@ def test_training_a_permuted_net_is_permuting_a_trained_one(name):
     model = copy.deepcopy(trained(name, 0.25))
     spec = permutation_spec(model)
     permutation = random_permutation(spec, generator=3)
-    moved = moved_copy(model, permutation)
+    moved = permuted_copy(model, permutation)
     for net in (model, moved):
         sgd_step(net, *batch(8))
     expected = apply_permutation(spec, permutation, model.state_dict())

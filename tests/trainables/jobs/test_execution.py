@@ -27,7 +27,6 @@ from trainables import schema
 from trainables.graph import Job, Ref, closure, dense_job, match_job, prune_job, target
 from trainables.jobs.execution import compute
 from trainables.jobs.train import Context
-from trainables.storage import LocalStorage
 from trainables.storage.lease import STALE_SECONDS
 from trainables.storage.store import DamagedArtifact, Store
 
@@ -35,11 +34,6 @@ CELL = tiny_cell()
 TARGET = target(CELL)
 DENSE_A, DENSE_B = dense_job(CELL, CELL.seed_a), dense_job(CELL, CELL.seed_b)
 PRUNED = prune_job(CELL, CELL.seed_a)
-
-
-@pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalStorage, "poll_seconds", 0.02)
 
 
 # --- ancestors ------------------------------------------------------------------------------------------------------
