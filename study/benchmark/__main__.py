@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
                 rows[type(row)].append(row)
                 if not isinstance(row, Rate):
                     print(row.line(), flush=True)
-        finally:  # an error, or Ctrl-C, in the ninth minute does not cost the eight before
+        finally:  # an error or Ctrl-C must not lose what was measured before it
             if any(rows.values()):
                 measurement = Measurement(
                     what=what,

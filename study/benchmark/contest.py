@@ -147,7 +147,7 @@ class Budget:
 
 
 def ready(stack: ExitStack, contestants: Mapping[str, Sequence[Contestant]]) -> dict[str, Team]:
-    """Return the teams, by name, of which every contestant could run once; the others are named and left out."""
+    """Return the teams whose contestants all ran once; print the error of every other team and leave it out."""
     teams = {}
     for name, members in contestants.items():
         try:

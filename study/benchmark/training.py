@@ -248,7 +248,7 @@ def _one_trial(setting: Setting, threads: int, folder: Path, budget: Budget) -> 
         makers |= {f"ours {way}": (OurTrial, setting, folder, way) for way in setting.ways}
         makers |= {f"bare {precision}": (BareStep, setting, folder, precision) for precision in setting.precisions}
         teams: dict[str, Team] = {}
-        for name, maker in makers.items():  # one after another: each gets ready with the machine to itself
+        for name, maker in makers.items():  # one after another, so that each first run has the machine to itself
             teams |= ready(stack, {name: [Contestant(name, threads, *maker)]})
         seconds = in_turns(teams, budget.rounds())
         for way in setting.ways:

@@ -175,7 +175,7 @@ def test_time_of_a_net_is_its_own_and_its_share(own_copy: Store) -> None:
 
 
 def test_the_same_job_twice_is_refused(context: Context) -> None:
-    with pytest.raises(ValueError, match=f"all different, got several times .*{LTH.key}"):
+    with pytest.raises(ValueError, match=f"must all be different, got more than once: .*{LTH.key}"):
         together(context, LTH, NAIVE, LTH)
 
 
