@@ -56,7 +56,7 @@ def images() -> Iterator[Path]:
 
 @pytest.fixture
 def without_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load images in this process, which is quicker for a few of them."""
+    """Load images in this process, which is faster for a few images."""
     monkeypatch.setattr(training, "cores", lambda: 0)
 
 
@@ -130,7 +130,7 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
 
 # --- contests --------------------------------------------------------------------------------------------------------
 class Counting:
-    """Says how often it has run, which process it is and how many threads torch has there."""
+    """A workload that checks its process and torch's threads; with a negative `done`, its second run fails."""
 
     def __init__(self, done: int) -> None:
         self._done, self._runs = done, 0
@@ -145,7 +145,7 @@ class Counting:
 
 
 class Scripted:
-    """A team that takes the seconds it is told, for two images each time."""
+    """A team that reports the given seconds, for two images per run."""
 
     def __init__(self, name: str, seconds: list[float], order: list[str]) -> None:
         self._name, self._seconds, self._order = name, iter(seconds), order
@@ -163,7 +163,7 @@ def test_teams_take_turns_and_nobody_is_always_first() -> None:
 
 
 class Fake:
-    """A contestant, and a team of them, whose runs take a minute of a clock that stands still otherwise."""
+    """A contestant and a team; each run advances the test's clock by a minute."""
 
     now = 0.0
     first_seconds = 60.0
@@ -219,9 +219,9 @@ def test_a_measurement_keeps_to_its_time_and_names_what_did_not_fit(
     for row in training.measure(setting, budget):
         if isinstance(row, Comparison):
             printed += capsys.readouterr().out
-            assert "timing" in printed, "what is timed is said before it is"
+            assert "timing" in printed, "a contest is announced before it is timed"
             found.append(row)
-    longest = 4  # ways of a contest
+    longest = 4  # contestants in one contest
     assert Fake.now <= 60 * (minutes + (longest if skipped else 0))
     printed += capsys.readouterr().out
     assert [printed.count(words) for words in ("timing", "not measured")] == [count - skipped, skipped]
@@ -231,7 +231,7 @@ def test_a_measurement_keeps_to_its_time_and_names_what_did_not_fit(
     assert (min(rounds) < repeats) == (minutes == 60), "five rounds of all contests take 75 minutes"
     if minutes == 1000:
         of_training = {name for name in table.ROWS.values() if name.startswith("training") and "bf16" not in name}
-        assert of_training <= {each.name for each in found}, "the README's table finds its rows"
+        assert of_training <= {each.name for each in found}, "every row of the README's table has its comparison"
 
 
 @pytest.mark.slow  # each process imports torch
@@ -248,7 +248,7 @@ def test_contestants_run_in_processes_of_their_own_and_say_what_went_wrong() -> 
         assert min(min(seconds) for seconds in times.values()) > 0
         assert teams["pair"].memory() > 50
         faulty = Team(stack, Contestant("faulty", 2, Counting, -1))
-        assert faulty.seconds_afresh() > 0, "what has not run yet is not tired"
+        assert faulty.seconds_afresh() > 0, "a rebuilt workload starts from its first run"
         with pytest.raises(RuntimeError, match="faulty: ValueError: tired in 2 runs"):
             faulty.seconds()
 
@@ -407,7 +407,7 @@ def test_what_a_machine_was_not_measured_at_is_an_empty_cell_of_its_column(tmp_p
 @pytest.mark.parametrize("jobs", [10, 100, 300])
 def test_a_plan_has_as_many_jobs_as_were_asked_for_and_not_many_more(jobs: int) -> None:
     plan, seconds = sweep.plan_of(jobs)
-    assert jobs <= len(plan.jobs) <= jobs + 74, "one seed more than needed at most"
+    assert jobs <= len(plan.jobs) <= jobs + 74, "at most one seed more than needed"
     assert seconds > 0
 
 

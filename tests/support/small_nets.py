@@ -47,7 +47,7 @@ def permuted_copy(model, permutation):
 
 
 def snapshot(model):
-    """Return everything of a model that a function could change behind its caller's back."""
+    """Return everything in a model that a function could change unnoticed: tensors, modes, number of hooks."""
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     return state, [module.training for module in model.modules()], hooks
@@ -76,7 +76,7 @@ def digits():
 
 @functools.cache
 def trained_pair(name, width, epochs=6, lr=0.1, **options):
-    """Return two networks trained on the digits from different seeds; shared between tests, so not to be changed."""
+    """Return two networks trained on the digits from different seeds; tests share them and must not change them."""
     return tuple(_trained(name, width, epochs, lr, seed, options) for seed in (1, 2))
 
 

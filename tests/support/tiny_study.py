@@ -1,4 +1,4 @@
-"""A study of seconds - an eighth of a small net, three epochs of digits - and what tests ask of its results."""
+"""A study that takes seconds (ResNet8 at width 0.25, three epochs of digits), and helpers to inspect its results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainables.jobs.train import Context, Row
 from trainables.methods import METHODS as ALL_METHODS
 from trainables.storage.store import Store
 
-if TYPE_CHECKING:  # processes that tests start need it not
+if TYPE_CHECKING:  # processes that tests start do not need it
     import pytest
 
 METHODS = tuple(ALL_METHODS)
@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "prune_shortcuts": False,
 }
 TIMES = ("timestamp", schema.SECONDS, schema.IMAGES_PER_SECOND, *schema.SYSTEM_METRICS)
-"""What may differ between two computations of one job."""
+"""Metrics that may differ between two computations of one job."""
 
 
 def tiny_cell(method: str = "permuted", **changes: Any) -> Cell:
@@ -56,7 +56,7 @@ def tiny_space(name: str = "tiny", **changes: Any) -> SearchSpace:
 
 
 def assignments(space: SearchSpace, **changes: Any) -> list[str]:
-    """Return what ``--set`` has to be given to turn a space into the tiny study."""
+    """Return the ``--set`` assignments that turn a space into the tiny study."""
     tiny, settings = tiny_space(interpolation_points=3, **changes), []
     for name in knobs.SETTINGS:
         value = getattr(tiny, name)
@@ -66,7 +66,7 @@ def assignments(space: SearchSpace, **changes: Any) -> list[str]:
 
 
 def publish(roots: Iterable[Ref], context: Context) -> list[Row]:
-    """Compute outputs and whatever they need; return the rows."""
+    """Compute outputs and their missing ancestors; return the rows."""
     return [row for root in roots for row in compute(root.job, [root.epoch], context)]
 
 
@@ -77,7 +77,7 @@ def tensors(store: Store, key: str) -> dict[str, bytes]:
 
 
 def numbers(store: Store, key: str) -> dict[str, Any]:
-    """Return the metrics of a result without the times of its making."""
+    """Return the metrics of a result without its timings."""
     document = store.read_json(key, schema.METRICS)
     return {
         "final": _without_times(document["final"]),
@@ -90,7 +90,7 @@ def _without_times(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def assert_same_result(left: Store, right: Store, key: str) -> None:
-    """Two stores hold the same bits and the same numbers under a key."""
+    """Assert that two stores hold the same bits and the same numbers under a key."""
     assert tensors(left, key) == tensors(right, key), f"{left.manifest(key)['kind']} {key[:12]} differs"
     assert numbers(left, key) == numbers(right, key)
 
@@ -106,7 +106,7 @@ def trained(rows: Iterable[Row]) -> Counter[tuple[str, int]]:
 
 
 def zeros(tree: Mapping[str, Tensor]) -> int:
-    """Return how many weights a mask prunes."""
+    """Return the number of weights that a mask prunes."""
     return sum(int((~keep).sum()) for keep in tree.values())
 
 
@@ -123,7 +123,7 @@ def flip_bit(path: Path, position: int = -9) -> None:
 
 
 def damage_when_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let every reading of a file of this name, of whichever result, find it damaged."""
+    """Damage every file of this name, in any result, just before it is read."""
     read = Store.read
 
     def damaging(store: Store, key: str, asked: str) -> bytes:
@@ -135,7 +135,7 @@ def damage_when_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def python(*arguments: str, prefix: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
-    """Start Python in a process group of its own, output captured; it finds the modules of the tests."""
+    """Start Python in its own process group, with captured output and the tests' modules on its path."""
     environment = {**os.environ, "PYTHONPATH": str(SUPPORT), **options.pop("env", {})}
     return subprocess.Popen(
         [*prefix, sys.executable, *arguments],
@@ -150,7 +150,7 @@ def python(*arguments: str, prefix: Sequence[str] = (), **options: Any) -> subpr
 
 
 def _interruptible() -> None:
-    """Undo what a shell does to what it runs in the background, such as a whole test run: it ignores Ctrl-C."""
+    """Restore Ctrl-C, which a shell ignores in its background jobs, such as a whole test run."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

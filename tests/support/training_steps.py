@@ -1,6 +1,6 @@
 """Training steps of every model and shortcut as a study takes them, at widths: ``python training_steps.py 0.25 0.5``.
 
-A program of its own, because memory that a library corrupts ends the process. It prints what it is about to do, and
+A separate program, because corrupted memory ends the process. It prints each step in advance and
 raises if a gradient is not that of double precision.
 """
 
@@ -43,7 +43,7 @@ def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Ten
 
 
 def main() -> None:
-    """Train each network for some steps."""
+    """Train each network for a few steps."""
     torch.set_num_threads(1)
     context = Context(store=Store("nowhere"))
     recipe = Recipe(epochs=1, batch_size=16, lr=0.01, momentum=0.9, weight_decay=0.0, schedule="cosine")
@@ -60,7 +60,7 @@ def main() -> None:
             theirs = gradients(exact, images.double().contiguous(), labels)
             for parameter, gradient in theirs.items():
                 error = (ours[parameter] - gradient).norm() / gradient.norm().clamp_min(1e-3)
-                # Rounding puts some units on the other side of their kink, which is seen in a small batch.
+                # Rounding moves some units across ReLU's kink, which shows in a small batch.
                 assert error < 0.1, f"{parameter}: off by {error:.1e} of its length"
             training.update()
     print("all", flush=True)

@@ -1,4 +1,4 @@
-"""Which errors would come again: exceptions as they are raised, judged."""
+"""The verdict on exceptions as they are raised: which errors would recur."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ RENAMES: list[tuple[dict[str, Any], frozenset[str]]] = [
     ({"augment": False}, ALL),
     ({"shortcut": "conv1x1"}, ALL),
     ({"init": "fan_out"}, ALL),
-    ({"init": "fan_in"}, frozenset()),  # its own, however it is called
+    ({"init": "fan_in"}, frozenset()),  # the model's own initialisation, under another name
     ({"sparsity": 0.95}, MASKED),
     ({"pruner": "one_shot"}, MASKED),
     ({"pruner": "imp_rewind"}, MASKED),
@@ -236,7 +236,7 @@ RENAMES: list[tuple[dict[str, Any], frozenset[str]]] = [
     ({"prune_shortcuts": True}, MASKED),
     ({"prune_classifier": False}, MASKED),
     ({"prune_tolerance": 0.05}, MASKED),
-    ({"prune_tolerance": 0.005}, frozenset()),  # 90 % are reached by no full round within it
+    ({"prune_tolerance": 0.005}, frozenset()),  # no full round is within this tolerance of 90 %
     ({"rewind_epoch": 20}, TRAINED),
     ({"rewind_offset": 1}, TRAINED),
     ({"rewind_offset_counts": True}, frozenset()),  # of an offset of 0
@@ -248,7 +248,7 @@ RENAMES: list[tuple[dict[str, Any], frozenset[str]]] = [
     ({"match_augment": True}, MATCHED),
     ({"stream_taps": "paper_code"}, MATCHED),
     ({"match_epoch": 50}, MATCHED),
-    ({"match_epoch": 200}, frozenset()),  # the last epoch is the end, however it is called
+    ({"match_epoch": 200}, frozenset()),  # the last epoch is the final state, under another name
     ({"mask_dataset": "svhn"}, ALL - {DENSE}),
     ({"mask_dataset": "svhn", "mask_data_version": "f00d"}, ALL - {DENSE}),
     ({"mask_dataset": "cifar10"}, frozenset()),  # its own
@@ -265,7 +265,7 @@ RENAMES: list[tuple[dict[str, Any], frozenset[str]]] = [
 
 
 def test_between_nets_of_two_datasets_nothing_is_interpolated() -> None:
-    """The labels of one say nothing about the classifier of the other."""
+    """The labels of one dataset do not fit the other's classifier."""
     settings: dict[str, Any] = {"interpolation_points": 3, "plane_resolution": 3, "mask_overlap": True}
     kinds = {job.kind for job in measurements(cell(mask_dataset="svhn", **settings))}
     assert kinds == {OVERLAP}
@@ -304,7 +304,7 @@ def test_snapshots_have_keys_of_their_own() -> None:
 
 
 def test_the_networks_of_a_pair_are_named_alike() -> None:
-    # Net B of one pair is trained like any net: another grid that calls it A finds it.
+    # Net B of one pair is an ordinary dense net: a grid that uses it as net A shares it.
     config = dense_job(cell(), 5).config
     assert isinstance(config, DenseConfig)
     assert config == dataclasses.replace(dense_job(cell(), 4).config, seed=5)
@@ -482,7 +482,7 @@ def test_adding_an_output_returns_only_what_is_new() -> None:
 
 
 def everything(graph_roots: Iterable[Ref]) -> set[str]:
-    """Return the keys of all outputs that a run from nothing would publish."""
+    """Return the keys of all outputs that a run on an empty store publishes."""
     graph = closure(graph_roots)
     return {Ref(graph.jobs[key], epoch).key for key, outputs in graph.todo(set()).items() for epoch in outputs}
 
@@ -498,7 +498,7 @@ def test_with_an_empty_store_everything_is_to_do() -> None:
 
 
 def test_an_early_state_alone_does_not_ask_for_the_final_one() -> None:
-    # Net B of the naive method is only rewound to: nobody needs it fully trained.
+    # The naive method needs only net B's rewind state, not the fully trained net.
     todo = closure([Ref(target(cell("naive")))]).todo(set())
     assert todo[dense_job(cell(), 1).key] == {10}
 

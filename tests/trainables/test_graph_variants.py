@@ -66,7 +66,7 @@ def sparse_config(job: Job) -> SparseConfig:
 
 
 def ensemble(method: str, **settings: Any) -> Job:
-    """Return the ensemble that is measured at a point of the grid."""
+    """Return the ensemble job at a point of the grid."""
     (job,) = (each for each in measurements(cell(method, members=5, **settings)) if each.kind == ENSEMBLE)
     return job
 
@@ -97,7 +97,7 @@ def test_a_tolerance_only_leaves_the_last_round_out(sparsity: float, tolerance: 
     exact, tolerant = round_sparsities(sparsity, 0.2), round_sparsities(sparsity, 0.2, tolerance)
     assert exact[: len(tolerant)] == tolerant, "the rounds are those without a tolerance, so they are shared"
     assert sparsity - tolerance <= tolerant[-1] <= sparsity
-    assert all(reached < sparsity - tolerance for reached in tolerant[:-1]), "it stops at the first that is near enough"
+    assert all(reached < sparsity - tolerance for reached in tolerant[:-1]), "it stops at the first such round"
 
 
 def test_a_tolerant_mask_is_a_round_of_the_exact_chain() -> None:
@@ -216,7 +216,7 @@ def test_the_path_of_an_early_match_ends_at_the_young_b() -> None:
 
 # --- a mask from another dataset ------------------------------------------------------------------------------------
 def datasets(job: Job) -> dict[str, str]:
-    """Return the datasets of a sparse job: its own, and of what it starts from, wears and is matched by."""
+    """Return the datasets of a sparse job and of its initial net, mask and permutation."""
     start, mask = job.parent("init").job, job.parent("mask").job
     made = {"itself": job.config.task.dataset, "start": start.config.task.dataset, "mask": mask.config.task.dataset}
     if "permutation" in dict(job.parents):
@@ -348,7 +348,7 @@ def test_naive_and_permuted_members_are_paired() -> None:
 
 
 def test_members_are_the_nets_of_the_grid_s_other_pairs_where_those_are_the_same() -> None:
-    # A dense or pruned net is net A of its pair, whoever asks; a naive one wears another mask there.
+    # Dense and pruned nets are always net A of their pair; a naive net has another mask there.
     for method, shared in (("dense", True), ("imp", True), ("own_mask", True), ("naive", False), ("lth", False)):
         assert (target(cell(method, member=1)).key == target(cell(method, seed=1)).key) == shared
 

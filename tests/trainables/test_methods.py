@@ -1,4 +1,4 @@
-"""The method table: each row is the training that its question asks for."""
+"""The method table: each row describes the training that answers its question."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REWIND, EPOCHS = 10, 200
 
 
 class Training(NamedTuple):
-    """What a method trains: from which net's state, under whose mask, changed how."""
+    """A method's training: the net it starts from, the net its mask comes from, the mask's transformation."""
 
     init_seed: int
     init_epoch: int

@@ -1,4 +1,4 @@
-"""NumPy's scalars, as samplers and grids of arrays give them, are the Python values that they are written like."""
+"""NumPy scalars, as samplers and array grids produce them, are treated as the equal Python values."""
 
 from __future__ import annotations
 

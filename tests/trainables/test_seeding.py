@@ -21,7 +21,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize(("arguments", "seed"), GOLDEN.items())
 def test_golden_values(arguments: tuple[int, str], seed: int) -> None:
-    # These must never change: published results are found again by what they were computed from.
+    # These must never change: results are found again by the inputs that they were computed from.
     assert derive_seed(*arguments) == seed
 
 

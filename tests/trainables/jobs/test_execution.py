@@ -54,7 +54,7 @@ def test_a_second_target_computes_only_what_is_new(published: Store, context: Co
     lth = target(tiny_cell("lth"))
     publish([Ref(TARGET)], context)
     rows = publish([Ref(lth)], context)
-    # Of net A only the state after one epoch is missing.
+    # Only net A's state after one epoch is missing.
     assert trained(rows) == {(DENSE_A.key, 1): 1, (lth.key, 1): 1, (lth.key, 2): 1}
     assert_same_result(context.store, published, lth.key)
 
@@ -137,7 +137,7 @@ def test_processes_share_the_work(published: Store, tmp_path: Path) -> None:
     rows = [row for part in each for row in part]
     expected = closure([Ref(target(tiny_cell(method))) for method in methods])
     for key, job in expected.jobs.items():
-        # Of a net that is finished, a state after some epochs may be asked for later: then that part is trained again.
+        # A state of a finished net may be requested later; the epochs up to it are then trained again.
         once = {1, 2} if job.kind == schema.DENSE else {1}
         assert all(trained(rows)[key, step + 1] in once for step in range(job.epochs))
     assert any("waiting" in row for row in rows)
@@ -160,7 +160,7 @@ time.sleep(600)
 
 @pytest.fixture
 def holder(own_copy: Store) -> Iterator[Popen[str]]:
-    """Another process that holds the lease on the target, which is not published."""
+    """Another process that holds the lease on the unpublished target."""
     shutil.rmtree(own_copy.directory(TARGET.key))
     process = python("-c", HOLD, str(own_copy.root), TARGET.key)
     assert process.stdout is not None
@@ -210,7 +210,7 @@ def test_work_goes_on_elsewhere_while_one_parent_is_held(context: Context) -> No
         seen.append(row)
         if "waiting" in row:
             break
-    assert computed_epochs(seen, DENSE_B) == [1, 2, 3], "what can be done without the held one is done"
+    assert computed_epochs(seen, DENSE_B) == [1, 2, 3], "all jobs that do not depend on the held one are computed"
     assert seen[-1]["job_key"] == DENSE_A.key
     lease.release()
     assert computed_epochs(list(rows), TARGET) == [1, 2]

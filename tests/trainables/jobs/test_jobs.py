@@ -1,4 +1,4 @@
-"""What each kind of job publishes, what it starts from, and that an interruption leaves no trace in the result."""
+"""What each kind of job publishes and starts from, and that interruptions do not change the result."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_nothing_is_left_beside_the_results(published: Store) -> None:
 # --- dense: states after k epochs -------------------------------------------------------------------------------------
 def test_state_zero_is_the_untouched_initialisation(context: Context) -> None:
     rows = publish([Ref(DENSE_A, 0)], context)
-    assert not rows, "nothing has to be trained for it"
+    assert not rows, "the initial state needs no training"
     torch.manual_seed(derive_seed(DENSE_A.config.seed, "init"))
     assert same(read_weights(context.store, Ref(DENSE_A, 0).key), model().state_dict())
     assert DENSE_A.key not in context.store
@@ -277,7 +277,7 @@ def test_layer_collapse_is_a_metric_and_a_warning_and_a_mask_of_nothing_is_refus
 
 # --- sparse: the right mask on the right net --------------------------------------------------------------------------
 class Start(Training):
-    """Notes what a training starts from."""
+    """Records the state that a training starts from."""
 
     seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]]
 
@@ -288,14 +288,14 @@ class Start(Training):
 
 
 def first_state(job: Job, store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return weights and mask with which a job begins to train."""
+    """Return the weights and the mask that a job's training starts from."""
     monkeypatch.setattr(Start, "seen", [], raising=False)
     monkeypatch.setattr(task, "Training", Start)
     next(run_job(job, [None], Context(store=store)))
     return Start.seen[0]
 
 
-EXPECTED = {  # method -> seed of the net that it starts from, seed of the net whose mask it wears
+EXPECTED = {  # method -> seed of the net that it starts from, seed of the net that its mask comes from
     "lth": (CELL.seed_a, CELL.seed_a),
     "naive": (CELL.seed_b, CELL.seed_a),
     "permuted": (CELL.seed_b, CELL.seed_a),
@@ -331,7 +331,7 @@ def test_sparse_training_starts_from_the_rewound_net_under_its_mask(
         assert same(mask, source)
     rewound = read_weights(own_copy, Ref(dense_job(CELL, start_seed), CELL.rewind_epoch).key)
     assert same(weights, apply_mask(mask, rewound)), "weights and BatchNorm statistics of the rewind epoch"
-    assert same(read_mask(own_copy, job.key), mask), "computed again, it wears the mask that was published"
+    assert same(read_mask(own_copy, job.key), mask), "recomputed, it trains under the published mask"
 
 
 def test_reinit_starts_from_an_initialisation_of_its_own(own_copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,7 +412,7 @@ ALL_JOBS = {
 @pytest.mark.parametrize("name", ALL_JOBS)
 def test_computed_a_second_time_it_has_the_same_bits(published: Store, own_copy: Store, name: str) -> None:
     job = ALL_JOBS[name]
-    torch.rand(3)  # whatever was drawn before has no influence
+    torch.rand(3)  # earlier draws have no influence
     list(run_job(job, [None], Context(store=without(own_copy, job.key))))
     assert_same_result(published, own_copy, job.key)
 
@@ -535,7 +535,7 @@ def test_checkpoint_that_does_not_fit_counts_as_none(
 
 
 def saved_after(epochs: int, job: Job, context: Context) -> bytes:
-    """Return the checkpoint that a job leaves which is killed after so many epochs."""
+    """Return the checkpoint of a job that is killed after `epochs` epochs."""
     rows = run_job(job, {None}, context)
     for _ in range(epochs):
         next(rows)

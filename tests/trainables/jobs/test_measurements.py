@@ -1,4 +1,4 @@
-"""What the jobs that train nothing find out, checked against the nets that they look at."""
+"""The results of measurement jobs, checked against the nets that they measure."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def store(published: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def measured(job: Job, store: Store) -> dict[str, Any]:
-    """Return the metrics of a job, computed with all that it needs if it was not yet."""
+    """Return the metrics of a job, after computing it and its ancestors if missing."""
     publish([Ref(job)], Context(store=store))
     return read_metrics(store, job.key)
 
@@ -96,7 +96,7 @@ def evaluated(store: Store, weights: dict[str, Tensor]) -> Evaluation:
 
 
 def pair_job(**changes: Any) -> Job:
-    """Return the measurement of the path from A to B, matched as the cell says."""
+    """Return the job that measures the path from A to B, matched by the cell's matcher."""
     cell = tiny_cell(**changes)
     match = match_job(cell, cell.matcher)
     return connect_job(cell, match.parent("a"), match.parent("b"), match)
@@ -379,7 +379,7 @@ def test_lth_members_start_alike_and_differ_in_their_order(store: Store) -> None
     weights = [read_weights(store, ref.key)["fc.weight"] for _, ref in job.parents]
     assert all(not torch.equal(weights[0], other) for other in weights[1:])
     zeros = [each == 0 for each in weights]
-    assert all(torch.equal(zeros[0], other) for other in zeros[1:]), "they wear one mask"
+    assert all(torch.equal(zeros[0], other) for other in zeros[1:]), "they have the same mask"
 
 
 def test_logits_that_were_too_many_to_store_are_computed_anew(
@@ -429,7 +429,7 @@ def test_a_measurement_has_the_same_numbers_every_time(store: Store, tmp_path: P
     again = Store(shutil.copytree(store.root, tmp_path / "again"))
     for job in made:
         shutil.rmtree(again.directory(job.key))
-    torch.rand(3)  # whatever was drawn before has no influence
+    torch.rand(3)  # earlier draws have no influence
     for job in made:
         measured(job, again)
         assert_same_result(store, again, job.key)

@@ -18,7 +18,7 @@ from trainables.storage.store import Store
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskData:
-    """The digits sorted by class, as folders lie, in batches of a hundred."""
+    """The digits sorted by class, as in image folders, in batches of a hundred."""
 
     def by_class(*_: object) -> Dataset:
         digits = load_dataset("digits")

@@ -38,7 +38,7 @@ Rounds = list[dict[str, News]]
 
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of nets in each joint training step."""
+    """The number of nets in each jointly trained epoch."""
     sizes: list[int] = []
     train = execution.train_as_one
 
@@ -55,7 +55,7 @@ def wanted(*jobs: Job) -> list[tuple[Job, Collection[int | None]]]:
 
 
 def without(store: Store, *jobs: Job) -> Context:
-    """Return where some results are missing, with a checkpoint after every epoch."""
+    """Return a context whose store lacks some results, with a checkpoint after every epoch."""
     for job in jobs:
         shutil.rmtree(store.directory(job.key))
     return Context(store=store, checkpoint_seconds=0.0)
@@ -66,7 +66,7 @@ def together(context: Context, *jobs: Job) -> Rounds:
 
 
 def of(job: Job, rounds: Rounds) -> list[News]:
-    """Return what was heard of a target."""
+    """Return the news of one target."""
     return [news[job.key] for news in rounds if job.key in news]
 
 
@@ -75,7 +75,7 @@ def rows(rounds: Rounds) -> list[dict[str, Any]]:
 
 
 def assert_nearly_same(left: Store, right: Store, key: str) -> None:
-    """Two stores hold a net that has learnt the same under a key, but for rounding."""
+    """Assert that two stores hold the same trained net under a key, up to rounding."""
     assert tensors(left, key).keys() == tensors(right, key).keys()
     if schema.MASK in tensors(left, key):
         ours, theirs = read_mask(left, key), read_mask(right, key)
@@ -129,7 +129,7 @@ def test_a_net_that_has_more_epochs_goes_on_without_the_others(
     assert [sorted(news) for news in rounds] == [
         sorted(job.key for job in jobs)
         for jobs in ([LTH, DENSE_A, DENSE_B],) * 2 + ([LTH], [DENSE_A, DENSE_B], [DENSE_A, DENSE_B])
-    ], "that it has ended is known before the others train on"
+    ], "its end is reported before the others continue training"
     assert rounds[2] == {LTH.key: None}
     for job in (LTH, DENSE_A, DENSE_B):
         assert_nearly_same(own_copy, published, job.key)
@@ -184,7 +184,7 @@ def test_targets_share_the_ancestors_that_are_missing(published: Store, context:
     rounds = together(context, PERMUTED, NAIVE, LTH)
     graph = closure(Ref(job) for job in (PERMUTED, NAIVE, LTH)).jobs
     for key, job in graph.items():
-        # Of a net that is finished, a state may be asked for later: then that part is trained again.
+        # A state of a finished net may be requested later; the epochs up to it are then trained again.
         once = {1, 2} if job.kind == schema.DENSE else {1}
         assert all(trained(rows(rounds))[key, step + 1] in once for step in range(job.epochs))
     assert any("waiting" in row for row in rows(rounds)), "for a net that is another target's at the moment"
@@ -208,7 +208,7 @@ def test_who_waits_for_somebody_else_holds_up_nobody(own_copy: Store, monkeypatc
 
     monkeypatch.setattr(execution.time, "sleep", sleep)
     rounds = together(context, NAIVE, LTH)
-    assert slept == [True], "only when there is nothing else to do"
+    assert slept == [True], "it sleeps only if there is nothing else to do"
     waiting = {"stage": schema.SPARSE, "job_key": NAIVE.key, "waiting": True}
     assert of(NAIVE, rounds)[:3] == [waiting] * 3
     assert computed_epochs(rows(rounds), NAIVE) == computed_epochs(rows(rounds), LTH) == [1, 2]
@@ -240,7 +240,7 @@ def test_damage_without_end_is_the_end_of_whom_it_concerns(own_copy: Store, monk
     rounds = together(context, PERMUTED, NAIVE)
     assert isinstance(of(PERMUTED, rounds)[-1], DamagedArtifact)
     assert of(NAIVE, rounds)[-1] is None
-    assert not own_copy.failures(), "not of the job's making"
+    assert not own_copy.failures(), "not caused by the job"
     assert not own_copy.leases()
 
 
@@ -262,7 +262,7 @@ def test_an_error_of_nobody_ends_all(own_copy: Store, monkeypatch: pytest.Monkey
     assert not own_copy.failures()
     for job in (NAIVE, LTH):
         assert own_copy.read_checkpoint(job.key) is not None
-        assert computed_epochs(list(compute(job, [None], context)), job) == [2], "alone there is memory enough"
+        assert computed_epochs(list(compute(job, [None], context)), job) == [2], "one net alone has enough memory"
 
 
 # --- interruption ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The premise of the study, on real digits: nets from two seeds are connected once they are matched, wide ones best."""
+"""The study's premise on real digits: matching connects nets from two seeds, and wide nets best."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def test_the_barrier_of_the_training_loss_is_named_and_measured_apart():
 
 # --- BatchNorm reset ------------------------------------------------------------------------------------------------
 def as_one_batch(batches):
-    """What PyTorch itself keeps in train mode, all samples in one batch."""
+    """Return the statistics that PyTorch computes in train mode with all samples in one batch."""
     return [tuple(torch.cat(parts) for parts in zip(*batches, strict=True))]
 
 
@@ -235,7 +235,7 @@ def test_reset_statistics_are_those_of_all_samples_however_they_are_batched_and_
     model, batches = small_model(name), random_batches(3)
     expected = of_one_batch_in_train_mode(model, batches)
     images, labels = as_one_batch(batches)[0]
-    order = labels.argsort()  # as folders lie: each batch holds one class or two
+    order = labels.argsort()  # sorted by class as image folders are: a batch holds one or two classes
     for these, size in ((images, len(images)), (images, 7), (images[order], 16), (images[order], len(images) - 1)):
         found = reset_batchnorm(model, [(part, part) for part in these.split(size)])
         for tensor, value in statistics(found).items():
@@ -254,7 +254,7 @@ def test_a_leftover_of_one_image_at_a_single_position_is_no_problem():
 
 
 class WithIdleLayer(nn.Module):
-    """Of its two layers one never runs."""
+    """A net with two layers, one of which never runs."""
 
     def __init__(self):
         super().__init__()

@@ -37,7 +37,7 @@ ACTIVATION = ("activation", "activation_inner")
 
 
 class Counting:
-    """Batches that count how often they are passed over."""
+    """Batches that count the passes over them."""
 
     def __init__(self, batches):
         self.batches, self.passes = batches, 0
@@ -52,7 +52,7 @@ def equal(first, second):
 
 
 def collected_activations(model, tap, batches):
-    """All activations of one module, float64 (positions, units), from a pass of its own."""
+    """Return all activations of one module, float64 (positions, units), from a separate pass."""
     outputs = []
     handle = model.get_submodule(tap).register_forward_hook(lambda _m, _i, output: outputs.append(output))
     with torch.no_grad(), eval_mode(model):
@@ -64,18 +64,18 @@ def collected_activations(model, tap, batches):
 
 
 def textbook_correlation(units_a, units_b):
-    """Pearson correlation in two passes over the data (B, A); 0 for units that do not vary."""
+    """Return the Pearson correlation (units of B, units of A), computed in two passes; 0 for units that do not vary."""
     centred_a, centred_b = units_a - units_a.mean(0), units_b - units_b.mean(0)
     scale = np.outer(np.sqrt((centred_b**2).sum(0)), np.sqrt((centred_a**2).sum(0)))
     return np.divide(centred_b.T @ centred_a, scale, out=np.zeros_like(scale), where=scale > 0)
 
 
 CLOSE = 1e-5
-"""Scores that differ by less, relative to the largest, are told apart by rounding alone: either unit will do."""
+"""Scores that differ by less than this, relative to the largest, are ties: only rounding decides between them."""
 
 
 def assert_equally_good(chosen, expected, score):
-    """Assert that two assignments of the columns of a score to its rows are worth the same."""
+    """Assert that two assignments of a score's columns to its rows have the same total."""
     rows, score = np.arange(len(score)), np.asarray(score)
     assert sorted(np.asarray(chosen)) == sorted(np.asarray(expected)) == rows.tolist()
     gained, best = (score[rows, np.asarray(columns)].sum() for columns in (chosen, expected))
@@ -117,7 +117,7 @@ def test_planted_permutation_is_recovered(name, method):
         if method in ACTIVATION:
             score = moments[group].correlation() if method == "activation" else moments[group].inner_product()
             assert_equally_good(indices, expected[group], score)
-            known &= clear_choices(moments[group].correlation())  # not two units that answer to one image alone
+            known &= clear_choices(moments[group].correlation())  # not two units that respond to a single image only
         assert known.any()
         assert torch.equal(indices[known], expected[group][known]), group
         assert found.correlation[group] == pytest.approx((~moments[group].b.dead()).double().mean().item(), abs=1e-5)

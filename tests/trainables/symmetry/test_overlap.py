@@ -20,7 +20,7 @@ def net():
 
 
 def mask(net, seed, sparsity=0.8):
-    """Return a magnitude mask of weights drawn anew, larger in later layers so that densities differ."""
+    """Return a magnitude mask of new random weights, larger in later layers so that densities differ."""
     generator = torch.Generator().manual_seed(seed)
     weights = {name: net.state_dict()[name] for name in net.prunable_names()}
     drawn = {

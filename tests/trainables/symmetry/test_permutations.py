@@ -1,4 +1,4 @@
-"""Permuting a network's units leaves its function as it is: every model, evaluation and training, float64 and float32.
+"""Permuting a network's units preserves its function: every model, evaluation and training, float64 and float32.
 
 A specification is wrong if it misses a tensor (the logits change), names a wrong tap (the tapped activation is not
 the permuted one) or forgets a buffer (training mode moves the wrong statistics).

@@ -59,7 +59,7 @@ def test_network_between_two_equal_ones_is_left_as_it_is(name):
     batches = random_batches(1, size=64)
     model = small_model(name)
     if name == "resnet8":
-        nn.init.uniform_(model.layer1[0].bn1.weight, -1, 1)  # a negative weight must not be turned over
+        nn.init.uniform_(model.layer1[0].bn1.weight, -1, 1)  # a negative weight must keep its sign
         model = reset_batchnorm(model, batches)
     logits = predict_logits(repair(model, model, model, 0.5, batches), batches)
     torch.testing.assert_close(logits, predict_logits(model, batches), rtol=1e-2, atol=1e-2)

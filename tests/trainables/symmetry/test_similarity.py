@@ -9,7 +9,7 @@ from trainables.symmetry.similarity import disagreement, ensemble_accuracy, js_d
 
 
 def logits(*rows):
-    """Logits of the given probabilities; a shift of all logits changes nothing."""
+    """Return logits of the given probabilities; the shift of all logits has no effect."""
     return torch.tensor(rows, dtype=torch.float64).log() + 3
 
 
