@@ -327,7 +327,9 @@ class Knobs:
         unit="epochs",
         axis=True,
     )
-    mask_dataset: str = knob("", DATASETS, "dataset on which net A is trained and pruned; empty: the same", part=GRID)
+    mask_dataset: str = knob(
+        "", DATASETS, "dataset on which net A is trained and pruned, with as many classes; empty: the same", part=GRID
+    )
     mask_data_version: str = knob("", None, "data_version of mask_dataset", part=GRID, planned=True)
     member: int = knob(
         0,

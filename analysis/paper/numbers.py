@@ -9,6 +9,8 @@ import pandas as pd
 
 from analysis import cells, stats
 from trainables import schema
+from trainables.knobs import KNOBS
+from trainables.models import MODELS
 
 FOLDER = Path(__file__).parent
 PLACE = (*cells.CELL, schema.PARAM_MATCH_EPOCH, "method")
@@ -22,24 +24,7 @@ MASKS = {"svhn": "cifar10"}
 """Dataset -> the one that its masks are from, where that is another."""
 VOTES = (schema.ENSEMBLE_ACCURACY, schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE)
 
-_PRUNING: dict[str, float | str] = {"pruner": "imp_finetune", "prune_fraction": 0.2}
-CIFAR: dict[str, float | str] = {  # tables 2 and 4; schedules, precision and initialisation are its code's
-    "schedule": "cosine",
-    "warmup_epochs": 0.0,
-    "imp_schedule": "cosine",
-    "precision": "fp32",
-    "init": "fan_in",
-    "dense_epochs": 200,
-    "dense_lr": 0.08,
-    "lr": 0.02,
-    "batch_size": 128,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "imp_epochs": 50,
-    "imp_lr": 0.01,
-    **_PRUNING,
-}
-IMAGENET: dict[str, float | str] = {  # tables 3 and 4, likewise
+IMAGENET: dict[str, float | str] = {  # tables 3 and 4; schedules, precision and initialisation are its code's
     "schedule": "steps_paper_code",
     "warmup_epochs": 5.0,
     "imp_schedule": "constant",
@@ -53,9 +38,15 @@ IMAGENET: dict[str, float | str] = {  # tables 3 and 4, likewise
     "weight_decay": 1e-4,
     "imp_epochs": 20,
     "imp_lr": 0.04,
-    **_PRUNING,
+    "pruner": "imp_finetune",
+    "prune_fraction": 0.2,
 }
-RECIPES = {"resnet20": CIFAR, "vgg11": CIFAR | {"init": "pytorch"}, "resnet50": IMAGENET}
+_KNOBS = {"dense_epochs": "epochs", "dense_lr": "lr", "lr": "sparse_lr", "imp_schedule": "schedule"}
+"""Recipe field of a sparse net -> the knob that it is from, if that has another name."""
+CIFAR: dict[str, float | str] = {  # tables 2 and 4, which our defaults are
+    name: KNOBS[_KNOBS.get(name, name)].default for name in IMAGENET
+} | {"init": MODELS["resnet20"].init}
+RECIPES = {"resnet20": CIFAR, "vgg11": CIFAR | {"init": MODELS["vgg11"].init}, "resnet50": IMAGENET}
 """Model -> how its sparse nets were trained, recipe fields by the names that they have on a run."""
 
 
