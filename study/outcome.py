@@ -13,7 +13,7 @@ from study.scheduling.searcher import PlanSearcher
 from study.scheduling.states import BLOCKED, FAILED
 from study.tracking.delivery import Tracker
 from study.tracking.labels import run_name
-from trainables.host.databases import sqlite_file
+from trainables.host.databases import DATABASE, sqlite_file
 from trainables.host.redaction import redact, redact_text
 from trainables.storage.store import Store
 
@@ -114,9 +114,14 @@ def print_undelivered(plan: Plan, tracker: Tracker, tracking_uri: str, command: 
 def print_results(plan: Plan, tracking_uri: str) -> None:
     """Print the table of the study."""
     from analysis.load import runs
+    from analysis.records import AnalysisError
     from analysis.summary import short_table
 
-    frame = runs(plan.space.name, tracking_uri)
+    try:
+        frame = runs(plan.space.name, tracking_uri)
+    except AnalysisError as error:  # somebody has just removed the database
+        print(f"warning: {error}")
+        return
     print()
     print(short_table(frame[frame["key"].isin(list(plan.jobs))]))
     print()
@@ -127,7 +132,7 @@ def print_next_steps(plan: Plan, store: Store, tracking_uri: str) -> None:
     report = ["python", "-m", "analysis.report", "--space", plan.space.name]
     if not _is_default(store):
         report += ["--storage", _shown(store)]
-    if not (store.is_local and sqlite_file(tracking_uri) == store.root / "mlflow.db"):
+    if not (store.is_local and sqlite_file(tracking_uri) == store.root / DATABASE):
         report += ["--tracking-uri", redact(tracking_uri)]
     print(f"report:  {shlex.join(report)}")
     if sqlite_file(tracking_uri) is not None:

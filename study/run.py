@@ -23,9 +23,10 @@ from study.plan import Network, Plan, make_plan, override
 from study.scheduling.address import ClusterError
 from study.status import print_status
 from study.sweep import run_sweep
-from study.tracking.delivery import check_tracking, default_tracking_uri
+from study.tracking.destination import check_tracking
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Ref
+from trainables.host.databases import default_tracking_uri
 from trainables.host.redaction import redact
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK, command, refused
 from trainables.storage.errors import announced

@@ -1,7 +1,7 @@
-"""Names shared by whoever writes a result and whoever reads it: metrics, params, tags, files.
+"""Names that the writers and the readers of results share: metrics, params, tags, files.
 
-Trainables and ``study.tracking.delivery`` write them; ``analysis`` reads them. A name appears here once, so that a
-reader can never look for something that nobody writes.
+Trainables and ``study.tracking`` write them; ``analysis`` reads them. Each name appears here once, so that a reader
+can never look for something that nobody writes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ PLANE: Final = "plane"
 ENSEMBLE: Final = "ensemble"
 OVERLAP: Final = "overlap"
 STAGES: Final = (DENSE, PRUNE, MATCH, SPARSE, CONNECT, PLANE, ENSEMBLE, OVERLAP)
+
+# --- statuses of an MLflow run, in its words ------------------------------------------------------------------------
+RUNNING: Final = "RUNNING"
+FINISHED: Final = "FINISHED"
+FAILED: Final = "FAILED"
+KILLED: Final = "KILLED"
 
 # --- metrics by epoch (MLflow step = epochs completed within the job, from 1) ---------------------------------------
 TRAIN_LOSS: Final = "train_loss"
@@ -159,7 +165,16 @@ TAG_DENSE_KEY: Final = "dense_key"
 """Key of the dense job that the run was rewound from and `gap_to_dense` compares with."""
 TAG_RECIPE: Final = "recipe"
 """On the experiment: digest of the latest study's settings other than its axes. A run that belongs to a study of
-digest D has the tag `recipe.D`. Runs of different recipes must not be pooled."""
+digest D has the tag `recipe.D`, whose JSON holds `varied`. Runs of different recipes must not be pooled."""
+VARIED: Final = "varied"
+"""Within `recipe.D`: the run's values of the settings, other than the axes of every grid, that this study varies."""
+TAG_CELL: Final = "cell"
+"""JSON: `width` and `sparsity` as exact numbers, and as `matching` how the nets were matched that the job rests on."""
+MATCHING: Final = "matching"
+"""Within `cell`: `matcher` and the knobs of matching; `match_epoch` is -1 for the end, however that was written."""
+TAG_ASKED: Final = "asked_sparsity"
+"""JSON number, on a pruning round whose mask sparse nets wear: the sparsity that was asked of it. The round itself may
+have stopped within a tolerance of that."""
 VIEW: Final = "gaps"
 """Name of the saved view of an experiment, in the addresses of MLflow's pages."""
 TAG_VIEW: Final = f"mlflow.sharedViewState.{VIEW}"

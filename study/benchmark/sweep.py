@@ -122,7 +122,8 @@ def run(jobs: int, tracked: bool) -> Cost:
     from study.estimate import estimate
     from study.scheduling.states import DONE
     from study.sweep import AHEAD_LOCAL, prepare_environment
-    from study.tracking.delivery import Tracker, default_tracking_uri
+    from study.tracking.delivery import Tracker
+    from trainables.host.databases import default_tracking_uri
     from trainables.storage.store import Store
 
     prepare_environment(None)

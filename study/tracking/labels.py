@@ -1,10 +1,14 @@
-"""How a job is called and described in MLflow: so that people recognise it, and charts find where it lies."""
+"""How a job is named and described in MLflow: its name for people, params for charts, tags for the analysis."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
+from search_spaces import SearchSpace
+from study.plan import Plan, Ways
 from trainables import schema
 from trainables.config import (
     TRAINING_CONFIGS,
@@ -19,9 +23,59 @@ from trainables.config import (
     SparseConfig,
 )
 from trainables.graph import Job, Ref
-from trainables.knobs import KNOBS, MATCHING, PRUNING, REWINDING
+from trainables.knobs import KNOBS, MATCHING, MEASURING, PRUNING, REWINDING, SETTINGS
 from trainables.methods import METHODS
 from trainables.models import MODELS
+
+
+def recipe_digest(space: SearchSpace, ways: Ways | None = None) -> str:
+    """Return a short name of everything in a space that is not an axis of the grid.
+
+    Cells of one recipe may be compared and pooled, however the grid grows; cells of two recipes may not. A setting that
+    was chosen for each network by itself has no value in the recipe, which only says that it was chosen.
+    """
+    recipe = {name: getattr(space, name) for name, knob in SETTINGS.items() if not knob.axis}
+    recipe |= dict.fromkeys({name for way in (ways or {}).values() for name in way}, "fastest")
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def place_tags(plan: Plan) -> dict[str, dict[str, str]]:
+    """Return the tags by which an analysis groups runs, for each job of a plan: key -> name -> value.
+
+    They are JSON, so that numbers stay numbers. ``trainables.schema`` says what each of them holds.
+    """
+    varied = [
+        name
+        for name, knob in SETTINGS.items()
+        if not knob.axis and knob.part not in (MATCHING, MEASURING) and knob.name != "member"
+        if isinstance(values := getattr(plan.space, name), tuple) and len(values) > 1
+    ]
+    recipe = f"{schema.TAG_RECIPE}.{recipe_digest(plan.space, plan.ways)}"
+    tags = {}
+    for key, job in plan.jobs.items():
+        cell = plan.cells[key]
+        settings = {schema.VARIED: {name: getattr(cell, name) for name in varied}}
+        tags[key] = {schema.TAG_CELL: json.dumps(_run_cell(job, cell)), recipe: json.dumps(settings)}
+    for key, job in plan.jobs.items():
+        for _, parent in job.parents if job.kind == schema.SPARSE else ():
+            if parent.job.kind == schema.PRUNE:
+                tags[parent.key][schema.TAG_ASKED] = json.dumps(plan.cells[key].sparsity)
+    return tags
+
+
+def _run_cell(job: Job, cell: Cell) -> dict[str, Any]:
+    """Return where a job lies in the grid, and how the nets that it rests on were matched."""
+    config = job.config
+    place: dict[str, Any] = {schema.PARAM_WIDTH: config.task.width}
+    end = job.parent("b").job.config if isinstance(config, ConnectConfig) else config
+    if isinstance(end, PruneConfig):
+        return place | {schema.PARAM_SPARSITY: end.sparsity}
+    if schema.PARAM_SPARSITY in run_params(job, cell):
+        place[schema.PARAM_SPARSITY] = cell.sparsity
+    if job.kind in (schema.SPARSE, schema.ENSEMBLE, schema.PLANE) and (matching := _matching(cell)):
+        epoch = cell.match_epoch if _is_early(cell) else KNOBS[schema.PARAM_MATCH_EPOCH].default
+        place[schema.MATCHING] = matching | {schema.PARAM_MATCH_EPOCH: epoch}
+    return place
 
 
 def run_name(job: Job, cell: Cell) -> str:
@@ -153,12 +207,13 @@ def _unlike_the_paper(cell: Cell) -> list[str]:
     """Return how a permuted cell's nets were matched, as far as it differs from the paper's way."""
     if METHODS[cell.method].transform != "permute":
         return []
-    early = cell.match_epoch not in (-1, cell.epochs)
-    return (
-        [cell.matcher] * (cell.matcher != KNOBS["matcher"].default)
-        + [f"t={cell.match_epoch}"] * early
-        + _few(cell.match_images)
-    )
+    early = [f"t={cell.match_epoch}"] if _is_early(cell) else []
+    return [cell.matcher] * (cell.matcher != KNOBS["matcher"].default) + early + _few(cell.match_images)
+
+
+def _is_early(cell: Cell) -> bool:
+    """Return whether nets are matched before the end of B's training."""
+    return cell.match_epoch not in (KNOBS[schema.PARAM_MATCH_EPOCH].default, cell.epochs)
 
 
 def _few(images: int) -> list[str]:

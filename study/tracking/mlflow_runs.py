@@ -1,7 +1,7 @@
 """The runs of a study in MLflow: one per job, found again by its key, and brought up to date by idempotent steps.
 
-A run is created under a lease in the store, after a look whether there is one, so that two drivers make one run of a
-job. What is sent is what the run does not have: a step that is done twice adds nothing.
+A driver creates a run under a lease in the store, after a search for an existing one, so that two drivers make one run
+of a job. Only what the run lacks is sent: a step that is done twice adds nothing, and a metric has one value per step.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from study.plan import Plan
-from study.tracking.labels import run_name, run_params
+from study.tracking.labels import place_tags, recipe_digest, run_name, run_params
 from study.tracking.views import experiment_tags
 from trainables import schema
 from trainables.host.databases import ARTIFACTS, sqlite_file, sqlite_uri
-from trainables.host.redaction import redact_text
+from trainables.host.redaction import redact, redact_text
+from trainables.schema import FAILED, FINISHED, KILLED, RUNNING
 from trainables.storage.store import DamagedArtifact, Result, Store
 
-RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 SOURCE, SOURCE_TYPE, COMMIT = "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit"
 STANDARD = "standard"
-"""Version of a dataset whose name says all about it."""
+"""Version of a dataset that its name alone identifies."""
 DIGEST_LENGTH = 36
 """Characters that MLflow takes of a dataset's version."""
 LEASE_WAIT = 2.0
 """Seconds to wait for another driver that is creating a run, before the attempt counts as failed."""
 ATTACH_ATTEMPTS = 3
-"""Attempts at an artifact after which its run goes without, if the tracking server itself answers."""
+"""Failed attempts at an artifact after which its run goes without it, if the tracking server itself answers."""
+ERROR_LENGTH, LOG_LENGTH = 4000, 200_000
+"""Characters of an error (MLflow takes 8,000 in a tag), and of a failed job's log, whose end is kept."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +49,16 @@ Row = Mapping[str, Any]
 """An epoch: ``step``, ``timestamp`` (ms since 1970) and metrics."""
 _Metric = tuple[str, float, int, int]
 """Name, value, time stamp in ms, step."""
-_Point = tuple[str, int, float | None]
-"""Name, step and value of a metric: what must not be there twice."""
+_Point = tuple[str, int]
+"""Name and step of a metric: what must not be there twice."""
 
 
 class Unattached(RuntimeError):
     """An artifact could not be attached to a run whose numbers are complete; the next start tries again."""
+
+
+class DatabaseGone(RuntimeError):
+    """The SQLite database that runs were written to has been removed or replaced."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ class RunSpec:
         key: of the job.
         name: for people.
         epochs: of the job; the step of its final metrics.
-        params: where the job lies in the grid, and its recipe.
-        tags: how it relates to others.
+        params: where the job lies in the grid, and its recipe, for people and charts.
+        tags: how it relates to others, and where it lies in the grid, for programs.
     """
 
     key: str
@@ -84,10 +90,11 @@ class _Run:
         params: names; params cannot be changed.
         tags: all of them.
         unseen: names of metrics of which the run may have points that are not in `sent`.
-        sent: points that the run has.
+        sent: points that the run has, with their values as tracking stores keep them.
         gaps: names of the gaps that it has.
+        ended: when it ended, ms since 1970; 0 if it has not.
         dataset: whether it names the dataset.
-        complete: whether nothing is left to be done.
+        complete: whether no result, gap or file is left to be logged.
         doubted: whether a request failed, so that the run may not be as it is thought to be.
     """
 
@@ -96,27 +103,31 @@ class _Run:
     params: set[str] = field(default_factory=set)
     tags: dict[str, str] = field(default_factory=dict)
     unseen: set[str] = field(default_factory=set)
-    sent: set[_Point] = field(default_factory=set)
+    sent: dict[_Point, float | None] = field(default_factory=dict)
     gaps: set[str] = field(default_factory=set)
+    ended: int = 0
     dataset: bool = False
     complete: bool = False
     doubted: bool = False
 
 
 class Runs:
-    """The runs of a study. All methods but :meth:`spec` talk to MLflow, and raise what its client raises."""
+    """The runs of a study. Methods that change a run talk to MLflow, and raise what its client raises."""
 
-    def __init__(self, plan: Plan, store: Store, uri: str, *, recipe: str, fresh: set[str]) -> None:
+    def __init__(self, plan: Plan, store: Store, uri: str, *, fresh: set[str]) -> None:
         """Prepare; nothing is asked for before :meth:`connect`.
 
         Args:
             plan: the study.
             store: where results are read, and where leases lie.
             uri: MLflow tracking URI.
-            recipe: digest of the study's recipe.
             fresh: keys of the jobs that this study computes itself; the others are marked as reused.
         """
-        self._plan, self._store, self._uri, self._recipe, self._fresh = plan, store, uri, recipe, fresh
+        self._plan, self._store, self._uri, self._fresh = plan, store, uri, fresh
+        self._database = sqlite_file(uri)
+        self._inode: tuple[int, int] | None = None
+        self._recipe = recipe_digest(plan.space, plan.ways)
+        self._places = place_tags(plan)
         self._commit = project_commit()
         self._runs: dict[str, _Run] = {}
         self._doubtful: set[str] = set()
@@ -144,9 +155,9 @@ class Runs:
             schema.TAG_KEY: key,
             schema.TAG_REUSED: "false" if fresh else "true",
             schema.TAG_PARENTS: ",".join(ref.key for _, ref in job.parents),
-            f"{schema.TAG_RECIPE}.{self._recipe}": "true",
             SOURCE: "study.run",
             SOURCE_TYPE: "LOCAL",
+            **self._places[key],
             **self._relations(key),
         }
         if fresh and self._commit:
@@ -167,13 +178,13 @@ class Runs:
             logging.getLogger(chatty).setLevel(logging.CRITICAL)
         from mlflow import MlflowClient
 
-        space = self._plan.space
-        database = sqlite_file(self._uri)
+        space, database = self._plan.space, self._database
         location = (database.parent / ARTIFACTS / space.name).as_uri() if database else None
         with _locked(database) if database else contextlib.nullcontext():
             if database and not (database.exists() and database.stat().st_size):
                 _make_tables(database)
             self._client = MlflowClient(tracking_uri=self._uri)
+        self._inode = _inode(database)
         with self._sole_creator():
             experiment = self._client.get_experiment_by_name(space.name)
             if experiment is None:
@@ -195,6 +206,15 @@ class Runs:
                 found[key].append(run)
         self._runs = {key: self._known(key, self._only_one(key, runs)) for key, runs in found.items()}
 
+    def check(self) -> None:
+        """Raise DatabaseGone if the database is not the file that :meth:`connect` has opened.
+
+        SQLite would go on to write to a removed file, and MLflow to a new one that has no tables.
+        """
+        if self._inode is not None and _inode(self._database) != self._inode:
+            self._runs = {}
+            raise DatabaseGone(f"{redact(self._uri)} has been removed or replaced while the study ran")
+
     def _listed(self) -> Iterator[Any]:
         token = None
         while True:
@@ -211,7 +231,7 @@ class Runs:
         due = _references(key, self._relations(key) if key in self._plan.jobs else {})
         complete = (
             run.info.status == FINISHED
-            and f"{schema.TAG_RECIPE}.{self._recipe}" in tags
+            and key not in self._fresh  # else its result was removed, and may be another one now
             and schema.TAG_UNATTACHED not in tags
             and all(name in metrics or other not in self._store for name, other in due.items())
         )
@@ -222,6 +242,7 @@ class Runs:
             tags,
             metrics,
             gaps=metrics & _GAPS,
+            ended=run.info.end_time or 0,
             dataset=bool(run.inputs and run.inputs.dataset_inputs),
             complete=complete,
         )
@@ -258,17 +279,18 @@ class Runs:
             yield run
             return
         with self._sole_creator():
-            run = self._find(spec.key) or run
-            if run is None:
-                all_tags = {**spec.tags, **(tags or {})}
-                try:
-                    created = self._client.create_run(self._experiment, started, all_tags, spec.name)
-                except Exception:
-                    self._doubtful.add(spec.key)  # the server may yet do it
-                    raise
-                run = _Run(created.info.run_id, tags=all_tags)
+            run = self._find(spec.key) or run or self._created(spec, started, tags)
             self._runs[spec.key] = run
             yield run
+
+    def _created(self, spec: RunSpec, started: int, tags: Mapping[str, str] | None) -> _Run:
+        all_tags = {**spec.tags, **(tags or {})}
+        try:
+            created = self._client.create_run(self._experiment, started, all_tags, spec.name)
+        except Exception:
+            self._doubtful.add(spec.key)  # the server may yet do it
+            raise
+        return _Run(created.info.run_id, tags=all_tags)
 
     @contextlib.contextmanager
     def _sole_creator(self) -> Iterator[None]:
@@ -294,57 +316,82 @@ class Runs:
                 self._is_sole_creator = False
 
     # --- what happens to jobs ---------------------------------------------------------------------------------------
-    def resume(self, spec: RunSpec) -> bool:
-        """Say that a job is computed again whose run had ended; return False if its result is logged and published."""
-        run = self._runs.get(spec.key)
-        if run is not None:
-            if run.complete and spec.key in self._store:
-                return False
-            self._set_running(run)
-        return True
+    def outdated(self) -> list[str]:
+        """Return the keys of the jobs whose runs lack tags: an earlier version, or another study, has made them."""
+        return [key for key in self._plan.jobs if key in self._runs and not self._added(key).items() <= self._tags(key)]
 
-    def _set_running(self, run: _Run) -> None:
-        if run.status != RUNNING:
-            self._client.update_run(run.id, status=RUNNING)
-            run.status, run.complete = RUNNING, False
+    def _tags(self, key: str) -> Set[tuple[str, str]]:
+        return self._runs[key].tags.items()
 
-    def add_epochs(self, spec: RunSpec, rows: list[Row]) -> None:
-        """Send epochs of a running job."""
-        with self._opened(spec, int(rows[0]["timestamp"])) as run:
-            self._set_running(run)
-            self._send(run, _metrics(rows), spec.params)
+    def _added(self, key: str) -> dict[str, str]:
+        """Return the tags that a study adds to a run which another one has made."""
+        return self._places[key] | self._relations(key)
 
-    def interrupt(self, spec: RunSpec, rows: list[Row]) -> None:
-        """Send the last epochs of a job that its driver did not see the end of; the next start takes it up again."""
-        if rows:
-            self.add_epochs(spec, rows)
-        run = self._runs.get(spec.key)
-        if run is not None and run.status == RUNNING:
-            self._end(spec.key, run, KILLED)
+    def describe(self, key: str) -> None:
+        """Bring the tags of a job's run up to date."""
+        self._send(self._runs[key], (), tags=self._added(key))
 
-    def fail(self, spec: RunSpec, rows: list[Row], error: str, log: str, when: int) -> None:
-        """Log a job that failed for good: its epochs so far, why, and its log.
+    def interrupt_abandoned(self, known: Collection[str]) -> None:
+        """End the runs that say they are running although their driver was killed.
 
         Args:
-            spec: of the job.
+            known: keys of the jobs that are published or being computed.
+        """
+        for key, run in self._runs.items():
+            if run.status == RUNNING and key not in known:
+                self._end(key, run, KILLED)
+
+    def add_epochs(self, key: str, rows: list[Row]) -> None:
+        """Send epochs of a running job."""
+        run = self._runs.get(key)
+        if run is not None and run.complete and key in self._store:
+            return  # another driver has published it
+        spec = self.spec(key)
+        with self._opened(spec, int(rows[0]["timestamp"])) as run:
+            if run.status != RUNNING:
+                self._client.update_run(run.id, status=RUNNING)
+                run.status, run.complete = RUNNING, False
+            self._send(run, _metrics(rows), spec.params)
+
+    def interrupt(self, key: str, rows: list[Row]) -> None:
+        """Send the last epochs of a job that its driver did not see the end of; the next start takes it up again."""
+        if rows:
+            self.add_epochs(key, rows)
+        run = self._runs.get(key)
+        if run is not None and run.status == RUNNING:
+            self._end(key, run, KILLED)
+
+    def fail(self, key: str, rows: list[Row], error: str, when: int) -> None:
+        """Log a job that failed for good: its epochs so far, why, and the log that it has left in the store.
+
+        Args:
+            key: of the job.
             rows: epochs that have not been sent.
-            error: why, of which MLflow takes no more than 8,000 characters.
-            log: content of the log; if empty, that which the job has left in the store.
+            error: why.
             when: ms since 1970.
 
         Raises:
             Unattached: the log could not be attached; all else is done.
         """
-        if spec.key in self._store:
+        if key in self._store:
             return  # by now it has succeeded, here or elsewhere
+        spec, error = self.spec(key), redact_text(error[: 2 * ERROR_LENGTH])[:ERROR_LENGTH]
         with self._opened(spec, int(rows[0]["timestamp"]) if rows else when) as run:
             self._send(run, _metrics(rows), spec.params, {schema.TAG_ERROR: error})
             self._name_dataset(run, spec)
-        log = log or str((self._store.failure(spec.key) or {}).get("log", ""))
-        missing = self._attach(spec.key, run, {schema.LOG: log} if log else {})
-        self._end(spec.key, run, FAILED, when)
+        log = str((self._store.failure(key) or {}).get("log", ""))[-LOG_LENGTH:]
+        missing = self._attach(key, run, {schema.LOG: log} if log else {})
+        self._end(key, run, FAILED, when)
         if missing:
             raise Unattached(missing)
+
+    def fail_as_noted(self, key: str) -> None:
+        """Log the failure that the store has a note of, unless the run of the job ended later than that."""
+        if self.is_recorded(key) or (note := self._store.failure(key)) is None:
+            return
+        when = int(note.get("at", 0)) or round(1000 * time.time())
+        if key not in self._runs or when > self._runs[key].ended:
+            self.fail(key, [], note["error"], when)
 
     def is_finished(self, key: str) -> bool:
         """Return whether nothing is left to be logged of a published job."""
@@ -368,22 +415,24 @@ class Runs:
             return
         with self._sole_creator():
             for key, result in results.items():
-                self.finish(self.spec(key), result)
+                self.finish(key, result)
 
-    def finish(self, spec: RunSpec, result: Result | None = None) -> None:
+    def finish(self, key: str, result: Result | None = None) -> None:
         """Log a published job; a result that has been removed since leaves nothing to log.
 
+        A run that contradicts the result is replaced: MLflow takes no value back.
+
         Args:
-            spec: of the job.
+            key: of the job.
             result: what :meth:`read` has found; if None, it is read now.
 
         Raises:
             DamagedArtifact: the result is damaged; it has been set aside.
             Unattached: a file could not be attached; all else is done.
         """
-        key = spec.key
         if self.is_finished(key):
             return
+        spec = self.spec(key)
         try:
             result = result or self._store.result(key, _LOGGED)
         except KeyError:
@@ -396,9 +445,12 @@ class Runs:
         by_epoch = {name for name, *_ in metrics}
         metrics += [(name, value, finished, spec.epochs) for name, value in final.items() if name not in by_epoch]
         self._accuracies[key] = final.get(schema.TEST_ACCURACY), finished
-        with self._opened(spec, finished - round(1000 * final[schema.SECONDS]), tags) as run:
+        started = finished - round(1000 * final[schema.SECONDS])
+        with self._opened(spec, started, tags) as run:
             if run.complete:
                 return  # another driver was first
+            if self._contradicts(run, metrics):
+                run = self._replaced(spec, started, tags)
             # Of a run that an earlier study has made: what this one adds.
             tags |= {name: value for name, value in spec.tags.items() if name != schema.TAG_REUSED}
             self._send(run, metrics + self._due_gaps(spec, run), spec.params, tags)
@@ -406,16 +458,36 @@ class Runs:
         missing = self._attach(key, run, {name: content.decode(errors="replace") for name, content in files.items()})
         for other in self._compared_with.get(key, ()):
             if other in self._runs and self._runs[other].complete:
-                self._send(self._runs[other], self._due_gaps(self.spec(other), self._runs[other]))
+                with self._opened(self.spec(other), finished) as compared:
+                    self._send(compared, self._due_gaps(self.spec(other), compared))
         for outdated in {schema.TAG_ERROR} | ({schema.TAG_UNATTACHED} if not missing else set()):
             if outdated in run.tags:
                 self._client.delete_tag(run.id, outdated)
                 del run.tags[outdated]
         self._end(key, run, FINISHED, finished)
-        run.unseen |= {name for name, *_ in run.sent}  # should the job ever be computed again
+        run.unseen |= {name for name, _ in run.sent}  # nothing more is to come
         run.sent.clear()
         if missing:
             raise Unattached(missing)
+
+    def _contradicts(self, run: _Run, metrics: Iterable[_Metric]) -> bool:
+        """Return whether a run has other values than a result: another attempt, on a GPU perhaps, has logged them.
+
+        What the machine did differs between any two attempts, so it does not count.
+        """
+        self._look(run, {name for name, *_ in metrics})
+        return any(
+            run.sent.get((name, step), _stored(value)) != _stored(value)
+            for name, value, _, step in metrics
+            if name not in _OF_THE_MACHINE
+        )
+
+    def _replaced(self, spec: RunSpec, started: int, tags: Mapping[str, str]) -> _Run:
+        """Return a new run in place of a job's run."""
+        with self._sole_creator():
+            self._client.delete_run(self._runs.pop(spec.key).id)
+            self._runs[spec.key] = run = self._created(spec, started, tags)
+            return run
 
     # --- what is sent -----------------------------------------------------------------------------------------------
     def _due_gaps(self, spec: RunSpec, run: _Run) -> list[_Metric]:
@@ -452,11 +524,9 @@ class Runs:
         """Send what a run does not have, in as few requests as MLflow allows."""
         from mlflow.entities import Metric, Param, RunTag
 
-        wanted = [Metric(*metric) for metric in metrics]
-        for name in {metric.key for metric in wanted} & run.unseen:
-            run.sent |= {_point(metric) for metric in self._client.get_metric_history(run.id, name)}
-            run.unseen.discard(name)
-        new = {_point(metric): metric for metric in wanted if _point(metric) not in run.sent}
+        wanted = {(name, step): (name, value, stamp, step) for name, value, stamp, step in metrics}
+        self._look(run, {name for name, _ in wanted})
+        new = {point: metric for point, metric in wanted.items() if point not in run.sent}
         # Params cannot be changed. They may differ from an earlier study's in what has no influence on this job.
         new_params = {name: value for name, value in (params or {}).items() if name not in run.params}
         new_tags = {name: value for name, value in (tags or {}).items() if run.tags.get(name) != value}
@@ -464,15 +534,22 @@ class Runs:
             run.doubted = True  # until there is an answer
             self._client.log_batch(
                 run.id,
-                list(new.values()),
+                [Metric(*metric) for metric in new.values()],
                 [Param(name, value) for name, value in new_params.items()],
                 [RunTag(name, value) for name, value in new_tags.items()],
             )
             run.doubted = False
-        run.sent |= new.keys()
+        run.sent |= {point: _stored(value) for point, (_, value, *_) in new.items()}
         run.params |= new_params.keys()
         run.tags |= new_tags
-        run.gaps |= _GAPS & {metric.key for metric in new.values()}
+        run.gaps |= _GAPS & {name for name, _ in new}
+
+    def _look(self, run: _Run, names: Set[str]) -> None:
+        """Find out which points of some metrics a run has."""
+        for name in names & run.unseen:
+            history = self._client.get_metric_history(run.id, name)
+            run.sent |= {(name, metric.step): _stored(metric.value) for metric in history}
+            run.unseen.discard(name)
 
     def _name_dataset(self, run: _Run, spec: RunSpec) -> None:
         """Say on a run which data its job has used, in the way that MLflow shows and filters by; twice adds nothing."""
@@ -508,13 +585,15 @@ class Runs:
     def _end(self, key: str, run: _Run, status: str, when: int | None = None) -> None:
         self._client.set_terminated(run.id, status, end_time=when)
         run.status, run.complete = status, status == FINISHED
+        run.ended = when or round(1000 * time.time())
         if key in self._doubtful:  # whose creation was answered late: it may have happened twice
             self._find(key)
             self._doubtful.discard(key)
 
 
 _GAPS = frozenset({schema.GAP_TO_DENSE, schema.GAP_TO_LTH})
-_ONCE_PER_STEP = frozenset({*schema.SYSTEM_METRICS, schema.IMAGES_PER_SECOND, schema.SECONDS})
+_OF_THE_MACHINE = frozenset({*schema.SYSTEM_METRICS, schema.IMAGES_PER_SECOND, schema.SECONDS})
+"""Metrics that differ between two attempts at one job; the first one's values stay."""
 _ATTACHED = (schema.PLANE_GRID, schema.LOG)
 """Files of a result that its run has as artifacts."""
 _LOGGED = (schema.METRICS, *_ATTACHED)
@@ -537,24 +616,26 @@ def _metrics(rows: Iterable[Row]) -> list[_Metric]:
     ]
 
 
-def _point(metric: Any) -> _Point:
-    """Return what must not be there twice; the value as tracking stores have it, and None for what is no number.
-
-    Of what says how the machine did, the first computation's value stays: MLflow takes nothing back, and a job that
-    is computed again would have two values at each step.
-    """
-    if metric.key in _ONCE_PER_STEP:
-        return metric.key, metric.step, None
+def _stored(value: float) -> float | None:
+    """Return a value as tracking stores keep it, None for NaN, so that equal ones compare equal."""
     largest = sys.float_info.max
-    value = None if math.isnan(metric.value) else max(-largest, min(largest, metric.value))
-    return metric.key, metric.step, value
+    return None if math.isnan(value) else max(-largest, min(largest, value))
+
+
+def _inode(database: Path | None) -> tuple[int, int] | None:
+    """Return what tells a file from another one of the same name; None if there is none."""
+    with contextlib.suppress(OSError):
+        if database is not None:
+            found = database.stat()
+            return found.st_dev, found.st_ino
+    return None
 
 
 def _make_tables(database: Path) -> None:
     """Let MLflow make its tables in a file of another name, which becomes the database when it is whole.
 
-    That takes MLflow seconds and many steps. A driver that was killed in between would leave a database behind that has
-    some of the tables, with which neither MLflow nor a later driver could do anything.
+    MLflow takes seconds and many steps. A driver that is killed in between would otherwise leave a database with some
+    of the tables, which neither MLflow nor a later driver could use.
     """
     from mlflow import MlflowClient
 

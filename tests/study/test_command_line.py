@@ -24,8 +24,10 @@ from study.options import Options, parse_options
 from study.plan import make_plan, override
 from study.run import main
 from study.scheduling.address import ClusterError
-from study.tracking.delivery import check_tracking, default_tracking_uri, redact
+from study.tracking.destination import check_tracking
 from trainables.graph import Ref
+from trainables.host.databases import default_tracking_uri
+from trainables.host.redaction import redact
 from trainables.host.terminal import OK, WRONG_REQUEST
 from trainables.schema import METRICS, SECONDS, STAGES
 from trainables.storage import errors

@@ -25,7 +25,7 @@ from study.fastest import CPU, GPU, Way, choice, quickest
 from study.options import Options
 from study.plan import Plan, make_plan, override
 from study.run import main
-from study.tracking.delivery import recipe_digest
+from study.tracking.labels import recipe_digest
 from trainables import schema
 from trainables.config import SPARSE_KERNELS_FROM, TRAINING_CONFIGS
 from trainables.host import cpu

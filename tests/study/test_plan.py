@@ -15,7 +15,7 @@ from PIL import Image
 
 from search_spaces import RECIPES, SPACES, SearchSpace, get_space
 from study.plan import Plan, make_plan, override
-from study.tracking.delivery import recipe_digest
+from study.tracking.labels import recipe_digest
 from trainables.config import TRAINING_CONFIGS, Cell
 from trainables.data import DATASETS
 from trainables.graph import Ref, closure, measurements, round_sparsities, target

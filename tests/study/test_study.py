@@ -20,8 +20,9 @@ from waiting import HANG_SECONDS, wait_until
 from search_spaces import get_space
 from study.plan import Plan, make_plan, override
 from study.run import main
-from study.tracking.delivery import Tracker, default_tracking_uri
+from study.tracking.delivery import Tracker
 from trainables import schema
+from trainables.host.databases import default_tracking_uri
 from trainables.storage.store import Store
 
 SPACE = "digits_quickstart"

@@ -19,8 +19,8 @@ from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import get_space
 from study.plan import Plan, make_plan, override
-from study.tracking.delivery import default_tracking_uri
 from trainables import schema
+from trainables.host.databases import default_tracking_uri
 from trainables.storage.store import Store
 
 SPACE = "digits_quickstart"

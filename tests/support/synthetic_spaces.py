@@ -25,8 +25,7 @@ from mlflow import MlflowClient
 
 from search_spaces import SearchSpace
 from study.plan import Plan, Ways, make_plan
-from study.tracking.delivery import recipe_digest
-from study.tracking.labels import run_name, run_params
+from study.tracking.labels import recipe_digest, run_name, run_params
 from trainables import schema
 from trainables.config import Cell, ConnectConfig, EnsembleConfig, MatchConfig, PlaneConfig, PruneConfig
 from trainables.data import DATASETS

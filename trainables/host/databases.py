@@ -1,6 +1,6 @@
 """MLflow's SQLite databases: how they are named, and what keeps MLflow from using one. Imports no MLflow, no torch.
 
-SQLAlchemy reads what stands in a URI: a ``?`` ends the path, and from 2.1 on ``%41`` is an A, which it was not before.
+SQLAlchemy interprets the path in a URI: a ``?`` ends it, and from version 2.1 on ``%41`` is an A.
 """
 
 from __future__ import annotations
@@ -14,13 +14,20 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+DATABASE = "mlflow.db"
+"""File of the database in a study's local storage."""
 ARTIFACTS = "mlartifacts"
 """Folder beside a database in which studies keep the artifacts of their runs."""
 LOCK_SECONDS = 30.0
-"""How long to wait for a study that is writing to the same file."""
+"""How long a reader waits for a study that is writing to the same file."""
 DELETED = "deleted"
 """MLflow's word for what has been deleted and can be restored."""
 _REVISION = re.compile(r"^(down_revision|revision)\b[^=\n]*=\s*[\"'](\w+)[\"']", re.MULTILINE)
+
+
+def default_tracking_uri(storage: Path) -> str:
+    """Return the tracking URI of the database in a study's local storage."""
+    return sqlite_uri(storage / DATABASE)
 
 
 def sqlite_uri(file: Path) -> str:
@@ -29,7 +36,7 @@ def sqlite_uri(file: Path) -> str:
     if not {"%", "?"} & set(path):
         return f"sqlite:///{path}"
     encoded = path.replace("%", "%25").replace("?", "%3F")
-    # Before 2.1 a question mark can only be said to SQLite itself, whose own URIs have always been decoded.
+    # Before 2.1 only SQLite's own URIs, which have always been decoded, can express a question mark.
     return f"sqlite:///{encoded}" if _decodes() else f"sqlite:///file:{encoded}?uri=true"
 
 
@@ -104,7 +111,7 @@ def refusal(uri: str, experiment: str) -> str | None:
 
 
 def deleted(uri: str, experiment: str, number: str) -> str:
-    """Return what to do about an experiment that has been deleted."""
+    """Return what a user can do about an experiment that has been deleted."""
     restore = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {number}"
     remove = shlex.join(["mlflow", "gc", "--backend-store-uri", uri, "--experiment-ids", number])
     return (
@@ -116,8 +123,8 @@ def deleted(uri: str, experiment: str, number: str) -> str:
 def misplaced(location: str, database: Path) -> str | None:
     """Return what is wrong with the folder of an experiment's artifacts, None if nothing is.
 
-    MLflow writes to whatever path an experiment names. Of a database that was copied or moved, that path would be made
-    anew where nobody looks for it, or belong to the original.
+    MLflow writes to the path that an experiment names. In a database that was copied or moved, that path belongs to the
+    original, or would be created again where nobody looks for it.
 
     Args:
         location: path or URI of the folder.
@@ -131,7 +138,7 @@ def misplaced(location: str, database: Path) -> str | None:
         return None
     if (home / ARTIFACTS).is_dir():
         return f"it has been copied or moved: its artifacts are in {home / ARTIFACTS}, and it names {folder}"
-    # MLflow makes a folder when it first writes to it: of one that has been used, its parent is there at least.
+    # MLflow creates a folder when it first writes to it, so at least the parent of one that was used exists.
     if not folder.is_dir() and not folder.parent.is_dir():
         return f"it has been copied or moved: it keeps its artifacts in {folder}, which is not on this machine"
     return None

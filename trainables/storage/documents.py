@@ -202,6 +202,7 @@ ARTIFACT_FORM: Final = r"[a-z][a-z0-9_]*\.(json|safetensors|txt)"
 
 _key = matching(KEY_FORM)
 _count = within(0, 2**53, whole=True)
+_sparsity = within(0, 1 - 2**-30)
 _positive = within(1e-12, 1e15)
 _seconds = within(0, 1e11)
 """Of a duration, or since 1970."""
@@ -278,15 +279,9 @@ BENCHMARK: Final = fields(
         )
     }
 )
-OUTBOX: Final = fields({"outbox": _count, "delivered": _count})
-EVENT: Final = fields({})
-EVENTS: Final[Mapping[str, Check]] = {
-    "job": fields({"key": _key, "name": text, "epochs": _count, "params": mapping(text), "tags": mapping(text)}),
-    "epoch": fields({"key": _key, "row": _row}),
-    "done": fields({"key": _key}),
-    "failed": fields({"key": _key, "error": text, "log": text, "time": _milliseconds}),
-}
-"""What each event on its way to the tracking server says beside ``event``."""
+_scalar = any_of(flag, number, text)
+PLACE: Final = fields({"width": within(2**-10, 2**10)}, {"sparsity": _sparsity, "matching": mapping(_scalar)})
+VARIED: Final = fields({"varied": mapping(_scalar)})
 
 KINDS: Final[Mapping[str, Check]] = {
     "manifest of a result": MANIFEST,
@@ -297,6 +292,6 @@ KINDS: Final[Mapping[str, Check]] = {
     "note of a failure": FAILURE,
     "choice of --fastest": CHOICE,
     "benchmark": BENCHMARK,
-    "head of an outbox": OUTBOX,
-    "event": EVENT,
+    "place of a run in the grid": PLACE,
+    "varied settings of a run": VARIED,
 }

@@ -11,9 +11,9 @@ import pytest
 from mlflow import MlflowClient
 
 from analysis import load, records
-from study.tracking.delivery import check_tracking, default_tracking_uri
+from study.tracking.destination import check_tracking
 from trainables.host import databases
-from trainables.host.databases import refusal, sqlite_file, sqlite_uri
+from trainables.host.databases import default_tracking_uri, refusal, sqlite_file, sqlite_uri
 
 NAMES = ("plain", "a b", "a%20b", "a?b=c", "a#b", "100%", "it's", "ü&;=")
 

@@ -11,7 +11,7 @@ import time
 import types
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,6 @@ from study import fastest, run
 from study.benchmark.results import Rate
 from study.estimate import benchmark_file
 from study.plan import Plan, make_plan
-from study.tracking import delivery
-from study.tracking.mlflow_runs import RunSpec
-from study.tracking.outbox import Outbox
 from trainables import schema
 from trainables.graph import canonical
 from trainables.host.processes import me
@@ -73,8 +70,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "note of a failure": {"error": "ValueError: no", "at": 1_700_000_000_000, "environment": {}, "log": "..."},
     "choice of --fastest": {"settings": {"precision": "fp32", "compiled": False}, "given": {}, "commit": None},
     "benchmark": {"measurements": [{"what": "training", "settings": {}, "rates": [RATE]}]},
-    "head of an outbox": {"outbox": 1, "delivered": 33},
-    "event": {"event": "done", "key": KEY},
+    "place of a run in the grid": {"width": 0.25, "sparsity": 0.9, "matching": {"match_epoch": -1}},
+    "varied settings of a run": {"varied": {"lr": 0.1, "augment": True, "init": "default"}},
 }
 
 
@@ -195,15 +192,6 @@ def test_what_a_later_version_adds_is_no_damage(kind: str) -> None:
 def test_what_is_wrong_is_named_with_its_place(kind: str, name: str, value: Any, reason: str) -> None:
     with pytest.raises(Malformed, match=reason):
         parse(json.dumps({**EXAMPLES[kind], name: value}), KINDS[kind])
-
-
-def test_events_say_what_their_runs_need() -> None:
-    assert documents.EVENTS.keys() == {delivery._JOB, delivery._EPOCH, delivery._DONE, delivery._FAILED}
-    spec = asdict(RunSpec(key=KEY, name="a", epochs=1, params={"width": "1"}, tags={}))
-    documents.EVENTS[delivery._JOB](spec)
-    for field in fields(RunSpec):
-        with pytest.raises(Malformed, match=f"without {field.name}"):
-            documents.EVENTS[delivery._JOB]({name: value for name, value in spec.items() if name != field.name})
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -395,68 +383,6 @@ def test_cleaning_waits_for_a_holder_to_mend_its_registration(
         assert run.main(["--clean", "--yes", "--storage", store.uri]) == 2
         assert "something runs on" in said()
     assert run.main(["--clean", "--yes", "--storage", store.uri]) == 0
-
-
-# --- the tracking server's events -------------------------------------------------------------------------------------
-class Server:
-    """Takes what is delivered to the runs."""
-
-    def __init__(self) -> None:
-        self.finished: list[str] = []
-        self.epochs: list[tuple[str, int]] = []
-
-    def finish(self, spec: RunSpec) -> None:
-        self.finished.append(spec.key)
-
-    def fail(self, spec: RunSpec, rows: list[Any], error: str, log: str, when: int) -> None:
-        assert all(isinstance(each, str) for each in (error, log))
-        self.add_epochs(spec, rows)
-
-    def add_epochs(self, spec: RunSpec, rows: list[Any]) -> None:
-        self.epochs += [(spec.key, row["step"]) for row in rows]
-
-    interrupt = add_epochs
-
-    def resume(self, spec: RunSpec) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_event_costs_no_other(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    luck = random.Random(damage)
-    keys = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(3)]
-    for number in range(12):
-        folder = tmp_path / str(number)
-        box = Outbox(folder, "a server")
-        for key in keys:
-            box.put({"event": "job", **asdict(RunSpec(key=key, name="a", epochs=1, params={}, tags={}))})
-            box.put({"event": "epoch", "key": key, "row": ROW})
-            box.put({"event": "failed", "key": key, "error": "it died", "log": "", "time": 5})
-            box.put({"event": "epoch", "key": key, "row": ROW})
-            box.put({"event": "done", "key": key})
-        box.close()
-        (path,) = folder.iterdir()
-        head, *lines = path.read_bytes().splitlines()
-        at = luck.randrange(5)  # of the first job
-        lines[at] = DAMAGES[damage](lines[at], luck).replace(b"\n", b" ")
-        path.write_bytes(b"\n".join([head, *lines, b""]))
-        (found,) = Outbox.abandoned(folder, "a server")
-        server, problems = Server(), []
-
-        def attempt(action: Callable[[], object], problems: list[str] = problems) -> bool:
-            try:
-                action()
-            except Exception as error:
-                problems.append(repr(error))
-            return True
-
-        assert delivery._Delivery(found, server, attempt, set()).run()  # type: ignore[arg-type]
-        found.close()
-        assert problems == []
-        assert set(keys[1:]) <= set(server.finished), lines[at]
-        assert {(key, 1) for key in keys[1:]} <= set(server.epochs)
-        assert damage not in CERTAIN or f"{path}: a line that is no event is left out" in caplog.text
-        assert not list(folder.iterdir()), "what is left out does not stay for ever"
 
 
 # --- analysis ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,117 @@
+"""Whether a tracking store can take the runs of a study: asked before anything is started. Imports no MLflow."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import socket
+import ssl
+import urllib.error
+import urllib.parse
+import urllib.request
+from functools import partial
+
+from trainables.checks import known
+from trainables.host.databases import DELETED, deleted, refusal, sqlite_file
+from trainables.host.redaction import redact, redact_text
+from trainables.storage import patiently
+from trainables.storage.store import StorageError
+
+_DATABASES = {"sqlite": "sqlite3", "postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc"}
+"""Scheme of a database -> the Python module that SQLAlchemy uses for it, unless the URI names another."""
+_MODULES = {"pysqlite": "sqlite3", "mysqldb": "MySQLdb", "mysqlconnector": "mysql"}
+"""Drivers whose name in a URI is not that of their Python module."""
+
+
+def check_tracking(uri: str, experiment: str = "", timeout: float = 10.0) -> None:
+    """Raise ValueError unless the tracking store takes the runs of an experiment. Nothing is imported or written.
+
+    The check waits for a server that does not answer as long as it would wait for a storage.
+
+    Args:
+        uri: an MLflow tracking URI.
+        experiment: its name; if empty, only the store itself is checked.
+        timeout: seconds to wait for a server's answer.
+    """
+    scheme, _, driver = urllib.parse.urlsplit(uri).scheme.partition("+")
+    if uri == "databricks":
+        return
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
+        raise ValueError(f"tracking URI {uri!r} has no scheme; a server is http://{uri}")
+    if scheme in ("", "file"):
+        folder = redact(uri).removeprefix("file://")
+        raise ValueError(f"tracking URI {redact(uri)!r} is a directory; use sqlite:///{folder}/mlflow.db")
+    if scheme in ("http", "https"):
+        _check_server(uri, experiment, timeout)
+    elif scheme in _DATABASES:
+        _check_database(uri, driver or _DATABASES[scheme], experiment)
+    elif scheme != "databricks":
+        plugins = {plugin.name for plugin in importlib.metadata.entry_points(group="mlflow.tracking_store")}
+        known("tracking scheme", scheme, [*_DATABASES, "http", "https", "databricks", *sorted(plugins)])
+
+
+def _check_server(uri: str, experiment: str, timeout: float) -> None:
+    named = urllib.parse.urlencode({"experiment_name": experiment})
+    try:
+        patiently(partial(_ask_server, uri, "/health", timeout))
+        if not experiment:
+            return
+        answer = patiently(partial(_ask_server, uri, f"/api/2.0/mlflow/experiments/get-by-name?{named}", timeout))
+    except StorageError as error:
+        raise ValueError(str(error)) from error
+    try:
+        found = json.loads(answer)["experiment"]
+        stage, number = found["lifecycle_stage"], str(found["experiment_id"])
+    except (ValueError, LookupError, TypeError):
+        return  # there is none, or the login is up to MLflow's own client
+    if stage == DELETED:
+        raise ValueError(f"tracking server {redact(uri)}: {deleted(redact(uri), experiment, number)}")
+
+
+def _ask_server(uri: str, path: str, timeout: float) -> bytes:
+    """Return the answer of a tracking server; empty if it refuses the request.
+
+    Raises:
+        StorageError: it does not answer, or says that it cannot answer now.
+    """
+    parts = urllib.parse.urlsplit(uri)  # urllib takes no user:password@
+    place = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/"), query="", fragment="")
+    request = urllib.request.Request(place.geturl() + path)
+    if parts.username and parts.password:
+        login = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password)}"
+        request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            content: bytes = answer.read()
+            return content
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            return b""
+        raise StorageError(f"tracking server {redact(uri)} cannot be reached: it answers {error.code}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        again = isinstance(reason, ValueError | ssl.SSLCertVerificationError) or not isinstance(reason, OSError)
+        again |= isinstance(reason, socket.gaierror) and reason.errno != socket.EAI_AGAIN
+        words = redact_text(str(reason))
+        raise StorageError(f"tracking server {redact(uri)} cannot be reached: {words}", passing=not again) from error
+
+
+def _check_database(uri: str, driver: str, experiment: str) -> None:
+    module = _MODULES.get(driver, driver)
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"tracking database {redact(uri)}: the Python package for it, {module!r}, is not installed")
+    if not uri.startswith("sqlite"):
+        return
+    database = sqlite_file(uri)
+    if database is None:
+        raise ValueError(f"tracking database {redact(uri)} names no file; write sqlite:///DIRECTORY/mlflow.db")
+    if problem := refusal(uri, experiment):
+        raise ValueError(f"tracking database {redact(uri)}: {problem}")
+    existing = next(path for path in (database.parent, *database.parents) if path.exists())
+    if not os.access(existing, os.W_OK) or not existing.is_dir():
+        raise ValueError(f"tracking database {redact(uri)}: directory {str(existing)!r} is not writable")

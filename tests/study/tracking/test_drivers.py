@@ -1,0 +1,180 @@
+"""Several drivers and one experiment: a job has one run, whoever dies."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from tracked import (
+    AWAY,
+    Moody,
+    all_runs,
+    bring_back,
+    by_key,
+    curve,
+    job_of,
+    log_all,
+    points,
+    track,
+    wait_for,
+    without,
+)
+from waiting import HANG_SECONDS
+
+from study.plan import Plan
+from study.tracking import delivery
+from study.tracking import mlflow_runs as study_runs
+from trainables import schema
+from trainables.storage.artifacts import read_metrics
+from trainables.storage.store import Store
+
+
+def test_two_drivers_at_once_make_one_run_of_each_job(plan: Plan, published: Store, uri: str) -> None:
+    trackers = [track(plan, published, uri) for _ in range(3)]
+    for tracker in trackers:
+        tracker.start()
+    for key in plan.jobs:
+        for tracker in trackers:
+            tracker.done(key)
+    assert all(tracker.close(120) for tracker in trackers)
+    runs = by_key(uri)
+    assert runs.keys() == plan.jobs.keys()
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    steps = Counter((run, name, step) for run, name, step, *_ in points(uri))
+    assert set(steps.values()) == {1}
+
+
+def test_run_of_a_driver_that_died_before_the_answer_is_found(
+    dense_plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "CLOSING_PATIENCE", 0.05)
+    create, made = MlflowClient.create_run, []
+
+    def create_and_die(client: MlflowClient, *args: Any, **kwargs: Any) -> Run:
+        made.append(create(client, *args, **kwargs).info.run_id)
+        raise AWAY
+
+    with monkeypatch.context() as death:
+        death.setattr(MlflowClient, "create_run", create_and_die)
+        Moody(death, lambda *_: AWAY if made else None)
+        tracker = track(dense_plan, published, uri)
+        tracker.start()
+        assert tracker.close(HANG_SECONDS) is False
+    assert len(made) == 1
+    log_all(dense_plan, published, uri)
+    (run,) = by_key(uri).values()
+    assert [run.info.run_id] == made
+    assert run.info.status == "FINISHED"
+    assert run.data.params["stage"] == "dense"
+
+
+def test_run_that_a_slow_server_makes_later_does_not_stay(
+    dense_plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", (0.001,))
+    create, log_batch, asked = MlflowClient.create_run, MlflowClient.log_batch, []
+
+    def time_out_once(client: MlflowClient, *args: Any, **kwargs: Any) -> Run:
+        asked.append((args, kwargs))
+        if len(asked) == 1:
+            raise ConnectionError("read timed out")
+        return create(client, *args, **kwargs)
+
+    def meanwhile(client: MlflowClient, *args: Any, **kwargs: Any) -> None:
+        late_args, late_kwargs = asked[0]
+        create(client, *late_args, **late_kwargs)
+        log_batch(client, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "create_run", time_out_once)
+    monkeypatch.setattr(MlflowClient, "log_batch", meanwhile)
+    log_all(dense_plan, published, uri)
+    (run,) = by_key(uri).values()
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics
+
+
+def test_of_two_runs_of_a_job_the_finished_one_stays(dense_plan: Plan, published: Store, uri: str) -> None:
+    log_all(dense_plan, published, uri)
+    (first,) = by_key(uri).values()
+    client = MlflowClient(uri)
+    tags = {schema.TAG_KEY: first.data.tags[schema.TAG_KEY]}
+    for started in (1, first.info.start_time, first.info.start_time + 1):
+        client.create_run(first.info.experiment_id, started, tags)
+    client.create_run(first.info.experiment_id, 1, {"somebody": "else"})
+    before = points(uri)
+    log_all(dense_plan, published, uri)
+    left = all_runs(uri)
+    assert {run.info.run_id for run in left if schema.TAG_KEY in run.data.tags} == {first.info.run_id}
+    assert len(left) == 2, "runs of other people are left alone"
+    assert points(uri) == before
+
+
+def test_mlflow_client_does_not_try_again_by_itself(dense_plan: Plan, published: Store, tmp_path: Path) -> None:
+    # It would repeat the creation of a run without looking what became of the first attempt.
+    with refusing_server() as (address, asked):
+        runs = study_runs.Runs(dense_plan, published, f"http://{address}", fresh=set())
+        with pytest.raises(MlflowException):
+            runs.connect()
+    assert len(asked) == 1
+
+
+@contextlib.contextmanager
+def refusing_server() -> Iterator[tuple[str, list[str]]]:
+    """Serve errors; yield the address and a list that fills with what was asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{httpd.server_port}", asked
+        finally:
+            httpd.shutdown()
+            thread.join()
+
+
+def test_run_of_a_driver_that_was_killed_does_not_say_for_ever_that_it_is_running(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "FLUSH_SECONDS", 0.0)
+    job = job_of(dense_plan, schema.DENSE)
+    history = read_metrics(own_copy, job.key)["history"]
+    without(own_copy, job)
+    killed = track(dense_plan, own_copy, uri)
+    killed.start()
+    for row in history[:1]:
+        killed.epoch(job.key, row)
+    wait_for(lambda: by_key(uri)[job.key].info.status == "RUNNING")
+    lease = own_copy.lease(job.key)
+    assert lease is not None
+    with lease:
+        log_all(dense_plan, own_copy, uri, beside=killed)
+        assert by_key(uri)[job.key].info.status == "RUNNING", "somebody computes it"
+    log_all(dense_plan, own_copy, uri, beside=killed)
+    run = by_key(uri)[job.key]
+    assert run.info.status == "KILLED"
+    assert curve(uri, run, schema.TEST_LOSS) == [(row["step"], row[schema.TEST_LOSS]) for row in history[:1]]
+    bring_back(own_copy, job)
+    log_all(dense_plan, own_copy, uri, beside=killed)
+    run = by_key(uri)[job.key]
+    assert run.info.status == "FINISHED"
+    assert curve(uri, run, schema.TEST_LOSS) == [(row["step"], row[schema.TEST_LOSS]) for row in history]
+    assert killed.close(HANG_SECONDS)
