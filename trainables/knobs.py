@@ -14,7 +14,7 @@ from typing import Any
 
 from trainables.checks import bounded, known
 from trainables.data import DATASETS
-from trainables.methods import MATCHER_NAMES, METHODS
+from trainables.methods import MATCHERS, METHODS
 from trainables.models import INITS, MAX_WIDTH, MIN_WIDTH, MODELS, SHORTCUTS, STREAM_TAPS
 
 Scalar = bool | int | float | str
@@ -192,7 +192,7 @@ class Knobs:
         axis=True,
         grid=("dense", "lth", "naive", "permuted"),
     )
-    matcher: str = knob("activation", MATCHER_NAMES, "how A's units are matched to B's", part=GRID, axis=True)
+    matcher: str = knob("activation", MATCHERS, "how A's units are matched to B's", part=GRID, axis=True)
     seed: int = knob(
         0,
         f"[0, {MAX_SEED}]",

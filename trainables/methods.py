@@ -7,7 +7,7 @@ to that mask first, so a method is a row here and not a code path anywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 TRANSFORMS: dict[str, str] = {
     "none": "the mask as it is",
@@ -62,14 +62,43 @@ METHODS: dict[str, Method] = {
     "reinit": Method(label="Reinit", init="fresh", mask="a", answers="does the mask help a net of a third basin?"),
 }
 
+
 # --- matching -------------------------------------------------------------------------------------------------------
-MATCHER_NAMES: Final[dict[str, str]] = {
-    "activation": "linear assignment on the Pearson correlation of activations",
-    "activation_inner": "linear assignment on the raw inner product of activations (paper, Eq. 1)",
-    "weight": "coordinate descent on the inner product of weights, without data (Git Re-Basin, section 3.2)",
-    "identity": "control: every unit stays where it is",
-    "random": "control: a uniformly random permutation",
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matcher:
+    """One way to find the permutation of A's hidden units that aligns A with B.
+
+    Attributes:
+        description: one line for listings.
+        solve: ``module:function`` that maps a ``trainables.symmetry.matching.Problem`` to a ``Solution``; imported when
+            it is used, because a plan needs the names alone.
+        needs_data: whether it compares activations, and so needs training images.
+    """
+
+    description: str
+    solve: str
+    needs_data: bool = False
+
+
+MATCHERS: dict[str, Matcher] = {
+    "activation": Matcher(
+        description="linear assignment on the Pearson correlation of activations",
+        solve="trainables.symmetry.matching:by_correlation",
+        needs_data=True,
+    ),
+    "activation_inner": Matcher(
+        description="linear assignment on the raw inner product of activations (paper, Eq. 1)",
+        solve="trainables.symmetry.matching:by_inner_product",
+        needs_data=True,
+    ),
+    "weight": Matcher(
+        description="coordinate descent on the inner product of weights, without data (Git Re-Basin, section 3.2)",
+        solve="trainables.symmetry.matching:by_weights",
+    ),
+    "identity": Matcher(
+        description="control: every unit stays where it is", solve="trainables.symmetry.matching:identity"
+    ),
+    "random": Matcher(
+        description="control: a uniformly random permutation", solve="trainables.symmetry.matching:random"
+    ),
 }
-"""Method -> what it does. ``trainables.symmetry.matching.MATCHERS`` has the same names."""
-DATA_MATCHERS: Final = ("activation", "activation_inner")
-"""Those that compare activations, and so need training images."""

@@ -20,7 +20,7 @@ from analysis.load import FINISHED
 from analysis.load import runs as load
 from analysis.memo import once
 from trainables import schema
-from trainables.methods import DATA_MATCHERS
+from trainables.methods import MATCHERS
 
 __all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
 
@@ -61,7 +61,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     look at images differ in their number alone.
     """
     done = frame[(frame[schema.PARAM_STAGE] == schema.MATCH) & (frame["status"] == FINISHED)]
-    done = done[done[schema.PARAM_MATCHER].isin(DATA_MATCHERS)]
+    done = done[done[schema.PARAM_MATCHER].isin([name for name, matcher in MATCHERS.items() if matcher.needs_data])]
     if IMAGES not in done:  # no match has finished yet
         done = done.iloc[:0].assign(**{IMAGES: ""})
     gains = match_quality.table(frame).groupby("match")[GAIN].mean()

@@ -31,7 +31,7 @@ from trainables.config import Cell, ConnectConfig, EnsembleConfig, MatchConfig, 
 from trainables.data import DATASETS
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Job
-from trainables.methods import DATA_MATCHERS, METHODS
+from trainables.methods import MATCHERS, METHODS
 
 STARTED = 1_700_000_000_000
 CLASSES = {"image_folder": 1000}
@@ -306,7 +306,7 @@ def _match(job: Job, cell: Cell) -> Result:
         schema.LOSS_BARRIER_AFTER: _barrier(width, matched, *about) / 25,
         schema.SECONDS: 30.0,
     }
-    if config.matcher in DATA_MATCHERS:
+    if MATCHERS[config.matcher].needs_data:
         final[schema.AGREEMENT_WITH_WEIGHT] = 0.5 * matched + noise(0.005, *about)
     return Result(final)
 

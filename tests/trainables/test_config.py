@@ -26,7 +26,7 @@ from trainables.knobs import (
     SETTINGS,
     SPARSE_SCHEDULES,
 )
-from trainables.methods import MATCHER_NAMES, METHODS
+from trainables.methods import MATCHERS, METHODS
 from trainables.models import INITS, MODELS, SHORTCUTS, STREAM_TAPS
 
 TINY = 5e-324
@@ -66,7 +66,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "method": tuple(METHODS),
     "model": tuple(MODELS),
     "dataset": tuple(DATASETS),
-    "matcher": tuple(MATCHER_NAMES),
+    "matcher": tuple(MATCHERS),
     "schedule": tuple(SCHEDULES),
     "imp_schedule": tuple(SCHEDULES),
     "init": tuple(INITS),

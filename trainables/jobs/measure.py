@@ -15,7 +15,7 @@ from trainables.config import ConnectConfig, EnsembleConfig, MatchConfig, Overla
 from trainables.graph import Job, Ref
 from trainables.jobs.publishing import Context, Files, Metrics, Row, now, publish
 from trainables.jobs.task import TaskData
-from trainables.methods import DATA_MATCHERS
+from trainables.methods import MATCHERS
 from trainables.seeding import derive_seed
 from trainables.storage.artifacts import pack, pack_json, read_mask, read_permutation, read_weights, unpack
 from trainables.storage.store import Store
@@ -75,7 +75,7 @@ def _match(job: Job, context: Context) -> Outcome:
         schema.MOVED_UNITS: found.moved_units,
         **{f"correlation/{group}": value for group, value in found.correlation.items()},
     }
-    if config.matcher in DATA_MATCHERS:
+    if MATCHERS[config.matcher].needs_data:
         by_weight = match(model_a, model_b, None, "weight", seed=seed)
         metrics[schema.AGREEMENT_WITH_WEIGHT] = agreement(found.permutation, by_weight.permutation)
     return {schema.PERMUTATION: pack(found.permutation)}, metrics, []

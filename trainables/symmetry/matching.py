@@ -8,6 +8,7 @@ data. Weight matching (``trainables.symmetry.weight_matching``) needs no data.
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from trainables.checks import known
-from trainables.methods import MATCHER_NAMES
+from trainables.methods import MATCHERS, Matcher
 from trainables.symmetry.moments import ActivationMoments, positions
 from trainables.symmetry.permutations import (
     Permutation,
@@ -154,20 +155,13 @@ class Solution:
     objective: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Matcher:
-    """A matching method: its one-line description, whether it needs data, and the function that solves a problem."""
-
-    description: str
-    needs_data: bool
-    solve: Callable[[Problem], Solution]
-
-
-def _by_correlation(problem: Problem) -> Solution:
+def by_correlation(problem: Problem) -> Solution:
+    """Pair units whose activations correlate (Pearson)."""
     return _assign(problem, ActivationMoments.correlation)
 
 
-def _by_inner_product(problem: Problem) -> Solution:
+def by_inner_product(problem: Problem) -> Solution:
+    """Pair units by the raw inner product of their activations (paper, Eq. 1)."""
     return _assign(problem, ActivationMoments.inner_product)
 
 
@@ -176,30 +170,22 @@ def _assign(problem: Problem, score: Callable[[ActivationMoments], Tensor]) -> S
     return Solution(permutation={group: solve_assignment(score(moments[group]).cpu().numpy()) for group in moments})
 
 
-def _by_weights(problem: Problem) -> Solution:
+def by_weights(problem: Problem) -> Solution:
+    """Pair units by their weights (Git Re-Basin, section 3.2)."""
     permutation, objective = match_weights(
         problem.spec, problem.parameters_a, problem.parameters_b, seed=problem.seed, solve=solve_assignment
     )
     return Solution(permutation=permutation, objective=objective)
 
 
-def _stay(problem: Problem) -> Solution:
+def identity(problem: Problem) -> Solution:
+    """Leave every unit where it is."""
     return Solution(permutation=identity_permutation(problem.spec))
 
 
-def _shuffle(problem: Problem) -> Solution:
+def random(problem: Problem) -> Solution:
+    """Draw a uniformly random permutation."""
     return Solution(permutation=random_permutation(problem.spec, problem.seed))
-
-
-MATCHERS: dict[str, Matcher] = {
-    "activation": Matcher(description=MATCHER_NAMES["activation"], needs_data=True, solve=_by_correlation),
-    "activation_inner": Matcher(
-        description=MATCHER_NAMES["activation_inner"], needs_data=True, solve=_by_inner_product
-    ),
-    "weight": Matcher(description=MATCHER_NAMES["weight"], needs_data=False, solve=_by_weights),
-    "identity": Matcher(description=MATCHER_NAMES["identity"], needs_data=False, solve=_stay),
-    "random": Matcher(description=MATCHER_NAMES["random"], needs_data=False, solve=_shuffle),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +230,7 @@ def match_models(
         model_a: the network to move. Neither network is changed.
         model_b: the reference, of the same architecture.
         batches: images (N, C, H, W), labels ignored, one pass; may be None for a method that needs no data.
-        method: a name in `MATCHERS`.
+        method: a name in ``trainables.methods.MATCHERS``.
         seed: seeds the random draws of "weight" and "random".
 
     Returns:
@@ -307,7 +293,8 @@ def _solve(
         moments=moments,
         seed=seed,
     )
-    return matcher.solve(problem), moments
+    solve: Callable[[Problem], Solution] = pkgutil.resolve_name(matcher.solve)
+    return solve(problem), moments
 
 
 def _matcher(method: str) -> Matcher:

@@ -36,7 +36,7 @@ from trainables.jobs.measure import MEASUREMENTS, agreement
 from trainables.jobs.task import TaskData
 from trainables.jobs.train import Context
 from trainables.masks import mask_overlap
-from trainables.methods import DATA_MATCHERS, MATCHER_NAMES
+from trainables.methods import MATCHERS
 from trainables.seeding import derive_seed
 from trainables.storage.artifacts import read_mask, read_metrics, read_permutation, read_weights, unpack
 from trainables.storage.store import Store
@@ -108,7 +108,7 @@ def test_every_kind_that_trains_nothing_is_tested_here() -> None:
 
 
 # --- match ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("matcher", MATCHER_NAMES)
+@pytest.mark.parametrize("matcher", MATCHERS)
 def test_a_match_publishes_a_permutation_and_how_good_it_is(store: Store, matcher: str) -> None:
     job = match_job(CELL, matcher)
     final = measured(job, store)["final"]
@@ -121,7 +121,7 @@ def test_a_match_publishes_a_permutation_and_how_good_it_is(store: Store, matche
     assert final[schema.MEAN_CORRELATION] == pytest.approx(sum(by_group) / len(by_group))
     assert -1 <= final[schema.MEAN_CORRELATION_IDENTITY] <= 1
     assert 0 <= final[schema.MOVED_UNITS] <= 1
-    assert (schema.AGREEMENT_WITH_WEIGHT in final) == (matcher in DATA_MATCHERS)
+    assert (schema.AGREEMENT_WITH_WEIGHT in final) == (MATCHERS[matcher].needs_data)
 
 
 def test_the_identity_moves_nothing(store: Store) -> None:
@@ -131,12 +131,12 @@ def test_the_identity_moves_nothing(store: Store) -> None:
 
 
 def test_matching_by_activations_finds_the_highest_correlation(store: Store) -> None:
-    found = {name: measured(match_job(CELL, name), store)["final"] for name in MATCHER_NAMES}
+    found = {name: measured(match_job(CELL, name), store)["final"] for name in MATCHERS}
     assert max(found, key=lambda name: found[name][schema.MEAN_CORRELATION]) == "activation"
     assert len({final[schema.MEAN_CORRELATION_IDENTITY] for final in found.values()}) == 1
 
 
-@pytest.mark.parametrize("matcher", DATA_MATCHERS)
+@pytest.mark.parametrize("matcher", [name for name, matcher in MATCHERS.items() if matcher.needs_data])
 def test_agreement_is_with_the_weight_matching_of_the_same_nets(store: Store, matcher: str) -> None:
     by_data, by_weight = match_job(CELL, matcher), match_job(CELL, "weight")
     final = measured(by_data, store)["final"]

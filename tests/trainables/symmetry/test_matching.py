@@ -11,10 +11,9 @@ from scipy.optimize import linear_sum_assignment
 from small_nets import digits, permuted_copy, random_batches, same, small_model, snapshot, trained_pair
 from torch import nn
 
-from trainables.methods import MATCHER_NAMES
+from trainables.methods import MATCHERS
 from trainables.models import MODELS
 from trainables.symmetry.matching import (
-    MATCHERS,
     activation_moments,
     match,
     match_models,
@@ -90,7 +89,6 @@ def clear_choices(score):
 
 # --- names ------------------------------------------------------------------------------------------------------
 def test_names_and_descriptions_need_no_torch():
-    assert {name: matcher.description for name, matcher in MATCHERS.items()} == MATCHER_NAMES
     code = "import sys, trainables.methods; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
