@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis import cells
 from analysis.drawing.signs import DASH, TIMES
-from trainables import schema
+from trainables import knobs, schema
 from trainables.methods import METHODS
 
 NAMES = {
@@ -81,6 +81,20 @@ def task(frame: pd.DataFrame) -> str:
     """Return the models and datasets of a study, ``resnet20 and vgg11 on cifar10``."""
     models, datasets = (" and ".join(map(short, sorted(set(frame[name]) - {""}))) for name in cells.TASK)
     return f"{models or 'unknown model'} on {datasets or 'unknown data'}"
+
+
+def recipe(frame: pd.DataFrame) -> str:
+    """Return how a study's nets were trained, pruned and matched, ``epochs 20, lr 0.2``; defaults go without saying."""
+    of_stage = {stage: frame[frame[schema.PARAM_STAGE] == stage] for stage in (schema.DENSE, schema.SPARSE)}
+    said = []
+    for name, knob in knobs.KNOBS.items():
+        if knob.axis or knob.part in (knobs.GRID, knobs.MEASURING):
+            continue
+        runs = of_stage[schema.DENSE if knob.part in (knobs.TRAINING, knobs.NETWORK) else schema.SPARSE]
+        values = sorted(set(runs.get(name, ())) - {""})
+        if set(values) - {str(knob.default)}:
+            said.append(f"{name} {' and '.join(map(short, values))}")
+    return ", ".join(said)
 
 
 def plural(n: int, noun: str, nouns: str = "") -> str:

@@ -195,6 +195,7 @@ def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
         "Runs": f"{len(frame)}, of which {reused} reused from the store" if reused else str(len(frame)),
         "Set aside": f"{labels.plural(set_aside, 'run')} of earlier recipes" if set_aside else "",
         "Left out": labels.listed(frame.attrs.get("left_out", ())),
+        "Recipe": labels.recipe(frame) or "defaults",
         "Trained in": _trained_in(frame),
         "First started": f"{started:%Y-%m-%d %H:%M} UTC" if started == started else "not recorded",
         "Last ended": f"{ended:%Y-%m-%d %H:%M} UTC" if ended == ended else "not yet",
