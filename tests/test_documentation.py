@@ -23,7 +23,7 @@ from analysis.figures.table import FIGURES
 from search_spaces import RECIPES, SPACES, SearchSpace, get_space
 from study.plan import override
 from trainables.data import DATASETS
-from trainables.knobs import SETTINGS
+from trainables.knobs import SETTINGS, markdown
 from trainables.methods import MATCHERS, METHODS
 
 PACKAGES = ("search_spaces", "trainables", "study", "analysis")
@@ -237,6 +237,10 @@ def test_the_file_of_a_space_says_what_it_costs(path: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(TEXTS[README].splitlines()) <= LONGEST_README
+
+
+def test_the_table_of_knobs_is_the_one_that_the_code_prints() -> None:
+    assert TEXTS[ROOT / "docs" / "knobs.md"].partition("<!-- knobs -->\n")[2] == f"{markdown()}\n"
 
 
 def test_pages_name_every_row_of_the_registries() -> None:
