@@ -19,30 +19,15 @@ from trainables.checks import known
 from trainables.knobs import CORRECTIONS
 from trainables.symmetry.permutations import Permutation, apply_permutation, permutation_spec, require_plain_weights
 from trainables.symmetry.repair import (
-    NoEffectWarning,
     batchnorm_layers,
     channel_statistics,
     mix_statistics,
     recompute_statistics,
-    repair,
     repair_in_place,
     repair_points,
-    reset_batchnorm,
     warn_no_batchnorm,
 )
 from trainables.training.evaluation import Batches, evaluate, require_reiterable
-
-__all__ = [
-    "InterpolationCurve",
-    "NoEffectWarning",
-    "error_barrier",
-    "interpolate",
-    "interpolation_curve",
-    "loss_barrier",
-    "repair",
-    "reset_batchnorm",
-    "train_loss_barrier",
-]
 
 DEFAULT_ALPHAS = tuple(step / 10 for step in range(11))
 
@@ -154,7 +139,7 @@ def interpolation_curve(
         batches: (images, labels) pairs to measure on; one pass per alpha.
         alphas: increasing, in [0, 1]; default: 0, 0.1, ..., 1.
         permutation: applied to A first, by A's own permutation specification.
-        correction: a name in `trainables.config.CORRECTIONS`.
+        correction: a name in `trainables.knobs.CORRECTIONS`.
         train_batches: training images on which the correction estimates its statistics, at every alpha.
         measure_train: whether to measure the loss on `train_batches`, too, which then need labels; one pass per alpha.
 

@@ -12,17 +12,15 @@ from trainables.knobs import CORRECTIONS
 from trainables.models import MODELS
 from trainables.symmetry.connectivity import (
     InterpolationCurve,
-    NoEffectWarning,
     error_barrier,
     interpolate,
     interpolation_curve,
     loss_barrier,
-    reset_batchnorm,
     train_loss_barrier,
 )
 from trainables.symmetry.matching import match_models
 from trainables.symmetry.permutations import invert_permutation, permutation_spec, random_permutation
-from trainables.symmetry.repair import batchnorm_layers
+from trainables.symmetry.repair import NoEffectWarning, batchnorm_layers, reset_batchnorm
 from trainables.training.evaluation import evaluate
 
 
@@ -133,7 +131,7 @@ def test_default_curve_has_11_points_and_true_ends():
     assert same(before[1], snapshot(model_b))
 
 
-@pytest.mark.filterwarnings("ignore::trainables.symmetry.connectivity.NoEffectWarning")
+@pytest.mark.filterwarnings("ignore::trainables.symmetry.repair.NoEffectWarning")
 @pytest.mark.parametrize("correction", CORRECTIONS)
 @pytest.mark.parametrize("name", MODELS)
 def test_no_barrier_to_a_permuted_copy_of_itself(name, correction):

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, prune
 from trainables.masks import apply_mask, magnitude_mask
 from trainables.models import MODELS, build_model
 from trainables.models.network import kaiming_normal
-from trainables.symmetry.connectivity import interpolation_curve, repair, reset_batchnorm
+from trainables.symmetry.connectivity import interpolation_curve
 from trainables.symmetry.matching import match_models
 from trainables.symmetry.permutations import (
     PermutationSpec,
@@ -28,6 +28,7 @@ from trainables.symmetry.permutations import (
     permutation_spec,
     random_permutation,
 )
+from trainables.symmetry.repair import repair, reset_batchnorm
 
 SIDE = 16
 WIDTHS = {"resnet50": (0.25, 0.5), "vgg11": (0.25, 0.5, 1), "vgg11_bn": (0.25, 0.5, 1)}

@@ -8,9 +8,9 @@ from small_nets import digits, random_batches, same, small_model, snapshot, trai
 from torch import nn
 
 from trainables.models import MODELS
-from trainables.symmetry.connectivity import interpolate, interpolation_curve, loss_barrier, repair, reset_batchnorm
+from trainables.symmetry.connectivity import interpolate, interpolation_curve, loss_barrier
 from trainables.symmetry.matching import match_models
-from trainables.symmetry.repair import channel_statistics, mix_statistics, repair_points
+from trainables.symmetry.repair import channel_statistics, mix_statistics, repair, repair_points, reset_batchnorm
 from trainables.training.evaluation import predict_logits
 
 
