@@ -25,6 +25,7 @@ from analysis.mlflow_report import NotLogged, log_report
 from analysis.page import document
 from trainables import schema
 from trainables.host.redaction import redact
+from trainables.training.way import SETTINGS, Way
 
 PAGE, RUNS, ACCURACY = "index.html", "runs.csv", "accuracy"
 MOST_FAILURES = 25
@@ -209,20 +210,14 @@ def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
 def _trained_in(frame: pd.DataFrame) -> str:
     """Return how each network's training was computed, unless all were plain: results may differ in that, too."""
     trained = frame[frame["stage"].isin([schema.DENSE, schema.PRUNE, schema.SPARSE])]
+    settings = trained[[name for name in SETTINGS if name in trained]]
     found: dict[str, list[str]] = {}
-    for (model, width), runs in trained.groupby([schema.PARAM_MODEL, schema.PARAM_WIDTH]):
-        known = [name for name in ("precision", "compiled", "kernels", "stacked") if name in runs]
-        values = {name: set(runs[name]) - {""} for name in known}
-        words = [labels.listed(sorted(values.get("precision", ())))]
-        words += ["compiled"] * ("True" in values.get("compiled", ()))
-        words += ["sparse kernels"] * ("sparse" in values.get("kernels", ()))
-        words += ["stacked"] * ("True" in values.get("stacked", ()))
-        found.setdefault(", ".join(filter(None, words)), []).append(
-            f"{model} {labels.value(schema.PARAM_WIDTH, width)}"
-        )
-    return (
-        "" if found.keys() <= {"", "fp32"} else "; ".join(f"{labels.listed(who)}: {how}" for how, who in found.items())
-    )
+    for (model, width), texts in settings.groupby([trained[schema.PARAM_MODEL], trained[schema.PARAM_WIDTH]]):
+        ways = {str(Way.read(each)) for each in texts.to_dict("records")}
+        found.setdefault(labels.listed(sorted(ways)), []).append(f"{model} {labels.value(schema.PARAM_WIDTH, width)}")
+    if found.keys() <= {str(Way())}:
+        return ""
+    return "; ".join(f"{labels.listed(networks)}: {how}" for how, networks in found.items())
 
 
 def _downloads(written: Iterable[Path]) -> str:

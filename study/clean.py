@@ -15,13 +15,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from search_spaces import SPACES, SearchSpace, get_space
-from study.fastest import CPU, GPU, Kept, called, chosen, kept, unreadable, ways_of
+from study.fastest import Kept, called, chosen, kept, unreadable, ways_of
 from study.options import Options
 from study.plan import Network, Plan, make_plan, override
 from study.status import size_in_words
 from trainables.host.processes import host_of
 from trainables.storage.lease import renewal_seconds
 from trainables.storage.store import Store, owner
+from trainables.training.engines import CPU, GPU
 
 _Group = tuple[str, str, str, str]
 """Dataset, model, width and kind."""

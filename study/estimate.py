@@ -31,6 +31,8 @@ from trainables.graph import Job
 from trainables.host import cpu
 from trainables.models import MODELS
 from trainables.storage.store import DamagedArtifact, Store
+from trainables.training import EVAL_BATCH
+from trainables.training.way import Way, in_words
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +42,6 @@ SECONDS_PER_PASS = 1.4e-3
 """Fixed cost of one forward pass over a batch; a training step costs three."""
 SECONDS_PER_JOB = 0.15
 """Reading parents, building networks, publishing."""
-EVAL_BATCH = 1000
 SAMPLES_PER_CLASS = 5
 """Published jobs whose time is looked up, per kind, model, width and dataset."""
 
@@ -55,10 +56,7 @@ class _Net(NamedTuple):
     model: str
     width: float
     image_size: int
-    precision: str = "fp32"
-    compiled: bool = False
-    kernels: str = "dense"
-    stacked: bool = False
+    way: Way = Way()
     sparsity: float = 0.0
 
 
@@ -139,23 +137,14 @@ def slower_ways(plan: Plan, rates: Sequence[Rate]) -> list[str]:
     lines = []
     for net in dict.fromkeys(_net(plan, job) for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)):
         here = [rate for rate in compared if (rate.model, rate.width) == (net.model, net.width)]
-        own = [rate for rate in here if _way(rate) == _way(net)]
+        own = [rate for rate in here if Way.of(rate) == net.way]
         if not own or own[-1].conventional is None or own[-1].images_per_second >= own[-1].conventional:
             continue
         lines.append(
-            f"{net.model} x{net.width:g} with {_settings(net)} is slower on this CPU than a conventional loop: "
-            f"{own[-1].images_per_second:,.0f} against {own[-1].conventional:,.0f} images/s"
+            f"{net.model} x{net.width:g} with {in_words(net.way.settings)} is slower on this CPU than a conventional "
+            f"loop: {own[-1].images_per_second:,.0f} against {own[-1].conventional:,.0f} images/s"
         )
     return list(dict.fromkeys(lines))
-
-
-def _way(trained: _Net | Rate) -> tuple[str, bool, str, bool]:
-    return trained.precision, trained.compiled, trained.kernels, trained.stacked
-
-
-def _settings(trained: _Net | Rate) -> str:
-    compiled, stacked = str(trained.compiled).lower(), str(trained.stacked).lower()
-    return f"precision={trained.precision} compiled={compiled} kernels={trained.kernels} stacked={stacked}"
 
 
 def benchmark_file(store: Store) -> Path:
@@ -200,18 +189,8 @@ def _speeds(plan: Plan, store: Store) -> tuple[dict[_Net, _Speed], str]:
 
 def _measured_rate(rates: Sequence[Rate], net: _Net) -> Rate | None:
     """Return what was measured of a network; if not trained so, then as it comes."""
-    for each in (net, net._replace(compiled=False, kernels="dense", stacked=False)):
-        rate = nearest(
-            rates,
-            each.model,
-            each.width,
-            each.precision,
-            image_size=each.image_size,
-            compiled=each.compiled,
-            kernels=each.kernels,
-            stacked=each.stacked,
-            sparsity=each.sparsity,
-        )
+    for way in (net.way, Way(precision=net.way.precision)):
+        rate = nearest(rates, net.model, net.width, way, image_size=net.image_size, sparsity=net.sparsity)
         if rate is not None:
             return rate
     return None
@@ -222,18 +201,9 @@ def _net(plan: Plan, job: Job) -> _Net:
     config, size = job.config, image_size(plan, job)
     if not isinstance(config, TRAINING_CONFIGS):
         return _Net(config.task.model, config.task.width, size)
-    recipe = config.recipe
-    sparsity = masked(job) if recipe.kernels == "sparse" else 0.0
-    return _Net(
-        config.task.model,
-        config.task.width,
-        size,
-        precision=recipe.precision,
-        compiled=recipe.compiled,
-        kernels=recipe.kernels,
-        stacked=recipe.stacked,
-        sparsity=sparsity,
-    )
+    way = Way.of(config.recipe)
+    sparsity = masked(job) if way.engine.gains_from else 0.0
+    return _Net(config.task.model, config.task.width, size, way, sparsity)
 
 
 def multiply_adds_per_image(model: str, width: float, image_size: int) -> float:

@@ -9,86 +9,48 @@ remove the file. What is measured, and how, is in ``study.benchmark.ways``.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import itertools
 import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from search_spaces import RECIPES, SearchSpace
 from study.benchmark.results import Rate, nearest
 from study.estimate import image_size, masked
 from study.plan import Network, Plan, Ways
-from trainables.config import SPARSE_KERNELS_FROM, TRAINING_CONFIGS, Cell
+from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.host.cpu import emulates_bf16
-from trainables.knobs import CPU_PRECISIONS, KERNELS, PRECISIONS
+from trainables.knobs import CPU_PRECISIONS, written
 from trainables.storage import documents, patiently
 from trainables.storage.documents import Malformed
 from trainables.storage.store import Store
+from trainables.training.engines import CPU, GPU
+from trainables.training.way import SETTINGS, WAYS, Setting, Way, in_words
 
-SETTINGS: Final = ("precision", "compiled", "kernels", "stacked")
-"""What is chosen: how a network is computed, not what is asked."""
 FOLDER: Final = "fastest"
-CPU, GPU = "cpu", "cuda"
 TIE: Final = 1.05
-"""A way that takes less than so many times as long as the quickest is as quick: measured again, it may win."""
+"""Ways within this factor of the fastest count as ties: a second measurement might reverse them."""
 
 NOTABLE: Final = 1.1
-"""A plan names another way that is more than so many times as fast as the space's own."""
+"""A plan names a way that is faster than the space's own by more than this factor."""
 
 _FILE = re.compile(rf"{FOLDER}/[a-z]+/(.+?)-x([0-9]+(?:\.[0-9]+)?)(-.*)?\.json")
 
 _log = logging.getLogger(__name__)
 
-Kept = Mapping[str, bool | str]
+Kept = Mapping[str, Setting]
 """Settings that the user has given, with their values."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """One way to train a network; fields as in ``trainables.config.Cell``."""
-
-    precision: str = "fp32"
-    compiled: bool = False
-    kernels: str = "dense"
-    stacked: bool = False
-
-    def __str__(self) -> str:
-        kernels = f" on {self.kernels} kernels" * (self.kernels != "dense")
-        return self.precision + " compiled" * self.compiled + kernels + " stacked" * self.stacked
-
-    @property
-    def settings(self) -> dict[str, bool | str]:
-        """The settings by name."""
-        return dataclasses.asdict(self)
-
-    def at(self, sparsity: float) -> Way:
-        """Return how a job with a mask of a sparsity is trained this way."""
-        return self if sparsity >= SPARSE_KERNELS_FROM else replace(self, kernels="dense")
-
-
-WAYS: Final = tuple(
-    Way(precision=precision, compiled=compiled, kernels=kernels, stacked=stacked)
-    for precision, compiled, kernels, stacked in itertools.product(PRECISIONS, (False, True), KERNELS, (False, True))
-)
-"""All combinations, the plain ones first, whether or not they fit a network."""
 
 
 def fits(way: Way, space: SearchSpace, network: Network) -> bool:
     """Return whether a network of a space can be trained a way at all."""
-    model, width = network
+    model, _ = network
     batches = space.batch_size if isinstance(space.batch_size, tuple) else (space.batch_size,)
-    settings: dict[str, Any] = way.settings
-    try:
-        for batch_size in batches:
-            Cell(method="dense", model=model, width=width, batch_size=batch_size, **settings)
-    except ValueError:
-        return False
-    return True
+    return all(way.fits(model, batch_size) for batch_size in batches)
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
@@ -113,25 +75,29 @@ class Choice:
     @property
     def current(self) -> Way:
         """How the space itself has its networks trained."""
-        space = self.space
-        return Way(precision=space.precision, compiled=space.compiled, kernels=space.kernels, stacked=space.stacked)
+        return Way.of(self.space)
 
-    def candidates(self, network: Network, *, compilable: bool, sparse: bool) -> list[Way]:
-        """Return the ways to train a network that are left by what the user has given: the space's own first.
+    def candidates(self, network: Network, *, compiler: bool, sparsity: float) -> list[Way]:
+        """Return the ways to train a network that the user's settings leave: the space's own first.
 
         Args:
             network: of the space.
-            compilable: whether networks can be compiled here.
-            sparse: whether the network has jobs that would use sparse kernels; what they do not use is no way.
+            compiler: whether the device has the compiler that it may need.
+            sparsity: of the sparsest mask that the network is trained under; engines that gain nothing are left out.
         """
         left = [way for way in WAYS if self.kept.items() <= way.settings.items() and fits(way, self.space, network)]
-        possible = [way for way in left if compilable or not way.compiled]
+        possible = [
+            way
+            for way in left
+            if self.device in way.engine.devices
+            and sparsity >= way.engine.gains_from
+            and (compiler or not way.engine.needs_compiler)
+        ]
         if self.device == CPU and "precision" not in self.kept:
             possible = [way for way in possible if way.precision in CPU_PRECISIONS]
             if emulates_bf16():  # never the fastest, and slow to measure
                 possible = [way for way in possible if way.precision != "bf16" or way == self.current]
-        useful = [way for way in possible if way.kernels == "dense" or (self.device == CPU and sparse)]
-        return sorted(useful, key=lambda way: way != self.current)
+        return sorted(possible, key=lambda way: way != self.current)
 
 
 def choice(space: SearchSpace, assignments: Iterable[str], store: Store, device: str) -> Choice:
@@ -159,9 +125,11 @@ def choice(space: SearchSpace, assignments: Iterable[str], store: Store, device:
     missing = tuple(network for network in networks(space) if network not in ways)
     for network in missing:
         if settings := found.get(file(device, network, given)):
+            selected_by = _way(given, settings).engine.selected_by or ("kernels", "")
+            neutral = in_words({selected_by[0]: Way().settings[selected_by[0]]})
             raise ValueError(
                 f"{called(network)} cannot be trained with {in_words(settings)} in this space, as was chosen before: "
-                f"give --set kernels=dense, or remove {store.uri}/{file(device, network, given)}"
+                f"give --set {neutral}, or remove {store.uri}/{file(device, network, given)}"
             )
     return Choice(
         space=space,
@@ -172,7 +140,7 @@ def choice(space: SearchSpace, assignments: Iterable[str], store: Store, device:
     )
 
 
-def kept(space: SearchSpace, assignments: Iterable[str]) -> dict[str, bool | str]:
+def kept(space: SearchSpace, assignments: Iterable[str]) -> dict[str, Setting]:
     """Return the settings that ``--set`` gives, by themselves or with a recipe, and the values that they have now."""
     names: set[str] = set()
     for assignment in assignments:
@@ -215,7 +183,7 @@ def _gpus_here() -> int:
 
 
 # --- what has been chosen ---------------------------------------------------------------------------------------------
-def chosen(store: Store) -> dict[str, dict[str, bool | str]]:
+def chosen(store: Store) -> dict[str, dict[str, Setting]]:
     """Return all choices that are kept with some results, by their files; what is damaged is named and left out."""
     found = {path: _read(store, path)[0] for path in _files(store)}
     return {path: settings for path, settings in found.items() if settings is not None}
@@ -227,7 +195,7 @@ def unreadable(store: Store, found: Mapping[str, object]) -> set[Network]:
     return {(name[1], float(name[2])) for name in named if name}
 
 
-def ways_of(space: SearchSpace, found: Mapping[str, Mapping[str, bool | str]], device: str, given: Kept) -> Ways:
+def ways_of(space: SearchSpace, found: Mapping[str, Kept], device: str, given: Kept) -> Ways:
     """Return the choices for the networks of a space that were made with the same settings given, and that fit it."""
     files = {network: file(device, network, given) for network in networks(space)}
     ways = {network: found[path] for network, path in files.items() if path in found}
@@ -237,11 +205,11 @@ def ways_of(space: SearchSpace, found: Mapping[str, Mapping[str, bool | str]], d
 def file(device: str, network: Network, given: Kept) -> str:
     """Return the path, in the storage, of the choice for a network."""
     model, width = network
-    settings = (f"{name}={_text(value)}" for name, value in sorted(given.items()))
+    settings = (f"{name}={written(value)}" for name, value in sorted(given.items()))
     return f"{FOLDER}/{device}/{'-'.join([model, f'x{width:g}', *settings])}.json"
 
 
-def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, Any]) -> dict[str, bool | str]:
+def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, Any]) -> dict[str, Setting]:
     """Keep a choice unless there is one by now; return the settings that hold.
 
     Args:
@@ -268,15 +236,16 @@ def _files(store: Store) -> list[str]:
     return patiently(lambda: [path for path in store.storage.names(FOLDER) if path.endswith(".json")])
 
 
-def _read(store: Store, path: str) -> tuple[dict[str, bool | str] | None, bytes]:
+def _read(store: Store, path: str) -> tuple[dict[str, Setting] | None, bytes]:
     """Return the settings in a file, None if it is damaged, and its content."""
     content = patiently(lambda: store.storage.read(path))
     try:
         document = documents.parse(content, documents.CHOICE)
-        settings: dict[str, bool | str] = document["settings"]
-        if not {*settings, *document["given"]} <= {*SETTINGS} or _way(document["given"], settings) not in WAYS:
-            raise Malformed("no such way to train")
-    except Malformed as error:
+        settings: dict[str, Setting] = document["settings"]
+        if unknown := {*settings, *document["given"]} - {*SETTINGS}:
+            raise Malformed(f"unknown settings {sorted(unknown)}")
+        _way(document["given"], settings)
+    except ValueError as error:
         _log.warning("%s/%s is no choice of --fastest (%s): it counts as not made", store.uri, path, error)
         return None, content
     return settings, content
@@ -329,7 +298,7 @@ def faster_ways(plan: Plan, rates: Sequence[Rate], given: Kept) -> list[str]:
     space, found = plan.space, []
     if any(isinstance(getattr(space, name), tuple) for name in SETTINGS):
         return []
-    own = Way(precision=space.precision, compiled=space.compiled, kernels=space.kernels, stacked=space.stacked)
+    own = Way.of(space)
     for network in networks(space):
         jobs = training_jobs(plan, network)
         base = _rate(own.at(0.0), network, rates, image_size(plan, jobs[0])) if jobs else None
@@ -357,17 +326,11 @@ def faster_ways(plan: Plan, rates: Sequence[Rate], given: Kept) -> list[str]:
 def _rate(way: Way, network: Network, rates: Sequence[Rate], size: int) -> Rate | None:
     """Return how fast a network was measured to train a way, at its own width."""
     model, width = network
-    settings: dict[str, Any] = way.settings
     own = [rate for rate in rates if rate.width == width]
-    return nearest(own, model, width, image_size=size, sparsity=SPARSE_KERNELS_FROM, **settings)
+    return nearest(own, model, width, way, image_size=size, sparsity=way.engine.gains_from)
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------
-def in_words(settings: Mapping[str, bool | str]) -> str:
-    """Return settings as ``--set`` takes them."""
-    return " ".join(f"{name}={_text(settings[name])}" for name in SETTINGS if name in settings)
-
-
 def lines(ways: Ways, missing: Sequence[Network] = ()) -> list[str]:
     """Return a line on each network: what was chosen for it, or that nothing was."""
     text = [f"fastest {called(network)}: {in_words(settings)}" for network, settings in ways.items()]
@@ -377,7 +340,3 @@ def lines(ways: Ways, missing: Sequence[Network] = ()) -> list[str]:
 def called(network: Network) -> str:
     """Return what a network is called."""
     return f"{network[0]} x{network[1]:g}"
-
-
-def _text(value: bool | str) -> str:
-    return str(value).lower() if isinstance(value, bool) else value

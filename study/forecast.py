@@ -13,6 +13,7 @@ from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.host import cpu
 from trainables.storage.store import Store
+from trainables.training.engines import CPU
 
 
 def print_forecast(plan: Plan, store: Store, options: Options, unmeasured: Sequence[Network]) -> None:
@@ -69,7 +70,7 @@ def print_plan(
 
 def _slow(plan: Plan, store: Store, options: Options) -> list[str]:
     """Return a line on each part of a plan that this machine's CPU, if trials run on it, could compute faster."""
-    if options.cluster is not None or fastest.device_of_trials(options.gpus_per_trial, None, store) != fastest.CPU:
+    if options.cluster is not None or fastest.device_of_trials(options.gpus_per_trial, None, store) != CPU:
         return []
     rates = rates_here(store)
     lines = slower_ways(plan, rates) + fastest.faster_ways(plan, rates, fastest.kept(plan.space, options.set))

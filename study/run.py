@@ -26,12 +26,13 @@ from study.sweep import run_sweep
 from study.tracking.destination import check_tracking
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Ref
+from trainables.host.compiler import compiler, find_compiler
 from trainables.host.databases import default_tracking_uri
 from trainables.host.redaction import redact
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK, command, refused
 from trainables.storage.errors import announced
 from trainables.storage.store import StorageError, Store
-from trainables.training.engines.sparse_cpu.compiler import compiler, find_compiler
+from trainables.training.engines import CPU, GPU
 
 
 @command
@@ -103,7 +104,7 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
         measure(choice, plan, store)
         plan = make_plan(space, options.data_dir, _choice(space, store, options).ways)
     if not on_cluster:
-        _check_kernels(plan, store)
+        _check_compiler(plan, store, fastest.device_of_trials(options.gpus_per_trial, None, store))
     if options.verify:
         _verify(plan, store)
     return plan, uri
@@ -129,14 +130,15 @@ def _refuse_to_measure(unmeasured: Sequence[Network], options: Options) -> None:
     )
 
 
-def _check_kernels(plan: Plan, store: Store) -> None:
-    """Raise ValueError if unpublished jobs need kernels that this machine, where they would run, cannot compile."""
+def _check_compiler(plan: Plan, store: Store, device: str) -> None:
+    """Raise ValueError if unpublished jobs need a C++ compiler that this machine, where they would run, lacks."""
     if find_compiler() is not None:
         return
     trained = {key: job.config for key, job in plan.jobs.items() if isinstance(job.config, TRAINING_CONFIGS)}
-    sparse = {key for key, config in trained.items() if config.recipe.kernels == "sparse"}
-    if sparse and sparse & plan.closure.todo(store.keys()).keys():
-        compiler()
+    engines = {key: config.recipe.engine for key, config in trained.items()}
+    needy = {key for key, each in engines.items() if each.needs_compiler and (device == CPU or GPU not in each.devices)}
+    for key in needy and needy & plan.closure.todo(store.keys()).keys():
+        compiler(engines[key].setting)
 
 
 def _verify(plan: Plan, store: Store) -> None:

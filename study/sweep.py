@@ -305,7 +305,7 @@ def _resources(
     shapes = "; ".join(f"{count} with {_in_words(each)}" for each, count in counts.most_common())
     hint = "" if cluster.is_own or cluster.resources().get("GPU") or gpus is not None or memory else _NO_GPUS
     trained = (plan.jobs[key].config for key in todo)
-    stacked = sum(isinstance(each, TRAINING_CONFIGS) and each.recipe.stacked for each in trained)
+    stacked = sum(isinstance(each, TRAINING_CONFIGS) and each.recipe.engine.shares_trial for each in trained)
     together = f"; {stacked} networks stacked, up to {options.nets_per_trial} in a trial" if stacked else ""
     print(f"trials: {shapes}{together}{hint}", flush=True)
     return asked

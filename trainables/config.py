@@ -8,31 +8,15 @@ result. Resources, paths and the name of the search space are not here. A field 
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from trainables.checks import known
 from trainables.data.dataset import DatasetFacts
-from trainables.knobs import KNOBS, Knobs, by_limit
+from trainables.knobs import KNOBS, Knobs, by_limit, neutral, neutral_of
 from trainables.methods import METHODS
-from trainables.models import MODELS, check_options, check_width, prunable_count
-
-SPARSE_KERNELS_FROM = 0.7
-"""Sparsity from which on jobs use the sparse kernels where they are asked for."""
-SPARSE_BATCH_MULTIPLE = 16
-"""Batches of the sparse kernels are whole multiples of this. The widest registers hold as many images, narrower ones a
-fraction of them; it is the same on every CPU, because a space that is valid on one has to be valid on all."""
-
-
-def neutral(value: Any) -> Any:
-    """Return a field that enters a job's key only at other values than this, its default."""
-    return dataclasses.field(default=value, metadata={"neutral": value})
-
-
-def neutral_of(knob: str) -> Any:
-    """Return a field that enters a job's key only at other values than the knob's neutral one."""
-    return neutral(KNOBS[knob].neutral)
+from trainables.models import check_options, check_width, prunable_count
+from trainables.training.way import Way
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +33,8 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """How a network is trained by SGD.
+class Recipe(Way):
+    """How a network is trained by SGD, and in which way that is computed.
 
     Attributes:
         lr: peak learning rate of this training, whichever knob it is from.
@@ -64,10 +48,6 @@ class Recipe:
     weight_decay: float
     schedule: str
     warmup_epochs: float = neutral_of("warmup_epochs")
-    precision: str = neutral_of("precision")
-    compiled: bool = neutral_of("compiled")
-    kernels: str = neutral_of("kernels")
-    stacked: bool = neutral_of("stacked")
     first_epoch: int = neutral(0)
 
 
@@ -233,23 +213,14 @@ class Cell(Knobs):
                 f"rewind_epoch {self.rewind_epoch} and rewind_offset {self.rewind_offset} leave none of the "
                 f"{self.epochs} epochs for sparse training"
             )
-        if self.kernels == "sparse" and (self.precision != "fp32" or self.compiled):
-            raise ValueError(
-                "kernels='sparse' computes in precision 'fp32' and is not compiled, "
-                f"got precision={self.precision!r} and compiled={self.compiled}"
-            )
-        if self.kernels == "sparse" and not fits_lanes(self.model, self.batch_size):
-            raise ValueError(
-                "kernels='sparse' are for convolutions and batches of whole multiples of "
-                f"{SPARSE_BATCH_MULTIPLE} images, got model={self.model!r} and batch_size={self.batch_size}"
-            )
-        if self.stacked and (self.kernels != "dense" or self.compiled):
-            raise ValueError(
-                "stacked networks have kernels='dense' and are not compiled, "
-                f"got kernels={self.kernels!r} and compiled={self.compiled}"
-            )
+        self.way.check_fits(self.model, self.batch_size)
         if self.imp_path and not self.interpolation_points:
             raise ValueError("imp_path needs interpolation_points, got 0")
+
+    @property
+    def way(self) -> Way:
+        """How its networks' training is computed; :meth:`Way.at` says how that of a single job is."""
+        return Way.of(self)
 
     @property
     def seed_a(self) -> int:
@@ -308,11 +279,6 @@ def nothing_left(sparsity: float, count: int, network: str) -> str:
         f"sparsity {sparsity!r} prunes all {count:,} prunable weights of {network}: it must be below "
         f"{1 - 0.5 / count:.10g}"
     )
-
-
-def fits_lanes(model: str, batch_size: int) -> bool:
-    """Return whether a network can be trained on the sparse kernels in batches of a size."""
-    return MODELS[model].convolutional and batch_size % SPARSE_BATCH_MULTIPLE == 0
 
 
 def model_options(shortcut: str, stream_taps: str) -> dict[str, str]:

@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 
 from trainables.config import (
     PLANE_MARGIN,
-    SPARSE_KERNELS_FROM,
     TRAINING_CONFIGS,
     Cell,
     Config,
@@ -150,7 +149,7 @@ def target(cell: Cell) -> Job:
         parents["permutation"] = Ref(match_job(cell, cell.matcher))
     config = SparseConfig(
         task=_task(cell),
-        recipe=_sparse_recipe(cell, rewind_epoch),
+        recipe=_sparse_recipe(cell, rewind_epoch).at(cell.sparsity),
         seed=init_seed,
         transform=method.transform,
         transform_seed=cell.seed if method.transform in ("shuffle", "layerwise_random") else 0,
@@ -196,7 +195,7 @@ def pruning_rounds(job: Job) -> tuple[Job, ...]:
 
 def dense_job(cell: Cell, seed: int) -> Job:
     """Return the training of the dense net with the given seed."""
-    return _dense(_task(cell), _recipe(cell, epochs=cell.epochs, lr=cell.lr, sparsity=0.0), seed)
+    return _dense(_task(cell), _recipe(cell, epochs=cell.epochs, lr=cell.lr).at(0.0), seed)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -213,7 +212,7 @@ def prune_job(cell: Cell, seed: int) -> Job:
     else:
         rewind = None
         recipe = dataclasses.replace(
-            _recipe(cell, epochs=cell.imp_epochs, lr=cell.imp_lr, sparsity=0.0),
+            _recipe(cell, epochs=cell.imp_epochs, lr=cell.imp_lr),
             momentum=cell.imp_momentum,
             weight_decay=cell.imp_weight_decay,
             schedule=cell.imp_schedule or cell.schedule,
@@ -225,8 +224,7 @@ def prune_job(cell: Cell, seed: int) -> Job:
         sparsities = round_sparsities(cell.sparsity, cell.prune_fraction, cell.prune_tolerance)
     job = dense = dense_job(cell, seed)
     for number, sparsity in enumerate(sparsities, start=1):
-        kernels = _kernels(cell.kernels, sparsity)  # by this round's sparsity: cells of all sparsities share the round
-        own = dataclasses.replace(recipe, kernels=kernels)
+        own = recipe.at(sparsity)  # this round's sparsity: cells of all sparsities share the round
         job = _round(job, dense, own, sparsity, number, rewind, cell.prune_shortcuts, cell.prune_classifier)
     return job
 
@@ -379,14 +377,14 @@ def _sparse_recipe(cell: Cell, rewind_epoch: int) -> Recipe:
     epochs = cell.epochs - rewind_epoch - (cell.rewind_offset if cell.rewind_offset_counts else 0)
     if cell.sparse_schedule == "resume":
         return dataclasses.replace(
-            _recipe(cell, epochs=epochs, lr=cell.lr, sparsity=cell.sparsity),
+            _recipe(cell, epochs=epochs, lr=cell.lr),
             first_epoch=cell.epochs - epochs,
         )
-    return _recipe(cell, epochs=epochs, lr=cell.sparse_lr, sparsity=cell.sparsity)
+    return _recipe(cell, epochs=epochs, lr=cell.sparse_lr)
 
 
-def _recipe(cell: Cell, *, epochs: int, lr: float, sparsity: float) -> Recipe:
-    return _taken(Recipe, cell, epochs=epochs, lr=lr, kernels=_kernels(cell.kernels, sparsity))
+def _recipe(cell: Cell, *, epochs: int, lr: float) -> Recipe:
+    return _taken(Recipe, cell, epochs=epochs, lr=lr)
 
 
 def _taken(kind: type[Kind], cell: Cell, **others: Any) -> Kind:
@@ -395,11 +393,6 @@ def _taken(kind: type[Kind], cell: Cell, **others: Any) -> Kind:
 
 
 _KNOBS_OF = {kind: [field.name for field in dataclasses.fields(kind) if field.name in KNOBS] for kind in (Task, Recipe)}
-
-
-def _kernels(asked: str, sparsity: float) -> str:
-    """Return the kernels for a sparsity: sparse ones are no faster where few weights are masked."""
-    return asked if sparsity >= SPARSE_KERNELS_FROM else "dense"
 
 
 # --- walking the graph --------------------------------------------------------------------------------------------

@@ -372,6 +372,16 @@ AXES = tuple(name for name, each in SETTINGS.items() if each.axis)
 """Settings of which a space always holds a tuple of values."""
 
 
+def neutral(value: Any) -> Any:
+    """Return a field that enters a job's key only at other values than this, its default."""
+    return field(default=value, metadata={"neutral": value})
+
+
+def neutral_of(knob: str) -> Any:
+    """Return a field that enters a job's key only at other values than the knob's neutral one."""
+    return neutral(KNOBS[knob].neutral)
+
+
 def by_limit(knobs: dict[str, Knob]) -> list[tuple[str, Knob]]:
     """Return named knobs in an order in which one that bounds another comes first."""
     return sorted(knobs.items(), key=lambda item: item[1].limit != "")

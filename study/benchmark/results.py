@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainables.storage import documents
+from trainables.training.way import Way
 
 _log = logging.getLogger(__name__)
 
@@ -75,31 +76,23 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rate:
-    """How fast one trial trains: by itself, or of ``training`` while as many run as the machine takes.
+class Rate(Way):
+    """How fast one trial trains a network in a way: by itself, or with as many others as the machine takes.
 
     Attributes:
         model: a name of ``MODELS``.
         width: its width.
-        precision: a name of ``PRECISIONS``.
         image_size: pixels a side.
-        images_per_second: of one trial, training only.
-        compiled: whether its network was compiled.
-        kernels: a name of ``KERNELS``.
-        stacked: whether it trained several networks as one; their images are counted together.
-        sparsity: of the mask that the sparse kernels trained under, in (0, 1); None for others: it does not matter.
-        compile_seconds: that compiling takes each job once its code is on the disk.
+        images_per_second: of one trial, training only; those of all networks that it trains at once.
+        sparsity: of the mask, in (0, 1), for engines whose speed depends on it; None for others.
+        compile_seconds: compilation in each job, once the machine has the code on its disk.
         conventional: images per second of the conventional loop on the same cores, measured in turns with it.
     """
 
     model: str
     width: float
-    precision: str
     image_size: int
     images_per_second: float
-    compiled: bool = False
-    kernels: str = "dense"
-    stacked: bool = False
     sparsity: float | None = None
     compile_seconds: float = 0.0
     conventional: float | None = None
@@ -190,10 +183,10 @@ def read_rates(path: Path, cpu: str | None = None) -> list[Rate]:
     """
     if not path.exists():
         return []
+    entries = [each for each in _read(path) if cpu is None or each.get("machine", {}).get("cpu") == cpu]
     try:
-        entries = [each for each in _read(path) if cpu is None or each.get("machine", {}).get("cpu") == cpu]
         return [Rate(**rate) for entry in entries for rate in entry["rates"]]
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path} has rates of another version: {error}") from error
 
 
@@ -209,22 +202,16 @@ def nearest(
     rates: Sequence[Rate],
     model: str,
     width: float,
-    precision: str,
+    way: Way,
     *,
     image_size: int,
-    compiled: bool = False,
-    kernels: str = "dense",
-    stacked: bool = False,
     sparsity: float | None = None,
 ) -> Rate | None:
-    """Return the rate of a model that is trained so, at the nearest width; None if there is none.
+    """Return the rate of a model that is trained this way, at the nearest width; None if there is none.
 
-    Of several at one width it is that of the nearest image size, then of the nearest sparsity, then the latest.
+    Of several at one width, return that of the nearest image size, then of the nearest sparsity, then the latest.
     """
-    asked = (model, precision, compiled, kernels, stacked)
-    fitting = [
-        rate for rate in rates if (rate.model, rate.precision, rate.compiled, rate.kernels, rate.stacked) == asked
-    ]
+    fitting = [rate for rate in rates if rate.model == model and Way.of(rate) == way]
 
     def distance(rate: Rate) -> tuple[float, float, float]:
         apart = abs((rate.sparsity or 0.0) - (sparsity or 0.0))

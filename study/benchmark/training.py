@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from study import fastest
 from study.benchmark.contest import Budget, Contestant, Team, in_turns, ready
 from study.benchmark.results import Comparison, Figure, Rate
 from trainables.checks import bounded
-from trainables.config import Recipe, Task, fits_lanes
+from trainables.config import Recipe, Task
 from trainables.data import load_dataset
+from trainables.host.compiler import find_compiler
 from trainables.host.cpu import emulates_bf16
 from trainables.host.processes import cores
 from trainables.jobs.publishing import Context
@@ -35,9 +35,10 @@ from trainables.masks import magnitude_mask
 from trainables.models import check_width
 from trainables.storage.store import Store
 from trainables.training.allocation import keep_freed_memory
-from trainables.training.engines.sparse_cpu.compiler import find_compiler
-from trainables.training.engines.stacked import train_as_one
+from trainables.training.engines import Engine
+from trainables.training.loop import train_epoch
 from trainables.training.precision import tensor_float
+from trainables.training.way import WAYS, Way
 
 if TYPE_CHECKING:
     from study.benchmark.conventional import ConventionalLoop
@@ -86,13 +87,14 @@ class Setting:
             KNOBS["precision"].checked(precision)
 
     @property
-    def ways(self) -> list[fastest.Way]:
-        """The ways to measure our trial: in each precision and, if they can be used, on the sparse kernels."""
-        ways = [fastest.Way(precision=precision) for precision in self.precisions]
-        fitting = fits_lanes(self.model, self.batch_size) and self.sparsity > 0
-        if "fp32" in self.precisions and fitting and find_compiler() and not torch.cuda.is_available():
-            ways.append(fastest.Way(kernels="sparse"))
-        return ways
+    def ways(self) -> list[Way]:
+        """The ways to measure our trial: in each precision and, if they can be used, on engines that use the mask."""
+        found = [way for way in WAYS if way.precision in self.precisions and way.fits(self.model, self.batch_size)]
+        return [way for way in found if way.engine.selected_by is None or self._can_use_mask(way.engine)]
+
+    def _can_use_mask(self, engine: Engine) -> bool:
+        possible = _device().type in engine.devices and not (engine.needs_compiler and find_compiler() is None)
+        return engine.gains_from > 0 and self.sparsity > 0 and possible
 
     @property
     def images(self) -> int:
@@ -115,22 +117,18 @@ class Setting:
 class OurTrial:
     """A workload that trains one epoch per run, as a trial of a study does, with only ``CLASSES`` test images."""
 
-    def __init__(self, setting: Setting, folder: Path, way: fastest.Way) -> None:
-        settings: dict[str, Any] = way.settings
-        recipe = replace(setting.recipe(), **settings)
+    def __init__(self, setting: Setting, folder: Path, way: Way) -> None:
+        recipe = replace(setting.recipe(), **way.settings)
         self.trainings = []
-        for seed in range(STACK if way.stacked else 1):
+        for seed in range(STACK if way.engine.shares_trial else 1):
             data, model, mask = _prepared(setting, folder)
             self.trainings.append(data.training(model, recipe, seed, mask))
         self._images = len(self.trainings) * setting.images
 
     def run(self) -> int:
         """Train one epoch; return the number of images."""
-        if len(self.trainings) == 1:
-            self.trainings[0].run_epoch()
-        else:
-            for finish in train_as_one(self.trainings):
-                finish()
+        for finish in train_epoch(self.trainings):
+            finish()
         return self._images
 
 
@@ -265,7 +263,7 @@ def _one_trial(setting: Setting, threads: int, folder: Path, budget: Budget) -> 
 
 def _alternatives(setting: Setting, precision: str, folder: Path, budget: Budget) -> Iterator[Comparison]:
     """Compare compiled and stacked training with the default, one uncompiled network at a time, on one thread."""
-    plain = fastest.Way(precision=precision)
+    plain = Way(precision=precision)
     ways = {"trial": (plain, 1), "stacked": (replace(plain, stacked=True), 1)}
     if find_compiler():
         ways["compiled"] = replace(plain, compiled=True), 1
@@ -286,9 +284,7 @@ def _alternatives(setting: Setting, precision: str, folder: Path, budget: Budget
             yield _comparison(f"{what}, {name}", seconds[ours], seconds[other], setting.images)
 
 
-def _grid(
-    setting: Setting, way: fastest.Way, together: int, folder: Path, budget: Budget
-) -> Iterator[Comparison | Rate]:
+def _grid(setting: Setting, way: Way, together: int, folder: Path, budget: Budget) -> Iterator[Comparison | Rate]:
     """Compare trials side by side, one thread each, with one conventional trial on all cores."""
     with ExitStack() as stack:
         alone = Contestant(CONVENTIONAL, cores(), conventional, setting, folder)
@@ -306,19 +302,16 @@ def _grid(
     )
 
 
-def rate(setting: Setting, way: fastest.Way, seconds: float, compile_seconds: float = 0.0) -> Rate:
+def rate(setting: Setting, way: Way, seconds: float, compile_seconds: float = 0.0) -> Rate:
     """Return the rate of a trial that takes `seconds` per image."""
     return Rate(
         model=setting.model,
         width=setting.width,
         image_size=setting.image_size,
         images_per_second=1 / seconds,
-        sparsity=setting.sparsity if way.kernels == "sparse" else None,
+        sparsity=setting.sparsity if way.engine.gains_from else None,
         compile_seconds=compile_seconds,
-        precision=way.precision,
-        compiled=way.compiled,
-        kernels=way.kernels,
-        stacked=way.stacked,
+        **way.settings,
     )
 
 

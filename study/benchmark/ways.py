@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,19 +26,21 @@ from study.benchmark.contest import Contestant, Team, in_turns, machine, ready
 from study.benchmark.results import Measurement, Rate
 from study.benchmark.training import CLASSES, STACK, OurTrial, Setting, images_on_disk, rate
 from study.estimate import benchmark_file, duration, image_size, masked, multiply_adds_per_image
-from study.fastest import Choice, Way
+from study.fastest import Choice
 from study.options import parse_options
 from study.plan import Network, Plan, make_plan, override
 from study.tracking.mlflow_runs import project_commit
-from trainables.config import SPARSE_BATCH_MULTIPLE, SPARSE_KERNELS_FROM, TRAINING_CONFIGS
+from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
+from trainables.host.compiler import find_compiler
 from trainables.host.processes import cores
 from trainables.host.terminal import OK, refused
 from trainables.storage.store import StorageError, Store
-from trainables.training.engines.sparse_cpu.compiler import find_compiler
+from trainables.training.engines import CPU, ENGINES, GPU
+from trainables.training.way import Way, in_words
 
 REPEATS: Final = 3
-MULTIPLY_ADDS: Final = {fastest.CPU: 6e10, fastest.GPU: 3e13}
+MULTIPLY_ADDS: Final = {CPU: 6e10, GPU: 3e13}
 """Of the forward and backward passes of a run: about a second."""
 PIXELS: Final = 2**26
 """Of all images of a run together, which are written to the disk."""
@@ -57,7 +60,7 @@ def measure(choice: Choice, plan: Plan, store: Store) -> None:
     Raises:
         ValueError: there is no such device here, or a network cannot be trained in any of the ways that are left.
     """
-    if choice.device == fastest.GPU and not torch.cuda.is_available():
+    if choice.device == GPU and not torch.cuda.is_available():
         raise ValueError("PyTorch sees no GPU here to measure; with --gpus-per-trial 0 trials compute on CPUs")
     out = benchmark_file(store)
     results.set_aside(out)
@@ -69,11 +72,11 @@ def measure(choice: Choice, plan: Plan, store: Store) -> None:
             setting = setting_for(plan, jobs, choice.device)
             ways = choice.candidates(
                 network,
-                compilable=choice.device == fastest.GPU or find_compiler() is not None,
-                sparse=setting.sparsity > 0,
+                compiler=choice.device == GPU or find_compiler() is not None,
+                sparsity=max(map(masked, jobs)),
             )
             if not ways:
-                given = fastest.in_words(choice.kept)
+                given = in_words(choice.kept)
                 raise ValueError(f"{fastest.called(network)} cannot be trained with {given} on {choice.device}")
             rates = _rates(plan, jobs, setting, ways, choice.device) if len(ways) > 1 else {}
             if rates:
@@ -82,7 +85,7 @@ def measure(choice: Choice, plan: Plan, store: Store) -> None:
             totals = {way: fastest.seconds(plan, jobs, way, rates) for way in ways if way in rates}
             way = fastest.quickest(totals) if totals else ways[0]
             evidence = {
-                "seconds": {fastest.in_words(each.settings): round(total, 1) for each, total in totals.items()},
+                "seconds": {in_words(each.settings): round(total, 1) for each, total in totals.items()},
                 "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "commit": commit,
                 "machine": surroundings,
@@ -96,18 +99,17 @@ def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Setting:
     """Return what of a plan's training of a network is timed.
 
     The batch and the images are those of the job with the most of them to train, the batch no larger than what a run of
-    about a second can hold. The mask is the densest that the sparse kernels would be used with, which gain more from
-    every other; sparsity 0 says that there is none.
+    about a second can hold, in whole multiples that suit every engine. The mask is the densest of those that an engine
+    gains from, which gains more from every other; sparsity 0 says that there is none.
     """
     job = max(jobs, key=lambda job: job.epochs * plan.facts[job.config.task.dataset].train_images)
     task, size = job.config.task, image_size(plan, job)
     affordable = MULTIPLY_ADDS[device] / (3 * multiply_adds_per_image(task.model, task.width, size))
     images = int(min(affordable, PIXELS / size**2))
-    batch = max(
-        CLASSES,
-        min(_batch_size(job), max(SPARSE_BATCH_MULTIPLE, images // SPARSE_BATCH_MULTIPLE * SPARSE_BATCH_MULTIPLE)),
-    )
-    sparsities = [sparsity for each in jobs if (sparsity := masked(each)) >= SPARSE_KERNELS_FROM]
+    multiple = math.lcm(*(engine.batch_multiple for engine in ENGINES.values()))
+    batch = max(CLASSES, min(_batch_size(job), max(multiple, images // multiple * multiple)))
+    gains_from = [engine.gains_from for engine in ENGINES.values() if engine.gains_from]
+    sparsities = [sparsity for each in jobs if any((sparsity := masked(each)) >= least for least in gains_from)]
     return Setting(
         model=task.model,
         width=task.width,
@@ -129,34 +131,33 @@ def _rates(plan: Plan, jobs: Sequence[Job], setting: Setting, ways: Sequence[Way
     size, what = setting.image_size, fastest.called((setting.model, setting.width))
     images = f"in batches of {setting.batch_size} images of {size} x {size} pixels"
     print(f"measuring {what} {images}; its {len(jobs)} jobs, one after the other, take", flush=True)
-    threads = 1 if device == fastest.CPU else cores()
+    threads = 1 if device == CPU else cores()
     with images_on_disk(setting.images, size) as folder, ExitStack() as stack:
         teams: dict[Way, Team] = {}
 
         def enter(entering: Sequence[Way]) -> None:
             contestants = {  # all at once: they get ready side by side
-                way: Contestant(fastest.in_words(way.settings), threads, OurTrial, setting, folder, way)
-                for way in entering
+                way: Contestant(in_words(way.settings), threads, OurTrial, setting, folder, way) for way in entering
             }
             able = ready(stack, {each.name: [each] for each in contestants.values()})
             teams.update({way: able[each.name] for way, each in contestants.items() if each.name in able})
 
-        enter([way for way in ways if not way.compiled or way == ways[0]])
+        enter([way for way in ways if not way.engine.compiles or way == ways[0]])
         first = {
-            way: rate(setting, way, team.first_seconds / (setting.images * (STACK if way.stacked else 1)))
+            way: rate(setting, way, team.first_seconds / (setting.images * (STACK if way.engine.shares_trial else 1)))
             for way, team in teams.items()
         }
         shortest = min((fastest.seconds(plan, jobs, way, first) for way in _complete(first)), default=float("inf"))
         if shortest >= COMPILED_FROM * len(jobs):
-            enter([way for way in ways[1:] if way.compiled])
+            enter([way for way in ways[1:] if way.engine.compiles])
         if not teams:
             raise ValueError(f"{what} cannot be trained here in any of the ways that are left")
-        names = {fastest.in_words(way.settings): way for way in teams}
+        names = {in_words(way.settings): way for way in teams}
         seconds = in_turns({name: teams[way] for name, way in names.items()}, range(REPEATS))
         found = {}
         for name, way in names.items():
             each = statistics.median(seconds[name])
-            compiling = teams[way].seconds_afresh() - each * setting.images if way.compiled else 0.0
+            compiling = teams[way].seconds_afresh() - each * setting.images if way.engine.compiles else 0.0
             found[way] = rate(setting, way, each, max(0.0, compiling))
     return {way: found[way] for way in _complete(found)}
 
@@ -170,9 +171,9 @@ def _lines(network: Network, rates: Mapping[Way, Rate], totals: Mapping[Way, flo
     """Yield what each way was measured to take."""
     for way, total in totals.items():
         its = rates[way]
-        compiling = f", compiling takes each {its.compile_seconds:.1f} s" if way.compiled else ""
+        compiling = f", compiling takes each {its.compile_seconds:.1f} s" if way.engine.compiles else ""
         speed = f"{its.images_per_second:,.0f} images/s"
-        yield f"  {fastest.in_words(way.settings):<46}{speed:>18}{duration(total):>14}{compiling}"
+        yield f"  {in_words(way.settings):<46}{speed:>18}{duration(total):>14}{compiling}"
     if not totals:
         yield f"{fastest.called(network)} can be trained in one way only"
 
@@ -182,7 +183,7 @@ def _on(device: str) -> Iterator[None]:
     """Let processes that are started meanwhile compute on this kind of device."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
-        if device == fastest.CPU:
+        if device == CPU:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         yield
     finally:

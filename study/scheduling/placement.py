@@ -11,19 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from study.estimate import EVAL_BATCH
 from study.plan import Plan
 from trainables.config import TRAINING_CONFIGS, MatchConfig
 from trainables.data.batches import RESIDENT_BYTES
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Job
 from trainables.models import MODELS
+from trainables.training import EVAL_BATCH
+from trainables.training.engines import GPU
 from trainables.training.footprint import footprint
+from trainables.training.way import Way
 
 Resources = Mapping[str, float]
 """Ray's name of a resource (``CPU``, ``GPU``) -> amount, which may be a fraction."""
-Group = tuple[str, float, str, str, str]
-"""Model, width, shortcut, dataset and kernels: jobs of one group ask for the same."""
+Group = tuple[str, float, str, str, bool]
+"""Model, width, shortcut, dataset, and whether a GPU can compute it: jobs of one group ask for the same."""
 
 GIB: Final = 2**30
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -44,7 +46,7 @@ LAYER_COPIES: Final = 4
 def group(job: Job) -> Group:
     """Return which jobs ask for the same as this one."""
     task = job.config.task
-    return task.model, task.width, task.shortcut, task.dataset, _kernels(job)
+    return task.model, task.width, task.shortcut, task.dataset, _uses_gpu(job)
 
 
 def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
@@ -63,7 +65,7 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
     if isinstance(config, TRAINING_CONFIGS):
         half = config.recipe.precision == "bf16"
         kept = config.recipe.batch_size * net.kept * (0.5 if half else 1) + (0.5 * net.parameters if half else 0)
-        nets = nets if config.recipe.stacked else 1
+        nets = nets if config.recipe.engine.shares_trial else 1
         # Trained together, evaluated one after the other.
         momentary = max(momentary, nets * (kept + config.recipe.batch_size * LAYER_COPIES * net.largest))
         copies *= nets
@@ -95,7 +97,7 @@ def requests(
 ) -> tuple[dict[str, Resources], list[str]]:
     """Return what each job asks for, and a warning for each group of jobs that no GPU will hold.
 
-    A job on sparse kernels, which are for CPUs, asks for no GPU whatever is said.
+    A job whose engine computes on CPUs only asks for no GPU, whatever the arguments say.
 
     Args:
         plan: the study.
@@ -107,12 +109,12 @@ def requests(
     """
     keys = list(keys)
     asked = {key: _resources(cpus, gpus or 0.0) for key in keys}
-    asked |= {key: _resources(cpus, 0.0) for key in keys if _kernels(plan.jobs[key]) == "sparse"}
+    asked |= {key: _resources(cpus, 0.0) for key in keys if not _uses_gpu(plan.jobs[key])}
     if gpus is not None or gpu_memory is None:
         return asked, []
     members: dict[Group, list[str]] = {}
     for key in keys:
-        if _kernels(plan.jobs[key]) != "sparse":
+        if _uses_gpu(plan.jobs[key]):
             members.setdefault(group(plan.jobs[key]), []).append(key)
     warnings = []
     for each, its_keys in members.items():
@@ -130,15 +132,15 @@ def requests(
     return asked, warnings
 
 
-def _kernels(job: Job) -> str:
-    return job.config.recipe.kernels if isinstance(job.config, TRAINING_CONFIGS) else "dense"
+def _uses_gpu(job: Job) -> bool:
+    return not isinstance(job.config, TRAINING_CONFIGS) or GPU in job.config.recipe.engine.devices
 
 
-def _recipe(job: Job) -> tuple[int, str, bool] | None:
+def _recipe(job: Job) -> tuple[int, Way] | None:
     if not isinstance(job.config, TRAINING_CONFIGS):
         return None
     recipe = job.config.recipe
-    return recipe.batch_size, recipe.precision, recipe.stacked
+    return recipe.batch_size, Way.of(recipe)
 
 
 def _resources(cpus: float, gpus: float) -> Resources:

@@ -25,6 +25,7 @@ from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.host.redaction import redact_text
 from trainables.storage.store import StorageError
+from trainables.training.way import Way
 from trainables.tune import (
     STATUS_DIED,
     STATUS_FAILED,
@@ -422,7 +423,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
 
     def _is_stackable(self, key: str) -> bool:
         config = self.plan.jobs[key].config
-        return isinstance(config, TRAINING_CONFIGS) and config.recipe.stacked and not self._vain[key]
+        return isinstance(config, TRAINING_CONFIGS) and config.recipe.engine.shares_trial and not self._vain[key]
 
     def _fits(self, asked: Resources) -> bool:
         room = self._room_now
@@ -540,7 +541,7 @@ def _are_alike(job: Job, other: Job) -> bool:
     return (
         mine.task == its.task
         and mine.recipe.batch_size == its.recipe.batch_size
-        and mine.recipe.precision == its.recipe.precision
+        and Way.of(mine.recipe) == Way.of(its.recipe)
         and min(job.epochs, other.epochs) >= LIKE_LENGTH * max(job.epochs, other.epochs)
     )
 

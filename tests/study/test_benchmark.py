@@ -19,17 +19,17 @@ from study.benchmark.__main__ import main
 from study.benchmark.contest import Budget, Contestant, Team, in_turns, machine
 from study.benchmark.results import Comparison, Figure, Measurement, Rate, nearest, read_rates
 from study.benchmark.training import CONVENTIONAL, BareStep, OurTrial, Setting, conventional, images_on_disk
-from study.fastest import Way
+from trainables.host.compiler import find_compiler
 from trainables.host.processes import cores
 from trainables.masks import mask_sparsity
 from trainables.models import MODELS, build_model
 from trainables.symmetry.matching import activation_moments
 from trainables.symmetry.permutations import permutation_spec
-from trainables.training.engines.sparse_cpu.compiler import find_compiler
+from trainables.training.way import Way
 
 SMALL = Setting(model="resnet8", width=0.25, batch_size=12, steps=2, trials=2)
 COMPARISON = Comparison(name="a thing", ours=(1.0, 2.0, 4.0), other=(8.0, 8.0, 8.0))
-RATE = Rate(model="mlp", width=2.0, precision="fp32", image_size=32, images_per_second=100.0)
+RATE = Rate(model="mlp", width=2.0, precision=Way(), image_size=32, images_per_second=100.0)
 
 
 # --- matching --------------------------------------------------------------------------------------------------------
@@ -301,22 +301,22 @@ def test_rates_are_read_back_and_the_nearest_width_counts(tmp_path: Path) -> Non
     results.store(out, Measurement(what="training", settings={}, rates=[RATE, wide]), machine={}, commit=None)
     rates = read_rates(out)
     assert rates == [RATE, wide]
-    found = [nearest(rates, "mlp", width, "fp32", image_size=32) for width in (1.0, 2.0, 3.0, 5.0, 16.0)]
+    found = [nearest(rates, "mlp", width, Way(), image_size=32) for width in (1.0, 2.0, 3.0, 5.0, 16.0)]
     assert found == [RATE] * 3 + [wide] * 2
-    assert nearest(rates, "mlp", 1.0, "bf16", image_size=32) is None
-    assert nearest(rates, "mlp", 1.0, "fp32", image_size=32, compiled=True) is None
-    assert nearest(rates, "mlp", 1.0, "fp32", image_size=32, kernels="sparse") is None
-    assert nearest(rates, "vgg11", 1.0, "fp32", image_size=32) is None
+    assert nearest(rates, "mlp", 1.0, Way(precision="bf16"), image_size=32) is None
+    assert nearest(rates, "mlp", 1.0, Way(compiled=True), image_size=32) is None
+    assert nearest(rates, "mlp", 1.0, Way(kernels="sparse"), image_size=32) is None
+    assert nearest(rates, "vgg11", 1.0, Way(), image_size=32) is None
 
 
 def test_of_rates_at_one_width_the_like_images_then_the_like_sparsity_then_the_latest_count() -> None:
     small, later = dataclasses.replace(RATE, image_size=8), dataclasses.replace(RATE, images_per_second=200.0)
-    assert nearest([small, RATE], "mlp", 2.0, "fp32", image_size=28) == RATE
-    assert nearest([small, RATE], "mlp", 2.0, "fp32", image_size=8) == small
-    assert nearest([RATE, later], "mlp", 2.0, "fp32", image_size=32) == later
+    assert nearest([small, RATE], "mlp", 2.0, Way(), image_size=28) == RATE
+    assert nearest([small, RATE], "mlp", 2.0, Way(), image_size=8) == small
+    assert nearest([RATE, later], "mlp", 2.0, Way(), image_size=32) == later
     sparse = [dataclasses.replace(RATE, kernels="sparse", sparsity=sparsity) for sparsity in (0.7, 0.95)]
     for sparsity, nearer in ((0.6, 0), (0.8, 0), (0.9, 1)):
-        found = nearest(sparse, "mlp", 2.0, "fp32", image_size=32, kernels="sparse", sparsity=sparsity)
+        found = nearest(sparse, "mlp", 2.0, Way(kernels="sparse"), image_size=32, sparsity=sparsity)
         assert found == sparse[nearer]
 
 

@@ -24,11 +24,12 @@ from study.estimate import (
     slower_ways,
 )
 from study.plan import Plan, make_plan
-from trainables.config import SPARSE_KERNELS_FROM
 from trainables.host import cpu
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, METRICS, PLANE, PRUNE, SECONDS, SPARSE, STAGES
 from trainables.storage.store import Store
+from trainables.training.engines import CPU
+from trainables.training.way import Way
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_a_job_has_the_rate_of_its_own_recipe(store: Store) -> None:
     after = [guess(plan, store) for plan in (plain, sparse, compiled)]
     assert after[0] == before[0]
     for key, job in sparse.jobs.items():
-        assert (after[1][key] < before[1][key] / 2) == (masked(job) >= SPARSE_KERNELS_FROM)
+        assert (after[1][key] < before[1][key] / 2) == (masked(job) >= Way(kernels="sparse").engine.gains_from)
         assert after[1][key] <= before[1][key]
     for key, job in compiled.jobs.items():
         quick = before[2][key] > after[2][key] - 1000 > 0
@@ -319,6 +320,6 @@ def test_bf16_that_the_cpu_only_emulates_is_warned_of_and_not_measured(
     assert ("warning: this CPU" in capsys.readouterr().out) == emulated
     assert run.main(asked) == 0
     assert "warning" not in capsys.readouterr().out
-    choice = fastest.choice(get_space("digits_quickstart"), [], store, fastest.CPU)
-    ways = choice.candidates(("resnet8", 1.0), compilable=True, sparse=True)
+    choice = fastest.choice(get_space("digits_quickstart"), [], store, CPU)
+    ways = choice.candidates(("resnet8", 1.0), compiler=True, sparsity=0.9)
     assert any(way.precision == "bf16" for way in ways) != emulated

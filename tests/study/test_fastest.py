@@ -21,16 +21,18 @@ from study.benchmark.__main__ import main as benchmark
 from study.benchmark.results import FILE, Measurement, Rate, read_rates
 from study.benchmark.results import store as keep
 from study.estimate import masked
-from study.fastest import CPU, GPU, Way, choice, quickest
+from study.fastest import choice, quickest
 from study.options import Options
 from study.plan import Plan, make_plan, override
 from study.run import main
 from study.tracking.labels import recipe_digest
 from trainables import schema
-from trainables.config import SPARSE_KERNELS_FROM, TRAINING_CONFIGS
+from trainables.config import TRAINING_CONFIGS
 from trainables.host import cpu
 from trainables.host.terminal import OK, WRONG_REQUEST
 from trainables.storage.store import Store
+from trainables.training.engines import CPU, GPU
+from trainables.training.way import Way, in_words
 
 PLAIN, SPARSE, COMPILED = Way(), Way(kernels="sparse"), Way(compiled=True)
 TF32, TF32_COMPILED = Way(precision="tf32"), Way(precision="tf32", compiled=True)
@@ -72,7 +74,7 @@ def rates(speeds: Mapping[Way, float], compile_seconds: float = 0.0) -> dict[Way
 def decide(asked: SearchSpace, measured: Mapping[Way, Rate], store: Store) -> Way:
     """Return what is chosen for a space of one network, on a CPU."""
     plan, (network,) = make_plan(asked), fastest.networks(asked)
-    ways = chosen_for(asked, store).candidates(network, compilable=True, sparse=True)
+    ways = chosen_for(asked, store).candidates(network, compiler=True, sparsity=0.9)
     jobs = fastest.training_jobs(plan, network)
     return quickest({way: fastest.seconds(plan, jobs, way, measured) for way in ways if way in measured})
 
@@ -85,10 +87,10 @@ def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- which ways there are ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("settings", "device", "compilable", "left"),
+    ("settings", "device", "compiler", "left"),
     [
         ([], CPU, True, {PLAIN, SPARSE, COMPILED, BF16, BF16_COMPILED, STACKED, BF16_STACKED}),
-        ([], CPU, False, {PLAIN, SPARSE, BF16, STACKED, BF16_STACKED}),
+        ([], CPU, False, {PLAIN, BF16, STACKED, BF16_STACKED}),
         (["stacked=false"], GPU, True, {PLAIN, COMPILED, TF32, TF32_COMPILED, BF16, BF16_COMPILED}),
         (["stacked=true"], GPU, True, {STACKED, TF32_STACKED, BF16_STACKED}),
         (["precision=tf32"], GPU, False, {TF32, TF32_STACKED}),
@@ -100,27 +102,27 @@ def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
         (["model=mlp", "stacked=false"], CPU, False, {PLAIN, BF16}),
         (["batch_size=100", "stacked=false"], CPU, False, {PLAIN, BF16}),
         (["stacked=true"], CPU, True, {STACKED, BF16_STACKED}),
-        (["epochs=4", "stacked=false"], CPU, False, {PLAIN, SPARSE, BF16}),
+        (["epochs=4", "stacked=false"], CPU, True, {PLAIN, SPARSE, COMPILED, BF16, BF16_COMPILED}),
     ],
 )
 def test_ways_are_what_the_user_the_network_and_the_device_leave(
-    settings: list[str], device: str, compilable: bool, left: set[Way], store: Store
+    settings: list[str], device: str, compiler: bool, left: set[Way], store: Store
 ) -> None:
     asked = space(rewind_epoch=1, warmup_epochs=0.0)
     found = chosen_for(asked, store, settings=settings, device=device)
-    ways = found.candidates((found.space.model[0], 0.25), compilable=compilable, sparse=True)
+    ways = found.candidates((found.space.model[0], 0.25), compiler=compiler, sparsity=0.9)
     assert set(ways) == left
     assert len(ways) == len(left)
     assert ways[0] == (found.current if found.current in left else ways[0])
 
 
 def test_sparse_kernels_that_no_job_would_use_are_no_way(store: Store) -> None:
-    assert SPARSE not in chosen_for(space(), store).candidates(NET, compilable=True, sparse=False)
+    assert SPARSE not in chosen_for(space(), store).candidates(NET, compiler=True, sparsity=0.5)
 
 
 def test_the_way_of_the_space_comes_first(store: Store) -> None:
     found = chosen_for(space(precision="bf16"), store)
-    assert found.candidates(NET, compilable=True, sparse=True)[:2] == [BF16, PLAIN]
+    assert found.candidates(NET, compiler=True, sparsity=0.9)[:2] == [BF16, PLAIN]
 
 
 @pytest.mark.parametrize(
@@ -149,8 +151,8 @@ def test_the_seconds_of_a_plan_are_those_of_its_images_at_the_rate_of_each_job()
         key for key, job in plan.jobs.items() if isinstance(job.config, TRAINING_CONFIGS)
     }
     images = plan.facts["digits"].train_images
-    dense = sum(job.epochs for job in jobs if masked(job) < SPARSE_KERNELS_FROM)
-    sparse = sum(job.epochs for job in jobs if masked(job) >= SPARSE_KERNELS_FROM)
+    dense = sum(job.epochs for job in jobs if masked(job) < SPARSE.engine.gains_from)
+    sparse = sum(job.epochs for job in jobs if masked(job) >= SPARSE.engine.gains_from)
     assert dense > 0 < sparse
     found = rates({PLAIN: 100.0, SPARSE: 400.0, COMPILED: 200.0}, compile_seconds=7.0)
     seconds = {way: fastest.seconds(plan, jobs, way, found) for way in found}
@@ -279,7 +281,9 @@ def test_each_network_of_a_plan_has_its_own_way() -> None:
         if isinstance(job.config, TRAINING_CONFIGS):
             recipe, width = job.config.recipe, job.config.task.width
             assert recipe.precision == {0.25: "fp32", 0.5: "bf16", 1.0: "fp32"}[width]
-            assert recipe.kernels == ("sparse" if width == 0.25 and masked(job) >= SPARSE_KERNELS_FROM else "dense")
+            assert recipe.kernels == (
+                "sparse" if width == 0.25 and masked(job) >= SPARSE.engine.gains_from else "dense"
+            )
     of_width = {key for key, job in as_it_is.jobs.items() if job.config.task.width == 1.0}
     assert of_width <= plan.jobs.keys()
     assert not {key for key, job in as_it_is.jobs.items() if job.config.task.width == 0.5} & plan.jobs.keys()
@@ -371,7 +375,7 @@ def test_what_is_timed_is_what_the_plan_trains() -> None:
     setting = measuring.setting_for(plan, fastest.training_jobs(plan, NET), CPU)
     assert (setting.model, setting.width, setting.batch_size, setting.image_size) == ("resnet8", 0.25, 64, 8)
     sparsities = {masked(job) for job in plan.jobs.values()}
-    assert setting.sparsity == min(sparsity for sparsity in sparsities if sparsity >= SPARSE_KERNELS_FROM)
+    assert setting.sparsity == min(sparsity for sparsity in sparsities if sparsity >= SPARSE.engine.gains_from)
     dense = make_plan(space(method="dense"))
     assert measuring.setting_for(dense, fastest.training_jobs(dense, NET), CPU).sparsity == 0
 
@@ -426,7 +430,7 @@ def test_rates_are_kept_for_estimates(measured: dict[Way, float], store: Store) 
     assert read_rates(store.root / FILE) == list(rates(measured).values())
     document = json.loads(store.storage.read(path()))
     assert document["machine"]["torch"]
-    assert document["seconds"].keys() == {fastest.in_words(way.settings) for way in measured}
+    assert document["seconds"].keys() == {in_words(way.settings) for way in measured}
 
 
 @pytest.mark.usefixtures("measured")
@@ -574,7 +578,7 @@ def test_figures_over_widths_stay_whole_and_the_report_says_how_each_was_trained
     assert width.table(chosen)[place].equals(width.table(plain)[place])
     texts = [write._provenance(frame, asked.name, "sqlite:///mlflow.db") for frame in frames]
     assert "Trained in" not in texts[0]
-    assert f"resnet20 {TIMES}1: fp32, sparse kernels; resnet20 {TIMES}4: bf16, compiled" in texts[1]
+    assert f"resnet20 {TIMES}1: fp32, fp32 on sparse kernels; resnet20 {TIMES}4: bf16 compiled" in texts[1]
 
 
 # --- for real ---------------------------------------------------------------------------------------------------------
@@ -589,8 +593,8 @@ def test_a_network_is_measured_and_chosen_for(tmp_path: Path, capsys: pytest.Cap
     assert all(rate.images_per_second > 0 and rate.image_size == 8 for rate in rates)
     assert {(rate.precision, rate.compiled) for rate in rates} == {("fp32", False), ("bf16", False)}, "jobs of a second"
     (settings_chosen,) = fastest.chosen(Store(tmp_path)).values()
-    assert fastest.in_words(settings_chosen) in out
+    assert in_words(settings_chosen) in out
     assert main([*command, "--gpus-per-trial=0", "--fastest", "--dry-run"]) == OK
     planned = capsys.readouterr().out
-    assert fastest.in_words(settings_chosen) in planned
+    assert in_words(settings_chosen) in planned
     assert f"from {tmp_path / FILE}" in planned

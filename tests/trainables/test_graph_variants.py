@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from trainables.config import (
-    SPARSE_KERNELS_FROM,
     Cell,
     ConnectConfig,
     DenseConfig,
@@ -37,6 +36,7 @@ from trainables.graph import (
 from trainables.methods import METHODS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE
 from trainables.training.schedule import learning_rate
+from trainables.training.way import Way
 
 SPARSE_METHODS = [name for name, row in METHODS.items() if row.mask is not None and row.init != "final"]
 REWOUND = [name for name in SPARSE_METHODS if METHODS[name].init != "fresh"]
@@ -472,7 +472,9 @@ def test_sparse_kernels_are_for_jobs_that_are_sparse_enough(method: str, pruner:
     trained = [job for job in jobs if isinstance(job.config, DenseConfig | PruneConfig | SparseConfig)]
     for job in trained:
         sparsity = job.config.sparsity if isinstance(job.config, PruneConfig) else 0.9 * (job.kind != DENSE)
-        assert recipe_of(job).kernels == ("sparse" if sparsity >= SPARSE_KERNELS_FROM else "dense"), job.kind
+        assert recipe_of(job).kernels == (
+            "sparse" if sparsity >= Way(kernels="sparse").engine.gains_from else "dense"
+        ), job.kind
     assert any(recipe_of(job).kernels == "sparse" for job in trained)
 
 

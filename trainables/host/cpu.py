@@ -6,6 +6,8 @@ import platform
 from pathlib import Path
 from typing import Final
 
+WIDEST_REGISTER: Final = 16
+"""Single-precision numbers in the widest vector register of a CPU (AVX-512)."""
 BF16_FEATURES: Final = ("avx512_bf16", "amx_bf16", "bf16")
 """Names, in Linux' list, of what multiplies bfloat16 in hardware: x86 with AVX-512 or AMX, ARM. A CPU that has none of
 them converts every factor, which takes many times as long as single precision."""

@@ -4,8 +4,8 @@ A planned study releases a job after its parents are published, so only the job 
 script, or after a parent turned out to be damaged - the same code computes the ancestors first. A lease on each key
 lets several processes, even several studies, share the work: one computes, the others wait for it.
 
-A process can also compute several jobs at a time and train compatible nets as one (see
-``trainables.training.engines.stacked``).
+A process can also compute several jobs at a time and train compatible nets at once, if their engine can
+(see ``trainables.training.engines``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import ExitStack, closing, contextmanager
 from trainables.graph import Closure, Job, Ref, closure
 from trainables.jobs.train import Context, Course, EpochEnd, EpochWanted, Row, alone, course
 from trainables.storage.store import DamagedArtifact, Lease, NotPublished
-from trainables.training.engines.stacked import profile, train_as_one
+from trainables.training.loop import train_epoch
 
 News = Row | Exception | None
 """News of a target: a row as ``compute`` yields it, the error that ended it, or None once its outputs are published."""
@@ -157,7 +157,7 @@ def _fitting(targets: Sequence[_Target]) -> list[list[_Target]]:
     groups: dict[Hashable, list[_Target]] = {}
     for target in targets:
         assert target.wants is not None
-        groups.setdefault(profile(target.wants.training) or target, []).append(target)
+        groups.setdefault(target.wants.training.profile or target, []).append(target)
     return list(groups.values())
 
 
@@ -170,7 +170,7 @@ def _train(group: Sequence[_Target]) -> dict[str, News]:
     with ExitStack() as logs:
         for each in wants:  # a warning cannot be attributed to one net, so it goes to all their logs
             logs.enter_context(each.log.capturing())
-        epoch_ends = train_as_one([each.training for each in wants])
+        epoch_ends = train_epoch([each.training for each in wants])
     share = (time.perf_counter() - start) / len(group)
     news: dict[str, News] = {}
     for target, epoch_end in zip(group, epoch_ends, strict=True):

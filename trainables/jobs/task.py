@@ -16,10 +16,8 @@ from trainables.errors import HostFault
 from trainables.jobs.publishing import Context
 from trainables.models import build_model, image_options
 from trainables.models.network import Network, fits_channels_last
+from trainables.training import EVAL_BATCH
 from trainables.training.loop import Training
-
-EVAL_BATCH = 1000
-"""Images per batch for evaluation and measurements."""
 
 
 def _planned(task: Task, data_dir: str | None) -> Dataset:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from trainables.host.cpu import WIDEST_REGISTER
 from trainables.symmetry.permutations import PermutationSpec
 
 CLASSIFIER = "fc"
 SHORTCUT = "downsample"
-WIDEST_REGISTER = 16
-"""Single-precision numbers in the widest vector register of a CPU (AVX-512)."""
 
 
 class Network(nn.Module):

@@ -210,16 +210,14 @@ _milliseconds = within(0, 1e14)
 """Since 1970."""
 _setting = any_of(flag, text)
 _rate = fields(
-    {"model": text, "width": _positive, "precision": text, "image_size": _positive, "images_per_second": _positive},
+    {"model": text, "width": _positive, "image_size": _positive, "images_per_second": _positive},
     {
-        "compiled": flag,
-        "kernels": text,
-        "stacked": flag,
         "sparsity": any_of(nothing, within(0, 1)),
         "compile_seconds": _seconds,
         "conventional": any_of(nothing, _positive),
     },
 )
+"""The way of a rate is checked by ``trainables.training.way.Way``."""
 
 
 def _row(value: Any) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
 from torch import Tensor, nn
 
 from trainables.config import Recipe
@@ -16,7 +16,6 @@ from trainables.errors import WouldRecur
 from trainables.masks import apply_mask
 from trainables.schema import LEARNING_RATE, TEST_ACCURACY, TEST_LOSS, TRAIN_ACCURACY, TRAIN_LOSS
 from trainables.training.allocation import keep_freed_memory
-from trainables.training.engines.sparse_cpu.lanes import OnLanes, on_lanes
 from trainables.training.evaluation import evaluate
 from trainables.training.precision import tensor_float
 from trainables.training.schedule import learning_rate
@@ -54,8 +53,8 @@ class Training:
             mask: name -> bool tensor, True where a weight is kept; None trains all weights.
 
         Raises:
-            ValueError: the mask names a tensor that is no parameter, or of another shape; or the recipe wants sparse
-                kernels, and there are none for this network or machine.
+            ValueError: the mask names a tensor that is no parameter, or of another shape; or the recipe's engine cannot
+                train this network, or not on this machine.
         """
         self.model = model
         self.recipe = recipe
@@ -72,7 +71,8 @@ class Training:
             keep_freed_memory()
         self._mask = dict(mask or {})
         self._masked, self._keep = self._prepare_mask(self._mask)
-        self._forward = self._forward_pass()
+        self.trainer = recipe.engine.trainer()(model, self._mask)
+        """Computes losses and gradients."""
         self._optimizer = torch.optim.SGD(
             model.parameters(),
             lr=recipe.lr,
@@ -81,12 +81,6 @@ class Training:
             fused=True,
         )
         self._apply_mask()
-
-    def _forward_pass(self) -> Callable[[Tensor], Tensor]:
-        """Return what computes the logits of a training step: the network, or something quicker that shares it."""
-        if self.recipe.kernels == "sparse":
-            return on_lanes(self.model, self._mask)
-        return _compiled(self.model, self.device) if self.recipe.compiled else self.model
 
     def _prepare_mask(self, mask: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         parameters = dict(self.model.named_parameters())
@@ -113,29 +107,16 @@ class Training:
         Raises:
             Diverged: the loss is infinite or not a number.
         """
-        start = time.perf_counter()
-        with tensor_float(self.recipe.precision == "tf32"):
-            loss, hits = self._train_epoch()
-        return self.finish_epoch(loss, hits, time.perf_counter() - start)
+        (end,) = train_epoch([self])
+        return end()
 
-    def _train_epoch(self) -> tuple[float, float]:
-        """Return the sums of the steps' losses and of the images classified rightly."""
-        # Sums stay on the device; reading one each step would make the host wait for every step.
-        total_loss = torch.zeros((), device=self.device)
-        hits = torch.zeros((), device=self.device)
-        autocast = self.autocast()
-        for images, labels in self.steps():
-            with autocast:
-                logits = self._forward(images)
-            loss = F.cross_entropy(at_least_single(logits), labels)
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.update()
-            total_loss += loss.detach()
-            hits += (logits.detach().argmax(dim=1) == labels).sum()
-        return float(total_loss), float(hits)
+    @property
+    def profile(self) -> Hashable | None:
+        """What must be equal for networks to be trained at once; None for one that has to be trained alone."""
+        own = self.trainer.profile(self)
+        return None if own is None else (type(self.trainer), own)
 
-    # --- what nets that are trained as one have in common with a net alone ----------------------------------------
+    # --- what trainers use ----------------------------------------------------------------------------------------
     def autocast(self) -> torch.autocast:
         """Return the surroundings of a forward pass in the recipe's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
@@ -178,7 +159,7 @@ class Training:
             raise Diverged(f"training loss is {mean_loss} in epoch {self.epoch + 1} (learning rate {self.recipe.lr:g})")
         self.train_seconds += seconds
         self.epoch += 1
-        test = evaluate(self._forward if isinstance(self._forward, OnLanes) else self.model, self._test)
+        test = evaluate(self.trainer.network, self._test)
         return {
             TRAIN_LOSS: mean_loss,
             TRAIN_ACCURACY: 100.0 * hits / (steps * self.batches.batch_size),
@@ -236,15 +217,21 @@ class Training:
                 raise ValueError(f"{name} of {tensor.dtype}, {tuple(tensor.shape)}, fits nothing of the network")
 
 
-def at_least_single(logits: Tensor) -> Tensor:
-    """Return logits in single precision if they are less precise than that."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def train_epoch(trainings: Sequence[Training]) -> list[Callable[[], dict[str, float]]]:
+    """Train the next epoch of one network, or of several at once, which need not be the same epoch.
 
+    Args:
+        trainings: of equal profiles, if they are several.
 
-def _compiled(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return compiled code for the forward pass, which shares the network's parameters and buffers."""
-    # Else what earlier jobs of this process compiled would decide about this one: after a few networks of different
-    # shapes, PyTorch gives up compiling. Compiling the same network again takes seconds, its code is on the disk.
-    torch.compiler.reset()
-    # A small network keeps a GPU waiting for its next kernel; CUDA graphs launch all of them at once.
-    return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
+    Returns:
+        For each of them, the function that ends its epoch: it evaluates the network and returns the metrics of the
+        epoch, or raises ``Diverged``. The time of the epoch is split evenly among the networks.
+    """
+    first, number = trainings[0], len(trainings)
+    assert number == 1 or first.profile is not None, "a network that has to be trained alone"
+    assert len({training.profile for training in trainings}) == 1, "networks that do not fit each other"
+    start = time.perf_counter()
+    with tensor_float(first.recipe.precision == "tf32"):
+        sums = first.trainer.train_epoch(trainings)
+    share = (time.perf_counter() - start) / number
+    return [partial(training.finish_epoch, *own, share) for training, own in zip(trainings, sums, strict=True)]

@@ -21,6 +21,7 @@ from tiny_study import (
 )
 
 from trainables import schema
+from trainables.config import Cell
 from trainables.graph import Job, Ref, closure, dense_job, match_job, target
 from trainables.jobs import execution
 from trainables.jobs.execution import News, compute, compute_together
@@ -29,24 +30,38 @@ from trainables.storage.artifacts import read_mask, read_metrics, read_weights
 from trainables.storage.store import DamagedArtifact, Store
 from trainables.training.loop import Diverged, Training
 
-CELL = tiny_cell()
+
+def stacked(method: str = "permuted", **changes: Any) -> Cell:
+    """Return a cell of the tiny study whose networks may be trained as one."""
+    return tiny_cell(method, stacked=True, **changes)
+
+
+CELL = stacked()
 DENSE_A, DENSE_B = dense_job(CELL, CELL.seed_a), dense_job(CELL, CELL.seed_b)
-PERMUTED, NAIVE, SHUFFLED, LTH = (target(tiny_cell(method)) for method in ("permuted", "naive", "shuffled", "lth"))
+PERMUTED, NAIVE, SHUFFLED, LTH = (target(stacked(method)) for method in ("permuted", "naive", "shuffled", "lth"))
 MATCH = match_job(CELL, CELL.matcher)
 Rounds = list[dict[str, News]]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The jobs, each computed alone; not to be changed."""
+    store = Store(tmp_path_factory.mktemp("published"))
+    publish([Ref(job) for job in (PERMUTED, NAIVE, SHUFFLED, LTH, MATCH)], Context(store=store))
+    return store
 
 
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of nets in each jointly trained epoch."""
     sizes: list[int] = []
-    train = execution.train_as_one
+    train = execution.train_epoch
 
     def noting(trainings: Sequence[Training]) -> Any:
         sizes.append(len(trainings))
         return train(trainings)
 
-    monkeypatch.setattr(execution, "train_as_one", noting)
+    monkeypatch.setattr(execution, "train_epoch", noting)
     return sizes
 
 
@@ -138,8 +153,8 @@ def test_a_net_that_has_more_epochs_goes_on_without_the_others(
 def test_nets_that_fit_nobody_have_the_bits_of_a_net_alone(
     context: Context, own_copy: Store, groups: list[int]
 ) -> None:
-    mlp = dense_job(tiny_cell("dense", model="mlp"), 0)
-    other_batch = dense_job(tiny_cell("dense", batch_size=100), 0)
+    mlp = dense_job(stacked("dense", model="mlp"), 0)
+    other_batch = dense_job(stacked("dense", batch_size=100), 0)
     alone = without(own_copy, DENSE_A)
     publish([Ref(mlp), Ref(other_batch), Ref(DENSE_A)], alone)
     rounds = together(context, mlp, other_batch, DENSE_A)
@@ -217,7 +232,7 @@ def test_who_waits_for_somebody_else_holds_up_nobody(own_copy: Store, monkeypatc
 
 # --- failures --------------------------------------------------------------------------------------------------------
 def test_a_net_that_diverges_fails_alone(context: Context, own_copy: Store) -> None:
-    jobs = [dense_job(tiny_cell("dense", model="mlp"), seed) for seed in (0, 1)]
+    jobs = [dense_job(stacked("dense", model="mlp"), seed) for seed in (0, 1)]
     diverging = dense_job(tiny_cell("dense", model="mlp", lr=90.0), 0)
     rounds = together(context, jobs[0], diverging, jobs[1])
     (error,) = of(diverging, rounds)
@@ -246,7 +261,7 @@ def test_damage_without_end_is_the_end_of_whom_it_concerns(own_copy: Store, monk
 
 def test_an_error_of_nobody_ends_all(own_copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     context = without(own_copy, NAIVE, LTH)
-    train, calls = execution.train_as_one, []
+    train, calls = execution.train_epoch, []
 
     def fails_later(trainings: Sequence[Training]) -> Any:
         calls.append(trainings)
@@ -254,7 +269,7 @@ def test_an_error_of_nobody_ends_all(own_copy: Store, monkeypatch: pytest.Monkey
             raise torch.OutOfMemoryError("no memory for two")
         return train(trainings)
 
-    monkeypatch.setattr(execution, "train_as_one", fails_later)
+    monkeypatch.setattr(execution, "train_epoch", fails_later)
     seen = []
     with pytest.raises(torch.OutOfMemoryError, match="no memory for two"):
         seen.extend(compute_together(wanted(NAIVE, LTH), context))
@@ -307,7 +322,7 @@ def test_stacked_nets_do_not_go_on_from_the_checkpoints_of_others(published: Sto
 # --- logs ------------------------------------------------------------------------------------------------------------
 def test_warnings_reach_the_log_of_whom_they_concern(own_copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     context = without(own_copy, NAIVE, LTH)
-    train, write = execution.train_as_one, Store.write_checkpoint
+    train, write = execution.train_epoch, Store.write_checkpoint
 
     def warning_train(trainings: Sequence[Training]) -> Any:
         logging.getLogger("driver").warning("of all of them")
@@ -317,7 +332,7 @@ def test_warnings_reach_the_log_of_whom_they_concern(own_copy: Store, monkeypatc
         logging.getLogger("disk").warning("slow: %s", key)
         write(store, key, content)
 
-    monkeypatch.setattr(execution, "train_as_one", warning_train)
+    monkeypatch.setattr(execution, "train_epoch", warning_train)
     monkeypatch.setattr(Store, "write_checkpoint", warning_write)
     for _ in compute_together(wanted(NAIVE, LTH), context):
         logging.getLogger("reader").warning("of none of them")

@@ -34,6 +34,7 @@ from trainables.host.processes import me
 from trainables.storage import documents, lease
 from trainables.storage.documents import KINDS, Malformed, parse
 from trainables.storage.store import Store
+from trainables.training.engines import CPU
 
 __all__ = ["server"]  # a fixture
 
@@ -242,7 +243,7 @@ class Scene:
         for ref in {parent for job in done for _, parent in job.parents if parent.epoch is not None}:
             store.publish(ref.key, {}, {**manifest, "kind": "snapshot"})
         self.first = done[0].key
-        path = fastest.file(fastest.CPU, ("resnet8", 0.25), {})
+        path = fastest.file(CPU, ("resnet8", 0.25), {})
         fastest.keep(store, path, fastest.Way(), {}, {})
         place = f"store/{self.first[:2]}/{self.first}"
         attempt = store.manifest(self.first).get("attempt")

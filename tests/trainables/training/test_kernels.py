@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trainables.config import SPARSE_BATCH_MULTIPLE
+from trainables.host.compiler import find_compiler
+from trainables.host.cpu import WIDEST_REGISTER
 from trainables.masks import apply_mask, magnitude_mask
 from trainables.models import MODELS, build_model
 from trainables.training.engines.sparse_cpu import library as libraries
-from trainables.training.engines.sparse_cpu.compiler import find_compiler
 from trainables.training.engines.sparse_cpu.convolution import SparseConvolution
 from trainables.training.engines.sparse_cpu.lanes import from_lanes, on_lanes, to_lanes
 from trainables.training.engines.sparse_cpu.normalization import Normalization
@@ -91,7 +91,7 @@ def assert_pytorch_s(layer: nn.Conv2d, density: float, height: int, width: int) 
     exact = copy.deepcopy(layer).double()
     with torch.no_grad():
         exact.weight.mul_(keep)  # the twin's weights stay as they are: it must not look at the masked ones
-    images = torch.randn(3 * SPARSE_BATCH_MULTIPLE, layer.in_channels, height, width)
+    images = torch.randn(3 * WIDEST_REGISTER, layer.in_channels, height, width)
     x, x_exact = images.clone().requires_grad_(), images.double().requires_grad_()
     expected = exact(x_exact)
     seen_by = torch.randn(expected.shape, dtype=torch.float64)
@@ -111,7 +111,7 @@ def test_weights_may_change_and_images_too() -> None:
     layer = nn.Conv2d(2, 3, 3, padding=1, bias=False)
     twin = SparseConvolution(layer, torch.ones_like(layer.weight, dtype=torch.bool))
     for size in (8, 4, 8):
-        images = torch.randn(SPARSE_BATCH_MULTIPLE, 2, size, size)
+        images = torch.randn(WIDEST_REGISTER, 2, size, size)
         with torch.no_grad():
             layer.weight.normal_()
         torch.testing.assert_close(back(twin(to_lanes(images))), layer(images), atol=1e-5, rtol=1e-5)
@@ -149,7 +149,7 @@ def test_normalization_and_its_gradients_are_those_of_the_steps_one_by_one(
         norm.weight.uniform_(-1, 2)
         norm.bias.normal_()
     exact = copy.deepcopy(norm).double()
-    images, more = 10 + 3 * torch.randn(2, 2 * SPARSE_BATCH_MULTIPLE, 5, size, size)
+    images, more = 10 + 3 * torch.randn(2, 2 * WIDEST_REGISTER, 5, size, size)
     x, residual = (each.clone().requires_grad_() for each in (images, more - 10))
     x_exact, residual_exact = (each.detach().double().requires_grad_() for each in (x, residual))
     twin = Normalization(norm, rectified=rectified)
@@ -213,8 +213,8 @@ def test_every_convolutional_network_computes_the_same_on_lanes(name: str) -> No
     model, mask = network(name)
     exact = copy.deepcopy(model).double()
     images, labels = (
-        torch.randn(4 * SPARSE_BATCH_MULTIPLE, 3, 16, 16),
-        torch.randint(0, 7, (4 * SPARSE_BATCH_MULTIPLE,)),
+        torch.randn(4 * WIDEST_REGISTER, 3, 16, 16),
+        torch.randint(0, 7, (4 * WIDEST_REGISTER,)),
     )
     forward = on_lanes(model, mask)
     logits, expected = forward(images), exact(images.double())
@@ -243,19 +243,19 @@ def test_the_network_itself_stays_as_it_was(name: str) -> None:
     assert torch.equal(model(torch.zeros(1, 3, 16, 16)), before)
 
 
-@pytest.mark.parametrize("count", [1, 3 * SPARSE_BATCH_MULTIPLE, 300])  # 300 are evaluated in two parts
+@pytest.mark.parametrize("count", [1, 3 * WIDEST_REGISTER, 300])  # 300 are evaluated in two parts
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_every_convolutional_network_evaluates_the_same_on_lanes(name: str, count: int) -> None:
     model, mask = network(name)
     forward = on_lanes(model, mask)
-    forward(torch.randn(SPARSE_BATCH_MULTIPLE, 3, 16, 16))  # statistics other than the initial ones
+    forward(torch.randn(WIDEST_REGISTER, 3, 16, 16))  # statistics other than the initial ones
     images = torch.randn(count, 3, 16, 16)
     before = {each: buffer.clone() for each, buffer in model.named_buffers()}
     with eval_mode(model, forward), torch.inference_mode():
         logits, expected = forward(images), model(images)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     assert all(torch.equal(buffer, before[each]) for each, buffer in model.named_buffers())
-    assert forward(images[:1].expand(SPARSE_BATCH_MULTIPLE, -1, -1, -1)).requires_grad  # training goes on
+    assert forward(images[:1].expand(WIDEST_REGISTER, -1, -1, -1)).requires_grad  # training goes on
 
 
 class Sums(nn.Module):
@@ -276,16 +276,16 @@ class Sums(nn.Module):
 def test_whatever_a_batchnorm_is_summed_with_takes_part() -> None:
     torch.manual_seed(0)
     model = Sums()
-    images = torch.randn(SPARSE_BATCH_MULTIPLE, 3, 6, 6)
+    images = torch.randn(WIDEST_REGISTER, 3, 6, 6)
     ours = on_lanes(model, {})(images)
     assert_near(ours, copy.deepcopy(model).double()(images.double()))
 
 
 def test_as_many_images_lie_side_by_side_as_a_register_holds_numbers() -> None:
     side_by_side = libraries.lanes()
-    images = torch.arange(2 * SPARSE_BATCH_MULTIPLE * 3.0).view(2 * SPARSE_BATCH_MULTIPLE, 3, 1, 1)
+    images = torch.arange(2 * WIDEST_REGISTER * 3.0).view(2 * WIDEST_REGISTER, 3, 1, 1)
     x = to_lanes(images)
-    assert x.shape == (2 * SPARSE_BATCH_MULTIPLE // side_by_side, 3, 1, 1, side_by_side)
+    assert x.shape == (2 * WIDEST_REGISTER // side_by_side, 3, 1, 1, side_by_side)
     assert x[1, 2, 0, 0, 3] == images[side_by_side + 3, 2, 0, 0]
     assert torch.equal(from_lanes(x.mean(dim=(2, 3))), images.flatten(1))
 
@@ -323,9 +323,9 @@ def test_every_register_width_computes_the_same(register_width: int) -> None:
 
 
 # --- what they refuse -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("count", [1, SPARSE_BATCH_MULTIPLE + 1])
+@pytest.mark.parametrize("count", [1, WIDEST_REGISTER + 1])
 def test_a_batch_must_fill_its_lanes(count: int) -> None:
-    with pytest.raises(ValueError, match=f"multiples of {SPARSE_BATCH_MULTIPLE} images, got {count}"):
+    with pytest.raises(ValueError, match=f"multiples of {WIDEST_REGISTER} images, got {count}"):
         to_lanes(torch.zeros(count, 3, 8, 8))
 
 

@@ -20,9 +20,8 @@ from trainables.data import Augmentation, Dataset, Split, load_dataset
 from trainables.data.batches import Batch, EvalBatches, TrainBatches
 from trainables.models import MODELS
 from trainables.schema import LEARNING_RATE, TEST_LOSS, TRAIN_ACCURACY, TRAIN_LOSS
-from trainables.training import loop
-from trainables.training.engines.stacked import profile, train_as_one
-from trainables.training.loop import Diverged, Training
+from trainables.training.engines import sparse_cpu
+from trainables.training.loop import Diverged, Training, train_epoch
 
 STEPS = 3
 """Per epoch: 300 images in batches of 100."""
@@ -68,7 +67,7 @@ def net(
     """Return the training of a small net with an order of images of its own."""
     data = data or digits()
     model = model or new_model(seed=seed)
-    settings: Recipe = dataclasses.replace(FEW, **{"batch_size": 100, "lr": 0.02, **recipe})
+    settings: Recipe = dataclasses.replace(FEW, **{"batch_size": 100, "lr": 0.02, "stacked": True, **recipe})
     train, test = (DoubleTrainBatches, DoubleEvalBatches) if double else (TrainBatches, EvalBatches)
     batches = train(
         data.train,
@@ -88,7 +87,7 @@ def net(
 def together(nets: list[Training], epochs: int = 1) -> list[dict[str, float]]:
     """Train nets as one; return the metrics of the last epoch."""
     for _ in range(epochs):
-        rows = [end() for end in train_as_one(nets)]
+        rows = [end() for end in train_epoch(nets)]
     return rows
 
 
@@ -233,7 +232,7 @@ def test_precision_of_the_recipe_holds_in_the_steps_and_nowhere_else(
     nets[0].model.register_forward_hook(
         lambda *of_pass: seen.append((torch.backends.cudnn.allow_tf32, of_pass[2].dtype))
     )
-    ends = train_as_one(nets)
+    ends = train_epoch(nets)
     assert seen == [(rounded, dtype or torch.float32)] * STEPS
     assert torch.backends.cudnn.allow_tf32
     assert not torch.is_autocast_enabled("cpu")
@@ -293,7 +292,7 @@ def test_a_restored_net_goes_on_with_others() -> None:
 
 def memory(training: Training) -> list[tuple[int, tuple[int, ...]]]:
     """Return where a net's tensors lie, and how."""
-    return [(tensor.data_ptr(), tensor.stride()) for tensor in loop.model.state_dict().values()]
+    return [(tensor.data_ptr(), tensor.stride()) for tensor in training.model.state_dict().values()]
 
 
 def test_nets_get_their_own_memory_back() -> None:
@@ -313,7 +312,7 @@ def test_nets_get_their_own_memory_back_from_a_step_that_fails(monkeypatch: pyte
 
     monkeypatch.setattr(nets[1], "update", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        train_as_one(nets)
+        train_epoch(nets)
     assert [memory(each) for each in nets] == before
     assert [each.epoch for each in nets] == [0, 0]
 
@@ -326,7 +325,7 @@ def mlp(seed: int, **recipe: Any) -> Training:
 @pytest.mark.parametrize("broken", [lambda: mlp(1, lr=DIVERGING), lambda: poisoned(mlp(1))], ids=["diverging", "nan"])
 def test_a_net_that_is_no_longer_a_number_leaves_the_others_alone(broken: Callable[[], Training]) -> None:
     alone, joint = [mlp(0), mlp(2)], [mlp(0), broken(), mlp(2)]
-    ends = train_as_one(joint)
+    ends = train_epoch(joint)
     with pytest.raises(Diverged, match="in epoch 1"):
         ends[1]()
     assert joint[1].epoch == 0
@@ -341,7 +340,7 @@ def test_a_net_that_is_no_longer_a_number_leaves_the_others_alone(broken: Callab
 
 def test_a_convolution_keeps_nets_apart() -> None:
     joint, alone = [poisoned(net(0)), net(1)], net(1)
-    ends = train_as_one(joint)
+    ends = train_epoch(joint)
     with pytest.raises(Diverged):
         ends[0]()
     assert ends[1]() == pytest.approx(alone.run_epoch(), rel=1e-6)
@@ -350,13 +349,13 @@ def test_a_convolution_keeps_nets_apart() -> None:
 
 def poisoned(training: Training) -> Training:
     with torch.no_grad():
-        next(loop.model.parameters()).view(-1)[0] = math.nan
+        next(training.model.parameters()).view(-1)[0] = math.nan
     return training
 
 
 # --- who fits --------------------------------------------------------------------------------------------------------
 def test_nets_of_one_architecture_fit_whatever_else_they_are() -> None:
-    profiles = {profile(each) for each in different_nets()}
+    profiles = {each.profile for each in different_nets()}
     assert len(profiles) == 1
     assert None not in profiles
 
@@ -374,25 +373,24 @@ def test_nets_of_one_architecture_fit_whatever_else_they_are() -> None:
     ids=["model", "batchnorm", "type", "precision", "batch size", "steps per epoch"],
 )
 def test_what_differs_in_its_steps_does_not_fit(other: Callable[[], Training]) -> None:
-    assert profile(other()) not in (None, profile(net()))
+    assert other().profile not in (None, net().profile)
     with pytest.raises(AssertionError, match="do not fit"):
-        train_as_one([net(), other()])
+        train_epoch([net(), other()])
 
 
-@pytest.mark.parametrize("how", [{"compiled": True}, {"kernels": "sparse"}], ids=str)
-def test_code_that_was_made_for_one_net_is_never_stacked(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
-    monkeypatch.setattr(loop, "_compiled", lambda model, device: model)
-    monkeypatch.setattr(loop, "on_lanes", lambda model, mask: model)
-    nets = [net(double=False, **how), net(double=False, **how)]
-    assert profile(nets[0]) is None
+@pytest.mark.parametrize("how", [{}, {"compiled": True}, {"kernels": "sparse"}], ids=str)
+def test_networks_of_other_engines_are_trained_alone(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
+    monkeypatch.setattr(sparse_cpu, "on_lanes", lambda model, mask: model)
+    nets = [net(double=False, stacked=False, **how) for _ in range(2)]
+    assert nets[0].profile is None
     with pytest.raises(AssertionError, match="alone"):
-        train_as_one(nets)
+        train_epoch(nets)
 
 
 def test_a_layer_that_cannot_be_widened_is_never_stacked() -> None:
     model = new_model()
     model.relu = nn.Softmax2d()  # over all channels: another net's would take part
-    assert profile(net(model=model)) is None
+    assert net(model=model).profile is None
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

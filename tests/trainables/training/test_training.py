@@ -17,11 +17,11 @@ from waiting import HANG_SECONDS
 from trainables.config import Recipe
 from trainables.data import load_dataset
 from trainables.data.batches import EvalBatches, TrainBatches
+from trainables.host.compiler import find_compiler
 from trainables.masks import layerwise_random_mask, magnitude_mask
 from trainables.models import build_model
 from trainables.schema import TEST_LOSS, TRAIN_LOSS
 from trainables.storage.artifacts import pack, pack_checkpoint, unpack_checkpoint
-from trainables.training.engines.sparse_cpu.compiler import find_compiler
 from trainables.training.loop import Diverged, Training
 from trainables.training.schedule import learning_rate
 

@@ -14,17 +14,15 @@ its kink; a ResNet8 on the digits is at 2e-5 to 2e-3 after three epochs (learnin
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
 from torch import Tensor, nn
 
-from trainables.training.loop import Training, at_least_single
-from trainables.training.precision import tensor_float
+from trainables.training.engines import plain
+from trainables.training.loop import Training
 
 _LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Identity)
 """What a joint network may consist of: layers that work on each channel by itself, or are widened here.
@@ -33,54 +31,43 @@ What a network does to its activations between them must be of that kind, too; s
 """
 
 
-def profile(training: Training) -> Hashable | None:
-    """Return what has to be equal of nets that are trained as one; None for a net that has to be trained alone.
+class Trainer(plain.Trainer):
+    """Trains a network together with others, or alone while there are none."""
 
-    Compiled code and sparse kernels are made for one net, and not every layer can be widened.
-    """
-    recipe, model = training.recipe, training.model
-    layers = [each for each in model.modules() if not list(each.children()) or list(each.parameters(recurse=False))]
-    if recipe.compiled or recipe.kernels != "dense" or not all(type(layer) in _LAYERS for layer in layers):
-        return None
-    tensors = tuple((tensor.dtype, tensor.stride()) for tensor in model.state_dict().values())
-    # In words, a network has the sizes, strides and paddings of all its layers.
-    network = type(model), str(model), tensors, training.device
-    return *network, recipe.precision, training.batches.shape, training.batches.steps_per_epoch
+    def profile(self, training: Training) -> Hashable | None:
+        """Return what must be equal; None for a network with a layer that cannot be widened."""
+        model = training.model
+        layers = [each for each in model.modules() if not list(each.children()) or list(each.parameters(recurse=False))]
+        if not all(type(layer) in _LAYERS for layer in layers):
+            return None
+        tensors = tuple((tensor.dtype, tensor.stride()) for tensor in model.state_dict().values())
+        # In words, a network has the sizes, strides and paddings of all its layers.
+        network = type(model), str(model), tensors, training.device
+        return *network, training.recipe.precision, training.batches.shape, training.batches.steps_per_epoch
 
-
-def train_as_one(trainings: Sequence[Training]) -> list[Callable[[], dict[str, float]]]:
-    """Train the next epoch of several nets, which need not be the same epoch.
-
-    Args:
-        trainings: of equal profiles, see :func:`profile`.
-
-    Returns:
-        For each of them what ends its epoch: evaluates it and returns its metrics, or raises ``Diverged``. As its time
-        counts its share of the time of all.
-    """
-    profiles = {profile(training) for training in trainings}
-    assert len(profiles) == 1, "nets that do not fit each other"
-    assert profiles != {None}, "nets that are to be trained alone"
-    start, first, number = time.perf_counter(), trainings[0], len(trainings)
-    with tensor_float(first.recipe.precision == "tf32"), _joined([training.model for training in trainings]) as joint:
-        # Sums stay on the device; reading one each step would make the host wait for every step.
-        total_losses, hits = torch.zeros(2, number, device=first.device)
-        autocast = first.autocast()
-        for batches in zip(*(training.steps() for training in trainings), strict=True):
-            images = torch.cat([images for images, _ in batches], dim=1)
-            labels = torch.stack([labels for _, labels in batches], dim=1)
-            with autocast:
-                logits = joint.network(images).unflatten(1, (number, -1))
-            each = F.cross_entropy(at_least_single(logits).flatten(0, 1), labels.flatten(), reduction="none")
-            losses = each.view_as(labels).mean(dim=0)
-            joint.backward(losses.sum())  # of all, so that each net gets the gradients of its own
-            for training in trainings:
-                training.update()
-            total_losses += losses.detach()
-            hits += (logits.detach().argmax(dim=2) == labels).sum(dim=0)
-        sums = list(zip(total_losses.tolist(), hits.tolist(), strict=True))
-    share = (time.perf_counter() - start) / number
-    return [partial(each.finish_epoch, *of_it, share) for each, of_it in zip(trainings, sums, strict=True)]
+    def train_epoch(self, trainings: Sequence[Training]) -> list[tuple[float, float]]:
+        """Train the next epoch of several networks as one."""
+        if len(trainings) == 1:
+            return super().train_epoch(trainings)
+        first, number = trainings[0], len(trainings)
+        with _joined([training.model for training in trainings]) as joint:
+            # Sums stay on the device; reading one each step would make the host wait for every step.
+            total_losses, hits = torch.zeros(2, number, device=first.device)
+            autocast = first.autocast()
+            for batches in zip(*(training.steps() for training in trainings), strict=True):
+                images = torch.cat([images for images, _ in batches], dim=1)
+                labels = torch.stack([labels for _, labels in batches], dim=1)
+                with autocast:
+                    logits = joint.network(images).unflatten(1, (number, -1))
+                single = plain.at_least_single(logits).flatten(0, 1)
+                each = F.cross_entropy(single, labels.flatten(), reduction="none")
+                losses = each.view_as(labels).mean(dim=0)
+                joint.backward(losses.sum())  # of all, so that each net gets the gradients of its own
+                for training in trainings:
+                    training.update()
+                total_losses += losses.detach()
+                hits += (logits.detach().argmax(dim=2) == labels).sum(dim=0)
+            return list(zip(total_losses.tolist(), hits.tolist(), strict=True))
 
 
 @contextmanager

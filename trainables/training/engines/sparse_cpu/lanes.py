@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import pad
 
-from trainables.config import SPARSE_BATCH_MULTIPLE
+from trainables.host.cpu import WIDEST_REGISTER
 from trainables.training.engines.sparse_cpu.convolution import SparseConvolution
 from trainables.training.engines.sparse_cpu.library import lanes, library
 from trainables.training.engines.sparse_cpu.normalization import Normalization
@@ -28,7 +28,7 @@ _AT_ONCE: Final = 256
 class OnLanes(nn.Module):
     """A network's forward pass: images (N, C, H, W) to logits (N, classes).
 
-    In training N must be a multiple of ``SPARSE_BATCH_MULTIPLE``. In evaluation it may be any number, and there are no
+    In training N must be a multiple of ``WIDEST_REGISTER``. In evaluation it may be any number, and there are no
     gradients.
     """
 
@@ -188,7 +188,7 @@ def _with(size: int | tuple[int, ...], along_lanes: int) -> tuple[int, int, int]
 
 def _filled(images: Tensor) -> Tensor:
     """Return the images with as many zeros after them as make the batch a whole multiple."""
-    lacking = -len(images) % SPARSE_BATCH_MULTIPLE
+    lacking = -len(images) % WIDEST_REGISTER
     return pad(images, (0, 0, 0, 0, 0, 0, 0, lacking)) if lacking else images
 
 
@@ -196,13 +196,11 @@ def to_lanes(images: Tensor) -> Tensor:
     """Turn (N, channels, height, width) into (N / lanes, channels, height, width, lanes).
 
     Raises:
-        ValueError: N is no multiple of ``SPARSE_BATCH_MULTIPLE``.
+        ValueError: N is no multiple of ``WIDEST_REGISTER``.
     """
     count, *shape = images.shape
-    if count % SPARSE_BATCH_MULTIPLE:
-        raise ValueError(
-            f"kernels='sparse' take batches of whole multiples of {SPARSE_BATCH_MULTIPLE} images, got {count}"
-        )
+    if count % WIDEST_REGISTER:
+        raise ValueError(f"kernels='sparse' take batches of whole multiples of {WIDEST_REGISTER} images, got {count}")
     return images.reshape(count // lanes(), lanes(), *shape).movedim(1, -1).contiguous()
 
 

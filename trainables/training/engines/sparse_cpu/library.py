@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainables.host.compiler import compiler
 from trainables.host.places import cache_folders, first_writable
-from trainables.training.engines.sparse_cpu.compiler import compiler
 
 SOURCE = Path(__file__).with_name("sparse.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
@@ -81,13 +81,13 @@ def address(tensor: Tensor) -> int:
 
 @cache
 def library() -> ctypes.CDLL:
-    """Return the kernels, compiled if this machine's cache has them not.
+    """Return the kernels, compiling them if they are not in this machine's cache.
 
     Raises:
         ValueError: there is no C++ compiler, or it fails, or the cache cannot be written.
     """
     _share_openmp()
-    kernels = ctypes.CDLL(str(_built(compiler())))
+    kernels = ctypes.CDLL(str(_built(compiler("kernels='sparse'"))))
     for name, arguments in _ARGUMENTS.items():
         function = getattr(kernels, name)
         function.argtypes, function.restype = arguments, None

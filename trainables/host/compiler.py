@@ -12,13 +12,13 @@ def find_compiler() -> str | None:
     return next(filter(None, map(shutil.which, COMPILERS)), None)
 
 
-def compiler() -> str:
+def compiler(purpose: str) -> str:
     """Return the path of the C++ compiler.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none; the message says that `purpose` needs one.
     """
     found = find_compiler()
     if found is None:
-        raise ValueError(f"kernels='sparse' needs a C++ compiler, one of {', '.join(COMPILERS)}, and found none")
+        raise ValueError(f"{purpose} needs a C++ compiler, one of {', '.join(COMPILERS)}, and found none")
     return found

@@ -1,0 +1,158 @@
+"""How a network's training is computed, apart from what it is taught. Torch-free: plans, choices and reports use it.
+
+A new setting is a field of :class:`Way`, a row of ``trainables.knobs``, and the engine that it selects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Self
+
+from trainables.knobs import KNOBS, neutral_of, written
+from trainables.models import MODELS
+from trainables.training.engines import ENGINES, Engine
+
+Setting = bool | str
+"""The value of a setting."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """How a network's training is computed. Each setting changes how sums are rounded, so each is part of a job's key.
+
+    Attributes:
+        precision: a name of ``knobs.PRECISIONS``.
+        compiled: whether ``torch.compile`` compiles the network for the training steps.
+        kernels: a name of ``knobs.KERNELS``: what convolves.
+        stacked: whether the network may be trained in one process with others of its architecture, their layers
+            stacked into one. Which others makes no difference to the result, up to rounding.
+    """
+
+    precision: str = neutral_of("precision")
+    compiled: bool = neutral_of("compiled")
+    kernels: str = neutral_of("kernels")
+    stacked: bool = neutral_of("stacked")
+
+    def __post_init__(self) -> None:
+        """Check that an engine computes this way.
+
+        Raises:
+            ValueError: a setting is unknown, or some exclude each other; the message names them.
+        """
+        _engine(self._values)
+
+    @staticmethod
+    def of(source: object) -> Way:
+        """Return the way that the fields of the same names in a cell, a recipe or a rate describe.
+
+        Raises:
+            ValueError: they exclude each other.
+        """
+        return Way(**{name: getattr(source, name) for name in SETTINGS})
+
+    @staticmethod
+    def read(texts: Mapping[str, str]) -> Way:
+        """Return the way that texts describe, as MLflow keeps the settings; empty ones have their defaults.
+
+        Raises:
+            ValueError: a setting is unknown, or some exclude each other.
+        """
+        values = {name: {str(value): value for value in _VALUES[name]} for name in texts}
+        settings: dict[str, Any] = {name: values[name].get(text, text) for name, text in texts.items() if text}
+        return Way(**settings)
+
+    @property
+    def _values(self) -> tuple[Setting, ...]:
+        return tuple(getattr(self, name) for name in SETTINGS)
+
+    @property
+    def engine(self) -> Engine:
+        """What trains this way."""
+        return _engine(self._values)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Value of each setting."""
+        return dict(zip(SETTINGS, self._values, strict=True))
+
+    def __str__(self) -> str:
+        """Return the way in words: its precision, then whatever is not the default."""
+        words = [self.precision]
+        for name, value in self.settings.items():
+            if name != "precision" and value != KNOBS[name].neutral:
+                words.append(name if value is True else f"on {value} {name}")
+        return " ".join(words)
+
+    def at(self, sparsity: float) -> Self:
+        """Return how a job trains under a mask of this sparsity, 0 for a job without one.
+
+        Where an engine gains nothing from so few masked weights, it is not used.
+        """
+        engine = self.engine
+        if engine.selected_by is None or sparsity >= engine.gains_from:
+            return self
+        name, _ = engine.selected_by
+        changed: dict[str, Any] = {name: KNOBS[name].neutral}
+        return dataclasses.replace(self, **changed)
+
+    def fits(self, model: str, batch_size: int) -> bool:
+        """Return whether a network (a name of ``MODELS``) can be trained this way in batches of this size."""
+        engine = self.engine
+        known = MODELS[model].convolutional or not engine.convolutions_only
+        return known and batch_size % engine.batch_multiple == 0
+
+    def check_fits(self, model: str, batch_size: int) -> None:
+        """Raise ValueError unless the network :meth:`fits`; the message names the setting that it does not go with."""
+        if not self.fits(model, batch_size):
+            engine = self.engine
+            networks = "convolutional networks" if engine.convolutions_only else "networks"
+            raise ValueError(
+                f"{engine.setting} trains {networks} in batches of whole multiples of {engine.batch_multiple} images, "
+                f"got model={model!r} and batch_size={batch_size}"
+            )
+
+
+SETTINGS: Final = tuple(field.name for field in dataclasses.fields(Way))
+"""Names of the settings, in the order of the fields."""
+_VALUES: Final[dict[str, tuple[Setting, ...]]] = {name: tuple(KNOBS[name].values or (False, True)) for name in SETTINGS}
+
+
+@cache
+def _engine(values: tuple[Setting, ...]) -> Engine:
+    """Return the engine that settings select, in the order of ``SETTINGS``; errors as of ``Way``."""
+    settings = dict(zip(SETTINGS, values, strict=True))
+    for name, value in settings.items():
+        KNOBS[name].checked(value)
+    asked = set(settings.items())
+    selected = [engine for engine in ENGINES.values() if engine.selected_by and engine.selected_by in asked]
+    if len(selected) > 1:
+        both = " and ".join(engine.setting for engine in selected)
+        raise ValueError(f"{both} exclude each other: each selects an engine of its own")
+    engine = next(iter(selected), ENGINES["plain"])
+    for name, allowed in engine.goes_with.items():
+        if settings[name] not in allowed:
+            raise ValueError(
+                f"{engine.setting} goes with {name} {', '.join(map(repr, allowed))} only, got {settings[name]!r}"
+            )
+    return engine
+
+
+def _ways() -> Iterator[Way]:
+    for values in itertools.product(*_VALUES.values()):
+        settings: dict[str, Any] = dict(zip(SETTINGS, values, strict=True))
+        with contextlib.suppress(ValueError):  # settings that exclude each other
+            yield Way(**settings)
+
+
+WAYS: Final = tuple(_ways())
+"""All ways that there are, the plain ones first."""
+
+
+def in_words(settings: Mapping[str, Setting]) -> str:
+    """Return some settings as ``--set`` takes them."""
+    return " ".join(f"{name}={written(settings[name])}" for name in SETTINGS if name in settings)
