@@ -1,4 +1,4 @@
-"""The search spaces by name. To add one: write a file that makes a ``SearchSpace``, and a line here."""
+"""The search spaces by name. To add one, write a file that builds a ``SearchSpace`` and list it here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def get_space(name: str) -> SearchSpace:
     """Return the search space called `name`.
 
     Raises:
-        ValueError: there is none; the message suggests the nearest and lists all.
+        ValueError: there is no such space; the message suggests the nearest name and lists all.
     """
     known("search space", name, SPACES)
     return SPACES[name]

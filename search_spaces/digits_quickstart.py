@@ -1,22 +1,22 @@
 """The whole study in minutes: real scanned digits, a small residual net, two cores.
 
-Question: does the mask of net A serve net B, once it is permuted to B's basin, and is that visible at toy size?
+Question: Does the mask of net A suit net B once it is permuted into B's basin, and does a toy study show it?
 Command:  python -m study.run --space digits_quickstart
 Jobs:     296, 1,824 epochs of a tenth of a second each.
 Expect:   LTH > permuted > naive, by more at 98 % than at 95 % and by more at the later rewind epoch, where naive falls;
-          little room is left for a gain at width 1 and 95 %. The midpoint of the path from A to B is far better after
+          width 1 at 95 % leaves little room for a gain. The midpoint of the path from A to B is far better after
           matching. README.md shows the report of a run.
 
-Three settings are not the paper's, because the paper's would hide the effect in 280 steps on 8x8 images:
+Three settings differ from the paper's, which would hide the effect in 280 steps on 8x8 images:
 
-- Learning rate and weight decay are such that mean learning rate x weight decay x steps is of the order of one (0.6),
-  as in the paper's 78,000 steps (1.6). With less, the initialisation is not forgotten: the largest weights are those
-  that were drawn large, and the mask of A says nothing about B however well their units are matched.
-- Shortcuts are pruned. With one block per stage they would hold most of the weights that survive.
-- Rewind epochs are a quarter and a half of the training. From an untouched initialisation the paper sees next to no
-  gain, and so does this net (--set rewind_epoch=0,5,10).
+- Learning rate and weight decay make mean learning rate x weight decay x steps of order one (0.6), as in the paper's
+  78,000 steps (1.6). With a smaller product, training does not forget the initialisation: the largest weights are
+  those that were initialised large, and A's mask says nothing about B, however well their units are matched.
+- Shortcuts are pruned. With one block per stage they would hold most of the surviving weights.
+- Rewind epochs are a quarter and a half of the training. From the initialisation (k = 0) the paper finds almost no
+  gain, and so does this study (--set rewind_epoch=0,5,10).
 
-Half of the images are for testing, so that a difference of one point shows.
+Half of the images are test images, so that a difference of one point shows.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Where the nets lie and how they differ: paths, planes and ensembles (paper, Figs 3, 4; table 1).
+"""The nets' loss landscape and functional diversity: paths, planes and ensembles (paper, Figs 3, 4; table 1).
 
 Command:  python -m study.run --space mode_connectivity --data-dir DIR   (likewise the others)
 Jobs:     mode_connectivity 630 (19,500 epochs), ensemble_diversity 90 (7,375),
           ensemble_diversity_cifar100 129 (11,000).
 Expect:   mode_connectivity: the barrier between A and B after matching and BatchNorm reset falls with width (ResNet20,
-          CIFAR-10: loss barrier 0.99 / 0.34 / 0.11 / 0.06 / 0.05 at 1 / 2 / 4 / 8 / 16); dense A and its pruned self
-          stay connected over all rounds once the statistics are reset. ensemble_diversity: five LTH nets disagree far
-          less than five permuted, naive or IMP nets; permuted members are as diverse as naive ones, and better.
+          CIFAR-10: loss barrier 0.99 / 0.34 / 0.11 / 0.06 / 0.05 at 1 / 2 / 4 / 8 / 16); dense A and pruned A stay
+          connected over all rounds once the statistics are reset. ensemble_diversity: five LTH nets disagree far less
+          than five permuted, naive or IMP nets; permuted nets are as diverse as naive ones, and more accurate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENSEMBLE_DIVERSITY = SearchSpace(
     question="Do permuted nets make better ensembles than LTH nets? (paper, table 1)",
     rewind_epoch=(25,),
     method=("dense", "imp", "lth", "permuted", "naive"),
-    seeds=(0,),  # members come from pairs 0 to 4, all under the mask of pair 0
+    seeds=(0,),  # the members are nets of pairs 0 to 4, all under pair 0's mask
     members=5,
 )
 
@@ -38,7 +38,7 @@ ENSEMBLE_DIVERSITY_CIFAR100 = SearchSpace(
     question="Do permuted nets make better ensembles than LTH nets on CIFAR-100? (paper, table 1, lower block)",
     dataset=("cifar100",),
     width=(4.0,),
-    # Table 1 says 90 %, but its accuracies are those of table 12 at 95 %.
+    # Table 1 states 90 %, but its accuracies match table 12 at 95 %.
     sparsity=(0.9, 0.95),
     rewind_epoch=(25,),
     method=("dense", "imp", "lth", "permuted", "naive"),

@@ -3,7 +3,7 @@
 Command:  python -m study.run --space vgg11_rewind_sweep --data-dir DIR
           python -m study.run --space resnet50_imagenet_sweep --data-dir DIR   (DIR holds train/<class>/, val/<class>/)
 Jobs:     VGG11: 180 jobs, 25,950 epochs; ResNet50: 49 jobs, 1,875 epochs.
-Expect:   VGG11: dense 91.6 %, permuted close to LTH, nothing gained by later rewinding after epoch 10. ResNet50 at 90 %
+Expect:   VGG11: dense 91.6 %, permuted close to LTH, no further gain from rewind epochs after 10. ResNet50 at 90 %
           and epoch 25, top-1: LTH 70.7, permuted 66.4, naive 64.8; one pair, as in the paper.
 """
 
@@ -17,7 +17,7 @@ VGG11_REWIND_SWEEP = SearchSpace(
     question="Does the permuted mask work for a net without BatchNorm? (paper, Fig. 8)",
     model=("vgg11",),
     dataset=("cifar10",),
-    sparsity=(0.8, 0.9),  # beyond, naive training is unstable without BatchNorm
+    sparsity=(0.8, 0.9),  # at higher sparsity, naive training without BatchNorm is unstable
     rewind_epoch=(0, 5, 10, 15, 20, 25, 50),
     interpolation_points=25,
     correction="repair",  # there are no BatchNorm statistics to reset

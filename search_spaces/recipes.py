@@ -1,10 +1,9 @@
-"""Recipes by name: how networks are trained, apart from what is asked.
+"""Recipes by name: how networks are trained, whatever the question.
 
-``paper`` is what the paper's tables say for CIFAR: the defaults of ``trainables.knobs``. ``paper_imagenet`` is what
-they say for ImageNet, and ``paper_code`` what the released code does, which depends on the model. ``short`` is for a
-look at the ordering of the methods in a tenth of the epochs. On the command line ``--set recipe=short`` sets all knobs
-of a recipe at once; later ``--set`` options override them. The rewind epochs are the space's: with fewer epochs they
-have to be set, too.
+``paper`` follows the paper's tables for CIFAR, which are the defaults of ``trainables.knobs``; ``paper_imagenet``
+follows its tables for ImageNet. ``paper_code`` follows the released code and depends on the model. ``short`` shows the
+ordering of the methods in a tenth of the epochs. On the command line ``--set recipe=short`` sets all knobs of a recipe
+at once; later ``--set`` options override them. The rewind epochs belong to the space: with fewer epochs, set them, too.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ PAPER: dict[str, Any] = {name: knob.default for name, knob in SETTINGS.items() i
 
 PAPER_CODE: dict[str, Any] = {
     **PAPER,
-    # The code looks for the pruning optimiser's settings where the configuration does not have them: plain SGD.
+    # The code reads the pruning optimiser's settings from a section that its configurations lack, so it is plain SGD.
     "imp_momentum": 0.0,
     "imp_weight_decay": 0.0,
     # "Epoch k" is saved after k + 1 epochs; sparse training still lasts for 200 - k.
     "rewind_offset": 1,
-    # Pruning stops within half a point of the target: what is called 95 % is 94.5 %.
+    # Pruning stops within half a point of the target: a nominal 95 % is 94.5 %.
     "prune_tolerance": 0.005,
-    # The third residual stream is matched after the second block of its stage.
+    # The third residual stream is observed after the second of its three blocks.
     "stream_taps": "paper_code",
     # All training images, shuffled and augmented.
     "match_images": 0,
@@ -34,8 +33,8 @@ PAPER_CODE: dict[str, Any] = {
 
 PAPER_IMAGENET: dict[str, Any] = {
     **PAPER,
-    # Paper, tables 3 and 4. The schedule is the code's: steps at epochs 31 and 62 with a warm-up, from the beginning
-    # again for sparse nets, and constant in pruning rounds. So are the precision and torchvision's initialisation.
+    # Paper, tables 3 and 4. Schedule, precision and torchvision's initialisation are the code's: steps at epochs 31 and
+    # 62 with a warm-up, restarted for sparse nets, and a constant learning rate in pruning rounds.
     "epochs": 80,
     "batch_size": 1024,
     "lr": 0.4,
@@ -56,11 +55,11 @@ PAPER_CODE_IMAGENET: dict[str, Any] = {
     **PAPER_IMAGENET,
     "epochs": 90,
     "batch_size": 256,
-    # The code divides its learning rates of 0.4 and 0.02 by ten where it applies them.
+    # The code divides its learning rates of 0.4 and 0.02 by ten before it applies them.
     "lr": 0.04,
     "sparse_lr": 0.04,
     "imp_lr": 0.002,
-    # "Epoch k" is saved after k + 1 epochs, and here sparse training lasts for 89 - k.
+    # "Epoch k" is saved after k + 1 epochs; here sparse training lasts for 89 - k.
     "rewind_offset": 1,
     "rewind_offset_counts": True,
     "prune_tolerance": 0.005,
@@ -71,9 +70,9 @@ PAPER_CODE_IMAGENET: dict[str, Any] = {
 
 SHORT: dict[str, Any] = {
     **PAPER,
-    # Weight decay is stronger, so that learning rate x weight decay x steps is that of the paper (1.6): otherwise the
-    # initialisation is never forgotten, the largest weights are those that were drawn large, and no permutation can
-    # align the masks of two nets.
+    # Stronger weight decay keeps learning rate x weight decay x steps at the paper's value (1.6). Otherwise training
+    # does not forget the initialisation: the largest weights are those that were initialised large, and no permutation
+    # can align the masks of two nets.
     "weight_decay": 2e-3,
     "epochs": 20,
     "schedule": "one_cycle",
@@ -96,20 +95,20 @@ _OF_MODEL: dict[str, dict[str, dict[str, Any]]] = {
     "paper_code": {
         "resnet8": _ONE_TAP,
         "mlp": _ONE_TAP,
-        # Pruned to the target itself.
+        # The code's tolerance for VGG11, less than five weights: it prunes to the target itself.
         "vgg11": {**_ONE_TAP, "prune_tolerance": 5e-7},
         "vgg11_bn": {**_ONE_TAP, "prune_tolerance": 5e-7},
         "resnet50": PAPER_CODE_IMAGENET,
     }
 }
-"""Recipe -> model -> what it is for that model, where it is something else than in ``RECIPES``."""
+"""Recipe -> model -> the settings for that model, where they differ from ``RECIPES``."""
 
 
 def recipe(name: str, models: Iterable[str]) -> dict[str, Any]:
     """Return the settings of a recipe for the models of a space.
 
     Raises:
-        ValueError: the recipe is not the same for all of them.
+        ValueError: the models have different settings under this recipe.
     """
     models = list(models)
     first, *others = (_OF_MODEL.get(name, {}).get(model, RECIPES[name]) for model in models)

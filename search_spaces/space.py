@@ -1,4 +1,4 @@
-"""A search space: a named question, the axes of its grid, and the recipe that its networks are trained by."""
+"""A search space: a named question, the axes of its grid, and the recipe that trains its networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainables.knobs import SETTINGS, Scalar, by_limit, plain_values
 if TYPE_CHECKING:
 
     class _Settings:
-        """The settings of a space, whose names and values are those of ``trainables.knobs``."""
+        """The settings of a space; ``trainables.knobs`` defines their names and values."""
 
         def __getattr__(self, name: str) -> Any: ...
 
@@ -29,16 +29,16 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace(_Settings):
-    """Every combination of the axes' values is one cell of the grid; cells share whatever jobs they can.
+    """A question and its grid: every combination of the axes' values is one cell, and cells share jobs.
 
-    Besides the attributes below, a space has a value of each knob of ``trainables.knobs``, by default the paper's for
-    ResNet20 on CIFAR-10: a tuple of the axes, and of any other knob that is given several values.
+    Besides the attributes below, a space has a value for each knob of ``trainables.knobs``, by default the paper's for
+    ResNet20 on CIFAR-10. Axes, and any other knob with several values, are tuples.
 
     Attributes:
-        name: unique, also the name of the MLflow experiment.
-        question: one line: what the space is there to find out.
-        rewind_epochs_of_width: (width, rewind epochs) pairs; at such a width the grid has these of its rewind epochs
-            only. A ``param_space`` has them all.
+        name: unique; also names the MLflow experiment.
+        question: the question that the space answers, in one line.
+        rewind_epochs_of_width: (width, rewind epochs) pairs: at these widths the grid has only these of its rewind
+            epochs. ``param_space`` ignores them and has all rewind epochs at every width.
     """
 
     name: str
@@ -57,7 +57,7 @@ class SearchSpace(_Settings):
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        """Check every setting. What some mean together is checked cell by cell, see ``trainables.config.Cell``.
+        """Check every setting by itself; ``trainables.config.Cell`` checks combinations, cell by cell.
 
         Raises:
             ValueError: an axis without values or with repeated ones, a value out of bounds, or an unknown name.
@@ -83,7 +83,7 @@ class SearchSpace(_Settings):
             raise ValueError(f"{name} of space {self.name!r} repeats a value: {', '.join(map(str, values))}")
 
     def cells(self) -> Iterator[dict[str, Any]]:
-        """Yield one flat mapping per cell, keys as in ``trainables.config.Cell``."""
+        """Yield one mapping per cell: name of a ``trainables.config.Cell`` field -> value."""
         axes = {knob.name: _values(getattr(self, name)) for name, knob in SETTINGS.items()}
         of_width = dict(self.rewind_epochs_of_width)
         for values in itertools.product(*axes.values()):
@@ -94,10 +94,10 @@ class SearchSpace(_Settings):
     def param_space(self, *, storage: str = "outputs", data_dir: str | None = None) -> dict[str, Any]:
         """Return the space for a plain ``ray.tune.Tuner`` around one of the four Trainables.
 
-        Axes become Tune's ``grid_search``; the method is the Trainable's, so it is left out.
+        Axes become Tune's ``grid_search``. The method is left out, because each Trainable is one method.
 
         Args:
-            storage: directory of the store, made absolute here because a trial runs in a directory of its own.
+            storage: directory of the store; made absolute, because a trial runs in its own working directory.
             data_dir: directory of the datasets that do not come with a library.
         """
         space: dict[str, Any] = {"storage": os.path.abspath(os.path.expanduser(storage))}
