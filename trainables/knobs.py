@@ -179,7 +179,7 @@ class Knobs:
     rewind_epoch: int = knob(
         10,
         "[0, epochs)",
-        "dense training before the state that sparse training starts from; 0: the untouched initialisation",
+        "dense epochs behind the state that sparse training starts from; 0: the untouched initialisation",
         part=GRID,
         unit="epochs",
         axis=True,
@@ -206,7 +206,7 @@ class Knobs:
     epochs: int = knob(
         200,
         f"[1, {MAX_EPOCHS}]",
-        "dense training; a sparse net trains for the remaining epochs - rewind_epoch",
+        "length of dense training; a sparse net trains for the remaining epochs - rewind_epoch",
         part=TRAINING,
         unit="epochs",
         recipe=True,
@@ -214,7 +214,7 @@ class Knobs:
     batch_size: int = knob(
         128,
         "[1, 1000000]",
-        "one step; the last, partial batch of an epoch is dropped",
+        "size of a batch; the last, partial batch of an epoch is dropped",
         part=TRAINING,
         unit="images",
         recipe=True,
@@ -233,9 +233,15 @@ class Knobs:
     )
     schedule: str = knob("cosine", SCHEDULES, "course of the learning rate", part=TRAINING, recipe=True)
     warmup_epochs: float = knob(
-        0.0, "[0, epochs]", "linear warm-up from 0", part=TRAINING, unit="epochs", neutral=0.0, recipe=True
+        0.0,
+        "[0, epochs]",
+        "length of the linear warm-up from 0",
+        part=TRAINING,
+        unit="epochs",
+        neutral=0.0,
+        recipe=True,
     )
-    precision: str = knob("fp32", PRECISIONS, "numbers of a training step", part=TRAINING, neutral="fp32")
+    precision: str = knob("fp32", PRECISIONS, "number format of a training step", part=TRAINING, neutral="fp32")
     compiled: bool = knob(
         False,
         None,
@@ -246,14 +252,14 @@ class Knobs:
     kernels: str = knob(
         "dense",
         KERNELS,
-        "what convolves, where many weights are masked; dense everywhere else; rounding differs",
+        "convolutions where many weights are masked, dense elsewhere; sparse ones round differently",
         part=TRAINING,
         neutral="dense",
     )
     stacked: bool = knob(
         False,
         None,
-        "networks of one architecture may train as one, several in a trial; rounding differs",
+        "networks of one architecture may train as one, several in a trial; it rounds differently",
         part=TRAINING,
         neutral=False,
     )
@@ -267,7 +273,9 @@ class Knobs:
     prune_fraction: float = knob(  # a smaller share would need thousands of rounds
         0.2, "[0.001, 1)", "share of the remaining weights that a round prunes", part=PRUNING, recipe=True
     )
-    imp_epochs: int = knob(50, f"[0, {MAX_EPOCHS}]", "training in each round", part=PRUNING, unit="epochs", recipe=True)
+    imp_epochs: int = knob(
+        50, f"[0, {MAX_EPOCHS}]", "length of a pruning round", part=PRUNING, unit="epochs", recipe=True
+    )
     imp_lr: float = knob(0.01, "(0, 100]", "peak learning rate of a round", part=PRUNING, recipe=True)
     imp_momentum: float = knob(0.9, "[0, 1)", "momentum in a round", part=PRUNING, recipe=True)
     imp_weight_decay: float = knob(5e-4, "[0, 1]", "L2 coefficient in a round", part=PRUNING, recipe=True)
@@ -299,7 +307,7 @@ class Knobs:
     rewind_offset: int = knob(
         0,
         "[0, 1]",
-        'age of "epoch k" beyond k; 1 is the paper\'s code, which saves it after k + 1 epochs',
+        'how much older the state called "epoch k" is; 1: the paper\'s code, which saves it after k + 1 epochs',
         part=REWINDING,
         unit="epochs",
         recipe=True,
@@ -322,7 +330,7 @@ class Knobs:
     match_epoch: int = knob(
         -1,
         "[-1, epochs]",
-        "B's training at which it is matched, early matching; -1: its end",
+        "epoch of B's training at which it is matched (early matching); -1: the last",
         part=MATCHING,
         unit="epochs",
         axis=True,
@@ -334,7 +342,7 @@ class Knobs:
     member: int = knob(
         0,
         f"[0, {MAX_MEMBERS - 1}]",
-        "number of the net in an ensemble; LTH nets differ in data order, all others in their pair, seed + member",
+        "number of the net in an ensemble: LTH nets differ in data order, all others in their pair, seed + member",
         part=GRID,
     )
     members: int = knob(
@@ -355,7 +363,7 @@ class Knobs:
     mask_overlap: bool = knob(
         False,
         None,
-        "the permuted mask is compared with that of pruning B itself, which takes as many rounds again",
+        "the permuted mask is compared with B's own, which takes as many pruning rounds again",
         part=MEASURING,
     )
 
