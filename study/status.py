@@ -87,8 +87,7 @@ def status(plan: Plan, store: Store) -> Status:
         StorageError: the storage cannot be read.
     """
     published = store.keys()
-    if not (store.root.exists() if store.is_local else published or any(store.storage.names(""))):
-        raise ValueError(f"storage {store.uri} does not exist: no study has run there (--storage names another)")
+    store.check_exists()
     todo = plan.closure.todo(published)
     leases = {key: lease for key, lease in store.leases().items() if key in todo}
     failures = {key: note for key in store.failures() & todo.keys() - leases.keys() if (note := store.failure(key))}

@@ -239,7 +239,7 @@ def test_the_rules_of_this_file_find_what_they_look_for() -> None:
     assert "mlflow" in {top(name) for name in imported_anywhere(ROOT / "study" / "tracking" / "mlflow_runs.py")}
     assert "mlflow" not in {top(name) for name in imported_on_import(ROOT / "study" / "tracking" / "mlflow_runs.py")}
     assert "trainables.schema" in imported_on_import(ROOT / "study" / "run.py")  # from trainables import schema
-    assert "study.sweep" in imported_anywhere(ROOT / "study" / "run.py") - imported_on_import(ROOT / "study" / "run.py")
+    assert "study.progress" in imported_anywhere(SWEEP) - imported_on_import(SWEEP)
     assert "torch" in loaded_by(["trainables.storage.artifacts"])["trainables.storage.artifacts"]
 
 

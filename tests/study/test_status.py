@@ -18,7 +18,6 @@ from trainables.host.processes import host_of, me
 from trainables.host.terminal import WRONG_REQUEST
 from trainables.storage.store import Store
 
-NO_STUDY = "no study has run there (--storage names another)"
 CELL = tiny_cell()
 DENSE_A, DENSE_B, PRUNED = dense_job(CELL, CELL.seed_a), dense_job(CELL, CELL.seed_b), prune_job(CELL, CELL.seed_a)
 NAIVE, PERMUTED = target(tiny_cell("naive")), target(CELL)
@@ -120,7 +119,7 @@ def test_damage_is_named(plan: Plan, own_copy: Store) -> None:
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--space", "digits_quickstart", "--status", "--storage"]
     assert run.main([*arguments, str(tmp_path / "x")]) == WRONG_REQUEST
-    assert capsys.readouterr() == ("", f"error: storage {tmp_path}/x does not exist: {NO_STUDY}\n")
+    assert capsys.readouterr() == ("", f"error: storage {tmp_path}/x does not exist: no study has run there\n")
     assert run.main([*arguments, str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "no study runs on this storage" in out

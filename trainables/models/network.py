@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
 
 from trainables.host.cpu import WIDEST_REGISTER
 from trainables.symmetry.permutations import PermutationSpec
@@ -17,6 +21,11 @@ class Network(nn.Module):
     All networks call the last linear layer ``fc`` and the convolutions on a shortcut ``downsample``, as torchvision
     does. Each tap is a separate ReLU module that does not work in place, so a forward hook sees the units' activations.
     """
+
+    mask: Mapping[str, Tensor] = MappingProxyType({})
+    """Name -> bool tensor, True where a weight is kept: of a pruned network from ``trainables.load_network``."""
+    manifest: Mapping[str, Any] = MappingProxyType({})
+    """The store's record of a network from ``trainables.load_network``."""
 
     def permutation_spec(self) -> PermutationSpec:
         """Return the permutation group that acts on each axis of each tensor in the state dict."""

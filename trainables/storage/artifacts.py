@@ -41,7 +41,12 @@ def read_weights(store: Store, key: str) -> dict[str, Tensor]:
 
 def read_mask(store: Store, key: str) -> dict[str, Tensor]:
     """Return the mask of a published pruning round or sparse net: name -> bool tensor, True where a weight is kept."""
-    return {name: tensor.to(torch.bool) for name, tensor in unpack(store.read(key, MASK)).items()}
+    return unpack_mask(store.read(key, MASK))
+
+
+def unpack_mask(content: bytes) -> dict[str, Tensor]:
+    """Return the mask in the bytes of its file: name -> bool tensor, True where a weight is kept."""
+    return {name: tensor.to(torch.bool) for name, tensor in unpack(content).items()}
 
 
 def read_permutation(store: Store, key: str) -> dict[str, Tensor]:

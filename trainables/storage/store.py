@@ -135,6 +135,11 @@ class Store:
             raise ValueError(f"{self.uri} is not a directory")
         return self.storage.root
 
+    def check_exists(self) -> None:
+        """Raise ValueError unless the directory exists, or the object store holds anything under the URI."""
+        if not (self.root.exists() if self.is_local else any(patiently(lambda: list(self.storage.names(""))))):
+            raise ValueError(f"storage {self.uri} does not exist: no study has run there")
+
     # --- reading ------------------------------------------------------------------------------------------------
     def directory(self, key: str) -> Path:
         """Return where the result of `key` is or will be, in a store that is a directory; errors as for a key."""

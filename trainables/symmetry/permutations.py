@@ -169,6 +169,9 @@ def random_permutation(spec: PermutationSpec, generator: torch.Generator | int =
     Args:
         spec: the network's specification.
         generator: a CPU generator, or the seed of a new one.
+
+    Returns:
+        Group -> int64 index vector (units,) on the CPU.
     """
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
