@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,6 +33,42 @@ PLACES: dict[str, tuple[str, ...]] = {
     "rich": ("study/",),
 }
 """Library -> the files, or folders, that may import it."""
+
+LATE: dict[str, str] = {
+    "analysis.command": "pandas and matplotlib are not for --help",
+    "analysis.drawing.files": "matplotlib is not for tables",
+    "analysis.report": "pandas and matplotlib are not for --help",
+    "analysis.screenshots": "pandas and matplotlib are not for --help",
+    "study.benchmark.__main__": "torch is not for --help and the printed table",
+    "study.benchmark.sweep": "ray, once its environment has been set",
+    "study.benchmark.training": "what it is compared with is loaded only in the process that measures it",
+    "study.outcome": "pandas, once a study has ended well",
+    "study.run": "torch, once --fastest has something to measure",
+    "study.scheduling.session": "torch, on a node that is asked for its GPUs",
+    "study.sweep": "ray, once its environment has been set; rich, once there is something to show",
+    "trainables.data.__main__": "torchvision, where something is downloaded",
+    "trainables.storage": "the library of a file system, where an object store is used",
+}
+"""Module -> why its functions import modules of the project. All others import at their top, where a reader looks."""
+
+MOST_FILES = 15
+CROWDED: dict[str, str] = {
+    "analysis/figures": "one file for each figure or table",
+    "analysis": "the screenshots of the README and the browser that takes them are its last two",
+}
+"""Folder -> why it may have more than MOST_FILES modules."""
+
+TWINS: dict[frozenset[str], str] = {
+    frozenset({"store", "storage"}): "results by key, and the file systems below them",
+    frozenset({"training", "train"}): "the wing that trains epochs, and the jobs that consist of such epochs",
+    frozenset({"stats", "states"}): "statistics, and what a job is doing",
+    frozenset({"labels"}): "how MLflow's runs are called, and how figures call what they show",
+    frozenset({"errors"}): "what a job's failure means, and a file system's failures",
+}
+"""Names of modules that differ by no more than an ending -> why they may."""
+NAMED_AFTER_OTHERS = ("analysis/figures/", "study/benchmark/", "search_spaces/")
+"""Folders whose files are named after what they draw, measure or ask about."""
+ENDINGS = re.compile(r"(ing|ed|es|er|e|s|age)$")
 
 TORCH_FREE = (
     "search_spaces",
@@ -157,25 +195,45 @@ def test_search_spaces_are_pure_data(path: Path) -> None:
     assert not foreign, f"{place(path)} imports {sorted(foreign)}: a search space needs no library"
 
 
-def test_no_module_imports_itself_through_others() -> None:
-    arrows = {
-        name: {target for target in imported_on_import(path) if target in MODULES and target != name}
-        for name, path in MODULES.items()
-    }
+def imported_late(path: Path) -> set[str]:
+    """Return the modules of the project that only functions import."""
+    functions = (node for node in ast.walk(TREES[path]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    statements = (node for function in functions for node in ast.walk(function) if isinstance(node, ast.stmt))
+    inside = {name for statement in statements for name in names(statement)}
+    return (inside & MODULES.keys()) - imported_on_import(path)
+
+
+def cycle(arrows: dict[str, set[str]]) -> list[str]:
+    """Return modules that import each other in this order, the first one again at the end; empty if there are none."""
     done: set[str] = set()
 
-    def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, (
-            f"a cycle of imports: {' -> '.join((*trail[trail.index(name) :], name))}; "
-            "move what they share to a module of its own"
-        )
+    def visit(name: str, trail: tuple[str, ...]) -> list[str]:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
         if name not in done:
             for target in sorted(arrows[name]):
-                visit(target, (*trail, name))
+                if found := visit(target, (*trail, name)):
+                    return found
             done.add(name)
+        return []
 
-    for name in arrows:
-        visit(name, ())
+    return next((found for name in arrows if (found := visit(name, ()))), [])
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    arrows = {
+        name: ((imported_on_import(path) & MODULES.keys()) | imported_late(path)) - {name}
+        for name, path in MODULES.items()
+    }
+    found = cycle(arrows)
+    assert not found, f"a circle of imports: {' -> '.join(found)}; move what they share to a module of its own"
+
+
+def test_functions_import_modules_of_the_project_only_for_a_reason() -> None:
+    late = {name: found for name, path in MODULES.items() if (found := imported_late(path))}
+    unexplained = {name: sorted(found) for name, found in late.items() if name not in LATE}
+    assert not unexplained, "import these at the top of the module, or name the reason in LATE of this file"
+    assert not LATE.keys() - late.keys(), "these import nothing late any more: take them out of LATE"
 
 
 # --- what planning needs --------------------------------------------------------------------------------------------
@@ -207,12 +265,6 @@ def test_planning_loads_no_heavy_library() -> None:
     )
 
 
-def test_the_public_trainables_are_loaded_on_first_use() -> None:
-    assert loaded_by(["trainables", "trainables.training.schedule"])["trainables.training.schedule"] == []
-    source = (ROOT / "trainables" / "__init__.py").read_text(encoding="utf-8")
-    assert all(name in source for name in ("LTH", "Dense", "Naive", "Permuted"))
-
-
 def test_analysis_loads_neither_torch_nor_ray() -> None:
     loaded = loaded_by(name for name in MODULES if top(name) == "analysis")
     guilty = {name for name, libraries in loaded.items() if {"torch", "ray"} & set(libraries)}
@@ -233,13 +285,38 @@ def test_nothing_is_imported_by_star(path: Path) -> None:
     assert not stars, f"{place(path)} line {stars[0].lineno}: import by name, so that a reader finds where it is from"
 
 
+def test_a_folder_can_be_taken_in_at_a_glance() -> None:
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in TREES if path.stem != "__init__")
+    crowded = {folder for folder, count in counts.items() if count > MOST_FILES}
+    assert crowded == CROWDED.keys(), "give what belongs together a folder, or keep CROWDED true"
+
+
+def stem(name: str) -> str:
+    """Return a module's name without the ending that makes it a plural, a participle or an actor."""
+    return ENDINGS.sub("", name) if len(name) > 4 else name.removesuffix("s")
+
+
+def test_names_of_modules_are_no_twins() -> None:
+    twins: dict[str, list[Path]] = defaultdict(list)
+    for path in TREES:
+        if not place(path).startswith(NAMED_AFTER_OTHERS) and path.stem != "__main__":
+            own = path.parent if path.stem == "__init__" else path.with_suffix("")
+            twins[stem(own.name)].append(own.relative_to(ROOT))
+    alike = {frozenset(each.name for each in found) for found in twins.values() if len(found) > 1}
+    assert not alike - TWINS.keys(), "these sound alike: rename all but one, or say in TWINS of this file why they may"
+    assert not TWINS.keys() - alike, "these are no twins any more: take them out of TWINS"
+
+
 def test_the_rules_of_this_file_find_what_they_look_for() -> None:
     # A rule that never fires may simply be blind.
     assert "ray" in {top(name) for name in imported_anywhere(ROOT / "trainables" / "tune.py")}
     assert "mlflow" in {top(name) for name in imported_anywhere(ROOT / "study" / "tracking" / "mlflow_runs.py")}
     assert "mlflow" not in {top(name) for name in imported_on_import(ROOT / "study" / "tracking" / "mlflow_runs.py")}
-    assert "trainables.schema" in imported_on_import(ROOT / "study" / "run.py")  # from trainables import schema
-    assert "study.progress" in imported_anywhere(SWEEP) - imported_on_import(SWEEP)
+    assert "trainables.schema" in imported_on_import(ROOT / "study" / "forecast.py")  # from trainables import schema
+    assert "study.progress" in imported_late(ROOT / "study" / "sweep.py")
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert stem("runs") == stem("run")
+    assert stem("published") == stem("publishing") == stem("publish")
     assert "torch" in loaded_by(["trainables.storage.artifacts"])["trainables.storage.artifacts"]
 
 
