@@ -61,6 +61,8 @@ CROWDED: dict[str, str] = {
 TWINS: dict[frozenset[str], str] = {
     frozenset({"store", "storage"}): "results by key, and the file systems below them",
     frozenset({"training", "train"}): "the wing that trains epochs, and the jobs that consist of such epochs",
+    frozenset({"scheduling", "schedule"}): "the wing that orders jobs, and the learning rate by epoch",
+    frozenset({"host", "hosts"}): "the wing for the machine of a process, and the nodes that trials run on",
     frozenset({"stats", "states"}): "statistics, and what a job is doing",
     frozenset({"labels"}): "how MLflow's runs are called, and how figures call what they show",
     frozenset({"errors"}): "what a job's failure means, and a file system's failures",

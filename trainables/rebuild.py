@@ -60,15 +60,11 @@ def load_network(store_or_uri: Store | str | os.PathLike[str], key: str) -> Netw
 def _empty(task: Task, weights: Mapping[str, Tensor]) -> Network:
     """Return a task's network without memory for its weights, whose shapes say what the task leaves to the data."""
     entry, channels = model_entry(task.model), get_entry(task.dataset).in_channels
-    fixed: dict[str, Any] = {"width": task.width, "in_channels": channels, "init": task.init}
-    fixed |= model_options(task.shortcut, stream_taps="end")
+    given: dict[str, Any] = {"width": task.width, "in_channels": channels, "init": task.init}
+    given |= model_options(task.shortcut, stream_taps="end")
     with torch.device("meta"):
-        first = next(iter(build_model(task.model, **fixed).state_dict()))
+        first = next(iter(build_model(task.model, **given).state_dict()))
         side = math.isqrt(weights[first][0].numel() // channels)  # of the kernel; of the image if nothing convolves
         small = SMALL_IMAGE if side < entry.first_kernel else entry.reference_image_size
-        return build_model(
-            task.model,
-            num_classes=len(weights[f"{CLASSIFIER}.weight"]),
-            **fixed,
-            **image_options(task.model, small if entry.convolutional else side),
-        )
+        given |= image_options(task.model, small if entry.convolutional else side)
+        return build_model(task.model, num_classes=len(weights[f"{CLASSIFIER}.weight"]), **given)
