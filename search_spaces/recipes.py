@@ -1,4 +1,4 @@
-"""Recipes by name: how networks are trained, whatever the question.
+"""Recipes by name: how networks are trained, independently of the question.
 
 ``paper`` follows the paper's tables for CIFAR, which are the defaults of ``trainables.knobs``; ``paper_imagenet``
 follows its tables for ImageNet. ``paper_code`` follows the released code and depends on the model. ``short`` shows the

@@ -106,7 +106,7 @@ def plan_of(jobs: int) -> tuple[Plan, float]:
     return plan, time.perf_counter() - start
 
 
-# --- a sweep, in a process of its own --------------------------------------------------------------------------------
+# --- a sweep in its own process ---------------------------------------------------------------------------------------
 def run_apart(jobs: int, tracked: bool) -> Cost:
     """Do what `run` does in a new process, whose peak memory is that of this sweep alone."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -23,7 +23,7 @@ class Network(nn.Module):
     """
 
     mask: Mapping[str, Tensor] = MappingProxyType({})
-    """Name -> bool tensor, True where a weight is kept: of a pruned network from ``trainables.load_network``."""
+    """The mask of a pruned network from ``trainables.load_network``: name -> bool tensor, True where kept."""
     manifest: Mapping[str, Any] = MappingProxyType({})
     """The store's record of a network from ``trainables.load_network``."""
 
