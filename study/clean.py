@@ -20,6 +20,7 @@ from study.options import Options
 from study.plan import Network, Plan, make_plan, override
 from study.status import size_in_words
 from trainables.host.processes import host_of
+from trainables.schema import MANIFEST
 from trainables.storage.lease import renewal_seconds
 from trainables.storage.store import Store, owner
 from trainables.training.engines import CPU, GPU
@@ -124,7 +125,7 @@ def _leftovers(
     store: Store, files: Iterable[str], published: Collection[str], needed: Collection[str], careful: bool
 ) -> list[str]:
     """Return the files that belong to no result; `careful` keeps checkpoints and notes of jobs in no known plan."""
-    found, attempts = [], defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
+    found, folders = [], defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
     for path in files:
         key, within = owner(path), path.split("/")[3:]
         assert key is not None, "files of others are left alone"
@@ -133,12 +134,12 @@ def _leftovers(
                 found.append(path)
         elif key not in published:
             found.append(path)
-        elif len(within) > 1:  # written by one of the attempts at publishing the result
-            attempts[key][within[0]].append(path)
-    contested = [key for key, each in attempts.items() if len(each) > 1]
+        elif within != [MANIFEST]:
+            folders[key][within[0] if len(within) > 1 else ""].append(path)
+    contested = [key for key, each in folders.items() if len(each) > 1]
     for key, manifest in store.manifests(contested)[0].items():
-        for attempt, paths in attempts[key].items():
-            if attempt != manifest.get("attempt"):
+        for attempt, paths in folders[key].items():
+            if attempt != manifest.get("attempt", ""):
                 found += paths
     return found
 

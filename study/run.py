@@ -30,7 +30,7 @@ from trainables.host.compiler import compiler, find_compiler
 from trainables.host.databases import default_tracking_uri
 from trainables.host.redaction import redact
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK, command, refused
-from trainables.storage.errors import announced
+from trainables.storage.patience import announced
 from trainables.storage.store import StorageError, Store
 from trainables.training.engines import CPU, GPU
 

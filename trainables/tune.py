@@ -25,7 +25,7 @@ from ray.tune import PlacementGroupFactory, Trainable
 from trainables import schema
 from trainables.config import Cell, check_something_left
 from trainables.data import check_dataset
-from trainables.errors import HostFault, Verdict, WouldRecur, verdict
+from trainables.errors import HostFault, Verdict, WouldRecur, first_line, verdict
 from trainables.graph import Job, Ref, closure, measurements, target
 from trainables.host.places import expanded, settle
 from trainables.host.redaction import redact_text
@@ -210,7 +210,7 @@ class PlannedJob(JobTrainable):
             self._prepare(config)
         except Exception as error:  # of what the driver has done before: what is wrong is here
             its = verdict(error) is Verdict.RECURRING
-            self._fault = HostFault(f"{type(error).__name__}: {_first_line(error)}") if its else error
+            self._fault = HostFault(f"{type(error).__name__}: {first_line(error)}") if its else error
 
     def _prepare(self, config: dict[str, Any]) -> None:
         super()._begin(config)
@@ -229,7 +229,7 @@ class PlannedJob(JobTrainable):
             cell = Cell.from_mapping(json.loads(config["cell"]))
             jobs = closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs
         except Exception as error:
-            raise HostFault(f"{_OTHER_VERSION}: {type(error).__name__}: {_first_line(error)}") from error
+            raise HostFault(f"{_OTHER_VERSION}: {type(error).__name__}: {first_line(error)}") from error
         if config["key"] not in jobs:
             raise HostFault(f"job {config['key'][:12]} is not part of its cell here: {_OTHER_VERSION}")
         return jobs[config["key"]], list(config["outputs"])
@@ -388,15 +388,15 @@ def _held(job: Job) -> dict[str, Any]:
 
 def _ended(error: Exception) -> dict[str, Any]:
     """Return the last result of a job that an exception has ended: its status says what is to be done about it."""
-    named = f"{type(error).__name__}: {_first_line(error)}"
+    named = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, StorageError):
         status, text = STATUS_STORAGE, str(error)
     elif _is_out_of_memory(error):
-        status, text = STATUS_OUT_OF_MEMORY, f"out of memory: {_first_line(error)}"
+        status, text = STATUS_OUT_OF_MEMORY, f"out of memory: {first_line(error)}"
     elif (found := verdict(error)) is Verdict.OF_HOST:
-        status, text = STATUS_HOST, _first_line(error) if isinstance(error, HostFault) else named
+        status, text = STATUS_HOST, first_line(error) if isinstance(error, HostFault) else named
     elif found is Verdict.RECURRING:
-        status, text = STATUS_FAILED, _first_line(error) if isinstance(error, WouldRecur | ValueError) else named
+        status, text = STATUS_FAILED, first_line(error) if isinstance(error, WouldRecur | ValueError) else named
     else:
         status, text = STATUS_DIED, named
     return {"status": status, "error": redact_text(text), "done": True}
@@ -410,10 +410,6 @@ def _node() -> str:
 def _is_out_of_memory(error: Exception) -> bool:
     # PyTorch has a class of its own for a full GPU only.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _location(storage: str) -> str:

@@ -180,7 +180,7 @@ def _init(address: str | None) -> None:
             passing = isinstance(error, ConnectionError | TimeoutError) or not isinstance(error, ValueError | OSError)
             if pause is None or not passing:
                 raise
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = first_line(error)
             print(f"Ray has not started ({reason}); again in {pause:.0f} s", file=sys.stderr, flush=True)
             ray.shutdown()
             time.sleep(pause)
@@ -220,7 +220,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
     try:
         _init(address)
     except Exception as error:  # Ray raises bare ones, too
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         if address not in (None, "auto") and "RAY_AUTH_MODE" not in os.environ:  # of auto, Ray finds out itself
             reason += "; if it asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         raise ClusterError(f"Ray cluster {address or 'on this machine'}: {reason}") from error

@@ -19,6 +19,7 @@ from study.scheduling.callback import StudyCallback
 from study.scheduling.searcher import PlanSearcher
 from study.scheduling.session import Cluster
 from study.scheduling.states import DONE
+from trainables.errors import causes
 from trainables.host.redaction import redact_text
 from trainables.tune import PlannedJob
 
@@ -116,10 +117,7 @@ def _done(searcher: PlanSearcher) -> int:
 
 def _in_words(error: BaseException) -> str:
     """Return what Tune said at last, without the traces that it quotes."""
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    if any(isinstance(cause, OutOfMemoryError) for cause in causes):
+    if any(isinstance(cause, OutOfMemoryError) for cause in causes(error, contexts=True)):
         return (
             "Ray's memory monitor has killed a trial, which Tune does not survive; "
             "set RAY_memory_monitor_refresh_ms=0 before ray start, on all nodes"

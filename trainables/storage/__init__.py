@@ -1,7 +1,7 @@
-"""Where files are kept: a local or shared directory, or an object store; one set of operations for both. Torch-free.
+"""Where files are kept: a local or shared directory, or an object store, with the same operations. Torch-free.
 
-Paths are relative to the storage, with ``/`` between their parts. Every operation happens as a whole or not at all:
-no reader sees half a file, and of two processes that create one path exactly one is told that it did.
+Paths are relative to the storage, with ``/`` between their parts. Single files are written atomically: no reader sees
+half a file, and if two processes create the same path, exactly one succeeds.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from trainables.storage.errors import StorageError, patiently
 from trainables.storage.local import LocalStorage
+from trainables.storage.patience import StorageError, patiently
 
 if TYPE_CHECKING:
     from trainables.storage.objects import ObjectStorage
@@ -32,6 +32,6 @@ def open_storage(location: str | os.PathLike[str]) -> Storage:
         return LocalStorage(unquote(text.removeprefix("file://")))
     if "://" not in text:
         return LocalStorage(text)
-    from trainables.storage.objects import ObjectStorage  # brings fsspec along, which a local study does not need
+    from trainables.storage.objects import ObjectStorage  # imports fsspec, which a local study does not need
 
     return ObjectStorage(text)

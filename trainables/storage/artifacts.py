@@ -26,7 +26,7 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = Non
 
 def unpack(content: bytes) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, in alphabetical order, on the CPU."""
-    return dict(sorted(safetensors.torch.load(content).items()))  # which comes in another order each time
+    return dict(sorted(safetensors.torch.load(content).items()))  # it returns them in random order
 
 
 def pack_json(document: Any) -> bytes:
@@ -50,32 +50,32 @@ def unpack_mask(content: bytes) -> dict[str, Tensor]:
 
 
 def read_permutation(store: Store, key: str) -> dict[str, Tensor]:
-    """Return the permutation that a published match found."""
+    """Return the permutation of a published match."""
     return unpack(store.read(key, PERMUTATION))
 
 
 def read_metrics(store: Store, key: str) -> dict[str, Any]:
     """Return a published job's metrics.
 
-    ``history`` lists, per epoch, its metrics with ``epoch`` and ``timestamp`` (ms since 1970); ``final`` holds the
-    numbers of the finished job.
+    ``history`` lists the metrics of each epoch with ``step`` and ``timestamp`` (ms since 1970); ``final`` has the
+    metrics of the finished job.
     """
     return store.read_json(key, METRICS)
 
 
 _ABOUT = ("format", "job", "document", "checksum")
 CHECKPOINT_FORMAT = "2"
-"""Raised whenever a checkpoint has another layout; those of others are not read."""
+"""Incremented when the layout of checkpoints changes; checkpoints of other formats are not read."""
 
 
 def pack_checkpoint(key: str, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> bytes:
-    """Return a training state of a job and the plain data that belongs to it as one file."""
+    """Return a job's training state and the JSON document that belongs to it as the bytes of one file."""
     about = {"format": CHECKPOINT_FORMAT, "job": key, "document": json.dumps(document)}
     return pack(tensors, {**about, "checksum": _checksum(tensors, about)})
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    """Return the sha256 of a checkpoint's content: a flipped bit in a weight would go unnoticed, unlike a torn file."""
+    """Return the sha256 of a checkpoint's content; safetensors notices a truncated file, but not a flipped bit."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -88,7 +88,7 @@ def unpack_checkpoint(content: bytes, key: str) -> tuple[dict[str, Tensor], dict
     """Undo :func:`pack_checkpoint`.
 
     Raises:
-        ValueError: the file is not such a checkpoint: it is damaged, of another job, or of another version.
+        ValueError: the file is damaged, or the checkpoint of another job or version.
     """
     try:
         (length,) = struct.unpack_from("<Q", content)
@@ -106,4 +106,4 @@ def unpack_checkpoint(content: bytes, key: str) -> tuple[dict[str, Tensor], dict
 
 
 _HEADER = documents.fields({"__metadata__": documents.fields(dict.fromkeys(_ABOUT, documents.text))})
-"""Of the safetensors file of a checkpoint."""
+"""Check of the header of a checkpoint's safetensors file."""

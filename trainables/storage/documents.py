@@ -1,8 +1,8 @@
-"""The one reader of stored documents: JSON that anybody, or a failing disk, may have written. Torch-free.
+"""The only reader of stored documents: JSON that may be damaged or written by someone else. Torch-free.
 
-What is parsed is not validated yet. Every kind of document that a study keeps stands in ``KINDS`` with a check of its
-fields, so that whoever reads one gets all that it relies on, of the types that it relies on, or :class:`Malformed`.
-Fields that a kind does not name may be there: a later version of the study may have written them.
+``KINDS`` lists every kind of document that a study keeps, with a check of its fields. A reader gets a document whose
+fields exist and have the right types, or :class:`Malformed`. Unknown fields are allowed: a later version of the study
+may have written them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Check = Callable[[Any], None]
 Document = dict[str, Any]
 
 MAX_DEPTH: Final = 32
-"""Levels of nesting; whatever walks through a deeper document may run out of stack."""
+"""Levels of nesting; walking through a deeper document could exhaust the stack."""
 LONGEST_SHOWN: Final = 40
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -34,12 +34,12 @@ def parse(content: bytes | str, kind: Check) -> Document:
         kind: one of ``KINDS``.
 
     Raises:
-        Malformed: it is torn, no UTF-8, no JSON, ambiguous, nested too deeply, or has fields of another shape.
+        Malformed: it is truncated, not UTF-8, not JSON, ambiguous, nested too deeply, or has fields of another type.
     """
     try:
         text = content if isinstance(content, str) else content.decode()
         document = json.loads(text, object_pairs_hook=_object)
-        if _HALF.search(text):  # of a character, as in names of files that are no UTF-8: it could not be printed
+        if _HALF.search(text):  # a lone surrogate, as in file names that are not UTF-8, cannot be printed
             document = json.loads(json.dumps(document, ensure_ascii=False).encode(errors="replace"))
     except RecursionError:
         raise Malformed("nested too deeply") from None
@@ -56,13 +56,13 @@ def parse(content: bytes | str, kind: Check) -> Document:
 def _object(pairs: list[tuple[str, Any]]) -> Document:
     document = dict(pairs)
     if len(document) < len(pairs):
-        raise Malformed("a name stands there twice")
+        raise Malformed("a field occurs twice")
     return document
 
 
 # --- checks of single values ----------------------------------------------------------------------------------------
 def anything(value: Any, depth: int = MAX_DEPTH) -> None:
-    """Take whatever is not nested too deeply."""
+    """Accept any value that is not nested too deeply."""
     if isinstance(value, dict | list):
         if not depth:
             raise Malformed("nested too deeply")
@@ -71,19 +71,19 @@ def anything(value: Any, depth: int = MAX_DEPTH) -> None:
 
 
 def text(value: Any) -> None:
-    """Take a string."""
+    """Accept a string."""
     if not isinstance(value, str):
         raise Malformed(f"{_shown(value)} in place of text")
 
 
 def flag(value: Any) -> None:
-    """Take true or false."""
+    """Accept true or false."""
     if not isinstance(value, bool):
         raise Malformed(f"{_shown(value)} in place of true or false")
 
 
 def number(value: Any) -> None:
-    """Take any number that fits a float; a loss may be infinite or not a number."""
+    """Accept any number that fits a float; a loss may be infinite or NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Malformed(f"{_shown(value)} in place of a number")
     try:
@@ -104,7 +104,7 @@ def within(low: float, high: float, *, whole: bool = False) -> Check:
 
 
 def matching(pattern: str) -> Check:
-    """Return a check for a string of a form."""
+    """Return a check for a string that matches a pattern."""
     form = re.compile(pattern)
 
     def check(value: Any) -> None:
@@ -116,7 +116,7 @@ def matching(pattern: str) -> Check:
 
 
 def any_of(*checks: Check) -> Check:
-    """Return a check for what one of several takes."""
+    """Return a check that accepts what any of several checks accepts."""
 
     def check(value: Any) -> None:
         for each in checks[:-1]:
@@ -130,14 +130,14 @@ def any_of(*checks: Check) -> Check:
 
 
 def nothing(value: Any) -> None:
-    """Take null."""
+    """Accept null."""
     if value is not None:
         raise Malformed(f"{_shown(value)} in place of null")
 
 
 # --- checks of several values ---------------------------------------------------------------------------------------
 def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    """Return a check for an object with certain fields, and perhaps others."""
+    """Return a check for an object with these fields; others may be there, too."""
     known = {**required, **(optional or {})}
 
     def check(value: Any) -> None:
@@ -152,7 +152,7 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
 
 def mapping(of: Check, names: Check = text) -> Check:
-    """Return a check for an object whose values are alike."""
+    """Return a check for an object whose values all pass one check."""
 
     def check(value: Any) -> None:
         if not isinstance(value, dict):
@@ -165,7 +165,7 @@ def mapping(of: Check, names: Check = text) -> Check:
 
 
 def several(of: Check, count: int | None = None) -> Check:
-    """Return a check for a list of values that are alike; of so many, if a count is given."""
+    """Return a check for a list, of `count` values if given, that all pass one check."""
 
     def check(value: Any) -> None:
         if not isinstance(value, list):
@@ -196,18 +196,20 @@ def _shown(value: Any) -> str:
 
 # --- the kinds ------------------------------------------------------------------------------------------------------
 KEY_FORM: Final = "[0-9a-f]{64}"
-"""Of a key, and of any other sha256."""
+"""Pattern of a key, and of any other sha256."""
+ATTEMPT_FORM: Final = "[0-9a-f]{12}"
+"""Pattern of the folder that an attempt at a result writes its files to."""
 ARTIFACT_FORM: Final = r"[a-z][a-z0-9_]*\.(json|safetensors|txt)"
-"""Of the name of a file of a result."""
+"""Pattern of the name of an artifact, and of the manifest."""
 
 _key = matching(KEY_FORM)
 _count = within(0, 2**53, whole=True)
 _sparsity = within(0, 1 - 2**-30)
 _positive = within(1e-12, 1e15)
 _seconds = within(0, 1e11)
-"""Of a duration, or since 1970."""
+"""A duration, or a time since 1970."""
 _milliseconds = within(0, 1e14)
-"""Since 1970."""
+"""A time since 1970."""
 _setting = any_of(flag, text)
 _rate = fields(
     {"model": text, "width": _positive, "image_size": _positive, "images_per_second": _positive},
@@ -221,7 +223,7 @@ _rate = fields(
 
 
 def _row(value: Any) -> None:
-    """Take an epoch, or a point of a measurement: its step, its time, and numbers."""
+    """Accept an epoch, or a point of a measurement: step, timestamp and metrics."""
     mapping(number)(value)
     fields({"step": _count, "timestamp": _milliseconds})(value)
 
@@ -232,7 +234,7 @@ MANIFEST: Final = fields(
         "files": mapping(fields({"sha256": _key, "bytes": _count}), names=matching(ARTIFACT_FORM)),
     },
     {
-        "attempt": matching("[0-9a-f]{12}"),
+        "attempt": matching(ATTEMPT_FORM),
         "checksum": _key,
         "kind": text,
         "config": fields({}, {"task": fields({}, {"dataset": text, "model": text, "width": _positive})}),

@@ -1,4 +1,4 @@
-"""The right to compute something, held by one process at a time and lost by a process that dies. Torch-free."""
+"""Leases: the right to compute something, held by one process at a time until it dies. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,48 +10,47 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trainables.host.processes import alive, me
 from trainables.storage import documents
 from trainables.storage.documents import Malformed
-from trainables.storage.errors import StorageError, patiently
+from trainables.storage.local import unfinished
+from trainables.storage.patience import StorageError, patiently
 
 if TYPE_CHECKING:
     from trainables.storage import Storage
 
 LEASE_SECONDS = 60.0
-"""A lease that was not renewed for so long, as its observer's own clock counts, belongs to nobody."""
+"""A lease has expired if an observer's own clock has seen it unchanged for this long."""
 STALE_SECONDS = 15 * LEASE_SECONDS
-"""A lease that says itself that it was renewed so long ago belongs to nobody; clocks of two hosts differ by less."""
+"""A lease has also expired if its own timestamp is older than this; the clocks of two hosts differ by less."""
 
-_LEASE = re.compile(r"[0-9a-f]{16}|[0-9a-f]{64}")
-"""Name of a lease: that of a study, or of a job."""
+_LEASE = re.compile(rf"[0-9a-f]{{16}}|{documents.KEY_FORM}")
+"""Name of a lease: the id of a study, or the key of a job."""
 _CLAIM = re.compile(rf"({_LEASE.pattern})\.[0-9a-f]{{16}}")
 """Name of a claim on an abandoned lease."""
-_UNFINISHED = re.compile(rf"({_LEASE.pattern})-(.+)-[0-9a-f]{{8}}\.tmp")
-"""Name of the file that a process writes before it becomes a lease."""
 
 _log = logging.getLogger(__name__)
 
 _held: set[str] = set()
-"""Tokens of the leases that this process holds, or is about to take."""
+"""Tokens of the leases that this process holds or is about to take."""
 _observed: dict[tuple[str, str], tuple[str, float]] = {}
-"""What this process has seen of others' leases: (storage, path) -> digest of the content, monotonic time since when."""
+"""Leases of others as last seen: (storage, path) -> digest of the content, monotonic time of the last change."""
 
 
 @dataclass
 class Lease:
-    """A file that says who holds what, rewritten by a thread until released; it expires when its owner dies.
+    """A file that names the holder, renewed by a thread until released; it expires when its owner dies.
 
-    A lease only saves double work. Correctness does not hang on it: publishing is atomic and the first result wins.
+    Leases only avoid duplicate work. Correctness does not depend on them: publishing is atomic, the first result wins.
 
     Attributes:
         storage: where the file is.
         path: the file.
-        note: what others may want to know of the work; changes reach the file when the lease is next renewed.
+        note: information for others on the work; changes are written when the lease is next renewed.
     """
 
     storage: Storage
@@ -71,7 +70,7 @@ class Lease:
             StorageError: the storage does not answer.
         """
         lease = cls(storage, path, dict(note or {}))
-        _held.add(lease._token)  # before another thread can find the file and take it for left behind
+        _held.add(lease._token)  # first, or another thread could find the file and consider it abandoned
         taken = False
         try:
             taken = storage.create(path, lease._content()) or (
@@ -87,7 +86,7 @@ class Lease:
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """The last part of the path."""
         return self.path.rsplit("/", 1)[-1]
 
     def _content(self) -> bytes:
@@ -95,9 +94,9 @@ class Lease:
         return json.dumps({**document, "note": self.note}).encode()
 
     def _keep(self) -> None:
-        """Renew the lease until it is released; if the storage was away at that moment, remove it when it is back."""
+        """Renew the lease until it is released; then remove it, if the storage was out of reach at that moment."""
         while not self._released.wait(renewal_seconds()):
-            # A storage that is away for the moment lets nobody else in, either.
+            # While the storage is out of reach, no other process can take the lease, either.
             with contextlib.suppress(StorageError), self._writing:
                 if self._released.is_set():
                     break
@@ -105,17 +104,18 @@ class Lease:
                 if isinstance(found, dict) and found["token"] != self._token:
                     return
                 if found is None:
-                    self.storage.create(self.path, self._content())  # unless somebody else takes it at this moment
+                    self.storage.create(self.path, self._content())  # unless another process takes it at this moment
                 else:
                     self.storage.write(self.path, self._content())
-        # After that, it expires by itself.
+        # Later than that, the lease has expired anyway.
         with contextlib.suppress(StorageError):
             patiently(self._remove, LEASE_SECONDS)
 
     def _found(self) -> dict[str, Any] | Malformed | None:
-        """Return what is in the lease's file, None if it is gone; both of that its holder mends.
+        """Return the content of the lease's file, None if it is gone. A file that is damaged or gone is written again.
 
-        A token of another process says that it took us for dead. Then both compute, and the first to publish wins.
+        If the token is not ours, another process has taken over the lease. Then both compute, and the first to publish
+        wins.
         """
         try:
             return _parsed(self.storage.read(self.path))
@@ -123,7 +123,7 @@ class Lease:
             return None
 
     def _remove(self) -> None:
-        """Remove the lease's file, unless that has been done, or it is meanwhile somebody else's."""
+        """Remove the lease's file once, unless it belongs to another process by now."""
         with self._writing:
             if self._removed:
                 return
@@ -133,9 +133,9 @@ class Lease:
             self._removed = True
 
     def release(self) -> None:
-        """Give the lease back, unless it has meanwhile gone to somebody else.
+        """Give the lease back, unless another process has taken it over.
 
-        If the storage is away, the lease is free for this process all the same, and for others when it is back.
+        If the storage is out of reach, the lease is free for this process at once, and for others when it is back.
         """
         _held.discard(self._token)
         self._released.set()
@@ -150,17 +150,17 @@ class Lease:
 
 
 def is_abandoned(storage: Storage, path: str, content: bytes) -> bool:
-    """Return whether the owner of a lease is known to be dead or has been silent for too long.
+    """Return whether the owner of a lease is known to be dead or has not renewed it for too long.
 
-    Clocks of other hosts are not trusted to the minute: silence is counted from the first time that this process saw
-    the content, except if it is obviously old.
+    The clocks of other hosts may be minutes off. Unless the timestamp is obviously old, the time without renewal counts
+    from when this process first saw the content.
     """
     document = _parsed(content)
-    # Of a damaged one nothing is known but whether its holder, if it has one, mends it.
+    # A damaged lease can only be judged by whether its holder, if alive, writes it again.
     if isinstance(document, dict) and (
         not alive(document["owner"])
         or time.time() - document["renewed"] > STALE_SECONDS
-        # Ours, but not held: the answer to its creation, or its removal, was lost.
+        # Ours but not held: the answer to the request that created or removed it was lost.
         or (document["owner"] == me() and document["token"] not in _held)
     ):
         return True
@@ -175,19 +175,15 @@ def is_abandoned(storage: Storage, path: str, content: bytes) -> bool:
 def live_leases(storage: Storage, directory: str) -> dict[str, dict[str, Any]]:
     """Return the leases below a directory whose owners are not known to be dead: name -> content.
 
-    Damaged ones are named and left out: their holders mend them.
+    Damaged ones are left out with a warning; their holders write them again.
     """
     found = {}
-    for path in list(storage.names(directory)):
-        name = path.removeprefix(f"{directory}/")
-        with contextlib.suppress(FileNotFoundError):
-            if _LEASE.fullmatch(name):
-                content = storage.read(path)
-                document = _parsed(content)
-                if isinstance(document, Malformed):
-                    _log.warning("lease %s/%s is damaged (%s): it counts as nobody's", storage.uri, path, document)
-                elif not is_abandoned(storage, path, content):
-                    found[name] = document
+    for name, path, content in _all(storage, directory, _LEASE):
+        document = _parsed(content)
+        if isinstance(document, Malformed):
+            _log.warning("lease %s/%s is damaged (%s): it is ignored", storage.uri, path, document)
+        elif not is_abandoned(storage, path, content):
+            found[name] = document
     return found
 
 
@@ -195,44 +191,51 @@ def bury(storage: Storage, directory: str) -> bool:
     """Remove the leases below a directory that are damaged or whose owners are known to be dead.
 
     Returns:
-        Whether there was a damaged one. If somebody holds it, it is back after :func:`renewal_seconds`.
+        Whether there was a damaged one. If its holder is alive, it is back after :func:`renewal_seconds`.
     """
     damaged = False
+    for _, path, content in _all(storage, directory, _LEASE):
+        document = _parsed(content)
+        if isinstance(document, Malformed):
+            _log.warning("lease %s/%s is damaged (%s): removed", storage.uri, path, document)
+            storage.remove(path)
+            damaged = True
+        else:
+            _clear_away(storage, path, content)
+    for _, path, content in _all(storage, directory, _CLAIM):
+        if isinstance(_parsed(content), Malformed) or is_abandoned(storage, path, content):
+            storage.remove(path)
     for path in list(storage.names(directory)):
-        name = path.removeprefix(f"{directory}/")
-        with contextlib.suppress(FileNotFoundError):
-            if _LEASE.fullmatch(name):
-                content = storage.read(path)
-                document = _parsed(content)
-                if isinstance(document, Malformed):
-                    _log.warning("lease %s/%s is damaged (%s): removed", storage.uri, path, document)
-                    storage.remove(path)
-                    damaged = True
-                else:
-                    _clear_away(storage, path, content)
-            elif _CLAIM.fullmatch(name):
-                content = storage.read(path)
-                if isinstance(_parsed(content), Malformed) or is_abandoned(storage, path, content):
-                    storage.remove(path)
-            elif (made := _UNFINISHED.fullmatch(name)) and not alive(made[2]):
-                storage.remove(path)
+        half = unfinished(path.removeprefix(f"{directory}/"))
+        if half and _LEASE.fullmatch(half[0]) and not alive(half[1]):
+            storage.remove(path)
     return damaged
 
 
+def _all(storage: Storage, directory: str, form: re.Pattern[str]) -> Iterator[tuple[str, str, bytes]]:
+    """Yield name, path and content of the files below a directory whose names have a form."""
+    for path in list(storage.names(directory)):
+        name = path.removeprefix(f"{directory}/")
+        if form.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                yield name, path, storage.read(path)
+
+
 def renewal_seconds() -> float:
-    """Return how often a holder looks at its lease, renews it, and mends it if it is damaged or gone."""
+    """Return the seconds after which a holder renews its lease, and writes it again if it is damaged or gone."""
     return LEASE_SECONDS / 6
 
 
 def _clear_away(storage: Storage, path: str, content: bytes) -> bool:
-    """Remove an abandoned lease; return whether the way is free."""
+    """Remove an abandoned lease; return whether there is none any more."""
     try:
         seen = storage.read(path)
     except FileNotFoundError:
         return True
     if not is_abandoned(storage, path, seen):
         return False
-    # Of several that find the same corpse one may bury it: who comes late must not remove the lease of the next owner.
+    # Only one of several processes that find an abandoned lease may remove it: one that comes late would remove the
+    # lease of the next owner.
     claim = f"{path}.{hashlib.sha256(seen).hexdigest()[:16]}"
     if not storage.create(claim, content):
         with contextlib.suppress(FileNotFoundError):
@@ -251,7 +254,7 @@ def _clear_away(storage: Storage, path: str, content: bytes) -> bool:
 
 
 def _parsed(content: bytes) -> dict[str, Any] | Malformed:
-    """Return a lease's document, or what is wrong with it."""
+    """Return a lease's document, or the error if it is damaged."""
     try:
         return documents.parse(content, documents.LEASE)
     except Malformed as error:

@@ -1,4 +1,4 @@
-"""A storage in a local or shared directory (NFS, Lustre): files become visible by a rename."""
+"""A storage in a local or shared directory (NFS, Lustre). A file becomes visible under its name as a whole."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from trainables.host.places import expanded
-from trainables.host.processes import alive, me
-from trainables.storage.errors import StorageError
+from trainables.host.processes import me
+from trainables.storage.patience import StorageError
 
-TEMPORARY = ".tmp"
-"""Directory of what is being written; beside its destination, so that a rename stays within one file system."""
-_UNFINISHED = re.compile(r"[^-]*-(.+)-[0-9a-f]{8}")
-"""Name of what is being written: of the destination, of its writer, and a random number."""
+_UNFINISHED = re.compile(r"((?:.*/)?[^/-]+)-([^/]+)-[0-9a-f]{8}\.tmp")
+
+
+def unfinished(path: str) -> tuple[str, str] | None:
+    """Return what a half-written file was to be called and which process was writing it; None for any other file."""
+    found = _UNFINISHED.fullmatch(path)
+    return (found[1], found[2]) if found else None
 
 
 class LocalStorage:
     """Files below one directory, which is created when something is written.
 
-    Every operation raises :class:`StorageError` if the file system refuses it.
+    What an operation has written survives a crash of the machine. Every operation raises :class:`StorageError` if the
+    file system refuses it.
 
     Attributes:
         root: the directory, absolute.
     """
 
     poll_seconds = 0.5
-    """How often it is worth looking for a change."""
+    """Seconds between two looks for a change."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(os.path.abspath(expanded(root)))
@@ -46,42 +50,64 @@ class LocalStorage:
         """Return a file's content.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
         """
         with self._translated(path):
             return (self.root / path).read_bytes()
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file."""
-        return self._is(stat.S_ISREG, path)
+        with self._translated(path):
+            try:
+                return stat.S_ISREG(os.stat(self.root / path).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
 
     def write(self, path: str, content: bytes) -> None:
-        """Write a file, in place of the one that may be there."""
-        with self._written(path, content, synced=True) as temporary:
+        """Write a file, replacing any that is there."""
+        with self._written(path, content) as temporary:
             os.replace(temporary, self.root / path)
 
     def create(self, path: str, content: bytes) -> bool:
         """Write a file unless there is one; return whether this call wrote it."""
-        # Not synced: what is created so are leases, which no crash of the machine outlives.
-        with self._written(path, content, synced=False) as temporary:
+        with self._written(path, content) as temporary:
             try:
                 os.link(temporary, self.root / path)
             except FileExistsError:
                 return False
             return True
 
+    def move(self, path: str, to: str) -> None:
+        """Rename a file; do nothing if there is none."""
+        with self._translated(path), contextlib.suppress(FileNotFoundError):
+            _make((self.root / to).parent)
+            os.replace(self.root / path, self.root / to)
+
     def remove(self, path: str) -> None:
-        """Remove a file; nothing happens if there is none."""
+        """Remove a file; do nothing if there is none."""
         with self._translated(path), contextlib.suppress(FileNotFoundError):
             (self.root / path).unlink()
 
     # --- directories ----------------------------------------------------------------------------------------------
+    def fill(self, directory: str, files: Mapping[str, bytes]) -> None:
+        """Write the files (name -> content) of a directory that nobody else reads or writes yet."""
+        folder = self.root / directory
+        with self._translated(directory, missing="it was removed while it was written"):
+            try:
+                _make(folder)
+                for name, content in files.items():
+                    _write_synced(folder / name, content)
+                _sync(folder)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)  # on a full disk, half a result would keep others out
+                raise
+
     def names(self, directory: str) -> Iterator[str]:
-        """Yield the paths of all files below a directory, except temporary ones."""
+        """Yield the paths of all files below a directory, half-written ones included."""
         yield from (path for path, _ in self._entries(directory))
 
     def sizes(self, directory: str) -> Iterator[tuple[str, int]]:
-        """Yield the path and the bytes of all files below a directory, except temporary ones."""
+        """Yield the path and the size in bytes of all files below a directory, half-written ones included."""
         for path, entry in self._entries(directory):
             with contextlib.suppress(FileNotFoundError):
                 with self._translated(path):
@@ -97,69 +123,14 @@ class LocalStorage:
         for entry in entries:
             path = f"{directory}/{entry.name}"
             with self._translated(path):
-                is_file = not entry.is_dir(follow_symlinks=False)
-            if is_file:
-                yield path, entry
-            elif entry.name != TEMPORARY:
+                is_directory = entry.is_dir(follow_symlinks=False)
+            if is_directory:
                 yield from self._entries(path)
-
-    def holds(self, directory: str) -> bool:
-        """Return whether there is a directory."""
-        return self._is(stat.S_ISDIR, directory)
-
-    def _is(self, kind: Callable[[int], bool], path: str) -> bool:
-        with self._translated(path):
-            try:
-                return kind(os.stat(self.root / path).st_mode)
-            except (FileNotFoundError, NotADirectoryError):
-                return False
-
-    def new_attempt(self) -> str:
-        """Return the name of a folder for the files of a result in the making: none, a rename publishes them."""
-        return ""
-
-    def publish(self, directory: str, files: Mapping[str, bytes], last: str) -> bool:
-        """Let a directory of files appear at once, unless it is there.
-
-        Args:
-            directory: its path.
-            files: path within the directory -> content.
-            last: name of the file without which a directory is none, and is replaced.
-
-        Returns:
-            Whether this call published it.
-        """
-        final = self.root / directory
-        temporary = self.root / directory.split("/")[0] / TEMPORARY / f"{final.name}-{me()}-{secrets.token_hex(4)}"
-        with self._translated(directory):
-            try:
-                temporary.mkdir(parents=True)
-                for name, content in files.items():
-                    _write_synced(temporary / name, content)
-                _sync(temporary)
-                final.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.rename(temporary, final)
-                except OSError:
-                    if self.exists(f"{directory}/{last}"):
-                        return False
-                    self.move(directory, f"{directory.split('/')[0]}/.damaged/{final.name}-{secrets.token_hex(4)}")
-                    os.rename(temporary, final)
-                _sync(final.parent)
-                return True
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)  # empty-handed after a rename: it is no longer there
-
-    def move(self, directory: str, to: str, attempt: str = "") -> None:
-        """Move a directory out of the way; nothing happens if another process has just done so."""
-        del attempt  # every file of a result lies in its directory
-        with self._translated(directory), contextlib.suppress(FileNotFoundError):
-            if self.holds(directory):
-                (self.root / to).parent.mkdir(parents=True, exist_ok=True)
-                os.rename(self.root / directory, self.root / to)
+            else:
+                yield path, entry
 
     def remove_all(self, directory: str) -> None:
-        """Remove a directory with everything in it; nothing happens if there is none."""
+        """Remove a directory and everything in it; do nothing if there is none."""
         with self._translated(directory), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.root / directory)
 
@@ -170,46 +141,52 @@ class LocalStorage:
         Raises:
             StorageError: that is not possible.
         """
-        with self._translated(""):
-            self.root.mkdir(parents=True, exist_ok=True)
         probe = f".probe-{secrets.token_hex(4)}"
         try:
             self.write(probe, b"written")
         finally:
             self.remove(probe)
 
-    def sweep(self, directory: str) -> None:
-        """Remove what processes of this host that are dead have left half written below a top-level directory."""
-        with self._translated(directory), contextlib.suppress(FileNotFoundError):
-            for entry in os.listdir(self.root / directory / TEMPORARY):
-                if (made := _UNFINISHED.fullmatch(entry)) and not alive(made[1]):
-                    shutil.rmtree(self.root / directory / TEMPORARY / entry, ignore_errors=True)
-
     @contextlib.contextmanager
-    def _translated(self, path: str) -> Iterator[None]:
+    def _translated(self, path: str, *, missing: str = "") -> Iterator[None]:
+        """Raise StorageError for errors of the file system; also for a missing file if `missing` explains it."""
         try:
             yield
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if missing:
+                raise StorageError(f"storage {self.root / path}: {missing}") from error
             raise
         except OSError as error:
             raise StorageError.of(error, str(self.root / path)) from error
 
     @contextlib.contextmanager
-    def _written(self, path: str, content: bytes, *, synced: bool) -> Iterator[Path]:
-        """Give the content as a temporary file beside its destination, and remove it afterwards."""
+    def _written(self, path: str, content: bytes) -> Iterator[Path]:
+        """Give the content as a temporary file beside its destination; remove it afterwards."""
         target = self.root / path
         temporary = target.with_name(f"{target.name}-{me()}-{secrets.token_hex(4)}.tmp")
-        with self._translated(path):
+        with self._translated(path, missing="its directory was removed while it was written"):
             try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if synced:
-                    _write_synced(temporary, content)
-                else:
-                    temporary.write_bytes(content)
+                _make(target.parent)
+                _write_synced(temporary, content)
                 yield temporary
+                _sync(target.parent)
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     temporary.unlink()
+
+
+def _make(directory: Path) -> None:
+    """Create a directory and its parents, unless they are there, so that their names survive a crash of the machine."""
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+    except FileNotFoundError:
+        _make(directory.parent)
+        _make(directory)
+    else:
+        _sync(directory.parent)
 
 
 def _write_synced(path: Path, content: bytes) -> None:

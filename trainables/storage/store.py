@@ -2,16 +2,19 @@
 
 Layout below the storage, a directory or an object store::
 
-    store/<2 hex>/<key>/   manifest.json and the artifacts it lists with size and sha256; never changed once there
-    store/.damaged/        what failed its checksum, or is not what its place says, set aside
-    work/<key>/            a running job's checkpoint; removed when the job is published
+    store/<2 hex>/<key>/   manifest.json, and the artifacts that it lists with size and sha256 in the folder of the
+                           attempt that published them; never changed once there
+    store/.damaged/        results and documents that failed their checks
+    work/<key>/            checkpoint of a running job; removed when the job is published
     failed/<key>.json      why a job failed for good, with its log; removed when the job is published after all
     leases/<key>           who is computing a key now
-    studies/<id>           a lease of each driver that is running
+    studies/<id>           a lease for each running driver
 
-A result becomes visible under its key all at once, so a reader sees all of a result or none of it, and of two
-writers of one key the first wins. The store is the only truth about what has been computed: resuming a study is
-planning it again and skipping what is here.
+There is one way to publish. An attempt writes its files to a folder of its own; then it creates the manifest on the
+condition that there is none. So a reader sees all of a result or nothing, and of two writers of one key the first
+wins. In directories that earlier versions wrote, artifacts lie beside the manifest; they are read all the same.
+
+The store is the only truth about what has been computed: to resume a study is to plan it again and skip what is here.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,24 +35,28 @@ from trainables.schema import MANIFEST, METRICS, PLANE_GRID
 from trainables.storage import LocalStorage, StorageError, documents, open_storage, patiently
 from trainables.storage.documents import Malformed
 from trainables.storage.lease import Lease, bury, live_leases
+from trainables.storage.local import unfinished
 
 __all__ = ["DamagedArtifact", "Lease", "NotPublished", "Result", "StorageError", "Store"]
 
 T = TypeVar("T")
 
 READERS = 16
-"""Requests to an object store at the same time, where many results are looked at."""
+"""Results that are read from an object store at the same time."""
 DAMAGED = "store/.damaged"
-"""Where what is set aside lies."""
+"""Where results and documents that failed their checks are moved."""
 _KEY = re.compile(documents.KEY_FORM)
 _NAME = re.compile(documents.ARTIFACT_FORM)
-_RESULT = re.compile(rf"store/([0-9a-f]{{2}})/((?=\1){documents.KEY_FORM})/(.+)")
-_CHECKPOINT = re.compile(rf"work/({documents.KEY_FORM})/.+")
-_FAILURE = re.compile(rf"failed/({documents.KEY_FORM})\.json")
-_UNFINISHED = re.compile(rf"failed/({documents.KEY_FORM})\.json-.+\.tmp")
-"""What a process was writing when it was killed."""
+_RESULT = re.compile(
+    rf"store/([0-9a-f]{{2}})/(?P<key>(?=\1){documents.KEY_FORM})/"
+    rf"(?P<file>({documents.ATTEMPT_FORM}/)?{documents.ARTIFACT_FORM})"
+)
+_CHECKPOINT = re.compile(rf"work/(?P<key>{documents.KEY_FORM})/.+")
+_FAILURE = re.compile(rf"failed/(?P<key>{documents.KEY_FORM})\.json")
+_EARLIER = re.compile(rf"store/\.tmp/{documents.KEY_FORM}-.+-[0-9a-f]{{8}}/.+")
+"""Half-written results of earlier versions."""
 _KINDS = {METRICS: documents.METRICS, PLANE_GRID: documents.PLANE}
-"""Name of a JSON file of a result -> what it is checked for."""
+"""Name of a JSON artifact -> the check of its document."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +69,7 @@ class NotPublished(KeyError):
 
 
 class DamagedArtifact(RuntimeError):
-    """A published artifact is unreadable or fails its checksum; it has been set aside, its job must run again."""
+    """A published artifact is unreadable or fails its checksum; the result was set aside, its job must run again."""
 
     def __init__(self, key: str, name: str, reason: str) -> None:
         super().__init__(key, name, reason)
@@ -77,9 +84,9 @@ class Result:
     """A published result as it was read.
 
     Attributes:
-        manifest: what it says of itself.
+        manifest: its manifest.
         files: name -> content, verified.
-        documents: name -> what the files that are JSON say, checked.
+        documents: name -> parsed and checked content of the files that are JSON.
     """
 
     manifest: dict[str, Any]
@@ -90,12 +97,12 @@ class Result:
 class Store:
     """Results in one storage.
 
-    Whatever touches the storage raises :class:`StorageError` if that does not take or give files, after having tried
-    again for a while (see :func:`trainables.storage.patiently`).
+    Every method that touches the storage tries again for a while if the storage fails (see
+    :func:`trainables.storage.patiently`), and raises :class:`StorageError` if that does not help.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
-        """Prepare; nothing is read or created.
+        """Remember the location; nothing is read or created.
 
         Args:
             location: a directory or URI, as ``--storage`` takes it.
@@ -116,7 +123,7 @@ class Store:
 
     @property
     def uri(self) -> str:
-        """What ``--storage`` would be given to reach this store from anywhere that can."""
+        """The value of ``--storage`` that leads to this store."""
         return self.storage.uri
 
     @property
@@ -126,10 +133,10 @@ class Store:
 
     @property
     def root(self) -> Path:
-        """The directory of a store that is one.
+        """The directory of a local store.
 
         Raises:
-            ValueError: it is an object store.
+            ValueError: the store is an object store.
         """
         if not isinstance(self.storage, LocalStorage):
             raise ValueError(f"{self.uri} is not a directory")
@@ -142,7 +149,7 @@ class Store:
 
     # --- reading ------------------------------------------------------------------------------------------------
     def directory(self, key: str) -> Path:
-        """Return where the result of `key` is or will be, in a store that is a directory; errors as for a key."""
+        """Return the directory of the result of `key` in a local store, whether or not it is published."""
         return self.root / _place(key)
 
     def __contains__(self, key: object) -> bool:
@@ -152,13 +159,8 @@ class Store:
 
     def keys(self) -> set[str]:
         """Return the keys of all published results, in one sweep over the storage."""
-        return {key for key, path in patiently(lambda: list(self._results())) if path == MANIFEST}
-
-    def _results(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, path within the result) of every file of a result."""
-        for path in self.storage.names("store"):
-            if found := _RESULT.fullmatch(path):
-                yield found[2], found[3]
+        files = map(_RESULT.fullmatch, patiently(lambda: list(self.storage.names("store"))))
+        return {found["key"] for found in files if found and found["file"] == MANIFEST}
 
     def manifest(self, key: str) -> dict[str, Any]:
         """Return the manifest of a published result: kind, configuration, parents, files, environment.
@@ -171,14 +173,14 @@ class Store:
         return self._manifest(key)[0]
 
     def manifests(self, keys: Collection[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """Return the manifests of many results, read side by side, and a line on each that was found damaged.
+        """Return the manifests of many results, read in parallel, and a message for each damaged one.
 
-        What is not published is left out.
+        Keys that are not published are left out.
         """
         return self._all(self.manifest, keys)
 
     def _all(self, read: Callable[[str], T], keys: Collection[str]) -> tuple[dict[str, T], list[str]]:
-        """Return what is read of each key that is published, and a line on each that was found damaged."""
+        """Return what `read` returns for each published key, and a message for each damaged result."""
         damaged: list[str] = []
 
         def whole(key: str) -> T | None:
@@ -194,19 +196,17 @@ class Store:
         return {key: each for key, each in found if each is not None}, damaged
 
     def _side_by_side(self, read: Callable[[str], T], keys: Collection[str]) -> list[T]:
-        """Return what is read of each key; requests to an object store wait for their answers together."""
+        """Return what `read` returns for each key; an object store answers several requests at the same time."""
         with ThreadPoolExecutor(1 if self.is_local else READERS) as pool:
             return list(pool.map(read, keys))
 
     def _manifest(self, key: str) -> tuple[dict[str, Any], bytes]:
-        """Return a manifest, verified, and its bytes."""
-        place = _place(key)
+        """Return a verified manifest and its bytes."""
+        path = f"{_place(key)}/{MANIFEST}"
         try:
-            content = patiently(lambda: self.storage.read(f"{place}/{MANIFEST}"))
+            content = patiently(lambda: self.storage.read(path))
         except FileNotFoundError as error:
-            if not patiently(lambda: self.storage.holds(place)):
-                raise NotPublished(f"{key[:12]} is not in the store {self.uri}") from error
-            raise self._damaged(key, MANIFEST, "the file is gone", None) from error
+            raise NotPublished(f"{key[:12]} is not in the store {self.uri}") from error
         try:
             document = documents.parse(content, documents.MANIFEST)
             if document["key"] != key:
@@ -229,16 +229,16 @@ class Store:
         return self._file(key, name, manifest, judged)
 
     def results(self, keys: Collection[str], names: Collection[str]) -> tuple[dict[str, Result], list[str]]:
-        """Return many results, read side by side and each document once, and a line on each that was found damaged.
+        """Return many results, read in parallel, and a message for each damaged one.
 
         Args:
-            keys: of the results; what is not published is left out.
-            names: the files to read, of those that have them.
+            keys: of the results; those that are not published are left out.
+            names: of the files to read; results that lack some are returned without them.
         """
         return self._all(lambda key: self.result(key, names), keys)
 
     def result(self, key: str, names: Collection[str]) -> Result:
-        """Return the manifest of a result and those of some files that it has; errors as in :meth:`read`."""
+        """Return a result with those of the named files that it has; errors as in :meth:`read`."""
         manifest, judged = self._manifest(key)
         files = {name: self._file(key, name, manifest, judged) for name in names if name in manifest["files"]}
         parsed = {name: self._document(key, name, files[name], judged) for name in files if name in _KINDS}
@@ -249,9 +249,9 @@ class Store:
         listed = manifest["files"]
         if name not in listed:
             raise KeyError(f"{key[:12]} has no {name}; it has {', '.join(sorted(listed))}")
-        path = "/".join(filter(None, (_place(key), manifest.get("attempt"), name)))
+        path = f"{_folder(key, manifest)}/{name}"
         reason = ""
-        for _ in range(2):  # a transfer may go wrong once; what is wrong twice is wrong where it lies
+        for _ in range(2):  # a transfer may go wrong once; a file that is wrong twice is damaged in the storage
             try:
                 content = patiently(lambda: self.storage.read(path))
             except FileNotFoundError:
@@ -263,7 +263,7 @@ class Store:
         raise self._damaged(key, name, reason, judged)
 
     def verify(self, keys: Collection[str]) -> dict[str, str]:
-        """Read every file of some results; set aside those with a damaged one, and return a line on each by its key."""
+        """Read every file of some results, set damaged results aside, and return a message for each: key -> message."""
 
         def check(key: str) -> str | None:
             try:
@@ -278,31 +278,33 @@ class Store:
         return {key: line for key, line in zip(keys, self._side_by_side(check, keys), strict=True) if line}
 
     def read_json(self, key: str, name: str) -> dict[str, Any]:
-        """Return the document in a JSON file of a published result, checked; errors as in :meth:`read`."""
+        """Return the checked document in a JSON file of a published result; errors as in :meth:`read`."""
         manifest, judged = self._manifest(key)
         return self._document(key, name, self._file(key, name, manifest, judged), judged)
 
     def _document(self, key: str, name: str, content: bytes, judged: bytes) -> dict[str, Any]:
         try:
             return documents.parse(content, _KINDS[name])
-        except Malformed as error:  # published by something that is not of this project
+        except Malformed as error:  # intact, but not written by this project
             raise self._damaged(key, name, str(error), judged) from error
 
-    def _damaged(self, key: str, name: str, reason: str, judged: bytes | None) -> DamagedArtifact:
-        """Set a result aside, unless it is no longer the one that was judged, and return the error to raise."""
-        place = _place(key)
+    def _damaged(self, key: str, name: str, reason: str, judged: bytes) -> DamagedArtifact:
+        """Set a result aside, unless its manifest is no longer the one that was judged; return the error to raise."""
+        place, aside = _place(key), f"{DAMAGED}/{key}-{secrets.token_hex(4)}"
 
-        def set_aside() -> None:
+        def is_replaced() -> bool:
             try:
-                found: bytes | None = self.storage.read(f"{place}/{MANIFEST}")
+                return self.storage.read(f"{place}/{MANIFEST}") != judged
             except FileNotFoundError:
-                found = None
-            if found == judged:  # otherwise it has been computed again since
-                whole = found is not None and name != MANIFEST
-                attempt = documents.parse(found, documents.MANIFEST).get("attempt", "") if found and whole else ""
-                self.storage.move(place, f"{DAMAGED}/{key}-{secrets.token_hex(4)}", attempt)
+                return True
 
-        patiently(set_aside)
+        if not patiently(is_replaced):  # otherwise the job has run again since
+            paths = [f"{place}/{MANIFEST}"]  # comes first: without it the others are no result
+            if name != MANIFEST:
+                manifest = documents.parse(judged, documents.MANIFEST)
+                paths += [f"{_folder(key, manifest)}/{each}" for each in manifest["files"]]
+            for path in paths:
+                patiently(lambda path=path: self.storage.move(path, f"{aside}/{path.rpartition('/')[2]}"))  # type: ignore[misc]
         return DamagedArtifact(key, name, reason)
 
     # --- writing ------------------------------------------------------------------------------------------------
@@ -315,12 +317,12 @@ class Store:
             manifest: what to record beside the list of files.
 
         Returns:
-            Whether this call published it; False if it was already there, which then stays.
+            Whether this call published it; False if the key already had a result, which then stays.
 
         Raises:
             ValueError: a file's name is not that of an artifact.
         """
-        place, attempt = _place(key), self.storage.new_attempt()
+        place, attempt = _place(key), secrets.token_hex(6)
         for name in files:
             if not _NAME.fullmatch(name) or name == MANIFEST:
                 raise ValueError(f"artifact names look like weights.safetensors, got {name!r}")
@@ -328,22 +330,41 @@ class Store:
             name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
             for name, content in files.items()
         }
-        document = {**manifest, "key": key, "files": listed, **({"attempt": attempt} if attempt else {})}
+        document = {**manifest, "key": key, "files": listed, "attempt": attempt}
         document["checksum"] = _checksum(document)
-        placed = {"/".join(filter(None, (attempt, name))): content for name, content in files.items()}
-        placed[MANIFEST] = json.dumps(document, indent=1, sort_keys=True).encode()
-        published = patiently(lambda: self.storage.publish(place, placed, MANIFEST))
+        content = json.dumps(document, indent=1, sort_keys=True).encode()
+        ours = patiently(lambda: self._publish(place, attempt, files, content))
+        patiently(lambda: self._tidy(place, attempt, ours))
         patiently(lambda: self.storage.remove(_failure(key)))
-        return published
+        return ours
+
+    def _publish(self, place: str, attempt: str, files: Mapping[str, bytes], manifest: bytes) -> bool:
+        """Write an attempt's files, then the manifest if there is none; return whether the manifest is now ours."""
+        path = f"{place}/{MANIFEST}"
+        try:
+            return self.storage.read(path) == manifest  # ours if the answer to its creation was lost
+        except FileNotFoundError:
+            self.storage.fill(f"{place}/{attempt}", files)
+            return self.storage.create(path, manifest)
+
+    def _tidy(self, place: str, attempt: str, ours: bool) -> None:
+        """Remove the files of the other attempts at a result if `attempt` was published, else the attempt's own."""
+        if not ours:
+            self.storage.remove_all(f"{place}/{attempt}")
+            return
+        valid = (f"{place}/{MANIFEST}", f"{place}/{attempt}/")
+        for path in list(self.storage.names(place)):
+            if not path.startswith(valid[1]) and path != valid[0] and owner(path) is not None:
+                self.storage.remove(path)
 
     def remove(self, key: str) -> None:
         """Remove a published result."""
         place = _place(key)
-        patiently(lambda: self.storage.remove(f"{place}/{MANIFEST}"))  # first: what has none is no result
+        patiently(lambda: self.storage.remove(f"{place}/{MANIFEST}"))  # comes first: without it there is no result
         patiently(lambda: self.storage.remove_all(place))
 
     def check_writable(self) -> None:
-        """Raise ValueError unless results can be published in the storage; an outage is waited for as anywhere else."""
+        """Raise ValueError unless results can be published in the storage; wait for an outage to pass as always."""
         try:
             patiently(self.storage.check_writable)
         except (StorageError, FileNotFoundError) as error:
@@ -353,16 +374,15 @@ class Store:
             ) from error
 
     def sweep(self) -> None:
-        """Remove what the dead have left: half-written results, leases, checkpoints of what is published after all."""
-        patiently(lambda: self.storage.sweep("store"))
+        """Remove leases of dead processes and checkpoints of jobs that are published."""
         self.forget_damaged_leases()
         for path in patiently(lambda: list(self.storage.names("work"))):
-            if (found := _CHECKPOINT.fullmatch(path)) and found[1] in self:
-                self.drop_checkpoint(found[1])
+            if (found := _CHECKPOINT.fullmatch(path)) and found["key"] in self:
+                self.drop_checkpoint(found["key"])
 
     # --- work in progress ---------------------------------------------------------------------------------------
     def read_checkpoint(self, key: str) -> bytes | None:
-        """Return the checkpoint of a running job; None if there is none."""
+        """Return the checkpoint of a job; None if there is none."""
         path = _checkpoint(key)
         try:
             return patiently(lambda: self.storage.read(path))
@@ -375,24 +395,24 @@ class Store:
         patiently(lambda: self.storage.write(path, content))
 
     def drop_checkpoint(self, key: str) -> None:
-        """Forget a job's work in progress."""
+        """Remove a job's checkpoint."""
         directory = _checkpoint(key).rpartition("/")[0]
         patiently(lambda: self.storage.remove_all(directory))
 
     def lease(self, key: str, note: Mapping[str, Any] | None = None) -> Lease | None:
-        """Return a lease on computing `key`, or None while somebody else holds one.
+        """Return a lease on computing `key`, or None while another process holds one.
 
         Args:
             key: 64 hex digits.
-            note: what others may want to know of the work.
+            note: information for others on the work.
         """
         _place(key)
         return patiently(lambda: Lease.acquire(self.storage, f"leases/{key}", note))
 
     def forget_damaged_leases(self) -> bool:
-        """Remove leases and registrations that are damaged or of the dead; return whether any was damaged.
+        """Remove damaged leases and registrations and those of dead processes; return whether any was damaged.
 
-        Who holds one that was damaged puts it back within ``renewal_seconds()``.
+        The holder of a damaged one, if alive, puts it back within ``renewal_seconds()``.
         """
         damaged = [patiently(lambda each=each: bury(self.storage, each)) for each in ("leases", "studies")]  # type: ignore[misc]
         return any(damaged)
@@ -403,12 +423,12 @@ class Store:
 
     # --- failures and studies -----------------------------------------------------------------------------------
     def record_failure(self, key: str, document: Mapping[str, Any]) -> None:
-        """Note why a job failed for good; it is forgotten when the job is published after all."""
+        """Note why a job failed for good; the note is removed when the job is published after all."""
         path, content = _failure(key), json.dumps(document, indent=1).encode()
         patiently(lambda: self.storage.write(path, content))
 
     def failure(self, key: str) -> dict[str, Any] | None:
-        """Return what was noted of a job's failure; None if nothing was."""
+        """Return the note on a job's failure; None if there is none."""
         path = _failure(key)
         try:
             content = patiently(lambda: self.storage.read(path))
@@ -421,11 +441,11 @@ class Store:
             return None
 
     def set_aside(self, path: str, content: bytes, reason: str) -> None:
-        """Move a file that is damaged out of the way, unless it has been replaced since, and say so.
+        """Move a damaged file out of the way, unless it has been replaced since, and log a warning.
 
         Args:
             path: of the file.
-            content: that was found in it.
+            content: its damaged content.
             reason: what is wrong with it.
         """
         aside = f"{DAMAGED}/{path.replace('/', '-')}-{secrets.token_hex(4)}"
@@ -435,31 +455,31 @@ class Store:
                 self.storage.remove(path)
         except FileNotFoundError:
             self.storage.remove(aside)  # another process was first
-        except StorageError as error:  # who only looks may not be allowed to, and can do without
+        except StorageError as error:  # a reader without write access can do without
             _log.warning("%s/%s is damaged (%s) and cannot be set aside: %s", self.uri, path, reason, error)
         else:
             _log.warning("%s/%s is damaged (%s): set aside as %s", self.uri, path, reason, aside)
 
     def failures(self) -> set[str]:
-        """Return the keys of the jobs whose failure is noted."""
+        """Return the keys of the jobs that have a note on their failure."""
         names = patiently(lambda: list(self.storage.names("failed")))
-        return {found[1] for name in names if (found := _FAILURE.fullmatch(name))}
+        return {found["key"] for name in names if (found := _FAILURE.fullmatch(name))}
 
     def register_study(self, note: Mapping[str, Any]) -> Lease:
-        """Say that a study runs on this store, until the lease is released or its driver dies.
+        """Register a running study, until the lease is released or its driver dies.
 
         Args:
-            note: what others may want to know of the study.
+            note: information for others on the study.
         """
         lease = patiently(lambda: Lease.acquire(self.storage, f"studies/{secrets.token_hex(8)}", note))
-        assert lease is not None, "a name of our own is free"
+        assert lease is not None, "a random name is free"
         return lease
 
     def has_study(self, name: str) -> bool:
-        """Return whether a study is registered: the proof that this is the storage that its driver sees.
+        """Return whether a study is registered here, which proves that its driver sees the same storage.
 
         Args:
-            name: what follows ``studies/`` in the path of the registration.
+            name: of the registration, the path without ``studies/``.
         """
         return patiently(lambda: self.storage.exists(f"studies/{name}"))
 
@@ -472,14 +492,13 @@ def owner(path: str) -> str | None:
     """Return the key of the job that a file below ``store``, ``work`` or ``failed`` belongs to.
 
     Returns:
-        "" for what has been set aside; None for a file that no study has put there.
+        "" for files that belong to no result; None for files that the project did not write.
     """
-    if path.startswith(f"{DAMAGED}/"):
+    if path.startswith(f"{DAMAGED}/") or _EARLIER.fullmatch(path):
         return ""
-    if found := _RESULT.fullmatch(path):
-        return found[2]
-    found = _CHECKPOINT.fullmatch(path) or _FAILURE.fullmatch(path) or _UNFINISHED.fullmatch(path)
-    return found[1] if found else None
+    half = unfinished(path)
+    found = [form.fullmatch(half[0] if half else path) for form in (_RESULT, _CHECKPOINT, _FAILURE)]
+    return next((each["key"] for each in found if each), None)
 
 
 def _place(key: str) -> str:
@@ -493,6 +512,12 @@ def _place(key: str) -> str:
     return f"store/{key[:2]}/{key}"
 
 
+def _folder(key: str, manifest: Mapping[str, Any]) -> str:
+    """Return the path of the folder that holds a result's artifacts; earlier versions put them beside the manifest."""
+    attempt = manifest.get("attempt")
+    return f"{_place(key)}/{attempt}" if attempt else _place(key)
+
+
 def _checkpoint(key: str) -> str:
     _place(key)
     return f"work/{key}/checkpoint.safetensors"
@@ -504,5 +529,5 @@ def _failure(key: str) -> str:
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
-    """Return the sha256 of a manifest, which says of everything else what it must be."""
+    """Return the sha256 of a manifest, which itself has the checksums of all other files."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

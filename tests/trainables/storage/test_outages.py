@@ -19,11 +19,11 @@ from typing import Any
 import fsspec.asyn
 import pytest
 from s3_server import BUCKET, environment
+from trainables.storage.errors import StorageError, announced, patiently
 from waiting import HANG_SECONDS
 
 from trainables.schema import MANIFEST, METRICS
 from trainables.storage import LocalStorage, errors, objects
-from trainables.storage.errors import StorageError, announced, patiently
 from trainables.storage.objects import ObjectStorage
 from trainables.storage.store import Store
 

@@ -20,13 +20,13 @@ from typing import Any, cast
 
 import pytest
 from checkout import ROOT
+from trainables.storage.errors import patiently
 from waiting import HANG_SECONDS, wait_until
 
 from trainables.host.processes import me
 from trainables.schema import MANIFEST, METRICS, WEIGHTS
 from trainables.storage import LocalStorage, errors
 from trainables.storage import lease as lease_module
-from trainables.storage.errors import patiently
 from trainables.storage.lease import LEASE_SECONDS, STALE_SECONDS
 from trainables.storage.store import DamagedArtifact, Lease, NotPublished, StorageError, Store
 

@@ -1,0 +1,124 @@
+"""Errors of a storage, and how long an operation is tried again before its error counts. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 120.0
+"""How long an operation is tried again before its job gives up; the study may then try the job again, elsewhere."""
+PATIENCE_VARIABLE: Final = "STUDY_STORAGE_PATIENCE"
+"""Environment variable that replaces ``PATIENCE_SECONDS``: longer where the file server takes ten minutes to fail over,
+shorter where the disk is known not to get any emptier. Like credentials, it is set on every node."""
+LONGEST_PATIENCE: Final = 86_400.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
+"""Seconds between two attempts; the pause doubles from the first to the longest."""
+
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        # Full or over quota: someone may free space.
+        *("ENOSPC", "EDQUOT"),
+        # Short of a resource that is released again: memory, open files, locks, ports.
+        *("ENOMEM", "ENOBUFS", "EMFILE", "ENFILE", "ENOLCK", "EAGAIN", "EBUSY", "EADDRNOTAVAIL"),
+        # Interrupted, for example by a signal or while a client of Lustre or CIFS reconnects.
+        *("EINTR", "ERESTART", "ECANCELED", "EINPROGRESS", "EALREADY"),
+        # A network file system whose server or daemon is down, restarts, or has failed over to another machine.
+        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ETIME", "ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH"),
+        *("ENETDOWN", "ENETUNREACH", "ENETRESET", "ENONET", "ENOLINK", "ECOMM", "EPROTO", "EPIPE"),
+        *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED"),
+        # A device or mount that comes back; a ticket that is renewed.
+        *("ENODEV", "ENXIO", "EKEYEXPIRED"),
+    )
+    if hasattr(errno, name)  # some exist on Linux only
+)
+"""Errors of a file system that may pass while an operation is tried again. The others recur: missing permission, a
+read-only mount, a file in place of a directory, a name that is too long, a damaged file system, a missing operation."""
+
+_announce: Callable[[str], None] | None = None
+"""Shows a person that an operation is being tried again."""
+
+
+class StorageError(RuntimeError):
+    """The storage cannot be read or written: it is full, out of reach, or denies access.
+
+    Attributes:
+        passing: whether trying again later may help.
+    """
+
+    def __init__(self, message: str, *, passing: bool = True) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+    @classmethod
+    def of(cls, error: OSError, where: str) -> StorageError:
+        """Return the StorageError for an error of the operating system."""
+        return cls(f"storage {where}: {error.strerror or error}", passing=error.errno in _PASSING)
+
+
+def default_patience() -> float:
+    """Return the seconds for which operations are tried again.
+
+    Raises:
+        ValueError: the environment variable does not hold a number within 0 and ``LONGEST_PATIENCE``.
+    """
+    text = os.environ.get(PATIENCE_VARIABLE)
+    if text is None:
+        return PATIENCE_SECONDS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_PATIENCE:
+        raise ValueError(f"{PATIENCE_VARIABLE} takes seconds from 0 to {LONGEST_PATIENCE:g}, got {text!r}")
+    return seconds
+
+
+def patiently(action: Callable[[], T], patience: float | None = None) -> T:
+    """Do something with a storage; while it fails in a way that may pass, try again with exponential back-off.
+
+    Args:
+        action: what to do; it must be idempotent.
+        patience: seconds after which to give up; :func:`default_patience` by default.
+
+    Raises:
+        StorageError: it failed for longer than that, or in a way that does not pass.
+    """
+    patience = default_patience() if patience is None else patience
+    deadline = time.monotonic() + patience
+    pause, said = FIRST_PAUSE, False
+    while True:
+        # Random, so that the processes stopped by the same outage do not all come back at once.
+        this_pause = pause * random.uniform(0.75, 1.25)
+        try:
+            return action()
+        except StorageError as error:
+            if not error.passing or time.monotonic() + this_pause > deadline:
+                raise
+            if _announce is not None and not said:
+                _announce(f"{error}; trying again for {patience:.0f} s")
+                said = True
+        time.sleep(this_pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+@contextlib.contextmanager
+def announced(say: Callable[[str], None]) -> Iterator[None]:
+    """Announce operations that are tried again, in any thread.
+
+    Args:
+        say: called with a line when an operation fails for the first time.
+    """
+    global _announce
+    before, _announce = _announce, say
+    try:
+        yield
+    finally:
+        _announce = before
