@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from study.scheduling.address import ClusterError
 from study.scheduling.hosts import Node
+from trainables.errors import first_line
 
 if TYPE_CHECKING:  # it imports torch, which takes as long as Ray takes to start
     from study.scheduling.placement import Resources

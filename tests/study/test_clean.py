@@ -97,16 +97,20 @@ def test_what_belongs_to_nothing(plan: Plan, own_copy: Store) -> None:
     assert paths(own_copy) == before - gone | {f"work/{missing}/checkpoint.safetensors", f"failed/{missing}.json"}
 
 
-def test_attempts_that_were_not_published_go() -> None:
-    store = Store("memory://bucket/attempts")
+@pytest.mark.parametrize("location", ["directory", "memory"])
+def test_attempts_that_were_not_published_go(location: str, tmp_path: Path) -> None:
+    store = Store(tmp_path if location == "directory" else "memory://bucket/attempts")
     key = hashlib.sha256(b"tried twice").hexdigest()
     store.publish(key, {schema.WEIGHTS: b"good"}, {"kind": "dense", "config": {"task": {"dataset": "cifar10"}}})
-    other = f"store/{key[:2]}/{key}/0123/{schema.WEIGHTS}"
+    other = f"store/{key[:2]}/{key}/{'01' * 6}/{schema.WEIGHTS}"
     store.storage.write(other, b"of a writer that was killed")
-    orphan = f"store/{OTHER[:2]}/{OTHER}/0123/{schema.WEIGHTS}"
+    half = f"store/{key[:2]}/{key}/{schema.MANIFEST}-a-host:1:1-0123abcd.tmp"
+    store.storage.write(half, b"likewise, a moment later")
+    orphan = f"store/{OTHER[:2]}/{OTHER}/{'01' * 6}/{schema.WEIGHTS}"
     store.storage.write(orphan, b"likewise, and nobody published it since")
     found = surplus(store, [], ["cifar10"])
-    assert set(found.leftovers) == {other, orphan}
+    assert set(found.leftovers) == {other, half, orphan}
+    assert not found.strange
     clean.remove(store, found)
     assert store.read(key, schema.WEIGHTS) == b"good"
 

@@ -30,7 +30,7 @@ from trainables.host.databases import default_tracking_uri
 from trainables.host.redaction import redact
 from trainables.host.terminal import OK, WRONG_REQUEST
 from trainables.schema import METRICS, SECONDS, STAGES
-from trainables.storage import errors
+from trainables.storage import patience
 from trainables.storage.store import Store
 
 SPACE = ["--space", "digits_quickstart"]
@@ -48,7 +48,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that is away in these tests comes back."""
-    monkeypatch.setattr(errors, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stored import file_of
 
 from search_spaces import SearchSpace, get_space
 from study import fastest, run
@@ -234,7 +235,7 @@ def test_a_damaged_or_vanished_result_is_no_measurement(store: Store) -> None:
     plan = plan_of(method="dense", seeds=(0, 1))
     damaged, vanished = of_kind(plan, DENSE)
     publish(store, damaged, 1e6)
-    (store.directory(damaged) / METRICS).write_bytes(b"{}")
+    (file_of(store, damaged, METRICS)).write_bytes(b"{}")
     assert dict(estimate(plan, store, {damaged, vanished}).seconds) == guess(plan, store)
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from stored import file_of
 from studies import (
     Study,
     assert_as_if_nothing_had_happened,
@@ -74,7 +75,7 @@ def test_parents_damaged_between_two_runs(study: Study, undisturbed: Study, plan
     assert len(parents) > 3
     for key in sorted(parents)[::2]:
         name = schema.WEIGHTS if schema.WEIGHTS in store.manifest(key)["files"] else schema.PERMUTATION
-        path = store.directory(key) / name
+        path = file_of(store, key, name)
         path.write_bytes(path.read_bytes()[:-10])
     study.finish()
     for key in plan_of_studies.jobs.keys() - parents:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from stored import file_of
 from tiny_study import flip_bit, tiny_cell, tiny_space
 
 from study import run
@@ -110,7 +111,7 @@ def test_the_rate_is_that_of_the_last_hour(plan: Plan, own_copy: Store, monkeypa
 
 
 def test_damage_is_named(plan: Plan, own_copy: Store) -> None:
-    flip_bit(own_copy.directory(NAIVE.key) / schema.MANIFEST, position=20)
+    flip_bit(file_of(own_copy, NAIVE.key, schema.MANIFEST), position=20)
     text = "\n".join(lines(status(plan, own_copy)))
     assert f"damaged: artifact manifest.json of {NAIVE.key[:12]} is damaged" in text
     assert status(plan, own_copy).states[NAIVE.key] == WAITING

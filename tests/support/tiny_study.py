@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from checkout import SUPPORT
+from checkout import ROOT, SUPPORT
+from stored import file_of
 from torch import Tensor
 
 from search_spaces import SearchSpace
@@ -128,15 +129,15 @@ def damage_when_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
     def damaging(store: Store, key: str, asked: str) -> bytes:
         if asked == name:
-            flip_bit(store.directory(key) / name)
+            flip_bit(file_of(store, key, name))
         return read(store, key, asked)
 
     monkeypatch.setattr(Store, "read", damaging)
 
 
 def python(*arguments: str, prefix: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
-    """Start Python in its own process group, with captured output and the tests' modules on its path."""
-    environment = {**os.environ, "PYTHONPATH": str(SUPPORT), **options.pop("env", {})}
+    """Start Python in its own process group, output captured, with this checkout and the tests\' modules on its path."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}", **options.pop("env", {})}
     return subprocess.Popen(
         [*prefix, sys.executable, *arguments],
         stdout=subprocess.PIPE,

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from stored import file_of
 from tiny_study import flip_bit
 from tracked import (
     Moody,
@@ -70,10 +71,10 @@ def test_damaged_result_is_left_out_and_logged_once_it_is_there_again(
     plan: Plan, published: Store, own_copy: Store, uri: str
 ) -> None:
     job = job_of(plan, schema.SPARSE, "permuted")
-    flip_bit(own_copy.directory(job.key) / schema.METRICS)
+    flip_bit(file_of(own_copy, job.key, schema.METRICS))
     log_all(plan, own_copy, uri)
     assert {run.info.status for key, run in by_key(uri).items() if key != job.key} == {"FINISHED"}
-    shutil.copytree(published.directory(job.key), own_copy.directory(job.key))
+    shutil.copytree(published.directory(job.key), own_copy.directory(job.key), dirs_exist_ok=True)
     log_all(plan, own_copy, uri)
     assert by_key(uri)[job.key].info.status == "FINISHED"
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from study.tracking.destination import check_tracking
-from trainables.storage import errors as storage_errors
+from trainables.storage import patience
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ def answering(answers: list[tuple[int, dict[str, Any]]], monkeypatch: pytest.Mon
         return contextlib.closing(io.BytesIO(json.dumps(document).encode()))
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    monkeypatch.setattr(storage_errors, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.0)
     return asked
 
 
 def test_a_server_that_starts_again_is_waited_for_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = answering([(502, {}), (503, {}), (200, {}), (500, {}), (404, {})], monkeypatch)
     said: list[str] = []
-    with storage_errors.announced(said.append):
+    with patience.announced(said.append):
         check_tracking("http://user:secret@tracking.example", "space")
     assert len(asked) == 5
     assert said[0].startswith(
@@ -82,7 +82,7 @@ def test_an_experiment_deleted_on_a_server_is_refused_with_the_cure(monkeypatch:
 def test_a_server_that_is_not_there_is_an_error_without_the_password(
     server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_errors, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
     with pytest.raises(ValueError, match=r"http://\*\*\*@127.0.0.1:9 cannot be reached") as raised:
         check_tracking("http://user:secret@127.0.0.1:9", timeout=2)
     assert "secret" not in str(raised.value)

@@ -10,6 +10,7 @@ from pathlib import Path
 from subprocess import Popen
 
 import pytest
+from stored import file_of
 from tiny_study import (
     assert_same_result,
     computed_epochs,
@@ -87,7 +88,7 @@ def test_damaged_parent_is_set_aside_and_computed_again(
     published: Store, own_copy: Store, parent: Ref, name: str
 ) -> None:
     shutil.rmtree(own_copy.directory(TARGET.key))
-    flip_bit(own_copy.directory(parent.key) / name, position=20 if name == schema.MANIFEST else -9)
+    flip_bit(file_of(own_copy, parent.key, name), position=20 if name == schema.MANIFEST else -9)
     rows = publish([Ref(TARGET)], Context(store=own_copy))
     assert tensors(own_copy, parent.key) == tensors(published, parent.key)
     assert_same_result(own_copy, published, TARGET.key)
@@ -100,8 +101,8 @@ def test_damage_deep_in_the_chain_is_found_while_it_is_mended(published: Store, 
     for job in (TARGET, PRUNED):
         shutil.rmtree(own_copy.directory(job.key))
     last_but_one = PRUNED.parent("previous").job
-    flip_bit(own_copy.directory(last_but_one.key) / schema.WEIGHTS)
-    flip_bit(own_copy.directory(last_but_one.parent("previous").key) / schema.WEIGHTS)
+    flip_bit(file_of(own_copy, last_but_one.key, schema.WEIGHTS))
+    flip_bit(file_of(own_copy, last_but_one.parent("previous").key, schema.WEIGHTS))
     publish([Ref(TARGET)], Context(store=own_copy))
     assert_same_result(own_copy, published, TARGET.key)
     assert len(list((own_copy.root / "store" / ".damaged").iterdir())) == 2

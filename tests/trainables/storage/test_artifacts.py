@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from stored import file_of
 from torch import Tensor
 
 from trainables.schema import MASK, METRICS, PERMUTATION, WEIGHTS
@@ -117,7 +118,7 @@ def test_a_published_result_is_read_by_kind_of_file(tmp_path: Path) -> None:
 def test_a_damaged_file_is_never_decoded(tmp_path: Path, read: Any, name: str) -> None:
     store = Store(tmp_path)
     store.publish(KEY, {name: pack_json({}) if name == METRICS else pack(tensors())}, {})
-    path = store.directory(KEY) / name
+    path = file_of(store, KEY, name)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DamagedArtifact):
         read(store, KEY)

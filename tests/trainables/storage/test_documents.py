@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from s3_server import environment
+from stored import location
 from test_object_store import fresh_s3, s3, server
 from tiny_study import tiny_space
 from waiting import wait_until
@@ -196,7 +197,10 @@ def test_what_is_wrong_is_named_with_its_place(kind: str, name: str, value: Any,
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
-STRAY = ("store/.DS_Store", "store/ab/Thumbs.db", "work/.DS_Store", "failed/.DS_Store", "leases/.DS_Store")
+STRAY = (
+    *("store/.DS_Store", "store/.tmp/a-b/x", f"store/{KEY[:2]}/{KEY}/.DS_Store", "store/ab/Thumbs.db"),
+    *("work/.DS_Store", "failed/.DS_Store", "leases/.DS_Store"),
+)
 COMMANDS = (["--status", "--fastest"], ["--dry-run", "--fastest"], ["--clean"], ["--clean", "--yes"], ["--verify"])
 
 
@@ -245,11 +249,9 @@ class Scene:
         self.first = done[0].key
         path = fastest.file(CPU, ("resnet8", 0.25), {})
         fastest.keep(store, path, fastest.Way(), {}, {})
-        place = f"store/{self.first[:2]}/{self.first}"
-        attempt = store.manifest(self.first).get("attempt")
         self.documents = {
-            "manifest": f"{place}/{schema.MANIFEST}",
-            "metrics": "/".join(filter(None, (place, attempt, schema.METRICS))),
+            "manifest": location(store, self.first, schema.MANIFEST),
+            "metrics": location(store, self.first, schema.METRICS),
             "failure": f"failed/{self.failed.key}.json",
             "choice": path,
             "lease": f"leases/{self.running.key}",
@@ -262,9 +264,6 @@ class Scene:
         self.benchmark = benchmark_file(store)
         self.benchmark.parent.mkdir(parents=True, exist_ok=True)
         self.benchmark.write_text(json.dumps(EXAMPLES["benchmark"]))
-        if store.is_local:
-            for name in ("stray", "a-b", ".DS_Store"):
-                (store.root / "store" / ".tmp" / name).mkdir(parents=True)
         self.whole = {path: store.storage.read(path) for path in self.paths()}
 
     def paths(self) -> set[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import BUCKET, Unreliable, environment, s3_server
+from stored import location
 from tiny_study import assert_same_result, publish, tiny_cell
 from waiting import HANG_SECONDS, wait_until
 
@@ -20,8 +21,8 @@ from trainables import schema
 from trainables.graph import Ref, closure, target
 from trainables.jobs.train import Context
 from trainables.schema import MANIFEST, METRICS, WEIGHTS
-from trainables.storage import errors
 from trainables.storage import lease as lease_module
+from trainables.storage import patience
 from trainables.storage.objects import LIBRARIES, ObjectStorage
 from trainables.storage.store import DamagedArtifact, Lease, NotPublished, StorageError, Store
 
@@ -60,12 +61,6 @@ def fresh_s3() -> Store:
     return Store(f"s3://{BUCKET}/{uuid.uuid4().hex}")
 
 
-def location(store: Store, key: str, name: str) -> str:
-    """Return the path of a file of a result."""
-    folder = "" if name == MANIFEST else f"{store.manifest(key)['attempt']}/"
-    return f"store/{key[:2]}/{key}/{folder}{name}"
-
-
 # --- the same as in a directory ---------------------------------------------------------------------------------------
 def test_what_was_published_is_read(store: Store) -> None:
     assert KEY not in store
@@ -84,11 +79,13 @@ def test_what_was_published_is_read(store: Store) -> None:
 
 
 def test_a_result_without_its_manifest_is_none(store: Store) -> None:
-    store.storage.write(f"store/{KEY[:2]}/{KEY}/0123/{WEIGHTS}", b"of an attempt that was killed")
+    killed = f"store/{KEY[:2]}/{KEY}/{'01' * 6}/{WEIGHTS}"
+    store.storage.write(killed, b"of an attempt that was killed")
     assert KEY not in store
     assert store.keys() == set()
     assert store.publish(KEY, FILES, {})
     assert store.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+    assert not store.storage.exists(killed)
 
 
 def test_of_two_writers_one_wins_as_a_whole(store: Store) -> None:
@@ -146,7 +143,7 @@ def test_damage_is_found_out_and_set_aside(store: Store, name: str, damage: str)
 
 def test_files_of_another_attempt_are_not_set_aside(store: Store) -> None:
     store.publish(KEY, FILES, {})
-    other = f"store/{KEY[:2]}/{KEY}/0123/{WEIGHTS}"
+    other = f"store/{KEY[:2]}/{KEY}/{'01' * 6}/{WEIGHTS}"
     store.storage.write(other, b"of a writer that is at work")
     store.storage.write(location(store, KEY, WEIGHTS), b"damaged")
     with pytest.raises(DamagedArtifact):
@@ -269,7 +266,7 @@ def test_every_third_request_dropped(
     line: Unreliable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _: None
 ) -> None:
     """A whole study's jobs are computed over such a line, with the results of one in a directory."""
-    monkeypatch.setattr(errors, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.05)
     line.every = 3
     store, root = fresh_s3(), target(tiny_cell("naive"))
     publish([Ref(root)], Context(store=store, checkpoint_seconds=0.0))
@@ -290,8 +287,8 @@ def test_every_third_request_dropped(
 
 @pytest.mark.parametrize("_", [pytest.param(None, marks=s3)])
 def test_a_server_that_is_away(line: Unreliable, monkeypatch: pytest.MonkeyPatch, _: None) -> None:
-    monkeypatch.setattr(errors, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(errors, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 2.0)
     store = fresh_s3()
     store.publish(KEY, FILES, {})
     line.silent = True

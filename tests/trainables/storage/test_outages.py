@@ -19,12 +19,12 @@ from typing import Any
 import fsspec.asyn
 import pytest
 from s3_server import BUCKET, environment
-from trainables.storage.errors import StorageError, announced, patiently
 from waiting import HANG_SECONDS
 
 from trainables.schema import MANIFEST, METRICS
-from trainables.storage import LocalStorage, errors, objects
+from trainables.storage import LocalStorage, objects, patience
 from trainables.storage.objects import ObjectStorage
+from trainables.storage.patience import StorageError, announced, patiently
 from trainables.storage.store import Store
 
 KEY = hashlib.sha256(b"a result in an outage").hexdigest()
@@ -36,9 +36,7 @@ VALUES: dict[str, Any] = {
     "content": b"{}",
     "directory": PLACE,
     "files": {METRICS: METRICS_FILE, MANIFEST: b"{}"},
-    "last": MANIFEST,
-    "to": f"store/.damaged/{KEY}-0",
-    "attempt": "",
+    "to": f"store/.damaged/{KEY}-0/{METRICS}",
     "key": KEY,
     "keys": [KEY],
     "name": METRICS,
@@ -94,10 +92,10 @@ def code(name: str) -> int:
 
 def test_every_error_of_the_system_passes_or_comes_again() -> None:
     lasting = {getattr(errno, name) for name in COME_AGAIN.split() if hasattr(errno, name)}
-    assert not errors._PASSING & lasting
-    unsorted = set(errno.errorcode) - errors._PASSING - lasting
+    assert not patience._PASSING & lasting
+    unsorted = set(errno.errorcode) - patience._PASSING - lasting
     assert not unsorted, [errno.errorcode[each] for each in unsorted]
-    assert {code(name) for name in PASS.split()} <= errors._PASSING
+    assert {code(name) for name in PASS.split()} <= patience._PASSING
 
 
 # --- a directory --------------------------------------------------------------------------------------------------
@@ -129,13 +127,11 @@ def break_files(patch: pytest.MonkeyPatch, root: Path, number: int) -> None:
     patch.setattr(io, "open", failing(io.open))
 
 
-TOUCHING_NOTHING = {LocalStorage: {"new_attempt"}, ObjectStorage: {"new_attempt", "holds", "sweep"}}
-LOCAL = {n: o for n, o in operations(LocalStorage).items() if n not in TOUCHING_NOTHING[LocalStorage]}
-OBJECTS = {n: o for n, o in operations(ObjectStorage).items() if n not in TOUCHING_NOTHING[ObjectStorage]}
+LOCAL, OBJECTS = operations(LocalStorage), operations(ObjectStorage)
 
 
 def test_both_kinds_of_storage_have_the_same_operations() -> None:
-    assert operations(LocalStorage).keys() == operations(ObjectStorage).keys()
+    assert LOCAL.keys() == OBJECTS.keys()
 
 
 @pytest.mark.parametrize("operation", LOCAL)
@@ -143,15 +139,14 @@ def test_an_error_of_the_file_system_is_one_of_the_storage(
     operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = LocalStorage(tmp_path)
-    storage.publish(PLACE, VALUES["files"], MANIFEST)
-    (tmp_path / "store" / ".tmp").mkdir(exist_ok=True)
+    storage.fill(PLACE, VALUES["files"])
     for number in set(errno.errorcode) - {errno.ENOENT, errno.EEXIST, errno.ENOTDIR}:
         with monkeypatch.context() as patch:
             break_files(patch, tmp_path, number)
             with pytest.raises(StorageError) as caught:
                 LOCAL[operation](storage)
         assert os.strerror(number) in str(caught.value)
-        assert caught.value.passing == (number in errors._PASSING), errno.errorcode[number]
+        assert caught.value.passing == (number in patience._PASSING), errno.errorcode[number]
 
 
 # --- an object store ------------------------------------------------------------------------------------------------
@@ -280,7 +275,7 @@ def test_a_request_ends_even_if_its_library_waits_for_ever(operation: str, monke
 
 def test_options_that_keep_requests_from_hanging_and_repeating() -> None:
     assert objects._ONCE["retries"] == {"total_max_attempts": 1}
-    assert objects.SILENCE_SECONDS < errors.PATIENCE_SECONDS
+    assert objects.SILENCE_SECONDS < patience.PATIENCE_SECONDS
     assert objects._OPTIONS["adlfs"]["read_timeout"] == objects._ONCE["read_timeout"] == objects.SILENCE_SECONDS
 
 
@@ -293,7 +288,7 @@ class FailsFirst:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._storage, name)
-        if name in ("new_attempt", "uri") or not callable(attribute):
+        if not callable(attribute):
             return attribute
 
         def call(*values: Any, **named: Any) -> Any:
@@ -314,7 +309,7 @@ del STORE["directory"]  # which only names one
 def test_whatever_touches_the_storage_is_tried_again(
     operation: str, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(errors, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.0)
     store = Store(tmp_path if location == "directory" else f"memory://bucket/{tmp_path.name}-{operation}")
     store.publish(KEY, {METRICS: METRICS_FILE}, {"kind": "dense"})
     store.record_failure(KEY, {})
@@ -329,7 +324,7 @@ def test_a_result_is_not_missing_because_its_directory_cannot_be_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A directory on a network file system whose handles are stale as trials begin."""
-    monkeypatch.setattr(errors, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.0)
     store, asked = Store(tmp_path), []
     stat = os.stat
 
@@ -355,7 +350,7 @@ def test_what_is_waited_for_is_said_once_by_each_operation() -> None:
         return "done"
 
     with pytest.MonkeyPatch.context() as patch, announced(said.append):
-        patch.setattr(errors, "FIRST_PAUSE", 0.0)
+        patch.setattr(patience, "FIRST_PAUSE", 0.0)
         assert patiently(action) == "done"
     assert said == ["storage x: away; trying again for 120 s"]
-    assert errors._announce is None
+    assert patience._announce is None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import BUCKET, Unreliable, environment, s3_server
+from stored import file_of
 from studies import Study, assert_as_if_nothing_had_happened, assert_whole, tracked
 from tiny_study import assert_same_result, flip_bit
 from waiting import HANG_SECONDS, wait_until
@@ -131,7 +132,7 @@ def test_damage_in_every_kind_of_file(study: Study, undisturbed: Study, plan_of_
         if name not in kinds:
             damaged[key] = name
     for key, name in damaged.items():
-        path = study.store.directory(key) / name
+        path = file_of(study.store, key, name)
         if damage == "flipped":
             flip_bit(path, position=path.stat().st_size // 2)
         else:

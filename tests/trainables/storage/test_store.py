@@ -20,14 +20,17 @@ from typing import Any, cast
 
 import pytest
 from checkout import ROOT
-from trainables.storage.errors import patiently
+from stored import file_of, location
 from waiting import HANG_SECONDS, wait_until
 
+from study import clean
+from study.clean import surplus
 from trainables.host.processes import me
 from trainables.schema import MANIFEST, METRICS, WEIGHTS
-from trainables.storage import LocalStorage, errors
+from trainables.storage import LocalStorage, patience
 from trainables.storage import lease as lease_module
 from trainables.storage.lease import LEASE_SECONDS, STALE_SECONDS
+from trainables.storage.patience import patiently
 from trainables.storage.store import DamagedArtifact, Lease, NotPublished, StorageError, Store
 
 
@@ -95,7 +98,8 @@ def test_the_manifest_lists_every_file_with_size_and_checksum(full: Store) -> No
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in FILES.items()
     }
     assert manifest["files"] == expected
-    assert {path.name for path in full.directory(KEY).iterdir()} == {*FILES, MANIFEST}
+    listed = {location(full, KEY, name) for name in (*FILES, MANIFEST)}
+    assert {*full.storage.names(f"store/{KEY[:2]}/{KEY}")} == listed
 
 
 def test_the_first_result_stays(full: Store) -> None:
@@ -121,10 +125,11 @@ def test_a_file_that_a_result_does_not_have_is_no_damage(full: Store) -> None:
 
 
 def test_nothing_is_left_behind_by_publishing(full: Store) -> None:
+    before = {*full.root.rglob("*")}
     full.publish(KEY, FILES, {})
     with pytest.raises(ValueError, match="artifact names"):
         full.publish(key_of(2), {"../escape.json": b""}, {})
-    assert list((full.root / "store" / ".tmp").iterdir()) == []
+    assert {*full.root.rglob("*")} == before
     assert full.keys() == {KEY}
 
 
@@ -206,35 +211,40 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", [WEIGHTS, MANIFEST])
 def test_damage_is_found_out_and_set_aside(full: Store, name: str, damage: str) -> None:
-    DAMAGES[damage](full.directory(KEY) / name)
-    with pytest.raises(DamagedArtifact, match=rf"artifact {name} of {KEY[:12]} is damaged .*; set aside") as caught:
-        full.read(KEY, WEIGHTS)
-    assert (caught.value.key, caught.value.name) == (KEY, name)
+    DAMAGES[damage](file_of(full, KEY, name))
+    if (name, damage) != (MANIFEST, "gone"):  # without its manifest there is no result
+        with pytest.raises(DamagedArtifact, match=rf"artifact {name} of {KEY[:12]} is damaged .*; set aside") as caught:
+            full.read(KEY, WEIGHTS)
+        assert (caught.value.key, caught.value.name) == (KEY, name)
+        (aside,) = (full.root / "store" / ".damaged").iterdir()
+        assert aside.name.startswith(KEY)
     assert KEY not in full
     assert full.keys() == set()
-    (aside,) = (full.root / "store" / ".damaged").iterdir()
-    assert aside.name.startswith(KEY)
-    with pytest.raises(KeyError):
+    with pytest.raises(NotPublished):
         full.read(KEY, WEIGHTS)
 
 
 def test_what_was_damaged_can_be_published_again(full: Store) -> None:
-    halve(full.directory(KEY) / WEIGHTS)
+    halve(file_of(full, KEY, WEIGHTS))
     with pytest.raises(DamagedArtifact):
         full.read(KEY, WEIGHTS)
     assert full.publish(KEY, FILES, {})
     assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
 
 
-def test_remains_without_a_manifest_are_no_result_and_not_in_the_way(full: Store) -> None:
-    (full.directory(KEY) / MANIFEST).unlink()
+def test_remains_without_a_manifest_are_no_result_and_are_removed(full: Store) -> None:
+    stray = full.directory(KEY) / ".DS_Store"
+    stray.touch()
+    file_of(full, KEY, MANIFEST).unlink()
     assert KEY not in full
     assert full.publish(KEY, {WEIGHTS: b"anew"}, {})
     assert full.read(KEY, WEIGHTS) == b"anew"
+    expected = {file_of(full, KEY, WEIGHTS), file_of(full, KEY, MANIFEST), stray}
+    assert {path for path in full.directory(KEY).rglob("*") if path.is_file()} == expected
 
 
 def test_one_damaged_file_does_not_take_the_others_with_it_unread(full: Store) -> None:
-    flip(full.directory(KEY) / WEIGHTS, 100)
+    flip(file_of(full, KEY, WEIGHTS), 100)
     assert full.read(KEY, METRICS) == FILES[METRICS]
 
 
@@ -248,11 +258,11 @@ def test_the_manifest_of_another_result_is_damage(full: Store) -> None:
 
 
 def test_no_flipped_bit_of_a_manifest_changes_what_is_read(full: Store) -> None:
-    original = (full.directory(KEY) / MANIFEST).read_bytes()
-    manifest = full.manifest(KEY)
+    original = (file_of(full, KEY, MANIFEST)).read_bytes()
     for position in range(0, len(original), 7):  # 7 and 8 share no divisor: every bit has its turn
         full.publish(KEY, FILES, {"kind": "dense"})
-        flip(full.directory(KEY) / MANIFEST, position, position % 8)
+        manifest = full.manifest(KEY)
+        flip(file_of(full, KEY, MANIFEST), position, position % 8)
         try:
             read = full.manifest(KEY)
         except DamagedArtifact:
@@ -262,7 +272,7 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_read(full: Store) -> None:
 
 
 def test_two_readers_of_one_damaged_result_both_learn_of_it(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    halve(full.directory(KEY) / WEIGHTS)
+    halve(file_of(full, KEY, WEIGHTS))
     judged = full._manifest(KEY)
     # Both have read the manifest before one of them sets the result aside.
     monkeypatch.setattr(Store, "_manifest", lambda _store, _key: judged)
@@ -272,7 +282,7 @@ def test_two_readers_of_one_damaged_result_both_learn_of_it(full: Store, monkeyp
 
 
 def test_what_was_computed_again_meanwhile_is_not_set_aside(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    halve(full.directory(KEY) / WEIGHTS)
+    halve(file_of(full, KEY, WEIGHTS))
     judged = full._manifest(KEY)
     with pytest.raises(DamagedArtifact):
         full.read(KEY, WEIGHTS)
@@ -300,12 +310,11 @@ WATCHER = """
 store = Store(Path(argv[0]))
 print("ready", flush=True)
 for key in argv[1:]:
-    directory, deadline = store.directory(key), time.monotonic() + patience
-    while not os.path.isdir(directory):
+    deadline = time.monotonic() + patience
+    while not os.path.exists(store.directory(key) / "manifest.json"):
         assert time.monotonic() < deadline
-    listed = set(os.listdir(directory))
     files = store.manifest(key)["files"]
-    assert len(files) == 20 and listed == {*files, "manifest.json"}, listed
+    assert len(files) == 20
     assert key in store and key in store.keys()
     assert all(len(store.read(key, name)) == 1000 for name in files)
 print("saw all", flush=True)
@@ -345,44 +354,135 @@ def test_of_two_writers_one_wins_as_a_whole(store: Store, start: Callable[..., s
         assert store.read(key, WEIGHTS) == winners[0].encode() * 5000
 
 
-KILLED_WHILE_PUBLISHING = """
-os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-Store(Path(argv[0])).publish(argv[1], {"weights.safetensors": b"half"}, {})
-"""
-HANGING_WHILE_PUBLISHING = """
-def rename(*_):
-    print("publishing", flush=True)
-    time.sleep(patience)
-os.rename = rename
-Store(Path(argv[0])).publish(argv[1], {"weights.safetensors": b"half"}, {})
+KILLED_AT_EACH_CALL = """
+calls = ("mkdir", "open", "fsync", "link", "unlink", "scandir", "rmdir")
+number, status = 0, -1
+while status:
+    number += 1
+    child = os.fork()
+    if not child:
+        left = number
+        def counting(call):
+            def counted(*arguments, **named):
+                global left
+                left -= 1
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*arguments, **named)
+            return counted
+        for name in calls:
+            setattr(os, name, counting(getattr(os, name)))
+        store = Store(Path(argv[0]) / str(number))
+        store.publish(argv[1], {"weights.safetensors": b"half" * 1000, "log.txt": b"x"}, {})
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+print(number, flush=True)
 """
 
 
-def test_who_is_killed_while_publishing_publishes_nothing(
+def test_a_process_killed_at_any_moment_publishes_all_or_nothing(
     store: Store, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    killed = start(KILLED_WHILE_PUBLISHING, store.root, KEY)
-    assert killed.wait(HANG_SECONDS) == -signal.SIGKILL
-    assert KEY not in store
-    assert store.keys() == set()
+    last, outcomes = int(line(start(KILLED_AT_EACH_CALL, store.root, KEY))), []
+    for number in range(1, last + 1):
+        each = Store(store.root / str(number))
+        outcomes.append(KEY in each)
+        assert each.verify([KEY]) == {}
+        assert each.publish(KEY, FILES, {}) == (not outcomes[-1])
+        listed = {location(each, KEY, name) for name in (*each.manifest(KEY)["files"], MANIFEST)}
+        if not outcomes[-1]:
+            assert {*each.storage.names("store")} == listed, "the next to publish removes what was left"
+        found = surplus(each, [], [])
+        assert {*each.storage.names("store")} == listed | {*found.leftovers}
+        assert not found.strange
+    assert outcomes == sorted(outcomes)
+    assert 10 < outcomes.count(False) < last, "killed before the manifest was there, and after"
+
+
+def test_a_result_survives_a_crash_of_the_machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file and directory entry was synced before the manifest, and the manifest before publishing ends."""
+    synced, unsynced, fsync, link, mkdir = set[str](), set[str](), os.fsync, os.link, os.mkdir
+
+    def opened(descriptor: int) -> str:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+
+    def noting_fsync(descriptor: int) -> None:
+        synced.add(opened(descriptor))
+        unsynced.discard(opened(descriptor))
+        fsync(descriptor)
+
+    def noting_mkdir(path: Any, *more: Any) -> None:
+        mkdir(path, *more)
+        unsynced.add(str(Path(path).parent))
+
+    def checking_link(temporary: Path, target: Path) -> None:
+        if target.name == MANIFEST:
+            folders = [path for path in target.parent.iterdir() if path.is_dir()]
+            assert synced >= {str(path) for folder in folders for path in (folder, *folder.iterdir())}
+            assert synced >= {str(temporary)}
+            assert not unsynced
+        link(temporary, target)
+        unsynced.add(str(target.parent))
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "mkdir", noting_mkdir)
+    monkeypatch.setattr(os, "link", checking_link)
     assert store.publish(KEY, FILES, {})
+    assert store.storage.create("fastest/cpu/resnet20-x1.json", b"{}")
+    store.write_checkpoint(KEY, b"state")
+    assert not unsynced
 
 
-def test_sweeping_removes_what_the_dead_left_and_nothing_else(
-    store: Store, start: Callable[..., subprocess.Popen[str]]
-) -> None:
-    start(KILLED_WHILE_PUBLISHING, store.root, KEY).wait(HANG_SECONDS)
-    alive = start(HANGING_WHILE_PUBLISHING, store.root, key_of("alive"))
-    assert line(alive) == "publishing"
-    temporary = store.root / "store" / ".tmp"
-    elsewhere = temporary / f"{key_of('elsewhere')}-another-host:1:1-abcd"
-    elsewhere.mkdir()
-    assert len(list(temporary.iterdir())) == 3
-    store.sweep()
-    left = {path.name[:64] for path in temporary.iterdir()}
-    assert left == {key_of("alive"), key_of("elsewhere")}
+# --- what earlier versions wrote ------------------------------------------------------------------------------------
+@pytest.fixture
+def earlier(store: Store) -> Store:
+    """A store with a result and a half-written result as earlier versions left them: no folders for attempts."""
+    listed = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in FILES.items()
+    }
+    document: dict[str, Any] = {"kind": "dense", "key": KEY, "files": listed}
+    document["checksum"] = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    store.storage.fill(f"store/{KEY[:2]}/{KEY}", {**FILES, MANIFEST: json.dumps(document).encode()})
+    store.storage.fill(f"store/.tmp/{KEY}-{me()}-0123abcd", {WEIGHTS: b"half"})
+    return store
 
 
+def test_results_of_earlier_versions_are_found_and_read(earlier: Store) -> None:
+    assert KEY in earlier
+    assert earlier.keys() == {KEY}
+    assert {name: earlier.read(KEY, name) for name in FILES} == FILES
+    assert earlier.verify([KEY]) == {}
+    assert not earlier.publish(KEY, {WEIGHTS: b"another"}, {})
+    assert earlier.result(KEY, [WEIGHTS]).files == {WEIGHTS: FILES[WEIGHTS]}
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, MANIFEST])
+def test_damaged_results_of_earlier_versions_are_replaced(earlier: Store, name: str) -> None:
+    halve(earlier.directory(KEY) / name)
+    with pytest.raises(DamagedArtifact):
+        earlier.read(KEY, WEIGHTS)
+    assert KEY not in earlier
+    assert earlier.publish(KEY, {WEIGHTS: b"anew"}, {})
+    assert earlier.read(KEY, WEIGHTS) == b"anew"
+    assert {*earlier.storage.names(f"store/{KEY[:2]}")} == {
+        location(earlier, KEY, each) for each in (WEIGHTS, MANIFEST)
+    }
+
+
+def test_what_earlier_versions_left_is_cleaned(earlier: Store) -> None:
+    half = f"store/.tmp/{KEY}-{me()}-0123abcd/{WEIGHTS}"
+    attempt = f"store/{KEY[:2]}/{KEY}/{'01' * 6}/{WEIGHTS}"
+    earlier.storage.write(attempt, b"of a process that was killed")
+    found = surplus(earlier, [], ["?"])
+    assert {*found.leftovers} == {half, attempt}
+    assert not found.strange
+    clean.remove(earlier, found)
+    assert {name: earlier.read(KEY, name) for name in FILES} == FILES
+    clean.remove(earlier, surplus(earlier, [], []))
+    assert {*earlier.storage.names("store")} == set()
+
+
+# --- sweeping -------------------------------------------------------------------------------------------------------
 def test_sweeping_removes_leases_of_the_dead_and_checkpoints_of_what_is_published(
     full: Store, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -398,13 +498,11 @@ def test_sweeping_removes_leases_of_the_dead_and_checkpoints_of_what_is_publishe
 
 
 def test_sweeping_passes_over_what_is_of_no_study(full: Store) -> None:
-    strays = ["stray", "a-b", "a-b-c", ".DS_Store", f"{KEY}-nobody-00"]
-    for name in strays:
-        (full.root / "store" / ".tmp" / name).mkdir(parents=True)
-    (full.root / "work" / "stray").mkdir(parents=True)
-    (full.root / "work" / ".DS_Store").touch()
+    strays = {f"{folder}/{name}" for folder in ("store", "work", "leases") for name in (".DS_Store", "a-b/c")}
+    for path in strays:
+        full.storage.write(path, b"of a file manager")
     full.sweep()
-    assert {path.name for path in (full.root / "store" / ".tmp").iterdir()} == {*strays}
+    assert all(map(full.storage.exists, strays))
     assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
 
 
@@ -688,8 +786,8 @@ def test_a_failure_is_noted_until_the_result_is_there(store: Store) -> None:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Let time pass by itself; return the pauses that were made."""
     made: list[float] = []
-    monkeypatch.setattr(errors.time, "sleep", made.append)
-    monkeypatch.setattr(errors.time, "monotonic", lambda: sum(made))
+    monkeypatch.setattr(patience.time, "sleep", made.append)
+    monkeypatch.setattr(patience.time, "monotonic", lambda: sum(made))
     return made
 
 
@@ -707,7 +805,7 @@ def test_trouble_that_passes_is_waited_out(
     monkeypatch.setattr(os, "fsync", failing)
     assert store.publish(KEY, FILES, {})
     assert store.read(KEY, WEIGHTS) == FILES[WEIGHTS]
-    assert list((store.root / "store" / ".tmp").iterdir()) == []
+    assert len([*store.storage.names("store")]) == len(FILES) + 1
     assert len(pauses) == 5
     assert all(later > earlier for earlier, later in itertools.pairwise(pauses)), "longer each time"
 
@@ -717,7 +815,7 @@ def test_trouble_that_lasts_is_reported(
     store: Store, monkeypatch: pytest.MonkeyPatch, pauses: list[float], early: float, late: float
 ) -> None:
     # However the pauses are drawn: where the last of them is a long one, it must not outlast the patience either.
-    monkeypatch.setattr(errors.random, "uniform", lambda *_: early if len(pauses) < 6 else late)
+    monkeypatch.setattr(patience.random, "uniform", lambda *_: early if len(pauses) < 6 else late)
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -727,7 +825,7 @@ def test_trouble_that_lasts_is_reported(
         pauses.clear()
         with pytest.raises(StorageError, match=rf"storage {store.root}/.*: No space left on device"):
             action()
-        assert errors.PATIENCE_SECONDS / 2 < sum(pauses) <= errors.PATIENCE_SECONDS
+        assert patience.PATIENCE_SECONDS / 2 < sum(pauses) <= patience.PATIENCE_SECONDS
     assert KEY not in store
     assert not [path for path in store.root.rglob("*") if path.is_file()], "nothing half-written is left"
 
@@ -745,6 +843,6 @@ def test_trouble_that_no_waiting_cures_is_reported_at_once(
 
 
 def test_a_manifest_is_readable_for_people(full: Store) -> None:
-    text = (full.directory(KEY) / MANIFEST).read_text(encoding="utf-8")
+    text = (file_of(full, KEY, MANIFEST)).read_text(encoding="utf-8")
     assert json.loads(text)["files"].keys() == FILES.keys()
     assert re.search(r"\n +\"kind\": \"dense\"", text)
