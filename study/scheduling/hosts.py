@@ -1,7 +1,7 @@
-"""Which machines get no more of a study's jobs: those where jobs fail that would not fail elsewhere.
+"""Which machines get no more jobs of a study: those where jobs fail that would succeed elsewhere.
 
-A machine that is broken is always free, so that without this it would take every next attempt. It is known by Ray's
-id of its node: one that was repaired and joins the cluster again is given work again.
+A broken machine is always idle, so without this module it would receive every next attempt. Machines are identified by
+Ray's node id: one that was repaired and has joined the cluster again receives jobs again.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from study.scheduling.placement import Resources
 from trainables.host.redaction import redact_text
 
 FAILURES: Final = 3
-"""A host where so many different jobs have died, with no epoch and no job done there in between, gets no more."""
+"""Different jobs that may die on a host, with no epoch and no job done in between, before it gets no more jobs."""
 _TOLERANCE: Final = 1e-6
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster, with all that it has for trials, whether or not it is in use."""
+    """A machine of the cluster and its resources for trials, whether or not they are in use."""
 
     name: str
     resources: Resources
 
 
 class Hosts:
-    """What trials have found out about the nodes that they ran on."""
+    """The nodes of the cluster and the failures of trials on them."""
 
     def __init__(self, nodes: Callable[[], Mapping[str, Node]]) -> None:
-        """Begin without a prejudice.
+        """Begin without any failures.
 
         Args:
             nodes: returns the nodes that the cluster has now, by their id.
         """
         self.out: dict[str, str] = {}
-        """Id of a node that gets no more jobs -> its host and why."""
+        """Id of a node that gets no more jobs -> its host and the reason."""
         self._nodes = nodes
         self._streaks: dict[str, Counter[str]] = {}
 
@@ -47,36 +47,35 @@ class Hosts:
         self._streaks.pop(node, None)
 
     def failed(self, node: str, key: str, error: str, *, surely: bool) -> bool:
-        """Note that a job failed on a node; return whether that is the node's fault rather than the job's.
+        """Note that a job failed on a node; return whether the node is to blame rather than the job.
 
-        The last node is put out only for what is surely its fault: if jobs die on it, they are tried again there.
+        The last node is excluded only for errors that are surely its fault; jobs that die on it are tried again there.
 
         Args:
             node: its id.
             key: of the job.
-            error: what it said.
+            error: message of the failure.
             surely: whether every job would fail there.
         """
         if node in self.out:
             return True
         nodes = self._nodes()
-        if node not in nodes:  # it was lost, and its trials with it
+        if node not in nodes:  # the node was lost, and its trials with it
             return False
         streak = self._streaks.setdefault(node, Counter())
         streak[key] += 1
         others = any(each not in self.out for each in nodes.keys() - {node} if nodes[each].resources.get("CPU"))
         if not (surely or (len(streak) >= FAILURES and others)):
             return False
-        name, error = nodes[node].name, redact_text(error)
-        self.out[node] = f"{name}: {error.removeprefix(f'host {name}: ')}"
+        self.out[node] = f"{nodes[node].name}: {redact_text(error)}"
         return True
 
     def forgiven(self, node: str) -> Counter[str]:
-        """Return how often each job has failed on a node in a row, once: what the node is to blame for."""
+        """Return and forget how often each job has failed on a node in a row, for which the node is to blame."""
         return self._streaks.pop(node, Counter())
 
     def fit(self, asked: Resources, avoided: Collection[str] = ()) -> bool:
-        """Return whether one of the nodes, apart from some, could run a trial if it did nothing else."""
+        """Return whether one of the nodes that are not avoided could run a trial if it were idle."""
         return any(
             all(amount <= node.resources.get(name, 0.0) + _TOLERANCE for name, amount in asked.items())
             for each, node in self._nodes().items()
@@ -88,7 +87,7 @@ class Hosts:
         return frozenset(self.out.keys() & self._nodes().keys())
 
     def taken_out(self) -> Counter[str]:
-        """Return the resources of the cluster that are of no use any more."""
+        """Return the resources of the nodes that get no more jobs."""
         nodes, lost = self._nodes(), Counter[str]()
         for each in self.out.keys() & nodes.keys():
             lost.update(nodes[each].resources)
@@ -96,5 +95,5 @@ class Hosts:
 
 
 def names(text: str, host: str) -> bool:
-    """Return whether a text names a host."""
+    """Return whether a text contains the name of a host."""
     return re.search(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", text) is not None

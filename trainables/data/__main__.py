@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainables.data import check_dataset, get_entry
-from trainables.data.layout import ARCHIVE_FILES, has_archive
+from trainables.data.layout import has_archive
+from trainables.data.registry import DOWNLOADABLE
 from trainables.host.places import expanded
 from trainables.host.terminal import OK, command, refused
 
@@ -17,7 +18,7 @@ from trainables.host.terminal import OK, command, refused
 def main(arguments: Sequence[str]) -> int:
     """Download one dataset; return 0, or 2 if that was not possible."""
     parser = argparse.ArgumentParser(prog="python -m trainables.data", description="Download a dataset.")
-    parser.add_argument("--download", metavar="NAME", required=True, help=f"one of: {', '.join(ARCHIVE_FILES)}")
+    parser.add_argument("--download", metavar="NAME", required=True, help=f"one of: {', '.join(DOWNLOADABLE)}")
     parser.add_argument("--data-dir", metavar="DIR", required=True, type=Path, help="where to put it")
     options = parser.parse_args(arguments)
     try:
@@ -32,13 +33,13 @@ def _download(name: str, data_dir: Path) -> None:
     if not entry.needs_data_dir:
         print(f"{name} needs no download")
         return
-    if name not in ARCHIVE_FILES:
-        raise ValueError(f"{name} cannot be downloaded, only: {', '.join(ARCHIVE_FILES)}")
-    from trainables.data.torchvision_sets import download  # torch comes only with a request that needs it
+    if name not in DOWNLOADABLE:
+        raise ValueError(f"{name} cannot be downloaded, only: {', '.join(DOWNLOADABLE)}")
+    from trainables.data.torchvision_sets import download  # imports torch
 
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        # An archive in the folder of this name is found first, so that is the one to repair.
+        # `find_source` looks first in the folder of this name, so an archive there is the one to repair.
         download(name, data_dir / name if has_archive(name, data_dir / name) else data_dir)
     except (OSError, RuntimeError) as error:
         raise ValueError(

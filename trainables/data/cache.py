@@ -1,4 +1,4 @@
-"""What is kept beside a dataset so that it need not be found out again: where, under a lock, and checked when read."""
+"""Files kept beside a dataset to save work: where they lie, locks on them, checksums in them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
 from trainables.host.places import cache_folders
+from trainables.storage import documents
+from trainables.storage.documents import Check, Document, Malformed
 
 DIRECTORY: Final = ".decoded"
 
@@ -23,21 +24,21 @@ _log = logging.getLogger(__name__)
 
 
 def folders(root: Path, cache_dir: Path | None) -> list[Path]:
-    """Return where things about the dataset in `root` may be kept, best place first."""
+    """Return the folders that files about the dataset in `root` may be kept in, best one first."""
     return [cache_dir] if cache_dir is not None else [root / DIRECTORY, *cache_folders()]
 
 
 def place(root: Path) -> str:
-    """Return what distinguishes the datasets of different directories in one folder."""
+    """Return a short digest of a dataset's directory, to tell the files of several datasets in one folder apart."""
     return hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`; yields false, after a warning, where the file system has no locks."""
+    """Hold the lock on file `path`; yields false, after a warning, if the file system has no locks."""
     with _opened(path) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)  # the kernel gives it back when the process ends, however that happens
+            fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it when the process ends, even if it is killed
             alone = True
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
@@ -50,34 +51,31 @@ def locked(path: Path) -> Iterator[bool]:
 def _opened(path: Path) -> IO[str]:
     try:
         return path.open("a")
-    except PermissionError:  # another user has made it, in a folder that several may write to: reading is enough
+    except PermissionError:  # created by another user in a shared folder; opening it for reading is enough
         return path.open()
 
 
-def write_sealed(path: Path, document: Any) -> None:
-    """Write a document with its checksum; whoever reads meanwhile sees the old file or the new one."""
-    text = json.dumps(document)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+def write_sealed(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document with its checksum, atomically."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         try:
-            file.write(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+            file.write(documents.seal(document))
             file.close()
-            os.chmod(file.name, 0o644)  # it was created private
+            os.chmod(file.name, 0o644)  # temporary files are created private
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
             raise
 
 
-def read_sealed(path: Path) -> Any:
-    """Return a document that `write_sealed` wrote; None, after a line about damage, unless it is there and whole."""
+def read_sealed(path: Path, kind: Check) -> Document | None:
+    """Return a document that `write_sealed` wrote; None if there is none or, after a warning, if it is damaged."""
     try:
-        seal, _, text = path.read_text(encoding="utf-8").partition("\n")
+        return documents.unseal(path.read_bytes(), kind)
     except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError) as error:
+        pass
+    except OSError as error:
         _log.warning("%s cannot be read and is made again: %s", path, error)
-        return None
-    if hashlib.sha256(text.encode()).hexdigest() != seal:
-        _log.warning("%s is damaged and is made again", path)
-        return None
-    return json.loads(text)
+    except Malformed as error:
+        _log.warning("%s is damaged (%s) and is made again", path, error)
+    return None

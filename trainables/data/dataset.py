@@ -34,7 +34,7 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetEntry:
-    """One line of the registry: what is known without opening a file. ``None`` means: found in the data.
+    """A row of the registry: what is known without opening a file. ``None`` means that it is found in the data.
 
     Attributes:
         module: imported on first use; has ``load(name, data_dir, cache_dir) -> Dataset``.
@@ -46,8 +46,10 @@ class DatasetEntry:
         mean: per channel, on the scale where white is 1; subtracted.
         std: per channel, same scale, > 0; divided by.
         augmentation: of the training images.
-        needs_data_dir: whether the data has to be brought along.
+        needs_data_dir: whether the user has to provide the data.
         description: one sentence for people.
+        archive_files: files that torchvision's download unpacks; empty if it cannot download the dataset.
+        class_names: official names in the order of the labels; empty if they are found in the data.
     """
 
     module: str
@@ -61,12 +63,64 @@ class DatasetEntry:
     augmentation: Augmentation
     needs_data_dir: bool
     description: str
+    archive_files: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.in_channels:
             raise ValueError(f"mean {self.mean} and std {self.std} need {self.in_channels} channels each")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
+
+    def facts(self, source: str = "") -> DatasetFacts:
+        """Return the facts of a dataset that never changes.
+
+        Args:
+            source: where its files are; empty if it comes with a library.
+        """
+        assert self.num_classes is not None
+        assert self.train_images is not None
+        assert self.test_images is not None
+        return DatasetFacts(
+            num_classes=self.num_classes,
+            in_channels=self.in_channels,
+            image_size=self.image_size,
+            train_images=self.train_images,
+            test_images=self.test_images,
+            fingerprint="",
+            source=source,
+        )
+
+    def dataset(
+        self,
+        facts: DatasetFacts,
+        train: Split,
+        test: Split,
+        class_names: tuple[str, ...],
+        augmentation: Augmentation | None = None,
+    ) -> Dataset:
+        """Return the loaded dataset.
+
+        Args:
+            facts: about the data that were loaded.
+            train: training split.
+            test: test split.
+            class_names: in the order of the labels.
+            augmentation: in place of the entry's own.
+        """
+        assert facts.image_size is not None
+        return Dataset(
+            train=train,
+            test=test,
+            num_classes=facts.num_classes,
+            in_channels=facts.in_channels,
+            image_size=facts.image_size,
+            mean=self.mean,
+            std=self.std,
+            augmentation=augmentation or self.augmentation,
+            class_names=class_names,
+            fingerprint=facts.fingerprint,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from torch import Tensor
 from trainables.data import cache
 from trainables.data.dataset import Split
 from trainables.host.places import first_writable, trusted
+from trainables.storage.documents import fields, mapping, several, text
 
 FORMAT: Final = 2
 """Raised whenever the same source files would be decoded differently, or published in another form."""
@@ -41,6 +42,9 @@ MANIFEST: Final = "manifest.json"
 _BLOCK: Final = 2**24
 """Bytes that a thread reads at once for a checksum."""
 _THREADS: Final = 4
+
+_DECODED: Final = fields({"state": text, "class_names": several(text), "checksums": mapping(text)})
+"""Check of the manifest."""
 
 Decode = Callable[[Path], Sequence[str]]
 """Writes ``{train,test}_{images,labels}.npy`` into an empty directory and returns the names of the classes."""
@@ -115,7 +119,7 @@ def _verified(directory: Path, state: str) -> Decoded | None:
     """Return published arrays, or None if there are none; if they are damaged, a line says so."""
     if not directory.is_dir():
         return None
-    manifest: Any = cache.read_sealed(directory / MANIFEST)
+    manifest = cache.read_sealed(directory / MANIFEST, _DECODED)
     if manifest is None:
         damaged = [MANIFEST]
     elif manifest["state"] != state:

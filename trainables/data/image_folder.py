@@ -20,16 +20,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainables.data import DATASETS, cache
+from trainables.data import cache
 from trainables.data.dataset import Augmentation, Dataset, DatasetEntry
 from trainables.data.decoded import MANIFEST, checksum, intact, open_decoded
 from trainables.data.index import FileState, remember
 from trainables.data.layout import CROPPED_SIZE, RESIZED_SIDE, ImageFile, ImageFolder, find_source, unusable
 from trainables.data.pictures import digest_of, open_picture, unreadable
+from trainables.data.registry import DATASETS
+from trainables.storage.documents import array, mapping
 
 DECODING_THREADS: Final = 4
 """Pillow decodes without the interpreter's lock; more threads than these mostly wait for the disk."""
 _FILES_PER_TASK: Final = 256
+_PARTIAL: Final = mapping(array)
+"""Check of the manifest of a partly decoded dataset: file -> checksum, digests of the images in it."""
 _CHANGED: Final = "has changed since it was looked at"
 
 
@@ -52,18 +56,8 @@ def load_folder(source: ImageFolder, entry: DatasetEntry, cache_dir: Path | None
         return _decode(source, image_size, cache_dir, directory)
 
     decoded = open_decoded(source.name, source.root, facts.fingerprint, cache_dir, decode)
-    return Dataset(
-        train=decoded.train,
-        test=decoded.test,
-        num_classes=facts.num_classes,
-        in_channels=facts.in_channels,
-        image_size=image_size,
-        mean=entry.mean,
-        std=entry.std,
-        augmentation=_augmentation(entry.augmentation, image_size),
-        class_names=decoded.class_names,
-        fingerprint=facts.fingerprint,
-    )
+    augmentation = _augmentation(entry.augmentation, image_size)
+    return entry.dataset(facts, decoded.train, decoded.test, decoded.class_names, augmentation)
 
 
 def _augmentation(of_entry: Augmentation, image_size: int) -> Augmentation:
@@ -113,7 +107,7 @@ def _keep(source: ImageFolder, directory: Path, bad: Collection[FileState], rest
 def _kept(rest: Path, size: int) -> dict[str, npt.NDArray[np.uint8]]:
     """Return the images that `_keep` has kept, as far as they are intact, by the digests of their files."""
     found: dict[str, npt.NDArray[np.uint8]] = {}
-    for name, (expected, digests) in (cache.read_sealed(rest / MANIFEST) or {}).items():
+    for name, (expected, digests) in (cache.read_sealed(rest / MANIFEST, _PARTIAL) or {}).items():
         if intact(rest / name, expected):
             images = np.load(rest / name, mmap_mode="r")
             if images.shape[2] == size:

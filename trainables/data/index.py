@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from trainables.data import cache
 from trainables.data.pictures import Picture, examine
 from trainables.host.places import first_writable, trusted
+from trainables.storage.documents import array, fields, number, text
 
 FORMAT: Final = 1
 """Raised whenever a file would be judged differently."""
@@ -24,6 +25,9 @@ RECENT_NS: Final = 2 * 10**9
 _THREADS: Final = 16
 """They mostly wait for the disk."""
 _FILES_PER_TASK: Final = 64
+
+_INDEX: Final = fields({"format": number, "pillow": text, "files": array})
+"""Check of the document; its checksum vouches for the rows, of which there may be a million."""
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +110,7 @@ def _examine(path: Path) -> Picture:
 def _read(root: Path, name: str, cache_dir: Path | None) -> dict[FileState, Picture]:
     """Return what is kept of files, without the failures that another Pillow may not have."""
     for folder in cache.folders(root, cache_dir):
-        document = cache.read_sealed(folder / name) if trusted(folder) else None
+        document = cache.read_sealed(folder / name, _INDEX) if trusted(folder) else None
         if document is not None and document["format"] == FORMAT:
             known = {FileState(*state): Picture(*picture) for state, picture in document["files"]}
             if document["pillow"] != _pillow():

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from trainables.data.dataset import DatasetEntry, DatasetFacts
 from trainables.data.index import FileState, look_at
 from trainables.data.pictures import FORMATS, FRAMES, TRANSPARENT, Picture
+from trainables.data.registry import DATASETS
 from trainables.host.places import expanded
 
 IMAGE_SUFFIXES: Final = frozenset(
@@ -37,31 +38,6 @@ RESIZED_SIDE: Final = 256
 CROPPED_SIZE: Final = 224
 _NAMED: Final = 100
 """Files that a message names."""
-
-ARCHIVE_FILES: Final[dict[str, tuple[str, ...]]] = {
-    "cifar10": tuple(
-        f"cifar-10-batches-py/{part}"
-        for part in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
-    ),
-    "cifar100": tuple(f"cifar-100-python/{part}" for part in ("train", "test", "meta")),
-    "svhn": ("train_32x32.mat", "test_32x32.mat"),
-}
-"""What torchvision's download leaves behind, for every dataset that it can download."""
-_CIFAR100: Final = """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
-    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-    wardrobe whale willow_tree wolf woman worm
-"""
-CLASS_NAMES: Final[dict[str, tuple[str, ...]]] = {
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "cifar100": tuple(_CIFAR100.split()),
-    "svhn": tuple(map(str, range(10))),
-}
-"""In the order of the labels, which is that of their names."""
 
 
 class ImageFile(NamedTuple):
@@ -88,18 +64,7 @@ class Archive:
 
     def facts(self, entry: DatasetEntry) -> DatasetFacts:
         """Return the facts, which are those of the registry: the archives never change."""
-        assert entry.num_classes is not None
-        assert entry.train_images is not None
-        assert entry.test_images is not None
-        return DatasetFacts(
-            num_classes=entry.num_classes,
-            in_channels=entry.in_channels,
-            image_size=entry.image_size,
-            train_images=entry.train_images,
-            test_images=entry.test_images,
-            fingerprint="",
-            source=str(self.root / os.path.dirname(self.files[0].path)),
-        )
+        return entry.facts(str(self.root / os.path.dirname(self.files[0].path)))
 
     def state(self) -> str:
         """Return a digest that changes whenever a file does."""
@@ -182,9 +147,9 @@ class ImageFolder:
             )
         if len(self.class_names) < 2:
             raise ValueError(f"{folder} has one class ({names}); there is nothing to tell apart")
-        for name, known in CLASS_NAMES.items() if self.name in CLASS_NAMES else ():
-            # Numbers are nobody's own: many people call the classes of any dataset so.
-            if name != self.name and known == self.class_names and not known[0].isdigit():
+        for name, other in DATASETS.items() if entry.class_names else ():
+            # Classes that are only numbered say nothing about the dataset.
+            if name != self.name and other.class_names == self.class_names and not self.class_names[0].isdigit():
                 raise ValueError(f"{folder} has the classes of {name} ({names}), not those of {self.name}")
 
     def _warnings(self, entry: DatasetEntry) -> Iterator[str]:
@@ -203,7 +168,7 @@ class ImageFolder:
             )
         if (len(self.train), len(self.test)) != (entry.train_images, entry.test_images) and entry.train_images:
             yield f"{self.name} has {entry.train_images:,} training and {entry.test_images:,} test images"
-        known = CLASS_NAMES.get(self.name, self.class_names)
+        known = entry.class_names or self.class_names
         if known != self.class_names:
             yield f"the classes of {self.name} are called {_shortened(known, 3)}, not {_shortened(self.class_names, 3)}"
 
@@ -241,15 +206,16 @@ def find_source(
 
 def has_archive(name: str, root: Path) -> bool:
     """Return whether a directory has files, though perhaps not all, of a dataset's archive."""
-    return any((root / file).exists() for file in ARCHIVE_FILES.get(name, ()))
+    return any((root / file).exists() for file in DATASETS[name].archive_files)
 
 
 def _find_archive(name: str, root: Path) -> Archive:
-    missing = [file for file in ARCHIVE_FILES[name] if not (root / file).is_file()]
+    expected = DATASETS[name].archive_files
+    missing = [file for file in expected if not (root / file).is_file()]
     if missing:
         raise ValueError(f"dataset {name!r} in {root} lacks {', '.join(missing)}; to repair it: {_download(name)}")
     files = []
-    for file in ARCHIVE_FILES[name]:
+    for file in expected:
         state = (root / file).stat()
         files.append(FileState(file, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
     return Archive(name=name, root=root, files=tuple(files))
@@ -396,10 +362,10 @@ def _shortened(names: Iterable[str], limit: int = 10) -> str:
 
 def _wanted(name: str) -> str:
     folders = f"{TRAIN_FOLDER}/<class>/*.jpg with {' or '.join(f'{folder}/<class>/*.jpg' for folder in TEST_FOLDERS)}"
-    if name not in ARCHIVE_FILES:
+    archive = DATASETS[name].archive_files
+    if not archive:
         return f"a directory that has {folders}"
-    first = ARCHIVE_FILES[name][0]
-    return f"a directory that has torchvision's {first} and so on, or {folders}; to download it: {_download(name)}"
+    return f"a directory that has torchvision's {archive[0]} and so on, or {folders}; to download it: {_download(name)}"
 
 
 def _download(name: str) -> str:

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from trainables.data import DATASETS
 from trainables.data.dataset import Dataset
 from trainables.data.decoded import open_decoded
 from trainables.data.image_folder import load_folder
 from trainables.data.layout import Archive, ImageFolder, find_source
+from trainables.data.registry import DATASETS, DOWNLOADABLE
 
 DOWNLOAD_TIMEOUT: Final = 30.0
 """Seconds without a byte before a download is given up."""
@@ -25,21 +25,8 @@ def load(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
     source = find_source(name, entry, data_dir, cache_dir)
     if isinstance(source, ImageFolder):
         return load_folder(source, entry, cache_dir)
-    facts = source.facts(entry)
-    assert facts.image_size is not None
     decoded = open_decoded(name, source.root, source.state(), cache_dir, lambda directory: _unpack(source, directory))
-    return Dataset(
-        train=decoded.train,
-        test=decoded.test,
-        num_classes=facts.num_classes,
-        in_channels=facts.in_channels,
-        image_size=facts.image_size,
-        mean=entry.mean,
-        std=entry.std,
-        augmentation=entry.augmentation,
-        class_names=decoded.class_names,
-        fingerprint=facts.fingerprint,
-    )
+    return entry.dataset(source.facts(entry), decoded.train, decoded.test, decoded.class_names)
 
 
 def download(name: str, data_dir: Path) -> None:
@@ -48,7 +35,7 @@ def download(name: str, data_dir: Path) -> None:
     Raises:
         ValueError: if torchvision has no such dataset.
         OSError: if the network or the disk fails.
-        RuntimeError: if what arrived is not what was asked for.
+        RuntimeError: if a file is not the published one.
     """
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     for train in (True, False):
@@ -56,7 +43,7 @@ def download(name: str, data_dir: Path) -> None:
 
 
 def _open(name: str, root: Path, train: bool, *, download: bool = False) -> Any:
-    from torchvision import datasets  # takes a second, which a process that finds decoded arrays can save
+    from torchvision import datasets  # takes a second, and is not needed where decoded arrays are found
 
     match name:
         case "cifar10":
@@ -65,7 +52,7 @@ def _open(name: str, root: Path, train: bool, *, download: bool = False) -> Any:
             return datasets.CIFAR100(root, train=train, download=download)
         case "svhn":
             return datasets.SVHN(root, split="train" if train else "test", download=download)
-    raise ValueError(f"torchvision cannot download {name!r}; it can: cifar10, cifar100, svhn")
+    raise ValueError(f"torchvision cannot download {name!r}; it can: {', '.join(DOWNLOADABLE)}")
 
 
 def _unpack(source: Archive, directory: Path) -> Sequence[str]:
@@ -76,9 +63,9 @@ def _unpack(source: Archive, directory: Path) -> Sequence[str]:
         except RuntimeError as error:  # torchvision compares checksums
             raise ValueError(f"dataset {source.name!r} in {source.root} is damaged: {error}") from error
         if source.name == "svhn":
-            images, labels, class_names = dataset.data, dataset.labels, [str(digit) for digit in range(10)]
+            images, labels = dataset.data, dataset.labels
         else:
-            images, labels, class_names = dataset.data.transpose(0, 3, 1, 2), dataset.targets, dataset.classes
+            images, labels = dataset.data.transpose(0, 3, 1, 2), dataset.targets
         np.save(directory / f"{split}_images.npy", np.ascontiguousarray(images, dtype=np.uint8))
         np.save(directory / f"{split}_labels.npy", np.asarray(labels, dtype=np.int64))
-    return class_names
+    return DATASETS[source.name].class_names

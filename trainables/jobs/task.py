@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 
 import torch
@@ -29,7 +28,7 @@ def _planned(task: Task, data_dir: str | None) -> Dataset:
             planned, found = (counts(task.dataset, version) for version in (task.data_version, dataset.fingerprint))
             raise ValueError(f"{task.dataset} in {data_dir} is not what was planned: planned {planned}, found {found}")
     except ValueError as error:
-        raise HostFault(f"host {platform.node()}: {error}") from error
+        raise HostFault(str(error)) from error
     return dataset
 
 

@@ -7,6 +7,7 @@ may have written them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -36,17 +37,43 @@ def parse(content: bytes | str, kind: Check) -> Document:
     Raises:
         Malformed: it is truncated, not UTF-8, not JSON, ambiguous, nested too deeply, or has fields of another type.
     """
+    text, document = _loaded(content)
+    if _HALF.search(text):  # a lone surrogate, as in file names that are not UTF-8, cannot be printed
+        document = json.loads(json.dumps(document, ensure_ascii=False).encode(errors="replace"))
+    return _checked(document, kind)
+
+
+def seal(document: Mapping[str, Any]) -> bytes:
+    """Return a document as the bytes of a file that starts with its checksum."""
+    text = json.dumps(document).encode()
+    return hashlib.sha256(text).hexdigest().encode() + b"\n" + text
+
+
+def unseal(content: bytes, kind: Check) -> Document:
+    """Return the document that :func:`seal` was given. File names in it that are not UTF-8 stay as they are.
+
+    Raises:
+        Malformed: the checksum is wrong, or as :func:`parse`.
+    """
+    checksum, _, text = content.partition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != checksum:
+        raise Malformed("wrong checksum")
+    return _checked(_loaded(text)[1], kind)
+
+
+def _loaded(content: bytes | str) -> tuple[str, Any]:
     try:
         text = content if isinstance(content, str) else content.decode()
-        document = json.loads(text, object_pairs_hook=_object)
-        if _HALF.search(text):  # a lone surrogate, as in file names that are not UTF-8, cannot be printed
-            document = json.loads(json.dumps(document, ensure_ascii=False).encode(errors="replace"))
+        return text, json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise Malformed("nested too deeply") from None
     except Malformed:
         raise
     except ValueError as error:
         raise Malformed(f"{type(error).__name__}: {error}") from error
+
+
+def _checked(document: Any, kind: Check) -> Document:
     kind(document)
     if not isinstance(document, dict):
         raise Malformed(f"{_shown(document)} in place of an object")
@@ -129,6 +156,12 @@ def any_of(*checks: Check) -> Check:
     return check
 
 
+def array(value: Any) -> None:
+    """Accept a list, whatever is in it."""
+    if not isinstance(value, list):
+        raise Malformed(f"{_shown(value)} in place of a list")
+
+
 def nothing(value: Any) -> None:
     """Accept null."""
     if value is not None:
@@ -168,8 +201,7 @@ def several(of: Check, count: int | None = None) -> Check:
     """Return a check for a list, of `count` values if given, that all pass one check."""
 
     def check(value: Any) -> None:
-        if not isinstance(value, list):
-            raise Malformed(f"{_shown(value)} in place of a list")
+        array(value)
         if count is not None and len(value) != count:
             raise Malformed(f"{len(value)} values in place of {count}")
         for index, each in enumerate(value):

@@ -340,6 +340,29 @@ def test_a_result_is_not_missing_because_its_directory_cannot_be_looked_at(
     assert len(asked) == 3
 
 
+@pytest.mark.parametrize(("given", "seconds"), [("0", 0.0), ("7.5", 7.5), ("86400", 86400.0), (None, 120.0)])
+def test_the_user_may_set_the_patience(monkeypatch: pytest.MonkeyPatch, given: str | None, seconds: float) -> None:
+    made: list[float] = []
+    monkeypatch.setattr(patience.time, "sleep", made.append)
+    monkeypatch.setattr(patience.time, "monotonic", lambda: sum(made))
+    if given is not None:
+        monkeypatch.setenv(patience.PATIENCE_VARIABLE, given)
+
+    def away() -> None:
+        raise StorageError("storage x: away")
+
+    with pytest.raises(StorageError):
+        patiently(away)
+    assert seconds / 3 <= sum(made) <= seconds
+
+
+@pytest.mark.parametrize("given", ["", "soon", "-1", "nan", "inf", "86401"])
+def test_a_patience_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv(patience.PATIENCE_VARIABLE, given)
+    with pytest.raises(ValueError, match=rf"{patience.PATIENCE_VARIABLE} takes seconds from 0 to 86400, got '{given}'"):
+        patiently(lambda: None)
+
+
 def test_what_is_waited_for_is_said_once_by_each_operation() -> None:
     said: list[str] = []
     attempts = iter([StorageError("storage x: away"), StorageError("storage x: away"), None])

@@ -19,6 +19,7 @@ from waiting import HANG_SECONDS, wait_until
 
 from study.plan import Plan
 from trainables import schema
+from trainables.storage.patience import PATIENCE_VARIABLE
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +47,7 @@ def enlarge(folder: Path) -> None:
 def test_a_full_disk_ends_the_study_with_a_clear_error(
     study: Study, small_disk: Path, undisturbed: Study, plan_of_studies: Plan
 ) -> None:
+    study.environment = {PATIENCE_VARIABLE: "5"}  # nobody makes room
     process = study.start("--retries", "0")
     out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1, (out, err)
@@ -54,6 +56,7 @@ def test_a_full_disk_ends_the_study_with_a_clear_error(
     assert 0 < len(study.store.keys()) < len(undisturbed.store.keys())
     assert_whole(study.store)
     enlarge(small_disk)
+    study.environment = {}
     study.finish()
     assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
 
