@@ -126,7 +126,7 @@ def _verified(directory: Path, state: str) -> Decoded | None:
         damaged = [f"{MANIFEST}, which belongs to other images"]
     else:
         damaged = [file for file, expected in manifest["checksums"].items() if not intact(directory / file, expected)]
-    if damaged:
+    if damaged or manifest is None:
         _log.warning("decoded images in %s are damaged (%s) and decoded again", directory, ", ".join(damaged))
         return None
     return Decoded(directory, manifest["class_names"])

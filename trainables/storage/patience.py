@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
+from trainables.checks import bounded
+
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 120.0
@@ -17,7 +19,6 @@ PATIENCE_SECONDS = 120.0
 PATIENCE_VARIABLE: Final = "STUDY_STORAGE_PATIENCE"
 """Environment variable that replaces ``PATIENCE_SECONDS``: longer where the file server takes ten minutes to fail over,
 shorter where the disk is known not to get any emptier. Like credentials, it is set on every node."""
-LONGEST_PATIENCE: Final = 86_400.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 """Seconds between two attempts; the pause doubles from the first to the longest."""
 
@@ -67,7 +68,7 @@ def default_patience() -> float:
     """Return the seconds for which operations are tried again.
 
     Raises:
-        ValueError: the environment variable does not hold a number within 0 and ``LONGEST_PATIENCE``.
+        ValueError: the environment variable does not hold a number from 0 to a day.
     """
     text = os.environ.get(PATIENCE_VARIABLE)
     if text is None:
@@ -75,9 +76,8 @@ def default_patience() -> float:
     try:
         seconds = float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= LONGEST_PATIENCE:
-        raise ValueError(f"{PATIENCE_VARIABLE} takes seconds from 0 to {LONGEST_PATIENCE:g}, got {text!r}")
+        raise ValueError(f"{PATIENCE_VARIABLE} must be a number of seconds, got {text!r}") from None
+    bounded(PATIENCE_VARIABLE, seconds, "[0, 86400]")
     return seconds
 
 
