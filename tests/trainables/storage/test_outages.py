@@ -361,7 +361,7 @@ def test_a_patience_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, giv
     monkeypatch.setenv(patience.PATIENCE_VARIABLE, given)
     with pytest.raises(
         ValueError,
-        match=rf"{patience.PATIENCE_VARIABLE} must be a number.*, got '?{float(given) if given[-1:].isdigit() else given}",
+        match=rf"{patience.PATIENCE_VARIABLE} must be a number.*, got",
     ):
         patiently(lambda: None)
 
