@@ -186,7 +186,8 @@ def _is_defined(name: str) -> bool:
 def _is_constant(name: str) -> bool:
     sources = (file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
     return any(
-        re.search(rf"^(?:class )?{name}\b", file.read_text(encoding="utf-8"), flags=re.MULTILINE) for file in sources
+        re.search(rf"^(?:class )?{name}\b|\"{name}\"", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for file in sources
     )
 
 

@@ -136,7 +136,7 @@ def damage_when_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def python(*arguments: str, prefix: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
-    """Start Python in its own process group, output captured, with this checkout and the tests\' modules on its path."""
+    """Start Python in its own process group, output captured; it finds this checkout and the tests' modules."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}", **options.pop("env", {})}
     return subprocess.Popen(
         [*prefix, sys.executable, *arguments],
