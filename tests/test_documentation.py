@@ -19,6 +19,7 @@ from checkout import ROOT, SUPPORT
 from pages import GUIDE, PAGES, README, relative
 from pinned_keys import planned
 
+import trainables
 from analysis.figures.table import FIGURES
 from search_spaces import RECIPES, SPACES, SearchSpace, get_space
 from study.plan import override
@@ -205,6 +206,11 @@ def test_examples_import_what_there_is(path: Path) -> None:
                 assert all(_is_defined(f"{node.module}.{alias.name}") for alias in node.names), ast.unparse(node)
 
 
+def test_the_example_of_masks_and_permutations_runs(tmp_path: Path) -> None:
+    (example,) = (code for code in pages.blocks(TEXTS[ROOT / "docs" / "library.md"], "python") if "build_model" in code)
+    assert run_python("-c", example, folder=tmp_path).strip().startswith("0.9")
+
+
 @pytest.mark.slow
 def test_the_example_of_a_tuner_runs(tmp_path: Path) -> None:
     (example,) = (code for code in pages.blocks(TEXTS[ROOT / "docs" / "library.md"], "python") if "Tuner" in code)
@@ -249,7 +255,7 @@ def test_pages_name_every_row_of_the_registries() -> None:
     assert first_cells(docs["method"].partition("## Sparsity")[0]) == METHODS.keys()
     figures = {module.__name__.rpartition(".")[2] for module in FIGURES.values()} | {"accuracy_table"}
     assert first_cells(docs["report"]) == figures
-    for page, names in (("method", MATCHERS), ("data", DATASETS), ("running", RECIPES)):
+    for page, names in (("method", MATCHERS), ("data", DATASETS), ("running", RECIPES), ("library", trainables.PUBLIC)):
         assert {name for name in names if f"`{name}`" not in docs[page]} == set(), page
 
 

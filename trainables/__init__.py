@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from trainables.masks import magnitude_mask as magnitude_mask
     from trainables.masks import mask_sparsity as mask_sparsity
+    from trainables.methods import MATCHERS as MATCHERS
     from trainables.models import MODELS as MODELS
     from trainables.models import build_model as build_model
     from trainables.rebuild import load_network as load_network
     from trainables.symmetry.connectivity import interpolation_curve as interpolation_curve
     from trainables.symmetry.connectivity import loss_barrier as loss_barrier
-    from trainables.symmetry.matching import MATCHERS as MATCHERS
     from trainables.symmetry.matching import match_models as match_models
     from trainables.symmetry.permutations import apply_permutation as apply_permutation
     from trainables.symmetry.permutations import compose_permutations as compose_permutations
@@ -44,7 +44,8 @@ PUBLIC: Final[dict[str, str]] = {
         ),
         "symmetry.permutations",
     ),
-    **dict.fromkeys(("MATCHERS", "match_models"), "symmetry.matching"),
+    "MATCHERS": "methods",
+    "match_models": "symmetry.matching",
     **dict.fromkeys(("magnitude_mask", "mask_sparsity"), "masks"),
     **dict.fromkeys(("interpolation_curve", "loss_barrier"), "symmetry.connectivity"),
     **dict.fromkeys(("reset_batchnorm", "repair"), "symmetry.repair"),
