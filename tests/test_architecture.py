@@ -65,7 +65,6 @@ TWINS: dict[frozenset[str], str] = {
     frozenset({"host", "hosts"}): "the wing for the machine of a process, and the nodes that trials run on",
     frozenset({"stats", "states"}): "statistics, and what a job is doing",
     frozenset({"labels"}): "how MLflow's runs are called, and how figures call what they show",
-    frozenset({"errors"}): "what a job's failure means, and a file system's failures",
 }
 """Names of modules that differ by no more than an ending -> why they may."""
 NAMED_AFTER_OTHERS = ("analysis/figures/", "study/benchmark/", "search_spaces/")
