@@ -15,7 +15,8 @@ import pandas as pd
 
 from analysis.load import FINISHED, recipe_fields
 from analysis.memo import once
-from trainables import schema
+from trainables import knobs, schema
+from trainables.knobs import KNOBS
 from trainables.methods import METHODS
 
 TASK = (schema.PARAM_MODEL, schema.PARAM_DATASET)
@@ -33,11 +34,11 @@ MEASURES = (
 NO_REWIND = frozenset(name for name, method in METHODS.items() if method.init == "fresh")
 """Methods that start at the initialisation whatever the rewind epoch, and so stand beside every one of them."""
 MATCHED = frozenset(name for name, method in METHODS.items() if method.transform == "permute")
-MATCHER = "activation"
+MATCHER = KNOBS["matcher"].default
 """The matcher that goes without saying wherever it was used: the paper's."""
-END = -1
+END = KNOBS["match_epoch"].default
 """Value of ``match_epoch`` for nets that were matched when trained to the end: goes without saying, likewise."""
-MATCHING = ("match_images", "match_augment", "stream_taps")
+MATCHING = tuple(name for name, knob in KNOBS.items() if knob.part == knobs.MATCHING and not knob.axis)
 """Recipe fields of the match alone. Like matcher and match epoch they make rows, not cells: permuted nets of all of
 them are compared with one and the same naive net."""
 
