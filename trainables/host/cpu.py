@@ -1,4 +1,4 @@
-"""What this machine's CPU is and can do. Torch-free: a plan is made without importing torch."""
+"""Name and features of this machine's CPU. Torch-free: a plan is made without importing torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Final
 WIDEST_REGISTER: Final = 16
 """Single-precision numbers in the widest vector register of a CPU (AVX-512)."""
 BF16_FEATURES: Final = ("avx512_bf16", "amx_bf16", "bf16")
-"""Names, in Linux' list, of what multiplies bfloat16 in hardware: x86 with AVX-512 or AMX, ARM. A CPU that has none of
-them converts every factor, which takes many times as long as single precision."""
+"""Linux's names of the features that multiply bfloat16 in hardware: x86 with AVX-512 or AMX, ARM. A CPU without any of
+them converts every factor, which is many times slower than single precision."""
 
 
 def features() -> frozenset[str] | None:
-    """Return what this machine's CPU has, in Linux' words; None where the system does not say."""
+    """Return the features of this machine's CPU by Linux's names; None if the system does not list them."""
     for field in ("flags", "Features"):
         if line := _line(field):
             return frozenset(line.split())
@@ -22,12 +22,12 @@ def features() -> frozenset[str] | None:
 
 
 def name() -> str:
-    """Return the name of the CPU's model."""
+    """Return the model name of the CPU."""
     return _line("model name") or platform.processor() or platform.machine()
 
 
 def emulates_bf16() -> bool:
-    """Return whether this CPU is known to have no instructions for bfloat16."""
+    """Return whether this CPU is known to lack instructions for bfloat16."""
     found = features()
     return found is not None and found.isdisjoint(BF16_FEATURES)
 
@@ -35,6 +35,6 @@ def emulates_bf16() -> bool:
 def _line(field: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == field), "")

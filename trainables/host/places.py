@@ -1,6 +1,6 @@
-"""Where a user's own files go, also on a machine that does not know the user: no HOME, no entry in /etc/passwd.
+"""Where a user's own files go, even on a machine that does not know the user: no HOME, no entry in /etc/passwd.
 
-``Path.home``, ``Path.expanduser`` and ``getpass.getuser`` raise there; the project calls these functions instead.
+``Path.home``, ``Path.expanduser`` and ``getpass.getuser`` raise on such a machine; the project calls these functions.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ CACHE: Final = "sparse-symmetry-study"
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return `path` with a leading ``~`` replaced; it stays as it is where nobody knows that user's home."""
+    """Return `path` with a leading ``~`` expanded; unchanged if the user's home is unknown."""
     return Path(os.path.expanduser(path))
 
 
 def cache_folders() -> list[Path]:
-    """Return where files that can be made again may be kept, best place first; not all of them can be written."""
+    """Return folders for files that can be recreated, best one first; some of them may not be writable."""
     found = [temporary_folder()]
     base = os.environ.get("XDG_CACHE_HOME")
     home = expanded("~/.cache")
@@ -31,26 +31,26 @@ def cache_folders() -> list[Path]:
 
 
 def temporary_folder() -> Path:
-    """Return this user's folder among the temporary files; it need not exist."""
+    """Return this user's folder for temporary files; it may not exist."""
     return Path(tempfile.gettempdir(), f"{CACHE}-{os.getuid()}")
 
 
 def trusted(folder: Path) -> bool:
-    """Return whether what lies in a folder may be used: anybody may create folders among the temporary files."""
+    """Return whether the files in a folder may be used; any user may have created a temporary folder."""
     if folder != temporary_folder():
         return True
     return folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.getuid()
 
 
 def first_writable(folders: Iterable[Path], what: str) -> Path:
-    """Return the first of some folders that files can be created in, made if it is missing.
+    """Return the first writable one of some folders; it is created if it is missing.
 
     Args:
         folders: best one first.
-        what: is to be kept there, for the message.
+        what: will be kept there, for the message.
 
     Raises:
-        ValueError: none of them can be written; the message says why.
+        ValueError: none of them is writable; the message says why.
     """
     refused: list[str] = []
     for folder in folders:
@@ -68,7 +68,7 @@ def first_writable(folders: Iterable[Path], what: str) -> Path:
 
 
 def settle() -> None:
-    """Give this process and its children a home and a user's name if the machine has none for them.
+    """Set HOME and USER for this process and its children if the machine knows neither.
 
     MLflow cannot be imported without a home, and PyTorch's compiler names its cache after the user.
     """
@@ -77,7 +77,7 @@ def settle() -> None:
     except RuntimeError:
         try:
             home = str(first_writable([temporary_folder()], "files of a user without a home"))
-        except ValueError:  # somebody else's folder is in the way
+        except ValueError:  # the folder belongs to another user
             home = tempfile.mkdtemp(prefix=f"{CACHE}-")
         os.environ["HOME"] = home
     try:

@@ -1,6 +1,6 @@
-"""Processes by names that stay unique: host, process id and the time at which the process started. And their cores.
+"""Unique names of processes, made of host, process id and start time; and the cores that a process may use.
 
-A host is a host name with the namespace of process ids: containers may share the one and not the other.
+A host is a host name with the namespace of process ids, because containers may share the former but not the latter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def cores() -> int:
 
 
 def me() -> str:
-    """Return ``host:pid:start``, which names this process for all time."""
+    """Return ``host:pid:start``, a name of this process that is never given to another."""
     return f"{_host()}:{os.getpid()}:{_started(os.getpid())}"
 
 
@@ -26,7 +26,7 @@ def host_of(name: str) -> str:
 
 
 def alive(name: str) -> bool:
-    """Return whether the process that :func:`me` named may still run; of another host nothing is known."""
+    """Return whether a process named by :func:`me` may still run; True for processes of other hosts."""
     try:
         host, pid, started = name.rsplit(":", 2)
         number = int(pid)
@@ -40,13 +40,13 @@ def alive(name: str) -> bool:
 def _host() -> str:
     try:
         namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return socket.gethostname()
     return f"{socket.gethostname()}+{''.join(filter(str.isdigit, namespace))}"
 
 
 def _started(pid: int) -> str:
-    """Return a process's start time as the kernel gives it, or "" if there is no such process."""
+    """Return a process's start time in the kernel's units, or "" if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):

@@ -1,7 +1,7 @@
 """What every command shares: output that never fails, errors in one line, exit codes. Torch-free.
 
-What a terminal cannot print is spelled out, and what a closed pipe, a full disk or a lost terminal does not take is
-dropped: a study goes on computing when ``| head`` has read enough, and the exit code says what became of the request.
+Characters that a terminal cannot print are spelled out. Output that a closed pipe, a full disk or a lost terminal does
+not accept is dropped: a study goes on computing after ``| head`` has read enough, and the exit code tells the outcome.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OK, FAILURES, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
 
 SPELLED_OUT: Final = "spelled-out"
-"""Name of the error handler, for ``str.encode`` and streams, that writes what an encoding lacks in letters it has."""
+"""Name of the error handler, for ``str.encode`` and streams, that spells out characters which an encoding lacks."""
 _SPELLINGS: Final = {
     "±": "+-",
     "\N{MULTIPLICATION SIGN}": "x",
@@ -53,21 +53,22 @@ _SPELLINGS: Final = {
     "\N{BOX DRAWINGS HEAVY RIGHT}": "-",
 }
 _BYTES: Final = range(0xDC80, 0xDD00)
-"""Code points that stand for bytes of a file name that are no text: they are written as these bytes."""
+"""Code points that represent bytes of a file name which is not valid text; they are written as these bytes."""
 
 
 class Command(Protocol):
     """A command as a function."""
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
-        """Run it with these arguments, those of the process by default, and return the exit code."""
+        """Run the command with `arguments`, by default those of the process, and return the exit code."""
 
 
 def command(main: Callable[[Sequence[str]], int]) -> Command:
-    """Make a command of a function that gets the arguments and returns the exit code.
+    """Turn a function from arguments to exit code into a command.
 
-    It gets ``sys.argv`` where it is called without arguments, a user with a home and output that never fails; Ctrl-C
-    becomes exit code 130. What else is the user's to mend the function catches itself, see :func:`refused`.
+    The command reads ``sys.argv`` if it is called without arguments, provides a home directory and output that never
+    fails, and turns Ctrl-C into exit code 130. Other errors that the user can fix are for `main` to catch, see
+    :func:`refused`.
     """
 
     @functools.wraps(main)
@@ -85,12 +86,12 @@ def command(main: Callable[[Sequence[str]], int]) -> Command:
 
 
 def refused(error: Exception, code: int = WRONG_REQUEST, advice: str = "") -> int:
-    """Say an error in one line, without the credentials in it, and return the exit code.
+    """Print an error in one line, without credentials, and return the exit code.
 
     Args:
-        error: that the user can mend.
+        error: an error that the user can fix.
         code: the exit code.
-        advice: what follows the error, after a semicolon.
+        advice: appended to the error, after a semicolon.
     """
     text = " ".join(redact_text(str(error)).split()) or type(error).__name__
     print(f"error: {text}{f'; {advice}' if advice else ''}", file=sys.stderr)
@@ -98,23 +99,23 @@ def refused(error: Exception, code: int = WRONG_REQUEST, advice: str = "") -> in
 
 
 def _trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show a fault of the program, as Python does, but without credentials."""
+    """Print the traceback of a bug, as Python does, but without credentials."""
     print(redact_text("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def forgive() -> None:
-    """Let nothing that is printed fail, in this process."""
+    """Make printing in this process never fail."""
     sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
 
 
 def printable(text: str, stream: TextIO) -> str:
-    """Return a text as a stream will show it: for what is laid out before it is printed."""
+    """Return a text as a stream will show it, to measure it before it is printed."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, SPELLED_OUT).decode(encoding, "replace")
 
 
 def _spelled_out(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Return what stands for the first of the characters that an encoding does not have, and where the next begins."""
+    """Return the replacement for the first character that an encoding lacks, and the index after that character."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letter = error.object[error.start]
@@ -128,10 +129,10 @@ codecs.register_error(SPELLED_OUT, _spelled_out)
 
 
 def _forgiving(stream: TextIO | None) -> Any:
-    """Return a standard stream that never fails, in place of this one; None is one that the shell has closed."""
-    if stream is None:  # what takes its number is this file, and not the next one that is opened
+    """Return a replacement for a standard stream that never fails; None stands for a stream that the shell closed."""
+    if stream is None:  # opening a file here keeps the next opened one from getting the stream's descriptor
         return open(os.devnull, "w", encoding="utf-8")
-    if not isinstance(stream, io.TextIOWrapper):  # of a notebook, say
+    if not isinstance(stream, io.TextIOWrapper):  # a notebook's, for example
         return stream
     if stream not in (sys.__stdout__, sys.__stderr__):
         stream.reconfigure(errors=SPELLED_OUT)
@@ -155,8 +156,8 @@ class _Forgiving(io.FileIO):
         while True:
             try:
                 written = super().write(data)
-            except OSError:  # nobody reads the pipe any more, the disk is full, the terminal is gone
+            except OSError:  # the pipe is closed, the disk is full, the terminal is gone
                 return memoryview(data).nbytes
             if written is not None:
                 return written
-            select.select([], [self], [])  # whoever shares it has made it one that does not wait
+            select.select([], [self], [])  # another process has made the shared descriptor non-blocking

@@ -1,4 +1,4 @@
-"""What a long job takes of its machine, under the names by which MLflow shows system metrics on a page of their own."""
+"""Memory and processor use of a long job, under names that MLflow shows on its page of system metrics."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from trainables import schema
 
 SAMPLE_SECONDS = 30.0
-"""Between two samples; a job that is shorter has none."""
+"""Between two samples; shorter jobs have none."""
 
 
 class Usage:
-    """Samples of memory and processor time, taken when asked and if the last one is old enough."""
+    """Samples of memory and processor time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._wall, self._busy = time.monotonic(), time.process_time()
 
     def sample(self) -> dict[str, float]:
-        """Return the metrics since the last sample; nothing if that was less than ``SAMPLE_SECONDS`` ago."""
+        """Return the metrics since the last sample, or {} if it was less than ``SAMPLE_SECONDS`` ago."""
         wall, busy = time.monotonic(), time.process_time()
         if wall - self._wall < SAMPLE_SECONDS:
             return {}
@@ -37,6 +37,6 @@ class Usage:
 
 
 def _peak_memory() -> float:
-    """Return the most memory that this process ever had, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

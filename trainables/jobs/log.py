@@ -1,4 +1,4 @@
-"""What happened while a job ran, line by line: published with its result, or kept with the note of its failure."""
+"""The log of a job: published with its result, or kept in the note on its failure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from trainables.host.redaction import redact_text
 
 MAX_LINES = 2000
-"""A log keeps its latest lines: more than the epochs of any recipe here."""
+"""A log keeps this many of its latest lines, more than any recipe has epochs."""
 
 
 class JobLog:
-    """The log of one job over all its attempts. Times are UTC."""
+    """The log of one job over all its attempts, with times in UTC."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=MAX_LINES)
@@ -31,19 +31,19 @@ class JobLog:
         return "".join(f"{line}\n" for line in self._lines)
 
     def write(self, message: str) -> None:
-        """Add a message, without the credentials in it; each of its lines gets the time."""
+        """Add a message without credentials; each line is preceded by the time."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
         self._lines.extend(f"{stamp}  {line}" for line in redact_text(message).splitlines())
 
     def precede(self, lines: Iterable[str]) -> None:
-        """Put the lines of the attempt that this one continues before its own."""
+        """Insert the lines of the attempt that this one continues before its own."""
         own = self.lines
         self._lines.clear()
         self._lines.extend([*lines, *own])
 
     @contextlib.contextmanager
     def capturing(self) -> Iterator[None]:
-        """Add what is logged as a warning or worse, and Python's warnings; and the trace if an exception passes."""
+        """Record log messages from warnings upwards, Python's warnings, and the traceback of an exception."""
         handler = _Handler(self)
         logging.captureWarnings(True)
         logging.getLogger().addHandler(handler)

@@ -1,4 +1,4 @@
-"""The jobs that train nothing: matching, paths and planes between nets, ensembles."""
+"""Jobs that measure without training: matching, paths and planes between networks, ensembles, overlaps of masks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def measure(job: Job, context: Context) -> None:
     """Compute and publish one measurement.
 
     Raises:
-        DamagedArtifact: a parent could not be read; it is no longer published.
+        DamagedArtifact: a parent was damaged, and is no longer published.
     """
     started = time.perf_counter()
     files, metrics, history = MEASUREMENTS[job.kind](job, context)
@@ -65,7 +65,7 @@ def _match(job: Job, context: Context) -> Outcome:
         )
         return loss_barrier(curve)
 
-    # The classifier of a net that learned another dataset says nothing about these labels.
+    # The classifier of a network that learned another dataset cannot predict these labels.
     comparable = same_labels(job.parent("a").job, job)
     metrics = {
         **({schema.LOSS_BARRIER_BEFORE: barrier(None)} if comparable else {}),
@@ -88,7 +88,7 @@ def same_labels(first: Job, second: Job) -> bool:
 
 
 def agreement(first: Permutation, second: Permutation) -> float:
-    """Return the share of units, in [0, 1], that two permutations of the same groups send to the same place."""
+    """Return the share of units, in [0, 1], that two permutations of the same groups map alike."""
     same = sum(int((indices == second[group]).sum()) for group, indices in first.items())
     return same / sum(len(indices) for indices in first.values())
 
@@ -137,7 +137,7 @@ def _plane(job: Job, context: Context) -> Outcome:
     model = data.model()
     spec = permutation_spec(model)
     permutation = read_permutation(store, job.parent("permutation").key)
-    # In B's frame: A and its LTH net are moved there, the permuted net already is.
+    # The permuted network is in B's frame already; A and its LTH network are moved there.
     dense, lth = (
         apply_permutation(spec, permutation, read_weights(store, job.parent(role).key)) for role in ("dense", "lth")
     )
@@ -194,7 +194,7 @@ def _overlap(job: Job, context: Context) -> Outcome:
 
 
 def _logits(store: Store, ref: Ref, data: TaskData) -> Tensor:
-    """Return a member's test logits: the stored ones, or computed anew where they were too many to store."""
+    """Return a member's test logits: as stored, or computed if they were too many to be stored."""
     if schema.LOGITS in store.manifest(ref.key)["files"]:
         return unpack(store.read(ref.key, schema.LOGITS))["logits"]
     return predict_logits(data.model(read_weights(store, ref.key)), data.test)

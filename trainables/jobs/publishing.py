@@ -1,4 +1,4 @@
-"""What every job has around it: where it runs, and the form in which its result is published."""
+"""The context in which a job runs, and the form in which its result is published."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Where and with what a job runs; none of it changes the result.
+    """Surroundings of a job that do not change its result.
 
     Attributes:
         store: where parents are read and results are published.
         data_dir: directory of the datasets that do not come with a library.
         device: where to compute.
-        checkpoint_seconds: a running job is saved at the first end of an epoch after so many seconds; what is lost
-            when it is killed is at most that and one epoch.
-        log: where a job says what it does.
-        clock: says how many seconds have passed for the job, from some time on: not those that other jobs of the same
-            process took meanwhile.
+        checkpoint_seconds: the job is saved at the first end of an epoch after this time; a killed job loses at most
+            this time and one epoch.
+        log: of the job.
+        clock: returns the job's own elapsed seconds, excluding time that other jobs of the process used.
     """
 
     store: Store
@@ -49,12 +48,12 @@ def publish(job: Job, context: Context, files: Files, metrics: Metrics, history:
     """Publish the final result of a job.
 
     Args:
-        job: what was computed.
-        context: where.
+        job: that was computed.
+        context: in which it was computed.
         files: artifacts beside the metrics, name -> content.
-        metrics: final numbers.
+        metrics: final metrics.
         history: rows with ``step``, ``timestamp`` (ms since 1970) and the metrics at that step.
-        seconds: what the job took, over all its attempts.
+        seconds: that the job took over all its attempts.
     """
     document = {"history": history, "final": {**metrics, schema.SECONDS: seconds}}
     context.log.write(f"done after {seconds:.1f} s: {in_words(metrics)}")
@@ -63,7 +62,7 @@ def publish(job: Job, context: Context, files: Files, metrics: Metrics, history:
 
 
 def manifest(job: Job, context: Context) -> dict[str, Any]:
-    """Return what is recorded of a job beside its files: what it was, and in what surroundings it was computed."""
+    """Return the record of a job beside its files: configuration, parents and environment."""
     return {
         "kind": job.kind,
         "config": canonical(job.config),
@@ -74,7 +73,7 @@ def manifest(job: Job, context: Context) -> dict[str, Any]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return where and with what software something is computed."""
+    """Return the host, device and software versions of this process."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -85,12 +84,12 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def in_words(metrics: Metrics) -> str:
-    """Return numbers with their names for a line of a log."""
+    """Return metrics with their names as text."""
     return ", ".join(f"{name} {value:g}" for name, value in metrics.items())
 
 
 def failure_note(error: Exception, context: Context) -> dict[str, Any]:
-    """Return what is kept of an attempt that failed: the error, when and where, and the log with its trace."""
+    """Return the note on a failed attempt: error, time, environment, and the log with the traceback."""
     return {
         "error": redact_text(f"{type(error).__name__}: {error}"),
         "at": now(),
@@ -106,5 +105,5 @@ def final_metrics(store: Store, key: str) -> Metrics:
 
 
 def now() -> int:
-    """Milliseconds since 1970, MLflow's unit."""
+    """Return the milliseconds since 1970, MLflow's unit."""
     return round(time.time() * 1000)
