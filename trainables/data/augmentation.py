@@ -1,7 +1,7 @@
-"""Random changes of training images: parameters drawn on the CPU, applied to batches on any device.
+"""Random changes of training images: parameters are drawn on the CPU and applied to batches on any device.
 
-The two steps are apart so that one seed gives the same augmentation on every device and in batches of every size.
-Images are uint8 (N, C, H, W) going in and coming out.
+The two steps are separate, so that a seed gives the same augmentation on every device and with every batch size.
+Images are uint8 (N, C, H, W) before and after.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from trainables.data.dataset import Device
 
 CROP_AREA: Final = (0.08, 1.0)
-"""Share of the image that a random resized crop may keep."""
+"""Range of the share of the area that a random resized crop keeps."""
 CROP_ASPECT: Final = (3 / 4, 4 / 3)
-"""Width over height of a random resized crop; drawn uniformly on the logarithmic scale."""
+"""Range of width over height of a random resized crop, drawn uniformly on the logarithmic scale."""
 CROP_ATTEMPTS: Final = 10
-"""Area and aspect are drawn again while the box is larger than the image; then the whole image is taken."""
+"""Area and aspect are drawn up to this often until the box fits into the image; otherwise the whole image is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Draws:
-    """Parameters of the augmentation of N images; ``None`` where the augmentation does not do that.
+    """Parameters of the augmentation of N images; ``None`` for changes that are switched off.
 
     Attributes:
         offsets: int64 (N, 2), rows and columns, see `random_shift`.
@@ -73,7 +73,7 @@ def draw(augmentation: Augmentation, count: int, generator: torch.Generator) -> 
 
 
 def augment(images: Tensor, draws: Draws) -> Tensor:
-    """Apply drawn parameters to as many images: shift, resized crop, flip."""
+    """Apply drawn parameters to images: shift, resized crop, flip."""
     if draws.offsets is not None:
         images = random_shift(images, draws.offsets, padding=draws.padding)
     if draws.boxes is not None:
@@ -84,7 +84,7 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
 
 
 def random_shift(images: Tensor, offsets: Tensor, *, padding: int) -> Tensor:
-    """Shift every image by its own offset; what comes in from outside is black.
+    """Shift every image by its own offset; pixels from outside the image are black.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -97,8 +97,8 @@ def random_shift(images: Tensor, offsets: Tensor, *, padding: int) -> Tensor:
     count, channels, height, width = images.shape
     padded = F.pad(images, (padding, padding, padding, padding))
     rows, columns = height + 2 * padding, width + 2 * padding
-    # A view of all windows, one per pixel of the padded array, costs nothing; one gather of whole windows then runs
-    # at the speed of copying, about six times as fast as a loop over the offsets.
+    # A view of all windows, one per pixel of the padded array, costs nothing. Gathering whole windows then runs at the
+    # speed of copying, about six times as fast as a loop over the offsets.
     last = (channels - 1) * rows * columns + (height - 1) * columns + width - 1
     windows = padded.as_strided(
         (max(padded.numel() - last, 0), channels, height, width), (1, rows * columns, columns, 1)
@@ -108,14 +108,14 @@ def random_shift(images: Tensor, offsets: Tensor, *, padding: int) -> Tensor:
 
 
 def horizontal_flip(images: Tensor, flips: Tensor) -> Tensor:
-    """Mirror left and right the images of (N, C, H, W) whose entry in `flips`, bool (N,), is true."""
+    """Mirror those images of (N, C, H, W) horizontally whose entry in `flips`, bool (N,), is true."""
     return torch.where(flips[:, None, None, None], images.flip(3), images)
 
 
 def random_resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
     """Enlarge a box of every image to the size of the image, with bilinear interpolation.
 
-    A box is never larger than the image, so that nothing is scaled down and no smoothing is needed.
+    A box is never larger than the image, so nothing is scaled down and no smoothing is needed.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -141,7 +141,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """Return ``(images / 255 - mean) / std`` per channel.
 
     Args:
-        images: uint8 (N, C, H, W) in any memory format, which is kept.
+        images: uint8 (N, C, H, W) in any memory format, which is preserved.
         mean: C values on the scale where white is 1.
         std: C values on the same scale, > 0.
 

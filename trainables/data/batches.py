@@ -1,8 +1,8 @@
-"""Batches for training and evaluation, cut from arrays that already lie on the device.
+"""Batches for training and evaluation, cut from arrays that are on the device already.
 
 There are no loader processes: the datasets of a study fit into memory as uint8, and small networks would spend more
-time waiting for a loader than computing. A chunk of many batches is gathered, augmented and normalised at once, which
-makes the cost of one batch almost nothing; how large the chunks are has no influence on the result.
+time waiting for a loader than computing. A chunk of many batches is gathered, augmented and normalised at once, so that
+a single batch costs almost nothing. The size of the chunks does not influence the result.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from trainables.data.dataset import Device
 
 CHUNK_BYTES: Final = 8 * 2**20
-"""float32 bytes prepared at once. Larger chunks fall out of the processor's cache, smaller ones cost more calls."""
+"""float32 bytes prepared at once. Larger chunks exceed the processor's cache, smaller ones cost more calls."""
 RESIDENT_BYTES: Final = 16 * 2**30
-"""A split above this size stays where it is, mapped from its file, and travels to the device chunk by chunk."""
+"""A larger split stays mapped from its file, and is copied to the device chunk by chunk."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _residents: WeakKeyDictionary[Split, WeakValueDictionary[torch.device, Split]] = WeakKeyDictionary()
-"""Split -> device -> its copy there, as long as any batches are cut from it: nets of one process share it."""
+"""Split -> device -> its copy there, shared by the networks of a process while any of them uses it."""
 
 Batch = tuple[Tensor, Tensor]
 """Images float32 (B, C, H, W), normalised, and labels int64 (B,)."""
@@ -45,7 +45,7 @@ def cpu_generator(root: int, purpose: str, *counters: int) -> torch.Generator:
 
 
 def random_order(split: Split, seed: int, count: int | None = None) -> Tensor:
-    """Return the places of all images of a split, or of `count` of them, in random order: a pure function of `seed`.
+    """Return the indices of all images of a split, or of `count` of them, in random order: a pure function of `seed`.
 
     Raises:
         ValueError: if the split has fewer images, or `count` is not positive.
@@ -77,12 +77,12 @@ class TrainBatches:
             split: images to train on.
             mean: per channel, see `normalize`.
             std: per channel, see `normalize`.
-            augmentation: random changes; those of a job are drawn anew for every epoch.
-            batch_size: images in every batch; what is left over at the end of an epoch is dropped.
+            augmentation: random changes, drawn independently for every epoch.
+            batch_size: images in every batch; the images left over at the end of an epoch are dropped.
             seed: root of order and augmentation.
-            device: where the batches are wanted.
-            channels_last: memory format of the images, which some devices convolve faster.
-            chunk_bytes: see `CHUNK_BYTES`; a matter of speed only.
+            device: of the batches.
+            channels_last: memory format of the images; some devices convolve it faster.
+            chunk_bytes: see `CHUNK_BYTES`; it only affects the speed.
 
         Raises:
             ValueError: if `batch_size` is not within 1 and the size of the split.
@@ -91,7 +91,7 @@ class TrainBatches:
             raise ValueError(f"batch_size must be within 1 and {len(split)} (images to train on), got {batch_size}")
         self.batch_size = batch_size
         self.shape = (batch_size, *split.images.shape[1:])
-        """Of the images of a batch."""
+        """Shape of the images of a batch."""
         self.steps_per_epoch = len(split) // batch_size
         self._split = _resident(split, device)
         self._augmentation = augmentation
@@ -104,12 +104,12 @@ class TrainBatches:
         """Yield the batches of one epoch.
 
         Args:
-            number: of the epoch, >= 0. Any epoch can be asked for at any time: resuming needs no state.
+            number: of the epoch, >= 0. Epochs may be requested in any order, so resuming needs no state.
         """
         if number < 0:
             raise ValueError(f"epochs count from 0, got {number}")
         split = self._split
-        # Drawn for the whole split, so that the batch size has no influence on which image gets which change.
+        # Drawn for the whole split, so that the change of an image does not depend on the batch size.
         order = torch.randperm(len(split), generator=cpu_generator(self._seed, "order", number))
         draws = draw(self._augmentation, len(split), cpu_generator(self._seed, "augment", number))
         order, draws = order.to(split.images.device), draws.to(self._device)
@@ -122,9 +122,9 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Images of a split: all of them in its own order, or some in a given one; can be iterated again and again.
+    """Images of a split: all in their own order, or some in a given order. Can be iterated repeatedly.
 
-    The last batch holds what is left over.
+    The last batch has the remaining images and may be smaller.
     """
 
     def __init__(
@@ -148,10 +148,10 @@ class EvalBatches:
             mean: per channel.
             std: per channel.
             batch_size: images in every batch but the last.
-            order: places of the images, in the order in which they are wanted; None: all as they lie.
-            augmentation: random changes, the same in every iteration; None: the images as they are.
+            order: indices of the images, in the order of the batches; None: all images in the order of the split.
+            augmentation: random changes, the same in every iteration; None: no changes.
             seed: root of the augmentation.
-            device: where the batches are wanted.
+            device: of the batches.
             channels_last: memory format of the images.
             chunk_bytes: see `CHUNK_BYTES`.
 
@@ -187,7 +187,7 @@ class EvalBatches:
 
 
 class _Preparation:
-    """From uint8 pixels to what a network takes."""
+    """Converts uint8 pixels to the input of a network."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool) -> None:
         self.mean = tuple(mean)
@@ -195,18 +195,18 @@ class _Preparation:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:
-        # Rearranged while a pixel has one byte, not four.
+        # Rearranged first, while a pixel has one byte instead of four.
         return normalize(images.contiguous(memory_format=self.memory_format), self.mean, self.std)
 
 
 def _cut(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[Batch]:
-    """Yield views of `batch_size` images each, the last one perhaps smaller."""
+    """Yield views of `batch_size` images each; the last one may be smaller."""
     for start in range(0, len(labels), batch_size):
         yield images[start : start + batch_size], labels[start : start + batch_size]
 
 
 def _on_device(split: Split, chunks: Iterable[Tensor | slice], device: torch.device) -> Iterator[Batch]:
-    """Yield chunks of a split on the device, uint8; from elsewhere they are fetched while the one before is used."""
+    """Yield chunks of a split on the device, uint8; if it is elsewhere, the next chunk is fetched while one is used."""
 
     def gathered(chunk: Tensor | slice) -> Batch:
         if isinstance(chunk, slice):
@@ -215,7 +215,7 @@ def _on_device(split: Split, chunks: Iterable[Tensor | slice], device: torch.dev
 
     def pinned(chunk: Tensor | slice) -> Batch:
         images, labels = gathered(chunk)
-        return images.pin_memory(), labels.pin_memory()  # else the copy to a GPU would make this process wait
+        return images.pin_memory(), labels.pin_memory()  # otherwise this process would wait for the copy to a GPU
 
     if split.images.device.type == device.type:
         yield from map(gathered, chunks)
@@ -225,7 +225,7 @@ def _on_device(split: Split, chunks: Iterable[Tensor | slice], device: torch.dev
 
 
 def one_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """Yield what `function` returns for each of `items`; a thread works on the next one meanwhile."""
+    """Yield the results of `function` for `items`; a thread computes the next one in the meantime."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="one-ahead") as thread:
         waiting: Future[_Result] | None = None
         for item in items:
@@ -238,7 +238,7 @@ def one_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> I
 
 
 def _resident(split: Split, device: Device) -> Split:
-    """Return the split on the device, or where it is if it is too large."""
+    """Return the split on the device, or unchanged if it is too large."""
     if split.images.numel() > RESIDENT_BYTES:
         return split
     device = torch.device(device)
@@ -250,6 +250,6 @@ def _resident(split: Split, device: Device) -> Split:
 
 
 def _chunk_images(split: Split, batch_size: int, chunk_bytes: int) -> int:
-    """Return how many images to prepare at once: whole batches, at least one."""
+    """Return the number of images to prepare at once: whole batches, at least one."""
     batch_bytes = batch_size * split.images[0].numel() * 4
     return max(1, chunk_bytes // batch_bytes) * batch_size

@@ -1,4 +1,4 @@
-"""What a dataset is: its entry in the registry, the facts known before it is loaded, and the loaded arrays."""
+"""The types of a dataset: its row in the registry, the facts known before it is loaded, and the loaded arrays."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Augmentation:
     """Random changes of a training image, applied in the order of the fields. Evaluation never augments.
 
     Attributes:
-        crop_padding: pixels (>= 0) of black border from which a crop of the original size is taken, that is, a
-            shift by up to that many pixels along each axis; 0 switches it off.
-        random_resized_crop: zoom into a random part of 8 to 100 % of the area, resized to the original size.
+        crop_padding: width in pixels (>= 0) of a black border, from which a crop of the original size is taken; this
+            shifts the image by up to as many pixels along each axis. 0 switches it off.
+        random_resized_crop: zoom into a random part with 8 to 100 % of the area, resized to the original size.
         horizontal_flip: mirror with probability one half.
     """
 
@@ -125,7 +125,7 @@ class DatasetEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetFacts:
-    """What `check_dataset` finds out about a dataset that is there, without decoding it.
+    """What `check_dataset` finds out about a dataset without decoding it.
 
     Attributes:
         num_classes: number of labels.
@@ -133,12 +133,12 @@ class DatasetFacts:
         image_size: height and width in pixels.
         train_images: size of the training split.
         test_images: size of the test split.
-        fingerprint: numbers of images and digest of the names and contents of a folder's files: equal for equal data
-            wherever it lies, different when a file was added, removed, renamed or changed. Belongs into the key of
-            every job, since the name ``image_folder`` says nothing about the images. Empty where the name of the
-            dataset says it all.
-        source: where the data lie; empty where they come with a library.
-        warnings: what a person should know before the data are used.
+        fingerprint: numbers of images and digest of the names and contents of a folder's files; it does not depend on
+            the folder's path, and changes when a file is added, removed, renamed or changed. It is part of every job's
+            key, since the name ``image_folder`` says nothing about the images. Empty if the dataset's name determines
+            the data.
+        source: where the data are; empty if they come with a library.
+        warnings: for a person to read before the data are used.
     """
 
     num_classes: int
@@ -151,7 +151,7 @@ class DatasetFacts:
     warnings: tuple[str, ...] = ()
 
     def lines(self, name: str) -> list[str]:
-        """Return in words what the dataset called `name` is, and a line on each warning."""
+        """Describe the dataset called `name` in a line, followed by a line for each warning."""
         size = f", {self.image_size}x{self.image_size} pixels" if self.image_size else ""
         where = f", from {self.source}" if self.source else ""
         images = f"{self.train_images:,} training and {self.test_images:,} test images"
@@ -164,8 +164,8 @@ class Split:
     """Images and labels in memory or mapped from a file.
 
     Attributes:
-        images: uint8 (N, C, H, W). May be a read-only mapping of a file that all processes of a machine share:
-            never write to it.
+        images: uint8 (N, C, H, W). Never write to it: it may be a file mapped read-only and shared by all processes of
+            a machine.
         labels: int64 (N,), values in [0, num_classes).
     """
 
@@ -180,7 +180,7 @@ class Split:
         return len(self.labels)
 
     def to(self, device: Device) -> Split:
-        """Return the split on `device`; nothing is copied where it already lies there."""
+        """Return the split on `device`, without a copy if it is there already."""
         return Split(images=self.images.to(device), labels=self.labels.to(device))
 
 
@@ -198,7 +198,7 @@ class Dataset:
         std: per channel, same scale.
         augmentation: of the training images.
         class_names: name of label i at position i.
-        fingerprint: that of `DatasetFacts`, to compare what was planned with what is here.
+        fingerprint: as in `DatasetFacts`, to compare the planned data with those on this host.
     """
 
     train: Split

@@ -1,15 +1,15 @@
-"""Decoded arrays on disk: written once per machine, mapped by every process.
+"""Decoded arrays on disk: written once per machine, memory-mapped by every process.
 
-A directory of arrays is published under a name made of the dataset, its place and the state of its source files, by
-renaming a complete directory. So a reader sees all of it or nothing, and changed source files ask for another name.
-A lock makes processes that want the same arrays at the same time wait for the first instead of decoding, too; where
-the file system has no locks they all decode, the first to publish wins, and nothing is lost but time.
+The arrays of a dataset are published by renaming a complete directory. Its name is made of the dataset, its path and
+the state of its source files. So a reader sees all of it or nothing, and changed source files lead to another name. A
+lock makes processes that need the same arrays wait for the first one to decode them. On a file system without locks,
+all of them decode and the first to publish wins; only time is lost.
 
-Every process compares the arrays with the checksums in their manifest before it uses them. That takes as long as
-reading them once, and an epoch takes longer. Damaged arrays are set aside and decoded again.
+Every process verifies the checksums of the arrays before it uses them. This takes as long as reading them once, which
+is less than an epoch. Damaged arrays are set aside and decoded again.
 
-Arrays of an earlier state of the files are not removed, as a process may still be reading them; the whole directory
-may be deleted whenever nothing runs.
+Arrays of an earlier state of the files are kept, because a process may still be reading them. The whole directory may
+be deleted whenever nothing runs.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from trainables.host.places import first_writable, trusted
 from trainables.storage.documents import fields, mapping, several, text
 
 FORMAT: Final = 2
-"""Raised whenever the same source files would be decoded differently, or published in another form."""
+"""Incremented when the same source files would be decoded differently, or published in another form."""
 MANIFEST: Final = "manifest.json"
 _BLOCK: Final = 2**24
-"""Bytes that a thread reads at once for a checksum."""
+"""Bytes that a thread reads at a time for a checksum."""
 _THREADS: Final = 4
 
 _DECODED: Final = fields({"state": text, "class_names": several(text), "checksums": mapping(text)})
@@ -68,11 +68,11 @@ class Decoded:
 
 
 def open_decoded(name: str, root: Path, state: str, cache_dir: Path | None, decode: Decode) -> Decoded:
-    """Map the decoded arrays of a dataset; decode them first if nobody has, or if they are damaged.
+    """Map the decoded arrays of a dataset; decode them first if they are missing or damaged.
 
     Args:
         name: of the dataset.
-        root: where its source files lie.
+        root: directory of its source files.
         state: digest of the source files.
         cache_dir: see `trainables.data.cache.folders`.
         decode: called at most once.
@@ -88,7 +88,7 @@ def open_decoded(name: str, root: Path, state: str, cache_dir: Path | None, deco
         decoded = _verified(parent / published, state)
         if decoded is None:
             unfinished = f"{prefix}tmp-{socket.gethostname()}-"
-            if alone:  # so these were left behind by a process of this machine that died
+            if alone:  # then these were left by a process of this machine that died
                 _remove(parent.glob(f"{unfinished}*"))
             _set_aside(parent / published, Path(tempfile.mkdtemp(prefix=unfinished, dir=parent)))
             _publish(Path(tempfile.mkdtemp(prefix=unfinished, dir=parent)), parent / published, state, decode)
@@ -104,11 +104,11 @@ def _publish(unfinished: Path, published: Path, state: str, decode: Decode) -> N
         sums = {path.name: checksum(path) for path in sorted(unfinished.glob("*.npy"))}
         document = {"state": state, "class_names": list(class_names), "checksums": sums}
         cache.write_sealed(unfinished / MANIFEST, document)
-        unfinished.chmod(0o755)  # it was created private
+        unfinished.chmod(0o755)  # temporary directories are created private
         try:
             os.replace(unfinished, published)
         except OSError as error:
-            # Another process without a lock was faster: its directory cannot be replaced and is as good.
+            # Another process was faster, without a lock: its directory is equally good and cannot be replaced.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
     finally:
@@ -116,7 +116,7 @@ def _publish(unfinished: Path, published: Path, state: str, decode: Decode) -> N
 
 
 def _verified(directory: Path, state: str) -> Decoded | None:
-    """Return published arrays, or None if there are none; if they are damaged, a line says so."""
+    """Return published arrays; None if there are none or, after a warning, if they are damaged."""
     if not directory.is_dir():
         return None
     manifest = cache.read_sealed(directory / MANIFEST, _DECODED)
@@ -133,7 +133,7 @@ def _verified(directory: Path, state: str) -> Decoded | None:
 
 
 def intact(path: Path, expected: str) -> bool:
-    """Return whether a file has this checksum."""
+    """Return whether a file exists and has this checksum."""
     try:
         return checksum(path) == expected
     except OSError:  # missing, or the disk cannot read it
@@ -141,7 +141,7 @@ def intact(path: Path, expected: str) -> bool:
 
 
 def checksum(path: Path) -> str:
-    """Return a digest of a file's content, block by block, for threads to share the work."""
+    """Return a digest of a file's content, computed block by block in several threads."""
     with path.open("rb") as file, ThreadPoolExecutor(_THREADS) as pool:
         descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
 
@@ -152,7 +152,7 @@ def checksum(path: Path) -> str:
 
 
 def _set_aside(damaged: Path, aside: Path) -> None:
-    """Take a damaged directory out of the way at once; other processes that have mapped it keep what they see."""
+    """Move a damaged directory out of the way atomically; processes that have mapped it keep what they see."""
     if damaged.is_dir():
         os.replace(damaged, aside)
     shutil.rmtree(aside, ignore_errors=True)

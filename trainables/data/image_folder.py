@@ -1,8 +1,8 @@
 """Folders of images, decoded once to arrays.
 
-Square images of one size, up to 128 pixels, are stored as they are. If there are others, every image is resized,
-shorter side to 256 pixels, and the 224 pixels square in the centre is stored; images are then augmented by random
-resized crops instead of shifts. Everything is converted to RGB; transparency is dropped.
+If all images are squares of one size, up to 128 pixels, they are stored as they are. Otherwise every image is resized
+to 256 pixels on its shorter side, the central 224x224 pixels are stored, and images are augmented by random resized
+crops instead of shifts. All images are converted to RGB; transparency is dropped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainables.data.registry import DATASETS
 from trainables.storage.documents import array, mapping
 
 DECODING_THREADS: Final = 4
-"""Pillow decodes without the interpreter's lock; more threads than these mostly wait for the disk."""
+"""Pillow decodes without the interpreter's lock; more threads would mostly wait for the disk."""
 _FILES_PER_TASK: Final = 256
 _PARTIAL: Final = mapping(array)
 """Check of the manifest of a partly decoded dataset: file -> checksum, digests of the images in it."""
@@ -70,13 +70,13 @@ def _decode(source: ImageFolder, size: int, cache_dir: Path | None, directory: P
     """Write the arrays of both splits into `directory`.
 
     Raises:
-        ValueError: images cannot be decoded; all of them are named, and remembered until they change. The others are
-            kept for the next time.
+        ValueError: images cannot be decoded; the message names all of them, and they are not tried again until they
+            change. The decoded images are kept for the next attempt.
     """
     rest = directory.parent / f"{source.name}-{cache.place(source.root)}-partial"
     decoded = _kept(rest, size)
     needed, free = (len(source.train) + len(source.test)) * 3 * size**2, shutil.disk_usage(directory).free
-    if needed > free:  # a mapped file on a full disk would kill the process without a word
+    if needed > free:  # writing to a mapped file on a full disk would kill the process without a message
         raise ValueError(f"{needed:,} bytes are needed in {directory.parent} for decoded images, {free:,} are free")
     problems: dict[FileState, str] = {}
     for split, files in (("train", source.train), ("test", source.test)):
@@ -95,7 +95,7 @@ def _decode(source: ImageFolder, size: int, cache_dir: Path | None, directory: P
 
 
 def _keep(source: ImageFolder, directory: Path, bad: Collection[FileState], rest: Path) -> None:
-    """Keep what could be decoded of a dataset that cannot be used yet."""
+    """Keep the decoded images of a dataset that cannot be used yet."""
     kept = {}
     for split, files in (("train", source.train), ("test", source.test)):
         name = f"{split}_images.npy"
@@ -105,7 +105,7 @@ def _keep(source: ImageFolder, directory: Path, bad: Collection[FileState], rest
 
 
 def _kept(rest: Path, size: int) -> dict[str, npt.NDArray[np.uint8]]:
-    """Return the images that `_keep` has kept, as far as they are intact, by the digests of their files."""
+    """Return the intact images that `_keep` has kept: digest of the file -> image."""
     found: dict[str, npt.NDArray[np.uint8]] = {}
     for name, (expected, digests) in (cache.read_sealed(rest / MANIFEST, _PARTIAL) or {}).items():
         if intact(rest / name, expected):
@@ -121,7 +121,7 @@ def _decode_files(
     images: npt.NDArray[np.uint8],
     decoded: Mapping[str, npt.NDArray[np.uint8]],
 ) -> dict[FileState, str]:
-    """Decode files to the rows of `images`, but for those that are decoded already; return why some could not be."""
+    """Decode files into the rows of `images`, or copy what is decoded already; return problems: file -> message."""
 
     def decode_part(start: int) -> dict[FileState, str]:
         problems = {}
@@ -133,7 +133,7 @@ def _decode_files(
             try:
                 images[index] = _decode_file(source.root / state.path, images.shape[2], picture.digest)
             except unreadable() as error:
-                if isinstance(error, OSError) and error.errno:  # the disk's, not the file's
+                if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the image
                     raise
                 problems[state] = str(error)
         return problems

@@ -1,7 +1,7 @@
-"""What is known of every file of a dataset, found out once: its content's digest and what kind of picture it is.
+"""An index of a dataset's files: digest of the content, and kind of picture. Every file is examined once.
 
-It is kept beside the data and found again by a file's path, size and times. A file that was written a moment ago may
-be written again within the same tick of the clock, so it is not kept yet.
+The index is kept beside the data. Files are recognised by path, size and times. A file that was written a moment ago
+could change again within the same tick of the clock, so it is not entered yet.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from trainables.host.places import first_writable, trusted
 from trainables.storage.documents import array, fields, number, text
 
 FORMAT: Final = 1
-"""Raised whenever a file would be judged differently."""
+"""Incremented when files would be judged differently."""
 RECENT_NS: Final = 2 * 10**9
-"""Age from which on a file's times tell whether it has changed: file systems count up to 2 s at once."""
+"""Age at which a file's times are reliable: some file systems have a resolution of 2 s."""
 _THREADS: Final = 16
 """They mostly wait for the disk."""
 _FILES_PER_TASK: Final = 64
@@ -33,9 +33,9 @@ _log = logging.getLogger(__name__)
 
 
 class FileState(NamedTuple):
-    """A file as its directory lists it: path below the root with forward slashes, bytes, times of change (ns).
+    """A file as its directory lists it: path below the root with forward slashes, size in bytes, times of change (ns).
 
-    Whoever copies a file's time of modification, `mtime_ns`, changes `ctime_ns` by doing so.
+    A program that sets `mtime_ns` back changes `ctime_ns` by doing so.
     """
 
     path: str
@@ -45,7 +45,7 @@ class FileState(NamedTuple):
 
 
 def look_at(root: Path, states: Sequence[FileState], cache_dir: Path | None) -> list[Picture]:
-    """Return what some files are; those that have not changed since they were looked at are not read.
+    """Return what some files are; files that have not changed since they were examined are not read again.
 
     A file that cannot be read is a picture with a problem.
     """
@@ -53,13 +53,13 @@ def look_at(root: Path, states: Sequence[FileState], cache_dir: Path | None) -> 
     known = _read(root, name, cache_dir)
     if any(state not in known for state in states):
         folder = first_writable(cache.folders(root, cache_dir), f"what is known of the files in {root}")
-        with cache.locked(folder / f"{name}.lock"):  # whoever waited here finds what the other has found
+        with cache.locked(folder / f"{name}.lock"):  # after a wait, the other process has done the work
             known |= _read(root, name, cache_dir)
             fresh: dict[FileState, Picture] = {}
             try:
                 for state, picture in _examined(root, [state for state in states if state not in known]):
                     fresh[state] = picture
-            finally:  # what took minutes is kept, too, if the rest is interrupted
+            finally:  # keep the work of minutes even if the rest is interrupted
                 known |= fresh
                 settled = [state for state in states if state in known and known[state].digest and _settled(state)]
                 _write(folder / name, {state: known[state] for state in settled})
@@ -67,7 +67,7 @@ def look_at(root: Path, states: Sequence[FileState], cache_dir: Path | None) -> 
 
 
 def remember(root: Path, problems: Mapping[FileState, str], cache_dir: Path | None) -> None:
-    """Keep that some pictures, as they are now, turned out to be damaged: file -> why, or "" to look at it again."""
+    """Enter problems of pictures that were found later: file -> the problem, or "" to examine it again."""
     name = f"index-{cache.place(root)}.json"
     folder = first_writable(cache.folders(root, cache_dir), f"what is known of the files in {root}")
     with cache.locked(folder / f"{name}.lock"):
@@ -108,7 +108,7 @@ def _examine(path: Path) -> Picture:
 
 
 def _read(root: Path, name: str, cache_dir: Path | None) -> dict[FileState, Picture]:
-    """Return what is kept of files, without the failures that another Pillow may not have."""
+    """Return the index; without problems that another version of Pillow found, which this one may not have."""
     for folder in cache.folders(root, cache_dir):
         document = cache.read_sealed(folder / name, _INDEX) if trusted(folder) else None
         if document is not None and document["format"] == FORMAT:
@@ -122,7 +122,7 @@ def _read(root: Path, name: str, cache_dir: Path | None) -> dict[FileState, Pict
 def _write(path: Path, known: Mapping[FileState, Picture]) -> None:
     try:
         cache.write_sealed(path, {"format": FORMAT, "pillow": _pillow(), "files": list(known.items())})
-    except OSError as error:  # such as a full disk; data can be used all the same
+    except OSError as error:  # a full disk, for example; the data can be used all the same
         _log.warning("what is known of a dataset's files is not kept, and found out again next time: %s", error)
 
 

@@ -1,4 +1,4 @@
-"""Where a dataset's files lie and what can be said about them without decoding one: two layouts, no torch.
+"""Where a dataset's files are, and what is known about them without decoding: two layouts. Torch-free.
 
 A dataset lies either in the files that torchvision's download unpacks, or in folders of images
 ``train/<class>/*`` and ``test/<class>/*`` (or ``val/<class>/*``), labelled by the sorted names of the classes.
@@ -26,22 +26,22 @@ IMAGE_SUFFIXES: Final = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
     | {".webp"}
 )
-"""Of files that are damaged unless they are pictures; others are used if they are pictures, and left out if not."""
+"""A file with such a suffix that is not a picture is an error; other files that are not pictures are left out."""
 TRAIN_FOLDER: Final = "train"
 TEST_FOLDERS: Final = ("test", "val")
-"""The first that has folders of classes is taken; ImageNet's ``test`` has none, as its labels are secret."""
+"""The first one with folders of classes is used; ImageNet's ``test`` has none, because its labels are secret."""
 
 LARGE_SIDE: Final = 128
-"""Pixels. Square images of one size up to this are stored as they are, see `ImageFolder.image_size`."""
+"""Pixels; square images of one size up to this are stored as they are, see `ImageFolder.image_size`."""
 RESIZED_SIDE: Final = 256
-"""Of the shorter side of all other images, before `CROPPED_SIZE` pixels square are cut from the middle."""
+"""Pixels of the shorter side of all other images, before the central square of `CROPPED_SIZE` pixels is cut out."""
 CROPPED_SIZE: Final = 224
 _NAMED: Final = 100
-"""Files that a message names."""
+"""Most files that a message names."""
 
 
 class ImageFile(NamedTuple):
-    """An image in a folder of its class, the number of the class, and what is known of the file."""
+    """An image in the folder of its class, the label, and what is known of the file."""
 
     state: FileState
     label: int
@@ -55,7 +55,7 @@ class Archive:
     Attributes:
         name: of the dataset.
         root: the directory that torchvision is given.
-        files: that it will read.
+        files: that torchvision will read.
     """
 
     name: str
@@ -82,7 +82,7 @@ class ImageFolder:
         class_names: sorted; the position is the label.
         train: files by class, then by name.
         test: likewise.
-        left_out: paths below the root of what is no picture.
+        left_out: paths below the root of files that are not pictures.
     """
 
     name: str
@@ -97,7 +97,7 @@ class ImageFolder:
         """Return the facts.
 
         Raises:
-            ValueError: if the number of classes or the size of the images is not that of the entry.
+            ValueError: if the number of classes or the size of the images differs from the entry.
         """
         self._check_classes(entry)
         image_size = self.image_size()
@@ -121,18 +121,15 @@ class ImageFolder:
     def image_size(self) -> int:
         """Return the side, in pixels, of the square that every image is stored as.
 
-        Small squares of one size are stored as they are. Otherwise, all images are resized and cropped alike, small
-        ones among them, too: whether an image was enlarged must not depend on the image.
+        Small squares of one size are stored as they are. Otherwise all images are resized and cropped in the same way,
+        even small ones: whether an image is enlarged must not depend on the image.
         """
         sizes = {file.picture[2:4] for file in self._files()}
         width, height = sizes.pop()
         return width if not sizes and width == height <= LARGE_SIDE else CROPPED_SIZE
 
     def fingerprint(self) -> str:
-        """Return the numbers of images and a digest of the names and contents of all files.
-
-        It is equal for equal data wherever it lies.
-        """
+        """Return the numbers of images and a digest of the names and contents of all files, wherever they are."""
         digest = _digest(f"{file.state.path}\0{file.picture.digest}" for file in self._files())
         return f"{len(self.train)}+{len(self.test)}-{digest}"
 
@@ -153,7 +150,7 @@ class ImageFolder:
                 raise ValueError(f"{folder} has the classes of {name} ({names}), not those of {self.name}")
 
     def _warnings(self, entry: DatasetEntry) -> Iterator[str]:
-        """Yield what a person should know before the data are used."""
+        """Yield warnings for a person to read before the data are used."""
         files = self._files()
         if self.left_out:
             yield f"{_count(self.left_out, 'file')} left out, no pictures: {_shortened(self.left_out, 5)}"
@@ -161,7 +158,7 @@ class ImageFolder:
             if lossy := [file.state.path for file in files if file.picture.loss == loss]:
                 yield f"{_count(lossy, 'image')} {loss}: {_shortened(lossy, 5)}"
         small = [file for file in files if min(file.picture[2:4]) <= LARGE_SIDE]
-        if small and self.image_size() == CROPPED_SIZE:  # which costs time, and may be one stray file's doing
+        if small and self.image_size() == CROPPED_SIZE:  # costs time, and may be due to a single stray file
             yield (
                 f"{_count(small, 'image')} of at most {LARGE_SIDE} pixels a side, enlarged to {CROPPED_SIZE} because "
                 f"not all are squares of one size: {_shortened(map(_with_size, small), 5)}"
@@ -185,7 +182,7 @@ def find_source(
         cache_dir: see `trainables.data.cache.folders`.
 
     Raises:
-        ValueError: if it is not there, not complete or cannot be used; the message says what to do.
+        ValueError: if it is missing, incomplete or unusable; the message says what to do.
     """
     if data_dir is None:
         raise ValueError(f"dataset {name!r} needs --data-dir DIR (data_dir= in Python): {_wanted(name)}")
@@ -193,7 +190,10 @@ def find_source(
     try:
         if not given.is_dir():
             raise ValueError(f"dataset {name!r}: {given} is not a directory; wanted: {_wanted(name)}")
-        for root in (given / name, given):  # the folder of this name first: the other may be another dataset's
+        for root in (
+            given / name,
+            given,
+        ):  # the folder of this name first: `data_dir` itself may belong to another dataset
             if has_archive(name, root):
                 return _find_archive(name, root)
             if (root / TRAIN_FOLDER).is_dir():
@@ -205,7 +205,7 @@ def find_source(
 
 
 def has_archive(name: str, root: Path) -> bool:
-    """Return whether a directory has files, though perhaps not all, of a dataset's archive."""
+    """Return whether a directory has at least one file of a dataset's archive."""
     return any((root / file).exists() for file in DATASETS[name].archive_files)
 
 
@@ -250,7 +250,7 @@ def _scan_folders(name: str, root: Path, cache_dir: Path | None) -> ImageFolder:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """Return the sorted names of the folders in `folder`, hidden ones left out; none if there is no such folder."""
+    """Return the sorted names of the visible folders in `folder`; none if it does not exist."""
     if not folder.is_dir():
         return ()
     with os.scandir(folder) as entries:
@@ -258,7 +258,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 class _Listing:
-    """The files of a dataset, folders within those of the classes included; hidden ones are left out without a word."""
+    """The files of a dataset, including those in subfolders of the classes; hidden files are ignored."""
 
     def __init__(self, root: Path) -> None:
         self.left_out: list[str] = []
@@ -292,7 +292,7 @@ class _Listing:
     ) -> None:
         try:
             state = entry.stat()
-        except OSError as error:  # such as a link whose target is not there
+        except OSError as error:  # a dangling link, for example
             self._problems[path] = f"{error.strerror}{' (a link)' * entry.is_symlink()}"
             return
         if stat.S_ISDIR(state.st_mode):
@@ -306,7 +306,7 @@ class _Listing:
         """Return the images of each split.
 
         Raises:
-            ValueError: there are files that cannot be used, all of which are named, or a class has none.
+            ValueError: files cannot be used, and the message names them; or a class has no images.
         """
         states = [state for files in self._files.values() for state in files]
         pictures = dict(zip(states, look_at(self._root, states, cache_dir), strict=True))
@@ -330,10 +330,16 @@ class _Listing:
 
 
 def unusable(name: str, root: Path, problems: Mapping[str, str]) -> ValueError:
-    """Return the error that names all files of a dataset that cannot be used: path below the root -> why."""
+    """Return the error for files of a dataset that cannot be used.
+
+    Args:
+        name: of the dataset.
+        root: its directory.
+        problems: path below the root -> the problem.
+    """
     named = [f"{root / path}: {problem}" for path, problem in itertools.islice(problems.items(), _NAMED)]
     named += [f"and {len(problems) - _NAMED:,} more"] * (len(problems) > _NAMED)
-    # The first one is in the first line, which is all that some places show.
+    # The first file is in the first line, because some displays show only that line.
     listed = ";\n  ".join(named)
     return ValueError(f"dataset {name!r}: {_count(problems, 'file')} cannot be used (mend or remove): {listed}")
 

@@ -1,4 +1,4 @@
-"""What an image file is, judged by its bytes and not by its name; and whether the study can use it."""
+"""What kind of image a file is, judged by its bytes rather than its name, and whether a study can use it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:  # Pillow comes with the first file that is looked at: plans w
     from PIL import Image
 
 FORMATS: Final = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Names of Pillow's readers of pictures. Others run programs (EPS: Ghostscript) or read fonts and film."""
+"""Names of Pillow's readers for pictures. Its other readers run programs (EPS: Ghostscript), or read fonts and film."""
 MODES: Final = frozenset({"1", "CMYK", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr"})
-"""Pillow's pixel formats that become 8-bit RGB without loss, but for transparency and the range of print colours."""
+"""Pillow's pixel formats that convert to 8-bit RGB without loss, except for transparency and the gamut of CMYK."""
 MAX_BYTES: Final = 2**29
 MAX_ASPECT: Final = 64
-"""Longer by shorter side. A thread of pixels would become millions of pixels when its shorter side is enlarged."""
+"""Longer over shorter side. Enlarging the shorter side of a very thin image would create millions of pixels."""
 TRANSPARENT: Final = "with transparency, which is dropped"
 FRAMES: Final = "with several frames, of which the first is used"
 
@@ -28,11 +28,11 @@ class Picture(NamedTuple):
 
     Attributes:
         digest: of its bytes.
-        format: one of `FORMATS`; "" for a file that is none of them.
+        format: one of `FORMATS`; "" for any other file.
         width: in pixels.
         height: in pixels.
-        loss: what of it will not be used, `TRANSPARENT` or `FRAMES`; "" if everything will.
-        problem: why it cannot be used; "" if it can.
+        loss: the part that will not be used, `TRANSPARENT` or `FRAMES`; "" if all of it will be.
+        problem: why the file cannot be used; "" if it can.
     """
 
     digest: str
@@ -49,21 +49,21 @@ def digest_of(data: bytes) -> str:
 
 
 def open_picture(file: io.BytesIO) -> Image.Image:
-    """Open an image file as a picture and nothing else.
+    """Open an image file with the readers in `FORMATS` only.
 
     Raises:
-        OSError: it is no picture, or not a whole one. Of Pillow's other errors, see `unreadable`.
+        OSError: it is not a picture, or is truncated. For Pillow's other errors, see `unreadable`.
     """
     from PIL import Image
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on sizes, which are judged, and on tags
+        warnings.simplefilter("ignore")  # about sizes, which are checked here, and about tags
         return Image.open(file, formats=_readers())
 
 
 @functools.cache
 def _readers() -> tuple[str, ...]:
-    """Return those of `FORMATS` that this Pillow has: it must not be asked for others."""
+    """Return those of `FORMATS` that this Pillow supports; it raises if it is asked for others."""
     from PIL import Image
 
     Image.init()
@@ -71,14 +71,14 @@ def _readers() -> tuple[str, ...]:
 
 
 def unreadable() -> tuple[type[Exception], ...]:
-    """Return what Pillow raises for a file that is damaged, too large or no picture."""
+    """Return the errors that Pillow raises for files that are damaged, too large or not pictures."""
     from PIL import Image
 
     return (OSError, SyntaxError, ValueError, IndexError, TypeError, EOFError, Image.DecompressionBombError)
 
 
 def examine(path: Path) -> Picture:
-    """Read a file once and say what it is. Only a file whose end looks cut off is decoded.
+    """Read a file once and return what it is. It is decoded only if its end seems to be missing.
 
     Raises:
         OSError: the file cannot be read.
@@ -90,7 +90,9 @@ def examine(path: Path) -> Picture:
     found = Picture(digest_of(data), "", 0, 0, "", "")
     try:
         with open_picture(io.BytesIO(data)) as image:
-            name = "JPEG" if image.format == "MPO" else str(image.format)  # a camera's, with previews behind it
+            name = (
+                "JPEG" if image.format == "MPO" else str(image.format)
+            )  # MPO: a camera's JPEG with previews behind it
             found = Picture(found.digest, name, *image.size, _loss(image, name), _misfit(image, data))
             if not found.problem and not _whole(name, data):
                 image.load()
@@ -118,9 +120,9 @@ def _misfit(image: Image.Image, data: bytes) -> str:
 
 
 def _depth(image: Image.Image, data: bytes) -> int:
-    """Return the bits per channel in the file, of which Pillow silently keeps 8 in colour images."""
+    """Return the bits per channel in the file; in colour images, Pillow silently keeps only 8 of them."""
     if image.format == "PNG":
-        return int(data[24])  # of the header, which is always the first part of the file
+        return int(data[24])  # in the header, which always comes first
     if image.format == "TIFF":
         tags: Any = image
         return int(max(tags.tag_v2.get(258, (1,))))
@@ -138,7 +140,7 @@ def _loss(image: Image.Image, name: str) -> str:
 
 
 def _whole(name: str, data: bytes) -> bool:
-    """Return whether a file ends as its format says; if not it may still be whole, with something behind it."""
+    """Return whether a file ends as its format requires; if not, it may still be whole, with data appended."""
     match name:
         case "PNG":
             return data[-8:-4] == b"IEND"
