@@ -1,4 +1,4 @@
-"""What a person reads when a sweep has ended: what failed and what that stopped, results, and what to do next."""
+"""What the user reads when a sweep has ended: failures and what they blocked, results, and what to do next."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from trainables.storage.store import Store
 
 NAMED_VICTIMS = 5
 NAMED_FAILURES = 100
-"""More of them have few causes, and nobody reads them all here."""
+"""Beyond this many, failures are only counted by their error."""
 
 
 def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str | None = None) -> bool:
-    """Name what failed, what it blocked, what was not run, and how to go on; return whether there was anything of it.
+    """Name what failed, what it blocked, what was not run, and how to go on; return whether anything did go wrong.
 
-    Hosts that have got no jobs any more are named as well, but the study may be complete without them.
+    Hosts that got no more jobs are named, too, but the study may be complete without them.
 
     Args:
         plan: the study.
         searcher: after the sweep.
         command: the command line, without passwords.
-        ended: why the sweep ended before its time, if it did.
+        ended: why the sweep ended early, if it did.
     """
     state, errors = searcher.state, searcher.errors
     failed = [key for key, each in state.items() if each == FAILED]
@@ -69,7 +69,7 @@ def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str
 
 
 def report_missing(plan: Plan, missing: list[str], command: str) -> None:
-    """Name the results that were published, or said to be, and that the store does not hold at the end.
+    """Name the results that were reported as published and that the store does not hold at the end.
 
     Args:
         plan: the study.
@@ -94,14 +94,14 @@ def _names(plan: Plan, keys: list[str]) -> str:
 
 
 def print_undelivered(plan: Plan, tracker: Tracker, tracking_uri: str, command: str, *, interrupted: bool) -> None:
-    """Say what is published and not recorded in MLflow, why, and what delivers it.
+    """Say which published results are not recorded in MLflow, why, and which command delivers them.
 
     Args:
         plan: the study.
-        tracker: which has been closed.
+        tracker: already closed.
         tracking_uri: where its runs are.
         command: the command line, without passwords.
-        interrupted: whether a person did not want to wait.
+        interrupted: whether the user interrupted the delivery.
     """
     missing, reason = tracker.undelivered, tracker.behind or ("interrupted" if interrupted else "it takes too long")
     what = (
@@ -128,7 +128,7 @@ def print_results(plan: Plan, tracking_uri: str) -> None:
 
 
 def print_next_steps(plan: Plan, store: Store, tracking_uri: str) -> None:
-    """Print where the results can be looked at."""
+    """Print the commands that show the results."""
     report = ["python", "-m", "analysis.report", "--space", plan.space.name]
     if not _is_default(store):
         report += ["--storage", _shown(store)]
@@ -153,7 +153,7 @@ def _shown(store: Store) -> str:
 
 
 def note_failures(store: Store, searcher: PlanSearcher, now: int) -> None:
-    """Leave a note of each failed job that could not leave one itself, because its process died.
+    """Record the failure of each job whose process died before it could do so itself.
 
     Args:
         store: where ``--status`` looks.

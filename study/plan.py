@@ -31,7 +31,7 @@ class Plan:
         space: the question.
         facts: dataset name -> what is known about its data.
         closure: the jobs, parents first, and the outputs asked for.
-        cells: key of a job -> the first cell that needs it; enough to derive the job anew on another machine.
+        cells: key of a job -> the first cell that needs it, from which another machine derives the same job.
         requests: number of cells in the grid.
         lth_keys: key of a sparse job -> key of the LTH job with the same mask, sparsity and rewind epoch.
         separate_epochs: epochs it would take to compute each cell of the grid by itself.

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 LINE_SECONDS = 10.0
 """Between two plain lines."""
 ESTIMATE_SECONDS = 2.0
-"""Between two estimates of what is left in the live table: with 10,000 jobs one takes 30 ms."""
+"""Between two estimates of the time left in the live table: with 10,000 jobs one takes 30 ms."""
 RUNNING_SHOWN, LAST = 12, 4
-"""Running jobs and jobs that ended last, as many as the live display has lines for."""
+"""Number of running jobs, and of jobs that ended last, in the live display."""
 BAR_WIDTH = 24
 STALLED_SECONDS = 30.0
-"""After so long without a running trial, the display says what is waited for."""
+"""After this long without a running trial, the display says that it waits for machines."""
 
 
 class Progress:
@@ -141,7 +141,7 @@ class Progress:
         return text + (f"; about {duration(left)} left" if left else "") + self._stall(states)
 
     def _stall(self, states: Counter[str]) -> str:
-        """Return what is waited for if nothing has run for a while; a cluster may have lost its last machines."""
+        """Return how long machines have been waited for, if nothing runs; a cluster may have lost its last machines."""
         if states[RUNNING] or not states[QUEUED]:
             self._idle_since = None
             return ""
@@ -171,7 +171,7 @@ class Progress:
         self._last_step = now
         if not done:
             return remaining
-        # How much faster or slower than estimated this run is, once enough of it is over to tell.
+        # Correct the estimate by how fast this run is, once enough of it is over to tell.
         weight = min(1.0, done / (0.1 * (done + self._estimates.total(left))))
         return remaining * ((1 - weight) + weight * self._slot_seconds / done)
 
@@ -199,7 +199,7 @@ class Progress:
         return Group(Text(header), table, self._jobs())
 
     def _jobs(self) -> Table:
-        """Return the jobs that run, and below them those that ended last."""
+        """Return the running jobs, and below them the jobs that ended last."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("running", "on", "", "test accuracy"):
             table.add_column(column, justify="right" if column == "test accuracy" else "left", no_wrap=True)
@@ -213,5 +213,5 @@ class Progress:
         return table
 
     def _name(self, key: str) -> str:
-        # Spelled out before it is laid out: the table's columns fit what is printed.
+        # Spelled out before layout, so that the columns fit what is printed.
         return printable(run_name(self._plan.jobs[key], self._plan.cells[key]), self._stream)

@@ -1,8 +1,8 @@
 """Ray Tune Trainables around the jobs: the only file of this package that imports ray.
 
 ``PlannedJob`` runs one job of a plan. ``Dense``, ``LTH``, ``Naive`` and ``Permuted`` run one cell of the grid from
-nothing, in anybody's ``tune.Tuner``: whatever their job needs and the store lacks is computed first, or waited for
-while another trial computes it.
+scratch in any ``tune.Tuner``: a trial first computes the parents that the store lacks, or waits while another trial
+computes them.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ STATUS_HOST = "host"
 """It would fail again here, but perhaps not on another host."""
 STATUS_OUT_OF_MEMORY = "out_of_memory"
 STATUS_STORAGE = "storage"
-"""The storage did not take or give files, whoever had asked."""
+"""The storage could not be read or written, by any job."""
 STATUS_HELD = "held"
-"""Somebody else is computing it."""
+"""Another process is computing it."""
 STATUS_DIED = "died"
-"""Of something else, which may not happen again."""
+"""It failed for another reason, which may not recur."""
 HELD_SECONDS = 10.0
-"""A trial that waits for somebody else's result gives its place to another one after so long."""
+"""After waiting this long for another process's result, a trial gives up its place."""
 SIGHT_PAUSES = (0.0, 1.0, 2.0, 4.0)
 """Seconds before each look for the study in the storage: a network file system may have old news for a moment."""
 _OTHER_VERSION = "this node runs another version of the study than the driver"
@@ -86,7 +86,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Prepare the next job in the same process; nothing of the last one stays."""
+        """Prepare the next job in the same process; nothing of the last one remains."""
         self._close()
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()

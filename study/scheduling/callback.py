@@ -1,4 +1,4 @@
-"""Ray Tune's events, passed on to whoever orders, shows or records the jobs."""
+"""Ray Tune's events, passed on to the searcher, the display and the tracker."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _PASSED_ON = ("timestamp", *schema.EPOCH_METRICS, *schema.SYSTEM_METRICS)
 
 
 ROUND_SECONDS: Final = 5.0
-"""Between two looks at which trials are silent."""
+"""Between two checks for silent trials."""
 GRACE_SECONDS: Final = 60.0
-"""How much longer than a trial itself the driver waits for it: the trial's own watchdog says where it hung."""
+"""The driver waits this much longer than a trial's own watchdog, which reports where the trial hung."""
 STILL_SECONDS: Final = 60.0
-"""A trial that is silent for so long may stand still although its job is published: the store is asked."""
+"""After this much silence the store is asked whether the trial's jobs are published: the trial may hang afterwards."""
 
 
 @dataclass
 class _Silence:
-    """How long nothing was heard of a trial.
+    """How long a trial has been silent.
 
     Attributes:
-        since: monotonic seconds.
-        asked: the same, of the last time that the store was asked for its jobs.
-        published: what the store has been asked for, one answer for each job.
+        since: monotonic seconds of its last result.
+        asked: monotonic seconds of the last question to the store about its jobs.
+        published: the store's answers, one for each job.
     """
 
     since: float
@@ -53,14 +53,14 @@ class _Silence:
 
 
 class Stuck(RuntimeError):
-    """No node is left for the trials that Tune holds; the experiment has to be begun anew."""
+    """No node is left for the trials that Tune holds; the experiment has to be restarted."""
 
 
 class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
     """Tells the searcher what Tune does not tell it, and the tracker and the display what happens to the jobs.
 
-    Tune pickles callbacks when the Tuner is made, so the live parts are attached afterwards. Nothing here waits, or
-    raises by mistake: an exception in a callback ends the experiment, as ``Stuck`` is meant to do.
+    Tune pickles callbacks when the Tuner is made, so the live parts are attached afterwards. Nothing here waits, and
+    nothing raises except ``Stuck``: an exception in a callback ends the experiment.
     """
 
     directory: Path | None = None
@@ -73,7 +73,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
         self._open: dict[str, list[str]] = {}
         """Trial -> keys of its jobs that have not ended."""
         self._unconfirmed: set[str] = set()
-        """Jobs whose trial says that they are done, while the store has not been heard."""
+        """Jobs that their trial reports as done and the store has not confirmed yet."""
         self._trials: Sequence[Any] = ()
         self._silences: dict[str, _Silence] = {}
         self._killed: dict[str, str] = {}
@@ -91,10 +91,10 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
         """Connect the parts that live in the driver.
 
         Args:
-            searcher: the order of work.
-            tracker: what records the jobs.
-            progress: what shows them.
-            max_silence: seconds after which a trial of one network is taken for hung; 0: never.
+            searcher: orders the jobs.
+            tracker: records them.
+            progress: shows them.
+            max_silence: seconds after which a silent trial of one network counts as hung; 0: never.
             published: asks the store for a job's results.
         """
         self._searcher, self._tracker, self._progress = searcher, tracker, progress
@@ -102,7 +102,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
         searcher.deaths = self.death
 
     def on_step_begin(self, iteration: int, trials: Sequence[Any], **_: Any) -> None:
-        """Look after the trials, and after what the store has confirmed since.
+        """Check the trials, and the answers of the store since the last call.
 
         Raises:
             Stuck: the experiment cannot go on.
@@ -119,7 +119,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
                 self._listen(trial)
 
     def settle(self) -> None:
-        """Tell the tracker of the jobs that the store has been found to hold."""
+        """Tell the tracker which jobs the store has confirmed."""
         for key in list(self._unconfirmed):
             state = self._searcher.state[key] if self._searcher is not None else DONE
             if state != RUNNING:
@@ -128,7 +128,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
                 self._tracker.done(key)
 
     def _listen(self, trial: Any) -> None:
-        """End the process of a trial that has been silent for too long, or has nothing more to do."""
+        """Kill a trial that has been silent for too long, or whose jobs are all published."""
         silence = self._silences.setdefault(trial.trial_id, _Silence(time.monotonic()))
         keys, seconds = self._keys(trial), time.monotonic() - silence.since
         if self._max_silence and seconds > len(keys) * self._max_silence + GRACE_SECONDS:
@@ -147,14 +147,14 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
             ray.kill(trial.temporary_state.ray_actor)
 
     def death(self, trial_id: str) -> dict[str, str]:
-        """Return why a trial has died, and on which node if it may be to blame; see ``PlanSearcher.deaths``."""
+        """Return why a trial has died, and its node if that may be to blame; see ``PlanSearcher.deaths``."""
         trial = next((each for each in reversed(self._trials) if each.trial_id == trial_id), None)
         if trial is None:
             return {}
         error, actor = _error(trial), trial.temporary_state.ray_actor
         actor_id = actor._actor_id.hex() if actor is not None else getattr(error, "actor_id", None)
         node, hostname = place_of(actor_id) if actor_id else ("", "")
-        # What else may end a trial is the network between the nodes, or that a node was lost.
+        # Other causes are the network between nodes, or a lost node.
         at_fault = isinstance(error, ActorDiedError | RayTaskError) and "node has died" not in str(error)
         return {
             "error": self._killed.get(trial_id) or _reason(trial, error),
@@ -172,7 +172,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """Pass epochs on, and the ends of those jobs of several that have ended before the others."""
+        """Pass epochs on, and the ends of jobs that end before the others of their trial."""
         self._silences[trial.trial_id] = _Silence(time.monotonic())
         keys = self._keys(trial)
         for key, row in by_net(result, keys).items():
@@ -214,11 +214,11 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
         return self._open[trial.trial_id]
 
     def ended(self, key: str, has_result: bool = False) -> None:
-        """Pass on that a trial has ended, and what that means for its job.
+        """Pass on that a job's trial has ended, and how.
 
         Args:
             key: of the job.
-            has_result: whether its trial says that the job is published.
+            has_result: whether the trial reports the job as published.
         """
         if self._progress is not None:
             self._progress.ended(key)
@@ -233,7 +233,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
 
 def _error(trial: Any) -> Exception | None:
     """Return the exception by which Ray says that a trial has died, if it can be read."""
-    with contextlib.suppress(Exception):  # whatever unpickling somebody's exception may raise
+    with contextlib.suppress(Exception):  # unpickling a foreign exception may raise anything
         error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
         return error if isinstance(error, Exception) else None
     return None

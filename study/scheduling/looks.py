@@ -1,4 +1,4 @@
-"""Whether the store holds what trials say they have published, asked beside the order of work, which must not wait."""
+"""Whether the store holds what trials report as published, asked in threads, because the searcher must not wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainables.graph import Ref
 from trainables.storage.store import READERS, Store
 
 PAUSES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Seconds before each look: a network file system may take so long to show here what was written elsewhere."""
+"""Seconds before each look: a network file system may take this long to show here what was written elsewhere."""
 
 
 class Looks:
@@ -46,5 +46,5 @@ class Looks:
         return False
 
     def close(self) -> None:
-        """End; what is asked and not answered is dropped."""
+        """End; unanswered questions are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)

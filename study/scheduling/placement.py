@@ -1,9 +1,9 @@
 """What a trial asks of a node: CPUs, and the share of a GPU that its job's memory needs.
 
-Ray's shares of a GPU are book-keeping: nothing keeps a trial within its share but that the share was large enough. So
-it is computed from the job: the network at its width, the batch, the dataset that stays on the device. All jobs of one
-network on one dataset ask for the same, because Tune gives a worker process, with its imports and its CUDA context,
-only to a trial that asks for exactly what the last one did.
+Ray only books GPU fractions; it does not enforce them, so the share must be large enough for the job's memory. It is
+computed from the job: the network at its width, the batch, the dataset that stays on the device. All jobs of a network
+on one dataset ask for the same, because Tune reuses a worker process, with its imports and its CUDA context, only for a
+trial that asks for exactly what the last one did.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ Group = tuple[str, float, str, str, bool]
 
 GIB: Final = 2**30
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Shares of a GPU that a trial may get. Never less than an eighth: processes on one GPU take turns at computing, and
-each keeps a CPU busy with feeding it, so more of them would only wait for each other."""
+"""Shares of a GPU that a trial may get. Never less than an eighth: processes on one GPU compute one after another, and
+each keeps a CPU busy feeding it, so more of them would only wait for each other."""
 PROCESS_BYTES: Final = GIB
 """What every process takes on a GPU before its first tensor: CUDA context, loaded kernels, workspaces of cuDNN and
 cuBLAS. About 0.4 to 0.9 GiB, more on newer devices."""
 SLACK: Final = 1.25
 """Of the tensors' bytes: the caching allocator rounds up, and its blocks do not always fit the next request."""
 COPIES: Final = 5
-"""Of the weights, in training: weights, gradient, momentum, mask, and the copy that a checkpoint is made from. The
-measurements hold as many: two nets, the permuted one, the mixture and its corrected statistics."""
+"""Copies of the weights in training: weights, gradient, momentum, mask, and the copy that a checkpoint is made from.
+Measurements hold as many: two nets, the permuted one, the mixture and its corrected statistics."""
 LAYER_COPIES: Final = 4
-"""Of the largest layer's output, for a moment: its input, its output before and after normalisation, a sum."""
+"""Copies of the largest layer's output, for a moment: its input, its output before and after normalisation, a sum."""
 
 
 def group(job: Job) -> Group:
-    """Return which jobs ask for the same as this one."""
+    """Return the group of a job: all its jobs ask for the same."""
     task = job.config.task
     return task.model, task.width, task.shortcut, task.dataset, _uses_gpu(job)
 
@@ -55,7 +55,7 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
     Args:
         job: of any kind.
         facts: about its dataset.
-        nets: how many like it share its trial, if their networks may be stacked.
+        nets: how many jobs of its group share its trial, if their networks may be stacked.
     """
     config, task = job.config, job.config.task
     size = facts.image_size or MODELS[task.model].reference_image_size

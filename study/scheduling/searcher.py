@@ -42,15 +42,15 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 HELD_PAUSE = 20.0
 """Seconds before the next look at a job that another study is computing."""
 LOOK_SECONDS = 0.05
-"""How long the order of work waits for the store to say whether it holds a result; later answers are picked up."""
+"""The searcher waits this long for the store to confirm a result; later answers are picked up at the next call."""
 STARVING_SECONDS = 10.0
-"""A trial that waits so long for resources gets what becomes free: nothing smaller is handed out meanwhile."""
+"""After waiting this long for resources, a trial gets what becomes free: nothing smaller is handed out meanwhile."""
 _ONE_CPU: Resources = {"CPU": 1.0}
 _TOLERANCE = 1e-6
-"""Of sums of fractions."""
+"""Rounding error of sums of resource fractions."""
 LIKE_LENGTH = 0.75
-"""Networks are stacked whose epochs are at least so many times the most among them: a stack that loses its members
-one after another ends as a trial of one network."""
+"""Only networks with at least this fraction of the longest one's epochs are stacked together; otherwise the stack would
+drain to a single network."""
 
 
 @dataclass
@@ -63,25 +63,25 @@ class _Trial:
     avoided: frozenset[str] = frozenset()
     """Nodes that it must not run on."""
     worked: bool = False
-    """Whether an epoch of it was heard of."""
+    """Whether it has reported an epoch."""
 
 
 class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
     """Suggests the jobs of a plan, the longest remaining chain first.
 
-    It is total: whatever Tune reports, its methods do not raise, because an exception here would end the sweep. When
-    nothing is ready, pauses or runs, it is finished: a plan with failed jobs ends too.
+    Its methods never raise, whatever Tune reports, because an exception here would end the sweep. It is finished when
+    no job is ready, pausing or running, so a plan with failed jobs ends, too.
 
-    A job whose trial died is tried again after a pause. Attempts are trials of their own: Tune itself gives up at once
-    on a trial whose process dies before it has begun, as one does that was kept for reuse. An attempt that got further
-    than all before it, so that a checkpoint was gained, does not count: a job of many hours on machines that are taken
-    away every hour ends, while one that dies in the same epoch each time fails.
+    A job whose trial died is tried again after a pause. Each attempt is a new trial: Tune gives up at once on a trial
+    whose process dies before it starts, as a process kept for reuse may. An attempt that gets further than all before
+    it, and so gains a checkpoint, does not count: a job of many hours completes on machines that are taken away every
+    hour, while a job that dies in the same epoch each time fails.
 
-    The next attempt is made on another node if one would do. A node that is found to be broken gets no more jobs, and
-    what failed there does not count. A job is done when the store holds its result, whatever its trial has said.
+    The next attempt runs on another node if one fits. A node that turns out to be broken gets no more jobs, and
+    failures there do not count. A job is done when the store holds its result, whatever its trial has reported.
 
-    Jobs whose recipe says that their networks may be stacked share a trial with the next ones in line that are like
-    them. Each of them ends for itself. One that has died is tried again alone: it may have been the others' ruin.
+    Jobs whose recipe allows stacking share a trial with the next ready jobs like them. Each of them ends by itself. A
+    job that has died is tried again alone, because it may have taken the others down with it.
     """
 
     deaths: Callable[[str], Mapping[str, Any]] = staticmethod(lambda trial_id: {})
@@ -115,12 +115,11 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             retries: attempts at a job after one that died, as long as none gets further than those before.
             resources: key -> what the job asks for; one CPU by default.
             room: returns what the whole cluster has now, which may change; None: everything fits.
-            ahead: jobs handed to Ray beyond what fits the room, at least 1: so that what becomes free is taken at
-                once, and a cluster that grows on demand sees a demand. More of them are more that an urgent job,
-                ready a moment later, has to wait for.
-            max_concurrent: trials at the same time at most; None: as many as fit.
-            nets_per_trial: networks that are stacked at most. Fewer are if that leaves no GPU, or no CPU where there
-                are no GPUs, without work.
+            ahead: jobs handed to Ray beyond what fits the room, at least 1, so that free resources are taken at once
+                and an autoscaler sees a demand. An urgent job that becomes ready later has to wait for all of them.
+            max_concurrent: most trials at the same time; None: as many as fit.
+            nets_per_trial: most networks that are stacked; fewer when that keeps every GPU (or every CPU, without
+                GPUs) busy.
             hosts: the nodes, and what trials find out about them; None: trials may run anywhere.
             held: asks the store for a job's results; None: what its trial says is believed.
             say: shows a line about a further attempt, or a node that gets no more jobs.
@@ -272,7 +271,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             self._end(key, trial, rows.get(key, result))
 
     def _end(self, key: str, trial: _Trial, result: Mapping[str, Any]) -> None:
-        """Draw the consequences of how a job's attempt has ended."""
+        """Act on how a job's attempt has ended."""
         status, text = result.get("status"), str(result.get("error") or "the trial died")
         if status == STATUS_OK:
             self._look(key, trial, result)
@@ -292,7 +291,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             self._fail(key, text)
 
     def _look(self, key: str, trial: _Trial, result: Mapping[str, Any]) -> None:
-        """Let a job be done whose trial says so, as soon as the store says so, too."""
+        """Mark a job as done once the store confirms what its trial has reported."""
         self._hosts.worked(str(result.get("node")))
         if self._held is None:
             self._finish(key)
@@ -317,7 +316,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             self._end(key, trial, {**result, "status": STATUS_DIED, "error": text})
 
     def _go_elsewhere(self, key: str, trial: _Trial, result: Mapping[str, Any], text: str) -> None:
-        """Let a job be tried again on another node, and find out whether this one is to blame."""
+        """Retry a job on another node, and find out whether this node is to blame."""
         node, host, known = str(result.get("node", "")), str(result.get("hostname", "")), len(self._hosts.out)
         surely = result.get("status") == STATUS_HOST
         its_fault = (surely or not trial.worked) and self._hosts.failed(node, key, text, surely=surely)
@@ -334,7 +333,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._postpone(key, FIRST_PAUSE)
 
     def _put_out(self, node: str) -> None:
-        """Say that a node gets no more jobs, take back what jobs were charged for it, and end if it was the last."""
+        """Announce that a node gets no more jobs, forgive the failures there, and halt if it was the last one."""
         self._say(f"no more jobs for {self._hosts.out[node]}")
         for key, failures in self._hosts.forgiven(node).items():
             self._vain[key] = max(0, self._vain[key] - failures)
@@ -370,7 +369,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         )
 
     def take_back(self) -> None:
-        """Let the jobs in Tune's hands be handed out anew, none of which has begun."""
+        """Make the jobs in Tune's hands ready again; none of them has started."""
         for trial in self._trials.values():
             self._taken.subtract(trial.asked)
             for key in trial.keys:
@@ -379,7 +378,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._queued.clear()
 
     def lose_trials(self) -> list[str]:
-        """Take the trials in Tune's hands for dead, because Tune itself has ended; return the keys of their jobs."""
+        """Count the trials in Tune's hands as dead, because Tune itself has ended; return the keys of their jobs."""
         lost = {trial_id: list(trial.keys) for trial_id, trial in self._trials.items()}
         for trial_id in lost:
             self._complete(trial_id, {"status": STATUS_DIED})
@@ -401,7 +400,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         return self._fits(asked) or len(self._queued) < self._ahead
 
     def _mates(self, key: str, asked: Resources) -> list[str]:
-        """Take jobs out of those that are ready whose networks can be stacked with that of a job; often none."""
+        """Remove from the ready jobs, and return, those that can be stacked with a job; often none."""
         most = self._most.get(group(self.plan.jobs[key]), self._nets_per_trial)
         if most == 1 or not self._is_stackable(key):
             return []
@@ -413,7 +412,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         device = "GPU" if asked.get("GPU") else "CPU"
         devices = int(room.get(device, 0.0) / (1.0 if device == "GPU" else asked["CPU"]))
         idle = min(devices, self._max_concurrent or devices) - len(self._trials)
-        # Where all are busy, each gets anew what the job before it has released: that many, and not ever fewer.
+        # With every device busy, do not split the ready jobs further: a freed slot takes a full stack.
         wanted = min(most, math.ceil((1 + len(like)) / max(1, idle)))
         mates = [entry[2] for entry in like[: wanted - 1]]
         taken = set(mates)
@@ -447,7 +446,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
                 self._release(child)
 
     def _pause(self, key: str, why: str) -> bool:
-        """Let a job be ready again after a while; return False if it has used up its attempts."""
+        """Make a job ready again after a pause; return False if it has used up its attempts."""
         if self.halted is not None:
             self._postpone(key, 0.0)
             return True
@@ -471,7 +470,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         heapq.heappush(self._pausing, (self._clock() + seconds, self._number[key], key))
 
     def _unstack(self, trial: _Trial) -> bool:
-        """Let the jobs of a stack that ran out of memory be ready again, and their like be stacked by half as many."""
+        """Make the jobs of a stack that ran out of memory ready again, and halve the size of stacks of their group."""
         if len(trial.keys) < 2 or self.halted is not None:
             return False
         like = group(self.plan.jobs[trial.keys[0]])
@@ -482,9 +481,9 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         return True
 
     def _enlarge(self, key: str, asked: Resources, why: str) -> bool:
-        """Let a job that ran out of memory, and its like, have twice the share of a GPU; False if it had a whole one.
+        """Double the GPU share of a job that ran out of memory, and of its group; return False if it had a whole GPU.
 
-        What does not fit will not fit at the next attempt either, so this one does not count.
+        A job that does not fit would not fit at the next attempt either, so this attempt does not count.
         """
         share = asked.get("GPU", 0.0)
         if not 0.0 < share < 1.0 or self.halted is not None:
@@ -507,7 +506,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
                 blocked.extend(self._children[child])
 
     def _halt(self, key: str | None, error: str) -> None:
-        """Hand out nothing more: without the storage every job would fail as this one did, without a host none runs."""
+        """Stop handing out jobs: without the storage every job would fail like this one, without a host none runs."""
         self.halted = error
         if key is not None:
             self._move(key, NOT_RUN)
@@ -519,7 +518,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
 
     # --- what others ask ----------------------------------------------------------------------------------------------
     def unfinished(self) -> list[str]:
-        """Return the keys of the jobs that were not run, whether for a reason or because the sweep ended early."""
+        """Return the keys of the jobs that were not run: held back here, or left when the sweep ended early."""
         return [key for key, state in self.state.items() if state in (*OPEN, NOT_RUN)]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -31,13 +31,13 @@ if TYPE_CHECKING:  # it imports torch, which takes as long as Ray takes to start
     from study.scheduling.placement import Resources
 
 REFRESH_SECONDS: Final = 2.0
-"""How old what is known about the cluster's resources may be."""
+"""Maximum age of what is known about the cluster's resources."""
 ANSWER_SECONDS: Final = 120.0
 """How long nodes may take to say what GPUs they have: the first task on a node starts a process that imports torch."""
 RECONNECT_VARIABLE: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
 RECONNECT_SECONDS: Final = 60.0
-"""After so long without the head, or as many seconds as the variable says, Ray ends the driver's process by itself,
-without a word on what has become of the study. So after half of it the cluster counts as lost."""
+"""After this long without the head (or as many seconds as the variable says) Ray ends the driver's process without a
+word on the study. So the cluster counts as lost after half of it."""
 PROBE_SECONDS: Final = 3.0
 SHUTDOWN_SECONDS: Final = 10.0
 START_PAUSES: Final = (2.0, 10.0, 30.0)
@@ -120,11 +120,11 @@ class Cluster:
         return min(found)
 
     def missing(self) -> str | None:
-        """Return what of the cluster cannot be reached; None if all is well."""
+        """Return the part of the cluster that cannot be reached; None if all can."""
         return next((name for name, endpoint in self._endpoints.items() if not _answers(endpoint)), None)
 
     def comes_back(self) -> bool:
-        """Wait for what is missing of the cluster; return False if that takes too long."""
+        """Wait until the whole cluster can be reached; return False if that takes too long."""
         end = time.monotonic() + _lost_after()
         while self.missing() is not None:
             if time.monotonic() >= end:
@@ -133,7 +133,7 @@ class Cluster:
         return True
 
     def abandon(self) -> None:
-        """Leave a Ray that does not answer any more, with as little waiting as possible."""
+        """Leave a Ray that no longer answers, with as little waiting as possible."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         thread = threading.Thread(target=ray.shutdown, daemon=True)
         thread.start()
@@ -168,7 +168,7 @@ class Cluster:
 
 
 def _init(address: str | None) -> None:
-    """Connect, or start a Ray of our own; the latter is tried again, because it is not in vain on a busy machine."""
+    """Connect, or start a Ray of our own; a failed start is retried, because it may succeed on a busy machine."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         ray.init(address=address, **options)
@@ -210,7 +210,7 @@ def place_of(actor_id: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[Cluster]:
-    """Join the cluster at an address, or start a Ray of our own, which listens on the loopback device alone.
+    """Join the cluster at an address, or start a Ray of our own that listens on the loopback device only.
 
     Raises:
         ClusterError: it cannot be reached or started.

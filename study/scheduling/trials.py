@@ -1,6 +1,6 @@
-"""One Ray Tune experiment over what a searcher hands out, begun anew if Tune gives up on it.
+"""One Ray Tune experiment over the jobs that a searcher hands out, restarted if Tune gives up on it.
 
-To be imported after the environment has been set: Tune reads some of it when it is imported.
+Import it after the environment has been set: Tune reads some of it when it is imported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainables.tune import PlannedJob
 NODE_LABEL: Final = "ray.io/node-id"
 """A label that Ray gives to each node."""
 RESTARTS: Final = 3
-"""Experiments begun anew in a row without that a job was done, after Tune has given up on one."""
+"""How often in a row the Tune experiment is restarted although no job finished in between."""
 
 
 def run_trials(
@@ -38,18 +38,18 @@ def run_trials(
 ) -> str | None:
     """Run trials until the searcher has none left.
 
-    Tune raises whatever it did not expect: that Ray's memory monitor killed a process, that a node went in the wrong
-    moment. All trials are lost then, but neither what is published nor their checkpoints, so they are tried again.
+    Tune raises whatever it did not expect, such as a process killed by Ray's memory monitor or a node lost at the wrong
+    moment. All trials are lost then; published results and checkpoints are not, so the trials are tried again.
 
     Args:
         cluster: where.
-        searcher: hands out the jobs, and knows afterwards what has become of them.
-        attach: called with the callback of each experiment, to attach what is to hear of it.
+        searcher: hands out the jobs, and knows the outcome of each afterwards.
+        attach: called with the callback of each experiment; connects it to the tracker and the display.
         name: of the experiment, for the names of files.
-        trainable: what computes a job.
+        trainable: computes a job.
 
     Returns:
-        Why the trials ended before their time; None if they did not.
+        Why the trials ended early; None if they did not.
     """
     for logger in ("ray", "ray.tune.analysis.experiment_analysis"):
         logging.getLogger(logger).setLevel(logging.ERROR)
@@ -105,7 +105,7 @@ def _tuner(
 
 
 def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Return the request for what a trial is to have, anywhere but on the nodes that it must not run on."""
+    """Return the resources that a trial asks for, on any node except those that it must not run on."""
     avoided = config.get("avoided")
     where = {"bundle_label_selector": [{NODE_LABEL: f"!in({','.join(avoided)})"}]} if avoided else {}
     return tune.PlacementGroupFactory([config["resources"]], **where)
@@ -116,7 +116,7 @@ def _done(searcher: PlanSearcher) -> int:
 
 
 def _in_words(error: BaseException) -> str:
-    """Return what Tune said at last, without the traces that it quotes."""
+    """Return the last line of Tune's error, without the traces that it quotes."""
     if any(isinstance(cause, OutOfMemoryError) for cause in causes(error, contexts=True)):
         return (
             "Ray's memory monitor has killed a trial, which Tune does not survive; "
