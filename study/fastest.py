@@ -1,9 +1,8 @@
-"""``--fastest``: which precision, compilation, kernels and stacking train each network quickest, as far as measured.
+"""``--fastest``: the way to train each network that is fastest by measurement, among those that ``--set`` leaves open.
 
-All of them change a result's bits, and so its key. Hence a choice is made once and kept with the results, in one file
-for each kind of device and network, created on condition that there is none: whoever asks again, for this or another
-space, on this or another machine, gets the same choice, shares the same jobs, and trains nothing twice. To choose anew,
-remove the file. What is measured, and how, is in ``study.benchmark.ways``.
+A way changes a result's bits and so its key. A choice is therefore made once and kept with the results, in one file per
+kind of device and network. Whoever asks again, for any space and on any machine, gets the same choice and shares the
+same jobs. To choose again, remove the file. ``study.benchmark.ways`` measures.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ Kept = Mapping[str, Setting]
 
 
 def fits(way: Way, space: SearchSpace, network: Network) -> bool:
-    """Return whether a network of a space can be trained a way at all."""
+    """Return whether a network of a space can be trained this way in all its batch sizes."""
     model, _ = network
     batches = space.batch_size if isinstance(space.batch_size, tuple) else (space.batch_size,)
     return all(way.fits(model, batch_size) for batch_size in batches)
@@ -56,14 +55,14 @@ def fits(way: Way, space: SearchSpace, network: Network) -> bool:
 # --- what is asked ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What has been chosen for a space.
+    """The ways that have been chosen for a space.
 
     Attributes:
-        space: the question, as the command line has overridden it.
-        kept: settings that the command line gives.
+        space: the space with the overrides of the command line.
+        kept: settings that the command line gives; they are not chosen.
         device: ``CPU`` or ``GPU``.
         ways: network -> the settings chosen for it.
-        missing: networks that nothing has been chosen for yet.
+        missing: networks without a choice so far.
     """
 
     space: SearchSpace
@@ -74,7 +73,7 @@ class Choice:
 
     @property
     def current(self) -> Way:
-        """How the space itself has its networks trained."""
+        """The space's own way."""
         return Way.of(self.space)
 
     def candidates(self, network: Network, *, compiler: bool, sparsity: float) -> list[Way]:
@@ -101,7 +100,7 @@ class Choice:
 
 
 def choice(space: SearchSpace, assignments: Iterable[str], store: Store, device: str) -> Choice:
-    """Return what has been chosen for a space so far.
+    """Return the choices that were made for a space so far.
 
     Args:
         space: overridden by `assignments` already.
@@ -131,13 +130,7 @@ def choice(space: SearchSpace, assignments: Iterable[str], store: Store, device:
                 f"{called(network)} cannot be trained with {in_words(settings)} in this space, as was chosen before: "
                 f"give --set {neutral}, or remove {store.uri}/{file(device, network, given)}"
             )
-    return Choice(
-        space=space,
-        kept=given,
-        device=device,
-        ways=ways,
-        missing=missing,
-    )
+    return Choice(space=space, kept=given, device=device, ways=ways, missing=missing)
 
 
 def kept(space: SearchSpace, assignments: Iterable[str]) -> dict[str, Setting]:
@@ -155,11 +148,11 @@ def networks(space: SearchSpace) -> list[Network]:
 
 
 def device_of_trials(gpus_per_trial: float | None, address: str | None, store: Store) -> str:
-    """Return on what kind of device the trials of a study compute: on GPUs where there are any, as they do.
+    """Return the kind of device that a study's trials compute on: GPUs, where there are any.
 
     Args:
-        gpus_per_trial: of the command line; decides it if it is given.
-        address: of a cluster. What that has is not asked: it has GPUs if something was chosen for GPUs.
+        gpus_per_trial: of the command line; it decides if it is given.
+        address: of a cluster, which is taken to have GPUs if a choice was made for GPUs; it is not asked.
         store: where choices are kept.
     """
     if gpus_per_trial is not None:
@@ -172,7 +165,7 @@ def device_of_trials(gpus_per_trial: float | None, address: str | None, store: S
 
 
 def _gpus_here() -> int:
-    """Return how many NVIDIA GPUs this process may use; asks their driver, for torch takes seconds to import."""
+    """Return the number of NVIDIA GPUs that this process may use, by their driver: torch takes seconds to import."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -184,19 +177,19 @@ def _gpus_here() -> int:
 
 # --- what has been chosen ---------------------------------------------------------------------------------------------
 def chosen(store: Store) -> dict[str, dict[str, Setting]]:
-    """Return all choices that are kept with some results, by their files; what is damaged is named and left out."""
+    """Return all choices kept in a store, by file; damaged ones are named in a warning and left out."""
     found = {path: _read(store, path)[0] for path in _files(store)}
     return {path: settings for path, settings in found.items() if settings is not None}
 
 
 def unreadable(store: Store, found: Mapping[str, object]) -> set[Network]:
-    """Return the networks of which a choice is kept that is not among those found by :func:`chosen`."""
+    """Return the networks whose kept choice :func:`chosen` could not read."""
     named = [_FILE.fullmatch(path) for path in _files(store) if path not in found]
     return {(name[1], float(name[2])) for name in named if name}
 
 
 def ways_of(space: SearchSpace, found: Mapping[str, Kept], device: str, given: Kept) -> Ways:
-    """Return the choices for the networks of a space that were made with the same settings given, and that fit it."""
+    """Return the choices for a space's networks that were made with the same settings given and that fit the space."""
     files = {network: file(device, network, given) for network in networks(space)}
     ways = {network: found[path] for network, path in files.items() if path in found}
     return {network: way for network, way in ways.items() if fits(_way(given, way), space, network)}
@@ -210,20 +203,20 @@ def file(device: str, network: Network, given: Kept) -> str:
 
 
 def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, Any]) -> dict[str, Setting]:
-    """Keep a choice unless there is one by now; return the settings that hold.
+    """Keep a choice, unless another process has kept one; return the settings of the choice that is kept.
 
     Args:
         store: where.
         path: of the choice.
         way: the choice.
-        given: settings that were none of it.
-        evidence: what it rests on, for people.
+        given: settings that the user gave.
+        evidence: the measurements behind the choice, for people.
     """
     settings = {name: value for name, value in way.settings.items() if name not in given}
     content = json.dumps({"settings": settings, "given": dict(given), **evidence}, indent=1).encode()
     patiently(lambda: store.storage.create(path, content))
     held, found = _read(store, path)
-    if held is None:  # damaged: it stood for a choice that nobody can know any more
+    if held is None:  # damaged: which choice it was is lost
         store.set_aside(path, found, "no choice of --fastest")
         patiently(lambda: store.storage.create(path, content))
         held, _ = _read(store, path)
@@ -264,13 +257,13 @@ def training_jobs(plan: Plan, network: Network) -> list[Job]:
 
 
 def seconds(plan: Plan, jobs: Iterable[Job], way: Way, rates: Mapping[Way, Rate]) -> float:
-    """Return the estimated seconds that some jobs of a plan train, one after the other, if their network does so a way.
+    """Return the estimated seconds of training for some jobs of one network, one after the other.
 
     Args:
         plan: the plan.
-        jobs: that train.
-        way: the way; jobs without a mask, or with too dense a one, have its dense kernels.
-        rates: way -> how fast the network trains.
+        jobs: those that train.
+        way: the network's way; each job trains in this way at the sparsity of its mask.
+        rates: way -> rate of the network.
     """
     total = 0.0
     for job in jobs:
@@ -281,17 +274,17 @@ def seconds(plan: Plan, jobs: Iterable[Job], way: Way, rates: Mapping[Way, Rate]
 
 
 def quickest(totals: Mapping[Way, float]) -> Way:
-    """Return the way that takes the fewest seconds; of those that take as good as no longer, the first one."""
+    """Return the first of the ways that tie with the fastest."""
     return next(way for way, total in totals.items() if total < TIE * min(totals.values()))
 
 
 def faster_ways(plan: Plan, rates: Sequence[Rate], given: Kept) -> list[str]:
-    """Return a line on each network that one of the ways left by the user trains faster than the space's own way.
+    """Return a line on each network for which a way that the user leaves open is faster than the space's own.
 
-    Rates are compared that were measured alike: of one width and image size, by the same kind of measurement.
+    Only rates of the same width, image size and kind of measurement are compared.
 
     Args:
-        plan: the plan; networks that a way was chosen for already are left as they are.
+        plan: the plan; networks with a choice are skipped.
         rates: measured on the machine that trains.
         given: settings that the user has given.
     """
@@ -324,7 +317,7 @@ def faster_ways(plan: Plan, rates: Sequence[Rate], given: Kept) -> list[str]:
 
 
 def _rate(way: Way, network: Network, rates: Sequence[Rate], size: int) -> Rate | None:
-    """Return how fast a network was measured to train a way, at its own width."""
+    """Return the rate that was measured of a network in a way, at exactly its width."""
     model, width = network
     own = [rate for rate in rates if rate.width == width]
     return nearest(own, model, width, way, image_size=size, sparsity=way.engine.gains_from)

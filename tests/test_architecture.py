@@ -85,7 +85,9 @@ TORCH_FREE = (
     "trainables.models",
     "trainables.host.places",
     "trainables.host.redaction",
+    "trainables.training.engines",
     "trainables.training.schedule",
+    "trainables.training.way",
     "trainables.schema",
     "trainables.seeding",
     "trainables.storage.store",
@@ -235,6 +237,14 @@ def test_functions_import_modules_of_the_project_only_for_a_reason() -> None:
     unexplained = {name: sorted(found) for name, found in late.items() if name not in LATE}
     assert not unexplained, "import these at the top of the module, or name the reason in LATE of this file"
     assert not LATE.keys() - late.keys(), "these import nothing late any more: take them out of LATE"
+
+
+@pytest.mark.parametrize("path", TREES, ids=IDS)
+def test_only_engines_know_an_engine_by_name(path: Path) -> None:
+    folder = "trainables.training.engines"
+    if not module_name(path).startswith(f"{folder}."):
+        named = {name for name in imported_anywhere(path) if name.startswith(f"{folder}.")}
+        assert not named, f"{place(path)} imports {min(named)}: ask the engine that a way selects, see {folder}"
 
 
 # --- what planning needs --------------------------------------------------------------------------------------------

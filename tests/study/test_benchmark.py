@@ -29,7 +29,7 @@ from trainables.training.way import Way
 
 SMALL = Setting(model="resnet8", width=0.25, batch_size=12, steps=2, trials=2)
 COMPARISON = Comparison(name="a thing", ours=(1.0, 2.0, 4.0), other=(8.0, 8.0, 8.0))
-RATE = Rate(model="mlp", width=2.0, precision=Way(), image_size=32, images_per_second=100.0)
+RATE = Rate(model="mlp", width=2.0, precision="fp32", image_size=32, images_per_second=100.0)
 
 
 # --- matching --------------------------------------------------------------------------------------------------------
