@@ -26,10 +26,10 @@ from study.sweep import run_sweep
 from study.tracking.destination import check_tracking
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Ref
-from trainables.host.compiler import compiler, find_compiler
 from trainables.host.databases import default_tracking_uri
 from trainables.host.redaction import redact
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK, command, refused
+from trainables.host.toolchain import compiler, find_compiler
 from trainables.storage.patience import announced
 from trainables.storage.store import StorageError, Store
 from trainables.training.engines import CPU, GPU

@@ -25,9 +25,9 @@ from study.benchmark.results import Comparison, Figure, Rate
 from trainables.checks import bounded
 from trainables.config import Recipe, Task
 from trainables.data import load_dataset
-from trainables.host.compiler import find_compiler
 from trainables.host.cpu import emulates_bf16
 from trainables.host.processes import cores
+from trainables.host.toolchain import find_compiler
 from trainables.jobs.publishing import Context
 from trainables.jobs.task import TaskData
 from trainables.knobs import CPU_PRECISIONS, KNOBS, PRECISIONS

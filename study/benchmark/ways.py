@@ -32,9 +32,9 @@ from study.plan import Network, Plan, make_plan, override
 from study.tracking.mlflow_runs import project_commit
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
-from trainables.host.compiler import find_compiler
 from trainables.host.processes import cores
 from trainables.host.terminal import OK, refused
+from trainables.host.toolchain import find_compiler
 from trainables.storage.store import StorageError, Store
 from trainables.training.engines import CPU, ENGINES, GPU
 from trainables.training.way import Way, in_words

@@ -19,8 +19,8 @@ from study.benchmark.__main__ import main
 from study.benchmark.contest import Budget, Contestant, Team, in_turns, machine
 from study.benchmark.results import Comparison, Figure, Measurement, Rate, nearest, read_rates
 from study.benchmark.training import CONVENTIONAL, BareStep, OurTrial, Setting, conventional, images_on_disk
-from trainables.host.compiler import find_compiler
 from trainables.host.processes import cores
+from trainables.host.toolchain import find_compiler
 from trainables.masks import mask_sparsity
 from trainables.models import MODELS, build_model
 from trainables.symmetry.matching import activation_moments

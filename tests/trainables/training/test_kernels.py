@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trainables.host.compiler import find_compiler
 from trainables.host.cpu import WIDEST_REGISTER
+from trainables.host.toolchain import find_compiler
 from trainables.masks import apply_mask, magnitude_mask
 from trainables.models import MODELS, build_model
 from trainables.training.engines.sparse_cpu import library as libraries

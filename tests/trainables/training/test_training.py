@@ -17,7 +17,7 @@ from waiting import HANG_SECONDS
 from trainables.config import Recipe
 from trainables.data import load_dataset
 from trainables.data.batches import EvalBatches, TrainBatches
-from trainables.host.compiler import find_compiler
+from trainables.host.toolchain import find_compiler
 from trainables.masks import layerwise_random_mask, magnitude_mask
 from trainables.models import build_model
 from trainables.schema import TEST_LOSS, TRAIN_LOSS

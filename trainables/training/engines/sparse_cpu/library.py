@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainables.host.compiler import compiler
 from trainables.host.places import cache_folders, first_writable
+from trainables.host.toolchain import compiler
 
 SOURCE = Path(__file__).with_name("sparse.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
