@@ -10,8 +10,6 @@ import gc
 import multiprocessing
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,7 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from study.benchmark.results import Comparison
-from trainables.host import cpu
+from trainables.host import cpu, usage
 from trainables.host.processes import cores
 
 _MEBIBYTE = 2**20
@@ -196,13 +194,7 @@ def synchronize() -> None:
 
 def peak_memory() -> float:
     """Return this process's peak memory, in MiB."""
-    try:
-        # getrusage would include the parent's memory at the time it started this process.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (_MEBIBYTE if sys.platform == "darwin" else 1024)
+    return usage.peak_memory() / _MEBIBYTE
 
 
 def machine() -> dict[str, object]:

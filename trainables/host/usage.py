@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -27,7 +28,7 @@ class Usage:
         if wall - self._wall < SAMPLE_SECONDS:
             return {}
         metrics = {
-            schema.SYSTEM_MEMORY: _peak_memory() / 1e6,
+            schema.SYSTEM_MEMORY: peak_memory() / 1e6,
             schema.SYSTEM_CPU: 100.0 * (busy - self._busy) / (wall - self._wall),
         }
         self._wall, self._busy = wall, busy
@@ -36,7 +37,12 @@ class Usage:
         return metrics
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
     """Return the peak memory of this process, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    try:
+        # getrusage would include the parent's memory at the time it started this process.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024.0 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
