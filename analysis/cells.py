@@ -1,6 +1,6 @@
 """Which runs belong together: cells of the grid, the rows of each, and the pairs inside.
 
-A *cell* is one point of the grid: model, dataset, width, sparsity, rewind epoch and whatever recipe field the study
+A *cell* is one point of the grid: model, dataset, width, sparsity, rewind epoch and every other setting that the study
 varied. A *row* is what is compared in it: a method, and how its nets were matched where the study tried several ways.
 A *pair* is one (net A, net B). LTH and pruned nets have no net B and stand in all pairs of their net A; dense nets have
 neither sparsity nor rewind epoch and pruned nets have no rewind epoch, so they stand in many cells.
@@ -9,15 +9,15 @@ neither sparsity nor rewind epoch and pruned nets have no rewind epoch, so they 
 from __future__ import annotations
 
 import re
+from collections import Counter
 
-import numpy as np
 import pandas as pd
 
-from analysis.load import FINISHED, recipe_fields
 from analysis.memo import once
-from trainables import knobs, schema
+from trainables import schema
 from trainables.knobs import KNOBS
 from trainables.methods import METHODS
+from trainables.schema import FINISHED
 
 TASK = (schema.PARAM_MODEL, schema.PARAM_DATASET)
 CELL = (*TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
@@ -34,32 +34,25 @@ MEASURES = (
 NO_REWIND = frozenset(name for name, method in METHODS.items() if method.init == "fresh")
 """Methods that start at the initialisation whatever the rewind epoch, and so stand beside every one of them."""
 MATCHED = frozenset(name for name, method in METHODS.items() if method.transform == "permute")
-MATCHER = KNOBS["matcher"].default
+MATCHER: str = KNOBS[schema.PARAM_MATCHER].default
 """The matcher that goes without saying wherever it was used: the paper's."""
-END = KNOBS["match_epoch"].default
+END: int = KNOBS[schema.PARAM_MATCH_EPOCH].default
 """Value of ``match_epoch`` for nets that were matched when trained to the end: goes without saying, likewise."""
-MATCHING = tuple(name for name, knob in KNOBS.items() if knob.part == knobs.MATCHING and not knob.axis)
-"""Recipe fields of the match alone. Like matcher and match epoch they make rows, not cells: permuted nets of all of
-them are compared with one and the same naive net."""
 
 
 @once
 def axes(frame: pd.DataFrame) -> list[str]:
-    """Return the columns that tell one cell from another: those of ``CELL``, then the recipe fields that vary."""
+    """Return the columns that tell one cell from another: those of ``CELL``, then the settings that vary."""
     return [*CELL, *varied(frame)]
 
 
 def varied(frame: pd.DataFrame) -> list[str]:
-    """Return the recipe fields in which runs differ that are alike in all else but the seed.
+    """Return the settings, other than the axes of every grid, in which trained nets of the study differ.
 
-    What the grid decides (a sparse net trains for the epochs that rewinding leaves) does not vary in this sense. What
-    does must never be averaged over, or the spread over seeds would be the spread over recipes.
+    They must never be averaged over, or the spread over seeds would be the spread over recipes.
     """
     trained = frame[frame["stage"].isin([schema.DENSE, schema.PRUNE, schema.SPARSE])]
-    fields = [name for name in recipe_fields(frame) if "seed" not in name and name not in MATCHING]
-    fields = [name for name in fields if trained[name].nunique() > 1]  # few do, and groups take their time
-    alike = trained.groupby([schema.PARAM_STAGE, schema.PARAM_METHOD, *CELL], dropna=False)
-    return [name for name in fields if (alike[name].nunique() > 1).any()]
+    return [name for name in frame.attrs.get(schema.VARIED, ()) if trained[name].nunique() > 1]
 
 
 @once
@@ -72,8 +65,7 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
     by = axes(frame)
     needed = dict.fromkeys([*by, *NETS, "run_id", *MEASURES, "stage", "status", "key", "dense_key"])
     named = frame[list(needed)]
-    named = named.assign(**{ROW: rows(frame), PAIR: pairs(frame), schema.PARAM_SPARSITY: _asked(frame)})
-    named[[schema.PARAM_WIDTH, schema.PARAM_SPARSITY]] = named[[schema.PARAM_WIDTH, schema.PARAM_SPARSITY]].round(9)
+    named = named.assign(**{ROW: rows(frame), PAIR: pairs(frame), schema.PARAM_SPARSITY: frame[schema.TAG_ASKED]})
     grid = _grid(named, by)
     done = named[named["status"] == FINISHED]
     sparse = done[done["stage"] == schema.SPARSE]
@@ -95,19 +87,15 @@ def rows(frame: pd.DataFrame) -> pd.Series:
     ``permuted:t=5`` nets that were matched after 5 epochs of B's training, ``permuted:match_images=1000`` a match on so
     many images, ``permuted:weight, t=5`` both.
     """
-    label = frame[schema.PARAM_METHOD].copy()
-    matched = frame[label.isin(MATCHED)]
-    if matched.empty:
-        return label
     main = main_matching(frame)
-    how = pd.Series("", index=matched.index, dtype=object)
-    for name, values in _matching(matched).items():
-        prefix = {schema.PARAM_MATCHER: "", schema.PARAM_MATCH_EPOCH: "t="}.get(str(name), f"{name}=")
-        differs = values.notna() & (values != "") & (values != main[str(name)])
-        texts = prefix + values[differs].astype(str)
-        how[differs] += np.where(how[differs] == "", ":", ", ") + texts.to_numpy(dtype=object)
-    label[how.index] += how
-    return label
+    prefixes = {schema.PARAM_MATCHER: "", schema.PARAM_MATCH_EPOCH: "t="}
+
+    def row(method: str, matching: dict[str, object]) -> str:
+        how = [f"{prefixes.get(name, name + '=')}{value}" for name, value in matching.items() if value != main[name]]
+        return f"{method}:{', '.join(how)}" if how else method
+
+    names = [row(*run) for run in zip(frame[schema.PARAM_METHOD], frame[schema.MATCHING], strict=True)]
+    return pd.Series(names, index=frame.index, dtype=str)
 
 
 def main_matching(frame: pd.DataFrame) -> dict[str, object]:
@@ -115,23 +103,20 @@ def main_matching(frame: pd.DataFrame) -> dict[str, object]:
 
     The paper's matcher, at the end of B's training, if that was used; of anything else what was used most often.
     """
-    used = _matching(frame[(frame[schema.PARAM_STAGE] == schema.SPARSE) & frame[schema.PARAM_METHOD].isin(MATCHED)])
     main: dict[str, object] = {schema.PARAM_MATCHER: MATCHER, schema.PARAM_MATCH_EPOCH: END}
-    for name, values in used.items():
-        present = values[values.notna() & (values != "")]
-        if len(present) and not (present == main.get(str(name))).any():
-            main[str(name)] = present.mode().iloc[-1]  # of several that are as frequent, the largest
-        main.setdefault(str(name), None)
+    used: dict[str, Counter[object]] = {}
+    for stage, matching in zip(frame[schema.PARAM_STAGE], frame[schema.MATCHING], strict=True):
+        for name, value in matching.items():
+            used.setdefault(name, Counter())[value] += stage == schema.SPARSE
+    for name, counts in used.items():
+        if not counts[main.get(name)]:
+            most = max(counts.values())
+            main[name] = max((value for value in counts if counts[value] == most), key=_size)
     return main
 
 
-def _matching(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the settings of the matches that runs rest on, a column each."""
-    epochs = frame[schema.PARAM_MATCH_EPOCH]
-    if "dense_epochs" in frame:  # which is another way to say: at the end
-        epochs = epochs.mask(epochs.astype(str) == frame["dense_epochs"].astype(str), END)
-    settings = frame[[schema.PARAM_MATCHER, *(name for name in MATCHING if name in frame)]]
-    return settings.assign(**{schema.PARAM_MATCH_EPOCH: epochs})
+def _size(value: object) -> tuple[float, str]:
+    return (value, "") if isinstance(value, int | float) else (0.0, str(value))
 
 
 def early(names: pd.Series) -> pd.Series:
@@ -182,19 +167,6 @@ def _means(scored: pd.DataFrame, place: list[str], measure: str) -> pd.DataFrame
 def indistinct(scored: pd.DataFrame, by: list[str]) -> int:
     """Return how many (cell, row, pair, data order) hold more than one run."""
     return int((scored.groupby([*by, ROW, PAIR, schema.PARAM_DATA_ORDER], dropna=False).size() > 1).sum())
-
-
-def _asked(frame: pd.DataFrame) -> pd.Series:
-    """Return the sparsity that was asked for: pruning may stop within a tolerance of it.
-
-    A pruned net is known by the sparsity that it reached, the sparse nets that wear its mask by the one that was asked
-    for; they name it as their parent.
-    """
-    sparsity = frame[schema.PARAM_SPARSITY]
-    sparse = frame.loc[frame[schema.PARAM_STAGE] == schema.SPARSE, ["parents", schema.PARAM_SPARSITY]]
-    links = sparse.assign(parents=sparse["parents"].str.split(",")).explode("parents").drop_duplicates("parents")
-    asked = frame["key"].map(links.set_index("parents")[schema.PARAM_SPARSITY]).astype(float)
-    return asked.where((frame[schema.PARAM_STAGE] == schema.PRUNE) & asked.notna(), sparsity)
 
 
 def _grid(named: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def guarded(action: Callable[[], None]) -> int:
 
 def unfinished(runs: pd.DataFrame) -> str:
     """Return in words that no job of a study has finished, and what became of them; empty if any has."""
-    from analysis.load import FINISHED
+    from trainables.schema import FINISHED
 
     states = runs["status"].value_counts()
     if FINISHED in states:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis import cells, labels
-from analysis.load import FINISHED
 from trainables import schema
+from trainables.schema import FINISHED
 
 UNKNOWN = "not recorded"
 STATUSES = ("FINISHED", "RUNNING", "SCHEDULED", "FAILED", "KILLED")

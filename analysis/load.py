@@ -23,6 +23,7 @@ from trainables.checks import suggestion
 from trainables.host import databases
 from trainables.host.places import expanded
 from trainables.host.redaction import redact, redact_text
+from trainables.schema import FINISHED
 from trainables.storage import documents
 
 __all__ = [
@@ -38,8 +39,7 @@ __all__ = [
     "working_tracking_uri",
 ]
 
-DEFAULT_TRACKING_URI = "sqlite:///outputs/mlflow.db"
-FINISHED = "FINISHED"
+DEFAULT_TRACKING_URI = f"sqlite:///outputs/{databases.DATABASE}"
 NAN = float("nan")
 
 _log = logging.getLogger(__name__)
@@ -122,7 +122,10 @@ TAGS = {
     "dense_key": schema.TAG_DENSE_KEY,
     "lth_key": schema.TAG_LTH_KEY,
 }
-BOOKKEEPING = ("key", "run_id", "name", "status", "started", "ended", "reused", "environment", *TAGS)
+BOOKKEEPING = (
+    *("key", "run_id", "name", "status", "started", "ended", "reused", "environment", *TAGS),
+    *(schema.TAG_ASKED, schema.MATCHING),
+)
 CURVE_IDENTITY = (
     "key",
     "run_id",
@@ -166,7 +169,10 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     - ``key``, ``run_id``, ``name``, ``status`` (FINISHED, FAILED, RUNNING, ...): str.
     - ``stage``, ``method``, ``model``, ``dataset``, ``matcher``, ``correction``, ``path`` (of `connect`: pair or imp):
       str, empty where a job has none.
-    - ``width`` (multiplier), ``sparsity`` (fraction of the prunable weights): float64, NaN where a job has none.
+    - ``width`` (multiplier), ``sparsity`` (fraction of the prunable weights), ``asked_sparsity`` (what was asked of a
+      pruned net that stopped within a tolerance of it; else ``sparsity``): float64, NaN where a job has none.
+    - ``matching``: dict, how the nets were matched that a job rests on: ``matcher``, ``match_epoch`` (-1: at the end)
+      and the knobs of matching; empty where none were.
     - ``rewind_epoch`` (epochs), ``seed_a``, ``seed_b``, ``round`` (pruning rounds), ``match_epoch`` (epochs of B's
       training at which it was matched; -1: all), ``data_order`` (number of it, for ensembles): Int64, NA where a job
       has none.
@@ -177,8 +183,9 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
       run has no such tag.
     - ``started``, ``ended``: UTC time stamps.
     - ``environment``: str, ``name=value`` of the run's tags on versions and hardware, separated by ``; ``.
-    - every recipe field under its own name, in the units of ``trainables.config.Cell``: str, empty where a job has
-      none.
+    - every recipe field under its own name, in the units of ``trainables.knobs``: str, empty where a job has none.
+    - every setting that the study varies beside the axes of all grids, named in ``frame.attrs["varied"]``: of its own
+      type. A recipe field of that name is under ``param.<name>`` then.
 
     A run that is not FINISHED may carry the accuracy of the epoch that it got to: select by ``status`` before
     averaging. If the space was run with several recipes, the rows are those of the latest, and
@@ -193,8 +200,10 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
         AnalysisError: no such file or experiment, an experiment without runs, or with runs only that other people, or
             another version of the study, wrote.
     """
-    found, set_aside, left_out = _ours(source(tracking_uri), space, tracking_uri)
-    frame = _frame(found)
+    reader = source(tracking_uri)
+    experiment = _experiment(reader, space, tracking_uri)
+    found, set_aside, left_out = _checked(experiment, reader.records(experiment), tracking_uri)
+    frame = _frame(found, experiment)
     frame.attrs |= {"set_aside": set_aside, "left_out": left_out + _no_numbers(found)}
     return frame
 
@@ -285,7 +294,7 @@ def sqlite_uri(storage: str) -> str:
         raise AnalysisError(
             f"storage {redact(storage)} is not a local folder: name the tracking server (--tracking-uri)"
         )
-    return databases.sqlite_uri(folder / "mlflow.db")
+    return databases.default_tracking_uri(folder)
 
 
 def local_folder(storage: str) -> Path | None:
@@ -305,19 +314,10 @@ def _experiment(reader: Source, space: str, tracking_uri: str) -> Experiment:
     return experiment
 
 
-def _ours(reader: Source, space: str, tracking_uri: str) -> tuple[list[Record], int, list[str]]:
-    """Return the study's runs in the order of their start, one per job.
-
-    With them, how many are of an earlier recipe, and which could not be read, a line each.
-    """
-    experiment = _experiment(reader, space, tracking_uri)
-    return _checked(experiment, reader.records(experiment), tracking_uri)
-
-
 def _of_stage(reader: Source, space: str, tracking_uri: str, stage: str) -> list[Record]:
     """Return the study's finished runs of one stage, maybe none, likewise."""
     experiment = _experiment(reader, space, tracking_uri)
-    found = _legible(_latest(experiment, reader.records(experiment, stage)))[0]
+    found = _legible(experiment, _latest(experiment, reader.records(experiment, stage)))[0]
     if not found:  # it may not be asked for; but is there a study at all? Its dense nets are the first, and few
         any_runs = reader.records(experiment, schema.DENSE) or reader.records(experiment)
         _checked(experiment, any_runs, tracking_uri)
@@ -325,6 +325,10 @@ def _of_stage(reader: Source, space: str, tracking_uri: str, stage: str) -> list
 
 
 def _checked(experiment: Experiment, found: Sequence[Record], tracking_uri: str) -> tuple[list[Record], int, list[str]]:
+    """Return the study's runs, one per job, in the order of their start.
+
+    With them, how many are of an earlier recipe, and which could not be read, a line each.
+    """
     if not found:
         raise AnalysisError(f"experiment {experiment.name!r} has no runs yet ({redact(tracking_uri)})")
     ours = [record for record in found if schema.TAG_KEY in record.tags]
@@ -338,7 +342,7 @@ def _checked(experiment: Experiment, found: Sequence[Record], tracking_uri: str)
         raise AnalysisError(
             f"experiment {experiment.name!r} has no runs yet of its latest recipe, and {len(ours)} of earlier ones"
         )
-    legible, left_out = _legible(latest)
+    legible, left_out = _legible(experiment, latest)
     if not legible:
         raise AnalysisError(left_out[0])
     finished = [record for record in legible if record.status == FINISHED]
@@ -350,7 +354,7 @@ def _checked(experiment: Experiment, found: Sequence[Record], tracking_uri: str)
     return _one_per_job(legible), len(ours) - len(latest), left_out
 
 
-def _legible(found: Iterable[Record]) -> tuple[list[Record], list[str]]:
+def _legible(experiment: Experiment, found: Iterable[Record]) -> tuple[list[Record], list[str]]:
     """Return the runs that lie in a grid, and a line on each of the others: anybody may write to an experiment."""
     legible, left_out = [], []
     for record in found:
@@ -358,9 +362,37 @@ def _legible(found: Iterable[Record]) -> tuple[list[Record], list[str]]:
         if wrong:
             what = ", ".join(f"param {name} is {_text(record.params[name])[:SHOWN]!r}" for name in wrong)
             left_out.append(f"run {record.run_id}: {what}, not a number that it can be")
+            continue
+        try:
+            _place(record), _varied(record, experiment)
+        except documents.Malformed as error:
+            left_out.append(f"run {record.run_id}: {error}")
         else:
             legible.append(record)
     return legible, left_out
+
+
+def _place(record: Record) -> dict[str, Any]:
+    """Return where a run lies in the grid.
+
+    Raises:
+        Malformed: an earlier version, or somebody else, has written it.
+    """
+    if schema.TAG_CELL not in record.tags:
+        raise documents.Malformed(_OUTDATED)
+    return documents.parse(record.tags[schema.TAG_CELL], documents.PLACE)
+
+
+def _varied(record: Record, experiment: Experiment) -> dict[str, Any]:
+    """Return a run's values of the settings that the study varies; raise Malformed likewise."""
+    text = record.tags.get(f"{schema.TAG_RECIPE}.{experiment.tags.get(schema.TAG_RECIPE)}", '{"varied": {}}')
+    if text == "true":
+        raise documents.Malformed(_OUTDATED)
+    varied: dict[str, Any] = documents.parse(text, documents.VARIED)[schema.VARIED]
+    return varied
+
+
+_OUTDATED = "recorded by an earlier version; running the study's command again brings it up to date, and trains nothing"
 
 
 def _is_number(name: str, text: str) -> bool:
@@ -406,8 +438,11 @@ def _one_per_job(found: Iterable[Record]) -> list[Record]:
 
 
 # --- from runs to columns ---------------------------------------------------------------------------------------
-def _frame(found: Sequence[Record]) -> pd.DataFrame:
-    """Return the tidy frame that :func:`runs` documents."""
+def _frame(found: Sequence[Record], experiment: Experiment | None = None) -> pd.DataFrame:
+    """Return the tidy frame that :func:`runs` documents; settings that vary are read if the experiment is given."""
+    places = [_place(record) for record in found]
+    varied = [_varied(record, experiment) if experiment else {} for record in found]
+    names = list(dict.fromkeys(name for values in varied for name in values))
     grouped = sorted({name for record in found for name in record.metrics if _is_grouped(name)})
     recipe = sorted({name for record in found for name in record.params} - {*IDENTITY, *METRICS})
     columns: dict[str, Any] = {
@@ -417,7 +452,7 @@ def _frame(found: Sequence[Record]) -> pd.DataFrame:
         "status": [record.status for record in found],
     }
     columns |= {name: [_text(record.params.get(name)) for record in found] for name in TEXTS}
-    columns |= {name: [_number(record, name) for record in found] for name in FRACTIONS}
+    columns |= {name: [place.get(name, NAN) for place in places] for name in FRACTIONS}
     columns |= {name: pd.array([_number(record, name) for record in found], "Int64") for name in COUNTS}
     columns |= {name: [_metric(record, name) for record in found] for name in (*METRICS, *grouped)}
     columns["reused"] = [record.tags.get(schema.TAG_REUSED) == "true" for record in found]
@@ -429,10 +464,23 @@ def _frame(found: Sequence[Record]) -> pd.DataFrame:
     columns["environment"] = [_environment(record) for record in found]
     for name in recipe:
         text = [_text(record.params.get(name)) for record in found]
-        columns[f"param.{name}" if name in columns else name] = text
+        columns[f"param.{name}" if name in columns or name in names else name] = text
     types = dict.fromkeys((*FRACTIONS, *METRICS, *grouped), "float64") | dict.fromkeys(("reused",), "bool")
     texts = [name for name, column in columns.items() if name not in types and isinstance(column, list)]
-    return pd.DataFrame(columns).astype(types | dict.fromkeys(texts, str))
+    frame = pd.DataFrame(columns).astype(types | dict.fromkeys(texts, str))
+    asked = pd.Series([record.tags.get(schema.TAG_ASKED) for record in found], dtype=object)
+    frame[schema.TAG_ASKED] = (
+        pd.to_numeric(asked, errors="coerce").astype("float64").fillna(frame[schema.PARAM_SPARSITY])
+    )
+    frame[schema.MATCHING] = [_clean(place.get(schema.MATCHING, {})) for place in places]
+    for name in names:
+        frame[name] = [_clean(values).get(name) for values in varied]
+    frame.attrs[schema.VARIED] = names
+    return frame
+
+
+def _clean(values: dict[str, Any]) -> dict[str, Any]:
+    return {printed(name): printed(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _is_grouped(metric: str) -> bool:

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from trainables.host.databases import misplaced, sqlite_file
 from trainables.host.redaction import redact, redact_text
+from trainables.schema import FINISHED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +29,6 @@ RUN_NAME = "report"
 TAG = "study_report"
 """Tag of the run that holds the report; runs of jobs have `job_key` instead."""
 NOTE = "mlflow.note.content"
-FINISHED = "FINISHED"
 
 
 class NotLogged(RuntimeError):

@@ -22,6 +22,7 @@ import pandas as pd
 from analysis import load, page, write
 from analysis.load import AnalysisError
 from trainables.host.redaction import redact, redact_text
+from trainables.schema import FINISHED
 from trainables.storage.store import StorageError, Store
 
 SETTLED_SECONDS = 120.0
@@ -119,7 +120,7 @@ class _Watch:
                 self.changed = began
                 self.written = write.write_files(frame, self.space, self.tracking_uri, self.out, refresh=self.seconds)
                 self.frame = frame
-                done = (frame["status"] == load.FINISHED).sum()
+                done = (frame["status"] == FINISHED).sum()
                 _say(f"{done} of {max(jobs, len(frame))} jobs finished  {self.written[0]}")
         except AnalysisError as error:
             self._say_once(f"waiting: {error}")

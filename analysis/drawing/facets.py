@@ -9,8 +9,8 @@ import pandas as pd
 
 from analysis import cells, labels
 from analysis.drawing.signs import DASH
-from analysis.load import FINISHED
 from trainables import schema
+from trainables.schema import FINISHED
 
 MOST_ROWS = 12
 """Rows of panels that a figure may have; a study with more (of sampled recipes, say) is read from the tables."""

@@ -16,11 +16,11 @@ from matplotlib.patches import Patch
 from analysis import labels
 from analysis.drawing import style
 from analysis.drawing.signs import TIMES
-from analysis.load import FINISHED
 from analysis.load import runs as load
 from analysis.memo import once
 from trainables import schema
 from trainables.graph import snapshot_key
+from trainables.schema import FINISHED
 
 __all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
 

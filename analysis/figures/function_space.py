@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 from analysis import cells, labels, stats
 from analysis.drawing import facets, style
 from analysis.drawing.signs import MINUS
-from analysis.load import FINISHED
 from analysis.load import runs as load
 from analysis.memo import once
 from trainables import schema
+from trainables.schema import FINISHED
 
 __all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
 

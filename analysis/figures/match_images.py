@@ -16,11 +16,11 @@ from analysis import cells, labels, stats
 from analysis.drawing import facets, style
 from analysis.drawing.signs import MINUS
 from analysis.figures import match_quality
-from analysis.load import FINISHED
 from analysis.load import runs as load
 from analysis.memo import once
 from trainables import schema
 from trainables.methods import MATCHERS
+from trainables.schema import FINISHED
 
 __all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
 

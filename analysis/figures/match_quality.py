@@ -18,10 +18,10 @@ from matplotlib.ticker import MaxNLocator
 from analysis import cells, labels, stats
 from analysis.drawing import facets, style
 from analysis.drawing.signs import DASH, MINUS, RHO
-from analysis.load import FINISHED
 from analysis.load import runs as load
 from analysis.memo import once
 from trainables import schema
+from trainables.schema import FINISHED
 
 __all__ = ["CAPTION", "TITLE", "correlations", "figure", "formatted", "load", "notes", "table"]
 

@@ -18,11 +18,12 @@ from matplotlib.patches import Patch, Rectangle
 from analysis import cells, labels, stats
 from analysis.drawing import facets, style
 from analysis.drawing.signs import MINUS
-from analysis.load import FINISHED, recipe_fields
+from analysis.load import recipe_fields
 from analysis.load import runs as load
 from analysis.memo import once
 from analysis.paper import numbers as published
 from trainables import schema
+from trainables.schema import FINISHED
 
 __all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
 

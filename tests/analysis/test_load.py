@@ -126,9 +126,29 @@ def test_a_job_recorded_twice_is_one_row_the_finished_one(folder, uri):
     assert load.runs("twice", uri)["status"].tolist() == ["FINISHED"]
 
 
+def test_runs_of_an_earlier_version_are_named_with_what_brings_them_up_to_date(folder, uri):
+    recorder = synthetic.Recorder(folder, "earlier")
+    recipe = f"{schema.TAG_RECIPE}.new"
+    recorder.client.set_experiment_tag(recorder.experiment_id, schema.TAG_RECIPE, "new")
+    recorder.dense(1.0, 0, tags={recipe: "true"})
+    advice = "recorded by an earlier version; running the study's command again brings it up to date"
+    with pytest.raises(load.AnalysisError, match=advice):
+        load.runs("earlier", uri)
+    typed = recorder.dense(1.0, 2, tags={recipe: '{"varied": {"lr": 0.5, "augment": false}}'})
+    recorder.dense(1.0, 4, tags={recipe: '{"varied": {"lr": [1]}}'})
+    frame = load.runs("earlier", uri)
+    assert frame["key"].tolist() == [typed]
+    assert frame.attrs["varied"] == ["lr", "augment"]
+    line = frame.iloc[0]
+    assert (line["lr"], line["param.lr"], bool(line["augment"])) == (0.5, "0.08", False)
+    first, second = frame.attrs["left_out"]
+    assert advice in first
+    assert "lr: " in second
+
+
 def test_recipes_are_not_pooled(folder, uri):
     recorder = synthetic.Recorder(folder, "two_recipes")
-    tags = [{f"{schema.TAG_RECIPE}.old": "true"}, {f"{schema.TAG_RECIPE}.new": "true"}]
+    tags = [{f"{schema.TAG_RECIPE}.{name}": '{"varied": {}}'} for name in ("old", "new")]
     recorder.sparse("naive", 1.0, 0.8, 0, (0, 1), tags=tags[0])
     recorder.dense(1.0, 0, tags=tags[0] | tags[1])
     new = recorder.sparse("naive", 1.0, 0.8, 0, (0, 1), momentum=0.5, tags=tags[1])

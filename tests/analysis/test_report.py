@@ -132,7 +132,8 @@ def test_unfinished_runs_do_not_count(partial):
 
 def test_recipes_are_told_apart_and_not_averaged(frame):
     other = frame.assign(lr="0.01", test_accuracy=frame["test_accuracy"] - 30, key=frame["key"] + "x")
-    both = pd.concat([frame, other[other["stage"] == "sparse"]], ignore_index=True)
+    both = pd.concat([frame, other[other["stage"] == "sparse"]], ignore_index=True).assign(augment=True)
+    both.attrs["varied"] = ["lr", "augment"]
     assert cells.varied(both) == ["lr"]
     table = accuracy_table.table(both)
     assert len(table) == 16
@@ -147,20 +148,18 @@ def test_recipes_of_dense_nets_are_followed_by_key(frame):
     sparse["dense_key"] = [nets[place] for place in zip(sparse["width"], own, strict=True)]
     better = dense.assign(lr="0.5", key=dense["key"] + "x", test_accuracy=99.0)
     again = sparse.assign(lr="0.5", key=sparse["key"] + "x", dense_key=sparse["dense_key"] + "x")
-    table = accuracy_table.table(pd.concat([dense, sparse, better, again], ignore_index=True))
+    both = pd.concat([dense, sparse, better, again], ignore_index=True)
+    both.attrs["varied"] = ["lr"]
+    table = accuracy_table.table(both)
     assert set(table.loc[table["lr"] == "0.5", "dense_mean"]) == {99.0}
     assert (table.loc[table["lr"] == "0.08", "dense_mean"] < 95).all()
     assert set(table["dense_n"]) == {6}
 
 
-def test_what_rewinding_leaves_of_the_budget_is_not_a_recipe(frame):
-    shortened = frame.assign(epochs=[str(20 - (0 if pd.isna(k) else k)) for k in frame["rewind_epoch"]])
-    assert cells.varied(shortened) == []
-
-
 def test_matchers_are_rows_of_their_own(frame):
     permuted = frame[frame["method"] == "permuted"]
     more = permuted.assign(matcher="weight", key=permuted["key"] + "w", test_accuracy=50.0)
+    more["matching"] = [{**how, "matcher": "weight"} for how in more["matching"]]
     table = accuracy_table.table(pd.concat([frame, more], ignore_index=True))
     assert set(table["permuted:weight_mean"]) == {50.0}
     assert set(table["permuted_n"]) == {3}
@@ -306,6 +305,7 @@ def test_figures_survive_whatever_is_there(name, sources):
 def test_many_recipes_do_not_make_an_endless_figure(frame):
     parts = [frame.assign(lr=str(n), key=frame["key"] + str(n)) for n in range(12)]
     sampled = pd.concat([part[part["stage"] == "sparse"] for part in parts], ignore_index=True)
+    sampled.attrs["varied"] = ["lr"]
     assert len(rewind.figure(sampled).axes) == 2 * facets.MOST_ROWS
     assert any("12 more rows of panels" in note for note in rewind.notes(sampled))
 

@@ -25,13 +25,25 @@ def runs(lines: Iterable[Mapping[str, Any]], **recipe: Any) -> pd.DataFrame:
     for number, line in enumerate(lines):
         row: dict[str, Any] = dict.fromkeys(load.TEXTS, "") | dict.fromkeys((*load.FRACTIONS, *load.COUNTS), None)
         row |= dict.fromkeys(load.METRICS, float("nan")) | dict.fromkeys(load.TAGS, "")
-        row |= {"key": f"{number:064x}", "run_id": f"run{number}", "name": f"job {number}", "status": load.FINISHED}
+        row |= {"key": f"{number:064x}", "run_id": f"run{number}", "name": f"job {number}", "status": schema.FINISHED}
         row |= {"reused": False, "environment": "device=x86_64 cpu; torch=2.11.0", "started": pd.NaT, "ended": pd.NaT}
         row |= {schema.PARAM_MODEL: "resnet20", schema.PARAM_DATASET: "cifar10", schema.PARAM_WIDTH: 1.0}
-        rows.append(row | {name: str(value) for name, value in recipe.items()} | dict(line))
-    kinds = dict.fromkeys(load.COUNTS, "Int64") | dict.fromkeys((*load.FRACTIONS, *load.METRICS), "float64")
+        row |= {name: str(value) for name, value in recipe.items()} | dict(line)
+        rows.append({schema.TAG_ASKED: row["sparsity"], schema.MATCHING: matching(row)} | row)
+    numbers = (*load.FRACTIONS, schema.TAG_ASKED, *load.METRICS)
+    kinds = dict.fromkeys(load.COUNTS, "Int64") | dict.fromkeys(numbers, "float64")
     columns = [*load.BOOKKEEPING, *load.IDENTITY, *load.METRICS, *recipe]
     return pd.DataFrame(rows, columns=None if rows else columns).astype(kinds)
+
+
+def matching(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the nets of a job were matched."""
+    names = ("match_images", "match_augment", "stream_taps")
+    settings = {name: row[name] for name in names if name in row}
+    if row.get("method") != "permuted":
+        return {}
+    epoch = row["match_epoch"]
+    return {"matcher": row["matcher"] or "activation", "match_epoch": -1 if epoch is None else epoch, **settings}
 
 
 def sparse(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,7 +79,13 @@ class Recorder:
         run = self.client.create_run(
             self.experiment_id,
             start_time=self.clock,
-            tags={schema.TAG_KEY: key, schema.TAG_REUSED: "false", "version.torch": "2.11.0"} | dict(tags or {}),
+            tags={
+                schema.TAG_KEY: key,
+                schema.TAG_REUSED: "false",
+                schema.TAG_CELL: json.dumps(cell_of(settings)),
+                "version.torch": "2.11.0",
+                **(tags or {}),
+            },
         )
         points = [Metric(name, value, self.clock, 0) for name, value in metrics.items()]
         for name, curve in (curves or {}).items():
@@ -161,6 +168,15 @@ def with_tables(folder: Path) -> Path:
 
 def tracking_uri(folder: Path) -> str:
     return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def cell_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the study writes of a job's place in the grid."""
+    cell = {name: settings[name] for name in ("width", "sparsity") if name in settings}
+    if settings.get("method") == "permuted":
+        cell["matching"] = {"matcher": settings.get("matcher", "activation")}
+        cell["matching"]["match_epoch"] = settings.get("match_epoch", -1)
+    return cell
 
 
 def job_key(settings: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import json
 import math
 import random
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 
 from search_spaces import SearchSpace
 from study.plan import Plan, Ways, make_plan
-from study.tracking.labels import recipe_digest, run_name, run_params
+from study.tracking.labels import place_tags, recipe_digest, run_name, run_params
 from trainables import schema
 from trainables.config import Cell, ConnectConfig, EnsembleConfig, MatchConfig, PlaneConfig, PruneConfig
 from trainables.data import DATASETS
@@ -98,14 +98,14 @@ def write_space(
     artifacts = folder / "mlartifacts" / space.name
     experiment = client.create_experiment(space.name, artifact_location=artifacts.as_uri())
     client.set_experiment_tag(experiment, "mlflow.note.content", space.question)
-    client.set_experiment_tag(experiment, schema.TAG_RECIPE, recipe_digest(space))
-    results = Results(plan)
+    client.set_experiment_tag(experiment, schema.TAG_RECIPE, recipe_digest(space, ways))
+    results, places = Results(plan), place_tags(plan)
     rows: dict[str, list[tuple[Any, ...]]] = {"runs": [], "tags": [], "params": [], "latest_metrics": [], "metrics": []}
     for number, key in enumerate(plan.jobs):
         job, cell = plan.jobs[key], plan.cells[key]
         state = status(job, cell)
         if state is not None:
-            _add_run(rows, plan, results, key, state, number, int(experiment), artifacts)
+            _add_run(rows, plan, results, places, key, state, number, int(experiment), artifacts)
     _insert(folder / "mlflow.db", rows)
     return plan
 
@@ -114,6 +114,7 @@ def _add_run(
     rows: dict[str, list[tuple[Any, ...]]],
     plan: Plan,
     results: Results,
+    places: Mapping[str, Mapping[str, str]],
     key: str,
     status: str,
     number: int,
@@ -132,7 +133,7 @@ def _add_run(
         )
     )
     tags = {schema.TAG_KEY: key, schema.TAG_REUSED: "false", "mlflow.runName": run_name(job, cell)}
-    tags |= {f"{schema.TAG_RECIPE}.{recipe_digest(plan.space)}": "true", "device": "x86_64 cpu", "torch": "2.11.0"}
+    tags |= {**places[key], "device": "x86_64 cpu", "torch": "2.11.0"}
     tags[schema.TAG_PARENTS] = ",".join(ref.key for _, ref in job.parents)
     if job.kind == schema.SPARSE:
         tags[schema.TAG_DENSE_KEY] = job.parent("init").job.key
