@@ -32,6 +32,10 @@ STUDIES = {
         SPACES["mask_controls"], name="tolerant", method=("imp", "lth"), width=(1.0,), seeds=(0,), sparsity=(0.9, 0.95),
         prune_tolerance=0.005, mask_overlap=False,
     ),
+    "rates": dataclasses.replace(
+        SPACES["mask_controls"], name="rates", method=("dense", "lth", "naive"), width=(0.3125,), lr=(0.08, 0.1),
+        sparse_lr=(0.01, 0.02), interpolation_points=(3, 5), mask_overlap=False, **SMALL,
+    ),
 }  # fmt: skip
 STUDIES["images"] = dataclasses.replace(STUDIES["images"], match_images=(1_000, 10_000))
 
@@ -118,6 +122,18 @@ def test_rows_are_in_the_order_of_the_method_table_and_of_numbers():
         "dense", "naive", "permuted", "permuted:t=5", "permuted:t=20", "permuted:t=100", "stranger",
     ]  # fmt: skip
     assert labels.method("permuted:weight, t=5") == "Permuted (weight, t=5)"
+
+
+# --- settings that vary -------------------------------------------------------------------------------------------
+def test_settings_that_the_study_varies_tell_cells_apart(frames):
+    frame = frames["rates"]
+    assert cells.varied(frame) == ["lr", "sparse_lr"]
+    scored = cells.scores(frame)
+    place = ["width", "lr", "sparse_lr"]
+    assert set(scored.groupby(place).groups) == {(0.3125, lr, sparse) for lr in (0.08, 0.1) for sparse in (0.01, 0.02)}
+    for _, group in scored.groupby(place):
+        counts = group.drop_duplicates("run_id").groupby("row").size()
+        assert counts.to_dict() == {"dense": 4, "lth": 4, "naive": 4, "imp": 2}
 
 
 # --- pairs --------------------------------------------------------------------------------------------------------

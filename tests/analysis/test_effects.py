@@ -233,6 +233,7 @@ def test_parts_of_a_study_are_drawn_too(module, part, controlled):
 def test_recipes_are_panels_of_their_own(frame):
     other = frame.assign(lr="0.01", key=frame["key"] + "x", run_id=frame["run_id"] + "x")
     both = pd.concat([frame.assign(lr="0.1"), other], ignore_index=True)
+    both.attrs["varied"] = ["lr"]
     assert cells.axes(both)[-1] == "lr"
     assert len(effects.table(both)) == 2 * len(effects.table(frame))
     assert len(effects.figure(both).axes) == 2 * len(effects.figure(frame).axes)

@@ -113,7 +113,7 @@ def test_only_what_both_have_is_compared(frame):
 
 
 def test_other_ways_to_match_are_not_the_papers(frame):
-    other = frame.assign(matcher=frame["matcher"].replace("activation", "weight"))
+    other = frame.assign(matching=[how and {**how, "matcher": "weight"} for how in frame["matching"]])
     assert "permuted" not in set(versus_paper.table(other)["method"])
 
 
