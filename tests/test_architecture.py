@@ -64,7 +64,6 @@ TWINS: dict[frozenset[str], str] = {
     frozenset({"scheduling", "schedule"}): "the wing that orders jobs, and the learning rate by epoch",
     frozenset({"host", "hosts"}): "the wing for the machine of a process, and the nodes that trials run on",
     frozenset({"stats", "states"}): "statistics, and what a job is doing",
-    frozenset({"compiled", "compiler"}): "the engine of torch.compile, and the machine's compiler of C++",
     frozenset({"labels"}): "how MLflow's runs are called, and how figures call what they show",
 }
 """Names of modules that differ by no more than an ending -> why they may."""
