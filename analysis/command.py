@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainables.host.places import expanded
-from trainables.host.terminal import OK, command, refused
+from trainables.host.terminal import OK, refused
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,33 +67,3 @@ def unfinished(runs: pd.DataFrame) -> str:
     errors = [error.strip().splitlines()[0] for error in runs["error"] if error.strip()]
     first = f"; the first error: {errors[0]}" if errors else ""
     return f"none of its {len(runs)} jobs on record has finished ({counts}){first}"
-
-
-def run_module(module: Any) -> None:
-    """Write one table or figure, as the command line says, and leave with its exit code."""
-
-    @command
-    def main(arguments: Sequence[str]) -> int:
-        name = module.__name__.rpartition(".")[2]
-        options = parser(f"figures.{name}", (module.__doc__ or "").splitlines()[0]).parse_args(arguments)
-        return guarded(lambda: _write(module, name, options))
-
-    sys.exit(main())
-
-
-def _write(module: Any, name: str, arguments: argparse.Namespace) -> None:
-    from analysis import load
-    from analysis.drawing import files
-
-    load.quiet_retries()
-    tracking_uri = load.working_tracking_uri(arguments.storage, arguments.tracking_uri)
-    frame = module.load(arguments.space, tracking_uri)
-    out, empty = folder(arguments), module.table(frame).empty
-    if empty and (reason := unfinished(load.runs(arguments.space, tracking_uri))):
-        raise load.AnalysisError(f"nothing to show of {arguments.space!r}: {reason}")
-    paths = files.write_tables(module, name, frame, out)
-    if hasattr(module, "figure") and not empty:
-        paths += files.write_figure(module.figure(frame), name, out)
-    print(*paths, sep="\n")
-    for note in module.notes(frame):
-        print(note)

@@ -1,4 +1,4 @@
-"""How far a study has got: what finished, what failed and which comparisons are incomplete."""
+"""Progress of a study: what has finished, what has failed and which comparisons are incomplete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STATUSES = ("FINISHED", "RUNNING", "SCHEDULED", "FAILED", "KILLED")
 
 
 def counts(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the number of jobs on record by stage (lines) and status (columns), with totals."""
+    """Return the number of recorded jobs by stage (lines) and status (columns), with totals."""
     table = pd.crosstab(frame[schema.PARAM_STAGE].replace("", UNKNOWN), frame["status"])
     stages = [name for name in schema.STAGES if name in table.index]
     stages += sorted(set(table.index) - set(stages))
@@ -37,10 +37,10 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def missing(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the results that a full grid of what is on record would have and this study lacks, by row.
+    """Return how many results each row lacks for a full grid.
 
-    Columns: ``method``; ``results``, finished (cell, pair) combinations; ``expected``, those that any method has on
-    record; ``missing``, the difference. Jobs that have not started at all may be unknown to the record.
+    Columns: ``method``; ``results``, finished (cell, pair) combinations; ``expected``, combinations that are recorded
+    for any method; ``missing``, the difference. Jobs that have not started may not be recorded yet.
     """
     by = cells.axes(frame)
     sparse = frame[frame["stage"] == schema.SPARSE]
@@ -53,7 +53,7 @@ def missing(frame: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for row in cells.row_order(named[cells.ROW]):
         recorded = named[named[cells.ROW] == row]
-        # A method without net B, such as LTH, has one result for all pairs of a net A.
+        # A method without a net B, such as LTH, has one result for all pairs of a net A.
         expected, place = (pairs, [*by, cells.PAIR]) if with_b[recorded.index].any() else (nets, of_a)
         done = recorded[recorded["status"] == FINISHED].drop_duplicates(place)
         lines.append({"method": labels.method(row), "results": len(done), "expected": len(expected)})
@@ -62,5 +62,5 @@ def missing(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_complete(frame: pd.DataFrame) -> bool:
-    """Return whether all jobs on record finished and no comparison lacks a result."""
+    """Return whether all recorded jobs have finished and no comparison lacks a result."""
     return bool((frame["status"] == FINISHED).all()) and not missing(frame)["missing"].any()

@@ -7,35 +7,31 @@ import math
 import pandas as pd
 
 from analysis import cells, labels, stats
+from analysis.drawing import facets
 from analysis.drawing.signs import MINUS
 from analysis.figures import accuracy_table
 from trainables import schema
-
-LEVEL = 0.05
 
 
 def headline(frame: pd.DataFrame) -> str:
     """Return what permuting the mask gains over reusing it as it is, one sentence per task.
 
     The gain of each pair of nets is averaged over the cells that all pairs have, and the interval is over pairs:
-    cells of one pair share their dense nets, so they are not independent observations.
+    the cells of a pair share their dense nets, so they are not independent observations.
     """
     scored, by = cells.scores(frame), cells.axes(frame)
-    sentences = []
-    for task, group in scored.groupby(list(cells.TASK)):
-        where = labels.cell(dict(zip(cells.TASK, task, strict=True)), cells.TASK)
-        sentences.append(_sentence(where, gains(group, by)))
+    tasks = facets.places(scored, cells.TASK)
+    sentences = [_sentence(labels.cell(task, cells.TASK), gains(group, by)) for task, group in tasks]
     return " ".join(sentences) or "No run has finished yet."
 
 
 def details(frame: pd.DataFrame) -> list[str]:
-    """Return the sentences that qualify the headline: by rewind epoch, and how many cells stand alone."""
+    """Return the sentences that qualify the headline: by rewind epoch, and in how many cells it is significant."""
     scored, by = cells.scores(frame), cells.axes(frame)
-    tasks = scored.groupby(list(cells.TASK))
+    named = facets.several_tasks(scored)
     said = []
-    for task, group in tasks:
-        name = labels.cell(dict(zip(cells.TASK, task, strict=True)), cells.TASK)
-        where = f"With {name} permuted" if len(tasks) > 1 else "Permuted"
+    for task, group in facets.places(scored, cells.TASK):
+        where = f"With {labels.cell(task, named)} permuted" if named else "Permuted"
         epochs = group[schema.PARAM_REWIND_EPOCH]
         parts = {"from the untouched initialisation": group[epochs == 0], "from epoch 1 or later": group[epochs > 0]}
         found = {start: pooled(gains(part, by)) for start, part in parts.items()}
@@ -46,27 +42,27 @@ def details(frame: pd.DataFrame) -> list[str]:
 
 
 def _tested(frame: pd.DataFrame) -> list[str]:
-    """Return in how many cells permuted is ahead, and in how many of them that is more than chance."""
+    """Return in how many cells permuted is ahead, and in how many the difference is significant."""
     numbers = accuracy_table.table(frame)
     numbers = numbers[numbers["pairs"] > 1] if len(numbers) else numbers
     if numbers.empty:
         return []
     ahead = int((numbers["permuted_minus_naive"] > 0).sum())
-    clear = int((numbers["p_holm"] < LEVEL).sum())
+    clear = int((numbers["p_holm"] < stats.LEVEL).sum())
     return [
         f"Permuted is ahead of naive in {ahead} of {labels.plural(len(numbers), 'cell')}; tested cell by cell, the "
-        f"difference is significant (p < {LEVEL} after Holm's correction) in {clear or 'none'}."
+        f"difference is significant (p < {stats.LEVEL} after Holm's correction) in {clear or 'none'}."
     ]
 
 
 def gains(scored: pd.DataFrame, by: list[str], row: str = cells.PERMUTED, over: str = cells.NAIVE) -> pd.DataFrame:
-    """Return permuted - naive (percentage points), a line per pair and a column per cell that has all pairs.
+    """Return `row` - `over` (percentage points), a line per pair and a column per cell that has all pairs.
 
     Args:
         scored: as returned by :func:`analysis.cells.scores`.
         by: the axes that tell one cell from another.
-        row: another row than permuted.
-        over: another row than naive.
+        row: what is compared.
+        over: what it is compared with.
     """
     pairs = cells.paired(scored, by).reindex(columns=[row, over])
     difference = (pairs[row] - pairs[over]).dropna()
@@ -89,13 +85,11 @@ def _sentence(where: str, gained: pd.DataFrame) -> str:
         lead = f"permuted is {points} {side} naive for the only pair so far"
         return f"With {where} {lead} ({basis}): too few for an interval."
     if math.isnan(one.low):
-        signed = stats.format_difference(one.mean, stats.NAN, stats.NAN)
-        return (
-            f"With {where} all pairs differ by the same {signed} points ({basis}): nothing tells how certain that is."
-        )
+        signed = stats.format_difference(one.mean)
+        return f"With {where} all pairs differ by the same {signed} points ({basis}): this has no interval."
     basis = f"{_interval(one)}; {basis}"
     if not one.excludes_zero:
-        signed = stats.format_difference(one.mean, stats.NAN, stats.NAN)
+        signed = stats.format_difference(one.mean)
         return f"With {where} permuted and naive masks cannot be told apart: {signed} points ({basis})."
     verb = "gains" if one.mean > 0 else "loses"
     return f"With {where} permuting the mask {verb} {points} over reusing it as it is ({basis})."
@@ -103,10 +97,10 @@ def _sentence(where: str, gained: pd.DataFrame) -> str:
 
 def _points(one: stats.Difference) -> str:
     """Return a difference with its unit and interval."""
-    mean = stats.format_difference(one.mean, stats.NAN, stats.NAN)
+    mean = stats.format_difference(one.mean)
     return f"{mean} points" + ("" if math.isnan(one.low) else f" ({_interval(one)})")
 
 
 def _interval(one: stats.Difference) -> str:
     limits = stats.format_difference(one.mean, one.low, one.high).partition(" ")[2]
-    return f"{100 * one.confidence:g} % CI {limits}"
+    return f"{100 * stats.CONFIDENCE:g} % CI {limits}"

@@ -1,4 +1,4 @@
-"""How values, axes and methods are called wherever a person reads them: tables, figures, terminal."""
+"""Names of values, axes and methods wherever people read them: tables, figures, terminal."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ NAMES = {
     schema.PARAM_CORRECTION: "correction",
     schema.PARAM_SEED_A: "net A",
 }
-"""Axis -> what it is called; a recipe field goes by its own name."""
+"""Axis -> its name; a recipe field keeps its own."""
 LONGEST = 60
-"""Letters of a name in a figure."""
+"""Characters of a name in a figure, at most."""
 
 
 def method(row: str) -> str:
-    """Return the name of a row of :func:`cells.rows`: the method's label, and the matcher if it is another."""
+    """Return the name of a row of :func:`cells.rows`: the method's label, and the matching unless it is the main."""
     name, _, matcher = row.partition(":")
     label = METHODS[name].label if name in METHODS else short(name)
     return f"{label} ({short(matcher)})" if matcher else label
 
 
 def axis(name: str) -> str:
-    """Return what an axis of the grid is called."""
+    """Return the name of an axis of the grid."""
     return NAMES.get(name, name)
 
 
@@ -54,13 +54,18 @@ def value(name: str, raw: Any) -> str:
 
 
 def short(text: str) -> str:
-    """Return a text that has room in a figure, on one line: names of datasets and matchers are anybody's."""
+    """Return a text on one line and short enough for a figure: users choose the names of datasets and matchers."""
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
+def place(values: Mapping[Any, Any], names: Iterable[str]) -> dict[str, str]:
+    """Return a place in the grid as entries of a table, name of the axis -> value, for the axes named."""
+    return {axis(name): value(name, values[name]) for name in names}
+
+
 def cell(values: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Return where in the grid something stands, ``resnet20 on cifar10, width x4, 95 % sparse``, by the axes named."""
+    """Return a place in the grid in words, ``resnet20 on cifar10, width x4, 95 % sparse``, from the axes named."""
     parts = []
     for name in names:
         if pd.isna(values[name]) or values[name] == "":
@@ -103,7 +108,7 @@ def plural(n: int, noun: str, nouns: str = "") -> str:
 
 
 def listed(items: Iterable[str], most: int = 8) -> str:
-    """Return items separated by commas, the number of the rest if there are more than `most`."""
+    """Return items separated by commas; beyond `most`, only how many more there are."""
     every = list(items)
     rest = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + rest

@@ -1,7 +1,7 @@
-"""What is worked out of a frame once, while a report is written: its figures ask for the same numbers many times.
+"""Results that are computed once per frame while a report is written: its figures need the same numbers many times.
 
-Frames can be changed, so nothing is remembered by itself. Whoever opens :func:`remembered` says that they are not,
-until it is closed.
+Frames can change, so nothing is remembered by default. A caller that opens :func:`remembered` promises that no frame
+changes until it is closed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
-_Answers = dict[tuple[Callable[..., Any], int], tuple[Any, Any]]
-"""Function and identity of a frame -> the frame, which so stays alive and keeps its identity, and what came of it."""
-_known: ContextVar[_Answers | None] = ContextVar("known", default=None)
+_known: ContextVar[dict[Any, tuple[Any, Any]] | None] = ContextVar("known", default=None)
+"""(function, id of a frame) -> the frame, whose id stays its own as long as it is kept alive, and the result."""
 
 
 @contextlib.contextmanager
 def remembered() -> Iterator[None]:
-    """Let every function marked :func:`once` work out its answer once per frame; the frames must not change."""
+    """Compute the functions marked :func:`once` only once per frame; the frames must not change."""
     token = _known.set({})
     try:
         yield
@@ -33,7 +32,7 @@ def remembered() -> Iterator[None]:
 
 
 def once(function: Callable[[pd.DataFrame], T]) -> Callable[[pd.DataFrame], T]:
-    """Mark a function of a frame whose answer may be remembered; each caller gets a copy of its own."""
+    """Mark a function of a frame whose result may be remembered; each caller gets a copy."""
 
     @functools.wraps(function)
     def answer(frame: pd.DataFrame) -> T:
@@ -43,7 +42,7 @@ def once(function: Callable[[pd.DataFrame], T]) -> Callable[[pd.DataFrame], T]:
         place = function, id(frame)
         if place not in known:
             known[place] = frame, function(frame)
-        own: T = copy.copy(known[place][1])  # of a data frame, a copy that shares what nobody writes to
+        own: T = copy.copy(known[place][1])  # a copied data frame shares its columns until one is written to
         return own
 
     return answer

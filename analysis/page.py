@@ -1,4 +1,4 @@
-"""The looks of the report: one document without anything to fetch, for screens of any size and theme, and for paper."""
+"""The HTML of the report: one self-contained document, for screens of any size and theme, and for paper."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ def document(title: str, head: str, sections: Iterable[str], refresh: int | None
     """Return a page of HTML.
 
     Args:
-        title: plain text for the window.
-        head: HTML of the page's top.
-        sections: HTML of its parts, in order.
-        refresh: seconds after which a browser reads the page again, at least 1; None: never.
+        title: plain text of the window's title.
+        head: HTML of the page's header.
+        sections: HTML of its sections, in order.
+        refresh: seconds after which a browser reloads the page, at least 1; None: never.
     """
     meta = REFRESH.format(seconds=refresh) if refresh is not None else ""
     body = "\n".join(sections)

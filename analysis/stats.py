@@ -1,7 +1,7 @@
 """The statistics of the study: few seeds, paired, several comparisons at once.
 
-A value is a percentage or a difference in percentage points, but nothing here depends on the unit. What cannot be
-estimated (the spread of one value, say) is NaN, and formatted as nothing rather than as zero.
+Values are percentages or differences in percentage points, but nothing here depends on the unit. What cannot be
+estimated, such as the standard deviation of one value, is NaN, and is formatted as an empty text rather than as zero.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 from analysis.drawing.signs import MINUS
 
 NAN = float("nan")
+CONFIDENCE = 0.95
+"""Level of all confidence intervals."""
+LEVEL = 0.05
+"""A difference is called significant if its p value is below this level."""
 NO_SPREAD = 1e-9
-"""Values that differ by no more than this share of themselves are the same, but for rounding."""
+"""Values whose relative difference is no larger than this are equal up to rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +29,7 @@ class Summary:
     """Mean of independent values.
 
     Attributes:
-        n: how many values.
+        n: number of values.
         mean: NaN if n is 0.
         std: sample standard deviation (n - 1 in the denominator), NaN below two values.
         sem: standard error of the mean, NaN below two values.
@@ -46,13 +50,12 @@ class Difference:
     """Mean of paired differences.
 
     Attributes:
-        n: how many pairs.
+        n: number of pairs.
         mean: NaN if n is 0.
-        low: lower end of the confidence interval, NaN below two pairs or if all differences are the same: that few
-            values happen to agree does not make them certain.
+        low: lower end of the confidence interval, NaN below two pairs or if all differences are equal: agreement of a
+            few values is no evidence of certainty.
         high: upper end, likewise.
         p: two-sided p value of the paired t test, NaN likewise.
-        confidence: level of the interval, in (0, 1).
     """
 
     n: int
@@ -60,7 +63,6 @@ class Difference:
     low: float
     high: float
     p: float
-    confidence: float = 0.95
 
     def __str__(self) -> str:
         """Return ``+mean [low, high] (n)``, empty if there is no pair."""
@@ -74,23 +76,17 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Difference of the means of two independent samples (Welch): neither their spreads nor their sizes need agree.
+    """Difference of the means of two independent samples, whose variances and sizes may differ (Welch).
 
     Attributes:
         mean: difference of the means, NaN if either sample is empty.
-        sem: its standard error; this and all that follows is NaN if either sample has less than two values.
-        low: lower end of the confidence interval, NaN also where neither sample varies.
-        high: upper end, likewise.
-        p: two-sided p value of Welch's t test, likewise.
-        confidence: level of the interval, in (0, 1).
+        sem: its standard error, NaN if either sample has fewer than two values.
+        p: two-sided p value of Welch's t test, NaN likewise and if neither sample varies.
     """
 
     mean: float
     sem: float
-    low: float
-    high: float
     p: float
-    confidence: float = 0.95
 
     @property
     def in_standard_errors(self) -> float:
@@ -103,18 +99,16 @@ class RankCorrelation:
     """Spearman's rank correlation.
 
     Attributes:
-        n: how many points.
-        rho: in [-1, 1]; NaN below three points, or where a variable does not vary.
-        low: lower end of the confidence interval, NaN where the points are too few for one.
+        n: number of points.
+        rho: in [-1, 1]; NaN below three points, or if a variable does not vary.
+        low: lower end of the confidence interval, NaN if there are too few points for one.
         high: upper end, likewise.
-        confidence: level of the interval, in (0, 1).
     """
 
     n: int
     rho: float
     low: float
     high: float
-    confidence: float = 0.95
 
     def __str__(self) -> str:
         """Return ``+rho [low, high] (n)``, empty if there is none."""
@@ -123,12 +117,12 @@ class RankCorrelation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """Share of the way from one value to another that a third one covers, over pairs.
+    """Share of the gap between two values that a third one closes, over pairs.
 
     Attributes:
         n: pairs that have all three values.
-        value: ratio of the means, NaN where the way is too short to say.
-        low: lower end of Fieller's interval, NaN below two pairs or where it has no ends.
+        value: ratio of the means, NaN if the gap is too small.
+        low: lower end of Fieller's interval, NaN below two pairs or if it is unbounded.
         high: upper end, likewise.
     """
 
@@ -139,14 +133,11 @@ class Share:
 
     def __str__(self) -> str:
         """Return ``41 % [30, 52]``, empty if there is no share."""
-        if math.isnan(self.value):
-            return ""
-        limits = "" if math.isnan(self.low) else f" [{100 * self.low:.0f}, {100 * self.high:.0f}]"
-        return f"{100 * self.value:.0f} %{limits}".replace("-", MINUS)
+        return format_share(self.value, self.low, self.high)
 
 
 def summarize(values: Iterable[float]) -> Summary:
-    """Return n, mean, sample standard deviation and standard error; missing values do not count."""
+    """Return n, mean, sample standard deviation and standard error, without missing values."""
     array = _present(values)
     n = array.size
     std = float(array.std(ddof=1)) if n > 1 else NAN
@@ -154,78 +145,68 @@ def summarize(values: Iterable[float]) -> Summary:
 
 
 def reported(n: int, mean: float, std: float) -> Summary:
-    """Return the summary of values of which only this is known, such as a number in a paper; NaN: no std reported."""
+    """Return the summary of values that are only known by it, such as a number in a paper; std NaN: not reported."""
     return Summary(n=n, mean=mean, std=std, sem=std / math.sqrt(n) if n > 1 else NAN)
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Difference:
-    """Return the mean of ``first - second`` with its t interval; a pair with a missing value does not count.
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Return the mean of ``first - second`` with its t interval, without pairs that lack a value.
 
     Pairs share the mask, the nets and often the order of the data, so their differences vary far less than the values
-    themselves; with the three seeds of a usual study this is what makes a small effect visible at all.
+    themselves. With three seeds, nothing else makes a small effect visible.
 
     Args:
         first: one value per pair.
-        second: its partner, at the same place.
-        confidence: level of the interval, in (0, 1).
+        second: the other value of each pair, in the same order.
 
     Raises:
-        ValueError: unequal lengths, or a level out of bounds.
+        ValueError: unequal lengths.
     """
     if len(first) != len(second):
         raise ValueError(f"pairs need two values each, got {len(first)} and {len(second)}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    return interval(np.asarray(first, float) - np.asarray(second, float), confidence)
+    return interval(np.asarray(first, float) - np.asarray(second, float))
 
 
-def interval(differences: Iterable[float], confidence: float = 0.95) -> Difference:
-    """Return the mean of differences with its t interval and the p value of mean = 0; missing ones do not count."""
-    from scipy import stats  # here, because importing it takes longer than everything else at start-up
+def interval(differences: Iterable[float]) -> Difference:
+    """Return the mean of differences with its t interval and the p value of mean = 0, without missing values."""
+    from scipy import stats  # here, because no other import takes as long at start-up
 
     summary = summarize(differences)
     n, mean, sem = summary.n, summary.mean, summary.sem
     if n < 2 or summary.std <= NO_SPREAD * abs(mean):
-        return Difference(n=n, mean=mean, low=NAN, high=NAN, p=NAN, confidence=confidence)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sem
+        return Difference(n=n, mean=mean, low=NAN, high=NAN, p=NAN)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sem
     p = float(2 * stats.t.sf(abs(mean) / sem, n - 1))
-    return Difference(n=n, mean=mean, low=mean - half, high=mean + half, p=p, confidence=confidence)
+    return Difference(n=n, mean=mean, low=mean - half, high=mean + half, p=p)
 
 
-def welch(first: Summary, second: Summary, confidence: float = 0.95) -> Comparison:
-    """Return ``first - second`` of two independent samples of which the summaries are known.
-
-    Degrees of freedom after Welch and Satterthwaite.
-    """
+def welch(first: Summary, second: Summary) -> Comparison:
+    """Return ``first - second`` of two independent samples, with Welch and Satterthwaite's degrees of freedom."""
     from scipy import stats
 
     mean = first.mean - second.mean
     if math.isnan(first.sem + second.sem):
-        return Comparison(mean=mean, sem=NAN, low=NAN, high=NAN, p=NAN, confidence=confidence)
+        return Comparison(mean=mean, sem=NAN, p=NAN)
     sem = math.hypot(first.sem, second.sem)
     if sem <= NO_SPREAD * max(abs(first.mean), abs(second.mean)):
-        return Comparison(mean=mean, sem=sem, low=NAN, high=NAN, p=NAN, confidence=confidence)
+        return Comparison(mean=mean, sem=sem, p=NAN)
     freedom = sem**4 / (first.sem**4 / (first.n - 1) + second.sem**4 / (second.n - 1))
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * sem
-    p = float(2 * stats.t.sf(abs(mean) / sem, freedom))
-    return Comparison(mean=mean, sem=sem, low=mean - half, high=mean + half, p=p, confidence=confidence)
+    return Comparison(mean=mean, sem=sem, p=float(2 * stats.t.sf(abs(mean) / sem, freedom)))
 
 
 def rank_correlation(
-    first: Sequence[float],
-    second: Sequence[float],
-    within: Sequence[object] | None = None,
-    confidence: float = 0.95,
+    first: Sequence[float], second: Sequence[float], within: Sequence[object] | None = None
 ) -> RankCorrelation:
-    """Return Spearman's correlation of two variables; a point with a missing value does not count.
+    """Return Spearman's correlation of two variables, without points that lack a value.
+
+    The interval is Fisher's with the variance of Bonett and Wright (2000); every group beyond the first costs a degree
+    of freedom.
 
     Args:
         first: one value per point.
-        second: the other, at the same place.
-        within: a group per point; only differences inside groups count: values are ranked in their group and the
-            ranks taken relative to its mean, so that two groups which differ in both variables prove nothing.
-        confidence: level of the interval, which is Fisher's with the variance of Bonett and Wright (2000); every group
-            beyond the first costs a degree of freedom.
+        second: the other value of each point, in the same order.
+        within: a group per point. Values are then ranked within their group, relative to its mean rank, so that a
+            difference between two groups contributes nothing.
 
     Raises:
         ValueError: unequal lengths.
@@ -246,14 +227,14 @@ def rank_correlation(
         ranks[members] = inside - inside.mean(axis=0)
     (xx, xy), (_, yy) = ranks.T @ ranks
     if n < 3 or not (xx > 0 and yy > 0):
-        return RankCorrelation(n=n, rho=NAN, low=NAN, high=NAN, confidence=confidence)
+        return RankCorrelation(n=n, rho=NAN, low=NAN, high=NAN)
     rho = float(np.clip(xy / math.sqrt(xx * yy), -1, 1))
     freedom = n - 3 - (len(places) - 1)
-    if freedom < 1 or abs(rho) > 1 - 1e-12:  # an interval of no width, which no number of points justifies
-        return RankCorrelation(n=n, rho=rho, low=NAN, high=NAN, confidence=confidence)
-    half = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt((1 + rho**2 / 2) / freedom)
+    if freedom < 1 or abs(rho) > 1 - 1e-12:  # the interval of a perfect correlation would have no width
+        return RankCorrelation(n=n, rho=rho, low=NAN, high=NAN)
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((1 + rho**2 / 2) / freedom)
     low, high = (math.tanh(math.atanh(rho) + side * half) for side in (-1, 1))
-    return RankCorrelation(n=n, rho=rho, low=low, high=high, confidence=confidence)
+    return RankCorrelation(n=n, rho=rho, low=low, high=high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -272,24 +253,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def share_closed(permuted: float, naive: float, lth: float) -> float:
-    """Return the share of the way from naive to LTH that permuting covers: (permuted - naive) / (lth - naive).
+    """Return the share of the gap from naive to LTH that permuting closes: (permuted - naive) / (lth - naive).
 
-    NaN where there is no way to cover (naive is as good as LTH, or a value is missing). Above 1 permuted beats LTH,
-    below 0 it is worse than naive.
+    NaN if there is no gap: naive is as good as LTH, or a value is missing. Above 1 permuted is better than LTH, below 0
+    it is worse than naive.
     """
     gap = lth - naive
     return (permuted - naive) / gap if gap > 0 else NAN
 
 
-def paired_share(
-    permuted: Sequence[float], naive: Sequence[float], lth: Sequence[float], confidence: float = 0.95
-) -> Share:
+def paired_share(permuted: Sequence[float], naive: Sequence[float], lth: Sequence[float]) -> Share:
     """Return :func:`share_closed` of the means over the pairs that have all three, with Fieller's interval.
 
-    There is a share only where LTH is ahead of naive by more than the standard error of that difference. Fieller's
-    interval holds every share that a paired t test does not reject; it keeps its level also with three pairs, where a
-    percentile bootstrap of 95 % holds the truth in less than 80 % of all studies. It has no ends, and none are given,
-    where a gap of nothing is not rejected either; nor where the pairs do not vary.
+    There is a share only if LTH is ahead of naive by more than the standard error of that difference. Fieller's
+    interval contains every share that a paired t test does not reject. It keeps its level even with three pairs, with
+    which a 95 % percentile bootstrap contains the true share in less than 80 % of all studies. It is unbounded, and its
+    ends are NaN, if the test does not reject a gap of zero; they are NaN, too, if the pairs do not vary.
 
     Raises:
         ValueError: unequal lengths.
@@ -303,20 +282,20 @@ def paired_share(
     if not (n and ahead.mean > (0.0 if n == 1 else ahead.sem)):
         return Share(n=n, value=NAN, low=NAN, high=NAN)
     value = share_closed(*(float(mean) for mean in triples.mean(axis=0)))
-    low, high = _fieller(triples[:, 0] - triples[:, 1], triples[:, 2] - triples[:, 1], confidence)
+    low, high = _fieller(triples[:, 0] - triples[:, 1], triples[:, 2] - triples[:, 1])
     return Share(n=n, value=value, low=low, high=high)
 
 
-def _fieller(part: NDArray[np.float64], whole: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    """Return Fieller's limits of the ratio of two paired means, NaN where it has none (Fieller, 1954)."""
+def _fieller(part: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple[float, float]:
+    """Return Fieller's limits of the ratio of two paired means, NaN if there are none (Fieller, 1954)."""
     from scipy import stats
 
     n = len(whole)
     if n < 2:
         return NAN, NAN
-    scale = float(stats.t.ppf((1 + confidence) / 2, n - 1)) ** 2 / n
+    scale = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) ** 2 / n
     (part_part, part_whole), (_, whole_whole) = np.cov(part, whole)
-    # The ratios r between the limits have a r ** 2 - 2 b r + c <= 0: the mean of part - r * whole is not rejected.
+    # A ratio r is between the limits if a r ** 2 - 2 b r + c <= 0: the mean of part - r * whole is not rejected.
     a = whole.mean() ** 2 - scale * whole_whole
     b = part.mean() * whole.mean() - scale * part_whole
     c = part.mean() ** 2 - scale * part_part
@@ -327,7 +306,7 @@ def _fieller(part: NDArray[np.float64], whole: NDArray[np.float64], confidence: 
 
 
 def decimals_for(spread: float, *, digits: int = 2, most: int = 2) -> int:
-    """Return how many decimals show `digits` significant digits of a spread, from 0 to `most`."""
+    """Return the number of decimals, from 0 to `most`, that shows `digits` significant digits of a spread."""
     if math.isnan(spread) or spread <= 0:
         return most
     return min(most, max(0, digits - 1 - math.floor(math.log10(spread))))
@@ -339,9 +318,9 @@ def format_mean(mean: float, std: float, n: int, *, decimals: int | None = None,
     Args:
         mean: the mean.
         std: sample standard deviation, NaN if n is 1.
-        n: how many values.
-        decimals: digits after the point; None: two significant digits of the std, at most two decimals.
-        gap: what stands around the ±.
+        n: number of values.
+        decimals: digits after the decimal point; None: two significant digits of the std, at most two decimals.
+        gap: text on both sides of the ±.
     """
     if n == 0 or math.isnan(mean):
         return ""
@@ -350,7 +329,15 @@ def format_mean(mean: float, std: float, n: int, *, decimals: int | None = None,
     return f"{mean:.{places}f}{spread} ({n})".replace("-", MINUS)
 
 
-def format_difference(mean: float, low: float, high: float, *, decimals: int = 2) -> str:
+def format_share(value: float, low: float, high: float) -> str:
+    """Return ``41 % [30, 52]``; without the interval if there is none, empty if there is no share."""
+    if math.isnan(value):
+        return ""
+    limits = "" if math.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{100 * value:.0f} %{limits}".replace("-", MINUS)
+
+
+def format_difference(mean: float, low: float = NAN, high: float = NAN, *, decimals: int = 2) -> str:
     """Return ``+mean [low, high]``; without the interval if there is none, empty if there is no value."""
     if math.isnan(mean):
         return ""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis import cells, labels, stats
+from analysis.drawing import facets
 from analysis.drawing.signs import DASH, MINUS
 from analysis.figures import accuracy_table
 from trainables import schema
@@ -16,14 +17,15 @@ ROWS = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
 HEADER = ("width", "sparse", "rewind", *map(labels.method, ROWS), f"permuted {MINUS} naive")
 ABSENT = {"mean": stats.NAN, "std": stats.NAN, "n": 0}
 LAYOUTS = ((2, 2), (2, 1), (1, 2), (1, 1), (0, 1))
-"""(decimals, blanks between columns), tried in this order until the table fits. Blanks inside a column go first."""
+"""(decimals, blanks between columns), tried in this order until the table fits."""
 
 
 def short_table(frame: pd.DataFrame) -> str:
     """Return test accuracy by width, sparsity and rewind epoch in at most 100 columns.
 
-    One block per task (and varied recipe): dense, LTH, permuted and naive as mean ± sample standard deviation (number
-    of runs) in percent, and the paired difference permuted - naive in percentage points with its 95 % t interval.
+    There is one block per task (and varied recipe): dense, LTH, permuted and naive as mean ± sample standard deviation
+    (number of runs) in percent, and the paired difference permuted - naive in percentage points with its 95 % t
+    interval.
 
     Args:
         frame: as returned by :func:`analysis.load.runs`.
@@ -33,13 +35,13 @@ def short_table(frame: pd.DataFrame) -> str:
         return "No accuracies yet: no run has finished."
     apart = [name for name in cells.axes(frame) if name not in accuracy_table.GRID]
     lines = [f"Test accuracy (%), mean ± std (runs); permuted {MINUS} naive in points, paired, with 95 % interval"]
-    for place, block in numbers.groupby(apart, dropna=False):
-        lines += ["", labels.cell(dict(zip(apart, place, strict=True)), apart), *_block(block)]
+    for place, block in facets.places(numbers, apart):
+        lines += ["", labels.cell(place, apart), *_block(block)]
     return "\n".join(lines + _footer(frame))
 
 
 def _block(numbers: pd.DataFrame) -> list[str]:
-    """Return the lines of one block in the first layout that fits."""
+    """Return the lines of a block in the first layout that fits."""
     for decimals, blanks in LAYOUTS:
         lines = _aligned([HEADER, *_cells(numbers, decimals)], blanks)
         if max(map(len, lines)) <= COLUMNS:
@@ -70,7 +72,7 @@ def _aligned(table: Sequence[Sequence[str]], blanks: int) -> list[str]:
 
 
 def _footer(frame: pd.DataFrame) -> list[str]:
-    """Return what the table does not show."""
+    """Return notes on what the table does not show."""
     said = accuracy_table.notes(frame)
     others = [name for name in cells.row_order(cells.scores(frame)[cells.ROW]) if name not in (*ROWS, cells.IMP)]
     if others:

@@ -7,6 +7,7 @@ the run ``report`` of the study's MLflow experiment.
 from __future__ import annotations
 
 import datetime
+import functools
 import html
 import itertools
 import os
@@ -18,7 +19,7 @@ import pandas as pd
 
 from analysis import coverage, headline, labels, load, memo
 from analysis.drawing import files, style
-from analysis.drawing.parallel import Drawing
+from analysis.drawing.parallel import write_figures
 from analysis.figures import accuracy_table
 from analysis.figures.table import FIGURES, FigureModule
 from analysis.mlflow_report import NotLogged, log_report
@@ -72,14 +73,14 @@ def write_files(
     written = [out / RUNS]
     files.write_csv(frame, written[0])
     written += files.write_tables(accuracy_table, ACCURACY, frame, out)
-    drawing, shown = Drawing(), {}
+    shown, drawings = {}, {}
     for name, module in FIGURES.items():
         shown[name] = frame if module.load is load.runs else module.load(space, tracking_uri)
-        if not module.table(shown[name]).empty:
-            written += drawing.write(module.figure(shown[name]), name, out)
         written += files.write_tables(module, name, shown[name], out)
+        if not module.table(shown[name]).empty:
+            drawings[name] = functools.partial(module.figure, shown[name])
+    written += write_figures(drawings, out)
     sections = [_accuracy(frame), *(_figure(name, FIGURES[name], each) for name, each in shown.items())]
-    drawing.finish()
     sections = [_drawn(section, out) for section in sections]
     sections.sort(key=lambda section: section.startswith(UNMEASURED))  # the measured ones keep their order
     if sections[-1].startswith(UNMEASURED):

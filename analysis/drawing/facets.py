@@ -1,10 +1,11 @@
-"""What the figures share: means by cell, and how cells are laid out in panels."""
+"""Numbers that the figures share: finished runs of one kind, means over seeds, and the places of the grid."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis import cells, labels
@@ -12,14 +13,24 @@ from analysis.drawing.signs import DASH
 from trainables import schema
 from trainables.schema import FINISHED
 
-MOST_ROWS = 12
-"""Rows of panels that a figure may have; a study with more (of sampled recipes, say) is read from the tables."""
+ALWAYS = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
+"""Axes that titles and tables name even if they do not vary."""
+
+
+def finished(frame: pd.DataFrame, stage: str) -> pd.DataFrame:
+    """Return the finished runs of one kind of job."""
+    return frame[(frame[schema.PARAM_STAGE] == stage) & (frame["status"] == FINISHED)]
+
+
+def finite(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """Return the frame with infinite values of the measures missing."""
+    return frame.assign(**{name: frame[name].where(np.isfinite(frame[name].astype(float))) for name in measures})
 
 
 def summaries(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     """Return one line per cell, row and measure: the axes, ``row``, ``measure``, ``n``, ``mean``, ``std``, ``sem``.
 
-    Lines without a value are left out; they come in the order of the grid, rows in the order of the method table.
+    Lines without a value are left out. The order is that of the grid, and within a cell that of the method table.
     """
     by = cells.axes(frame)
     return spread(cells.scores(frame), [*by, cells.ROW], measures)
@@ -28,7 +39,7 @@ def summaries(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
 def spread(frame: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
     """Return ``n``, ``mean``, sample ``std`` and ``sem`` of each measure by place, one line for each that has a value.
 
-    Lines are in the order of the places, of rows in that of the method table, and of the measures.
+    Lines are sorted by place (rows in the order of the method table), then by measure in the order given.
     """
     long = frame.melt([*by], [*measures], var_name="measure", value_name="value").dropna(subset="value")
     order: dict[str, dict[str, int]] = {"measure": {name: place for place, name in enumerate(measures)}}
@@ -41,32 +52,32 @@ def spread(frame: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> p
     return found.assign(sem=found["std"] / found["n"] ** 0.5).reset_index(drop=True)
 
 
-def grid(numbers: pd.DataFrame, by: list[str], *, across: str, without: str) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Return the places of the rows of panels (values on all other axes) and the values of the columns."""
-    down = [name for name in by if name not in (across, without)]
-    rows = numbers[down].drop_duplicates().sort_values(down).head(MOST_ROWS)
-    return rows.to_dict("records"), sorted(numbers[across].unique())
-
-
-def cut_off(numbers: pd.DataFrame, by: list[str], across: str, without: str) -> list[str]:
-    """Return a sentence if there are more rows of panels than a figure holds."""
-    down = [name for name in by if name not in (across, without)]
-    more = len(numbers[down].drop_duplicates()) - MOST_ROWS
-    return [f"{labels.plural(more, 'more row')} of panels left to the table."] if more > 0 else []
+def places(
+    numbers: pd.DataFrame, by: Sequence[str], *, sort: bool = True
+) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Yield each place, as axis -> value, with its lines; a missing value is a value."""
+    for place, group in numbers.groupby([*by], dropna=False, sort=sort):
+        yield dict(zip(by, place, strict=True)), group
 
 
 def at(numbers: pd.DataFrame, place: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the lines at a place; a missing value stands for itself."""
+    """Return the lines at a place; a missing value matches missing values."""
     chosen = pd.Series(True, index=numbers.index)
     for name, value in place.items():
         chosen &= numbers[name].isna() if pd.isna(value) else numbers[name] == value
     return numbers[chosen]
 
 
-def told_apart(numbers: pd.DataFrame, by: list[str], *, hide: str) -> list[str]:
-    """Return the axes that a panel's title has to name: width and sparsity always, others if they vary."""
-    always = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
-    return [name for name in by if name != hide and (name in always or numbers[name].nunique(dropna=False) > 1)]
+def told_apart(
+    numbers: pd.DataFrame, by: Sequence[str], *, hide: Collection[str] = (), always: Collection[str] = ALWAYS
+) -> list[str]:
+    """Return the axes to name: those that vary and those in `always`, without those in `hide`."""
+    return [name for name in by if name not in hide and (name in always or numbers[name].nunique(dropna=False) > 1)]
+
+
+def several_tasks(numbers: pd.DataFrame) -> tuple[str, ...]:
+    """Return model and dataset, to be named, if there are several; nothing if there is one."""
+    return cells.TASK if len(numbers[list(cells.TASK)].drop_duplicates()) > 1 else ()
 
 
 def count(counts: pd.Series) -> str:
@@ -84,4 +95,4 @@ def left_out(frame: pd.DataFrame) -> list[str]:
         return []
     groups = sparse.groupby([schema.PARAM_METHOD, "status"]).size()
     items = [f"{n} {labels.method(str(method))} {str(status).lower()}" for (method, status), n in groups.items()]
-    return [f"Without a result and left out: {labels.listed(items)}."]
+    return [f"Left out, because they have no result: {labels.listed(items)}."]

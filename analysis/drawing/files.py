@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 PNG_DPI = 200
 SUFFIXES = (".csv", ".md", ".tex", ".png", ".svg", ".pdf")
-"""Of the files that are written here."""
+"""Suffixes of all files that are written here."""
 TEXTS = ("model", "dataset", "method", "job", "measure", "match", "outcome", "question", "compared")
-"""Columns that are set flush left."""
+"""Columns that are aligned left."""
 MOST_LINES = 45
-"""Lines of a LaTeX table that fit on a page; longer ones are broken."""
+"""Lines of a LaTeX table that fit on a page; longer tables are broken."""
 LATEX_SIGNS = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -48,13 +48,13 @@ LATEX_SIGNS = str.maketrans(
         "\n": " ",
     }
 )
-"""Sign -> how LaTeX writes it."""
+"""Character -> LaTeX."""
 MARKDOWN_SIGNS = {"\\": "&#92;", "|": "\\|", "<": "\\<", "](": "]\\(", "\n": " "}
-"""Sign -> how Markdown writes it: no markup of its own, no HTML, no links, no further column or line."""
+"""Text -> Markdown, so that a text adds no markup, HTML, link, column or line."""
 FORMULA = ("=", "+", "-", "@")
-"""How texts begin that spreadsheets compute."""
+"""First characters of what spreadsheets take for a formula."""
 MEASURED = re.compile(r"[+-][\d.]+(e[+-]?\d+)?[\d., ±()%]*", re.IGNORECASE)
-"""Numbers with a sign, which stay as they are: ``-1e-05``, ``+0.44 ± 0.10 (3)``."""
+"""Numbers with a sign, which are left unchanged: ``-1e-05``, ``+0.44 ± 0.10 (3)``."""
 LATEX = r"""\begin{{table}}
 \centering
 \caption{{{caption}}}\label{{tab:{label}}}
@@ -85,9 +85,9 @@ LONG_LATEX = r"""\begin{{longtable}}{{{columns}}}
 
 
 def write_tables(module: Any, name: str, frame: pd.DataFrame, out: Path) -> list[Path]:
-    """Write a module's numbers as CSV, and as Markdown and LaTeX if they have a form to read; return the paths.
+    """Write a module's table as CSV, and its formatted table as Markdown and LaTeX if it has one; return the paths.
 
-    The form is what ``formatted`` returns, and ``controls`` below it where a module has any.
+    The formatted table is the module's ``formatted(frame)``, followed by its ``controls(frame)`` if it has that.
     """
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.csv"]
@@ -109,16 +109,16 @@ def write_tables(module: Any, name: str, frame: pd.DataFrame, out: Path) -> list
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV. A text that a spreadsheet would take for a formula gets an apostrophe; numbers stay."""
+    """Write a table as CSV; texts that a spreadsheet would take for a formula get an apostrophe in front."""
     texts = {name: table[name].map(_inert) for name in table.columns if table[name].dtype.kind in "OSU"}
     table.assign(**texts).rename(columns=_inert).to_csv(path, index=False)
 
 
 def _inert(value: Any) -> Any:
-    """Return a cell in such a form that no spreadsheet computes it."""
+    """Return a value in a form that no spreadsheet evaluates."""
     if not isinstance(value, str):
         return value
-    value = value.replace("\r\n", "\n").replace("\r", "\n")  # pandas does not quote a lone one
+    value = value.replace("\r\n", "\n").replace("\r", "\n")  # pandas does not quote a lone \r
     return f"'{value}" if value.lstrip().startswith(FORMULA) and not MEASURED.fullmatch(value) else value
 
 
@@ -134,7 +134,7 @@ def write_figure(figure: Figure, name: str, out: Path) -> list[Path]:
 
 
 def figure_paths(name: str, out: Path) -> list[Path]:
-    """Return where :func:`write_figure` writes to."""
+    """Return the paths that :func:`write_figure` writes."""
     return [out / f"{name}{suffix}" for suffix in (".png", ".svg", ".pdf")]
 
 
@@ -142,10 +142,10 @@ def latex(table: pd.DataFrame, *, caption: str, label: str, texts: Collection[st
     r"""Return a table of texts in LaTeX, for the packages booktabs and, if it is long, longtable.
 
     Args:
-        table: what to write; signs that LaTeX reserves are escaped.
+        table: what to write; characters that LaTeX reserves are escaped.
         caption: plain text.
-        label: what ``\ref{tab:...}`` calls it.
-        texts: columns that are set flush left; all others are flush right.
+        label: for ``\ref{tab:...}``.
+        texts: columns that are aligned left; all others are aligned right.
     """
     return (LONG_LATEX if len(table) > MOST_LINES else LATEX).format(
         caption=_latex_text(caption),
@@ -158,7 +158,8 @@ def latex(table: pd.DataFrame, *, caption: str, label: str, texts: Collection[st
 
 def _latex_line(values: Iterable[Any]) -> str:
     line = " & ".join(_latex_text(str(value)) for value in values) + r" \\"
-    return f"{{}}{line}" if line.startswith(("[", "*")) else line  # the end of the line before would take it
+    # LaTeX would take a bracket or star for an argument of the line break before it.
+    return f"{{}}{line}" if line.startswith(("[", "*")) else line
 
 
 def _latex_text(text: str) -> str:
@@ -166,7 +167,7 @@ def _latex_text(text: str) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Return a table of texts in Markdown, columns aligned in the source, too."""
+    """Return a table of texts in Markdown, with columns aligned in the source, too."""
     if table.empty:
         return ""
     columns = [[str(name), *map(str, table[name])] for name in table.columns]
@@ -190,7 +191,7 @@ def markdown_text(text: str) -> str:
 def html_table(table: pd.DataFrame, *, texts: Iterable[str] = (), wide: Iterable[str] = ()) -> str:
     """Return a table as HTML.
 
-    Columns named in `texts` or `wide` are set flush left, all others flush right; those in `wide` break their lines.
+    Columns named in `texts` or `wide` are aligned left, all others right; lines are only broken in those in `wide`.
     """
     classes = dict.fromkeys(texts, ' class="l"') | dict.fromkeys(wide, ' class="l wide"')
     head = "".join(f'<th{classes.get(name, "")} scope="col">{html.escape(str(name))}</th>' for name in table.columns)

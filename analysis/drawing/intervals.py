@@ -1,4 +1,4 @@
-"""Means with confidence intervals, drawn on an axis that a few wide intervals cannot stretch."""
+"""Means with confidence intervals, on an axis whose scale a few wide intervals do not determine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from analysis.drawing import style
 
 REACH = 2.5
-"""An axis goes to so many times the largest mean at most: the interval of two pairs would hide all others."""
+"""An axis extends to at most this multiple of the largest mean; the interval of two pairs would dwarf all others."""
 
 
 def limits(mean: pd.Series, low: pd.Series, high: pd.Series) -> tuple[float, float]:
-    """Return the ends of an axis that shows zero, all means, and all intervals as far as they are of that order.
+    """Return the ends of an axis that shows zero, all means, and all intervals up to ``REACH``.
 
     Args:
         mean: the means, at least one.
@@ -40,17 +40,17 @@ def draw(
     along: Literal["x", "y"],
     hollow: Sequence[bool] = (),
 ) -> None:
-    """Draw a mark at each mean and a line over its interval, with an arrow where that leaves the panel.
+    """Draw a marker at each mean and a line over its interval, with an arrow where the interval leaves the panel.
 
     Args:
-        axes: the panel, its limits set.
+        axes: the panel, whose limits are set.
         places: positions on the other axis.
         mean: the means.
         low: lower ends of their intervals, NaN where there is none.
         high: upper ends, likewise.
         look: colour and marker.
-        along: the axis that the means are on.
-        hollow: which marks are drawn as outlines; by default none.
+        along: the axis of the means.
+        hollow: which markers are drawn as outlines; by default none.
     """
     ends = axes.get_xlim() if along == "x" else axes.get_ylim()
     arrows = "<>" if along == "x" else "v^"

@@ -1,14 +1,16 @@
-"""Figures written to files beside whatever else there is to do: that takes half of a large report's time."""
+"""Figures drawn and written by several processes, because that is most of the work of a large report."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import os
 import sys
 import threading
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.drawing import files
 from trainables.host.processes import cores
@@ -16,59 +18,39 @@ from trainables.host.processes import cores
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Task = tuple["Figure", str, Path]
+Drawings = Mapping[str, Callable[[], "Figure"]]
+_inherited: Drawings = {}
+"""In a worker: what it may be asked to draw. Forking hands it over without pickling."""
 
 
-class Drawing:
-    """Writes figures in processes of their own, as many as there are cores.
+def write_figures(drawings: Drawings, out: Path, most: int | None = None) -> list[Path]:
+    """Draw figures, write them as :func:`analysis.drawing.files.write_figure` does, and return the paths.
 
-    Where processes cannot be forked - on another system, or beside other threads, whose locks a fork might take along -
-    each figure is written at once.
+    Workers are forked. Where that is unsafe - on another system than Linux, or beside other threads, whose locks a fork
+    would copy - this process does all the work.
+
+    Args:
+        drawings: name -> function that draws the figure.
+        out: folder to write to.
+        most: number of workers, at most; by default one per core.
+
+    Raises:
+        OSError: a file cannot be written.
     """
-
-    def __init__(self, most: int | None = None) -> None:
-        """Prepare.
-
-        Args:
-            most: processes at the same time; by default one for every core.
-        """
-        self._most = cores() if most is None else most
-        self._running: list[tuple[BaseProcess, Task]] = []
-
-    def write(self, figure: Figure, name: str, out: Path) -> list[Path]:
-        """Begin to write a figure, and return its paths, where it is after :meth:`finish`."""
-        while self._running and len(self._running) >= self._most:
-            self._await_first()
-        task = figure, name, out
-        if not self._forks():
-            return files.write_figure(*task)
-        process = multiprocessing.get_context("fork").Process(target=_write, args=task)
-        process.start()
-        self._running.append((process, task))
-        return files.figure_paths(name, out)
-
-    def finish(self) -> None:
-        """Wait until all figures are written.
-
-        Raises:
-            OSError: the folder does not take one.
-        """
-        while self._running:
-            self._await_first()
-
-    def _forks(self) -> bool:
-        # Elsewhere, what is forked may hang in a system's library.
-        return self._most > 0 and sys.platform == "linux" and threading.active_count() == 1
-
-    def _await_first(self) -> None:
-        process, task = self._running.pop(0)
-        process.join()
-        if process.exitcode:
-            files.write_figure(*task)  # fails likewise, and can tell why; or it was that process's bad luck
+    workers = min(cores() if most is None else most, len(drawings))
+    if workers > 1 and sys.platform == "linux" and threading.active_count() == 1:
+        fork = multiprocessing.get_context("fork")
+        # If a worker is killed, for want of memory perhaps, one figure after the other may still succeed.
+        with contextlib.suppress(BrokenProcessPool), ProcessPoolExecutor(workers, fork, _inherit, (drawings,)) as pool:
+            written = [pool.submit(_write, name, out) for name in drawings]
+            return [path for paths in written for path in paths.result()]
+    return [path for name, draw in drawings.items() for path in files.write_figure(draw(), name, out)]
 
 
-def _write(*task: Any) -> None:
-    try:
-        files.write_figure(*task)
-    except BaseException:  # to be told by the process that waits for this one
-        os._exit(1)
+def _inherit(drawings: Drawings) -> None:
+    global _inherited
+    _inherited = drawings
+
+
+def _write(name: str, out: Path) -> list[Path]:
+    return files.write_figure(_inherited[name](), name, out)

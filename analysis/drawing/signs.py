@@ -1,4 +1,4 @@
-"""Signs that look like others in source code, by name."""
+"""Characters that are easily confused with others in source code, by name."""
 
 from __future__ import annotations
 

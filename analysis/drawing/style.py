@@ -1,7 +1,7 @@
-"""How figures look: one colour, marker and name per method, everywhere.
+"""The style of all figures: one colour, marker and name per method.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; the marker says the same again.
-Text and lines that are not data are drawn in one ink, so that a page can let them follow its theme.
+Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; the marker repeats the
+information. Text and lines other than data are drawn in a single colour, which a page can replace by its theme's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -34,11 +35,11 @@ ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE, GREY = (
     *("#E69F00", "#56B4E9", "#009E73", "#C7B100", "#0072B2", "#D55E00", "#CC79A7"),
     "#8A8F98",
 )
-"""Okabe and Ito's colours; their yellow is darkened, because on white it cannot be seen as a thin line."""
+"""Okabe and Ito's colours; the yellow is darkened, because thin lines of theirs cannot be seen on white."""
 
 
 Dash = Literal["-", "--", "-.", ":", "None"] | tuple[int, tuple[float, ...]]
-"""How a line is broken: a name of Matplotlib, or an offset and the lengths of dashes and gaps."""
+"""A dash pattern: one of Matplotlib's names, or an offset and the lengths of dashes and gaps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,23 +92,23 @@ AXES = {
     schema.JS_DIVERGENCE: "JS divergence (nats)",
     "alpha": f"Position {ALPHA}, from π(A) to B",
 }
-"""What is measured -> axis label with its unit; pp are percentage points."""
+"""Measure -> axis label with its unit; pp are percentage points."""
 
 PAGE_WIDTH = 10.4
 PANEL_WIDTHS = (2.3, 3.45)
-"""Inches: three panels in a row fill the page; many make the figure wider than the page rather than unreadable."""
+"""Bounds in inches: three panels in a row fill the page; with many, the figure grows wider than the page."""
 MOST_ACROSS = 4
-"""Panels that a single column of them is set side by side."""
+"""Panels per row, at most, if a single column of panels is wrapped."""
 LEAST_WIDTH = 5.6
-"""Inches: what the legend needs."""
+"""Inches that the legend needs."""
 LEGEND_HEIGHT = 0.4
 GROUND = 'style="background: white"'
 HANDLE = 2.6
 """Length of a line in the legend, in units of the font size."""
 LEGEND_COLUMN = 0.68
-"""Inches of a column of the legend beside its text."""
+"""Inches of a legend column without its text."""
 CHARACTER = 0.066
-"""Width of a character of a title or legend in inches, roughly."""
+"""Approximate width of a character of a title or legend in inches."""
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -145,14 +146,14 @@ RC: dict[str, Any] = {
 
 
 def themed(**more: Any) -> AbstractContextManager[None]:
-    """Return a context in which Matplotlib draws in the study's style, whatever the user's own settings are."""
+    """Return a context in which Matplotlib draws in the study's style and ignores the user's own settings."""
     ours: dict[str, Any] = {**cast(Any, matplotlib.rcParamsDefault), **RC, **more}
-    ours.pop("backend")  # to set it would start a graphical backend
+    ours.pop("backend")  # setting it would start a graphical backend
     return matplotlib.rc_context(cast(Any, ours))
 
 
 def look(row: str) -> Look:
-    """Return how a row of :func:`analysis.cells.rows` is drawn; another match changes the dash, not the colour."""
+    """Return how a row of :func:`analysis.cells.rows` is drawn: the colour tells the method, the dash the matching."""
     name, _, how = row.partition(":")
     known = LOOKS.get(name, STRANGER)
     if not how:
@@ -165,10 +166,10 @@ def panels(rows: int, columns: int, tall: float = 0.56, *, wrap: bool = False) -
     """Return a figure with a grid of empty panels, as a list of rows.
 
     Args:
-        rows: of panels.
-        columns: of panels.
-        tall: height of a panel over its width, what is around it left aside.
-        wrap: whether the rows of a single column may stand side by side, which leaves less of the page empty.
+        rows: number of rows.
+        columns: number of columns.
+        tall: height of a panel over its width, without titles and labels.
+        wrap: whether a single column may be wrapped into several, which fills more of the page.
     """
     across = min(rows, MOST_ACROSS) if wrap and columns == 1 else columns
     down = math.ceil(rows * columns / across)
@@ -183,7 +184,7 @@ def panels(rows: int, columns: int, tall: float = 0.56, *, wrap: bool = False) -
 
 
 def axis_labels(panels: Iterable[Iterable[Axes]], x: str, y: str) -> None:
-    """Say what the axes are: below the lowest panel of each column, and left of the first panel of each row."""
+    """Label the axes below the lowest panel of each column and left of the first panel of each row."""
     lowest: dict[int, Axes] = {}
     for axes in (axes for line in panels for axes in line):
         spec = axes.get_subplotspec()
@@ -196,13 +197,13 @@ def axis_labels(panels: Iterable[Iterable[Axes]], x: str, y: str) -> None:
 
 
 def title(axes: Axes, left: str, n: str = "", beside: float = 0.0) -> None:
-    """Say what a panel shows, and over how many pairs; a long title is broken so that both fit.
+    """Write a panel's title and its number of pairs; a long title is broken into lines so that both fit.
 
     Args:
         axes: the panel.
-        left: what it shows.
-        n: over how many pairs.
-        beside: inches that something to the right of the panel takes from it.
+        left: the title.
+        n: the number of pairs, in words.
+        beside: inches of the panel that are taken by something to its right.
     """
     figure, spec = axes.get_figure(root=True), axes.get_subplotspec()
     assert figure is not None
@@ -214,7 +215,7 @@ def title(axes: Axes, left: str, n: str = "", beside: float = 0.0) -> None:
 
 
 def _broken(text: str, room: int) -> str:
-    """Return a text with its lines broken after commas only, as far as they are longer than `room` characters."""
+    """Return a text with lines of at most `room` characters, as far as breaks after commas allow."""
     blank = "\N{NO-BREAK SPACE}"
     joined = text.replace(" ", blank).replace(f",{blank}", ", ")
     return "\n".join(textwrap.wrap(joined, room, break_long_words=False)).replace(blank, " ")
@@ -227,50 +228,29 @@ def empty(axes: Axes, text: str = "no finished run") -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK, alpha=0.6, fontsize=8)
 
 
-def mark_size(look: Look, size: float = 5.5) -> float:
-    """Return the size at which a marker on its own looks as large as the others: points and stars are drawn smaller."""
-    return size * {".": 1.7, "*": 1.5}.get(look.marker, 1.0)
+def mark(look: Look, size: float = 5.5) -> dict[str, Any]:
+    """Return how a marker is drawn, as keywords of ``plot``; points and stars are enlarged to look like the others."""
+    size *= {".": 1.7, "*": 1.5}.get(look.marker, 1.0)
+    return {"color": look.colour, "marker": look.marker, "markersize": size, "markeredgewidth": 0}
 
 
-def errorbars(axes: Axes, x: Sequence[float], mean: Sequence[float], std: Sequence[float], drawn: Look) -> None:
-    """Draw means joined by a line, with one standard deviation up and down where there is one."""
-    axes.errorbar(
-        x,
-        mean,
-        yerr=std,
-        color=drawn.colour,
-        marker=drawn.marker,
-        linestyle=drawn.dash,
-        linewidth=1.4,
-        markersize=mark_size(drawn, 4.5),
-        markeredgewidth=0,
-        elinewidth=1.0,
-    )
+def errorbars(axes: Axes, x: Iterable[float], numbers: pd.DataFrame, drawn: Look) -> None:
+    """Draw the column ``mean`` as points joined by a line, with ``std`` up and down where there is one."""
+    mean, std = numbers["mean"].tolist(), numbers["std"].tolist()
+    axes.errorbar(list(x), mean, yerr=std, linestyle=drawn.dash, linewidth=1.4, elinewidth=1.0, **mark(drawn, 4.5))
 
 
 def level(axes: Axes, mean: float, std: float, drawn: Look) -> None:
-    """Draw a value that does not depend on the horizontal axis: a line, and a band of one standard deviation."""
+    """Draw a value that does not depend on x: a horizontal line, and a band of one standard deviation."""
     axes.axhline(mean, color=drawn.colour, linestyle=drawn.dash, linewidth=1.1)
     if std > 0:
         axes.axhspan(mean - std, mean + std, color=drawn.colour, alpha=0.12, linewidth=0)
 
 
 def legend(figure: Figure, drawn: Iterable[tuple[str, Look]]) -> None:
-    """Put one legend above all panels, in as many columns as the figure has room for."""
+    """Put one legend above all panels, with as many columns as fit."""
     entries = list(drawn)
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=look.colour,
-            marker=look.marker,
-            markersize=mark_size(look, 4.5),
-            linestyle=look.dash,
-            markeredgewidth=0,
-            label=name,
-        )
-        for name, look in entries
-    ]
+    handles = [Line2D([], [], linestyle=look.dash, label=name, **mark(look, 4.5)) for name, look in entries]
     if handles:
         columns = _columns([name for name, _ in entries], figure.get_size_inches()[0])
         with themed():
@@ -278,7 +258,7 @@ def legend(figure: Figure, drawn: Iterable[tuple[str, Look]]) -> None:
 
 
 def _columns(names: Sequence[str], room: float) -> int:
-    """Return the largest number of columns, at most five, in which a legend is no wider than the room in inches."""
+    """Return the largest number of columns, at most five, that keep a legend within `room` inches."""
     for columns in range(min(len(names), 5), 1, -1):
         rows = math.ceil(len(names) / columns)
         widest = (max(map(len, names[start : start + rows])) for start in range(0, len(names), rows))
@@ -293,7 +273,7 @@ def methods_legend(figure: Figure, rows: Iterable[str]) -> None:
 
 
 def width_axis(axes: Axes, widths: Sequence[float]) -> None:
-    """Make the horizontal axis a doubling scale with a tick at each width."""
+    """Make the horizontal axis a base-2 logarithmic scale with a tick at each width."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(list(widths)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -302,7 +282,7 @@ def width_axis(axes: Axes, widths: Sequence[float]) -> None:
 
 
 def sparsity_position(sparsity: float) -> float:
-    """Return where a sparsity lies on :func:`sparsity_axis`: at minus the logarithm of the share that is left."""
+    """Return the position of a sparsity on :func:`sparsity_axis`: minus log2 of the remaining share of weights."""
     return -math.log2(1 - sparsity)
 
 
@@ -318,10 +298,10 @@ def sparsity_axis(
 
     Args:
         axes: the panel.
-        sparsities: what was measured, in [0, 1); ticks stand at these.
-        most: how many ticks to set at most; if there are more, the last and others evenly before it.
-        decimals: digits after the point at most.
-        below: sparsity -> what is said under its tick, too.
+        sparsities: measured sparsities in [0, 1), which get the ticks.
+        most: number of ticks, at most; if there are more sparsities, the last one and evenly spaced ones before it.
+        decimals: digits after the decimal point, at most.
+        below: sparsity -> a second line under its tick.
     """
     every = sorted(set(sparsities))
     step = math.ceil(len(every) / most)
@@ -337,8 +317,8 @@ def sparsity_axis(
 
 
 def _settle(figure: Figure) -> None:
-    """Lay a figure out once and for all its formats: it is the slowest part of drawing."""
-    for text in figure.findobj(Text):  # names of datasets, matchers, ... are written as they are, dollars and all
+    """Lay a figure out once for all its formats, because layout is the slowest part of drawing."""
+    for text in figure.findobj(Text):  # a dollar sign in the name of a dataset, say, begins no formula
         text.set_parse_math(False)
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         with themed():
@@ -351,7 +331,7 @@ def svg(figure: Figure, name: str) -> str:
 
     Args:
         figure: the figure.
-        name: distinguishes the ids inside from those of other figures on the same page.
+        name: prefix that makes the ids inside unique among the figures of a page.
     """
     _settle(figure)
     stream = io.StringIO()
@@ -366,14 +346,14 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def on_page(svg: str) -> str:
-    """Return what :func:`svg` returned without its ground, and with all that is ink in the colour of the page."""
+    """Return a drawing of :func:`svg` without its ground, with its ink in the text colour of the page."""
     return svg.replace(f"{GROUND} ", "", 1).replace(INK, "currentColor")
 
 
 def save(figure: Figure, path: Path, **options: Any) -> None:
-    """Write a figure to a file on a white ground, in the format that the name ends in.
+    """Write a figure on a white ground to a file, in the format of the file's suffix.
 
-    The same figure makes the same file: the time of writing is not in it.
+    The same figure makes the same file, because no time stamp is written.
     """
     if path.suffix == ".svg":
         path.write_text(svg(figure, f"fig-{path.stem}"), encoding="utf-8")

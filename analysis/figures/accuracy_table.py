@@ -1,7 +1,4 @@
-"""Table: test accuracy of every method in every cell, and what permuting the mask gains over reusing it as it is.
-
-Run it alone with ``python -m analysis.figures.accuracy_table --space NAME``.
-"""
+"""Table: test accuracy of every method in every cell, and what permuting the mask gains over reusing it as it is."""
 
 from __future__ import annotations
 
@@ -12,16 +9,14 @@ import pandas as pd
 from analysis import cells, labels, stats
 from analysis.drawing import facets
 from analysis.drawing.signs import MINUS
-from analysis.load import runs as load
+from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
-
-__all__ = ["CAPTION", "TITLE", "comparison", "controls", "formatted", "load", "notes", "table"]
 
 GRID = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
 INTERVAL = "[95\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}CI] (n)"
 CELL = "cell"
-"""Number of a cell, in the order of the grid."""
+"""Column: number of a cell, in the order of the grid."""
 MAIN = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
 """Rows of the main table; the others are in :func:`controls`."""
 KEPT = {labels.axis(name) for name in GRID}
@@ -30,8 +25,10 @@ CAPTION = (
     "Test accuracy in percent after the last epoch: mean ± sample standard deviation (number of runs). "
     f"Permuted {MINUS} naive: mean of the paired differences in percentage points with its 95 % t interval (number of "
     "pairs A, B that have both). p: paired t test, adjusted for the number of cells (Holm). Gap closed: "
-    f"(permuted {MINUS} naive) / (LTH {MINUS} naive), where LTH is ahead of naive by more than a standard error."
+    f"(permuted {MINUS} naive) / (LTH {MINUS} naive), if LTH is ahead of naive by more than a standard error."
 )
+
+load = runs
 
 
 @once
@@ -95,7 +92,7 @@ def comparison(pairs: pd.DataFrame) -> dict[str, float]:
 
 @once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as people read it; an axis on which all cells agree is left to the caption."""
+    """Return the table as people read it, with the axes of the grid that vary, and width, sparsity and rewind epoch."""
     numbers = table(frame)
     if numbers.empty:
         return numbers
@@ -107,7 +104,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def controls(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the other rows as people read them, each with what permuted is ahead of it; empty if there are none."""
+    """Return the other rows as people read them, each with permuted's lead over it; empty if there are none."""
     numbers = table(frame)
     others = [row for row in _rows(numbers) if row not in MAIN]
     if not others:
@@ -122,7 +119,7 @@ def controls(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ahead(frame: pd.DataFrame, row: str) -> list[str]:
-    """Return how far permuted is ahead of another row in each cell, paired, with its interval."""
+    """Return permuted minus another row in each cell, paired, with its interval."""
     every = [pairs.reindex(columns=[cells.PERMUTED, row]) for pairs in _pairs(*_numbered(frame))]
     return [str(stats.paired_difference(pairs[cells.PERMUTED].tolist(), pairs[row].tolist())) for pairs in every]
 
@@ -133,7 +130,7 @@ def _rows(numbers: pd.DataFrame) -> list[str]:
 
 def _places(numbers: pd.DataFrame, by: list[str]) -> dict[str, list[str]]:
     """Return the columns that say where in the grid a line stands."""
-    shown = [name for name in by if name in GRID or numbers[name].nunique(dropna=False) > 1]
+    shown = facets.told_apart(numbers, by, always=GRID)
     return {labels.axis(name): [labels.value(name, value) for value in numbers[name]] for name in shown}
 
 
@@ -160,8 +157,8 @@ def notes(frame: pd.DataFrame) -> list[str]:
         said.append("No run has finished yet.")
     elif cells.indistinct(scored, by):
         said.append(
-            f"{labels.plural(cells.indistinct(scored, by), 'entry', 'entries')} average several runs of one pair "
-            "that no recorded setting tells apart."
+            f"{labels.plural(cells.indistinct(scored, by), 'entry', 'entries')} average several runs of one pair whose "
+            "recorded settings are the same."
         )
     variants = [row for row in cells.row_order(scored[cells.ROW]) if ":" in row]
     if variants:
@@ -170,12 +167,5 @@ def notes(frame: pd.DataFrame) -> list[str]:
         when = "at the end of B's training" if epoch == cells.END else f"after {epoch} epochs of B's training"
         others = [f", {name}={main[name]}" for name in main if any(f"{name}=" in row for row in variants)]
         how = f"matched by {main[schema.PARAM_MATCHER]}, {when}{''.join(others)}"
-        said.append(f"Permuted without further words: {how}.")
+        said.append(f"Permuted, if not stated otherwise: {how}.")
     return said
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import accuracy_table
-
-    command.run_module(accuracy_table)

@@ -1,7 +1,4 @@
-"""Figure: device time by kind of job, and what sharing jobs between cells has saved.
-
-Run it alone with ``python -m analysis.figures.cost --space NAME``.
-"""
+"""Figure: device time by kind of job, and how much of it sharing jobs between cells has saved."""
 
 from __future__ import annotations
 
@@ -14,26 +11,25 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis import labels
-from analysis.drawing import style
+from analysis.drawing import facets, style
 from analysis.drawing.signs import TIMES
-from analysis.load import runs as load
+from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 from trainables.graph import snapshot_key
 from trainables.schema import FINISHED
 
-__all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
-
 TITLE = "What it cost, and what sharing saved"
 CAPTION = (
-    "Device time by kind of job: wall-clock time of each job's own work on the device, or share of one, that it ran "
-    "on, over n finished jobs. Alone: what it would have taken if every sparse net had been computed by itself, with "
-    "the dense nets (of one that is only rewound to, the epochs up to there), pruning rounds and matches that it rests "
-    "on; all other jobs count once."
+    "Device time by kind of job: sum over n finished jobs of the wall-clock time that each worked on its device (or "
+    "share of a device). Alone: the time if nothing were shared, so that every sparse net needed its own dense nets "
+    "(up to the rewind epoch if that is all it uses), pruning rounds and matches; all other jobs count once."
 )
 HOUR = 3600.0
 UNITS = ((HOUR, "Device time (hours)"), (60.0, "Device time (minutes)"), (1.0, "Device time (seconds)"))
 TOTAL = "total"
+
+load = runs
 
 
 @once
@@ -41,8 +37,9 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per kind of job, and their ``total``.
 
     Columns: ``job``; ``jobs``, finished ones whose time is on record; ``hours``, device-hours that they took;
-    ``hours_reused``, the part of it that was not spent for this study, because the store had the result;
-    ``hours_alone``, device-hours if every sparse net had been computed by itself; ``hours_saved``, their difference.
+    ``hours_reused``, the part of ``hours`` that was not spent for this study, because the store had the result;
+    ``hours_alone``, device-hours if every sparse net had been computed by itself; ``hours_saved``, ``hours_alone`` -
+    ``hours``.
     """
     done = frame[(frame["status"] == FINISHED) & frame[schema.SECONDS].notna()]
     seconds = dict(zip(done["key"], done[schema.SECONDS], strict=True))
@@ -68,16 +65,15 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def times_needed(frame: pd.DataFrame) -> dict[str, float]:
-    """Return how many times the finished sparse nets of a study would have computed each job, had they not shared.
+    """Return job -> how often the finished sparse nets would have computed it without sharing.
 
-    A net that needs a dense net no further than some epoch needs it by that share of its epochs. Jobs on which no
-    sparse net rests are not there.
+    A sparse net that needs only the first epochs of a dense net counts by that share of the dense net's epochs. Jobs
+    that no sparse net depends on are left out.
     """
     parents = dict(zip(frame["key"], frame["parents"].str.split(","), strict=True))
     states = _states(frame, {name for names in parents.values() for name in names if name} - parents.keys())
     times: Counter[str] = Counter()
-    sparse = frame[(frame[schema.PARAM_STAGE] == schema.SPARSE) & (frame["status"] == FINISHED)]
-    for root in sparse["key"]:
+    for root in facets.finished(frame, schema.SPARSE)["key"]:
         shares: dict[str, float] = {}
         stack = [root]
         while stack:
@@ -91,7 +87,7 @@ def times_needed(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def _states(frame: pd.DataFrame, keys: set[str]) -> dict[str, tuple[str, float]]:
-    """Return whose states some keys are: key of a state -> key of the dense net, share of its epochs up to there."""
+    """Return key of a dense net's state -> key of the dense net, share of its epochs up to that state."""
     asked = frame[[schema.PARAM_REWIND_EPOCH, schema.PARAM_MATCH_EPOCH]].stack().dropna()
     epochs = {int(epoch) + offset for epoch in set(asked) if epoch >= 0 for offset in (0, 1)}  # see `rewind_offset`
     found = {}
@@ -155,12 +151,12 @@ def _bars(axes: Axes, kinds: pd.DataFrame, total: float) -> None:
 
 
 def _unit(hours: float) -> tuple[float, str]:
-    """Return the largest unit of which there are two, in seconds, and the label of an axis in it."""
+    """Return the largest unit with a value of at least 2, in seconds, and the axis label for it."""
     return next(((size, label) for size, label in UNITS if hours * HOUR >= 2 * size), UNITS[-1])
 
 
 def _duration(hours: float) -> str:
-    """Return hours with three significant digits, in minutes or seconds if they are few."""
+    """Return a duration with three significant digits, in hours, minutes or seconds."""
     for size, unit in ((HOUR, "h"), (60.0, "min")):
         if hours * HOUR >= 2 * size:
             return f"{float(f'{hours * HOUR / size:.3g}'):,g} {unit}"
@@ -184,19 +180,19 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
-    """Return on what the time was spent, and what is not counted, one sentence each."""
+    """Return what the time was spent on, and what is not counted, one sentence each."""
     numbers = table(frame)
     if numbers.empty:
         return ["No job has finished with its time on record."]
     total, said = numbers.iloc[-1], []
     if total["hours_reused"] > 0:
         said.append(
-            f"{_duration(total['hours_reused'])} of it was not spent for this study: the store had these results."
+            f"{_duration(total['hours_reused'])} of it was not spent for this study, which reused stored results."
         )
     devices = Counter(_devices(frame[frame["status"] == FINISHED]))
     if len(devices) > 1:
         named = [f"{device} ({count} jobs)" for device, count in devices.most_common()]
-        said.append(f"An hour of one device is not one of another: {labels.listed(named)}.")
+        said.append(f"Device-hours of different devices are added up: {labels.listed(named)}.")
     timeless = int(((frame["status"] == FINISHED) & frame[schema.SECONDS].isna()).sum())
     if timeless:
         said.append(f"{labels.plural(timeless, 'finished job')} without a time on record, not counted.")
@@ -212,10 +208,3 @@ def _devices(frame: pd.DataFrame) -> Iterator[str]:
         named = dict(tag.partition("=")[::2] for tag in tags.split("; "))
         if named.get("device"):
             yield named["device"]
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import cost
-
-    command.run_module(cost)

@@ -1,42 +1,38 @@
-"""Figure: test accuracy of the permuted net against the epoch of B's training at which it was matched (table 15).
-
-Run it alone with ``python -m analysis.figures.early_matching --space NAME``.
-"""
+"""Figure: test accuracy of the permuted net against the epoch of B's training at which B was matched (table 15)."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import cells, labels, stats
-from analysis.drawing import facets, style
+from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import MINUS
-from analysis.load import runs as load
+from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
-from trainables.schema import FINISHED
-
-__all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
 
 TITLE = "Matching net B early in its training"
 CAPTION = (
-    "Test accuracy of the permuted net against the number of epochs t that net B had been trained for when net A, "
-    "fully trained, was matched to it; the mask is the same, and sparse training starts from the same state of B. Mean "
-    "± sample standard deviation over n pairs (A, B). Level lines with bands: LTH and naive, which need no match. Each "
-    "panel has its own vertical scale; the epochs are set evenly. In the table: mean ± standard deviation (n), and the "
-    f"mean paired difference permuted {MINUS} naive in percentage points."
+    "Test accuracy of the permuted net against t, the number of epochs that net B had been trained for when the fully "
+    "trained net A was matched to it. Mask and starting point of sparse training do not depend on t. Mean ± sample "
+    "standard deviation over n pairs (A, B). Horizontal lines with bands: LTH and naive, which need no match. Each "
+    "panel has its own vertical scale; the epochs are evenly spaced. In the table: mean ± standard deviation (n), and "
+    f"the mean paired difference permuted {MINUS} naive in percentage points."
 )
 LEVEL = (cells.LTH, cells.NAIVE)
 """Rows that do not depend on the match."""
 T = schema.PARAM_MATCH_EPOCH
 CELL = "cell"
-"""Number of a cell, in the order of the grid."""
+"""Column: number of a cell, in the order of the grid."""
 PERMUTED_AT = rf"{cells.PERMUTED}(:t=\d+)?"
-"""Rows of permuted nets whose match differs in nothing but its epoch."""
+"""Rows of permuted nets whose matches differ in their epoch only."""
+
+load = runs
 
 
 @once
@@ -65,7 +61,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _leads(scored: pd.DataFrame) -> dict[tuple[int, int], stats.Difference]:
-    """Return how far permuted is ahead of naive, paired, by cell and match epoch."""
+    """Return permuted - naive, paired, by cell and match epoch."""
     naive = scored[scored[cells.ROW] == cells.NAIVE]
     permuted = scored[scored[cells.ROW] == cells.PERMUTED]
     leads = {}
@@ -77,9 +73,9 @@ def _leads(scored: pd.DataFrame) -> dict[tuple[int, int], stats.Difference]:
 
 
 def _matched(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the scores of LTH, naive and permuted, the latter with the epoch at which it was matched.
+    """Return the scores of LTH, naive and permuted, the last with the epoch at which it was matched.
 
-    Of the ways to match that the study tried, the main one; nothing at all if none of it was early.
+    If the study has several ways to match, only its main one counts. Empty if no match was early.
     """
     scored = cells.scores(frame)
     permuted = scored[cells.ROW].str.fullmatch(PERMUTED_AT).astype(bool)
@@ -93,7 +89,7 @@ def _matched(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _last_epoch(frame: pd.DataFrame) -> int:
     """Return for how many epochs the dense nets are trained."""
-    dense = frame[(frame[schema.PARAM_STAGE] == schema.DENSE) & (frame["status"] == FINISHED)]
+    dense = facets.finished(frame, schema.DENSE)
     known = pd.concat([frame.get("dense_epochs", pd.Series(dtype=str)), dense.get("epochs", pd.Series(dtype=str))])
     numbers = pd.to_numeric(known, errors="coerce").dropna()
     return int(numbers.max()) if len(numbers) else cells.END
@@ -101,39 +97,35 @@ def _last_epoch(frame: pd.DataFrame) -> int:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: rows of panels by width, rewind epoch (task, varied recipe), columns by sparsity."""
-    by = cells.axes(frame)
     numbers = table(frame)
-    rows, columns = facets.grid(numbers, by, across=schema.PARAM_SPARSITY, without=T)
-    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1))
-    names = facets.told_apart(numbers, by, hide=T)
-    for place, line in zip(rows, panels, strict=False):
-        for sparsity, axes in zip(columns, line, strict=True):
-            panel = {**place, schema.PARAM_SPARSITY: sparsity}
-            here = facets.at(numbers, panel)
-            style.title(axes, labels.cell(panel, names), facets.count(here["n"]))
-            _panel(axes, here)
-    if not rows:
-        style.empty(panels[0][0], "nothing matched early")
-    for line in panels:
-        line[0].set_ylabel(style.AXES[schema.TEST_ACCURACY])
-    for axes in panels[-1]:
-        axes.set_xlabel(style.AXES[T])
+    drawn, panels = grid.panels(
+        numbers,
+        cells.axes(frame),
+        across=schema.PARAM_SPARSITY,
+        x=style.AXES[T],
+        y=style.AXES[schema.TEST_ACCURACY],
+    )
+    for panel in itertools.chain(*panels):
+        panel.title(panel.lines["n"])
+        _panel(panel)
     looks = {row: style.look(row) for row in cells.row_order(numbers[cells.ROW])}
     level = {row: dataclasses.replace(look, marker="None") for row, look in looks.items() if row in LEVEL}
     style.legend(drawn, [(labels.method(row), look) for row, look in (looks | level).items()])
     return drawn
 
 
-def _panel(axes: Axes, numbers: pd.DataFrame) -> None:
+def _panel(panel: grid.Panel) -> None:
+    axes, numbers = panel.axes, panel.lines
     permuted = numbers[numbers[cells.ROW] == cells.PERMUTED].sort_values(T)
     if permuted.empty:
-        style.empty(axes)
+        if len(numbers):
+            style.empty(axes)
         return
     for row in LEVEL:
         for one in numbers[numbers[cells.ROW] == row].itertuples():
             style.level(axes, float(one.mean), float(one.std), style.look(row))
     places = range(len(permuted))
-    style.errorbars(axes, places, permuted["mean"].tolist(), permuted["std"].tolist(), style.look(cells.PERMUTED))
+    style.errorbars(axes, places, permuted, style.look(cells.PERMUTED))
     axes.set_xticks(places, [str(epoch) for epoch in permuted[T]])
     axes.set_xlim(-0.5, len(permuted) - 0.5)
 
@@ -142,25 +134,22 @@ def _panel(axes: Axes, numbers: pd.DataFrame) -> None:
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it: a line per cell, a column per match epoch."""
     numbers, by = table(frame), cells.axes(frame)
-    if numbers.empty:
-        return pd.DataFrame()
-    shown = facets.told_apart(numbers, by, hide="")
+    shown = facets.told_apart(numbers, by)
     level = [row for row in LEVEL if row in set(numbers[cells.ROW])]
     epochs = sorted(numbers[T].dropna().unique())
     lines = []
-    for place, group in numbers.groupby(by, dropna=False):
-        at = dict(zip(by, place, strict=True))
-        line = {labels.axis(name): labels.value(name, at[name]) for name in shown}
+    for place, group in facets.places(numbers, by):
+        line = labels.place(place, shown)
         line |= {labels.method(row): _text(group[group[cells.ROW] == row]) for row in level}
         lines.append(line | {f"t = {epoch}": _text(group[group[T] == epoch]) for epoch in epochs})
     return pd.DataFrame(lines)
 
 
 def _text(numbers: pd.DataFrame) -> str:
-    """Return ``mean ± std (n)`` of the only line, if there is one, and how far it is ahead of naive."""
+    """Return ``mean ± std (n)`` of the only line, if there is one, and its difference from naive."""
     for line in numbers.to_dict("records"):
         mean = stats.format_mean(line["mean"], line["std"], line["n"], decimals=2)
-        lead = stats.format_difference(line["minus_naive"], stats.NAN, stats.NAN)
+        lead = stats.format_difference(line["minus_naive"])
         return f"{mean}, {lead}" if lead else mean
     return ""
 
@@ -169,7 +158,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
     """Return what the figure leaves out, one sentence each."""
     numbers = table(frame)
     if numbers.empty:
-        return ["All nets were matched at the end of B's training; a space asks for more by match_epoch."]
+        return ["All nets were matched at the end of B's training; match_epoch in a space sets other epochs."]
     said = []
     if cells.NAIVE not in set(numbers[cells.ROW]):
         said.append("No naive net has finished, so there is nothing to compare with.")
@@ -177,12 +166,5 @@ def notes(frame: pd.DataFrame) -> list[str]:
     others = [row for row in others if not re.fullmatch(PERMUTED_AT, row)]
     if others:
         said.append(f"Left to the table of accuracies: {labels.listed(map(labels.method, others))}.")
-    cut = facets.cut_off(numbers, cells.axes(frame), schema.PARAM_SPARSITY, T)
+    cut = grid.cut_off(numbers, cells.axes(frame), schema.PARAM_SPARSITY)
     return said + facets.left_out(frame) + cut
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import early_matching
-
-    command.run_module(early_matching)

@@ -1,11 +1,7 @@
-"""Figure: what permuting the mask gains over reusing it as it is, cell by cell, with intervals: a forest plot.
-
-Run it alone with ``python -m analysis.figures.effects --space NAME``.
-"""
+"""Figure: what permuting the mask gains over reusing it as it is, cell by cell: a forest plot."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,97 +10,94 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import cells, labels, stats
-from analysis.drawing import facets, intervals, style
+from analysis.drawing import facets, grid, intervals, style
 from analysis.drawing.signs import DASH, MINUS
 from analysis.figures import accuracy_table
-from analysis.load import runs as load
+from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
-
-__all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
 
 TITLE = "What permuting the mask gains, cell by cell"
 CAPTION = (
     f"Test accuracy of the permuted net {MINUS} that of the naive net of the same pair (A, B), in percentage points: "
-    "mean and 95 % t interval over n pairs, a line per rewind epoch. Filled marks: p < 0.05 in the paired t test after "
-    "Holm's correction over all cells of the study. Bars below: mean over the rewind epochs from 1 on, interval over "
-    f"pairs. On the right: share of the way from naive to LTH that permuting covers, {DASH} where LTH is not ahead of "
-    "naive by more than a standard error; in the table with Fieller's 95 % interval over pairs. The panels of one "
-    "row share their scale; arrows: the interval goes on."
+    "mean and 95 % t interval over n pairs, a line per rewind epoch. Filled markers: p < 0.05 in the paired t test "
+    "after Holm's correction over all cells of the study. Diamonds: mean over the rewind epochs from 1 on, interval "
+    f"over pairs. On the right: share of the gap from naive to LTH that permuting closes; {DASH} where LTH is not "
+    "ahead of naive by more than a standard error. In the table with Fieller's 95 % interval over pairs. The panels of "
+    "a row share their scale; an arrow means that the interval extends beyond the panel."
 )
-LEVEL = 0.05
 DRAWN = style.look(cells.PERMUTED)
 COMPARED = (cells.PERMUTED, cells.NAIVE, cells.LTH)
 COLUMNS = ("permuted_minus_naive", "ci_low", "ci_high", "pairs", "p")
 SHARES = ("lth_minus_naive", "lth_minus_permuted", "share_closed", "share_low", "share_high")
+
+load = runs
 
 
 @once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per cell that has a pair with both nets, and one for each mean over rewind epochs.
 
-    Columns: the cell's axes; ``cells``, how many cells the line is the mean of: a line without a rewind epoch is that
-    over the epochs from 1 on that all its pairs have; ``permuted_minus_naive``, ``ci_low``, ``ci_high`` (percentage
-    points, 95 %), ``pairs``, ``p``; ``p_holm``, adjusted for the number of single cells; ``lth_minus_naive``,
-    ``lth_minus_permuted`` (percentage points, over the pairs that have all three); ``share_closed`` with ``share_low``,
-    ``share_high`` (:func:`analysis.stats.paired_share`), missing where the gap from naive to LTH is too small.
+    Columns: the cell's axes; ``cells``, the number of cells that the line averages: a line without a rewind epoch is
+    the mean over the epochs from 1 on that all its pairs have; ``permuted_minus_naive``, ``ci_low``, ``ci_high``
+    (percentage points, 95 %), ``pairs``, ``p``; ``p_holm``, adjusted for the number of single cells;
+    ``lth_minus_naive``, ``lth_minus_permuted`` (percentage points, over the pairs that have all three);
+    ``share_closed`` with ``share_low``, ``share_high`` (:func:`analysis.stats.paired_share`), missing where the gap
+    from naive to LTH is too small.
     """
     by = cells.axes(frame)
     pairs = cells.paired(cells.scores(frame), by).reindex(columns=list(COMPARED)).reset_index()
     pairs = pairs.dropna(subset=[cells.PERMUTED, cells.NAIVE])
-    lines = [_line(group, by, cell) for cell, group in pairs.groupby(by, dropna=False)]
-    lines += _pooled(pairs, by)
-    result = pd.DataFrame(lines, columns=[*by, "cells", *COLUMNS, "p_holm", *SHARES])
+    lines = [place | _line(group) for place, group in facets.places(pairs, by)]
+    result = pd.DataFrame([*lines, *_pooled(pairs, by)], columns=[*by, "cells", *COLUMNS, "p_holm", *SHARES])
     single = result["cells"] == 1
     result.loc[single, "p_holm"] = stats.holm(result.loc[single, "p"].tolist())
     result = result.astype({schema.PARAM_REWIND_EPOCH: "Int64", "p_holm": float})
     return result.sort_values([*by], na_position="last", ignore_index=True)
 
 
-def _line(pairs: pd.DataFrame, by: Sequence[str], cell: Sequence[Any], count: int = 1) -> dict[str, Any]:
+def _line(pairs: pd.DataFrame, count: int = 1) -> dict[str, Any]:
     permuted, naive, lth = pairs[list(COMPARED)].to_numpy(dtype=float).T
     gaps = {
         "lth_minus_naive": stats.summarize(lth - naive).mean,
         "lth_minus_permuted": stats.summarize(lth - permuted).mean,
     }
-    return {**dict(zip(by, cell, strict=True)), "cells": count, **gaps, **accuracy_table.comparison(pairs)}
+    return {"cells": count, **gaps, **accuracy_table.comparison(pairs)}
 
 
 def _pooled(pairs: pd.DataFrame, by: list[str]) -> list[dict[str, Any]]:
-    """Return a line per place that has several rewind epochs from 1 on: means over them, intervals over pairs."""
+    """Return a line per place with several rewind epochs from 1 on: means over epochs, intervals over pairs."""
     apart = [name for name in by if name != schema.PARAM_REWIND_EPOCH]
     late = pairs[pairs[schema.PARAM_REWIND_EPOCH] > 0]
     lines = []
-    for place, group in late.groupby(apart, dropna=False):
+    for place, group in facets.places(late, apart):
         present = group.groupby(schema.PARAM_REWIND_EPOCH)[cells.PAIR].nunique()
         shared = present.index[present == group[cells.PAIR].nunique()]
         if len(shared) > 1:
             common = group[group[schema.PARAM_REWIND_EPOCH].isin(shared)].groupby(cells.PAIR)[list(COMPARED)]
-            line = _line(common.mean().where(common.count() == len(shared)), apart, place, len(shared))
-            lines.append({schema.PARAM_REWIND_EPOCH: pd.NA, **line})
+            line = _line(common.mean().where(common.count() == len(shared)), len(shared))
+            lines.append({**place, schema.PARAM_REWIND_EPOCH: pd.NA, **line})
     return lines
 
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: rows of panels by sparsity (and task, and varied recipe), columns by width."""
-    by = cells.axes(frame)
     numbers = table(frame)
-    rows, columns = facets.grid(numbers, by, across=schema.PARAM_WIDTH, without=schema.PARAM_REWIND_EPOCH)
-    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1))
-    names = facets.told_apart(numbers, by, hide=schema.PARAM_REWIND_EPOCH)
-    for place, line in zip(rows, panels, strict=False):
-        limits = intervals.limits(*_values(facets.at(numbers, place)))
-        for width, axes in zip(columns, line, strict=True):
-            panel = {**place, schema.PARAM_WIDTH: width}
-            here = facets.at(numbers, panel)
-            style.title(axes, labels.cell(panel, names), facets.count(here["pairs"]), beside=0.5)
-            _panel(axes, here, limits, last=width == columns[-1])
-        line[0].set_ylabel(style.AXES[schema.PARAM_REWIND_EPOCH])
-    if not rows:
-        style.empty(panels[0][0])
-    for axes in panels[-1]:
-        axes.set_xlabel(f"Permuted {MINUS} naive (pp)")
-    if rows:
+    drawn, panels = grid.panels(
+        numbers,
+        cells.axes(frame),
+        across=schema.PARAM_WIDTH,
+        without=[schema.PARAM_REWIND_EPOCH],
+        x=f"Permuted {MINUS} naive (pp)",
+        y=style.AXES[schema.PARAM_REWIND_EPOCH],
+    )
+    for line in panels:
+        limits = intervals.limits(*_values(pd.concat([panel.lines for panel in line])))
+        for panel in line:
+            panel.title(panel.lines["pairs"], beside=0.5)
+            if len(panel.lines):
+                _draw(panel.axes, panel.lines, limits, last=panel is line[-1])
+    if panels:
         _legend(drawn, pooled=bool((numbers["cells"] > 1).any()))
     return drawn
 
@@ -113,15 +106,12 @@ def _values(numbers: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
     return numbers["permuted_minus_naive"], numbers["ci_low"], numbers["ci_high"]
 
 
-def _panel(axes: Axes, numbers: pd.DataFrame, limits: tuple[float, float], *, last: bool) -> None:
-    if numbers.empty:
-        style.empty(axes)
-        return
+def _draw(axes: Axes, numbers: pd.DataFrame, limits: tuple[float, float], *, last: bool) -> None:
     axes.set_xlim(*limits)
     axes.axvline(0, color=style.look(cells.NAIVE).colour, linewidth=1.1)
     axes.grid(False, axis="y")
     single, pooled = numbers[numbers["cells"] == 1], numbers[numbers["cells"] > 1]
-    hollow = ~(single["p_holm"] < LEVEL)
+    hollow = ~(single["p_holm"] < stats.LEVEL)
     intervals.draw(axes, range(len(single)), *_values(single), DRAWN, along="x", hollow=hollow.tolist())
     for height, (_, one) in enumerate(pooled.iterrows(), start=len(single)):
         _diamond(axes, height, one, half=min(0.28, 0.04 * len(numbers)))
@@ -140,7 +130,7 @@ def _panel(axes: Axes, numbers: pd.DataFrame, limits: tuple[float, float], *, la
 
 
 def _diamond(axes: Axes, height: int, one: pd.Series, half: float) -> None:
-    """Draw a mean over several cells as wide as its interval; a mark alone where it has none."""
+    """Draw a mean over several cells as a diamond as wide as its interval; without an interval, a small marker."""
     mean = one["permuted_minus_naive"]
     low, high = (mean if pd.isna(one[name]) else one[name] for name in ("ci_low", "ci_high"))
     axes.fill([low, mean, high, mean], [height, height - half, height, height + half], color=style.INK, linewidth=0)
@@ -171,15 +161,14 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     pooled = numbers[numbers["cells"] > 1]
     lines = []
     for line in (numbers if pooled.empty else pooled).to_dict("records"):
-        names = [name for name in facets.told_apart(numbers, by, hide="") if name != schema.PARAM_REWIND_EPOCH]
-        shown = {labels.axis(name): labels.value(name, line[name]) for name in names}
-        gap = stats.format_difference(line["lth_minus_naive"], stats.NAN, stats.NAN)
+        shown = labels.place(line, facets.told_apart(numbers, by, hide=[schema.PARAM_REWIND_EPOCH]))
+        gap = stats.format_difference(line["lth_minus_naive"])
         interval = stats.format_difference(*(line[name] for name in ("permuted_minus_naive", "ci_low", "ci_high")))
-        share = stats.Share(n=0, value=line["share_closed"], low=line["share_low"], high=line["share_high"])
+        share = stats.format_share(*(line[name] for name in ("share_closed", "share_low", "share_high")))
         epoch = labels.value(schema.PARAM_REWIND_EPOCH, line[schema.PARAM_REWIND_EPOCH])
         shown["rewind epochs"] = f"{line['cells']} (all ≥ 1)" if line["cells"] > 1 else epoch
         shown[f"Permuted {MINUS} naive [95 % CI] (n)"] = f"{interval} ({line['pairs']})"
-        lines.append({**shown, f"LTH {MINUS} naive": gap, "Gap closed [95 % CI]": str(share) or DASH})
+        lines.append({**shown, f"LTH {MINUS} naive": gap, "Gap closed [95 % CI]": share or DASH})
     return pd.DataFrame(lines)
 
 
@@ -192,25 +181,18 @@ def notes(frame: pd.DataFrame) -> list[str]:
     said = []
     alone = single["pairs"] == 1
     if alone.any():
-        said.append(f"{labels.plural(int(alone.sum()), 'cell')} of one pair each, without an interval.")
+        said.append(f"{labels.plural(int(alone.sum()), 'cell')} with a single pair, without an interval.")
     small = single["share_closed"].isna() & single["lth_minus_naive"].notna()
     if small.any():
         said.append(
-            f"In {labels.plural(int(small.sum()), 'cell')} the gap between naive and LTH is too small (within a "
-            "standard error of nothing) to ask for a share of it."
+            f"In {labels.plural(int(small.sum()), 'cell')} the gap between naive and LTH is too small (within one "
+            "standard error of zero) for a share of it to mean anything."
         )
     loose = single["share_closed"].notna() & single["share_low"].isna() & ~alone
     if loose.any():
         said.append(
-            f"In {labels.plural(int(loose.sum()), 'cell')} LTH is not ahead of naive with confidence, or the pairs do "
-            "not vary, so that the share has no interval."
+            f"In {labels.plural(int(loose.sum()), 'cell')} the share has no interval, because LTH is not significantly "
+            "ahead of naive or because the pairs do not vary."
         )
-    by = cells.axes(frame)
-    return said + facets.left_out(frame) + facets.cut_off(numbers, by, schema.PARAM_WIDTH, schema.PARAM_REWIND_EPOCH)
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import effects
-
-    command.run_module(effects)
+    cut = grid.cut_off(numbers, cells.axes(frame), schema.PARAM_WIDTH, [schema.PARAM_REWIND_EPOCH])
+    return said + facets.left_out(frame) + cut

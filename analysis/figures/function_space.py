@@ -1,11 +1,6 @@
-"""Figure and table: how good ensembles are, and how differently their members predict (the paper's table 1).
-
-Run it alone with ``python -m analysis.figures.function_space --space NAME``.
-"""
+"""Figure and table: accuracy of ensembles, and how differently their members predict (the paper's table 1)."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,22 +8,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import cells, labels, stats
-from analysis.drawing import facets, style
+from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import MINUS
-from analysis.load import runs as load
+from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 from trainables.schema import FINISHED
 
-__all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
-
 TITLE = "Ensembles, and how differently their members predict"
 CAPTION = (
-    "Test accuracy of the members (mean ± sample standard deviation over n of them) and of the ensemble, which "
-    "predicts by the mean of their probabilities; share of test images for which two members predict different "
-    "classes; Kullback-Leibler and Jensen-Shannon divergence between two members' probabilities, mean over images and "
+    "Test accuracy of the n members (mean ± sample standard deviation) and of the ensemble, which averages their "
+    "predicted probabilities. Disagreement: share of test images on which two members predict different classes. "
+    "Kullback-Leibler and Jensen-Shannon divergence between the probabilities of two members. All three are means over "
     "pairs of members. LTH members share mask and initialisation and differ in the order of the data; permuted and "
-    "naive ones share A's mask and start from different nets B; dense and IMP ones are different nets."
+    "naive members share A's mask and start from different nets B; dense and IMP members are different nets."
 )
 MEASURES = (schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE)
 NUMBERS = (
@@ -39,8 +32,12 @@ NUMBERS = (
     *MEASURES,
 )
 PLACE = (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH, schema.PARAM_SEED_A)
+OPEN = {"markerfacecolor": "none", "markeredgewidth": 1.2}
+"""How the marker of an ensemble differs from that of its members."""
 PERCENT = {schema.DISAGREEMENT: 100.0}
-"""Measure -> what it is multiplied by to be drawn."""
+"""Measure -> factor from what is recorded to what is drawn."""
+
+load = runs
 
 
 @once
@@ -51,10 +48,9 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     ``row``; ``members``; ``member_accuracy_mean`` (percent), ``member_accuracy_std`` (percentage points),
     ``ensemble_accuracy`` (percent), ``ensemble_gain`` (percentage points over the members' mean), ``disagreement``
     (share in [0, 1]), ``kl_divergence`` and ``js_divergence`` (nats). Ensembles of dense nets, which have no sparsity,
-    and of fine-tuned ones, which have no rewind epoch, stand beside all others.
+    and of IMP's fine-tuned nets, which have no rewind epoch, are repeated at every place that they can be compared at.
     """
-    named = frame.assign(**{cells.ROW: cells.rows(frame)})
-    found = named[(frame[schema.PARAM_STAGE] == schema.ENSEMBLE) & (frame["status"] == FINISHED)]
+    found = facets.finished(frame.assign(**{cells.ROW: cells.rows(frame)}), schema.ENSEMBLE)
     found = found.dropna(subset=[schema.MEMBERS, schema.ENSEMBLE_ACCURACY])
     found = _beside(found)[[*PLACE, cells.ROW, *NUMBERS]]
     gain = found[schema.ENSEMBLE_ACCURACY] - found[schema.MEMBER_ACCURACY_MEAN]
@@ -66,7 +62,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _beside(found: pd.DataFrame) -> pd.DataFrame:
-    """Return the ensembles with the place of those that have no sparsity or rewind epoch filled in."""
+    """Return the ensembles, those without a sparsity or rewind epoch once for each that the others have."""
     axes = [schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH]
     for name, shared in ((axes[0], PLACE[:3]), (axes[1], PLACE[:4])):
         missing = found[found[name].isna()].drop(columns=name)
@@ -76,11 +72,11 @@ def _beside(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Return the figure: a row of panels per place in the grid; methods one below the other in each."""
+    """Return the figure: a row of panels per place in the grid, in each panel a line per method."""
     numbers = table(frame)
     places = numbers[list(PLACE)].drop_duplicates()
-    names = _names(numbers)
-    drawn, panels = style.panels(max(min(len(places), facets.MOST_ROWS), 1), 1 + len(MEASURES))
+    names = facets.told_apart(numbers, PLACE)
+    drawn, panels = style.panels(max(min(len(places), grid.MOST_ROWS), 1), 1 + len(MEASURES))
     for place, line in zip(places.to_dict("records"), panels, strict=False):
         here = facets.at(numbers, place).iloc[::-1]
         members = facets.count(here[schema.MEMBERS])
@@ -99,34 +95,17 @@ def figure(frame: pd.DataFrame) -> Figure:
     return drawn
 
 
-def _names(numbers: pd.DataFrame) -> list[str]:
-    """Return the axes that say which ensemble is meant."""
-    always = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
-    return [name for name in PLACE if name in always or numbers[name].nunique(dropna=False) > 1]
-
-
 def _accuracies(axes: Axes, numbers: pd.DataFrame) -> None:
-    """Draw the members' mean and spread, the ensemble, and the way from one to the other."""
+    """Draw the members' mean and standard deviation, the ensemble, and a line between the two."""
     axes.set_yticks(range(len(numbers)), [labels.method(row) for row in numbers[cells.ROW]])
     for height, one in enumerate(numbers.to_dict("records")):
-        look, mean, ensemble = (
-            style.look(one[cells.ROW]),
-            one[schema.MEMBER_ACCURACY_MEAN],
-            one[schema.ENSEMBLE_ACCURACY],
-        )
+        look = style.look(one[cells.ROW])
+        mean, ensemble = one[schema.MEMBER_ACCURACY_MEAN], one[schema.ENSEMBLE_ACCURACY]
         axes.plot([mean, ensemble], [height, height], color=look.colour, linewidth=1.0, alpha=0.6)
         axes.errorbar(mean, height, xerr=one[schema.MEMBER_ACCURACY_STD], color=look.colour, capsize=2, elinewidth=1.4)
-        axes.plot(mean, height, **_filled(look))
-        axes.plot(ensemble, height, **_open(look))
+        axes.plot(mean, height, **style.mark(look))
+        axes.plot(ensemble, height, **style.mark(look) | OPEN)
     axes.set_ylim(-0.6, len(numbers) - 0.4)
-
-
-def _filled(look: style.Look) -> dict[str, Any]:
-    return {"color": look.colour, "marker": look.marker, "markersize": style.mark_size(look), "markeredgewidth": 0}
-
-
-def _open(look: style.Look) -> dict[str, Any]:
-    return {**_filled(look), "markerfacecolor": "none", "markeredgewidth": 1.2}
 
 
 def _dots(axes: Axes, numbers: pd.DataFrame, measure: str) -> None:
@@ -134,14 +113,14 @@ def _dots(axes: Axes, numbers: pd.DataFrame, measure: str) -> None:
     for height, one in enumerate(numbers.to_dict("records")):
         look, value = style.look(one[cells.ROW]), PERCENT.get(measure, 1.0) * one[measure]
         axes.plot([0, value], [height, height], color=look.colour, linewidth=1.0, alpha=0.6)
-        axes.plot(value, height, **_filled(look))
+        axes.plot(value, height, **style.mark(look))
     axes.set_ylim(-0.6, len(numbers) - 0.4)
     axes.set_xlim(left=0)
 
 
 def _legend(figure: Figure) -> None:
-    look = style.Look(colour=style.INK, marker="o")
-    kinds = {"Members, mean ± std": _filled(look), "Ensemble": _open(look)}
+    member = style.mark(style.Look(colour=style.INK, marker="o"))
+    kinds = {"Members, mean ± std": member, "Ensemble": member | OPEN}
     handles = [Line2D([], [], linestyle="none", label=name, **kind) for name, kind in kinds.items()]
     with style.themed():
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
@@ -153,16 +132,15 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = table(frame)
     if numbers.empty:
         return pd.DataFrame()
-    columns = {labels.axis(name): [labels.value(name, value) for value in numbers[name]] for name in _names(numbers)}
+    shown = facets.told_apart(numbers, PLACE)
+    columns = {labels.axis(name): [labels.value(name, value) for value in numbers[name]] for name in shown}
     columns["method"] = [labels.method(row) for row in numbers[cells.ROW]]
     members = numbers[[schema.MEMBER_ACCURACY_MEAN, schema.MEMBER_ACCURACY_STD, schema.MEMBERS]]
     columns["members (%)"] = [
         stats.format_mean(mean, std, int(n), decimals=2) for mean, std, n in members.itertuples(index=False)
     ]
     columns["ensemble (%)"] = [f"{value:.2f}" for value in numbers[schema.ENSEMBLE_ACCURACY]]
-    columns[f"ensemble {MINUS} members (pp)"] = [
-        stats.format_difference(value, stats.NAN, stats.NAN) for value in numbers["ensemble_gain"]
-    ]
+    columns[f"ensemble {MINUS} members (pp)"] = [stats.format_difference(value) for value in numbers["ensemble_gain"]]
     columns["disagreement (%)"] = [f"{100 * value:.1f}" for value in numbers[schema.DISAGREEMENT]]
     columns["KL (nats)"] = [f"{value:.3f}" for value in numbers[schema.KL_DIVERGENCE]]
     columns["JS (nats)"] = [f"{value:.3f}" for value in numbers[schema.JS_DIVERGENCE]]
@@ -178,14 +156,4 @@ def notes(frame: pd.DataFrame) -> list[str]:
     said = []
     if not finished.all():
         said.append(f"{labels.plural(int((~finished).sum()), 'ensemble')} without a result, left out.")
-    more = len(table(frame)[list(PLACE)].drop_duplicates()) - facets.MOST_ROWS
-    if more > 0:
-        said.append(f"{labels.plural(more, 'more row')} of panels left to the table.")
-    return said
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import function_space
-
-    command.run_module(function_space)
+    return said + grid.cut_off(table(frame), PLACE)

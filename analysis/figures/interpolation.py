@@ -1,12 +1,13 @@
 """Figure: accuracy and loss on the line from net A to net B, before and after matching, and the barrier by width.
 
-The same as the paper's figure 3. Run it alone with ``python -m analysis.figures.interpolation --space NAME``.
+The same as the paper's figure 3.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -16,27 +17,25 @@ from matplotlib.figure import Figure
 from analysis import cells, labels
 from analysis.drawing import facets, style
 from analysis.drawing.signs import ALPHA
-from analysis.load import curves as load
+from analysis.load import curves
 from analysis.memo import once
 from trainables import schema
 
-__all__ = ["CAPTION", "TITLE", "figure", "load", "notes", "table"]
-
 TITLE = "From net A to net B, before and after matching"
 CAPTION = (
-    "Test accuracy and loss of the dense nets' weights on the straight line from A "
-    f"({ALPHA} = 0) to B ({ALPHA} = 1), and their "
-    "barriers against width: the largest excess over the straight line between the end points' values. Before "
-    "matching A is taken as it is, after matching its units are permuted. Mean ± sample standard deviation over n "
-    "pairs (A, B)."
+    "Test accuracy and loss on the straight line between the weights of the dense nets A "
+    f"({ALPHA} = 0) and B ({ALPHA} = 1), and their barriers against width: the largest excess over the straight line "
+    "between the end points' values. Before matching: A as it is. After matching: A with its units permuted. Mean ± "
+    "sample standard deviation over n pairs (A, B)."
 )
 IDENTITY = "identity"
 How = tuple[str, str]
 HOW = (schema.PARAM_MATCHER, schema.PARAM_CORRECTION)
 PLACE = (*cells.TASK, schema.PARAM_MATCH_EPOCH)
-"""What has rows of panels of its own; B after some epochs of training is another net than B at the end."""
+"""Axes that have rows of panels: B after some epochs of training is another net than B at the end."""
 CURVES = (schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS)
 BARRIERS = (schema.ERROR_BARRIER, schema.LOSS_BARRIER)
+ABSENT = "no pair measured"
 BEFORE = style.Look(colour=style.VERMILLION, marker="s")
 DASHES: tuple[style.Dash, ...] = ("-", "--", ":")
 AFTER = (
@@ -46,6 +45,8 @@ AFTER = (
     style.Look(colour=style.ORANGE, marker="v"),
 )
 
+load = curves
+
 
 @once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -54,7 +55,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     Error barrier in percentage points, loss barrier in nats; ``measure`` says which. Match epoch: epochs of B's
     training, -1 for all.
     """
-    return _means(frame.drop_duplicates("run_id"), [*PLACE, schema.PARAM_WIDTH, *HOW], BARRIERS)
+    measured = _with_epoch(frame.drop_duplicates("run_id"))
+    return facets.spread(facets.finite(measured, BARRIERS), [*PLACE, schema.PARAM_WIDTH, *HOW], BARRIERS)
 
 
 def figure(frame: pd.DataFrame) -> Figure:
@@ -62,8 +64,8 @@ def figure(frame: pd.DataFrame) -> Figure:
     frame = _with_epoch(frame)
     places = frame[list(PLACE)].drop_duplicates().sort_values(list(PLACE)).to_dict("records")
     widths = sorted(frame[schema.PARAM_WIDTH].unique())
-    names = [name for name in PLACE if frame[name].nunique() > 1]
-    names = [*(cells.TASK if set(names) & set(cells.TASK) else ()), *names, schema.PARAM_WIDTH]
+    names = facets.told_apart(frame, PLACE, always=())
+    names = [*dict.fromkeys([*(cells.TASK if set(names) & set(cells.TASK) else ()), *names]), schema.PARAM_WIDTH]
     drawn_as = looks(frame)
     drawn, panels = style.panels(2 * max(len(places), 1), max(len(widths), 1) + 1)
     for number, place in enumerate(places):
@@ -71,15 +73,14 @@ def figure(frame: pd.DataFrame) -> Figure:
         for curve, barrier, line in zip(CURVES, BARRIERS, panels[2 * number : 2 * number + 2], strict=True):
             for width, axes in zip(widths, line, strict=False):
                 panel = {**place, schema.PARAM_WIDTH: width}
-                _curve(axes, curve, facets.at(here, panel), drawn_as, labels.cell(panel, dict.fromkeys(names)))
+                _curve(axes, curve, facets.at(here, panel), drawn_as, labels.cell(panel, names))
             _barrier(line[-1], barrier, table(here), drawn_as)
             line[0].set_ylabel(style.AXES[curve])
     for axes in panels[-1][:-1]:
         axes.set_xlabel(style.AXES["alpha"])
     panels[-1][-1].set_xlabel(style.AXES[schema.PARAM_WIDTH])
-    if not places:
-        for axes in (axes for line in panels for axes in line):
-            style.empty(axes, "no pair measured")
+    for axes in itertools.chain(*panels) if not places else ():
+        style.empty(axes, ABSENT)
     style.legend(drawn, [(_name(how, drawn_as), look) for how, look in drawn_as.items()])
     return drawn
 
@@ -114,13 +115,13 @@ def _name(how: How, drawn: Iterable[How]) -> str:
 
 
 def _curve(axes: Axes, curve: str, frame: pd.DataFrame, drawn: Mapping[How, style.Look], heading: str) -> None:
-    """Draw mean and spread of one curve at one width."""
+    """Draw mean and standard deviation of one curve at one width."""
     style.title(axes, heading, facets.count(frame.groupby(list(HOW))["run_id"].nunique()))
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
-    points = _means(frame, [*HOW, "alpha"], [curve])
+    points = facets.spread(facets.finite(frame, [curve]), [*HOW, "alpha"], [curve])
     if points.empty:
-        style.empty(axes, "no pair measured")
+        style.empty(axes, ABSENT)
     for how, look in drawn.items():
         line = facets.at(points, dict(zip(HOW, how, strict=True))).sort_values("alpha")
         spread = line["std"].fillna(0.0)
@@ -134,20 +135,14 @@ def _barrier(axes: Axes, barrier: str, numbers: pd.DataFrame, drawn: Mapping[How
     axes.set_ylabel(style.AXES[barrier])
     numbers = numbers[numbers["measure"] == barrier]
     if numbers.empty:
-        style.empty(axes, "no pair measured")
+        style.empty(axes, ABSENT)
         return
     for how, look in drawn.items():
         line = facets.at(numbers, dict(zip(HOW, how, strict=True))).sort_values(schema.PARAM_WIDTH)
-        style.errorbars(axes, line[schema.PARAM_WIDTH].tolist(), line["mean"].tolist(), line["std"].tolist(), look)
+        style.errorbars(axes, line[schema.PARAM_WIDTH], line, look)
     style.title(axes, "", facets.count(numbers["n"]))
     style.width_axis(axes, sorted(numbers[schema.PARAM_WIDTH].unique()))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-
-
-def _means(frame: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
-    """Return n, mean and spread of finite values by group and measure, one line each."""
-    finite = {name: frame[name].where(np.isfinite(frame[name].astype(float))) for name in measures}
-    return facets.spread(_with_epoch(frame).assign(**finite), by, measures)
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
@@ -160,15 +155,9 @@ def notes(frame: pd.DataFrame) -> list[str]:
         said.append(
             f"{labels.plural(infinite, 'curve')} with a missing or infinite value at some {ALPHA}, left out there."
         )
-    if IDENTITY not in set(frame[schema.PARAM_MATCHER]):
+    matchers = set(frame[schema.PARAM_MATCHER])
+    if IDENTITY not in matchers:
         said.append("Nothing was measured before matching.")
-    elif set(frame[schema.PARAM_MATCHER]) == {IDENTITY}:
+    elif matchers == {IDENTITY}:
         said.append("Nothing was measured after matching yet.")
     return said
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import interpolation
-
-    command.run_module(interpolation)

@@ -1,12 +1,9 @@
-"""Figure: the 0-1 loss on the plane through dense A, its LTH net and the permuted net (the paper's figure 4b).
-
-Run it alone with ``python -m analysis.figures.landscape --space NAME``.
-"""
+"""Figure: the 0-1 loss on the plane through dense A, its LTH net and the permuted net (the paper's figure 4b)."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -15,20 +12,18 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
 from analysis import cells, labels
-from analysis.drawing import facets, style
-from analysis.load import planes as load
+from analysis.drawing import grid, style
+from analysis.load import planes
 from analysis.memo import once
 from trainables import schema
 
-__all__ = ["CAPTION", "TITLE", "figure", "load", "notes", "table"]
-
 TITLE = "The plane through dense A, LTH and permuted net"
 CAPTION = (
-    "Test error (percent) of the nets on the plane of weight space through three of them, all in the frame of net B: "
-    "dense A and its LTH net, permuted by the match of A onto B, and the permuted net. Contours are labelled with "
-    "their error; distances are those of parameter vectors. BatchNorm statistics are measured anew at every point "
-    "where the study corrects them. One pair (A, B) is shown per panel, that of the lowest seed; the table has the "
-    "errors of the three nets for all n pairs."
+    "Test error (percent) on the plane through three nets in weight space, all in the frame of net B: dense A and its "
+    "LTH net, both permuted by the match of A onto B, and the permuted net. Contours are labelled with their error; "
+    "distances are Euclidean, between parameter vectors. BatchNorm statistics are recomputed at every point if the "
+    "study corrects them. Each panel shows one pair (A, B), that of the lowest seed; the table has the errors of the "
+    "three nets for all n pairs."
 )
 NETS = (cells.DENSE, cells.LTH, cells.PERMUTED)
 PLACE = (
@@ -40,20 +35,20 @@ PLACE = (
     schema.PARAM_MATCH_EPOCH,
     schema.PARAM_CORRECTION,
 )
-ALWAYS = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
-"""What every title names."""
 LEVELS = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 95, 99)
-"""Errors in percent that contours may be drawn at."""
+"""Errors in percent at which contours may be drawn."""
 MOST_LEVELS = 8
 GROUND = LinearSegmentedColormap.from_list("error", ["#f7fbff", "#c9ddf0", "#7fb2d9", "#3f87c0"])
-"""From low error to high; light enough for dark contours and marks on it, whatever the theme of the page."""
+"""From low error to high; light enough for dark contours and markers in any theme of the page."""
 CONTOUR = "#26323d"
 CLEAR = (0.1, 0.05)
-"""Share of the panel's width and height around nets and along the edges that labels of contours stay out of."""
+"""Shares of the panel's width and height, around nets and along the edges, that are kept free of contour labels."""
 SHAPES = (0.6, 1.4)
 """Bounds of a panel's height over its width."""
 PLOTTED = 0.93
-"""Share of a panel's width that its plane takes beside the numbers on its axis, roughly."""
+"""Approximate share of a panel's width that is left for the plane beside the tick labels."""
+
+load = planes
 
 
 @once
@@ -70,73 +65,63 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: rows of panels by sparsity, rewind epoch and task, columns by width."""
-    numbers = table(frame)
-    rows, columns = facets.grid(numbers, list(PLACE), across=schema.PARAM_WIDTH, without="")
-    names = [name for name in PLACE if name in ALWAYS or numbers[name].nunique(dropna=False) > 1]
-    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1), tall=_tallest(frame))
-    for place, line in zip(rows, panels, strict=False):
-        for width, axes in zip(columns, line, strict=True):
-            panel = {**place, schema.PARAM_WIDTH: width}
-            here = facets.at(frame, panel)
-            pairs = here["run_id"].nunique()
-            style.title(axes, f"{labels.cell(panel, names)}, n = 1 of {pairs}" if pairs else labels.cell(panel, names))
-            _panel(axes, here)
-        line[0].set_ylabel("Distance in weight space")
-    if not rows:
-        style.empty(panels[0][0], "not measured")
-    for axes in panels[-1]:
-        axes.set_xlabel("Distance in weight space")
+    drawn, panels = grid.panels(
+        frame,
+        PLACE,
+        across=schema.PARAM_WIDTH,
+        x="Distance in weight space",
+        y="Distance in weight space",
+        absent="not measured",
+        tall=_tallest(frame),
+    )
+    for panel in itertools.chain(*panels):
+        pairs = panel.lines["run_id"].nunique()
+        style.title(panel.axes, f"{panel.heading}, n = 1 of {pairs}" if pairs else panel.heading)
+        if pairs:
+            _draw(panel.axes, panel.lines)
     looks = [(labels.method(net), dataclasses.replace(style.look(net), dash="None")) for net in NETS]
     looks.append(("Contours: test error (%)", style.Look(colour=style.INK, marker="None")))
-    style.legend(drawn, looks if rows else ())
+    style.legend(drawn, looks if panels else ())
     return drawn
 
 
 def _tallest(frame: pd.DataFrame) -> float:
-    """Return the height of a panel over its width that the planes need, within reason."""
+    """Return the height of a panel over its width that the planes need, bounded by ``SHAPES``."""
     extents = frame.groupby("run_id")[["x", "y"]].agg(np.ptp)
     ratio = float((extents["y"] / extents["x"]).max()) if len(extents) else 1.0
     return PLOTTED * min(max(ratio, SHAPES[0]), SHAPES[1])
 
 
-def _panel(axes: Axes, frame: pd.DataFrame) -> None:
-    if frame.empty:
-        style.empty(axes, "not measured")
-        return
+def _draw(axes: Axes, frame: pd.DataFrame) -> None:
     first = frame.sort_values([schema.PARAM_SEED_A, schema.PARAM_SEED_B])["run_id"].iloc[0]
     plane = frame[frame["run_id"] == first]
-    grid = plane[plane["net"] == ""].pivot(index="y", columns="x", values="error")
-    errors = np.ma.masked_invalid(grid.to_numpy())
+    points = plane[plane["net"] == ""].pivot(index="y", columns="x", values="error")
+    errors = np.ma.masked_invalid(points.to_numpy())
     levels = chosen_levels(float(errors.min()), float(errors.max()))
-    bounds = [-1.0, *levels, 101.0]  # no error is beyond
+    bounds = [-1.0, *levels, 101.0]  # beyond all errors
     fill = [to_hex(GROUND(share)) for share in np.linspace(0, 1, len(levels) + 1)]
     axes.set_axisbelow(False)
     axes.grid(False)
-    axes.contourf(grid.columns, grid.index, errors, bounds, colors=fill)
-    lines = axes.contour(grid.columns, grid.index, errors, levels, colors=CONTOUR, linewidths=0.6)
+    axes.contourf(points.columns, points.index, errors, bounds, colors=fill)
+    lines = axes.contour(points.columns, points.index, errors, levels, colors=CONTOUR, linewidths=0.6)
     texts = axes.clabel(lines, fmt=lambda value: f"{value:g}", fontsize=7, colors=CONTOUR, inline_spacing=2)
     nets = plane[plane["net"] != ""]
     for net in nets.to_dict("records"):
-        axes.plot(net["x"], net["y"], **_mark(style.look(net["net"])))
-    size = np.array([np.ptp(grid.columns), np.ptp(grid.index)])
-    corner = np.array([grid.columns[0], grid.index[0]])
+        rim = {"markeredgecolor": "white", "markeredgewidth": 0.9}  # sets the net off from the contours
+        axes.plot(net["x"], net["y"], **style.mark(style.look(net["net"]), 7) | rim)
+    size = np.array([np.ptp(points.columns), np.ptp(points.index)])
+    corner = np.array([points.columns[0], points.index[0]])
     for text in texts:
         place = (np.array(text.get_position()) - corner) / size
         apart = np.abs((nets[["x", "y"]].to_numpy() - corner) / size - place)
         if (np.minimum(place, 1 - place) < CLEAR).any() or (apart < CLEAR).all(axis=1).any():
-            text.remove()  # it would be cut off, or stand in a net's mark
+            text.remove()  # it would be cut off, or overlap a net's marker
     axes.set_aspect("equal")
     axes.set_anchor("W")  # where the title starts
 
 
-def _mark(look: style.Look) -> dict[str, Any]:
-    """Return how a net is marked: with a light rim that sets it off from the contours."""
-    rim = {"markeredgecolor": "white", "markeredgewidth": 0.9}
-    return {"color": look.colour, "marker": look.marker, "markersize": style.mark_size(look, 7), **rim}
-
-
 def chosen_levels(low: float, high: float) -> list[float]:
-    """Return the errors to draw contours at: round ones between the extremes, most of them low, never none."""
+    """Return the errors to draw contours at: round ones between the extremes, most of them low, at least one."""
     inside = [float(level) for level in LEVELS if low < level < high] or [(low + high) / 2]
     step = -(-len(inside) // MOST_LEVELS)
     return inside[::step]
@@ -152,15 +137,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
         )
     if frame.empty:
         return said or ["No plane was measured; a space asks for them by plane_resolution."]
-    cut = facets.cut_off(table(frame), list(PLACE), schema.PARAM_WIDTH, "")
     undefined = frame.loc[~np.isfinite(frame["error"]), "run_id"].nunique()
     if undefined:
         said.append(f"{labels.plural(undefined, 'plane')} with points without an error, left blank.")
-    return said + cut
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import landscape
-
-    command.run_module(landscape)
+    return said + grid.cut_off(table(frame), PLACE, schema.PARAM_WIDTH)

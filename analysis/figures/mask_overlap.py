@@ -1,32 +1,24 @@
-"""Figure: how much of net B's own mask the mask of A covers, permuted and as it is, by sparsity.
-
-Run it alone with ``python -m analysis.figures.mask_overlap --space NAME``.
-"""
+"""Figure: overlap of A's mask, permuted and as it is, with the mask found by pruning B, by sparsity."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import cells, labels, stats
-from analysis.drawing import facets, style
+from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import MINUS
-from analysis.load import recipe_fields
-from analysis.load import runs as load
+from analysis.load import recipe_fields, runs
 from analysis.memo import once
 from trainables import schema
 from trainables.schema import FINISHED
 
-__all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
-
 TITLE = "Overlap of A's mask with B's own"
 CAPTION = (
-    "Intersection over union of the kept weights of two masks: that of A, permuted by the match of A onto B or as it "
-    "is, and the one that pruning B itself finds. Mean ± sample standard deviation over n pairs (A, B). By chance: "
-    "expected of random masks with the same layer densities. 1 would be the same mask."
+    "Intersection over union of the kept weights of two masks: A's mask, permuted by the match of A onto B or as it "
+    "is, and the mask found by pruning B itself. Mean ± sample standard deviation over n pairs (A, B). By chance: the "
+    "expected value for random masks with the same layer densities. 1 means identical masks."
 )
 CHANCE = style.Look(colour=style.GREY, marker="p", dash=":")
 CURVES: dict[str, tuple[str, style.Look]] = {
@@ -34,9 +26,9 @@ CURVES: dict[str, tuple[str, style.Look]] = {
     schema.MASK_OVERLAP_IDENTITY: ("As it is (naive)", style.look(cells.NAIVE)),
     schema.MASK_OVERLAP_RANDOM: ("By chance", CHANCE),
 }
-"""Metric -> what it is called, and how it is drawn."""
+"""Metric -> its name, and how it is drawn."""
 APART = 0.06
-"""By how much marks at one sparsity are set side by side, where the next sparsity is at 1."""
+"""Distance between the markers at one sparsity; neighbouring sparsities are 1 apart."""
 PLACE = (
     *cells.TASK,
     schema.PARAM_WIDTH,
@@ -45,20 +37,22 @@ PLACE = (
     schema.PARAM_REWIND_EPOCH,
     schema.PARAM_SPARSITY,
 )
-"""A mask has a rewind epoch only where pruning rewinds."""
+"""Axes of the table; a mask has a rewind epoch only where pruning rewinds."""
+
+load = runs
 
 
 @once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per task, width, matcher, match epoch, rewind epoch, sparsity and recipe.
 
-    Columns: those, and the recipe fields that the study varied; ``pairs``; ``<metric>_mean`` and ``<metric>_std`` of
+    Columns: those, and the recipe fields that the study varied; ``pairs``; ``<metric>_mean`` and ``<metric>_std`` for
     each of ``mask_overlap``, ``mask_overlap_identity`` and ``mask_overlap_random`` (intersection over union, in
     [0, 1]); and ``gain``, ``gain_low``, ``gain_high``: permuted minus as it is, paired, with its 95 % t interval.
     """
-    lines, by = [], places(frame)
-    for place, group in measured(frame).groupby(by, dropna=False):
-        line: dict[str, Any] = {**dict(zip(by, place, strict=True)), "pairs": len(group)}
+    lines, by = [], grid_axes(frame)
+    for place, group in facets.places(_measured(frame), by):
+        line = {**place, "pairs": len(group)}
         for metric in CURVES:
             one = stats.summarize(group[metric])
             line |= {f"{metric}_mean": one.mean, f"{metric}_std": one.std}
@@ -70,50 +64,44 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*by, "pairs", *spreads, "gain", "gain_low", "gain_high"])
 
 
-def places(frame: pd.DataFrame) -> list[str]:
+def grid_axes(frame: pd.DataFrame) -> list[str]:
     """Return the columns that tell one line from another: those of ``PLACE``, then the recipe fields that vary."""
-    found = measured(frame)
+    found = _measured(frame)
     return [*PLACE, *(name for name in recipe_fields(frame) if found[name].nunique() > 1)]
 
 
-def measured(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the finished measurements."""
-    return frame[(frame[schema.PARAM_STAGE] == schema.OVERLAP) & (frame["status"] == FINISHED)]
+def _measured(frame: pd.DataFrame) -> pd.DataFrame:
+    return facets.finished(frame, schema.OVERLAP)
 
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: a row of panels per task (and matcher, and rewind epoch), a column per width."""
-    numbers, by = table(frame), places(frame)
-    rows, columns = facets.grid(numbers, by, across=schema.PARAM_WIDTH, without=schema.PARAM_SPARSITY)
-    drawn, panels = style.panels(max(len(rows), 1), max(len(columns), 1))
-    varies = [name for name in by if name != schema.PARAM_SPARSITY and numbers[name].nunique(dropna=False) > 1]
-    names = list(dict.fromkeys([*varies, schema.PARAM_WIDTH]))
-    for place, line in zip(rows, panels, strict=False):
-        for width, axes in zip(columns, line, strict=True):
-            panel = {**place, schema.PARAM_WIDTH: width}
-            here = facets.at(numbers, panel)
-            style.title(axes, labels.cell(panel, names), facets.count(here["pairs"]))
-            _panel(axes, here)
-        top = max(axes.get_ylim()[1] for axes in line)
-        for axes in line:
-            axes.set_ylim(0, top)
-        line[0].set_ylabel("Overlap with B's mask (IoU)")
-    if not rows:
-        style.empty(panels[0][0], "not measured")
-    for axes in panels[-1]:
-        axes.set_xlabel(style.AXES[schema.PARAM_SPARSITY])
-    style.legend(drawn, CURVES.values() if rows else [])
+    drawn, panels = grid.panels(
+        table(frame),
+        grid_axes(frame),
+        across=schema.PARAM_WIDTH,
+        without=[schema.PARAM_SPARSITY],
+        x=style.AXES[schema.PARAM_SPARSITY],
+        y="Overlap with B's mask (IoU)",
+        absent="not measured",
+    )
+    for line in panels:
+        for panel in line:
+            panel.title(panel.lines["pairs"])
+            if len(panel.lines):
+                _draw(panel.axes, panel.lines)
+        top = max(panel.axes.get_ylim()[1] for panel in line)
+        for panel in line:
+            panel.axes.set_ylim(0, top)
+    style.legend(drawn, CURVES.values() if panels else [])
     return drawn
 
 
-def _panel(axes: Axes, numbers: pd.DataFrame) -> None:
-    if numbers.empty:
-        style.empty(axes, "not measured")
-        return
+def _draw(axes: Axes, numbers: pd.DataFrame) -> None:
     sparsities = range(len(numbers))
     for number, (metric, (_, look)) in enumerate(CURVES.items()):
-        mean, std = numbers[f"{metric}_mean"].tolist(), numbers[f"{metric}_std"].tolist()
-        style.errorbars(axes, [place + APART * (number - 1) for place in sparsities], mean, std, look)
+        means = numbers.rename(columns={f"{metric}_{what}": what for what in ("mean", "std")})
+        style.errorbars(axes, [place + APART * (number - 1) for place in sparsities], means, look)
     texts = [f"{100 * sparsity:g}" for sparsity in numbers[schema.PARAM_SPARSITY]]
     axes.set_xticks(sparsities, texts)
     axes.set_xlim(-0.5, len(numbers) - 0.5)
@@ -123,11 +111,10 @@ def _panel(axes: Axes, numbers: pd.DataFrame) -> None:
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it."""
     numbers = table(frame)
-    always = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
-    names = [name for name in places(frame) if name in always or numbers[name].nunique(dropna=False) > 1]
+    names = facets.told_apart(numbers, grid_axes(frame))
     lines = []
     for line in numbers.to_dict("records"):
-        shown = {labels.axis(name): labels.value(name, line[name]) for name in names}
+        shown = labels.place(line, names)
         for metric, (name, _) in CURVES.items():
             mean, std = line[f"{metric}_mean"], line[f"{metric}_std"]
             shown[name] = stats.format_mean(mean, std, line["pairs"], decimals=3)
@@ -141,16 +128,9 @@ def notes(frame: pd.DataFrame) -> list[str]:
     numbers = table(frame)
     if numbers.empty:
         return [
-            "The overlap of masks was not measured; a space asks for it by mask_overlap=true, as mask_controls does: "
-            "it needs B to be pruned, too."
+            "The overlap of masks was not measured; a space asks for it by mask_overlap=true, as mask_controls does. "
+            "It requires pruning B, too."
         ]
     open_jobs = frame[(frame[schema.PARAM_STAGE] == schema.OVERLAP) & (frame["status"] != FINISHED)]
     said = [f"{labels.plural(len(open_jobs), 'measurement')} without a result, left out."] if len(open_jobs) else []
-    return said + facets.cut_off(numbers, places(frame), schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import mask_overlap
-
-    command.run_module(mask_overlap)
+    return said + grid.cut_off(numbers, grid_axes(frame), schema.PARAM_WIDTH, [schema.PARAM_SPARSITY])

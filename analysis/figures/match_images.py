@@ -1,39 +1,32 @@
-"""Figure: how many images a match needs: what it leaves of the barrier, and what it gains, by their number.
-
-Run it alone with ``python -m analysis.figures.match_images --space NAME``.
-"""
+"""Figure: how many images a match needs: remaining barrier and gain over naive, by the number of images."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import cells, labels, stats
-from analysis.drawing import facets, style
+from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import MINUS
 from analysis.figures import match_quality
-from analysis.load import runs as load
+from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 from trainables.methods import MATCHERS
-from trainables.schema import FINISHED
-
-__all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
 
 TITLE = "How many images a match needs"
 IMAGES = "match_images"
 ALL = 0
 GAIN = "gain"
 CAPTION = (
-    "Matches of net A onto net B by different numbers of training images. Left: test loss halfway between the nets "
-    "over the mean of theirs, with A as it is and matched; the same images correct the statistics of BatchNorm there. "
-    "Middle: share of units that weight matching, which looks at no image, sends to the same place. Right: test "
-    f"accuracy of the nets permuted by the match {MINUS} naive, mean over the cells of the grid. "
-    "Mean ± sample standard deviation over n pairs (A, B)."
+    "Matches of net A onto net B that use different numbers of training images. Left: test loss at the midpoint of the "
+    "two nets minus the mean of their own losses, with A as it is and matched; the same images are used to recompute "
+    "the BatchNorm statistics there. Middle: share of units that weight matching, which uses no images, assigns alike. "
+    f"Right: test accuracy of the nets permuted by the match {MINUS} naive, mean over the cells of the grid. Mean ± "
+    "sample standard deviation over n pairs (A, B)."
 )
 Curve = tuple[str, str, style.Look]
 MATCHED = style.look(cells.PERMUTED)
@@ -45,11 +38,13 @@ PANELS: dict[str, tuple[Curve, ...]] = {
     "Same as by weights (%)": ((schema.AGREEMENT_WITH_WEIGHT, "Matched", MATCHED),),
     f"Permuted {MINUS} naive (pp)": ((GAIN, "Matched", MATCHED),),
 }
-"""Axis label -> what is drawn: measure, name, look."""
+"""Axis label -> the curves: measure, name, look."""
 MEASURES = (schema.LOSS_BARRIER_BEFORE, schema.LOSS_BARRIER_AFTER, schema.AGREEMENT_WITH_WEIGHT, GAIN)
 PERCENT = (schema.AGREEMENT_WITH_WEIGHT,)
-"""Recorded as shares, shown in percent."""
+"""Measures that are recorded as shares and shown in percent."""
 PLACE = (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_MATCHER, schema.PARAM_MATCH_EPOCH)
+
+load = runs
 
 
 @once
@@ -57,17 +52,17 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per task, width, matcher, match epoch, number of images and measure: n, mean and std.
 
     ``match_images``: 0 is all training images. ``measure``: ``loss_barrier_before``, ``loss_barrier_after`` (nats),
-    ``agreement_with_weight`` (percent), ``gain`` (percentage points). Empty if no matches that
-    look at images differ in their number alone.
+    ``agreement_with_weight`` (percent), ``gain`` (percentage points). Empty if no two matches differ only in the number
+    of images.
     """
-    done = frame[(frame[schema.PARAM_STAGE] == schema.MATCH) & (frame["status"] == FINISHED)]
+    done = facets.finished(frame, schema.MATCH)
     done = done[done[schema.PARAM_MATCHER].isin([name for name, matcher in MATCHERS.items() if matcher.needs_data])]
     if IMAGES not in done:  # no match has finished yet
         done = done.iloc[:0].assign(**{IMAGES: ""})
     gains = match_quality.table(frame).groupby("match")[GAIN].mean()
     done = done.assign(**{GAIN: done["key"].map(gains), **{name: 100 * done[name] for name in PERCENT}})
     varied = done.groupby(list(PLACE), dropna=False)[IMAGES].transform("nunique") > 1
-    counts = done[IMAGES].astype(float)  # a setting, which a frame has as text
+    counts = done[IMAGES].astype(float)  # a setting, which is text in the frame
     done = done[varied].assign(**{IMAGES: counts.where(counts != ALL, math.inf)})  # all images come last
     numbers = facets.spread(done, [*PLACE, IMAGES], MEASURES)
     return numbers.assign(**{IMAGES: numbers[IMAGES].where(numbers[IMAGES] != math.inf, ALL).astype(int)})
@@ -76,9 +71,9 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: a row of panels per task and width (and matcher), a column per measure."""
     numbers = table(frame)
-    places = numbers[list(PLACE)].drop_duplicates().head(facets.MOST_ROWS).to_dict("records")
+    places = numbers[list(PLACE)].drop_duplicates().head(grid.MOST_ROWS).to_dict("records")
     drawn, panels = style.panels(max(len(places), 1), len(PANELS))
-    names = [name for name in PLACE if name == schema.PARAM_WIDTH or numbers[name].nunique(dropna=False) > 1]
+    names = facets.told_apart(numbers, PLACE)
     for place, line in zip(places, panels, strict=False):
         here = facets.at(numbers, place)
         for (label, curves), axes in zip(PANELS.items(), line, strict=True):
@@ -102,8 +97,7 @@ def _panel(axes: Axes, numbers: pd.DataFrame, curves: tuple[Curve, ...]) -> None
     for measure, _, look in curves:
         found = numbers[numbers["measure"] == measure].set_index(IMAGES)
         there = [images for images in counts if images in found.index]
-        mean, std = (found.loc[there, name].tolist() for name in ("mean", "std"))
-        style.errorbars(axes, [counts.index(images) for images in there], mean, std, look)
+        style.errorbars(axes, map(counts.index, there), found.loc[there], look)
     axes.set_xticks(range(len(counts)), [_images(images) for images in counts])
     axes.set_xlim(-0.5, len(counts) - 0.5)
 
@@ -116,7 +110,7 @@ def _images(count: int) -> str:
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it: a line per number of images."""
     numbers = table(frame)
-    names = [name for name in PLACE if name == schema.PARAM_WIDTH or numbers[name].nunique(dropna=False) > 1]
+    names = facets.told_apart(numbers, PLACE)
     columns = {
         schema.LOSS_BARRIER_BEFORE: ("barrier as it is (nats)", 3),
         schema.LOSS_BARRIER_AFTER: ("barrier matched (nats)", 3),
@@ -124,10 +118,8 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
         GAIN: (f"permuted {MINUS} naive (pp)", 2),
     }
     lines = []
-    for place, group in numbers.groupby([*PLACE, IMAGES], dropna=False, sort=False):
-        at = dict(zip((*PLACE, IMAGES), place, strict=True))
-        line: dict[str, Any] = {labels.axis(name): labels.value(name, at[name]) for name in names}
-        line["images"] = _images(at[IMAGES])
+    for place, group in facets.places(numbers, [*PLACE, IMAGES], sort=False):
+        line = labels.place(place, names) | {"images": _images(place[IMAGES])}
         for one in group.itertuples():
             name, decimals = columns[str(one.measure)]
             line[name] = stats.format_mean(one.mean, one.std, one.n, decimals=decimals)
@@ -139,13 +131,5 @@ def notes(frame: pd.DataFrame) -> list[str]:
     """Return what the figure leaves out, one sentence each."""
     numbers = table(frame)
     if numbers.empty:
-        return [f"All matches look at the same number of images; --set {IMAGES}=100,1000,10000 makes it an axis."]
-    more = len(numbers[list(PLACE)].drop_duplicates()) - facets.MOST_ROWS
-    return [f"{labels.plural(more, 'more row')} of panels left to the table."] if more > 0 else []
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import match_images
-
-    command.run_module(match_images)
+        return [f"All matches use the same number of images; --set {IMAGES}=100,1000,10000 makes it an axis."]
+    return grid.cut_off(numbers, PLACE)

@@ -1,7 +1,4 @@
-"""Figure: does a better match gain more? Quality of each match against what the nets permuted by it gain over naive.
-
-Run it alone with ``python -m analysis.figures.match_quality --space NAME``.
-"""
+"""Figure: does a better match gain more? Quality of each match against the gain of its permuted nets over naive."""
 
 from __future__ import annotations
 
@@ -18,21 +15,17 @@ from matplotlib.ticker import MaxNLocator
 from analysis import cells, labels, stats
 from analysis.drawing import facets, style
 from analysis.drawing.signs import DASH, MINUS, RHO
-from analysis.load import runs as load
+from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
-from trainables.schema import FINISHED
-
-__all__ = ["CAPTION", "TITLE", "correlations", "figure", "formatted", "load", "notes", "table"]
 
 TITLE = "Match quality against gain"
 CAPTION = (
-    "A point per match of a net A onto a net B. Horizontal: correlation of the matched units, its excess over "
-    "unmatched units, and the loss barrier that is left halfway between the matched nets. Vertical: test accuracy of "
-    f"the nets permuted by the match {MINUS} naive, and the share of the way from naive to LTH that this is, both as "
-    f"means over the cells of the grid that all pairs of a width have. {RHO}: Spearman's rank correlation over n "
-    "matches with its 95 % interval; inside: the same from differences between matches of one width alone, for width "
-    "moves match and gain alike."
+    "One point per match of a net A onto a net B. Horizontal: correlation of the matched units, its excess over "
+    "unmatched units, and the loss barrier that remains at the midpoint of the matched nets. Vertical: test accuracy "
+    f"of the nets permuted by the match {MINUS} naive, and the share of the gap from naive to LTH that this closes, "
+    f"both as means over the cells that all pairs of a width have in common. {RHO}: Spearman's rank correlation over n "
+    "matches with its 95 % interval; inside: the same within widths only, because width changes match and gain alike."
 )
 EXCESS = "correlation_excess"
 QUALITIES = {
@@ -44,36 +37,37 @@ QUALITIES = {
 OUTCOMES = {"gain": f"Permuted {MINUS} naive (pp)", "share": "Share of gap closed (%)"}
 PLACE = (*cells.TASK, schema.PARAM_WIDTH, cells.ROW)
 UNMOVED = f"{cells.PERMUTED}:identity"
-"""To permute by the identity is to reuse the mask as it is: where a study has no naive nets, these are them."""
+"""Permuting by the identity reuses the mask as it is: these nets serve as naive in a study that has no naive nets."""
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+
+load = runs
 
 
 @once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one line per match whose permuted nets have naive ones to compare with.
+    """Return one line per match whose permuted nets can be compared with naive ones.
 
     Columns: ``model``, ``dataset``, ``width``, ``row`` (how it was matched: ``permuted`` or ``permuted:weight``, see
     :func:`analysis.cells.rows`), ``pair``, ``match`` (key); ``mean_correlation``, ``correlation_excess`` (in [-1, 1]),
-    ``loss_barrier_after`` (nats); ``cells``, how many cells of the grid the following are means over; ``gain``
-    (percentage points), ``share`` (percent of the way from naive to LTH, missing where LTH is not ahead).
+    ``loss_barrier_after`` (nats); ``cells``, the number of cells that the following are means over; ``gain``
+    (percentage points), ``share`` (percent of the gap from naive to LTH, missing where LTH is not ahead).
     """
     lines: list[dict[str, Any]] = []
     matches = _matches(frame)
-    for place, group in _gains(frame, matches).groupby(list(PLACE), dropna=False):
+    for place, group in facets.places(_gains(frame, matches), PLACE):
         wide = group.groupby([cells.PAIR, "match", "cell"])[["gain", "gap"]].mean().unstack("cell")
         shared = wide["gain"].dropna(axis="columns").columns
         means = {name: wide[name][shared].mean(axis="columns", skipna=False) for name in ("gain", "gap")}
         for pair, match in wide.index if len(shared) else ():
             gain, gap = (float(means[name][pair, match]) for name in ("gain", "gap"))
-            line = dict(zip((*PLACE, cells.PAIR, "match"), (*place, pair, match), strict=True))
-            share = 100 * gain / gap if gap > 0 else stats.NAN
-            lines.append({**line, **matches.loc[match], "cells": len(shared), "gain": gain, "share": share})
+            found = {"cells": len(shared), "gain": gain, "share": 100 * gain / gap if gap > 0 else stats.NAN}
+            lines.append({**place, cells.PAIR: pair, "match": match, **matches.loc[match], **found})
     return pd.DataFrame(lines, columns=[*PLACE, cells.PAIR, "match", *QUALITIES, "cells", *OUTCOMES])
 
 
 def _matches(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the quality of each finished match, by key."""
-    done = frame[(frame[schema.PARAM_STAGE] == schema.MATCH) & (frame["status"] == FINISHED)].set_index("key")
+    done = facets.finished(frame, schema.MATCH).set_index("key")
     excess = done[schema.MEAN_CORRELATION] - done[schema.MEAN_CORRELATION_IDENTITY]
     return done.assign(**{EXCESS: excess})[list(QUALITIES)]
 
@@ -101,18 +95,17 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rank correlation of each quality with each outcome, one line per task.
 
     Columns: ``model``, ``dataset``, ``outcome`` (``gain`` or ``share``), ``quality``, ``matches``, ``rho``, ``low``,
-    ``high`` (95 %); ``inside``, ``inside_low``, ``inside_high``: the same from differences between matches of one
-    width, missing if there is one width only.
+    ``high`` (95 %); ``inside``, ``inside_low``, ``inside_high``: the same within widths, missing if there is only one.
     """
     lines = []
-    for task, group in table(frame).groupby(list(cells.TASK)):
+    for task, group in facets.places(table(frame), cells.TASK):
         widths = group[schema.PARAM_WIDTH].tolist()
         for outcome in OUTCOMES:
             for quality in QUALITIES:
                 points = (group[quality].tolist(), group[outcome].tolist())
                 one, inside = stats.rank_correlation(*points), stats.rank_correlation(*points, within=widths)
-                line: dict[str, Any] = {**dict(zip(cells.TASK, task, strict=True)), "outcome": outcome}
-                line |= {"quality": quality, "matches": one.n, "rho": one.rho, "low": one.low, "high": one.high}
+                line = {**task, "outcome": outcome, "quality": quality, "matches": one.n}
+                line |= {"rho": one.rho, "low": one.low, "high": one.high}
                 if len(set(widths)) > 1:
                     line |= {"inside": inside.rho, "inside_low": inside.low, "inside_high": inside.high}
                 lines.append(line)
@@ -121,9 +114,9 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Return the figure: two rows of panels per task, a column per quality; colour is width, the mark the match."""
+    """Return the figure: two rows of panels per task, a column per quality; colour: width, marker: the matching."""
     numbers, found = table(frame), correlations(frame)
-    tasks = numbers[list(cells.TASK)].drop_duplicates().to_dict("records")
+    tasks, named = numbers[list(cells.TASK)].drop_duplicates().to_dict("records"), facets.several_tasks(numbers)
     widths, rows = sorted(numbers[schema.PARAM_WIDTH].unique()), cells.row_order(numbers[cells.ROW])
     places = [{**task, "outcome": outcome} for task in tasks for outcome in OUTCOMES]
     drawn, panels = style.panels(max(len(places), 1), len(QUALITIES))
@@ -135,8 +128,7 @@ def figure(frame: pd.DataFrame) -> Figure:
             present = here.dropna(subset=[quality, outcome])
             style.title(axes, _said(said), f"n = {len(present)}")
             _panel(axes, present, quality, outcome, widths, rows)
-        where = f"{labels.cell(place, cells.TASK)}\n" if len(tasks) > 1 else ""
-        line[0].set_ylabel(f"{where}{OUTCOMES[outcome]}")
+        line[0].set_ylabel("\n".join(filter(None, [labels.cell(place, named), OUTCOMES[outcome]])))
     if not places:
         for axes in panels[0]:
             style.empty(axes, "no match to compare")
@@ -157,17 +149,17 @@ def _panel(axes: Axes, numbers: pd.DataFrame, quality: str, outcome: str, widths
 
 
 def _colour(widths: list[float], width: float) -> str:
-    """Return the colour of a width: of a scale, because widths are ordered, and none that stands for a method."""
+    """Return the colour of a width, from a scale because widths are ordered, and distinct from the methods' colours."""
     return to_hex(colormaps["viridis"](widths.index(width) / max(len(widths) - 1, 1)))
 
 
 def _mark(colour: str, row: int) -> dict[str, Any]:
-    rim = {"markeredgecolor": style.INK, "markeredgewidth": 0.6}  # some colours are as light, or as dark, as a page
+    rim = {"markeredgecolor": style.INK, "markeredgewidth": 0.6}  # sets pale and dark colours off from the page
     return {"color": colour, "marker": MARKERS[row % len(MARKERS)], "markersize": 5.5, "linestyle": "none", **rim}
 
 
 def _legend(drawn: Figure, widths: list[float], rows: list[str]) -> None:
-    """Name the widths, and the ways to match if there are several."""
+    """Name the widths, and the matchings if there are several."""
     handles = [
         Line2D([], [], **_mark(_colour(widths, width), 0), label=f"width {labels.value(schema.PARAM_WIDTH, width)}")
         for width in widths
@@ -181,7 +173,7 @@ def _legend(drawn: Figure, widths: list[float], rows: list[str]) -> None:
 
 
 def _said(found: pd.Series) -> str:
-    """Return the rank correlation, and the one inside widths where it is another question."""
+    """Return the rank correlation, and the one within widths if there are several widths."""
     if pd.isna(found["rho"]):
         return ""
     inside = "" if pd.isna(found["inside"]) else f", inside {_rho(found['inside'], found, 'inside_')}"
@@ -198,11 +190,10 @@ def _rho(value: float, found: pd.Series, prefix: str) -> str:
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rank correlations as people read them."""
     found = correlations(frame)
-    several = len(found[list(cells.TASK)].drop_duplicates()) > 1
+    named = facets.several_tasks(found)
     lines = []
     for line in found.to_dict("records"):
-        shown = {name: line[name] for name in cells.TASK} if several else {}
-        shown |= {"match": QUALITIES[line["quality"]], "outcome": OUTCOMES[line["outcome"]]}
+        shown = labels.place(line, named) | {"match": QUALITIES[line["quality"]], "outcome": OUTCOMES[line["outcome"]]}
         rho = stats.format_difference(line["rho"], line["low"], line["high"])
         inside = stats.format_difference(line["inside"], line["inside_low"], line["inside_high"])
         lines.append(
@@ -215,22 +206,15 @@ def notes(frame: pd.DataFrame) -> list[str]:
     """Return what the figure leaves out, one sentence each."""
     numbers = table(frame)
     if numbers.empty:
-        return ["No match has permuted nets with naive ones of the same pair and cell to compare with yet."]
+        return ["No match has permuted nets yet that can be compared with naive ones of the same pair and cell."]
     said = []
     absent = [label.removesuffix(" (nats)") for name, label in QUALITIES.items() if numbers[name].isna().all()]
     if absent:
         said.append(f"Not recorded by these matches: {labels.listed(absent)}.")
     sparse = frame.loc[frame[schema.PARAM_STAGE] == schema.SPARSE, schema.PARAM_METHOD]
     if not (sparse == cells.NAIVE).any():
-        said.append("Naive here: nets whose mask was permuted by the identity, which is the same.")
+        said.append("Naive: here, nets whose mask was permuted by the identity, which is equivalent.")
     gaps = int(numbers["share"].isna().sum())
     if gaps:
-        said.append(f"{labels.plural(gaps, 'match', 'matches')} without LTH, or with LTH not ahead, have no share.")
+        said.append(f"No share for {labels.plural(gaps, 'match', 'matches')}: LTH is missing or not ahead of naive.")
     return said
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import match_quality
-
-    command.run_module(match_quality)

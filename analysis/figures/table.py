@@ -1,7 +1,8 @@
-"""The figures of the study. Adding one: a module here beside the others, and a line in ``FIGURES``.
+"""The figures of the study. To add one, write a module beside the others and add a row to ``FIGURES``.
 
-A module offers ``load(space, tracking_uri)``, the frame that it needs; ``figure(frame)`` and ``table(frame)``, pure
-functions of it; ``notes(frame)``, what is left out and why; ``TITLE`` and ``CAPTION``.
+A module has ``load(space, tracking_uri)``, which reads the frame that it needs; ``figure(frame)`` and ``table(frame)``,
+pure functions of that frame; ``notes(frame)``, what the figure leaves out and why; ``TITLE`` and ``CAPTION``. It may
+have ``formatted(frame)``, the table as people read it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from analysis.figures import (
 
 
 class FigureModule(Protocol):
-    """What a module of one figure offers."""
+    """The interface of a figure's module."""
 
     TITLE: str
     CAPTION: str
@@ -57,7 +58,7 @@ FIGURES: dict[str, FigureModule] = {
     "width": width,
     "interpolation": interpolation,
     "imp_path": imp_path,
-    "plane": landscape,
+    "landscape": landscape,
     "function_space": function_space,
     "early_matching": early_matching,
     "effects": effects,
@@ -68,4 +69,4 @@ FIGURES: dict[str, FigureModule] = {
     "versus_paper": versus_paper,
     "cost": cost,
 }
-"""Name (of the files that it is written to) -> module, in the order of the report."""
+"""Name of the figure and its files -> module, in the order of the report."""

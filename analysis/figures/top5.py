@@ -1,7 +1,4 @@
-"""Figure: top-5 accuracy against the rewind epoch (the paper's figure 7), with top-1 beside it in the table (table 10).
-
-Run it alone with ``python -m analysis.figures.top5 --space NAME``.
-"""
+"""Figure: top-5 accuracy against the rewind epoch (the paper's figure 7); its table has top-1, too (table 10)."""
 
 from __future__ import annotations
 
@@ -11,18 +8,18 @@ from matplotlib.figure import Figure
 from analysis import cells, labels, stats
 from analysis.drawing import facets
 from analysis.figures import rewind
-from analysis.load import runs as load
+from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 
-__all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
-
 TITLE = "Top-5 accuracy against the rewind epoch"
 CAPTION = (
-    "Share of test images whose label is among the five largest logits, in percent: mean ± sample standard deviation "
-    "over n pairs (A, B); dashed: the dense nets. Top-1 accuracy against the rewind epoch is the figure before."
+    "Percentage of test images whose label is among the five largest logits: mean ± sample standard deviation over n "
+    "pairs (A, B); dashed: the dense nets. The figure before shows top-1 accuracy against the rewind epoch."
 )
 MEASURES = {schema.TEST_ACCURACY: "top-1", schema.TEST_TOP5_ACCURACY: "top-5"}
+
+load = runs
 
 
 @once
@@ -41,37 +38,26 @@ def figure(frame: pd.DataFrame) -> Figure:
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it: a line per cell, two columns per sparse method."""
     numbers, by = table(frame), cells.axes(frame)
-    if numbers.empty:
-        return pd.DataFrame()
-    numbers = numbers[~numbers[cells.ROW].isin([cells.DENSE, cells.IMP])]
-    shown = facets.told_apart(numbers, by, hide="")
+    numbers = numbers[~numbers[cells.ROW].isin(rewind.HIDDEN)]
+    shown = facets.told_apart(numbers, by)
     rows = cells.row_order(numbers[cells.ROW])
     lines = []
-    for place, group in numbers.groupby(by, dropna=False):
-        at = dict(zip(by, place, strict=True))
-        line = {labels.axis(name): labels.value(name, at[name]) for name in shown}
+    for place, group in facets.places(numbers, by):
         found = {
             (one.row, one.measure): stats.format_mean(one.mean, one.std, one.n, decimals=2)
             for one in group.itertuples()
         }
-        line |= {
+        texts = {
             f"{labels.method(row)}, {name} (%)": found.get((row, measure), "")
             for row in rows
             for measure, name in MEASURES.items()
         }
-        lines.append(line)
+        lines.append(labels.place(place, shown) | texts)
     return pd.DataFrame(lines)
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
     """Return what the figure leaves out, one sentence each."""
     if table(frame).empty:
-        return [f"Top-5 accuracy is recorded for data of {schema.TOP5_CLASSES} classes or more only."]
+        return [f"Top-5 accuracy is only recorded for datasets of {schema.TOP5_CLASSES} classes or more."]
     return rewind.notes(frame)
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import top5
-
-    command.run_module(top5)

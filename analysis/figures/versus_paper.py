@@ -1,7 +1,4 @@
-"""Figure: ours beside the paper's, for every number that the paper has, in standard errors of the difference.
-
-Run it alone with ``python -m analysis.figures.versus_paper --space NAME``.
-"""
+"""Figure: our results beside the paper's, number by number, with differences in standard errors."""
 
 from __future__ import annotations
 
@@ -18,31 +15,26 @@ from matplotlib.patches import Patch, Rectangle
 from analysis import cells, labels, stats
 from analysis.drawing import facets, style
 from analysis.drawing.signs import MINUS
-from analysis.load import recipe_fields
-from analysis.load import runs as load
+from analysis.load import recipe_fields, runs
 from analysis.memo import once
 from analysis.paper import numbers as published
 from trainables import schema
-from trainables.schema import FINISHED
-
-__all__ = ["CAPTION", "TITLE", "figure", "formatted", "load", "notes", "table"]
 
 TITLE = "Ours beside the paper's"
 CAPTION = (
-    f"Our mean {MINUS} the paper's, of test accuracies in percentage points; in brackets in standard errors of the "
-    "difference (both standard deviations and numbers of runs, Welch), where both have a standard deviation. Coloured "
-    "and marked from two standard errors on. With three runs on each side two standard errors are not rare: p is 0.12 "
-    "then. Table: ours / the paper's, with the same brackets."
+    f"Our mean {MINUS} the paper's, in percentage points for accuracies. In brackets: the difference in units of its "
+    "standard error (Welch, from both standard deviations and numbers of runs), if both have a standard deviation. "
+    "Differences of two standard errors or more are coloured and marked; with three runs on each side they are not "
+    "rare (p = 0.12). Table: ours / the paper's, with the same brackets."
 )
 CLEAR, LARGE = 2.0, 3.0
-"""Standard errors from which a difference is marked, and marked strongly."""
+"""Standard errors from which a difference is marked, and strongly marked."""
 ABOVE, BELOW = ("#cce8f7", "#8ccbef"), ("#f9e3b8", "#efbe59")
-"""Grounds of marked numbers and of strongly marked ones: tints of the palette's sky and orange."""
+"""Backgrounds of marked and of strongly marked numbers: tints of the palette's sky and orange."""
 ON_GROUND = "#111111"
-"""What is written on them, whatever the theme of the page."""
-LEVEL = 0.05
+"""Colour of the text on these backgrounds, in any theme of the page."""
 LEAST_COLUMNS = 5
-"""A panel has room for so many columns at least, so that a number's ground is of about the same size everywhere."""
+"""A panel is at least this many columns wide, so that backgrounds have about the same size in all panels."""
 MOST_SHEETS = 12
 ROWS = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
 ORDER = {row: place for place, row in enumerate(("", cells.DENSE, cells.IMP, *ROWS[1:]))}
@@ -51,7 +43,7 @@ SIDES = ("paper", "ours")
 COMPUTED = {"source", "measure", "difference", "standard_error", "in_standard_errors", "p", "p_holm"} | {
     f"{who}_{name}" for who in SIDES for name in NUMBERS
 }
-"""Columns of the table that are no setting of the study."""
+"""Columns of the table that are not settings of the study."""
 MEASURES = {
     schema.TEST_ACCURACY: "test accuracy",
     schema.TEST_TOP5_ACCURACY: "top-5 accuracy",
@@ -63,21 +55,23 @@ MEASURES = {
     schema.ERROR_BARRIER: "error barrier (pp)",
     schema.LOSS_BARRIER: "loss barrier (nats)",
 }
-"""Measure -> what it is called; accuracies in percent."""
+"""Measure -> its name; accuracies in percent."""
 SMALL = (schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE, schema.LOSS_BARRIER)
-"""Measures that take three decimals."""
+"""Measures with three decimals."""
+
+load = runs
 
 
 # --- ours -----------------------------------------------------------------------------------------------------------
 @once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one line per number that both have.
+    """Return one line per number that this study and the paper have in common.
 
     Columns: those of :func:`analysis.paper.numbers.numbers` with ``mean``, ``std``, ``n`` prefixed ``paper_`` and the
     study's own prefixed ``ours_``; the recipe fields that the study varied; ``difference`` (ours minus the paper's),
     ``standard_error``, ``in_standard_errors``, ``p`` (Welch), missing where either has no standard deviation;
-    ``p_holm``, adjusted for the number of lines. A line of an ensemble has our rewind epoch, because the paper does
-    not say its own.
+    ``p_holm``, adjusted for the number of lines. Lines of ensembles have our rewind epoch, because the paper does not
+    state its own.
     """
     frame, theirs = _own_masks(frame), published.numbers()
     parts = [
@@ -92,7 +86,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _own_masks(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs whose mask is from where the paper's is: their own dataset, for SVHN CIFAR-10."""
+    """Return the runs whose mask is from the same dataset as the paper's: their own, but CIFAR-10 for SVHN."""
     if schema.PARAM_MASK_DATASET not in frame:
         return frame
     masks = frame[schema.PARAM_MASK_DATASET]
@@ -100,7 +94,7 @@ def _own_masks(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _beside(theirs: pd.DataFrame, ours: pd.DataFrame, place: Iterable[str]) -> pd.DataFrame:
-    """Return the numbers that both have at a place; what is no part of the place is as ours has it."""
+    """Return the numbers that both have at the same place; all other columns are taken from ours."""
     on = [*place, "measure"]
     theirs = theirs.drop(columns=[name for name in published.PLACE if name not in on and name in ours])
     prefixed = ({name: f"{who}_{name}" for name in NUMBERS} for who in SIDES)
@@ -119,7 +113,7 @@ def _compared(line: Mapping[Any, Any]) -> list[float]:
 
 
 def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return our accuracies of the rows that the paper has, dense nets once for each width."""
+    """Return our accuracies of the rows that the paper has; dense nets once per width."""
     numbers = facets.summaries(frame, [schema.TEST_ACCURACY, schema.TEST_TOP5_ACCURACY]).drop(columns="sem")
     numbers = numbers.rename(columns={cells.ROW: "method"})
     early = numbers["method"].str.extract(rf"^{cells.PERMUTED}:t=(\d+)$")[0]
@@ -136,8 +130,8 @@ def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _votes(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the numbers of our ensembles; the members' accuracy with their spread, of the first seed."""
-    done = frame[(frame[schema.PARAM_STAGE] == schema.ENSEMBLE) & (frame["status"] == FINISHED)]
+    """Return the numbers of our ensembles; the members' accuracy with its standard deviation, of the first seed."""
+    done = facets.finished(frame, schema.ENSEMBLE)
     done = done[done[schema.PARAM_MATCHER].isin(["", cells.MATCHER])].dropna(subset=[schema.MEMBERS])
     place = [*cells.CELL, "method"]
     spread = facets.spread(done, place, published.VOTES).drop(columns="sem")
@@ -148,8 +142,8 @@ def _votes(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _barriers(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return our barriers between A and B, matched and corrected as the paper does."""
-    done = frame[(frame[schema.PARAM_STAGE] == schema.CONNECT) & (frame["status"] == FINISHED)]
+    """Return our barriers between A and B, for the paper's matching and correction."""
+    done = facets.finished(frame, schema.CONNECT)
     alike = (done[schema.PARAM_MATCHER] == cells.MATCHER) & (
         done[schema.PARAM_CORRECTION] == done[schema.PARAM_MODEL].map(published.CORRECTIONS).fillna("bn_reset")
     )
@@ -175,7 +169,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     sheets = list(_sheets(table(frame)))[:MOST_SHEETS]
     if not sheets:
         drawn, panels = style.panels(1, 1)
-        style.empty(panels[0][0], "nothing that the paper has, too")
+        style.empty(panels[0][0], "nothing in common with the paper")
         return drawn
     beside = 2 if len(sheets) > 1 else 1
     lines = [sheets[start : start + beside] for start in range(0, len(sheets), beside)]
@@ -203,29 +197,24 @@ def _sheets(numbers: pd.DataFrame) -> Iterator[Sheet]:
     apart = [*cells.TASK, schema.PARAM_WIDTH, *sorted(set(recipe_fields(numbers)) - COMPUTED)]
     accuracies = numbers[numbers["measure"].isin([schema.TEST_ACCURACY, schema.TEST_TOP5_ACCURACY])]
     early = accuracies[schema.PARAM_MATCH_EPOCH].notna()
-    for at, group in _places(accuracies[~early], [*apart, "measure"]):
+    for at, group in facets.places(accuracies[~early], [*apart, "measure"]):
         yield _accuracies_sheet(labels.cell(at, apart), at["measure"], group)
-    for at, group in _places(accuracies[early], [*apart, schema.PARAM_REWIND_EPOCH]):
+    for at, group in facets.places(accuracies[early], [*apart, schema.PARAM_REWIND_EPOCH]):
         rows = [labels.value(schema.PARAM_SPARSITY, value) for value in group[schema.PARAM_SPARSITY]]
         title = f"permuted, {labels.cell(at, at)}"
         yield _sheet(title, "Epoch of B when matched", rows, group[schema.PARAM_MATCH_EPOCH].astype(str), group)
     votes = numbers[numbers["measure"].isin([schema.MEMBER_ACCURACY_MEAN, *published.VOTES])]
-    for at, group in _places(votes, [*apart, schema.PARAM_SPARSITY]):
+    for at, group in facets.places(votes, [*apart, schema.PARAM_SPARSITY]):
         rows = [
             labels.method(name) + ("" if pd.isna(epoch) else f", epoch {epoch:g}")
             for name, epoch in zip(group["method"], group[schema.PARAM_REWIND_EPOCH], strict=True)
         ]
         columns = [MEASURES[name].replace(" ", "\n", 1) for name in group["measure"]]
         yield _sheet(f"ensembles, {labels.cell(at, at)}", "", rows, columns, group)
-    for at, group in _places(numbers[numbers["measure"].isin(published.BARRIERS.values())], list(cells.TASK)):
+    for at, group in facets.places(numbers[numbers["measure"].isin(published.BARRIERS.values())], list(cells.TASK)):
         rows = [MEASURES[name].replace(" (", "\n(") for name in group["measure"]]
         columns = [labels.value(schema.PARAM_WIDTH, width) for width in group[schema.PARAM_WIDTH]]
         yield _sheet(f"from π(A) to B, {labels.cell(at, at)}", "Width multiplier", rows, columns, group)
-
-
-def _places(numbers: pd.DataFrame, by: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    for place, group in numbers.groupby(by, dropna=False):
-        yield dict(zip(by, place, strict=True)), group
 
 
 def _accuracies_sheet(place: str, measure: str, group: pd.DataFrame) -> Sheet:
@@ -282,7 +271,7 @@ def _draw(axes: Axes, sheet: Sheet, height: int) -> None:
 
 
 def _text(line: Mapping[Any, Any], *, broken: bool = False) -> str:
-    """Return a difference with its size in standard errors, and an arrow from two of them on."""
+    """Return a difference, also in standard errors, with an arrow from two standard errors on."""
     size = line["in_standard_errors"]
     decimals = 3 if line["measure"] in SMALL else 2
     arrow = "" if not abs(size) >= CLEAR else "▲ " if size > 0 else "▼ "
@@ -291,18 +280,18 @@ def _text(line: Mapping[Any, Any], *, broken: bool = False) -> str:
 
 
 def _signed(value: float, decimals: int) -> str:
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", MINUS)  # + 0.0: no negative nothing
+    return stats.format_difference(round(value, decimals) + 0.0, decimals=decimals)  # + 0.0: no negative zero
 
 
 @once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return ours beside the paper's as people read them, a line per cell (or per measure of an ensemble or path)."""
+    """Return ours beside the paper's as people read it, a line per cell (or per measure of an ensemble or path)."""
     numbers = table(frame)
     apart = [name for name in numbers.columns if name not in COMPUTED - {"measure"} and name != "method"]
     told = [name for name in apart if numbers[name].nunique(dropna=False) > 1]
     lines = []
-    for at, group in _places(numbers, apart):
-        line = {labels.axis(name): labels.value(name, MEASURES.get(at[name], at[name])) for name in told}
+    for at, group in facets.places(numbers, apart):
+        line = labels.place(at | {"measure": MEASURES[at["measure"]]}, told)
         lines.append(line | {one["method"]: _both(one) for one in group.to_dict("records")})
     heads = sorted(set(numbers["method"]), key=ORDER.__getitem__)
     shown = pd.DataFrame(lines, columns=[*map(labels.axis, told), *heads]).fillna("")
@@ -316,22 +305,22 @@ def _both(line: Mapping[Any, Any]) -> str:
     return f"{line['ours_mean']:.{decimals}f} / {line['paper_mean']:.{decimals}f}{size}"
 
 
-# --- what is to be known ----------------------------------------------------------------------------------------------
+# --- notes ----------------------------------------------------------------------------------------------
 def notes(frame: pd.DataFrame) -> list[str]:
-    """Return how many numbers differ, and what else than chance may be behind it, one sentence each."""
+    """Return how many numbers differ, and possible reasons other than chance, one sentence each."""
     numbers = table(frame)
     if numbers.empty:
         return [
-            "Nothing that this study has measured is in the paper, which has ResNet20 on CIFAR-10 and CIFAR-100, VGG11 "
-            "on CIFAR-10 and ResNet50 on ImageNet at some sparsities and rewind epochs."
+            "This study has no number in common with the paper, which has ResNet20 on CIFAR-10 and CIFAR-100, VGG11 on "
+            "CIFAR-10 and ResNet50 on ImageNet at some sparsities and rewind epochs."
         ]
     said = [*_agreement(numbers), *_by_method(numbers), *_recipe(frame, numbers)]
     if numbers["dataset"].isin(published.DATASETS.values()).any():
-        said.append("The folder of images is taken for ImageNet.")
+        said.append("The folder of images is assumed to be ImageNet.")
     if numbers["measure"].isin(published.BARRIERS.values()).any():
         said.append(
-            "Barriers are compared with those at the midpoint that are stored with REPAIR's code; ours are the largest "
-            "on the path."
+            "Our barriers are the largest on the path; they are compared with those stored with REPAIR's code, which "
+            "are taken at the midpoint."
         )
     if numbers["measure"].isin(published.VOTES).any():
         said.append("The paper states neither the rewind epoch of its ensembles nor the logarithm of its divergences.")
@@ -342,15 +331,16 @@ def notes(frame: pd.DataFrame) -> list[str]:
 def _agreement(numbers: pd.DataFrame) -> Iterator[str]:
     tested = numbers[numbers["p"].notna()]
     if len(tested):
-        differ, clear = ((tested[name] < LEVEL).sum() for name in ("p", "p_holm"))
+        differ, clear = ((tested[name] < stats.LEVEL).sum() for name in ("p", "p_holm"))
         yield (
-            f"{differ} of {labels.plural(len(tested), 'mean')} differ from the paper's with p < {LEVEL} (Welch), where "
-            f"chance alone would give about {LEVEL * len(tested):.0f}; {clear or 'none'} after Holm's correction."
+            f"{differ} of {labels.plural(len(tested), 'mean')} differ from the paper's with p < {stats.LEVEL} (Welch), "
+            f"where chance alone would give about {stats.LEVEL * len(tested):.0f}; {clear or 'none'} after Holm's "
+            "correction."
         )
     if len(numbers) > len(tested):
         yield (
-            f"{labels.plural(len(numbers) - len(tested), 'number')} of single runs or without a standard deviation: "
-            "the difference alone."
+            f"{labels.plural(len(numbers) - len(tested), 'number')} of single runs or without a standard deviation, "
+            "where only the difference is given."
         )
 
 
@@ -363,7 +353,7 @@ def _by_method(numbers: pd.DataFrame) -> Iterator[str]:
 
 
 def _recipe(frame: pd.DataFrame, numbers: pd.DataFrame) -> Iterator[str]:
-    """Yield in what our nets were not trained as the paper says."""
+    """Yield how the training of our nets differs from the paper's."""
     sparse = frame[frame[schema.PARAM_STAGE] == schema.SPARSE]
     sparse = sparse[sparse[schema.PARAM_MODEL].isin(numbers[schema.PARAM_MODEL])]
     for model, group in sparse.groupby(schema.PARAM_MODEL):
@@ -374,18 +364,11 @@ def _recipe(frame: pd.DataFrame, numbers: pd.DataFrame) -> Iterator[str]:
                 differs.append(f"{name} {' and '.join(ours)} ({theirs})")
         if differs:
             yield (
-                f"{model} was not trained as the paper and its code say (in brackets): "
+                f"{model} was not trained as the paper and its code state (in brackets): "
                 f"{labels.listed(differs, most=12)}. Differences are to be expected."
             )
 
 
 def _same(text: str, value: float | str) -> bool:
-    """Return whether a recipe field, which is kept as text, has a value."""
+    """Return whether a recipe field, which is recorded as text, has the given value."""
     return text == value if isinstance(value, str) else float(text) == value
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import versus_paper
-
-    command.run_module(versus_paper)

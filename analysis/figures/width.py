@@ -1,32 +1,30 @@
-"""Figure: gap to dense, gap to LTH and generalization gap against width, a row of panels per sparsity.
-
-Run it alone with ``python -m analysis.figures.width --space NAME``.
-"""
+"""Figure: gap to dense, gap to LTH and generalization gap against width, a row of panels per sparsity."""
 
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import cells, labels
-from analysis.drawing import facets, style
-from analysis.load import runs as load
+from analysis.drawing import facets, grid, style
+from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
-
-__all__ = ["CAPTION", "TITLE", "chosen_rewind", "figure", "load", "notes", "table"]
 
 TITLE = "Gaps against width"
 CAPTION = (
     "Mean ± sample standard deviation over n pairs (A, B), in percentage points. Gap to dense: accuracy of the dense "
-    "net that was rewound minus the sparse net's own. Gap to LTH: accuracy of LTH with the same mask minus the net's "
-    "own. Generalization gap: training minus test accuracy of the final weights, both without augmentation. Each row "
-    "of panels shows the largest rewind epoch that all its widths have; the table has the others."
+    "net minus that of the sparse net. Gap to LTH: accuracy of LTH with the same mask minus that of the sparse net. "
+    "Generalization gap: training minus test accuracy of the final weights, both without augmentation. Each row of "
+    "panels shows the largest rewind epoch that all its widths have in common; the table has the others."
 )
 MEASURES = (schema.GAP_TO_DENSE, schema.GAP_TO_LTH, schema.GENERALIZATION_GAP)
+WITHOUT = (schema.PARAM_WIDTH, schema.PARAM_REWIND_EPOCH)
+"""Axes that have no panels of their own: one is drawn along, of the other one value is chosen."""
 APART = 1.03
-"""Factor in width by which the marks of neighbouring methods are set apart."""
+"""Factor in width between the markers of neighbouring methods."""
+
+load = runs
 
 
 @once
@@ -37,32 +35,29 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: rows of panels by sparsity (and task, and varied recipe), columns by gap."""
-    by = cells.axes(frame)
     numbers = table(frame)
-    numbers = numbers[~cells.early(numbers[cells.ROW])]
-    rows, _ = facets.grid(numbers, by, across=schema.PARAM_WIDTH, without=schema.PARAM_REWIND_EPOCH)
-    drawn, panels = style.panels(max(len(rows), 1), len(MEASURES))
-    names = [
-        name for name in facets.told_apart(numbers, by, hide=schema.PARAM_WIDTH) if name != schema.PARAM_REWIND_EPOCH
-    ]
-    for place, line in zip(rows, panels, strict=False):
-        here = facets.at(numbers, place)
-        epoch = chosen_rewind(here)
-        here = facets.at(here, {schema.PARAM_REWIND_EPOCH: epoch})
-        heading = f"{labels.cell(place, names)}, rewind epoch {labels.value(schema.PARAM_REWIND_EPOCH, epoch)}"
-        for measure, axes in zip(MEASURES, line, strict=True):
-            _panel(axes, measure, here[here["measure"] == measure], heading)
-    if not rows:
-        for axes in panels[0]:
-            style.empty(axes)
-    for axes in panels[-1]:
-        axes.set_xlabel(style.AXES[schema.PARAM_WIDTH])
-    style.methods_legend(drawn, [row for row in cells.row_order(numbers[cells.ROW]) if row != cells.IMP])
+    to_itself = (numbers["measure"] == schema.GAP_TO_LTH) & (numbers[cells.ROW] == cells.LTH)
+    numbers = numbers[~cells.early(numbers[cells.ROW]) & (numbers[cells.ROW] != cells.IMP) & ~to_itself]
+    drawn, panels = grid.panels(
+        numbers,
+        cells.axes(frame),
+        across="measure",
+        columns=MEASURES,
+        without=WITHOUT,
+        x=style.AXES[schema.PARAM_WIDTH],
+        absent="not measured yet",
+    )
+    for line in panels:
+        epoch = chosen_rewind(pd.concat([panel.lines for panel in line]))
+        for panel in line:
+            heading = f"{panel.heading}, rewind epoch {labels.value(schema.PARAM_REWIND_EPOCH, epoch)}"
+            _panel(panel, epoch, heading if panel is line[0] else "")
+    style.methods_legend(drawn, cells.row_order(numbers[cells.ROW]))
     return drawn
 
 
 def chosen_rewind(numbers: pd.DataFrame) -> int | None:
-    """Return the largest rewind epoch that every width has, else the largest; None if there is none."""
+    """Return the largest rewind epoch that the most widths have; None if there is none."""
     found = numbers.dropna(subset=[schema.PARAM_REWIND_EPOCH])
     if found.empty:
         return None
@@ -70,20 +65,20 @@ def chosen_rewind(numbers: pd.DataFrame) -> int | None:
     return int(widths[widths == widths.max()].index.max())
 
 
-def _panel(axes: Axes, measure: str, numbers: pd.DataFrame, heading: str) -> None:
-    hidden = (cells.IMP, cells.LTH) if measure == schema.GAP_TO_LTH else (cells.IMP,)
-    numbers = numbers[~numbers[cells.ROW].isin(hidden)]
-    sparse = numbers[numbers[cells.ROW] != cells.DENSE]
-    style.title(axes, heading if measure == MEASURES[0] else "", facets.count(sparse["n"]))
+def _panel(panel: grid.Panel, epoch: int | None, heading: str) -> None:
+    axes, measure = panel.axes, panel.place["measure"]
+    numbers = facets.at(panel.lines, {schema.PARAM_REWIND_EPOCH: epoch})
+    style.title(axes, heading, facets.count(numbers.loc[numbers[cells.ROW] != cells.DENSE, "n"]))
     axes.set_ylabel(style.AXES[measure])
     if numbers.empty:
-        style.empty(axes, "not measured yet")
+        if len(panel.lines):
+            style.empty(axes, "not measured yet")
         return
     rows = cells.row_order(numbers[cells.ROW])
     for place, row in enumerate(rows):
         line = numbers[numbers[cells.ROW] == row].sort_values(schema.PARAM_WIDTH)
         shifted = line[schema.PARAM_WIDTH] * APART ** (place - (len(rows) - 1) / 2)
-        style.errorbars(axes, shifted.tolist(), line["mean"].tolist(), line["std"].tolist(), style.look(row))
+        style.errorbars(axes, shifted, line, style.look(row))
     style.width_axis(axes, sorted(numbers[schema.PARAM_WIDTH].unique()))
 
 
@@ -94,11 +89,4 @@ def notes(frame: pd.DataFrame) -> list[str]:
     said = [f"Not recorded yet: {labels.listed(missing)}."] if missing else []
     if numbers[schema.PARAM_WIDTH].nunique() == 1:
         said.append("Only one width has results.")
-    return said + facets.cut_off(numbers, cells.axes(frame), schema.PARAM_WIDTH, schema.PARAM_REWIND_EPOCH)
-
-
-if __name__ == "__main__":
-    from analysis import command
-    from analysis.figures import width
-
-    command.run_module(width)
+    return said + grid.cut_off(numbers, cells.axes(frame), without=WITHOUT)

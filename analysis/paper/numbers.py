@@ -1,4 +1,4 @@
-"""The numbers of the paper, as printed, in the words of this project; ``paper/README.md`` says where each is from."""
+"""The numbers of the paper, as printed, under this project's names; ``paper/README.md`` states the sources."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from trainables.models import MODELS
 FOLDER = Path(__file__).parent
 PLACE = (*cells.CELL, schema.PARAM_MATCH_EPOCH, "method")
 DATASETS = {"imagenet": "image_folder"}
-"""What the paper calls a dataset -> what it is here."""
+"""The paper's name of a dataset -> ours."""
 BARRIERS = {"accuracy_drop": schema.ERROR_BARRIER, schema.LOSS_BARRIER: schema.LOSS_BARRIER}
-"""Column of the file -> what it is here."""
+"""Column of the file -> our metric."""
 CORRECTIONS = {"vgg11": "repair"}
-"""Model without BatchNorm -> how its paths are corrected; the others' BatchNorm is reset."""
+"""Model without BatchNorm -> correction of its paths; the paths of all others get their BatchNorm reset."""
 MASKS = {"svhn": "cifar10"}
-"""Dataset -> the one that its masks are from, where that is another."""
+"""Dataset -> dataset of its masks, if that is another one."""
 VOTES = (schema.ENSEMBLE_ACCURACY, schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE)
 
 IMAGENET: dict[str, float | str] = {  # tables 3 and 4; schedules, precision and initialisation are its code's
@@ -42,12 +42,12 @@ IMAGENET: dict[str, float | str] = {  # tables 3 and 4; schedules, precision and
     "prune_fraction": 0.2,
 }
 _KNOBS = {"dense_epochs": "epochs", "dense_lr": "lr", "lr": "sparse_lr", "imp_schedule": "schedule"}
-"""Recipe field of a sparse net -> the knob that it is from, if that has another name."""
-CIFAR: dict[str, float | str] = {  # tables 2 and 4, which our defaults are
+"""Recipe field of a sparse net -> the knob that sets it, if that has another name."""
+CIFAR: dict[str, float | str] = {  # tables 2 and 4, which are our defaults
     name: KNOBS[_KNOBS.get(name, name)].default for name in IMAGENET
 } | {"init": MODELS["resnet20"].init}
 RECIPES = {"resnet20": CIFAR, "vgg11": CIFAR | {"init": MODELS["vgg11"].init}, "resnet50": IMAGENET}
-"""Model -> how its sparse nets were trained, recipe fields by the names that they have on a run."""
+"""Model -> recipe of its sparse nets, by the names that runs record."""
 
 
 def numbers() -> pd.DataFrame:
@@ -55,12 +55,12 @@ def numbers() -> pd.DataFrame:
 
     Columns: ``source``; ``model``, ``dataset``, ``width``, ``sparsity``, ``rewind_epoch``, ``match_epoch``,
     ``method``, missing or empty where they do not apply; ``measure``, a metric of ``trainables.schema``; ``mean``,
-    ``std`` (NaN where the paper has none), ``n``. Accuracies in percent, divergences and losses in nats.
+    ``std`` (NaN if the paper has none), ``n``. Accuracies in percent, divergences and losses in nats.
     """
     accuracies = _read("results").rename(columns={"n_seeds": "n"})
     top5 = accuracies[accuracies["test_top5_mean"].notna()]
     early = _read("early_matching").assign(n=3)
-    early = early[early["match_epoch"] < early["match_epoch"].max()]  # the last is table 5 again
+    early = early[early["match_epoch"] < early["match_epoch"].max()]  # the last epoch repeats table 5
     votes = _read("ensembles")
     barriers = _read("interpolation")
     parts = [
@@ -81,7 +81,7 @@ def _read(name: str) -> pd.DataFrame:
 
 
 def _lines(found: pd.DataFrame, measure: str, mean: str, std: str | None, n: Any) -> pd.DataFrame:
-    """Return a column of one of the files as lines of :func:`numbers`."""
+    """Return one column of a file as lines of :func:`numbers`."""
     lines = found.reindex(columns=["source", *PLACE]).assign(measure=measure, mean=found[mean], n=n)
     lines["method"] = lines["method"].astype(object).fillna("").astype(str)
     lines["std"] = found[std] if std else stats.NAN

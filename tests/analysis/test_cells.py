@@ -103,7 +103,7 @@ def test_what_goes_without_saying_is_said_where_it_matters(frames):
     assert cells.main_matching(frames["early"])["match_epoch"] == cells.END
     assert cells.main_matching(frames["always_early"])["match_epoch"] == 5
     (note,) = accuracy_table.notes(frames["matchers"])
-    assert note == "Permuted without further words: matched by activation, at the end of B's training."
+    assert note == "Permuted, if not stated otherwise: matched by activation, at the end of B's training."
     assert "match_images=10000" in accuracy_table.notes(frames["images"])[0]
     assert accuracy_table.notes(frames["controls"]) == []
 

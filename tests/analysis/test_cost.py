@@ -102,7 +102,7 @@ def test_what_the_store_had_was_not_spent_again(frame):
 def test_devices_are_named_if_they_differ(frame):
     assert cost.notes(frame) == []
     mixed = frame.assign(environment=["device=H100; torch=2"] * 2 + ["device=cpu; torch=2"] * (len(frame) - 2))
-    assert cost.notes(mixed) == ["An hour of one device is not one of another: cpu (10 jobs), H100 (2 jobs)."]
+    assert cost.notes(mixed) == ["Device-hours of different devices are added up: cpu (10 jobs), H100 (2 jobs)."]
 
 
 def test_jobs_without_a_time_are_said(frame):

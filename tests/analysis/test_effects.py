@@ -91,7 +91,7 @@ def test_a_gap_that_is_too_small_has_no_share_and_is_said(frame):
     assert math.isnan(one["share_closed"])
     said = " ".join(effects.notes(frame))
     assert "In 1 cell the gap between naive and LTH is too small" in said
-    assert "1 cell of one pair each, without an interval." in said
+    assert "1 cell with a single pair, without an interval." in said
 
 
 def test_the_table_that_people_read_has_the_means_over_rewind_epochs(frame):

@@ -109,7 +109,10 @@ def test_matches_without_lth_have_a_gain_and_no_share(frame):
     found = match_quality.table(frame[frame["method"] != "lth"])
     assert found["share"].isna().all()
     assert found["gain"].notna().all()
-    assert any("3 matches without LTH" in note for note in match_quality.notes(frame[frame["method"] != "lth"]))
+    assert any(
+        "No share for 3 matches: LTH is missing" in note
+        for note in match_quality.notes(frame[frame["method"] != "lth"])
+    )
 
 
 def test_stores_that_did_not_record_the_barrier_say_so(frame):

@@ -6,7 +6,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import dataclasses
 import itertools
-import sys
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ import synthetic_runs as synthetic
 import synthetic_spaces
 from scipy import stats as scipy_stats
 
-from analysis import cells, command
+from analysis import cells
 from analysis.drawing import style
 from analysis.drawing.signs import TIMES
 from analysis.figures import (
@@ -29,6 +28,7 @@ from analysis.figures import (
     top5,
     width,
 )
+from analysis.figures.__main__ import main
 from analysis.figures.table import FIGURES
 from search_spaces import SPACES
 from trainables import schema
@@ -96,13 +96,9 @@ def drawn_as(row):
 
 # --- all of them ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", OURS)
-def test_a_figure_by_itself(name, folder, monkeypatch, tmp_path, capsys):
-    """As ``python -m analysis.NAME`` does it."""
-    line = ["-", "--space", "partial_mode", "--storage", str(folder), "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", line)
-    with pytest.raises(SystemExit) as left:
-        command.run_module(FIGURES[name])
-    assert left.value.code == 0
+def test_a_figure_by_itself(name, folder, tmp_path, capsys):
+    """As ``python -m analysis.figures NAME`` does it."""
+    assert main([name, "--space", "partial_mode", "--storage", str(folder), "--out", str(tmp_path)]) == 0
     written = {path.name for path in tmp_path.iterdir()}
     assert f"{name}.csv" in written
     said = capsys.readouterr().out.splitlines()
@@ -408,7 +404,7 @@ def test_top5_is_drawn_and_top1_stands_beside_it(read):
 def test_without_top5_there_is_a_note(read):
     frame = read(top5, "sweep")
     assert top5.table(frame).empty
-    assert top5.notes(frame) == ["Top-5 accuracy is recorded for data of 20 classes or more only."]
+    assert top5.notes(frame) == ["Top-5 accuracy is only recorded for datasets of 20 classes or more."]
 
 
 # --- interpolation at several match epochs --------------------------------------------------------------------------

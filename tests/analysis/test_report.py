@@ -20,8 +20,9 @@ from mlflow import MlflowClient
 from scipy import stats as scipy_stats
 
 from analysis import cells, command, coverage, headline, load, report, summary, write
-from analysis.drawing import facets, files, style
-from analysis.figures import accuracy_table, interpolation, rewind, width
+from analysis.drawing import files, grid, style
+from analysis.figures import __main__ as figures_command
+from analysis.figures import accuracy_table, interpolation, landscape, rewind, width
 from analysis.figures.table import FIGURES
 from trainables import schema
 from trainables.methods import METHODS
@@ -306,7 +307,7 @@ def test_many_recipes_do_not_make_an_endless_figure(frame):
     parts = [frame.assign(lr=str(n), key=frame["key"] + str(n)) for n in range(12)]
     sampled = pd.concat([part[part["stage"] == "sparse"] for part in parts], ignore_index=True)
     sampled.attrs["varied"] = ["lr"]
-    assert len(rewind.figure(sampled).axes) == 2 * facets.MOST_ROWS
+    assert len(rewind.figure(sampled).axes) == 2 * grid.MOST_ROWS
     assert any("12 more rows of panels" in note for note in rewind.notes(sampled))
 
 
@@ -440,14 +441,6 @@ def odd(folder):
     return folder
 
 
-def figure_alone(module, monkeypatch, *options):
-    """Run a module as its own command does and return the exit code."""
-    monkeypatch.setattr(sys, "argv", ["-", *map(str, options)])
-    with pytest.raises(SystemExit) as left:
-        command.run_module(module)
-    return left.value.code
-
-
 @pytest.mark.parametrize(
     ("space", "message"),
     [
@@ -456,11 +449,10 @@ def figure_alone(module, monkeypatch, *options):
         ("other_version", "1 finished jobs, but none of a kind that is known here (param 'stage': dense, prune, "),
     ],
 )
-@pytest.mark.parametrize("name", ["report", "rewind", "interpolation", "plane", "accuracy_table"])
-def test_experiments_of_which_nothing_can_be_shown(odd, tmp_path, monkeypatch, capsys, name, space, message):
+@pytest.mark.parametrize("name", ["report", "rewind", "interpolation", "landscape", "accuracy"])
+def test_experiments_of_which_nothing_can_be_shown(odd, tmp_path, capsys, name, space, message):
     options = ["--space", space, "--storage", str(odd), "--out", str(tmp_path / "out")]
-    modules = {**FIGURES, "accuracy_table": accuracy_table}
-    code = report.main(options) if name == "report" else figure_alone(modules[name], monkeypatch, *options)
+    code = report.main(options) if name == "report" else figures_command.main([name, *options])
     said = capsys.readouterr()
     assert (code, said.out) == (2, "")
     assert said.err.startswith("error: ")
@@ -469,11 +461,10 @@ def test_experiments_of_which_nothing_can_be_shown(odd, tmp_path, monkeypatch, c
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["rewind", "interpolation", "accuracy_table"])
-def test_nothing_but_failures_gives_no_figure(odd, tmp_path, monkeypatch, capsys, name):
-    modules = {**FIGURES, "accuracy_table": accuracy_table}
-    options = ["--space", "failed", "--storage", odd, "--out", tmp_path / "out"]
-    assert figure_alone(modules[name], monkeypatch, *options) == 2
+@pytest.mark.parametrize("name", ["rewind", "interpolation", "accuracy"])
+def test_nothing_but_failures_gives_no_figure(odd, tmp_path, capsys, name):
+    options = ["--space", "failed", "--storage", str(odd), "--out", str(tmp_path / "out")]
+    assert figures_command.main([name, *options]) == 2
     failed = "none of its 2 jobs on record has finished (2 failed); the first error: loss is nan"
     assert capsys.readouterr().err == f"error: nothing to show of 'failed': {failed}\n"
     assert not (tmp_path / "out").exists()
@@ -492,14 +483,14 @@ def test_nothing_but_failures_gives_a_page_that_says_so(odd, tmp_path, monkeypat
 
 
 def test_what_an_earlier_report_had_and_this_one_has_not_is_removed(folder, uri, frame, tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.write.FIGURES", {"rewind": rewind, "plane": FIGURES["plane"]})
-    for name in ("plane.png", "plane.tex", "notes.md"):
+    monkeypatch.setattr("analysis.write.FIGURES", {"rewind": rewind, "landscape": landscape})
+    for name in ("landscape.png", "landscape.tex", "notes.md"):
         (tmp_path / name).write_text("from before")
     written = write.write_files(frame, "full", uri, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert {path.name for path in written} == names - {"notes.md"}
     assert "notes.md" in names, "it is somebody else's"
-    assert {"rewind.png", "plane.csv"} <= names
+    assert {"rewind.png", "landscape.csv"} <= names
     linked = set(re.findall(r'<a href="([^"#]+)">', written[0].read_text(encoding="utf-8")))
     assert linked == names - {"notes.md", "index.html"}
 
@@ -508,7 +499,8 @@ def test_a_single_figure_by_itself(folder, tmp_path):
     line = [
         sys.executable,
         "-m",
-        "analysis.figures.rewind",
+        "analysis.figures",
+        "rewind",
         "--space",
         "full",
         "--storage",

@@ -32,12 +32,11 @@ def test_one_value_has_no_spread_and_none_has_nothing():
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
-@pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_paired_difference_is_the_paired_t_test(n, confidence):
+def test_paired_difference_is_the_paired_t_test(n):
     first, second = RNG.normal(size=n), RNG.normal(size=n) - 1
-    ours = stats.paired_difference(first.tolist(), second.tolist(), confidence)
+    ours = stats.paired_difference(first.tolist(), second.tolist())
     theirs = scipy_stats.ttest_rel(first, second)
-    low, high = theirs.confidence_interval(confidence)
+    low, high = theirs.confidence_interval(0.95)
     assert (ours.n, ours.mean, ours.p) == pytest.approx((n, np.mean(first - second), theirs.pvalue))
     assert (ours.low, ours.high) == pytest.approx((low, high))
 
@@ -60,10 +59,9 @@ def test_a_pair_with_a_missing_value_does_not_count():
     assert str(one) == "+1.00 (1)"
 
 
-@pytest.mark.parametrize(("first", "confidence", "message"), [([1.0], 0.95, "1 and 2"), ([1.0, 2.0], 1.0, r"\(0, 1\)")])
-def test_wrong_requests_are_named(first, confidence, message):
-    with pytest.raises(ValueError, match=message):
-        stats.paired_difference(first, [1.0, 2.0], confidence)
+def test_pairs_need_both_values():
+    with pytest.raises(ValueError, match="1 and 2"):
+        stats.paired_difference([1.0], [1.0, 2.0])
 
 
 def test_holm_by_hand():
@@ -134,22 +132,12 @@ def test_holm_keeps_the_order_and_never_makes_a_p_smaller():
 
 # --- independent samples --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("first", "second"), [((3, 92.1, 0.2), (3, 91.8, 0.4)), ((5, -1.0, 1.0), (2, 4.0, 0.1))])
-@pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_welch_is_welch(first, second, confidence):
-    ours = stats.welch(stats.reported(*first), stats.reported(*second), confidence)
+def test_welch_is_welch(first, second):
+    ours = stats.welch(stats.reported(*first), stats.reported(*second))
     theirs = scipy_stats.ttest_ind_from_stats(
         mean1=first[1], std1=first[2], nobs1=first[0], mean2=second[1], std2=second[2], nobs2=second[0], equal_var=False
     )
     assert (ours.in_standard_errors, ours.p) == pytest.approx((theirs.statistic, theirs.pvalue))
-    values = [mean + std * _standardised(n) for n, mean, std in (first, second)]
-    limits = scipy_stats.ttest_ind(*values, equal_var=False).confidence_interval(confidence)
-    assert (ours.low, ours.high) == pytest.approx(tuple(limits))
-
-
-def _standardised(n):
-    """Return n values of mean 0 and sample standard deviation 1."""
-    values = np.linspace(-1, 1, n)
-    return values / values.std(ddof=1)
 
 
 def test_a_difference_in_standard_errors_by_hand():
@@ -163,7 +151,7 @@ def test_a_difference_in_standard_errors_by_hand():
 def test_without_a_spread_there_is_a_difference_and_no_more(other):
     one = stats.welch(stats.reported(3, 90.0, 0.3), stats.reported(*other))
     assert one.mean == pytest.approx(90.0 - other[1], nan_ok=True)
-    assert all(math.isnan(value) for value in (one.sem, one.low, one.high, one.p, one.in_standard_errors))
+    assert all(math.isnan(value) for value in (one.sem, one.p, one.in_standard_errors))
 
 
 def test_what_is_reported_is_what_would_have_been_summarised():
@@ -204,7 +192,7 @@ def test_pairs_that_do_not_vary_have_no_interval_and_prove_nothing():
         assert all(math.isnan(value) for value in (one.low, one.high, one.p))
     two = stats.welch(stats.summarize([2.0, 2.0]), stats.summarize([1.0, 1.0]))
     assert (two.mean, two.sem) == (1.0, 0.0)
-    assert all(math.isnan(value) for value in (two.low, two.high, two.p, two.in_standard_errors))
+    assert all(math.isnan(value) for value in (two.p, two.in_standard_errors))
     share = stats.paired_share([1.0, 2.0], [0.0, 0.0], [2.0, 4.0])
     assert share.value == 0.5
     assert math.isnan(share.low)

@@ -172,7 +172,7 @@ def test_the_papers_recipe_goes_without_saying_and_any_other_does_not(frame):
     assert not any("was not trained as the paper" in note for note in versus_paper.notes(frame))
     other = frame.assign(lr="0.1", weight_decay="5e-4", dense_epochs="20")
     said = " ".join(versus_paper.notes(other))
-    assert "resnet20 was not trained as the paper and its code say" in said
+    assert "resnet20 was not trained as the paper and its code state" in said
     assert "dense_epochs 20 (200), lr 0.1 (0.02)" in said
     assert "weight_decay" not in said  # 5e-4 is 0.0005
 
@@ -227,7 +227,7 @@ def test_how_many_differ_is_said_with_what_chance_would_give(frame):
 def test_a_study_without_counterpart_says_so(frame):
     ours = frame.assign(dataset="digits")
     assert versus_paper.table(ours).empty
-    assert versus_paper.notes(ours)[0].startswith("Nothing that this study has measured is in the paper")
+    assert versus_paper.notes(ours)[0].startswith("This study has no number in common with the paper")
     versus_paper.figure(ours)
 
 
@@ -249,7 +249,7 @@ def test_image_folders_are_taken_for_imagenet_and_it_is_said():
     found = versus_paper.table(frame).set_index("measure")
     assert found.loc[schema.TEST_ACCURACY, "difference"] == pytest.approx(0.63)
     assert found.loc[schema.TEST_TOP5_ACCURACY, "difference"] == pytest.approx(0.63)
-    assert "The folder of images is taken for ImageNet." in versus_paper.notes(frame)
+    assert "The folder of images is assumed to be ImageNet." in versus_paper.notes(frame)
     assert len(versus_paper.figure(frame).axes) == 2
 
 

@@ -1,4 +1,4 @@
-"""What is worked out once while a report is written, and only then."""
+"""What is computed once while a report is written, and only then."""
 
 import pandas as pd
 
@@ -13,14 +13,14 @@ def doubled(frame):
     return 2 * frame
 
 
-def test_frames_may_change_as_long_as_nobody_says_that_they_do_not():
+def test_frames_may_change_while_nothing_is_remembered():
     frame = pd.DataFrame({"a": [1, 2]})
     assert doubled(frame)["a"].tolist() == [2, 4]
     frame.loc[0, "a"] = 5
     assert doubled(frame)["a"].tolist() == [10, 4]
 
 
-def test_an_answer_is_worked_out_once_per_frame_and_belongs_to_who_asked():
+def test_a_result_is_computed_once_per_frame_and_each_caller_owns_a_copy():
     first, second = pd.DataFrame({"a": [1, 2]}), pd.DataFrame({"a": [1, 2, 3]})
     asked.clear()
     with memo.remembered():
