@@ -38,7 +38,6 @@ LATE: dict[str, str] = {
     "analysis.command": "pandas and matplotlib are not for --help",
     "analysis.drawing.files": "matplotlib is not for tables",
     "analysis.report": "pandas and matplotlib are not for --help",
-    "analysis.screenshots": "pandas and matplotlib are not for --help",
     "study.benchmark.__main__": "torch is not for --help and the printed table",
     "study.benchmark.sweep": "ray, once its environment has been set",
     "study.benchmark.training": "what it is compared with is loaded only in the process that measures it",
@@ -54,7 +53,6 @@ LATE: dict[str, str] = {
 MOST_FILES = 15
 CROWDED: dict[str, str] = {
     "analysis/figures": "one file for each figure or table",
-    "analysis": "the screenshots of the README and the browser that takes them are its last two",
 }
 """Folder -> why it may have more than MOST_FILES modules."""
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "help": (["study.run", "--help"], 0),
     "wrong": (["study.run", "--space", "nöne→"], 2),
     "report": (["analysis.report", "--space", "π", "--storage", "nöwhere→"], 2),
-    "figure": (["analysis.figures.rewind", "--space", "π", "--storage", "nöwhere→"], 2),
+    "figure": (["analysis.figures", "rewind", "--space", "π", "--storage", "nöwhere→"], 2),
     "data": (["trainables.data", "--download", "nöne→", "--data-dir", "."], 2),
     "benchmark": (["study.benchmark", "training", "--repeats", "0"], 2),
     "fastest": (["study.benchmark", "fastest", "--space", "nöne→"], 2),
