@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkout import ROOT
+from stored import file_of
 from tiny_study import flip_bit, tiny_cell
 
 import trainables
@@ -186,6 +187,6 @@ def test_what_cannot_be_loaded_is_named(published: Store, own_copy: Store, tmp_p
         trainables.load_network(tmp_path / "nowhere", DENSE.key)
     with pytest.raises(ValueError, match="unknown scheme 'ftp'"):
         trainables.load_network("ftp://host/x", DENSE.key)
-    flip_bit(own_copy.directory(DENSE.key) / schema.WEIGHTS, position=200)
+    flip_bit(file_of(own_copy, DENSE.key, schema.WEIGHTS))
     with pytest.raises(DamagedArtifact, match=f"artifact {schema.WEIGHTS} of {DENSE.key[:12]} is damaged"):
         trainables.load_network(own_copy, DENSE.key)
