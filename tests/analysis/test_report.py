@@ -427,7 +427,9 @@ def odd(folder):
     """Experiments from which little can be said, beside the others."""
     client = MlflowClient(tracking_uri=synthetic.tracking_uri(folder))
     client.create_experiment("empty", artifact_location=str(folder / "mlartifacts"))
-    for name, tags in {"foreign": {}, "other_version": {schema.TAG_KEY: 64 * "a"}}.items():
+    earlier = {schema.TAG_KEY: 64 * "a"}
+    later = {**earlier, schema.TAG_CELL: json.dumps({"width": 1.0})}
+    for name, tags in {"foreign": {}, "earlier_version": earlier, "later_version": later}.items():
         experiment = client.create_experiment(name, artifact_location=str(folder / "mlartifacts"))
         run = client.create_run(experiment, tags=tags).info.run_id
         client.log_param(run, "kind", "train")
@@ -446,7 +448,8 @@ def odd(folder):
     [
         ("empty", "experiment 'empty' has no runs yet"),
         ("foreign", "experiment 'foreign' has 1 runs, but none is a study's job (no tag 'job_key')"),
-        ("other_version", "1 finished jobs, but none of a kind that is known here (param 'stage': dense, prune, "),
+        ("earlier_version", "recorded by an earlier version; running the study's command again brings it up to date"),
+        ("later_version", "1 finished jobs, but none of a kind that is known here (param 'stage': dense, prune, "),
     ],
 )
 @pytest.mark.parametrize("name", ["report", "rewind", "interpolation", "landscape", "accuracy"])
