@@ -150,6 +150,8 @@ PARAM_PATH: Final = "path"
 
 # --- tags of an MLflow run --------------------------------------------------------------------------------------
 TAG_KEY: Final = "job_key"
+TAG_STORAGE: Final = "storage"
+"""Digest of the storage of the driver that recorded the run: drivers end only runs of their own storage."""
 TAG_REUSED: Final = "reused"
 """`true` on a run whose job was already in the store when this study first met it, else `false`."""
 TAG_PARENTS: Final = "parent_keys"

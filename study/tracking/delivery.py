@@ -25,6 +25,7 @@ from typing import Any
 
 from study.plan import Plan
 from study.tracking.mlflow_runs import DatabaseGone, Row, Runs, Unattached
+from trainables.host.processes import me
 from trainables.host.redaction import redact_text
 from trainables.storage.store import DamagedArtifact, Result, StorageError, Store
 
@@ -184,12 +185,13 @@ class Tracker:
 
     def _catch_up(self) -> bool:
         """Deliver what the store holds and MLflow lacks; return False if told to stop."""
-        published, failures, computed = set[str](), set[str](), set[str]()
+        published, failures, computed, drivers = set[str](), set[str](), set[str](), set[str]()
 
         def look() -> None:
+            drivers.update(study["owner"] for study in self._store.studies())
+            computed.update(self._store.leases())  # first: a job that gives its lease back is published by then
             published.update(self._store.keys())
             failures.update(self._store.failures())
-            computed.update(self._store.leases())
 
         if not self._attempt(look):
             return False
@@ -198,7 +200,8 @@ class Tracker:
                 return False
         with self._changed:
             computed |= self._live.keys()
-        if not self._attempt(partial(self._runs.interrupt_abandoned, published | computed)):
+        # Another driver holds no lease on a job between two attempts; the last one to end does this.
+        if drivers <= {me()} and not self._attempt(partial(self._runs.interrupt_abandoned, published | computed)):
             return False
         if not self._finish([key for key in self._plan.jobs if key in published and not self._runs.is_finished(key)]):
             return False

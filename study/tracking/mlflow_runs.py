@@ -129,6 +129,7 @@ class Runs:
         self._recipe = recipe_digest(plan.space, plan.ways)
         self._places = place_tags(plan)
         self._commit = project_commit()
+        self._storage = hashlib.sha256(store.uri.encode()).hexdigest()[:12]
         self._runs: dict[str, _Run] = {}
         self._doubtful: set[str] = set()
         self._is_sole_creator = False
@@ -154,6 +155,7 @@ class Runs:
         tags = {
             schema.TAG_KEY: key,
             schema.TAG_REUSED: "false" if fresh else "true",
+            schema.TAG_STORAGE: self._storage,
             schema.TAG_PARENTS: ",".join(ref.key for _, ref in job.parents),
             SOURCE: "study.run",
             SOURCE_TYPE: "LOCAL",
@@ -338,8 +340,11 @@ class Runs:
             known: keys of the jobs that are published or being computed.
         """
         for key, run in self._runs.items():
-            if run.status == RUNNING and key not in known:
-                self._end(key, run, KILLED)
+            if run.status == RUNNING and key not in known and run.tags.get(schema.TAG_STORAGE) == self._storage:
+                info = self._client.get_run(run.id).info  # another driver may have ended it since it was listed
+                run.status, run.ended = info.status, info.end_time or 0
+                if run.status == RUNNING:
+                    self._end(key, run, KILLED)
 
     def add_epochs(self, key: str, rows: list[Row]) -> None:
         """Send epochs of a running job."""

@@ -73,7 +73,9 @@ class LocalStorage:
         with self._written(path, content) as temporary:
             try:
                 os.link(temporary, self.root / path)
-            except FileExistsError:
+            except FileExistsError:  # on NFS it may be ours, linked by a request whose answer was lost
+                with contextlib.suppress(FileNotFoundError):
+                    return os.path.samefile(temporary, self.root / path)
                 return False
             return True
 
@@ -179,12 +181,12 @@ def _make(directory: Path) -> None:
     """Create a directory and its parents, unless they are there, so that their names survive a crash of the machine."""
     try:
         directory.mkdir()
-    except FileExistsError:
-        if not directory.is_dir():
-            raise
     except FileNotFoundError:
         _make(directory.parent)
         _make(directory)
+    except OSError:  # a server may deny access to the parent before it says that the directory exists
+        if not directory.is_dir():
+            raise
     else:
         _sync(directory.parent)
 

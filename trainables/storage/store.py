@@ -361,7 +361,12 @@ class Store:
         """Remove a published result."""
         place = _place(key)
         patiently(lambda: self.storage.remove(f"{place}/{MANIFEST}"))  # comes first: without it there is no result
-        patiently(lambda: self.storage.remove_all(place))
+        paths = patiently(lambda: list(self.storage.names(place)))
+        if all(map(owner, paths)):
+            patiently(lambda: self.storage.remove_all(place))
+            return
+        for path in filter(owner, paths):  # files that no study has written stay
+            patiently(lambda path=path: self.storage.remove(path))  # type: ignore[misc]
 
     def check_writable(self) -> None:
         """Raise ValueError unless results can be published in the storage; wait for an outage to pass as always."""
