@@ -12,7 +12,7 @@ import html
 import itertools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -214,11 +214,18 @@ def _trained_in(frame: pd.DataFrame) -> str:
     settings = trained[[name for name in SETTINGS if name in trained]]
     found: dict[str, list[str]] = {}
     for (model, width), texts in settings.groupby([trained[schema.PARAM_MODEL], trained[schema.PARAM_WIDTH]]):
-        ways = {str(Way.read(each)) for each in texts.to_dict("records")}
+        ways = {_way_in_words(each) for each in texts.to_dict("records")}
         found.setdefault(labels.listed(sorted(ways)), []).append(f"{model} {labels.value(schema.PARAM_WIDTH, width)}")
     if found.keys() <= {str(Way())}:
         return ""
     return "; ".join(f"{labels.listed(networks)}: {how}" for how, networks in found.items())
+
+
+def _way_in_words(texts: Mapping[str, str]) -> str:
+    try:
+        return str(Way.read(texts))
+    except ValueError:  # recorded by another version, or by somebody else
+        return " ".join(f"{name}={labels.short(str(text))}" for name, text in texts.items() if text)
 
 
 def _downloads(written: Iterable[Path]) -> str:

@@ -79,7 +79,7 @@ class Options:
         ValueError: a value out of bounds, no search space where one is needed, or options that exclude each other.
     """
 
-    space: str | None = _option("the search space; --list shows all", metavar="NAME")
+    space: str | None = _option("the search space (python -m study.run --list shows all)", metavar="NAME")
     list: bool = _option("list the search spaces", False)
     dry_run: bool = _option("print the plan and stop", False)
     status: bool = _option("print how far the study is and stop; works from anywhere, also while it runs", False)
@@ -165,7 +165,7 @@ class Options:
                 except ValueError as error:
                     raise ValueError(f"{_flag(field.name)} {error}") from None
         if not (self.space or self.list or self.clean):
-            raise ValueError("which space? --space NAME, or --list to see them")
+            raise ValueError("which space? --space NAME; python -m study.run --list shows them")
         if self.verify and (self.dry_run or self.status):
             raise ValueError("--verify sets damaged results aside, --dry-run and --status change nothing: choose one")
 

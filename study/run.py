@@ -45,6 +45,10 @@ def main(arguments: Sequence[str]) -> int:
             "Run a search space: train what is not in the store yet, log everything to MLflow.",
             "Running the same command again continues where it stopped.",
         )
+        if options.list:
+            width = max(map(len, SPACES))
+            print(*(f"{space.name:<{width}}  {space.question}" for space in SPACES.values()), sep="\n")
+            return OK
         store = Store(options.storage)
         prepared = _answer(store, options)
     except (ValueError, StorageError, OSError) as error:
@@ -70,10 +74,6 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
         ValueError: the request is wrong.
         StorageError: the storage cannot be read or written.
     """
-    if options.list:
-        width = max(map(len, SPACES))
-        print(*(f"{space.name:<{width}}  {space.question}" for space in SPACES.values()), sep="\n")
-        return None
     if options.clean:
         offer_cleaning(store, options)
         return None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 
 def known(what: str, name: object, names: Iterable[str]) -> None:
     """Raise ValueError unless `name` is one of `names`; the message suggests the nearest and lists them all."""
+    if isinstance(name, str) and isinstance(names, Mapping) and name in names:
+        return
     listed = list(names)
     if name not in listed:
         raise ValueError(f"unknown {what} {name!r}{suggestion(name, listed)}")

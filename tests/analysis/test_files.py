@@ -81,7 +81,8 @@ def test_every_form_is_in_both_kinds_of_file(tmp_path):
 @pytest.fixture
 def figure():
     drawn, panels = style.panels(1, 1)
-    style.errorbars(panels[0][0], [0, 1], [1, 2], [0.1, 0.2], style.look("permuted"))
+    numbers = pd.DataFrame({"mean": [1.0, 2.0], "std": [0.1, 0.2]})
+    style.errorbars(panels[0][0], [0, 1], numbers, style.look("permuted"))
     panels[0][0].set_xlabel("Rewind epoch")
     return drawn
 

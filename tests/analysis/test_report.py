@@ -19,13 +19,14 @@ import synthetic_runs as synthetic
 from mlflow import MlflowClient
 from scipy import stats as scipy_stats
 
-from analysis import cells, command, coverage, headline, load, report, summary, write
+from analysis import cells, command, coverage, headline, labels, load, report, summary, write
 from analysis.drawing import files, grid, style
 from analysis.figures import __main__ as figures_command
 from analysis.figures import accuracy_table, interpolation, landscape, rewind, width
 from analysis.figures.table import FIGURES
 from trainables import schema
 from trainables.methods import METHODS
+from trainables.models import MODELS
 
 SEEDS = [pair[0] for pair in synthetic.PAIRS]
 MINUS = "\N{MINUS SIGN}"
@@ -140,6 +141,24 @@ def test_recipes_are_told_apart_and_not_averaged(frame):
     assert len(table) == 16
     assert set(table["naive_n"]) == {3}
     assert "lr = 0.01" in summary.short_table(both)
+
+
+def test_the_recipe_names_varied_settings_of_any_type_and_leaves_out_defaults(frame):
+    texts = {"lr": "0.08", "schedule": "steps", "imp_schedule": "steps", "init": MODELS[frame["model"].iloc[0]].init}
+    varied = frame.assign(**texts, epochs=[20, 30] * (len(frame) // 2) + [20] * (len(frame) % 2), augment=False)
+    varied.loc[varied["stage"] == "sparse", "lr"] = "0.05"
+    varied.attrs["varied"] = ["epochs", "augment"]
+    assert labels.recipe(varied) == "epochs 20 and 30, sparse_lr 0.05, schedule steps, augment False"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"precision": "fp64"}, {"compiled": "true"}, {"kernels": "sparse", "stacked": "1"}]
+)
+def test_how_a_later_version_trained_is_quoted(frame, settings):
+    plain = {"precision": "fp32", "compiled": "False", "kernels": "dense", "stacked": "False"}
+    foreign = write._trained_in(frame.assign(**{**plain, **settings}))
+    assert all(f"{name}={value}" in foreign for name, value in settings.items())
+    assert write._trained_in(frame.assign(**plain)) == ""
 
 
 def test_recipes_of_dense_nets_are_followed_by_key(frame):

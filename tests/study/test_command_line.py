@@ -66,7 +66,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 # --- wrong requests ---------------------------------------------------------------------------------------------------
 WRONG: dict[str, tuple[list[str], str]] = {
-    "no space": ([], r"which space\? --space NAME, or --list to see them"),
+    "no space": ([], r"which space\? --space NAME; python -m study.run --list shows them"),
     "unknown space": (
         ["--space", "digit_quickstart"],
         r"unknown search space 'digit_quickstart' \(did you mean 'digits_quickstart'\?\); known: .*digits_quickstart",
@@ -310,6 +310,7 @@ def test_the_list_has_every_space_with_its_question(folder: Path, capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(maxsplit=1) for line in lines] == [[name, space.question] for name, space in SPACES.items()]
     assert list(folder.iterdir()) == []
+    assert main(["--list", "--storage", "foo://nowhere"]) == OK, "the list needs no storage"
 
 
 # --- dry run ----------------------------------------------------------------------------------------------------------

@@ -120,7 +120,10 @@ def test_damage_is_named(plan: Plan, own_copy: Store) -> None:
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--space", "digits_quickstart", "--status", "--storage"]
     assert run.main([*arguments, str(tmp_path / "x")]) == WRONG_REQUEST
-    assert capsys.readouterr() == ("", f"error: storage {tmp_path}/x does not exist: no study has run there\n")
+    assert capsys.readouterr() == (
+        "",
+        f"error: storage {tmp_path}/x does not exist: no study has run there\n",
+    )
     assert run.main([*arguments, str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "no study runs on this storage" in out

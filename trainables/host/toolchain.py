@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 COMPILERS = ("g++", "clang++")
 
 
 def find_compiler() -> str | None:
-    """Return the path of the C++ compiler; None if there is none."""
-    return next(filter(None, map(shutil.which, COMPILERS)), None)
+    """Return the path of the C++ compiler, preferably ``$CXX``; None if there is none."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
 
 
 def compiler(purpose: str) -> str:

@@ -123,7 +123,7 @@ class LocalStorage:
         except FileNotFoundError:
             return
         for entry in entries:
-            path = f"{directory}/{entry.name}"
+            path = f"{directory}/{entry.name}" if directory else entry.name
             with self._translated(path):
                 is_directory = entry.is_dir(follow_symlinks=False)
             if is_directory:

@@ -29,8 +29,10 @@ _PASSING = frozenset(
         *("ENOSPC", "EDQUOT"),
         # Short of a resource that is released again: memory, open files, locks, ports.
         *("ENOMEM", "ENOBUFS", "EMFILE", "ENFILE", "ENOLCK", "EAGAIN", "EBUSY", "EADDRNOTAVAIL"),
+        # Another process writes into a directory that is being removed.
+        "ENOTEMPTY",
         # Interrupted, for example by a signal or while a client of Lustre or CIFS reconnects.
-        *("ENOTEMPTY", "EINTR", "ERESTART", "ECANCELED", "EINPROGRESS", "EALREADY"),
+        *("EINTR", "ERESTART", "ECANCELED", "EINPROGRESS", "EALREADY"),
         # A network file system whose server or daemon is down, restarts, or has failed over to another machine.
         *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ETIME", "ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH"),
         *("ENETDOWN", "ENETUNREACH", "ENETRESET", "ENONET", "ENOLINK", "ECOMM", "EPROTO", "EPIPE"),

@@ -144,7 +144,7 @@ class Store:
 
     def check_exists(self) -> None:
         """Raise ValueError unless the directory exists, or the object store holds anything under the URI."""
-        if not (self.root.exists() if self.is_local else any(patiently(lambda: list(self.storage.names(""))))):
+        if not (self.root.exists() if self.is_local else patiently(lambda: any(self.storage.names("")))):
             raise ValueError(f"storage {self.uri} does not exist: no study has run there")
 
     # --- reading ------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_the_log_of_a_job_has_no_credentials() -> None:
 
 
 def test_the_trace_of_a_fault_has_no_credentials(tmp_path: Path) -> None:
-    program = "from trainables import terminal\nterminal.command(lambda _: {}['DB_PASS=hunter2'])([])"
+    program = "from trainables.host import terminal\nterminal.command(lambda _: {}['DB_PASS=hunter2'])([])"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -17,7 +17,7 @@ PLAN = ["study.run", "--space", "digits_quickstart", "--dry-run", "--set", "seed
 COMMANDS = {
     "list": (["study.run", "--list"], 0),
     "plan": (PLAN, 0),
-    "status": ([*PLAN[:-3], "--status", "--set", "seeds=0"], 0),
+    "status": ([*PLAN[:-3], "--status", "--set", "seeds=0"], 2),  # no study has run here
     "help": (["study.run", "--help"], 0),
     "wrong": (["study.run", "--space", "nöne→"], 2),
     "report": (["analysis.report", "--space", "π", "--storage", "nöwhere→"], 2),
@@ -73,7 +73,7 @@ def test_commands_end_as_they_do_when_nobody_reads_them_or_the_terminal_lacks_le
 @pytest.mark.parametrize("output", ["closed pipe", "full disk", "closed", "impatient pipe"])
 def test_a_program_goes_on_when_its_output_is_not_taken(tmp_path: Path, output: str) -> None:
     program = (
-        "import sys, threading\nfrom trainables import terminal\n"
+        "import sys, threading\nfrom trainables.host import terminal\n"
         "@terminal.command\ndef main(arguments):\n"
         "    threading.Thread(target=lambda: print('from a thread', flush=True)).start()\n"
         "    for number in range(20000):\n        print('line', number)\n"

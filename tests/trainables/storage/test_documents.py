@@ -392,7 +392,7 @@ def test_a_damaged_plane_is_counted(
 ) -> None:
     luck, whole = random.Random(damage), json.dumps(PLANE).encode()
     named = {"run_id": "a-run", "name": "", "status": "FINISHED", "started": 0, "ended": 1, "artifacts": ""}
-    record = Record(**named, params={}, metrics={}, tags={schema.TAG_KEY: KEY})  # type: ignore[arg-type]
+    record = Record(**named, params={}, metrics={}, tags={schema.TAG_KEY: KEY, schema.TAG_CELL: '{"width": 1}'})  # type: ignore[arg-type]
     monkeypatch.setattr(load, "_of_stage", lambda *_: [record])
     for _ in range(12):
         damaged = json.dumps({**PLANE, "xs": []}).encode() if damage not in DAMAGES else DAMAGES[damage](whole, luck)
