@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
+import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,3 +180,45 @@ def test_run_of_a_driver_that_was_killed_does_not_say_for_ever_that_it_is_runnin
     assert run.info.status == "FINISHED"
     assert curve(uri, run, schema.TEST_LOSS) == [(row["step"], row[schema.TEST_LOSS]) for row in history]
     assert killed.close(HANG_SECONDS)
+
+
+@pytest.mark.parametrize("other", ["driver", "storage", "end"])
+def test_run_that_is_another_drivers_to_end_is_left_alone(
+    other: str, dense_plan: Plan, own_copy: Store, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job waits for its next attempt, is computed in another storage, or has failed since it was listed."""
+    monkeypatch.setattr(delivery, "FLUSH_SECONDS", 0.0)
+    job = job_of(dense_plan, schema.DENSE)
+    row = read_metrics(own_copy, job.key)["history"][0]
+    without(own_copy, job)
+    owner = track(dense_plan, own_copy, uri)
+    owner.start()
+    owner.epoch(job.key, row)
+    wait_for(lambda: by_key(uri)[job.key].info.status == "RUNNING")
+    store, status = own_copy, "RUNNING"
+    if other == "driver":
+        lease = {"token": "abcd", "owner": "another-host:1:1", "since": 0, "renewed": time.time(), "note": {}}
+        store.storage.write(f"studies/{'ab' * 8}", json.dumps(lease).encode())
+    elif other == "storage":
+        store = Store(tmp_path / "another")
+        for each in dense_plan.jobs:
+            if each in own_copy:
+                bring_into(store, own_copy, each)
+    else:
+        listed = study_runs.Runs.interrupt_abandoned
+        status = "FAILED"
+
+        def late(runs: study_runs.Runs, known: set[str]) -> None:
+            MlflowClient(uri).set_terminated(by_key(uri)[job.key].info.run_id, status)
+            listed(runs, known)
+
+        monkeypatch.setattr(study_runs.Runs, "interrupt_abandoned", late)
+    log_all(dense_plan, store, uri, beside=owner)
+    assert by_key(uri)[job.key].info.status == status
+    assert owner.close(HANG_SECONDS)
+
+
+def bring_into(store: Store, source: Store, key: str) -> None:
+    """Publish a result of one store in another."""
+    manifest = source.manifest(key)
+    store.publish(key, source.result(key, tuple(manifest["files"])).files, {"kind": manifest["kind"]})

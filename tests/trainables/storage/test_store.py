@@ -746,6 +746,35 @@ def test_an_answer_that_was_lost_does_not_lock_out_the_process_that_asked(
     assert storage.left == 0 or request_name == "read"  # nobody reads where no lease is in the way but its holder
 
 
+def test_a_link_whose_answer_was_lost_is_ones_own(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NFS, a link may be made and reported as existing, if the server restarts before it answers."""
+    link = os.link
+
+    def forgetful(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    monkeypatch.setattr(os, "link", forgetful)
+    assert store.publish(KEY, FILES, {"kind": "dense"})
+    assert store.read(KEY, METRICS) == FILES[METRICS]
+
+
+def test_a_directory_that_exists_is_writable_though_its_parent_is_not(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An NFS server may deny access to the parent before it says that the directory exists."""
+    store.root.mkdir(parents=True)
+    make = os.mkdir
+
+    def denied(path: Path, *more: Any) -> None:
+        if Path(path) == store.root:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        make(path, *more)
+
+    monkeypatch.setattr(os, "mkdir", denied)
+    assert store.publish(KEY, FILES, {"kind": "dense"})
+
+
 def test_a_lease_that_could_not_be_removed_is_removed_when_the_storage_is_back(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
