@@ -1,8 +1,8 @@
-"""Publish outputs of the job graph: compute them, and first any ancestor that is not published.
+"""Publish outputs of the job graph, computing missing ancestors first.
 
-A planned study releases a job after its parents are published, so only the job itself remains. Elsewhere - in a user's
-script, or after a parent turned out to be damaged - the same code computes the ancestors first. A lease on each key
-lets several processes, even several studies, share the work: one computes, the others wait for it.
+A planned study releases a job after its parents are published, so only the job itself remains. In a user's script, or
+after a parent has turned out to be damaged, the same code computes the ancestors first. A lease on each key lets
+several processes, and even several studies, share the work: one process computes, the others wait for it.
 
 A process can also compute several jobs at a time and train compatible nets at once, if their engine can
 (see ``trainables.training.engines``).
@@ -21,10 +21,10 @@ from trainables.storage.store import DamagedArtifact, Lease, NotPublished
 from trainables.training.loop import train_epoch
 
 News = Row | Exception | None
-"""News of a target: a row as ``compute`` yields it, the error that ended it, or None once its outputs are published."""
+"""News of a target: a row as ``compute`` yields it, the error that ended it, or None once the outputs are published."""
 
 MAX_DAMAGES = 5
-"""Most damaged artifacts that a job recomputes; more of them mean that the storage itself is broken."""
+"""How often a job recovers from a damaged or missing artifact; more often means that the storage itself is broken."""
 
 
 def compute(job: Job, outputs: Collection[int | None], context: Context) -> Iterator[Row]:
@@ -42,7 +42,7 @@ def compute(job: Job, outputs: Collection[int | None], context: Context) -> Iter
 
     Raises:
         Diverged: a loss was not finite.
-        DamagedArtifact: more than ``MAX_DAMAGES`` artifacts were damaged.
+        DamagedArtifact, NotPublished: artifacts were damaged or missing more than ``MAX_DAMAGES`` times.
         StorageError: the storage was unavailable for too long.
     """
     with closing(alone(_course(job, outputs, context))) as rows:

@@ -1,4 +1,4 @@
-"""The log of a job: published with its result, or kept in the note on its failure."""
+"""The log of a job, published with its result or kept in the note on its failure."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class JobLog:
         return "".join(f"{line}\n" for line in self._lines)
 
     def write(self, message: str) -> None:
-        """Add a message without credentials; each line is preceded by the time."""
+        """Add a message with its credentials redacted; each line starts with the time."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
         self._lines.extend(f"{stamp}  {line}" for line in redact_text(message).splitlines())
 
     def precede(self, lines: Iterable[str]) -> None:
-        """Insert the lines of the attempt that this one continues before its own."""
+        """Insert the lines of the attempt that this one continues before this one's own lines."""
         own = self.lines
         self._lines.clear()
         self._lines.extend([*lines, *own])
 
     @contextlib.contextmanager
     def capturing(self) -> Iterator[None]:
-        """Record log messages from warnings upwards, Python's warnings, and the traceback of an exception."""
+        """Record log messages of level WARNING and above, Python warnings, and the traceback of an exception."""
         handler = _Handler(self)
         logging.captureWarnings(True)
         logging.getLogger().addHandler(handler)

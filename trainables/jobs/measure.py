@@ -1,4 +1,4 @@
-"""Jobs that measure without training: matching, paths and planes between networks, ensembles, overlaps of masks."""
+"""Jobs that measure without training: matching, paths and planes between networks, ensembles, mask overlap."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def measure(job: Job, context: Context) -> None:
     """Compute and publish one measurement.
 
     Raises:
-        DamagedArtifact: a parent was damaged, and is no longer published.
+        DamagedArtifact: a parent was damaged; it is no longer published.
     """
     started = time.perf_counter()
     files, metrics, history = MEASUREMENTS[job.kind](job, context)
@@ -65,7 +65,7 @@ def _match(job: Job, context: Context) -> Outcome:
         )
         return loss_barrier(curve)
 
-    # The classifier of a network that learned another dataset cannot predict these labels.
+    # The classifier of a network trained on another dataset cannot predict these labels.
     comparable = same_labels(job.parent("a").job, job)
     metrics = {
         **({schema.LOSS_BARRIER_BEFORE: barrier(None)} if comparable else {}),
@@ -82,7 +82,7 @@ def _match(job: Job, context: Context) -> Outcome:
 
 
 def same_labels(first: Job, second: Job) -> bool:
-    """Return whether two jobs are of the same dataset."""
+    """Return whether two jobs use the same dataset in the same version."""
     one, other = first.config.task, second.config.task
     return (one.dataset, one.data_version) == (other.dataset, other.data_version)
 
@@ -137,7 +137,7 @@ def _plane(job: Job, context: Context) -> Outcome:
     model = data.model()
     spec = permutation_spec(model)
     permutation = read_permutation(store, job.parent("permutation").key)
-    # The permuted network is in B's frame already; A and its LTH network are moved there.
+    # The permuted network is already in B's frame; A and its LTH network are moved there.
     dense, lth = (
         apply_permutation(spec, permutation, read_weights(store, job.parent(role).key)) for role in ("dense", "lth")
     )
@@ -194,7 +194,7 @@ def _overlap(job: Job, context: Context) -> Outcome:
 
 
 def _logits(store: Store, ref: Ref, data: TaskData) -> Tensor:
-    """Return a member's test logits: as stored, or computed if they were too many to be stored."""
+    """Return a member's test logits, (images, classes); computed if they were too large to be stored."""
     if schema.LOGITS in store.manifest(ref.key)["files"]:
         return unpack(store.read(ref.key, schema.LOGITS))["logits"]
     return predict_logits(data.model(read_weights(store, ref.key)), data.test)

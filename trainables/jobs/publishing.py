@@ -30,9 +30,9 @@ class Context:
         store: where parents are read and results are published.
         data_dir: directory of the datasets that do not come with a library.
         device: where to compute.
-        checkpoint_seconds: the job is saved at the first end of an epoch after this time; a killed job loses at most
-            this time and one epoch.
-        log: of the job.
+        checkpoint_seconds: the job saves a checkpoint at the first end of an epoch after this time; a killed job loses
+            at most this time and one epoch.
+        log: the job's log.
         clock: returns the job's own elapsed seconds, excluding time that other jobs of the process used.
     """
 
@@ -48,12 +48,12 @@ def publish(job: Job, context: Context, files: Files, metrics: Metrics, history:
     """Publish the final result of a job.
 
     Args:
-        job: that was computed.
-        context: in which it was computed.
-        files: artifacts beside the metrics, name -> content.
+        job: the computed job.
+        context: store, device and log.
+        files: artifacts other than the metrics, name -> content.
         metrics: final metrics.
         history: rows with ``step``, ``timestamp`` (ms since 1970) and the metrics at that step.
-        seconds: that the job took over all its attempts.
+        seconds: time that the job took over all its attempts.
     """
     document = {"history": history, "final": {**metrics, schema.SECONDS: seconds}}
     context.log.write(f"done after {seconds:.1f} s: {in_words(metrics)}")
@@ -62,7 +62,7 @@ def publish(job: Job, context: Context, files: Files, metrics: Metrics, history:
 
 
 def manifest(job: Job, context: Context) -> dict[str, Any]:
-    """Return the record of a job beside its files: configuration, parents and environment."""
+    """Return the record that is published with a job's files: configuration, parents and environment."""
     return {
         "kind": job.kind,
         "config": canonical(job.config),
@@ -84,7 +84,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def in_words(metrics: Metrics) -> str:
-    """Return metrics with their names as text."""
+    """Return metrics as text, each with its name."""
     return ", ".join(f"{name} {value:g}" for name, value in metrics.items())
 
 
@@ -105,5 +105,5 @@ def final_metrics(store: Store, key: str) -> Metrics:
 
 
 def now() -> int:
-    """Return the milliseconds since 1970, MLflow's unit."""
+    """Return the current time in ms since 1970, MLflow's unit."""
     return round(time.time() * 1000)

@@ -24,7 +24,7 @@ def _planned(task: Task, data_dir: str | None) -> Dataset:
     try:
         dataset = load_dataset(task.dataset, data_dir)
         if dataset.fingerprint != task.data_version:
-            forget()  # the next job of this process loads the data again, which may be complete by then
+            forget()  # so that the next job of this process reloads the data, which may be complete by then
             planned, found = (counts(task.dataset, version) for version in (task.data_version, dataset.fingerprint))
             raise ValueError(f"{task.dataset} in {data_dir} is not what was planned: planned {planned}, found {found}")
     except ValueError as error:
