@@ -1,4 +1,4 @@
-"""Checks of names and numbers that users give; messages have the value and what is accepted. Torch-free."""
+"""Checks of names and numbers from users; messages have the value and the accepted values. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def known(what: str, name: object, names: Iterable[str]) -> None:
 
 
 def suggestion(name: object, names: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?); known: x, y``, the end of the message about a name that is none of `names`."""
+    """Return `` (did you mean 'x'?); known: x, y``, the end of the message on a name that is not in `names`."""
     listed = list(names)
     near = difflib.get_close_matches(str(name), listed, n=1, cutoff=0.5)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -29,10 +29,10 @@ def bounded(what: str, value: object, interval: str, *, whole: bool = False, **e
 
     Args:
         what: name of the value.
-        value: to be checked.
-        interval: as in mathematics, ``[0, 1)`` contains 0 but not 1; ``0 or [2, 100]`` allows 0 in addition.
+        value: the value to check.
+        interval: in mathematical notation: ``[0, 1)`` contains 0 but not 1; ``0 or [2, 100]`` also allows 0.
         whole: whether only whole numbers are accepted.
-        **ends: values of ends that the interval gives by name.
+        **ends: name -> value of each end that the interval names.
     """
     zero, low, above_low, high, below_high = _parsed(interval)
     lowest, highest = (float(ends.get(end, end)) for end in (low, high))
@@ -49,7 +49,7 @@ def bounded(what: str, value: object, interval: str, *, whole: bool = False, **e
 
 @lru_cache
 def _parsed(interval: str) -> tuple[bool, str, bool, str, bool]:
-    """Return whether 0 is allowed in addition, then both ends of an interval, each with whether it is left out."""
+    """Return whether 0 is also allowed, then the two ends of an interval, each with whether it is excluded."""
     bare = interval.removeprefix("0 or ")
     low, high = bare[1:-1].split(", ")
     return bare != interval, low, bare[0] == "(", high, bare[-1] == ")"

@@ -1,9 +1,9 @@
-"""What is asked for, and what a single job needs to know. Torch-free: a plan is made without importing torch.
+"""Configurations of cells and of single jobs. Torch-free: a plan is made without importing torch.
 
-:class:`Cell` is what a user asks for: one method at one point of the grid, and how to train it. The other classes
-are what a single job needs to know; their fields enter the job's key, so a field is here only if it changes the
-result. Resources, paths and the name of the search space are not here. A field that is called like a knob is that knob:
-``trainables.knobs`` says what it means and may be.
+A :class:`Cell` is what a user requests: one method at one point of the grid, and how to train it. The other classes
+configure a single job. Their fields enter the job's key, so they contain only what changes the result: no resources,
+no paths, not the name of the search space. A field with the name of a knob is that knob; ``trainables.knobs`` documents
+its meaning and its range.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainables.training.way import Way
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """Which network learns what."""
+    """A network and the dataset that it is trained on."""
 
     model: str
     width: float
@@ -34,11 +34,11 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe(Way):
-    """How a network is trained by SGD, and in which way that is computed.
+    """How a network is trained by SGD, and how this training is computed.
 
     Attributes:
-        lr: peak learning rate of this training, whichever knob it is from.
-        first_epoch: epochs of the schedule that lie before the first one; it is ``first_epoch + epochs`` long.
+        lr: peak learning rate of this training, from the knob ``lr``, ``sparse_lr`` or ``imp_lr``.
+        first_epoch: epochs of the schedule before this training; the schedule is ``first_epoch + epochs`` epochs long.
     """
 
     epochs: int
@@ -62,11 +62,11 @@ class DenseConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneConfig:
-    """One pruning round: prune globally by magnitude to `sparsity`, then train on with the mask.
+    """One pruning round: prune globally by magnitude to `sparsity`, then train under the mask.
 
     Attributes:
         sparsity: share of zeros among the prunable weights after this round, in [0, 1).
-        round: 1 for the first round; it selects the data order.
+        round: number of the round, from 1; it selects the data order.
         seed: the pruned net's seed.
     """
 
@@ -85,7 +85,7 @@ class MatchConfig:
 
     Attributes:
         images: knob ``match_images``.
-        seed: for the choice of images and the order of a randomised matcher.
+        seed: seeds the choice of images and the random choices of the matcher.
         augment: knob ``match_augment``.
     """
 
@@ -102,10 +102,10 @@ class SparseConfig:
     """Train a rewound net under a mask.
 
     Attributes:
-        seed: data order; with it the same mask and weights can be trained several times.
-        transform: what is done to the mask first, a name of ``methods.TRANSFORMS``.
-        transform_seed: for the random transforms, else 0.
-        order: number of the data order, for ensembles that differ in nothing else.
+        seed: seeds the data order.
+        transform: how the mask is transformed first, a name of ``methods.TRANSFORMS``.
+        transform_seed: seeds the random transforms; 0 for the others.
+        order: number of the data order, for ensembles whose members differ in nothing else.
     """
 
     task: Task
@@ -123,7 +123,7 @@ class ConnectConfig:
     Attributes:
         points: alphas from 0 to 1, both included; knob ``interpolation_points``.
         images: training images for the correction's statistics, knob ``match_images``.
-        seed: for the choice of images.
+        seed: seeds the choice of images.
         augment: knob ``match_augment``.
     """
 
@@ -144,7 +144,7 @@ class PlaneConfig:
         margin: how far the grid reaches beyond the nets, as a share of their extent.
         correction: ``none`` or ``bn_reset``, at every point.
         images: training images for the correction's statistics, knob ``match_images``.
-        seed: for the choice of images.
+        seed: seeds the choice of images.
         augment: knob ``match_augment``.
     """
 
@@ -159,14 +159,14 @@ class PlaneConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnsembleConfig:
-    """Compare the functions of the parents and let them vote (paper, Table 1)."""
+    """Compare the predictions of the parents and evaluate their ensemble (paper, Table 1)."""
 
     task: Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OverlapConfig:
-    """Compare the mask of A, permuted and as it is, with the mask that pruning B itself finds."""
+    """Compare the mask of A, permuted and unpermuted, with the mask from pruning B itself."""
 
     task: Task
 
@@ -190,13 +190,13 @@ _CHECKED_IN_ORDER = [knob for _, knob in by_limit(KNOBS)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell(Knobs):
-    """One method at one point of the grid: everything that decides its number, a value of each knob."""
+    """One method at one point of the grid: a value for each knob."""
 
     def __post_init__(self) -> None:
-        """Check every knob, and what they mean together.
+        """Check every knob, and the knobs against each other.
 
         Raises:
-            ValueError: with the value, the bounds or the known names.
+            ValueError: a value is out of bounds or unknown, or two values exclude each other.
         """
         for knob in _CHECKED_IN_ORDER:
             limit = {knob.limit: getattr(self, knob.limit)} if knob.limit else {}
@@ -219,7 +219,7 @@ class Cell(Knobs):
 
     @property
     def way(self) -> Way:
-        """How its networks' training is computed; :meth:`Way.at` says how that of a single job is."""
+        """How the training of the cell's networks is computed; :meth:`Way.at` gives the way of a single job."""
         return Way.of(self)
 
     @property
@@ -229,7 +229,7 @@ class Cell(Knobs):
 
     @property
     def seed_own(self) -> int:
-        """Seed of the net of methods that reuse nobody's mask; an ensemble's are those of different pairs."""
+        """Seed of the net of a method that reuses no other net's mask; ensemble members use different seed pairs."""
         return 2 * (self.seed + self.member)
 
     @property
@@ -255,7 +255,7 @@ def check_something_left(cell: Cell, facts: DatasetFacts) -> None:
     """Check that pruning to the cell's sparsity leaves a weight.
 
     Raises:
-        ValueError: it prunes all of them; the message has their number and the bound.
+        ValueError: pruning would remove all weights; the message has their number and the bound.
     """
     if METHODS[cell.method].mask is None or not facts.image_size:
         return
@@ -274,7 +274,7 @@ def check_something_left(cell: Cell, facts: DatasetFacts) -> None:
 
 
 def nothing_left(sparsity: float, count: int, network: str) -> str:
-    """Return why `sparsity` cannot be: it prunes all of the `count` prunable weights of a network."""
+    """Return the message that `sparsity` prunes all `count` prunable weights of a network."""
     return (
         f"sparsity {sparsity!r} prunes all {count:,} prunable weights of {network}: it must be below "
         f"{1 - 0.5 / count:.10g}"
@@ -282,6 +282,6 @@ def nothing_left(sparsity: float, count: int, network: str) -> str:
 
 
 def model_options(shortcut: str, stream_taps: str) -> dict[str, str]:
-    """Return the architecture options that differ from every model's default."""
+    """Return the architecture options that differ from the default, which all models share."""
     options = {"shortcut": shortcut, "stream_taps": stream_taps}
     return {name: value for name, value in options.items() if value != KNOBS[name].neutral}

@@ -1,4 +1,4 @@
-"""Which errors recur at every attempt at a job, and which are the fault of a host. Torch-free."""
+"""Errors that recur at every attempt at a job, and errors that are the fault of a host. Torch-free."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SHAPES = re.compile(
     r"|size mismatch|expected input.* to have|Expected more than 1 value per channel|equal size|Kernel size can't be"
     r"|should be the same|must have the same dtype"
 )
-"""PyTorch's messages of the RuntimeErrors for tensors of incompatible shapes or types."""
+"""Messages of PyTorch's RuntimeErrors for tensors of incompatible shapes or types."""
 
 
 def causes(error: BaseException, *, contexts: bool = False) -> list[BaseException]:

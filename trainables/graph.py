@@ -1,4 +1,4 @@
-"""The jobs that a cell needs, and their keys: the study as a graph, before anything is computed. Torch-free.
+"""The jobs that a cell needs, and their keys: the study as a graph before any computation. Torch-free.
 
 ::
 
@@ -47,7 +47,7 @@ from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, P
 Kind = TypeVar("Kind", Task, Recipe)
 
 VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 2, PLANE: 2, ENSEMBLE: 1, OVERLAP: 1}
-"""Kind of job -> version. A new version renames all results of the kind, for a change in what the job computes."""
+"""Kind of job -> version. Raise it when the job's computation changes: this renames all results of the kind."""
 
 FRESH_SEEDS = 2 * (MAX_SEED + 1 + MAX_MEMBERS)
 """First seed of the nets that belong to no pair (the ``reinit`` control)."""
@@ -159,7 +159,7 @@ def target(cell: Cell) -> Job:
 
 
 def measurements(cell: Cell) -> tuple[Job, ...]:
-    """Return the additional measurements that the cell asks for; ``config.Cell`` documents the settings."""
+    """Return the additional measurements that the cell requests; ``trainables.knobs`` documents the settings."""
     jobs: list[Job] = []
     if METHODS[cell.method].transform == "permute":
         # A net of another dataset has another classifier, so no path leads from it to B.
@@ -172,7 +172,7 @@ def measurements(cell: Cell) -> tuple[Job, ...]:
         if cell.mask_overlap:
             jobs.append(overlap_job(cell))
     if METHODS[cell.method].init == "final" and cell.imp_path:
-        source = _mask_cell(cell)  # these nets are measured on the dataset that they were trained on
+        source = _mask_cell(cell)  # measure these nets on the dataset on which they were trained
         dense = Ref(dense_job(source, cell.seed_own))
         jobs += [
             connect_job(dataclasses.replace(source, correction=correction), dense, Ref(pruned))
@@ -224,7 +224,7 @@ def prune_job(cell: Cell, seed: int) -> Job:
         sparsities = round_sparsities(cell.sparsity, cell.prune_fraction, cell.prune_tolerance)
     job = dense = dense_job(cell, seed)
     for number, sparsity in enumerate(sparsities, start=1):
-        own = recipe.at(sparsity)  # this round's sparsity: cells of all sparsities share the round
+        own = recipe.at(sparsity)  # not the cell's sparsity: cells of all sparsities share the round
         job = _round(job, dense, own, sparsity, number, rewind, cell.prune_shortcuts, cell.prune_classifier)
     return job
 
@@ -264,7 +264,7 @@ def round_sparsities(sparsity: float, fraction: float, tolerance: float = 0.0) -
     round within `tolerance` of the target is the last one, even if it falls short of the target.
 
     Args:
-        sparsity: target, in (0, 1).
+        sparsity: target, in [0, 1).
         fraction: share of the remaining weights that a round prunes, in (0, 1).
         tolerance: largest accepted shortfall from the target, at least 0.
 
@@ -388,7 +388,7 @@ def _recipe(cell: Cell, *, epochs: int, lr: float) -> Recipe:
 
 
 def _taken(kind: type[Kind], cell: Cell, **others: Any) -> Kind:
-    """Return a configuration with the cell's values of all knobs that it has, except those of `others`."""
+    """Return a configuration; its fields named like knobs take the cell's values unless `others` has them."""
     return kind(**{name: getattr(cell, name) for name in _KNOBS_OF[kind] if name not in others}, **others)
 
 

@@ -1,8 +1,8 @@
-"""Every knob of the study, once: what a user can set, its default, what it may be and what it means. Torch-free.
+"""Every knob of the study: its name, default, range and meaning. Torch-free.
 
 A knob is a row of :class:`Knobs`. Cells, search spaces, ``--set``, keys, MLflow's params, the report and the
-documentation read it from there. To add one, write its row, and use it where it has an effect. If that is in a job, the
-job's configuration in ``trainables.config`` has a field of the same name, so that the knob enters the job's key.
+documentation read it from there. To add a knob, write its row and use it where it has an effect. If it affects a job,
+give the job's configuration in ``trainables.config`` a field of the same name, so that the knob enters the job's key.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PRECISIONS: dict[str, str] = {
     "bf16": "bfloat16 autocast for the forward pass, fp32 weights and updates",
 }
 CPU_PRECISIONS = ("fp32", "bf16")
-"""Those that make a difference on a CPU."""
+"""The precisions that a CPU distinguishes: TF32 exists on GPUs only."""
 KERNELS: dict[str, str] = {
     "dense": "PyTorch's own: masked weights are multiplied like all others",
     "sparse": "the project's own for CPUs, which leave masked weights out",
@@ -57,7 +57,7 @@ PRUNERS: dict[str, str] = {
 }
 
 MAX_SEED = 499_999_999
-"""The last number of a seed pair: all larger seeds are left to the controls."""
+"""The largest number of a seed pair; the controls use the seeds beyond."""
 MAX_MEMBERS = 100
 MAX_EPOCHS = 100_000
 MAX_IMAGES = 1_000_000_000
@@ -73,19 +73,19 @@ class Knob:
     Attributes:
         name: as in a cell and in MLflow's params.
         kind: ``bool``, ``int``, ``float`` or ``str``.
-        default: the paper's setting for ResNet20 on CIFAR-10; ``dataclasses.MISSING``: every cell has to say.
-        values: of a number, the interval (see ``checks.bounded``), whose upper end may be another knob; of a text, the
-            known names. None: anything of the kind.
+        default: the paper's setting for ResNet20 on CIFAR-10; ``dataclasses.MISSING``: every cell must give a value.
+        values: for a number, the interval (see ``checks.bounded``), whose upper end may be another knob; for a text,
+            the known names. None: any value of the kind.
         meaning: one line.
-        part: the part of the study that it belongs to, such as ``PRUNING``.
-        unit: of the number; empty where it has none.
-        neutral: the value at which it does not enter a job's key, so that results from before it existed are found;
-            None: it always enters.
-        recipe: whether ``--set recipe=NAME`` sets it.
-        axis: whether a space always holds a tuple of it. Any other knob becomes an axis when it is given several.
-        plural: its name in a space and for ``--set``, if another.
-        grid: the values that a space has by default, if not ``default`` alone.
-        planned: whether the planner fills it in, not the user.
+        part: the part of the study to which the knob belongs, such as ``PRUNING``.
+        unit: unit of the number; empty if it has none.
+        neutral: the value that does not enter a job's key, so that results from before the knob existed are found;
+            None: every value enters the key.
+        recipe: whether ``--set recipe=NAME`` sets the knob.
+        axis: whether a space always holds a tuple of values. Any other knob becomes an axis when given several values.
+        plural: the knob's name in a space and for ``--set``, if it differs from `name`.
+        grid: the values in a space by default, if not ``default`` alone.
+        planned: whether the planner sets the knob, not the user.
     """
 
     name: str
@@ -104,31 +104,31 @@ class Knob:
 
     @property
     def in_space(self) -> str:
-        """Its name in a space and for ``--set``."""
+        """The knob's name in a space and for ``--set``."""
         return self.plural or self.name
 
     @property
     def space_default(self) -> Scalar | tuple[Scalar, ...]:
-        """What a space has where its file does not say."""
+        """The value, or the tuple of values, in a space whose file does not give one."""
         values: tuple[Scalar, ...] = self.grid or (self.default,)
         return values if self.axis else values[0]
 
     @property
     def limit(self) -> str:
-        """The knob that is the upper end of the interval; empty where that is a number."""
+        """Name of the knob that is the upper end of the interval; empty if the upper end is a number."""
         end = self.values[:-1].rpartition(", ")[2] if isinstance(self.values, str) else ""
         return end if end.isidentifier() else ""
 
     def checked(self, value: Any, called: str = "", **limit: int) -> Any:
-        """Return a value as the knob has it: NumPy's scalars as Python's, whole numbers of a fraction as float.
+        """Return a checked value in the knob's type: NumPy scalars become Python's, and ints become floats if needed.
 
         Args:
-            value: whatever a user has given.
+            value: the user's value.
             called: the knob's name in the message.
-            **limit: value of the knob that bounds this one.
+            **limit: name and value of the knob that bounds this one.
 
         Raises:
-            ValueError: with the value and the bounds or the known names.
+            ValueError: the value is of another type, out of bounds or unknown.
         """
         value, called = plain(value), called or self.name
         if self.kind is bool and not isinstance(value, bool):
@@ -137,13 +137,13 @@ class Knob:
             bounded(called, value, self.values, whole=self.kind is int, **limit)
         elif self.values is not None and not value == self.default == "":
             known(called, value, self.values)
-        return float(value) if self.kind is float else value  # 1 and 1.0 are one width: they must not give two keys
+        return float(value) if self.kind is float else value  # the widths 1 and 1.0 must give the same key
 
     def parsed(self, text: str) -> Scalar:
-        """Return the value that a text of the command line stands for, whether or not it is within the bounds.
+        """Return the value of a text from the command line, without checking the bounds.
 
         Raises:
-            ValueError: the text is none of the knob's kind.
+            ValueError: the text is not a value of the knob's kind.
         """
         try:
             return {"true": True, "false": False}[text.lower()] if self.kind is bool else self.kind(text)
@@ -153,17 +153,17 @@ class Knob:
 
 
 def knob(default: Any, values: str | Collection[str] | None, meaning: str, **traits: Any) -> Any:
-    """Return a row of the table, a field of a dataclass; arguments as the attributes of :class:`Knob`."""
+    """Return a row of the table as a dataclass field; the arguments are attributes of :class:`Knob`."""
     return field(default=default, metadata={"values": values, "meaning": meaning, **traits})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knobs:
-    """The table; rows stand in the order in which a space's grid varies them, the last one fastest.
+    """The table of knobs, in the order in which a space's grid varies them, the last one fastest.
 
-    The defaults are the paper's settings for ResNet20 on CIFAR-10 (tables 2 and 4). What the tables leave open is as in
+    The defaults are the paper's settings for ResNet20 on CIFAR-10 (Tables 2 and 4). What the tables leave open follows
     the paper's code: the schedule, and that sparse training restarts it. Table 2 reads as if momentum and weight decay
-    held for pruning rounds, too; here they do, in its code they do not.
+    also applied to pruning rounds. They do here, but not in the paper's code.
     """
 
     # --- the grid
@@ -377,21 +377,21 @@ KNOBS: dict[str, Knob] = {
 SETTINGS: dict[str, Knob] = {each.in_space: each for each in KNOBS.values() if not each.planned}
 """Name in a space and for ``--set`` -> knob."""
 AXES = tuple(name for name, each in SETTINGS.items() if each.axis)
-"""Settings of which a space always holds a tuple of values."""
+"""Names of the settings for which a space always holds a tuple of values."""
 
 
 def neutral(value: Any) -> Any:
-    """Return a field that enters a job's key only at other values than this, its default."""
+    """Return a field with this default, which enters a job's key only at other values."""
     return field(default=value, metadata={"neutral": value})
 
 
 def neutral_of(knob: str) -> Any:
-    """Return a field that enters a job's key only at other values than the knob's neutral one."""
+    """Return a field whose default is the knob's neutral value; it enters a job's key only at other values."""
     return neutral(KNOBS[knob].neutral)
 
 
 def by_limit(knobs: dict[str, Knob]) -> list[tuple[str, Knob]]:
-    """Return named knobs in an order in which one that bounds another comes first."""
+    """Return named knobs, sorted so that a knob which bounds another comes first."""
     return sorted(knobs.items(), key=lambda item: item[1].limit != "")
 
 
@@ -408,16 +408,16 @@ def markdown() -> str:
 
 
 def written(value: Scalar) -> str:
-    """Return a value as ``--set`` takes it."""
+    """Return a value as text for ``--set``."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-# --- values, whatever library they come from ------------------------------------------------------------------------
+# --- values from Python and from NumPy -------------------------------------------------------------------------------
 def plain(value: Any) -> Any:
-    """Return a NumPy scalar as the Python scalar that is written like it, and anything else as it is.
+    """Return a NumPy scalar as the Python scalar with the same text, and anything else unchanged.
 
-    A number of lower precision becomes the shortest decimal that has it: ``np.float32(0.9)`` is 0.9, as it was meant,
-    and not 0.8999999761581421, so both have one key. NumPy itself is not imported.
+    A number of lower precision becomes its shortest decimal: ``np.float32(0.9)`` becomes 0.9 and not
+    0.8999999761581421, so both have the same key. This module does not import NumPy.
     """
     kind = type(value)
     if kind.__module__ != "numpy" or getattr(value, "shape", None) != ():
@@ -427,7 +427,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_values(value: Any) -> Any:
-    """Return a list, or a NumPy array with one axis, as a tuple of plain values; a single value as a plain one."""
+    """Return a list or a one-dimensional NumPy array as a tuple of plain values, and a single value as a plain one."""
     if isinstance(value, list | tuple) or (type(value).__module__ == "numpy" and len(getattr(value, "shape", ())) == 1):
         return tuple(plain(each) for each in value)
     return plain(value)

@@ -1,7 +1,7 @@
 """The method table: what distinguishes dense, LTH, naive and permuted training, and the controls.
 
-Every method trains the same way. It differs only in which net it starts from, whose mask it wears and what is done
-to that mask first, so a method is a row here and not a code path anywhere.
+All methods train in the same way. They differ only in the net from which training starts, the net whose mask it uses,
+and the transform of that mask. A method is therefore a row of this table and has no code path of its own.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ TRANSFORMS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """One row.
+    """One row of the table.
 
     Attributes:
         label: name in tables and figures.
-        init: net whose state at the rewind epoch is the start: ``a``, ``b``, or ``fresh``, an initialisation of its
-            own (drawn independently of A and B, at epoch 0 whatever the rewind epoch). ``final`` means that nothing is
-            trained after pruning.
-        mask: net whose mask is worn, ``a`` or ``b``; None for dense training.
+        init: net from whose state at the rewind epoch training starts: ``a``, ``b``, or ``fresh``, an initialisation
+            drawn independently of A and B and taken at epoch 0, whatever the rewind epoch. ``final``: no training
+            follows pruning.
+        mask: net whose mask is used, ``a`` or ``b``; None for dense training.
         transform: a name of ``TRANSFORMS``.
-        answers: the question that the row answers.
+        answers: the question that the method answers.
     """
 
     label: str
@@ -70,9 +70,9 @@ class Matcher:
 
     Attributes:
         description: one line for listings.
-        solve: ``module:function`` that maps a ``trainables.symmetry.matching.Problem`` to a ``Solution``; imported when
-            it is used, because a plan needs the names alone.
-        needs_data: whether it compares activations, and so needs training images.
+        solve: ``module:function`` that maps a ``trainables.symmetry.matching.Problem`` to a ``Solution``; imported on
+            first use, because a plan needs only the names.
+        needs_data: whether the matcher compares activations and so needs training images.
     """
 
     description: str

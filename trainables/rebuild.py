@@ -1,4 +1,4 @@
-"""Networks rebuilt from published results: the way from a key back to a module that classifies images."""
+"""Networks rebuilt from published results: from a key to a module that classifies images."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from trainables.storage.store import Store
 def load_network(store_or_uri: Store | str | os.PathLike[str], key: str) -> Network:
     """Rebuild the network of a published result, on the CPU and in eval mode.
 
-    Neither Ray nor the dataset is needed, and torch's random generators stay as they are.
+    This needs neither Ray nor the dataset, and leaves torch's random generators unchanged.
 
     Args:
-        store_or_uri: a store, or what ``--storage`` takes: a directory, or a URI such as ``s3://bucket/prefix``.
-        key: of a dense net, a state of one after some epochs, a pruning round or a sparse net, 64 hex digits.
+        store_or_uri: a store, a directory, or a URI such as ``s3://bucket/prefix`` (as for ``--storage``).
+        key: 64 hex digits; the key of a dense net, of its state after some epochs, of a pruning round or of a sparse
+            net.
 
     Returns:
         A module that maps images (N, channels, H, W), normalised as in training, to logits (N, classes). Its ``mask``
@@ -35,7 +36,7 @@ def load_network(store_or_uri: Store | str | os.PathLike[str], key: str) -> Netw
         ``config``, ``parents``, ``files``, ``environment``.
 
     Raises:
-        ValueError: no such storage, a key that is none, or a result that is not a network of this version.
+        ValueError: the storage does not exist, the key is malformed, or the result is not a network of this version.
         NotPublished: nothing is published under `key`.
         DamagedArtifact: a file of the result fails its checksum; it has been set aside.
         StorageError: the storage cannot be read.
@@ -58,13 +59,13 @@ def load_network(store_or_uri: Store | str | os.PathLike[str], key: str) -> Netw
 
 
 def _empty(task: Task, weights: Mapping[str, Tensor]) -> Network:
-    """Return a task's network without memory for its weights, whose shapes say what the task leaves to the data."""
+    """Return a task's network on the meta device; the weights' shapes give the image size and the number of classes."""
     entry, channels = model_entry(task.model), get_entry(task.dataset).in_channels
     given: dict[str, Any] = {"width": task.width, "in_channels": channels, "init": task.init}
     given |= model_options(task.shortcut, stream_taps="end")
     with torch.device("meta"):
         first = next(iter(build_model(task.model, **given).state_dict()))
-        side = math.isqrt(weights[first][0].numel() // channels)  # of the kernel; of the image if nothing convolves
+        side = math.isqrt(weights[first][0].numel() // channels)  # of the kernel; of the image without convolutions
         small = SMALL_IMAGE if side < entry.first_kernel else entry.reference_image_size
         given |= image_options(task.model, small if entry.convolutional else side)
         return build_model(task.model, num_classes=len(weights[f"{CLASSIFIER}.weight"]), **given)

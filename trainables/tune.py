@@ -37,25 +37,25 @@ from trainables.training.allocation import give_back
 
 STATUS_OK = "ok"
 STATUS_FAILED = "failed"
-"""It would fail again in the same way."""
+"""The job would fail again in the same way."""
 STATUS_HOST = "host"
-"""It would fail again here, but perhaps not on another host."""
+"""The job would fail again on this host, but perhaps not on another."""
 STATUS_OUT_OF_MEMORY = "out_of_memory"
 STATUS_STORAGE = "storage"
-"""The storage could not be read or written, by any job."""
+"""The storage could not be read or written, which affects every job."""
 STATUS_HELD = "held"
-"""Another process is computing it."""
+"""Another process is computing the job."""
 STATUS_DIED = "died"
-"""It failed for another reason, which may not recur."""
+"""The job failed for another reason, which may not recur."""
 HELD_SECONDS = 10.0
 """After waiting this long for another process's result, a trial gives up its place."""
 SIGHT_PAUSES = (0.0, 1.0, 2.0, 4.0)
-"""Seconds before each look for the study in the storage: a network file system may have old news for a moment."""
+"""Seconds before each look for the study in the storage: a network file system may briefly show an old state."""
 _OTHER_VERSION = "this node runs another version of the study than the driver"
 _STDERR = 2
-"""File descriptor: a worker's goes to its file among Ray's logs, whatever has become of ``sys.stderr``."""
+"""File descriptor. In a worker it leads to the worker's file among Ray's logs, even if ``sys.stderr`` was replaced."""
 HOST = ("hostname", "node")
-"""In each result of a planned job: the name of the machine, and Ray's id of the node."""
+"""Entries in each result of a planned job: the name of the machine, and Ray's id of the node."""
 _NAMED_METRICS = (
     *schema.EPOCH_METRICS,
     schema.FINAL_TRAIN_LOSS,
@@ -70,11 +70,11 @@ _SURROUNDINGS = ("storage", "data_dir", "checkpoint_seconds")
 class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
     """A trial that advances one job by one epoch per step and ends when the job's outputs are published.
 
-    Each result has ``stage`` and ``job_key`` of what was computed, ``epoch`` (epochs completed of the trial's own job,
-    0 while an ancestor is computed: use it as a scheduler's ``time_attr``) and the epoch's metrics. The last one has
-    the final metrics of the job, too, which is published by then.
+    Each result has the ``stage`` and ``job_key`` of what was computed, ``epoch`` (completed epochs of the trial's own
+    job, 0 while an ancestor is computed; suitable as a scheduler's ``time_attr``) and the epoch's metrics. The last
+    result also has the final metrics of the job, which is then published.
 
-    Work happens in ``step()`` only: Tune may call ``setup()`` of a trial more than once.
+    Only ``step()`` does work, because Tune may call a trial's ``setup()`` more than once.
     """
 
     _rows: Iterator[Row] | None = None
@@ -86,7 +86,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Prepare the next job in the same process; nothing of the last one remains."""
+        """Prepare the next job in the same process and release everything that belonged to the last one."""
         self._close()
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()
@@ -106,13 +106,13 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
             device=self._device(),
             **surroundings,
         )
-        # One thread per CPU of the trial: more would only fight over the cores that other trials compute on.
+        # One thread per CPU of the trial: more would compete for the cores of other trials.
         torch.set_num_threads(max(1, int(self._cpus())))
         self._target, self._context = job, context
         self._rows = compute(job, outputs, context)
 
     def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
-        """Return the job that the rest of the config names, and which of its outputs are wanted."""
+        """Return the job that the rest of the config names, and the outputs to publish."""
         raise NotImplementedError
 
     def _device(self) -> torch.device:
@@ -134,14 +134,14 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         """Compute one epoch, or one measurement.
 
         Raises:
-            RuntimeError: the trial has ended, or failed, before.
+            RuntimeError: the trial has already ended or failed.
         """
         if self._rows is None:
             raise RuntimeError("this trial has ended: there is nothing left to compute")
         try:
             return self._advance(self._rows)
         except BaseException:
-            self._close()  # a generator that has raised looks like one that is through
+            self._close()  # a generator that has raised looks like one that is exhausted
             raise
 
     def _advance(self, rows: Iterator[Row]) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         if row is None:
             return self._finished(self._target)
         if row["job_key"] == self._target.key and row.get("step") == self._target.epochs:
-            for _ in rows:  # published before it is reported: a scheduler may end the trial at its last epoch
+            for _ in rows:  # publish before reporting: a scheduler may end the trial at its last epoch
                 pass
             return {**row, **self._finished(self._target)}
         return self._going_on(self._target, row)
@@ -163,14 +163,14 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         return {"stage": job.kind, "job_key": job.key, "epoch": job.epochs, "status": STATUS_OK, **final, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Return which job this is: its state is in the store's own checkpoint, where a resumed trial finds it."""
+        """Return the job's key; a resumed trial finds the job's state in the store's own checkpoint."""
         return {"job_key": self._target.key}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Do nothing: the job goes on from the store's own checkpoint of its key."""
+        """Do nothing: the job resumes from the store's own checkpoint of its key."""
 
     def cleanup(self) -> None:
-        """Give back the lease on a job that is stopped half-way."""
+        """Release the lease on a job that is stopped before its end."""
         self._close()
 
     def _close(self) -> None:
@@ -180,35 +180,35 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
-        """Ask for one CPU; ``tune.with_resources`` asks for more, or for a GPU."""
+        """Request one CPU; ``tune.with_resources`` requests more CPUs or a GPU."""
         return PlacementGroupFactory([{"CPU": 1}])
 
 
 class PlannedJob(JobTrainable):
-    """One job of a plan, named by its key and a cell that it belongs to; or several, whose networks are stacked.
+    """One job of a plan, named by its key and a cell that needs it, or several jobs whose networks are stacked.
 
-    The job is derived anew from the cell, so the config stays small and a node with other code than the planner's is
-    found out: the key is then not among the cell's.
+    The worker derives the job from the cell again. This keeps the config small and detects a node whose code differs
+    from the planner's: the key is then not among those that the cell needs.
 
-    The ``mates`` of a job are named in the same way. Results of such a trial have ``nets``, a list with what the
-    result would be for each of the jobs of which there is news, and its ``key``; see :func:`by_net`.
+    The ``mates`` of a job are named in the same way. A result of such a trial has ``nets``: for each job with news, the
+    result that a trial of this job alone would have, and its ``key``; see :func:`by_net`.
     """
 
     _max_silence: float | None = None
-    """Seconds after which a step is taken for hung."""
+    """Seconds after which a step counts as hung."""
     _study: str | None = None
-    """Id of the study, to be looked for in the storage before any work."""
+    """Id of the study, which the first step looks for in the storage; None once it is found."""
     _fault: Exception | None = None
-    """Why the job cannot begin here. Told by the first step: of a trial that dies earlier, nobody would learn it."""
+    """Why the job cannot begin here. The first step reports it; the error of a trial that dies earlier is lost."""
     _held_since: float | None = None
     _rounds: Generator[dict[str, News], None, None] | None = None
-    """Of several jobs; None for a single one."""
+    """The rounds of several jobs; None for a single job."""
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._fault = None
         try:
             self._prepare(config)
-        except Exception as error:  # of what the driver has done before: what is wrong is here
+        except Exception as error:  # the driver has done the same without an error, so the fault is on this host
             its = verdict(error) is Verdict.RECURRING
             self._fault = HostFault(f"{type(error).__name__}: {first_line(error)}") if its else error
 
@@ -224,7 +224,7 @@ class PlannedJob(JobTrainable):
             self._max_silence = self._max_silence and len(wanted) * self._max_silence
 
     def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
-        # The driver has derived the same job from the same cell: whatever goes wrong here is this host's.
+        # The driver has derived the same job from the same cell, so any error here is this host's fault.
         try:
             cell = Cell.from_mapping(json.loads(config["cell"]))
             jobs = closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs
@@ -235,7 +235,7 @@ class PlannedJob(JobTrainable):
         return jobs[config["key"]], list(config["outputs"])
 
     def _find_study(self) -> None:
-        """Raise HostFault unless the storage here is the driver's, which has registered the study there."""
+        """Raise HostFault unless this host sees the storage in which the driver has registered the study."""
         if self._study is None:
             return
         store = self._context.store
@@ -250,9 +250,9 @@ class PlannedJob(JobTrainable):
         )
 
     def step(self) -> dict[str, Any]:
-        """Compute one epoch; failures of which it is known what to do about them end the trial with a status.
+        """Compute one epoch; a failure that the searcher can act on ends the trial with a status, not an exception.
 
-        A step that hangs ends the process, which no exception could do if it hangs in a driver or in the kernel.
+        A watchdog ends the process if a step hangs: an exception would not interrupt a hang in a driver or the kernel.
         """
         return {**self._step(), "node": _node()}
 
@@ -317,14 +317,14 @@ class PlannedJob(JobTrainable):
 
 
 class CellTrainable(JobTrainable):
-    """One cell of the grid by itself; the config holds the fields of ``trainables.config.Cell`` as flat scalars."""
+    """One cell of the grid on its own; the config holds the fields of ``trainables.config.Cell`` as flat scalars."""
 
     method: ClassVar[str]
 
     def step(self) -> dict[str, Any]:
-        """Compute one epoch; metrics that are not known yet, an ancestor's time among them, are NaN.
+        """Compute one epoch; metrics that are not known yet are NaN, also while an ancestor is computed.
 
-        Tune ends the whole experiment if the metric that its user has named is missing from any result.
+        Tune ends the whole experiment if any result lacks the metric that the user has named.
         """
         result = super().step()
         if result["job_key"] != self._target.key:
@@ -336,7 +336,7 @@ class CellTrainable(JobTrainable):
         if asked != self.method:
             raise ValueError(f"{type(self).__name__} trains method {self.method!r}, the config says {asked!r}")
         cell = Cell.from_mapping(config)
-        # With the planner's fingerprints of the data it is the planner's job.
+        # The fingerprints of the data give the job the same key as in a plan.
         facts = check_dataset(cell.dataset, data_dir)
         check_something_left(cell, facts)
         versions: dict[str, Any] = {"data_version": facts.fingerprint}
@@ -358,7 +358,7 @@ class LTH(CellTrainable):
 
 
 class Naive(CellTrainable):
-    """Train net B from the rewind epoch under A's mask as it is."""
+    """Train net B from the rewind epoch under A's unchanged mask."""
 
     method = "naive"
 
@@ -370,11 +370,11 @@ class Permuted(CellTrainable):
 
 
 def by_net(result: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Return what a trial's result says of its jobs: key -> its part of the result.
+    """Return the part of a trial's result that concerns each job: key -> part.
 
     Args:
-        result: of a :class:`PlannedJob`.
-        keys: of the jobs that are of interest. What is said of a trial as a whole is said of the first of them.
+        result: a result of a :class:`PlannedJob`.
+        keys: keys of the jobs of interest. A result of the whole trial is attributed to the first one.
     """
     if "nets" not in result:
         return dict.fromkeys(keys[:1], result)
@@ -387,7 +387,7 @@ def _held(job: Job) -> dict[str, Any]:
 
 
 def _ended(error: Exception) -> dict[str, Any]:
-    """Return the last result of a job that an exception has ended: its status says what is to be done about it."""
+    """Return the last result of a job that an exception has ended; its status tells the searcher how to proceed."""
     named = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, StorageError):
         status, text = STATUS_STORAGE, str(error)
@@ -408,15 +408,15 @@ def _node() -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # PyTorch has a class of its own for a full GPU only.
+    # PyTorch has an exception class for a full GPU only; on the CPU just the message tells.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _location(storage: str) -> str:
-    """Return a storage as the driver means it: URIs are the same everywhere."""
+    """Return a storage as the driver means it; a URI means the same everywhere."""
     return storage if "://" in storage else str(_absolute(storage))
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
-    """Resolve a path from where the driver was started; a trial's own directory is somewhere in Tune's results."""
+    """Resolve a path against the directory where the driver was started; a trial runs in a directory of Tune's."""
     return Path(os.environ.get("TUNE_ORIG_WORKING_DIR") or os.getcwd()) / expanded(path)
