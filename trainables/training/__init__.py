@@ -1,4 +1,4 @@
-"""How networks are trained and evaluated: the loop, the schedule, and the engines that compute an epoch."""
+"""Training and evaluation: the loop, the learning-rate schedule, and the engines that compute an epoch."""
 
 EVAL_BATCH = 1000
 """Images per batch for evaluation and measurements."""

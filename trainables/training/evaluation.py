@@ -1,7 +1,7 @@
 """Loss, accuracy and logits of a network over a set of batches.
 
-Batches are any iterable of images (N, C, H, W), or of (images, labels) pairs, already normalised. They may lie on
-any device: they are moved to the network's. Nothing here leaves a trace in the network: its mode is restored.
+Batches are any iterable of normalised images (N, C, H, W) or of (images, labels) pairs. They may be on any device and
+are moved to the network's. Every function restores the network's train or eval mode.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Batches = Iterable[Tensor] | Iterable[Sequence[Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a network does on a data set.
+    """Loss and accuracy of a network on a data set.
 
     Attributes:
         loss: mean cross-entropy per sample, nats.
         accuracy: top-1 accuracy, percent.
-        top5_accuracy: share of samples whose label is among the five largest logits, percent; 100 for a network with
-            at most five classes.
+        top5_accuracy: percentage of samples whose label is among the five largest logits; 100 for a network with at
+            most five classes.
         count: number of samples.
     """
 
@@ -37,17 +37,17 @@ class Evaluation:
 
 
 def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
-    """Measure `model` in eval mode, every sample with the same weight however it is batched.
+    """Measure `model` in eval mode; every sample has the same weight, whatever the batch sizes.
 
     Args:
         model: maps images (N, C, H, W) to logits (N, classes).
-        batches: (images, labels) pairs; one pass is made.
+        batches: (images, labels) pairs, read once.
 
     Raises:
-        ValueError: a batch without labels, or no sample at all.
+        ValueError: a batch has no labels, or there are no samples.
     """
     device = model_device(model)
-    # Sums stay on the device: reading one per batch would make the host wait for every batch.
+    # The sums stay on the device: reading them after each batch would make the host wait for every batch.
     loss = torch.zeros((), device=device, dtype=torch.float64)
     hits = torch.zeros(2, device=device, dtype=torch.float64)
     count = 0
@@ -72,18 +72,18 @@ def predict_logits(model: nn.Module, batches: Batches) -> Tensor:
     """Return the logits of `model` in eval mode, in the order of the batches: float32 (N, classes) on the CPU.
 
     Raises:
-        ValueError: no batches.
+        ValueError: there are no batches.
     """
     with eval_mode(model), torch.inference_mode():
         logits = [model(images).float() for images in image_batches(batches, model_device(model))]
     if not logits:
         raise ValueError("predict_logits() needs at least one sample, got no batches")
-    # A clone made outside inference mode is an ordinary tensor that callers may change.
+    # A clone made outside inference mode is an ordinary tensor, which callers may modify.
     return torch.cat(logits).cpu().clone()
 
 
 def labelled(batch: Tensor | Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return images (N, C, H, W) and labels (N,) of `batch` on `device`.
+    """Return the images (N, C, H, W) and labels (N,) of `batch` on `device`.
 
     Raises:
         ValueError: the batch is not a pair.
@@ -95,14 +95,14 @@ def labelled(batch: Tensor | Sequence[Tensor], device: torch.device) -> tuple[Te
 
 
 def image_batches(batches: Batches, device: torch.device) -> Iterator[Tensor]:
-    """Yield the images (N, C, H, W) of each batch on `device`, with or without labels beside them."""
+    """Yield the images (N, C, H, W) of each batch on `device`; labels, if any, are dropped."""
     for batch in batches:
         images = batch if isinstance(batch, Tensor) else batch[0]
         yield images.to(device, non_blocking=True)
 
 
 def require_reiterable(batches: Batches, purpose: str) -> None:
-    """Raise ValueError if `batches` can be passed over only once and `purpose` needs several passes."""
+    """Raise ValueError if `batches` can be iterated only once; `purpose` names what needs several passes."""
     if iter(batches) is batches:
         raise ValueError(
             f"{purpose} passes over its batches several times, got a one-shot {type(batches).__name__}; "
@@ -111,7 +111,7 @@ def require_reiterable(batches: Batches, purpose: str) -> None:
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """Return the device of the first parameter or buffer (the CPU for a model that has neither)."""
+    """Return the device of the first parameter, else of the first buffer; the CPU for a model with neither."""
     for tensors in (model.parameters(), model.buffers()):
         for tensor in tensors:
             return tensor.device
@@ -120,7 +120,7 @@ def model_device(model: nn.Module) -> torch.device:
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Hold `models` in eval mode, and give every submodule back the mode that it had."""
+    """Put `models` in eval mode for the block, then restore the mode of every submodule."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()

@@ -1,6 +1,6 @@
-"""How much memory a network needs, found out without any: PyTorch's ``meta`` device computes shapes only.
+"""The memory that a network needs, and the memory that GPUs have.
 
-And how much there is.
+The first is found without allocating anything: PyTorch's ``meta`` device computes only shapes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from trainables.models import build_model, image_options
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Numbers that a network consists of and leaves behind; times four they are bytes in float32.
+    """Sizes of a network and its activations, counted in numbers: times four gives bytes in float32.
 
     Attributes:
-        parameters: of the network.
-        kept: per image, what a training step keeps from the forward to the backward pass.
+        parameters: number of parameters.
+        kept: per image, what a training step saves in the forward pass for the backward pass.
         largest: per image, the largest output of a layer.
-        tapped: per image, the outputs that activation matching looks at, of all permutation groups.
-        correlations: entries of the groups' square matrices of units against units, of all groups.
+        tapped: per image, the outputs that activation matching compares, over all permutation groups.
+        correlations: entries of the unit-by-unit correlation matrices, over all permutation groups.
     """
 
     parameters: int
@@ -39,13 +39,13 @@ class Footprint:
 
 
 def footprint(task: Task, *, image_size: int, num_classes: int, in_channels: int) -> Footprint:
-    """Return what the network of a task needs; computed once per architecture and image.
+    """Return the footprint of a task's network; it is computed once per architecture and image shape.
 
     Args:
-        task: names model, width and shortcut; the rest of it plays no part.
+        task: only its model, width and shortcut matter.
         image_size: pixels a side.
         num_classes: number of logits.
-        in_channels: of the images.
+        in_channels: channels of the images.
     """
     return _footprint(task.model, task.width, task.shortcut, image_size, num_classes, in_channels)
 
@@ -55,7 +55,7 @@ def _footprint(
     name: str, width: float, shortcut: str, image_size: int, num_classes: int, in_channels: int
 ) -> Footprint:
     options: dict[str, Any] = {**model_options(shortcut, "end"), **image_options(name, image_size)}
-    images = 2  # BatchNorm wants more than one
+    images = 2  # BatchNorm needs more than one
     kept: dict[int, Tensor] = {}
     outputs: dict[str, int] = {}
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def _footprint(
 
         def keep(tensor: Tensor) -> Tensor:
             if _storage(tensor) not in own:
-                kept[_storage(tensor)] = tensor  # held on to, so that no other tensor gets its place
+                kept[_storage(tensor)] = tensor  # the reference keeps its storage id unique
             return tensor
 
         for module, _ in model.named_modules():
@@ -91,7 +91,7 @@ def _footprint(
 def smallest_gpu() -> float | None:
     """Return the bytes of this machine's smallest GPU; None if PyTorch sees none.
 
-    To be called in a process of its own: it looks at all of them, even if Ray has hidden them from the process.
+    Call it in a separate process: it unsets ``CUDA_VISIBLE_DEVICES`` to see GPUs that Ray has hidden.
     """
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     if not torch.cuda.is_available():
@@ -100,5 +100,5 @@ def smallest_gpu() -> float | None:
 
 
 def _storage(tensor: Tensor) -> int:
-    """Return what identifies the memory of a tensor; views share it."""
+    """Return the id of a tensor's storage, which views share."""
     return int(tensor.untyped_storage()._cdata)

@@ -1,4 +1,4 @@
-"""The one training loop: SGD on a network whose masked weights are zero at every observable instant."""
+"""The training loop: SGD on a network whose masked weights are zero after every step."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MODEL = "model/"
 
 
 class Diverged(WouldRecur, RuntimeError):
-    """The training loss is no longer a number. Training again would end the same way."""
+    """The training loss is infinite or NaN. A repetition would diverge in the same way."""
 
 
 class Training:
-    """A network being trained; its whole state can be saved after any epoch and restored elsewhere.
+    """A network in training; its whole state can be saved after any epoch and restored elsewhere.
 
-    With the same state and seed the following epochs give the same bits on a CPU, whatever else runs on the machine:
-    order and augmentation are functions of (seed, epoch), the learning rate of the step.
+    On a CPU, the same state and seed give bit-identical further epochs, whatever else runs on the machine: data order
+    and augmentation depend only on (seed, epoch), and the learning rate only on the step.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class Training:
         """Take over `model`, which is trained in place.
 
         Args:
-            model: on the device where it is to be trained.
-            recipe: how.
-            train: batches of any epoch.
+            model: the network, on the device that trains it.
+            recipe: hyper-parameters, schedule and engine.
+            train: gives the training batches of any epoch.
             test: the test set, evaluated after each epoch.
             mask: name -> bool tensor, True where a weight is kept; None trains all weights.
 
         Raises:
-            ValueError: the mask names a tensor that is no parameter, or of another shape; or the recipe's engine cannot
-                train this network, or not on this machine.
+            ValueError: the mask names a tensor that is not a parameter or has another shape, or the recipe's engine
+                cannot train this network or does not run on this machine.
         """
         self.model = model
         self.recipe = recipe
@@ -63,10 +63,10 @@ class Training:
         self.train_seconds = 0.0
         """Time spent in training steps, evaluation excluded."""
         self.batches = train
-        """Of any epoch."""
+        """The training batches of any epoch."""
         self._test = test
         self.device = next(model.parameters()).device
-        """Where the network is trained."""
+        """The device that trains the network."""
         if self.device.type == "cpu":
             keep_freed_memory()
         self._mask = dict(mask or {})
@@ -87,7 +87,7 @@ class Training:
         for name, keep in mask.items():
             if name not in parameters or parameters[name].shape != keep.shape:
                 raise ValueError(f"mask {name!r} of shape {tuple(keep.shape)} fits no parameter of the network")
-        # Multiplied as numbers of the weights' own type and memory layout: one fused call for all layers.
+        # Factors of the weights' own dtype and memory layout let one fused call mask all layers.
         masked: list[Tensor] = [parameters[name] for name in mask]
         factors = [torch.empty_like(p).copy_(mask[name]) for name, p in zip(mask, masked, strict=True)]
         return masked, factors
@@ -112,19 +112,19 @@ class Training:
 
     @property
     def profile(self) -> Hashable | None:
-        """What must be equal for networks to be trained at once; None for one that has to be trained alone."""
+        """A value that networks must share to be trained together; None if this one must be trained alone."""
         own = self.trainer.profile(self)
         return None if own is None else (type(self.trainer), own)
 
     # --- what trainers use ----------------------------------------------------------------------------------------
     def autocast(self) -> torch.autocast:
-        """Return the surroundings of a forward pass in the recipe's precision."""
+        """Return the autocast context of a forward pass in the recipe's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def steps(self) -> Iterator[Batch]:
-        """Yield the batches of the next epoch, each once the learning rate of its step is set.
+        """Yield the batches of the next epoch; the learning rate is set before each one.
 
-        With the gradients of a batch :meth:`update` takes the step, and :meth:`finish_epoch` ends the epoch.
+        The caller computes a batch's gradients and calls :meth:`update`. :meth:`finish_epoch` ends the epoch.
         """
         assert self.epoch < self.recipe.epochs
         self.model.train()
@@ -135,17 +135,17 @@ class Training:
             yield batch
 
     def update(self) -> None:
-        """Take the optimiser's step, after which the masked weights are zero again."""
+        """Take the optimiser's step, then set the masked weights to zero again."""
         self._optimizer.step()
         self._apply_mask()
 
     def finish_epoch(self, loss: float, hits: float, seconds: float) -> dict[str, float]:
-        """Count the epoch that was trained, and evaluate on the test set.
+        """Record the epoch that was trained, and evaluate the network on the test set.
 
         Args:
             loss: sum of the steps' mean losses, nats.
-            hits: images of all steps that were classified rightly.
-            seconds: what training took.
+            hits: number of correctly classified training images.
+            seconds: training time of the epoch.
 
         Returns:
             The epoch's metrics, names as in ``schema.EPOCH_METRICS``.
@@ -181,7 +181,7 @@ class Training:
         return apply_mask({name: keep.to(self.device) for name, keep in self._mask.items()}, weights)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return tensors and plain data from which :meth:`restore` goes on with the next epoch."""
+        """Return the tensors and the plain data from which :meth:`restore` continues with the next epoch."""
         tensors = {_MODEL + name: tensor for name, tensor in self.weights().items()}
         for name, parameter in self.model.named_parameters():
             buffer = self._optimizer.state[parameter].get("momentum_buffer")
@@ -190,10 +190,10 @@ class Training:
         return tensors, {"epoch": self.epoch, "train_seconds": self.train_seconds}
 
     def restore(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
-        """Go back to a state that :meth:`state` returned.
+        """Restore a state that :meth:`state` returned.
 
         Raises:
-            ValueError: the state is of another network or a longer training; nothing has changed.
+            ValueError: the state belongs to another network or a longer training; this training is unchanged.
         """
         self._check_fits(tensors, data)
         weights = {name[len(_MODEL) :]: tensor for name, tensor in tensors.items() if name.startswith(_MODEL)}
@@ -218,14 +218,14 @@ class Training:
 
 
 def train_epoch(trainings: Sequence[Training]) -> list[Callable[[], dict[str, float]]]:
-    """Train the next epoch of one network, or of several at once, which need not be the same epoch.
+    """Train one network, or several together, for one epoch; each network may be at a different epoch.
 
     Args:
-        trainings: of equal profiles, if they are several.
+        trainings: one training, or several with equal profiles.
 
     Returns:
-        For each of them, the function that ends its epoch: it evaluates the network and returns the metrics of the
-        epoch, or raises ``Diverged``. The time of the epoch is split evenly among the networks.
+        For each training, a function that ends its epoch: it evaluates the network and returns the epoch's metrics, or
+        raises ``Diverged``. The training time is split evenly among the networks.
     """
     first, number = trainings[0], len(trainings)
     assert number == 1 or first.profile is not None, "a network that has to be trained alone"

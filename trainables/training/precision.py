@@ -1,4 +1,4 @@
-"""What the precisions of a recipe mean to PyTorch."""
+"""PyTorch settings behind a recipe's precision."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def tensor_float(allowed: bool) -> Iterator[None]:
-    """Let GPUs round the factors of products to TensorFloat-32 (10 bits of mantissa) or not, until the block ends.
+    """Allow or forbid TensorFloat-32 (10-bit mantissa) in convolutions and matrix products on GPUs, for the block.
 
-    PyTorch's own default is to do so in convolutions, and not in products of matrices. CPUs know nothing of it.
+    PyTorch's default allows it in convolutions and forbids it in matrix products. CPUs are unaffected.
     """
     convolutions, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, matrices.allow_tf32

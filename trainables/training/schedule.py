@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore, nothing to drift."""
+"""The learning rate as a pure function of the step, so that no scheduler state has to be saved or restored."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 from trainables.config import Recipe
 
 PAPER_CODE_STEPS = (30, 61)
-"""Epochs after which ``steps_paper_code`` divides the learning rate by ten: epochs 31 and 62 are the first after."""
+"""Numbers of completed epochs at which ``steps_paper_code`` divides the learning rate by ten."""
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of one optimiser step.
 
     Args:
-        recipe: peak, schedule, warm-up and length.
-        step: steps of this training taken before this one, in [0, epochs * steps_per_epoch).
+        recipe: peak learning rate, schedule, warm-up and number of epochs.
+        step: steps that this training has already taken, in [0, epochs * steps_per_epoch).
         steps_per_epoch: at least 1.
     """
     assert 0 <= step < recipe.epochs * steps_per_epoch, (step, recipe.epochs, steps_per_epoch)
@@ -23,11 +23,11 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     epoch = step / steps_per_epoch
     warmup, total = recipe.warmup_epochs, recipe.first_epoch + recipe.epochs
     if epoch < warmup:
-        # Counted from the end of the step: a warm-up that begins at exactly 0 would waste its first step.
+        # step + 1, because a warm-up that started at exactly 0 would waste its first step.
         return recipe.lr * min(1.0, (step + 1) / (warmup * steps_per_epoch))
     progress = (epoch - warmup) / (total - warmup)
     if recipe.schedule == "cosine":
-        # One value per epoch. As in the paper's code, the last epoch does not end at 0 but one step above it.
+        # One value per epoch. As in the paper's code, the last epoch's value is above 0: zero would come one epoch later.
         progress = (math.floor(epoch) - math.floor(warmup)) / (total - math.floor(warmup))
         return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
     if recipe.schedule == "cosine_step":

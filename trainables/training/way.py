@@ -1,6 +1,6 @@
-"""How a network's training is computed, apart from what it is taught. Torch-free: plans, choices and reports use it.
+"""How a network's training is computed, as opposed to what it learns. Torch-free: plans, choices and reports use it.
 
-A new setting is a field of :class:`Way`, a row of ``trainables.knobs``, and the engine that it selects.
+A new setting needs a field of :class:`Way`, a row of ``trainables.knobs``, and the engine that it selects.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Setting = bool | str
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Way:
-    """How a network's training is computed. Each setting changes how sums are rounded, so each is part of a job's key.
+    """How a network's training is computed. Every setting affects rounding, so it is part of the job's key.
 
     Attributes:
         precision: a name of ``knobs.PRECISIONS``.
         compiled: whether ``torch.compile`` compiles the network for the training steps.
-        kernels: a name of ``knobs.KERNELS``: what convolves.
-        stacked: whether the network may be trained in one process with others of its architecture, their layers
-            stacked into one. Which others makes no difference to the result, up to rounding.
+        kernels: a name of ``knobs.KERNELS``: the implementation of the convolutions.
+        stacked: whether the network may be trained in one process with others of its architecture, with their layers
+            stacked. The result does not depend on which others, up to rounding.
     """
 
     precision: str = neutral_of("precision")
@@ -42,25 +42,25 @@ class Way:
         """Check that an engine computes this way.
 
         Raises:
-            ValueError: a setting is unknown, or some exclude each other; the message names them.
+            ValueError: a value is unknown, or settings exclude each other; the message names them.
         """
         _engine(self._values)
 
     @staticmethod
     def of(source: object) -> Way:
-        """Return the way that the fields of the same names in a cell, a recipe or a rate describe.
+        """Return the way that a cell, a recipe or a rate describes in the fields named like the settings.
 
         Raises:
-            ValueError: they exclude each other.
+            ValueError: the settings exclude each other.
         """
         return Way(**{name: getattr(source, name) for name in SETTINGS})
 
     @staticmethod
     def read(texts: Mapping[str, str]) -> Way:
-        """Return the way that texts describe, as MLflow keeps the settings; empty ones have their defaults.
+        """Return the way described by setting -> text, the form that MLflow stores; an empty text means the default.
 
         Raises:
-            ValueError: a setting is unknown, or some exclude each other.
+            ValueError: a value is unknown, or settings exclude each other.
         """
         values = {name: {str(value): value for value in _VALUES[name]} for name in texts}
         settings: dict[str, Any] = {name: values[name].get(text, text) for name, text in texts.items() if text}
@@ -72,16 +72,16 @@ class Way:
 
     @property
     def engine(self) -> Engine:
-        """What trains this way."""
+        """The engine that trains this way."""
         return _engine(self._values)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Value of each setting."""
+        """Name of each setting -> its value."""
         return dict(zip(SETTINGS, self._values, strict=True))
 
     def __str__(self) -> str:
-        """Return the way in words: its precision, then whatever is not the default."""
+        """Return the way in words: its precision, then every setting that is not at its default."""
         words = [self.precision]
         for name, value in self.settings.items():
             if name != "precision" and value != KNOBS[name].neutral:
@@ -89,9 +89,9 @@ class Way:
         return " ".join(words)
 
     def at(self, sparsity: float) -> Self:
-        """Return how a job trains under a mask of this sparsity, 0 for a job without one.
+        """Return how a job trains under a mask of this sparsity (0 without a mask).
 
-        Where an engine gains nothing from so few masked weights, it is not used.
+        Below the engine's ``gains_from``, the setting that selects the engine falls back to its default.
         """
         engine = self.engine
         if engine.selected_by is None or sparsity >= engine.gains_from:
@@ -107,7 +107,7 @@ class Way:
         return known and batch_size % engine.batch_multiple == 0
 
     def check_fits(self, model: str, batch_size: int) -> None:
-        """Raise ValueError unless the network :meth:`fits`; the message names the setting that it does not go with."""
+        """Raise ValueError unless the network :meth:`fits`; the message names the setting that rules it out."""
         if not self.fits(model, batch_size):
             engine = self.engine
             networks = "convolutional networks" if engine.convolutions_only else "networks"
@@ -124,7 +124,7 @@ _VALUES: Final[dict[str, tuple[Setting, ...]]] = {name: tuple(KNOBS[name].values
 
 @cache
 def _engine(values: tuple[Setting, ...]) -> Engine:
-    """Return the engine that settings select, in the order of ``SETTINGS``; errors as of ``Way``."""
+    """Return the engine that `values`, in the order of ``SETTINGS``, select; it raises what ``Way`` raises."""
     settings = dict(zip(SETTINGS, values, strict=True))
     for name, value in settings.items():
         KNOBS[name].checked(value)
@@ -150,9 +150,9 @@ def _ways() -> Iterator[Way]:
 
 
 WAYS: Final = tuple(_ways())
-"""All ways that there are, the plain ones first."""
+"""All valid ways, in the order of their settings' values."""
 
 
 def in_words(settings: Mapping[str, Setting]) -> str:
-    """Return some settings as ``--set`` takes them."""
+    """Return settings as ``NAME=VALUE``, the form that ``--set`` takes."""
     return " ".join(f"{name}={written(settings[name])}" for name in SETTINGS if name in settings)

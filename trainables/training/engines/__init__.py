@@ -1,11 +1,11 @@
-"""Engines: what trains an epoch of one network, or of several at once, under their masks.
+"""Engines train one network, or several together, for an epoch under their masks.
 
-An engine is a module, or a package, in this folder with a class ``Trainer`` that satisfies the protocol of that name,
-and a row of ``ENGINES``, which says what a plan has to know of it. The plan, the placement of trials and the training
-loop ask the engine that the settings of a job select (``trainables.training.way.Way.engine``); none knows one by name.
+An engine consists of a module or package in this folder, whose class ``Trainer`` satisfies the protocol of that name,
+and of a row of ``ENGINES`` with what a plan needs to know. The plan, the placement of trials and the training loop get
+the engine from a job's settings (``trainables.training.way.Way.engine``); none of them names an engine.
 
-Engines add up sums in different orders, so their results differ in rounding: what selects an engine is part of a job's
-key. Torch-free; the modules of the engines import torch, and are imported when a network is trained.
+Engines sum in different orders, so their results differ in rounding: the setting that selects an engine is part of a
+job's key. This module is torch-free; an engine's module imports torch and is imported when a network is trained.
 """
 
 from __future__ import annotations
@@ -23,71 +23,69 @@ if TYPE_CHECKING:
     from trainables.training.loop import Training
 
 CPU, GPU = "cpu", "cuda"
-"""Kinds of devices, as PyTorch calls them."""
+"""Kinds of devices, by their PyTorch names."""
 
 
 class Trainer(Protocol):
     """Trains one network, alone or together with others. Each :class:`~trainables.training.loop.Training` has one.
 
     The training owns what does not depend on the engine: batches, learning rate, optimiser, mask, evaluation, state.
-    The trainer computes losses and gradients, within these rules:
+    The trainer computes losses and gradients, and follows these rules:
 
-    - It draws the batches of an epoch from :meth:`Training.steps`, all of them, in their order. Each is there once
-      the learning rate of its step is set.
-    - With the gradients of a batch in the parameters' ``grad`` it calls :meth:`Training.update`, which takes the
+    - It takes all batches of an epoch, in order, from :meth:`Training.steps`, which sets each step's learning rate.
+    - It leaves the gradients of a batch in the parameters' ``grad`` and calls :meth:`Training.update`, which takes the
       optimiser's step and sets masked weights to zero again.
-    - Between epochs, the weights and buffers of ``Training.model`` are the network's state: what is evaluated, saved
-      and restored, whatever memory the engine used meanwhile.
-    - On a CPU, equal states give equal bits, whatever else runs on the machine.
+    - Between epochs, the weights and buffers of ``Training.model`` are the network's state, which is evaluated, saved
+      and restored, whatever memory the engine uses during an epoch.
+    - On a CPU, equal states give bit-identical results, whatever else runs on the machine.
     """
 
     network: nn.Module
-    """What is evaluated after each epoch: the network itself, or a faster one with the same parameters and buffers."""
+    """The module evaluated after each epoch: the network, or a faster twin with the same parameters and buffers."""
 
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
-        """Prepare to train `model`, which lies on its device already.
+        """Prepare to train `model`, which is already on its device.
 
         Args:
-            model: the network; its parameters and buffers remain those of the training.
-            mask: name of a weight -> bool tensor, True where it is kept; other weights are kept.
+            model: the network; its parameters and buffers stay the same objects.
+            mask: name of a weight -> bool tensor, True where it is kept; weights without a mask are all kept.
 
         Raises:
-            ValueError: the engine cannot train this network, or not on this machine.
+            ValueError: the engine cannot train this network, or does not run on this machine.
         """
 
     def profile(self, training: Training) -> Hashable | None:
-        """Return what must be equal for networks to be trained at once; None for one that has to be trained alone."""
+        """Return a value that networks must share to be trained together; None if this one must be trained alone."""
 
     def train_epoch(self, trainings: Sequence[Training]) -> list[tuple[float, float]]:
-        """Train the next epoch of some networks, which need not be the same epoch.
+        """Train networks for one epoch; each may be at a different epoch.
 
         Args:
-            trainings: the one that this trainer belongs to, or several of equal profiles, among them that one.
+            trainings: this trainer's own training, or several with equal profiles that include it.
 
         Returns:
-            For each, the sum of the mean losses of its steps (nats) and the number of correctly classified images.
+            For each, the sum of its steps' mean losses (nats) and the number of correctly classified images.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What a plan has to know of an engine.
+    """What a plan needs to know about an engine.
 
     Attributes:
         description: one line.
-        module: name of its module in this package.
-        selected_by: the setting of a ``Way``, and its value, by which users choose this engine; None for the engine
-            that trains where no setting chooses another.
-        goes_with: setting -> the values that this engine can be combined with; other settings may have any value.
-        devices: the kinds of devices that it computes on.
+        module: its module in this package.
+        selected_by: the setting of a ``Way``, and its value, that select this engine; None for the default engine.
+        goes_with: setting -> the values that this engine supports; settings not named here may have any value.
+        devices: the kinds of devices that it runs on.
         needs_compiler: whether it needs a C++ compiler on a CPU.
-        compiles: whether it compiles each network: that takes a minute once, and seconds in every job.
-        shares_trial: whether one trial trains several networks with it at once.
-        gains_from: sparsity of the mask from which it is used; jobs with denser masks, or none, do without. 0 for an
-            engine whose speed does not depend on the mask.
-        batch_multiple: batches are whole multiples of this. It must not depend on the machine: a space that is valid
+        compiles: whether it compiles each network, which takes a minute once and seconds in every job.
+        shares_trial: whether one trial can train several networks with it at once.
+        gains_from: least mask sparsity, in [0, 1), at which it is used; jobs below that use the default engine. 0 for
+            an engine whose speed does not depend on the mask.
+        batch_multiple: batch sizes must be multiples of this. It must not depend on the machine, so that a space valid
             on one machine is valid on all.
-        convolutions_only: whether it trains convolutional networks only.
+        convolutions_only: whether it trains only convolutional networks.
     """
 
     description: str
@@ -104,11 +102,11 @@ class Engine:
 
     @property
     def setting(self) -> str:
-        """What selects it, for messages."""
+        """The setting that selects it, for messages."""
         return "the plain engine" if self.selected_by is None else "{}={!r}".format(*self.selected_by)
 
     def trainer(self) -> type[Trainer]:
-        """Import the engine and return its trainers' class."""
+        """Import the engine and return its trainer class."""
         return cast("type[Trainer]", importlib.import_module(f"{__name__}.{self.module}").Trainer)
 
 
@@ -129,7 +127,7 @@ ENGINES: Final[dict[str, Engine]] = {
         devices=(CPU,),
         needs_compiler=True,
         gains_from=0.7,
-        batch_multiple=WIDEST_REGISTER,  # images side by side in a register; narrower registers hold a fraction
+        batch_multiple=WIDEST_REGISTER,  # images per register; narrower registers hold a fraction of that
         convolutions_only=True,
     ),
     "stacked": Engine(

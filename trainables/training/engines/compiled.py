@@ -1,4 +1,4 @@
-"""A network alone, its forward and backward passes compiled by ``torch.compile``."""
+"""Engine that trains one network, with forward and backward passes compiled by ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from trainables.training.engines import GPU, plain
 
 
 class Trainer(plain.Trainer):
-    """Trains a network alone by compiled code, which shares its parameters and buffers; evaluation is not compiled."""
+    """Trains one network with compiled code that shares its parameters and buffers; evaluation is not compiled."""
 
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
-        """Compile the network's forward pass; the code is made when the first batch comes."""
+        """Set the network up for compilation, which happens at the first batch."""
         super().__init__(model, mask)
-        # PyTorch gives up compiling after a few networks of different shapes: without the reset, earlier jobs of this
-        # process would decide about this one. Compiling the same network again takes seconds, its code is on the disk.
+        # PyTorch stops compiling after a few networks of different shapes. The reset keeps earlier jobs of this process
+        # from using up that limit. Recompiling the same network takes only seconds, because its code is on the disk.
         torch.compiler.reset()
         on_gpu = next(model.parameters()).device.type == GPU
-        # A small network keeps a GPU waiting for its next kernel; CUDA graphs launch all of them at once.
+        # With a small network, a GPU mostly waits for kernel launches; a CUDA graph launches all kernels at once.
         self.forward = torch.compile(model, mode="reduce-overhead" if on_gpu else "default")

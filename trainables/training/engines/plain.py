@@ -1,33 +1,33 @@
-"""A network alone, in PyTorch, operation by operation. Other engines exchange its forward pass."""
+"""Engine that trains one network in eager PyTorch. Other engines replace its forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
+import torch.nn.functional as F  # noqa: N812 - the conventional name
 from torch import Tensor, nn
 
 from trainables.training.loop import Training
 
 
 class Trainer:
-    """Trains a network alone; see :class:`trainables.training.engines.Trainer`."""
+    """Trains one network; see :class:`trainables.training.engines.Trainer`."""
 
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
-        """Train the network as it is."""
+        """Use the network itself for training and evaluation."""
         self.network = model
         self.forward: Callable[[Tensor], Tensor] = model
-        """What computes the logits of a training step."""
+        """Computes the logits of a training step: images (N, C, H, W) to (N, classes)."""
 
     def profile(self, training: Training) -> Hashable | None:
-        """Return None: the network is trained alone."""
+        """Return None: this engine trains networks one at a time."""
         return None
 
     def train_epoch(self, trainings: Sequence[Training]) -> list[tuple[float, float]]:
         """Train the next epoch of one network."""
         (training,) = trainings
-        # Sums stay on the device; reading one each step would make the host wait for every step.
+        # The sums stay on the device: reading them at each step would make the host wait for every step.
         total_loss = torch.zeros((), device=training.device)
         hits = torch.zeros((), device=training.device)
         autocast = training.autocast()
@@ -44,5 +44,5 @@ class Trainer:
 
 
 def at_least_single(logits: Tensor) -> Tensor:
-    """Return logits in single precision if they are less precise than that."""
+    """Return the logits in at least single precision."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,14 +1,15 @@
-"""Several networks of one architecture trained as one.
+"""Engine that trains several networks of one architecture as a single network.
 
-The forward and the backward pass are those of a joint network, in which each of the networks has channels of its own:
-convolutions in groups, products of matrices in batches. Layers that are too small to keep a GPU busy become as many
-times larger. Everything else stays each network's own: its batches, its learning rate, its optimiser and its mask.
+The forward and backward passes are those of a joint network in which each network has its own channels: convolutions
+become grouped, matrix products become batched. Layers that are too small to keep a GPU busy grow by the number of
+networks. Each network keeps its own batches, learning rate, optimiser and mask.
 
-A network learns what it learns alone, except that sums are added up in another order: weights differ from those of the
-same network alone as they do between two of its layouts in memory. In double precision that is 1e-14 of their length
-after two epochs. In single precision it is 1e-8 at first and grows wherever rounding puts a unit on the other side of
-its kink; a ResNet8 on the digits is at 2e-5 to 2e-3 after three epochs (learning rates 0.02 to 0.08; in another layout:
-3e-5), its training loss within 2e-4 nats. In bfloat16 it is 6e-4 to 5e-3, and 2e-3 nats.
+A network learns the same as alone, except that sums are added in another order. Its weights differ from those of the
+network trained alone about as much as between two memory layouts of one network. The relative difference (of norms) in
+double precision is 1e-14 after two epochs. In single precision it is 1e-8 at first and grows whenever rounding moves a
+unit across the kink of its ReLU: a ResNet8 on the digits reaches 2e-5 to 2e-3 after three epochs (learning rates 0.02
+to 0.08; another memory layout: 3e-5), with a training loss within 2e-4 nats. In bfloat16 it reaches 6e-4 to 5e-3, with
+a loss within 2e-3 nats.
 """
 
 from __future__ import annotations
@@ -18,40 +19,40 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
+import torch.nn.functional as F  # noqa: N812 - the conventional name
 from torch import Tensor, nn
 
 from trainables.training.engines import plain
 from trainables.training.loop import Training
 
 _LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Identity)
-"""What a joint network may consist of: layers that work on each channel by itself, or are widened here.
+"""Layers that a joint network may contain: they act on each channel separately, or :class:`_Joint` widens them.
 
-What a network does to its activations between them must be of that kind, too; sums and means over positions are.
+Operations between layers must act on each channel separately, too, as sums and means over positions do.
 """
 
 
 class Trainer(plain.Trainer):
-    """Trains a network together with others, or alone while there are none."""
+    """Trains a network together with others, or alone if there are none."""
 
     def profile(self, training: Training) -> Hashable | None:
-        """Return what must be equal; None for a network with a layer that cannot be widened."""
+        """Return architecture, device, precision and batches' shape; None if a layer's type is not in `_LAYERS`."""
         model = training.model
         layers = [each for each in model.modules() if not list(each.children()) or list(each.parameters(recurse=False))]
         if not all(type(layer) in _LAYERS for layer in layers):
             return None
         tensors = tuple((tensor.dtype, tensor.stride()) for tensor in model.state_dict().values())
-        # In words, a network has the sizes, strides and paddings of all its layers.
+        # str(model) contains the sizes, strides and paddings of all layers.
         network = type(model), str(model), tensors, training.device
         return *network, training.recipe.precision, training.batches.shape, training.batches.steps_per_epoch
 
     def train_epoch(self, trainings: Sequence[Training]) -> list[tuple[float, float]]:
-        """Train the next epoch of several networks as one."""
+        """Train one or several networks for one epoch, several of them as a joint network."""
         if len(trainings) == 1:
             return super().train_epoch(trainings)
         first, number = trainings[0], len(trainings)
         with _joined([training.model for training in trainings]) as joint:
-            # Sums stay on the device; reading one each step would make the host wait for every step.
+            # The sums stay on the device: reading them at each step would make the host wait for every step.
             total_losses, hits = torch.zeros(2, number, device=first.device)
             autocast = first.autocast()
             for batches in zip(*(training.steps() for training in trainings), strict=True):
@@ -62,7 +63,7 @@ class Trainer(plain.Trainer):
                 single = plain.at_least_single(logits).flatten(0, 1)
                 each = F.cross_entropy(single, labels.flatten(), reduction="none")
                 losses = each.view_as(labels).mean(dim=0)
-                joint.backward(losses.sum())  # of all, so that each net gets the gradients of its own
+                joint.backward(losses.sum())  # the sum's gradients are those of each network's own loss
                 for training in trainings:
                     training.update()
                 total_losses += losses.detach()
@@ -72,10 +73,10 @@ class Trainer(plain.Trainer):
 
 @contextmanager
 def _joined(models: Sequence[nn.Module]) -> Iterator[_Joint]:
-    """Let the networks' parameters be slices of a joint network's until the block ends.
+    """Make the networks' parameters slices of a joint network's parameters until the block ends.
 
-    Their optimisers and masks know nothing of it: they work on the same tensors as before, in place. Afterwards the
-    networks have their own memory again.
+    Optimisers and masks need no change: they still update the same parameter objects in place. Afterwards the networks'
+    parameters are back in their own memory, with the new values.
     """
     joint = _Joint(models)
     own = [[parameter.data for parameter in model.parameters()] for model in models]
@@ -93,13 +94,13 @@ def _joined(models: Sequence[nn.Module]) -> Iterator[_Joint]:
 
 
 class _Joint:
-    """A network that computes what several networks do, each in channels of its own.
+    """A network that computes several networks at once, each in its own channels.
 
     Attributes:
         network: maps images (N, networks * C, H, W) to logits (N, networks * classes).
-        parameters: name -> those of the networks, (networks, ...); the joint network's are views of them.
-        gradients: like the parameters.
-        buffers: like the parameters.
+        parameters: name -> the parameters of all networks, (networks, ...); the joint network's are views of these.
+        gradients: name -> gradients, shaped like the parameters.
+        buffers: name -> the buffers of all networks, (networks, ...).
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -122,17 +123,17 @@ class _Joint:
         self._gradients = [gradient.view(parameter.shape) for gradient, parameter in wide]
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
-        """Return the layer that has a tensor, and the tensor's name there."""
+        """Return the layer that holds a tensor, and the tensor's name in that layer."""
         path, _, own_name = name.rpartition(".")
         return self.network.get_submodule(path), own_name
 
     def backward(self, loss: Tensor) -> None:
-        """Replace all gradients by those of a loss."""
+        """Overwrite all gradients with those of `loss`."""
         torch._foreach_copy_(self._gradients, torch.autograd.grad(loss, self._parameters))
 
 
 class _Linears(nn.Module):
-    """The linear layers of several networks."""
+    """The same linear layer of several networks, computed in one batched product."""
 
     weight: nn.Parameter
     """(networks, out, in)"""
@@ -152,10 +153,10 @@ class _Linears(nn.Module):
 
 
 def _stacked(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return joint tensors of which the slices have the contents, and the memory layout, of those given."""
+    """Return name -> tensor (networks, ...) whose slices have the values and memory layout of the networks' tensors."""
     joint = {}
     for name, first in states[0].items():
-        # torch.stack would lose the layout, which fused optimisers require to be that of their own state.
+        # torch.stack would lose the memory layout, which fused optimisers need to match that of their own state.
         joint[name] = torch.empty_strided(
             (len(states), *first.shape), (first.numel(), *first.stride()), dtype=first.dtype, device=first.device
         )

@@ -1,6 +1,6 @@
-"""A network alone on a CPU, on kernels of ours that leave masked weights out.
+"""Engine that trains one network on a CPU with custom kernels, which skip masked weights.
 
-Activations lie in memory with several images of the batch side by side, as many as a register of the CPU holds numbers.
+Activations of several images of the batch are adjacent in memory: as many as a vector register of the CPU holds floats.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from trainables.training.engines.sparse_cpu.lanes import on_lanes
 
 
 class Trainer(plain.Trainer):
-    """Trains and evaluates a network alone, on the sparse kernels."""
+    """Trains and evaluates one network with the sparse kernels."""
 
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
-        """Exchange the network's forward pass; its parameters and buffers stay.
+        """Replace the network's forward pass; its parameters and buffers stay.
 
         Raises:
-            ValueError: the network is not on a CPU or has layers of other kinds, or there is no C++ compiler.
+            ValueError: the network is not on a CPU or has unsupported steps, or the kernels cannot be compiled.
         """
         super().__init__(model, mask)
         self.network = self.forward = on_lanes(model, mask)

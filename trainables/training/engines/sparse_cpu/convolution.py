@@ -1,8 +1,7 @@
-"""A convolution that computes only with the weights that its mask keeps, and its gradients.
+"""A convolution, with gradients, that computes only with the weights that its mask keeps.
 
-Activations have the shape (N / lanes, channels, height, width, lanes): as many images of the batch lie side by side as
-a register of the CPU holds numbers, see ``sparse.cpp``. Sums are added up in another order than by PyTorch's
-convolutions; apart from that they are the same.
+Activations have the shape (N / lanes, channels, height, width, lanes), with one image per lane of a vector register;
+see ``sparse.cpp``. Results equal those of PyTorch's convolutions up to the order of summation.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from torch import Tensor, nn
 from trainables.training.engines.sparse_cpu.library import Shape, Taps, address, library
 
 _TILE: Final = 8
-"""Positions that are computed together."""
+"""Positions of a row that are computed together."""
 _NEAR: Final = 512
-"""Positions that fit into a core's fastest memory: 32 KiB with 16 lanes."""
+"""Positions whose values fit into the L1 cache: 32 KiB with 16 lanes."""
 
 
 class SparseConvolution(nn.Module):
-    """A convolution's twin on lanes, with the same parameters."""
+    """A convolution's twin on lanes; it shares the parameters."""
 
     def __init__(self, convolution: nn.Conv2d, keep: Tensor) -> None:
         """Take over the parameters.
 
         Args:
-            convolution: square, not grouped, not dilated, padded with zeros.
-            keep: bool tensor of its weight's shape; where it is False, the weight counts as zero and its gradient is
+            convolution: square, ungrouped, undilated, padded with zeros by less than the kernel size.
+            keep: bool tensor of the weight's shape; where it is False, the weight counts as zero and its gradient is
                 zero.
         """
         super().__init__()
@@ -56,7 +55,7 @@ class SparseConvolution(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class _List:
-    """Kept weights in the order in which they are used: the arrays of ``Taps``, which live as long as this does."""
+    """Kept weights in their order of use. It owns the arrays that its ``Taps`` points to."""
 
     pointer: Tensor
     offset: Tensor
@@ -74,16 +73,17 @@ class _List:
         source: tuple[int, int, int],
         reach: int,
     ) -> _List:
-        """Put the kept weights in order.
+        """Sort the kept weights.
 
         Args:
-            written: of each weight, the channel that is written by it; how many channels there are.
-            residue: of each weight, to which residue of a position by the stride it belongs; how many there are.
-            place: channel, row and column of the padded source that each weight looks at from a tile at row and
-                column 0.
-            index: place of each weight among the layer's.
-            source: channels of the padded source, its height and width.
-            reach: positions of a channel of the source that a tile's weights may look at.
+            written: for each weight, the channel that it writes; and the number of those channels.
+            residue: for each weight, the residue class (position modulo stride) that it writes; and the number of
+                residue classes.
+            place: for each weight, channel, row and column of the value in the padded source that it multiplies for a
+                tile at row and column 0.
+            index: memory offset of each weight in the layer's weight tensor.
+            source: channels, height and width of the padded source.
+            reach: source positions, per channel, that the weights of a tile can read.
         """
         channel, row, column = place
         channels, height, width = source
@@ -107,11 +107,11 @@ def _int32(numbers: np.ndarray) -> Tensor:
 
 
 def _paired(offsets: list[np.ndarray], channels: int) -> np.ndarray:
-    """Return uint8, 1 where a channel is computed together with the next one.
+    """Return uint8 flags, 1 where a channel is computed together with the next one.
 
     Args:
-        offsets: of the weights by which each channel is written, of one part of the list after the other.
-        channels: in each part.
+        offsets: for each channel, the source offsets of the weights that write it; all parts of the list in a row.
+        channels: number of channels in each part.
     """
     paired = np.zeros(len(offsets), np.uint8)
     for each in range(len(offsets) - 1):
@@ -123,7 +123,7 @@ def _paired(offsets: list[np.ndarray], channels: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What is to be computed in a layer for images of one size."""
+    """The forward and backward computation of a layer for one image size."""
 
     stride: int
     padding: int
@@ -131,7 +131,7 @@ class _Plan:
     target: Shape
     forward: _List
     backward: _List
-    """Writes input channels, for each residue of a position by the stride."""
+    """Writes input channels, with a part for each residue class (position modulo stride)."""
     backward_padding: int
 
     @classmethod
@@ -148,8 +148,8 @@ class _Plan:
         reach = kernel * ((_TILE - 1) * stride + kernel)
         forward = _List.make((o, out_channels), (np.zeros_like(o), 1), (i, ky, kx), index, size, reach)
 
-        # Weight ky has met input position y * stride + r at output position y + (r + padding - ky) / stride, where r is
-        # the one residue for which that is whole.
+        # In the forward pass, weight ky multiplied input position y * stride + r for output position
+        # y + (r + padding - ky) / stride, where r is the only residue that makes the quotient an integer.
         beyond = [
             (each - 1 + padding) // stride - (out - 1) for each, out in zip((height, width), outputs, strict=True)
         ]
@@ -201,7 +201,7 @@ class _Convolve(torch.autograd.Function):
                 threads,
                 address(_room(plan.source, plan.padding, threads, x.shape[-1])),
             )
-        # Last, so that the layer before this one finds it in the processor's cache.
+        # Computed last, so that the gradient is still in the processor's cache when the preceding layer reads it.
         if ctx.needs_input_grad[0]:
             of_x = _convolved(
                 gradient, plan.target, plan.backward_padding, 1, plan.source, plan.stride, plan.backward, weight
@@ -235,7 +235,7 @@ _rooms: dict[tuple[int, ...], Tensor] = {}
 
 
 def _room(shape: Shape, padding: int, threads: int, lanes: int) -> Tensor:
-    """Return room for one padded block per thread, whose border is zero; shared by all layers of that shape."""
+    """Return a buffer for one zero-bordered block per thread; all layers with this shape and padding share it."""
     size = (threads, shape.channels, shape.height + 2 * padding, shape.width + 2 * padding, lanes)
     if (padding, *size) not in _rooms:
         _rooms[padding, *size] = torch.zeros(size)

@@ -1,8 +1,8 @@
-"""A network's forward pass on lanes: images of the batch side by side, masked weights left out.
+"""A network's forward pass on lanes: groups of images are adjacent in memory, and masked weights are skipped.
 
-The network is traced, and each of its steps is exchanged for a twin on tensors (N / lanes, channels, height, width,
-lanes), where lanes is 16, 8 or 4: the numbers that a register of the CPU holds.
-Parameters and buffers stay the network's own, so whoever trains, saves or evaluates it sees no difference.
+The network is traced, and each step is replaced by a twin on tensors (N / lanes, channels, height, width, lanes), where
+lanes (16, 8 or 4) is the number of floats in a vector register of the CPU. The twins use the network's own parameters
+and buffers, so training, saving and evaluation need no change.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from trainables.training.engines.sparse_cpu.library import lanes, library
 from trainables.training.engines.sparse_cpu.normalization import Normalization
 
 _AT_ONCE: Final = 256
-"""Images that are evaluated at once; those of a layer still fit into a processor's cache."""
+"""Images per evaluation batch; the activations of a layer still fit into the processor's cache."""
 
 
 class OnLanes(nn.Module):
     """A network's forward pass: images (N, C, H, W) to logits (N, classes).
 
-    In training N must be a multiple of ``WIDEST_REGISTER``. In evaluation it may be any number, and there are no
-    gradients.
+    In training, N must be a multiple of ``WIDEST_REGISTER``. In eval mode, N may be any number, and gradients are not
+    supported.
     """
 
     def __init__(self, network: fx.GraphModule) -> None:
-        """Take the network of twins."""
+        """Wrap the traced network of twins."""
         super().__init__()
         self._network = network
 
@@ -52,12 +52,12 @@ def on_lanes(model: nn.Module, mask: Mapping[str, Tensor]) -> OnLanes:
     """Return a network's forward pass on lanes.
 
     Args:
-        model: on a CPU, of convolutions, BatchNorm, ReLU, max-pooling, sums, a mean over all positions, and whatever
-            follows that.
-        mask: name of a weight -> bool tensor, True where it is kept; other weights are kept.
+        model: a network on a CPU of convolutions, BatchNorm, ReLU, max-pooling and sums, then a mean over all
+            positions; any steps may follow the mean.
+        mask: name of a weight -> bool tensor, True where it is kept; weights without a mask are all kept.
 
     Raises:
-        ValueError: it is on another device or has other steps, or the kernels cannot be compiled.
+        ValueError: the network is on another device or has other steps, or the kernels cannot be compiled.
     """
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices != {"cpu"}:
@@ -67,19 +67,19 @@ def on_lanes(model: nn.Module, mask: Mapping[str, Tensor]) -> OnLanes:
 
 
 class _Exchange:
-    """The network's steps one by one, and what takes their places."""
+    """Replaces a network's traced steps, one by one, with their twins."""
 
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
         self._model, self._mask = model, mask
         self._old, self._new = fx.Tracer().trace(model), fx.Graph()
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
         self._done: dict[fx.Node, fx.Node] = {}
-        """Step -> its twin, whose results lie in lanes unless the step is in `_left`."""
+        """Step -> its twin; the twin's result is in lanes unless the step is in `_left`."""
         self._left: set[fx.Node] = set()
         self._shares: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
-        """(step, one of its two users) -> the user's own one of the two results of its twin."""
+        """(step, one of its two users) -> the one of the twin's two results that this user gets."""
         self._fused = dict(filter(None, map(self._fusion, self._old.nodes)))
-        """Last step of a fusion -> its first one, a BatchNorm; what lies in between takes no place of its own."""
+        """Last step of a fusion -> its first step, a BatchNorm; one twin replaces both and the steps between them."""
 
     def network(self) -> fx.GraphModule:
         """Return the network of twins."""
@@ -119,23 +119,23 @@ class _Exchange:
         return torch.ones_like(module.weight, dtype=torch.bool) if keep is None else keep
 
     def _given(self, user: fx.Node, step: fx.Node) -> fx.Node:
-        """Return where a step's result is to be had for the twin of one who uses it."""
+        """Return the node that gives a step's result to the twin of `user`."""
         return self._shares.get((step, user), self._done[step])
 
     def _placed(self, step: fx.Node, twin: nn.Module, *more: fx.Node) -> fx.Node:
-        """Add the twin of a step, called with what the step is called with, and more."""
+        """Add a step's twin, called with the step's inputs followed by `more`."""
         name = f"{step.name}_on_lanes"
         self._modules[name] = twin
         return self._new.call_module(name, (*(self._given(step, each) for each in step.all_input_nodes), *more))
 
     # --- BatchNorm with what follows it ---------------------------------------------------------------------------
     def _fusion(self, step: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-        """Return the last step that is done in one go with a BatchNorm, and the BatchNorm; None for other steps."""
+        """Return the last step that is fused with a BatchNorm, and the BatchNorm; None if `step` is no BatchNorm."""
         if not isinstance(self._module(step), nn.BatchNorm2d):
             return None
         last = step
         after = _only_user(last)
-        # Of two BatchNorms that are summed, the first one takes the sum.
+        # A sum of two BatchNorms is fused with the one that is its first operand.
         if after and after.target is operator.add and after.args[0] is step and len(after.all_input_nodes) == 2:
             last = after
             after = _only_user(last)
@@ -159,7 +159,7 @@ class _Exchange:
 
 
 def _chain(first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """Return the steps from one to another of which each is the only one to use what the step before it makes."""
+    """Return the steps from `first` to `last`; each is the only user of the one before it."""
     chain = [first]
     while chain[-1] is not last:
         chain.append(next(iter(chain[-1].users)))
@@ -171,7 +171,7 @@ def _only_user(step: fx.Node) -> fx.Node | None:
 
 
 def _pooling_on_lanes(pooling: nn.MaxPool2d) -> nn.MaxPool3d:
-    """Return the same pooling with the lanes as a third direction, along which nothing is pooled."""
+    """Return the same pooling with the lanes as a third dimension, which is not pooled."""
     return nn.MaxPool3d(
         _with(pooling.kernel_size, 1),
         _with(pooling.stride, 1),
@@ -187,7 +187,7 @@ def _with(size: int | tuple[int, ...], along_lanes: int) -> tuple[int, int, int]
 
 
 def _filled(images: Tensor) -> Tensor:
-    """Return the images with as many zeros after them as make the batch a whole multiple."""
+    """Return the images, padded with zero images to a multiple of ``WIDEST_REGISTER``."""
     lacking = -len(images) % WIDEST_REGISTER
     return pad(images, (0, 0, 0, 0, 0, 0, 0, lacking)) if lacking else images
 
@@ -196,7 +196,7 @@ def to_lanes(images: Tensor) -> Tensor:
     """Turn (N, channels, height, width) into (N / lanes, channels, height, width, lanes).
 
     Raises:
-        ValueError: N is no multiple of ``WIDEST_REGISTER``.
+        ValueError: N is not a multiple of ``WIDEST_REGISTER``.
     """
     count, *shape = images.shape
     if count % WIDEST_REGISTER:

@@ -1,10 +1,10 @@
-"""The compiled kernels: built on this machine, for this machine, when first needed; then found in a cache.
+"""The kernels are compiled on and for this machine when first needed, and then cached.
 
-They use the instructions that PyTorch uses, so that ``ATEN_CPU_CAPABILITY`` restricts both. Results are the same up to
-rounding, whatever the width of the registers; on one machine they are the same to the bit.
+They use the same instruction set as PyTorch, so ``ATEN_CPU_CAPABILITY`` restricts both. Results are bit-identical on
+one machine, and equal up to rounding across register widths.
 
-A library's name in the cache ends with the digest of its content. It is verified before it is loaded, because code that
-was damaged on the disk would end the process with a signal, and do so again at every attempt.
+The name of a cached library ends with the digest of its content, which is verified before loading: code damaged on the
+disk would kill the process with a signal, at every attempt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trainables.host.toolchain import compiler
 SOURCE = Path(__file__).with_name("sparse.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
 RESTRICTIONS = {"AVX512": (), "AVX2": ("-mno-avx512f",), "DEFAULT": ("-mno-avx",)}
-"""What PyTorch uses of an x86 processor -> flags that keep the compiler from using more."""
+"""PyTorch's CPU capability on x86 -> flags that keep the compiler within it."""
 
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
@@ -41,7 +41,7 @@ class Shape(ctypes.Structure):
 
 
 class Taps(ctypes.Structure):
-    """Addresses of a layer's kept weights, see the source."""
+    """Addresses of the arrays that list a layer's kept weights; ``sparse.cpp`` explains them."""
 
     _fields_ = (
         *(("pointer", _POINTER), ("offset", _POINTER), ("index", _POINTER), ("paired", _POINTER)),
@@ -74,7 +74,7 @@ _ARGUMENTS = {
 
 
 def address(tensor: Tensor) -> int:
-    """Return where a contiguous tensor's numbers lie."""
+    """Return the memory address of a contiguous tensor's data."""
     assert tensor.is_contiguous(), f"kernels want numbers in a row, got strides {tensor.stride()}"
     return tensor.data_ptr()
 
@@ -84,7 +84,7 @@ def library() -> ctypes.CDLL:
     """Return the kernels, compiling them if they are not in this machine's cache.
 
     Raises:
-        ValueError: there is no C++ compiler, or it fails, or the cache cannot be written.
+        ValueError: there is no C++ compiler, it fails, or the cache cannot be written.
     """
     _share_openmp()
     kernels = ctypes.CDLL(str(_built(compiler("kernels='sparse'"))))
@@ -95,7 +95,7 @@ def library() -> ctypes.CDLL:
 
 
 def lanes() -> int:
-    """Return the images that the kernels compute side by side: the numbers that a register of their target holds."""
+    """Return the number of images that a vector register holds side by side, one float each: 16, 8 or 4."""
     return ctypes.c_int32.in_dll(library(), "register_lanes").value
 
 
@@ -105,7 +105,7 @@ def _flags() -> tuple[str, ...]:
 
 
 def _built(program: str) -> Path:
-    """Return the library that this compiler makes of the source for this processor."""
+    """Return the library for this source, compiler and processor; compile it if it is not in the cache."""
     flags = _flags()
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), version, *flags, platform.machine(), _processor()))
@@ -114,7 +114,7 @@ def _built(program: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if found := _verified(folder, name):
             return found
-        # Trials of a node may all be here at once: each builds a file of its own, and what they rename is whole.
+        # All trials of a node may compile at once: each builds its own file, and a rename publishes only whole files.
         with tempfile.TemporaryDirectory(dir=folder) as own:
             made = Path(own, f"{name}.so")
             command = [program, *flags, str(SOURCE), "-o", str(made)]
@@ -127,12 +127,12 @@ def _built(program: str) -> Path:
 
 
 def _verified(folder: Path, name: str) -> Path | None:
-    """Return the library of this name whose content is what its name says; remove those that are damaged."""
+    """Return the library of this name whose content matches its digest, None if there is none; remove damaged ones."""
     for path in sorted(folder.glob(f"{name}-*.so")):
         try:
             if path.name == f"{name}-{_digest(path)}.so":
                 return path
-        except FileNotFoundError:  # another process found the damage first
+        except FileNotFoundError:  # another process removed the damaged file
             continue
         _log.warning("the compiled kernels %s are damaged: removed, to be compiled again", path)
         path.unlink(missing_ok=True)
@@ -144,10 +144,10 @@ def _digest(path: Path) -> str:
 
 
 def _share_openmp() -> None:
-    """Let the kernels find the OpenMP that PyTorch brought: threads of a second one would fight with its threads."""
+    """Make the kernels link to PyTorch's OpenMP: a second runtime's threads would compete with PyTorch's threads."""
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux: the linker's choice
+    except OSError:  # not Linux: the linker chooses
         return
     for path in dict.fromkeys(line.split(maxsplit=5)[-1] for line in maps if "/libgomp" in line):
         ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
@@ -158,9 +158,9 @@ def _folder() -> Path:
 
 
 def _processor() -> str:
-    """Return what distinguishes processors that need code of their own: nodes may share a home directory."""
+    """Return text that differs between processors that need different code: nodes may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux: nodes that share a home and differ are not known there
+    except OSError:  # not Linux, where we assume that nodes sharing a home are alike
         return platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,4 +1,4 @@
-"""BatchNorm with what follows it, a sum with the residual stream and a ReLU, in one go, on lanes."""
+"""BatchNorm on lanes, fused with an optional residual sum and an optional ReLU after it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from trainables.training.engines.sparse_cpu.library import Shape, address, libra
 
 
 class Normalization(nn.Module):
-    """The twin of a BatchNorm, of the sum after it if there is one, and of the ReLU after that."""
+    """The twin of a BatchNorm, fused with the sum and the ReLU that follow it, if any."""
 
     def __init__(self, batchnorm: nn.BatchNorm2d, *, rectified: bool, twice: bool = False) -> None:
         """Take over parameters and running statistics.
 
         Args:
-            batchnorm: with weight, bias, running statistics and a momentum.
+            batchnorm: has weight, bias, running statistics and a momentum.
             rectified: whether a ReLU follows.
-            twice: whether to return what is computed twice, to two who use it. Their gradients then arrive one by
-                one, and are added up on the way instead of in a step of its own.
+            twice: whether to return the result twice, for its two users. The backward pass then gets their gradients
+                separately and adds them within its own pass over memory.
         """
         super().__init__()
         assert batchnorm.affine
@@ -30,10 +30,10 @@ class Normalization(nn.Module):
         self._rectified, self._twice = rectified, twice
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Normalise (blocks, channels, height, width, lanes), add `residual`, cut at 0.
+        """Normalise (blocks, channels, height, width, lanes), add `residual` if given, apply the ReLU if there is one.
 
-        In training by the statistics of the batch, which are noted; in evaluation by the running ones, and without
-        gradients.
+        Training uses the statistics of the batch and updates the running ones. Evaluation uses the running statistics
+        and supports no gradients.
         """
         norm = self.batchnorm
         if not norm.training:
@@ -79,14 +79,14 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(x, out if rectified and residual is not None else None, weight, bias, mean, inverse)
         ctx.rectified, ctx.summed = rectified, residual is not None
         ctx.set_materialize_grads(False)
-        return out, out.data  # two tensors, one memory
+        return out, out.data  # two tensors that share memory
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, out, weight, bias, mean, inverse = ctx.saved_tensors
         gradient, *more = (each.contiguous() for each in gradients if each is not None)
         of_x = torch.empty_like(x)
-        # Without a ReLU in between, the sum hands the gradient on as it is.
+        # Without a ReLU, the residual's gradient is the incoming one.
         of_residual = None if out is None else torch.empty_like(x)
         of_weight, of_bias = torch.empty_like(weight), torch.empty_like(weight)
         library().normalize_gradients(

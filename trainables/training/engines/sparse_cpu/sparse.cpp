@@ -1,15 +1,15 @@
-// Convolutions that compute only with the weights that a mask keeps, and BatchNorm with what follows it.
+// Convolutions that compute only with the weights that a mask keeps, and BatchNorm fused with what follows it.
 //
-// Activations lie in lanes: [blocks][channels][height][width][lanes], as many images of a batch side by side as a vector
-// register holds numbers, so that one kept weight times one position is one multiply-add of a whole register, whatever
-// the weight's place in the kernel.
+// Activations are stored in lanes, [blocks][channels][height][width][lanes]: as many images of a batch are adjacent as
+// a vector register holds floats. One kept weight times one position is thus one multiply-add of a whole register,
+// wherever the weight is in the kernel.
 //
-// A layer's kept weights are listed by group of channels that they look at, and within it by channel of what is written
-// (pointer, as in compressed sparse rows). What a tile of 8 positions looks at of one group fits into a core's fastest
-// memory, from which it is read again for each channel that is written. For each weight is known its place among the
-// layer's weights (index) and how far from a tile's first position, in the padded source, the value lies that it is
-// multiplied with (offset). Where a channel's weights look at the same places as the next one's (paired), as they do in
-// a layer without a mask, both are computed together: what is read for one serves the other.
+// A layer's kept weights are sorted by the group of channels that they read and, within a group, by the channel that
+// they write (pointer, as in compressed sparse rows). The values that a tile of 8 positions reads of one group fit into
+// the L1 cache, and are reread from there for every written channel. Each weight has its position among the layer's
+// weights (index) and the distance, in the padded source, from a tile's first position to the value that it multiplies
+// (offset). If a channel and the next one read the same values (paired), as they do in a layer without a mask, both are
+// computed together, so that each value is loaded once for both.
 
 #include <algorithm>
 #include <cmath>
@@ -19,7 +19,7 @@
 
 namespace {
 
-// A vector wider than the target's registers would be taken apart in memory, which is slower than no vectors at all.
+// The compiler would split a vector wider than the target's registers through memory, which is slower than scalar code.
 #if defined(__AVX512F__)
 constexpr int lanes = 16;
 #elif defined(__AVX__)
@@ -27,8 +27,8 @@ constexpr int lanes = 8;
 #else  // SSE, NEON
 constexpr int lanes = 4;
 #endif
-constexpr int tile = 8;  // as many sums as hide the latency of a multiply-add
-constexpr int slots = 4;  // likewise, for sums over all positions
+constexpr int tile = 8;  // enough independent sums to hide the latency of a multiply-add
+constexpr int slots = 4;  // the same for sums over all positions
 
 typedef float vec __attribute__((vector_size(lanes * sizeof(float))));
 
@@ -54,15 +54,17 @@ void pad(const vec* block, const Shape& shape, int64_t padding, vec* out) {
                    shape.width * sizeof(vec));
 }
 
-// Reads what `C` channels need. Of a constant step the compiler knows that reading again costs no instruction, and would
-// do so for each channel; but it takes as long as a multiply-add, so that it is told not to.
+// Reads a value that `C` channels use. With a constant step, the compiler would fold the load into each channel's
+// multiply-add, since that costs no extra instruction. But a load takes as long as a multiply-add, so the volatile read
+// makes the compiler load the value only once.
 template <int C>
 inline vec read(const vec* from) {
     if (C == 1) return *from;
     return *const_cast<const volatile vec*>(from);
 }
 
-// Adds to `C` channels at `T` positions, from 0 if `fresh`, what `count` kept weights make of what they look at.
+// Adds to `C` channels at `T` positions the products of `count` kept weights with the values that they read. The sums
+// start at 0 if `fresh`.
 template <int T, int C, class Step>
 [[gnu::noinline]] void weighted(const vec* __restrict source, Step step, vec* __restrict target, int64_t target_step,
                                 int64_t channel, const int32_t* __restrict offset, const float* __restrict weight,
@@ -83,11 +85,11 @@ template <int T, int C, class Step>
         for (int t = 0; t < T; ++t) {
             vec* to = target + c * channel + t * target_step;
             *to = sum[c][t];
-            if (fresh) __builtin_prefetch(to + T * target_step, 1);  // where the next tile is written
+            if (fresh) __builtin_prefetch(to + T * target_step, 1);  // the next tile is written there
         }
 }
 
-// Adds to each kept weight's sum the products of the gradients at `T` positions with what the weight met there.
+// Adds to each kept weight's sum the products of the gradients at `T` positions with the values it multiplied there.
 template <int T, int C, class Step>
 [[gnu::noinline]] void correlated(const vec* __restrict source, Step step, const vec* __restrict gradient,
                                   int64_t channel, const int32_t* __restrict offset, vec* __restrict sum,
@@ -111,8 +113,8 @@ template <int T, int C, class Step>
     }
 }
 
-// Calls `each(number, channel, weights, count)` for one channel after another, or for two at a time where they are
-// paired; `part` is the first of the channels' entries in the list.
+// Calls `each(number, channel, first, count)` for every channel, or once for two paired channels (number = 2), with the
+// first weight of the channel and the number of its weights. `part` is the first of the channels' entries in the list.
 template <class Each>
 inline void channelwise(const Taps& taps, int64_t part, int64_t channels, const Each& each) {
     for (int64_t c = 0; c < channels;) {
@@ -125,7 +127,7 @@ inline void channelwise(const Taps& taps, int64_t part, int64_t channels, const 
     }
 }
 
-// Calls `each(step)`, with the usual steps as constants, which spare the computation of addresses.
+// Calls `each(step)` with steps 1 and 2 as compile-time constants, which simplifies the addresses.
 template <class Each>
 inline void stepwise(int64_t step, const Each& each) {
     if (step == 1)
@@ -136,7 +138,7 @@ inline void stepwise(int64_t step, const Each& each) {
         each(step);
 }
 
-// Calls `work(thread, first, last)` for a part of the items on each thread.
+// Splits the items evenly among threads: calls `work(thread, first, last)` on each, for the items in [first, last).
 template <class Work>
 void share(int64_t items, int64_t threads, const Work& work) {
     threads = std::max<int64_t>(1, std::min(threads, items));
@@ -144,7 +146,7 @@ void share(int64_t items, int64_t threads, const Work& work) {
     for (int64_t each = 0; each < threads; ++each) work(each, items * each / threads, items * (each + 1) / threads);
 }
 
-// The positions of a row, in tiles of 8, 4, 2 and 1.
+// Calls `each(size, x)` for the positions of a row, in tiles of 8, 4, 2 and 1.
 template <class Tile>
 inline void along(int64_t width, const Tile& each) {
     int64_t x = 0;
@@ -154,7 +156,7 @@ inline void along(int64_t width, const Tile& each) {
     for (; x < width; ++x) each(std::integral_constant<int, 1>(), x);
 }
 
-// Calls `each(place, slot)` for the places of a channel in all blocks; sums in slots of their own hide latency.
+// Calls `each(at, slot)` for all positions of a channel in all blocks; separate sums per slot hide latency.
 template <class Each>
 inline void through(int64_t blocks, int64_t stride, int64_t positions, const Each& each) {
     for (int64_t b = 0; b < blocks; ++b) {
@@ -175,7 +177,8 @@ inline float total(const vec* sums) {
 
 inline vec relu(const vec& x) { return x > 0 ? x : vec{}; }
 
-// to = max(0, from * scale + shift + add), for the places of a channel in all blocks. Nothing is added if `add` is null.
+// to = max(0, from * scale + shift + add), for all positions of a channel in all blocks. Without `add` if it is null,
+// without the max if not `rectified`.
 inline void rescale(const vec* from, const vec* add, float scale, float shift, bool rectified, vec* to, int64_t blocks,
                     int64_t stride, int64_t positions) {
     const vec scales = splat(scale), shifts = splat(shift);
@@ -192,9 +195,10 @@ extern "C" {
 
 extern const int32_t register_lanes = lanes;
 
-// out = max(0, (x - mean) * scale + shift + residual), channel by channel over all images and positions. No residual
-// if that is null, no max if not `rectified`. A channel's values stay in fast memory for the three passes over them.
-// The running statistics move towards those of the batch by a share of `momentum`.
+// out = max(0, (x - mean) * scale + shift + residual), with each channel's statistics over all images and positions.
+// Without the residual if it is null, without the max if not `rectified`. Going channel by channel keeps a channel's
+// values in the cache for the three passes over them. The running statistics move towards the batch's by the fraction
+// `momentum`.
 void normalize(const vec* x, const vec* residual, Shape shape, const float* gamma, const float* beta, float eps,
                float momentum, bool rectified, vec* out, float* means, float* inverses, float* running_means,
                float* running_variances, int64_t blocks, int64_t threads) {
@@ -221,7 +225,7 @@ void normalize(const vec* x, const vec* residual, Shape shape, const float* gamm
     });
 }
 
-// The same by given means and variances.
+// The same with given means and variances.
 void normalize_by(const vec* x, const vec* residual, Shape shape, const float* gamma, const float* beta, float eps,
                   const float* means, const float* variances, bool rectified, vec* out, int64_t blocks,
                   int64_t threads) {
@@ -235,9 +239,9 @@ void normalize_by(const vec* x, const vec* residual, Shape shape, const float* g
     });
 }
 
-// The gradients of `normalize`, from the gradient of what it returned; `more` is added to that unless it is null. Where
-// it was rectified, `out`, what it returned, tells which values passed; without a residual that can be told from `x`, and
-// `out` is null. `of_residual` is wanted only if both were given to it.
+// The gradients of `normalize`. The gradient of its result is `gradient`, plus `more` unless that is null. If it was
+// rectified and had a residual, its result `out` shows which values the ReLU passed, and `of_residual` is computed.
+// Otherwise both are null: without a residual, `x` shows which values passed.
 void normalize_gradients(const vec* gradient, const vec* more, const vec* x, const vec* out, Shape shape, const float* gamma,
                          const float* beta, const float* means, const float* inverses, bool rectified, vec* of_x,
                          vec* of_residual, float* of_gamma, float* of_beta, int64_t blocks, int64_t threads) {
@@ -250,7 +254,7 @@ void normalize_gradients(const vec* gradient, const vec* more, const vec* x, con
             const auto all = [&](int64_t at) { return h ? g[at] + h[at] : g[at]; };
             const vec mean = splat(means[c]), inverse = splat(inverses[c]);
             vec* to = of_x + c * positions;
-            // `passed` gives what of the gradient gets through, `again` the same when it is asked a second time.
+            // `passed` returns the gradient behind the ReLU at a position, `again` the same in the second pass.
             const auto through_both = [&](const auto& passed, const auto& again) {
                 vec sums[slots] = {}, products[slots] = {};
                 through(blocks, stride, positions, [&](int64_t at, int slot) {
@@ -283,11 +287,11 @@ void normalize_gradients(const vec* gradient, const vec* more, const vec* x, con
     });
 }
 
-// target = sums of the kept weights times what they look at.
+// target = sums of the kept weights times the values that they read.
 //
-// A forward pass reads every `source_step`-th position and writes all of them; a backward pass through a strided layer
-// reads all and writes every `target_step`-th, with taps of their own for each residue of its row and column. `padded`
-// has room for one padded block per thread.
+// A forward pass steps through the source by `source_step` and writes every target position. A backward pass through a
+// strided layer reads every source position; the taps of each residue class (row and column modulo `target_step`) write
+// every `target_step`-th target position. `padded` holds one padded block per thread.
 void sparse_convolve(const vec* source, Shape from, int64_t padding, int64_t source_step, vec* target, Shape to,
                      int64_t target_step, Taps taps, const float* weights, int64_t blocks, int64_t threads,
                      vec* padded) {
@@ -323,7 +327,7 @@ void sparse_convolve(const vec* source, Shape from, int64_t padding, int64_t sou
     });
 }
 
-// gradients[index] = sum over images and positions of gradient * source, for the kept weights of a layer of that step.
+// gradients[index] = sum over images and positions of gradient * source, for a layer's kept weights; `step` is its stride.
 void sparse_weight_gradients(const vec* source, Shape from, int64_t padding, int64_t step, const vec* gradient,
                              Shape to, Taps taps, float* gradients, int64_t blocks, int64_t threads, vec* padded) {
     const int64_t row = from.width + 2 * padding, room = from.channels * (from.height + 2 * padding) * row;
