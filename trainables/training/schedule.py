@@ -27,7 +27,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         return recipe.lr * min(1.0, (step + 1) / (warmup * steps_per_epoch))
     progress = (epoch - warmup) / (total - warmup)
     if recipe.schedule == "cosine":
-        # One value per epoch. As in the paper's code, the last epoch's value is above 0: zero would come one epoch later.
+        # One value per epoch. As in the paper's code, the last epoch's value is above 0: 0 would come one epoch later.
         progress = (math.floor(epoch) - math.floor(warmup)) / (total - math.floor(warmup))
         return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
     if recipe.schedule == "cosine_step":
