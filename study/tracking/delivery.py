@@ -1,13 +1,13 @@
-"""MLflow as a projection of the store: one run per job, found again by its key, written by one thread of the driver.
+"""MLflow as a projection of the store: one run per job, identified by its key, written by one thread of the driver.
 
-Trials never talk to MLflow, so a slow or absent server cannot stall or fail them. The store is the only record of what
-has happened: at its start and at its end, the tracker compares the runs in MLflow with the published results and the
+Trials never talk to MLflow, so a slow or absent server cannot stall or fail them. The store is the authoritative
+record: when it starts and when it ends, the tracker compares the runs in MLflow with the published results and the
 noted failures, and delivers what is missing. In between, epochs and ends of jobs wait in memory until they are sent.
 
-While the server is away, epochs of running jobs wait, at most ``WAITING_EPOCHS`` of them. Later epochs are not shown
-live, and a driver that is killed takes the waiting ones with it. Neither loses a number of a job that is published:
-its result holds all its epochs, and they are delivered when the job ends or at the next start of the same command.
-Only a job that fails, or never ends, can lack epochs in MLflow after an outage.
+While the server is away, at most ``WAITING_EPOCHS`` epochs of running jobs wait. Later epochs are not shown live, and
+a killed driver loses the waiting ones. A published job loses nothing: its result holds all its epochs, which are
+delivered when the job ends or when the same command starts again. Only a job that fails, or never ends, can lack
+epochs in MLflow after an outage.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from trainables.host.redaction import redact_text
 from trainables.storage.store import DamagedArtifact, Result, StorageError, Store
 
 FLUSH_SECONDS = 5.0
-"""Age of the oldest unsent epoch at which a running job's epochs are sent; shorter jobs are sent once, at their end."""
+"""A running job's epochs are sent once the oldest unsent one is this old; a shorter job is sent once, at its end."""
 WAITING_EPOCHS = 20_000
-"""Most epochs that wait in memory, of all jobs together: some 20 MB."""
+"""Maximum number of epochs that wait in memory, over all jobs: about 20 MB."""
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
-"""Pauses between attempts while the server does not answer; the last one repeats."""
+"""Seconds between attempts while the server does not answer; the last value repeats."""
 CLOSING_PAUSE, CLOSING_PATIENCE = 1.0, 20.0
-"""At the end of a study: the longest pause, and how long the tracker waits for a server that does not answer."""
+"""At the end of a study: the longest pause, and the longest wait for a server that does not answer, in seconds."""
 AT_ONCE = 32
-"""Results that are read side by side and logged in a row, while other drivers wait to create runs."""
+"""Results that are read in parallel and then logged in one go, during which no other driver can create runs."""
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
-"""Errors of MLflow that another attempt seldom cures, such as those of a run that somebody has deleted meanwhile."""
+"""MLflow's error codes that a retry rarely cures, such as that for a run deleted by someone else."""
 REFUSALS = 3
-"""Refusals in a row after which an action is skipped: another driver may have been in the way of the first ones."""
+"""Refusals of an action after which it is skipped; the first ones may be due to another driver's interference."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class _Live:
     """A job that has not ended.
 
     Attributes:
-        rows: its epochs that have not been sent.
-        since: when the first of them came, by the monotonic clock.
+        rows: the job's unsent epochs.
+        since: arrival of the first unsent epoch, in seconds of the monotonic clock.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -61,17 +61,10 @@ class _Live:
 
 
 class Tracker:
-    """Writes a study's runs, in a thread of its own, in the order in which things happened."""
+    """Writes a study's runs from a thread of its own; jobs are logged in the order in which they ended."""
 
     def __init__(self, plan: Plan, store: Store, uri: str, *, fresh: set[str]) -> None:
-        """Prepare; nothing happens before :meth:`start`.
-
-        Args:
-            plan: the study.
-            store: where results are read.
-            uri: MLflow tracking URI.
-            fresh: keys of the jobs that this study computes itself; the others are marked as reused.
-        """
+        """Prepare; :meth:`start` starts the thread. Arguments as in :class:`study.tracking.mlflow_runs.Runs`."""
         self._plan, self._store = plan, store
         self._runs = Runs(plan, store, uri, fresh=fresh)
         self._expected = plan.jobs.keys() - fresh
@@ -88,22 +81,22 @@ class Tracker:
 
     @property
     def behind(self) -> str | None:
-        """Why results have not been delivered, while they have not."""
+        """The latest error while delivery is failing, or after something was refused; None if all is well."""
         return self._problem
 
     @property
     def undelivered(self) -> list[str]:
-        """Keys of the jobs that have ended and whose runs do not say so yet, in the order of the plan."""
+        """Keys of the jobs that have ended although their runs do not say so yet, in the order of the plan."""
         expected = self._expected.copy()
         return [key for key in self._plan.jobs if key in expected and not self._runs.is_recorded(key)]
 
     # --- the driver's side: nothing here waits or raises ------------------------------------------------------------
     def start(self, delay: float = 0.0) -> None:
-        """Connect, and deliver what the store holds and MLflow lacks.
+        """Start the thread, which connects and delivers what the store holds and MLflow lacks.
 
         Args:
-            delay: seconds to wait before, unless a job ends or has an epoch earlier: importing MLflow takes processor
-                time that trials need in order to start.
+            delay: seconds to wait first, cut short by the first epoch or end of a job. Importing MLflow takes CPU time
+                that starting trials need.
         """
         self._delay = delay
         self._thread.start()
@@ -125,15 +118,15 @@ class Tracker:
     def done(self, key: str) -> None:
         """Log a published job."""
         with self._changed:
-            self._live.pop(key, None)  # the result has them all
+            self._live.pop(key, None)  # the result has all epochs
             self._end(key, partial(self._runs.finish, key))
 
     def failed(self, key: str, error: str) -> None:
-        """Log a job that failed for good, with the log that it has left in the store.
+        """Log a job that failed for good, with its log from the store.
 
         Args:
-            key: the job.
-            error: why.
+            key: the job's key.
+            error: why it failed.
         """
         now = round(1000 * time.time())
         with self._changed:
@@ -150,11 +143,11 @@ class Tracker:
         self._changed.notify()
 
     def close(self, timeout: float = math.inf, show: Callable[[int], None] | None = None) -> bool:
-        """Deliver what is left; return whether everything was delivered. The next start delivers what was not.
+        """Deliver the rest; return whether everything was delivered. The next start delivers what is missing.
 
         Args:
-            timeout: seconds to wait at most; a server that does not answer is given up earlier.
-            show: is called now and then with the number of runs that are still to be delivered.
+            timeout: maximum wait in seconds; the wait also ends after ``CLOSING_PATIENCE`` without an answer.
+            show: called about every 0.1 s with the number of runs that are still to be delivered.
         """
         with self._changed:
             self._closing.set()
@@ -167,7 +160,7 @@ class Tracker:
                     show(len(self.undelivered))
                 if self._failing_since and time.monotonic() - max(began, self._failing_since) > CLOSING_PATIENCE:
                     break
-        finally:  # also if a person does not want to wait
+        finally:  # also if the user interrupts the wait
             self._given_up.set()
         return not self._thread.is_alive() and self.behind is None
 
@@ -176,10 +169,10 @@ class Tracker:
         self._wanted.wait(self._delay)
         try:
             if not self._attempt(self._runs.connect) or self._refused is not None:
-                return  # without an experiment there is nothing to add to
+                return  # without an experiment there is nowhere to log to
             if self._catch_up() and self._follow():
                 self._catch_up()
-        except Exception as error:  # a fault of ours; the study goes on, and the next start delivers
+        except Exception as error:  # a bug of ours: the study goes on, and the next start delivers
             self._problem = redact_text(f"{type(error).__name__}: {error}")
             _log.warning("tracking has stopped: %s", redact_text(traceback.format_exc()))
 
@@ -189,7 +182,7 @@ class Tracker:
 
         def look() -> None:
             drivers.update(study["owner"] for study in self._store.studies())
-            computed.update(self._store.leases())  # first: a job that gives its lease back is published by then
+            computed.update(self._store.leases())  # before keys(): a job releases its lease only after it is published
             published.update(self._store.keys())
             failures.update(self._store.failures())
 
@@ -200,12 +193,12 @@ class Tracker:
                 return False
         with self._changed:
             computed |= self._live.keys()
-        # Another driver holds no lease on a job between two attempts; the last one to end does this.
+        # A driver holds no lease on a job between two attempts, so runs are ended only when no other driver is left.
         if drivers <= {me()} and not self._attempt(partial(self._runs.interrupt_abandoned, published | computed)):
             return False
         if not self._finish([key for key in self._plan.jobs if key in published and not self._runs.is_finished(key)]):
             return False
-        # A job that is computed again may yet succeed.
+        # A failed job that is being computed again may still succeed.
         failed = [key for key in self._plan.jobs if key in failures - published - computed]
         return all(self._attempt(partial(self._runs.fail_as_noted, key)) for key in failed)
 
@@ -216,10 +209,10 @@ class Tracker:
             some, found = keys[start : start + AT_ONCE], dict[str, Result]()
             if not self._attempt(partial(self._read, some, found)):
                 return False
-            self._expected.difference_update(set(some) - found.keys())  # damaged, or gone since
+            self._expected.difference_update(set(some) - found.keys())  # damaged or removed
             if not self._attempt(partial(self._runs.finish_all, found)):
                 return False
-            for key in found:  # those that come after one that was refused
+            for key in found:  # if one was refused, those after it are still to be logged
                 if not self._attempt(partial(self._runs.finish, key, found[key])):
                     return False
         return True
@@ -228,14 +221,14 @@ class Tracker:
         found.update(self._runs.read(keys))
 
     def _follow(self) -> bool:
-        """Deliver what happens until the study ends; return False if told to stop before."""
+        """Deliver epochs and ends of jobs until the study ends; return False if told to stop before."""
         while (action := self._next()) is not None:
             if not self._attempt(action):
                 return False
         return all(self._attempt(partial(self._runs.interrupt, key, live.rows)) for key, live in self._live.items())
 
     def _next(self) -> Callable[[], None] | None:
-        """Wait for something to do and return it; None at the end of the study."""
+        """Wait for the next action and return it; None at the end of the study."""
         with self._changed:
             while not self._ended:
                 if self._closing.is_set():
@@ -253,9 +246,9 @@ class Tracker:
             return self._ended.popleft()
 
     def _attempt(self, action: Callable[[], object]) -> bool:
-        """Do something, again and again while it fails in a way that may pass; return False if told to stop.
+        """Do an action, and retry it while it fails in a way that may pass; return False if told to stop.
 
-        What the server refuses is noted and skipped.
+        An action that the server keeps refusing is noted and skipped.
         """
         refusals = 0
         for pause in _pauses():
@@ -265,9 +258,9 @@ class Tracker:
                 self._problem, self._failing_since = self._refused, None
                 return True
             except DamagedArtifact as error:
-                _log.warning("%s", error)  # it is computed again, by this run or the next, and then logged
+                _log.warning("%s", error)  # this start or the next one computes the job again and logs it
                 return True
-            except Exception as error:  # whatever a tracking server can throw: no study ends because of it
+            except Exception as error:  # no error of a tracking server may end a study
                 kind = "" if isinstance(error, DatabaseGone) else f"{type(error).__name__}: "
                 self._problem = redact_text(f"{kind}{error}").splitlines()[0]  # clients quote URIs
                 _log.debug("tracking is behind: %s", redact_text(traceback.format_exc()))
@@ -281,7 +274,7 @@ class Tracker:
         raise AssertionError("pauses do not end")
 
     def _waited(self, pause: float) -> bool:
-        """Wait before the next attempt; return whether there is to be none."""
+        """Wait before the next attempt; return whether to give up."""
         if not self._closing.is_set():
             self._closing.wait(pause)
             return self._given_up.is_set()
@@ -289,7 +282,7 @@ class Tracker:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return whether trying again will hardly help: refused by the server, or an error of a program or installation."""
+    """Return whether a retry is unlikely to help: the server refuses, or the error is one of code or installation."""
     if isinstance(error, StorageError):
         return not error.passing
     programs = (ImportError, LookupError, TypeError, AttributeError, AssertionError)

@@ -1,4 +1,4 @@
-"""Whether a tracking store can take the runs of a study: asked before anything is started. Imports no MLflow."""
+"""A check, before a study starts, that the tracking store can take its runs. Imports no MLflow."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ from trainables.storage import patiently
 from trainables.storage.store import StorageError
 
 _DATABASES = {"sqlite": "sqlite3", "postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc"}
-"""Scheme of a database -> the Python module that SQLAlchemy uses for it, unless the URI names another."""
+"""Scheme of a database -> the Python module that SQLAlchemy uses for it, unless the URI names a driver."""
 _MODULES = {"pysqlite": "sqlite3", "mysqldb": "MySQLdb", "mysqlconnector": "mysql"}
-"""Drivers whose name in a URI is not that of their Python module."""
+"""Name of a driver in a URI -> its Python module, where the two differ."""
 
 
 def check_tracking(uri: str, experiment: str = "", timeout: float = 10.0) -> None:
-    """Raise ValueError unless the tracking store takes the runs of an experiment. Nothing is imported or written.
+    """Check that a tracking store can take the runs of an experiment, without writing anything.
 
-    The check waits for a server that does not answer as long as it would wait for a storage.
+    An unreachable server is retried for as long as an unreachable storage would be.
 
     Args:
         uri: an MLflow tracking URI.
-        experiment: its name; if empty, only the store itself is checked.
-        timeout: seconds to wait for a server's answer.
+        experiment: the experiment's name; if empty, only the store itself is checked.
+        timeout: seconds to wait for each answer of a server.
+
+    Raises:
+        ValueError: the store cannot take the runs, with the reason and often the cure.
     """
     scheme, _, driver = urllib.parse.urlsplit(uri).scheme.partition("+")
     if uri == "databricks":
@@ -68,18 +71,18 @@ def _check_server(uri: str, experiment: str, timeout: float) -> None:
         found = json.loads(answer)["experiment"]
         stage, number = found["lifecycle_stage"], str(found["experiment_id"])
     except (ValueError, LookupError, TypeError):
-        return  # there is none, or the login is up to MLflow's own client
+        return  # no such experiment, or a login that only MLflow's client can do
     if stage == DELETED:
         raise ValueError(f"tracking server {redact(uri)}: {deleted(redact(uri), experiment, number)}")
 
 
 def _ask_server(uri: str, path: str, timeout: float) -> bytes:
-    """Return the answer of a tracking server; empty if it refuses the request.
+    """Return the answer of a tracking server; empty if it refuses the request (HTTP status below 500).
 
     Raises:
-        StorageError: it does not answer, or says that it cannot answer now.
+        StorageError: the server does not answer, or answers with an HTTP status of at least 500.
     """
-    parts = urllib.parse.urlsplit(uri)  # urllib takes no user:password@
+    parts = urllib.parse.urlsplit(uri)  # urllib does not accept user:password@
     place = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/"), query="", fragment="")
     request = urllib.request.Request(place.geturl() + path)
     if parts.username and parts.password:

@@ -1,4 +1,4 @@
-"""How a job is named and described in MLflow: its name for people, params for charts, tags for the analysis."""
+"""Names and descriptions of jobs in MLflow: a name for people, params for charts, tags for the analysis."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from trainables.models import MODELS
 
 
 def recipe_digest(space: SearchSpace, ways: Ways | None = None) -> str:
-    """Return a short name of everything in a space that is not an axis of the grid.
+    """Return a digest (12 hex digits) of all settings of a space that are not axes of the grid.
 
-    Cells of one recipe may be compared and pooled, however the grid grows; cells of two recipes may not. A setting that
-    was chosen for each network by itself has no value in the recipe, which only says that it was chosen.
+    Cells of one recipe may be compared and pooled, however the grid grows; cells of different recipes may not. For a
+    setting that was chosen per network (`ways`), the digest covers the fact that it was chosen, not its value.
     """
     recipe = {name: getattr(space, name) for name, knob in SETTINGS.items() if not knob.axis}
     recipe |= dict.fromkeys({name for way in (ways or {}).values() for name in way}, "fastest")
@@ -40,9 +40,9 @@ def recipe_digest(space: SearchSpace, ways: Ways | None = None) -> str:
 
 
 def place_tags(plan: Plan) -> dict[str, dict[str, str]]:
-    """Return the tags by which an analysis groups runs, for each job of a plan: key -> name -> value.
+    """Return the tags by which the analysis groups runs: key of each job of a plan -> name -> value.
 
-    They are JSON, so that numbers stay numbers. ``trainables.schema`` says what each of them holds.
+    The values are JSON, so that numbers stay numbers. ``trainables.schema`` documents each tag.
     """
     varied = [
         name
@@ -64,7 +64,7 @@ def place_tags(plan: Plan) -> dict[str, dict[str, str]]:
 
 
 def _run_cell(job: Job, cell: Cell) -> dict[str, Any]:
-    """Return where a job lies in the grid, and how the nets that it rests on were matched."""
+    """Return a job's place in the grid, and how the nets that it depends on were matched."""
     config = job.config
     place: dict[str, Any] = {schema.PARAM_WIDTH: config.task.width}
     end = job.parent("b").job.config if isinstance(config, ConnectConfig) else config
@@ -79,11 +79,11 @@ def _run_cell(job: Job, cell: Cell) -> dict[str, Any]:
 
 
 def run_name(job: Job, cell: Cell) -> str:
-    """Return a name by which a person recognises a job, such as ``permuted · w4 · S=95% · k=10 · A0→B1``.
+    """Return a name that people can read, such as ``permuted · w4 · S=95% · k=10 · A0→B1``.
 
     Args:
         job: the job.
-        cell: a cell that needs it; of a sparse job, one whose number it is.
+        cell: a cell that needs the job; for a sparse job, the cell that it trains.
     """
     width, pair = f"w{cell.width:g}", f"A{cell.seed_a}→B{cell.seed_b}"
     place = _place_in_words(cell)
@@ -116,7 +116,7 @@ def run_name(job: Job, cell: Cell) -> str:
 
 
 def run_params(job: Job, cell: Cell) -> dict[str, Any]:
-    """Return the params of the job's MLflow run: where it lies in the grid, and its recipe; arguments as above."""
+    """Return the params of a job's run: its place in the grid and its recipe. Arguments as in :func:`run_name`."""
     config = job.config
     params: dict[str, Any] = {
         schema.PARAM_STAGE: job.kind,
@@ -175,13 +175,13 @@ def run_params(job: Job, cell: Cell) -> dict[str, Any]:
 
 
 def _place(cell: Cell) -> dict[str, Any]:
-    """Return where a cell lies in the grid; a dense net lies at no sparsity, a fine-tuned one at no rewind epoch."""
+    """Return a cell's place in the grid: a dense net has no sparsity, a fine-tuned net no rewind epoch."""
     method = METHODS[cell.method]
     params: dict[str, Any] = {schema.PARAM_METHOD: cell.method, schema.PARAM_SEED_A: cell.seed_a}
     if method.mask is not None:
         params[schema.PARAM_SPARSITY] = f"{cell.sparsity:g}"
         if method.init != "final" or cell.pruner == "imp_rewind":
-            fresh = method.init == "fresh"  # a net of its own, from its initialisation on
+            fresh = method.init == "fresh"  # starts at its own initialisation, so nothing is rewound
             params[schema.PARAM_REWIND_EPOCH] = 0 if fresh else cell.rewind_epoch
     return params
 
@@ -199,12 +199,12 @@ def _matching(cell: Cell) -> dict[str, Any]:
 
 
 def _settings(cell: Cell, part: str) -> dict[str, Any]:
-    """Return the knobs of jobs that a sparse net rests on: without them, cells that differ there look the same."""
+    """Return the cell's knobs of one part; without those of its ancestors, runs of different cells would look alike."""
     return {name: getattr(cell, name) for name, knob in KNOBS.items() if knob.part == part}
 
 
 def _unlike_the_paper(cell: Cell) -> list[str]:
-    """Return how a permuted cell's nets were matched, as far as it differs from the paper's way."""
+    """Return where the matching of a permuted cell's nets deviates from the paper's, in words."""
     if METHODS[cell.method].transform != "permute":
         return []
     early = [f"t={cell.match_epoch}"] if _is_early(cell) else []
@@ -212,7 +212,7 @@ def _unlike_the_paper(cell: Cell) -> list[str]:
 
 
 def _is_early(cell: Cell) -> bool:
-    """Return whether nets are matched before the end of B's training."""
+    """Return whether the nets are matched before the end of B's training."""
     return cell.match_epoch not in (KNOBS[schema.PARAM_MATCH_EPOCH].default, cell.epochs)
 
 

@@ -1,7 +1,8 @@
-"""The runs of a study in MLflow: one per job, found again by its key, and brought up to date by idempotent steps.
+"""The runs of a study in MLflow: one per job, identified by its key, and updated by idempotent steps.
 
-A driver creates a run under a lease in the store, after a search for an existing one, so that two drivers make one run
-of a job. Only what the run lacks is sent: a step that is done twice adds nothing, and a metric has one value per step.
+To create a run, a driver takes a lease in the store and first searches for an existing run, so two drivers never create
+two runs for one job. The driver sends only what the run lacks: repeating a step adds nothing, and a metric has one
+value per step.
 """
 
 from __future__ import annotations
@@ -33,44 +34,44 @@ from trainables.storage.store import DamagedArtifact, Result, Store
 
 SOURCE, SOURCE_TYPE, COMMIT = "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit"
 STANDARD = "standard"
-"""Version of a dataset that its name alone identifies."""
+"""Version of every dataset that its name alone identifies."""
 DIGEST_LENGTH = 36
-"""Characters that MLflow takes of a dataset's version."""
+"""Maximum length of a dataset's version in MLflow, in characters."""
 LEASE_WAIT = 2.0
-"""Seconds to wait for another driver that is creating a run, before the attempt counts as failed."""
+"""Seconds to wait while another driver creates runs; after that, the attempt has failed."""
 ATTACH_ATTEMPTS = 3
-"""Failed attempts at an artifact after which its run goes without it, if the tracking server itself answers."""
+"""After this many failures, a run does without an artifact, provided that the tracking server itself answers."""
 ERROR_LENGTH, LOG_LENGTH = 4000, 200_000
-"""Characters of an error (MLflow takes 8,000 in a tag), and of a failed job's log, whose end is kept."""
+"""Maximum length in characters of an error (an MLflow tag holds 8,000) and of a failed job's log (its end is kept)."""
 
 _log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 """An epoch: ``step``, ``timestamp`` (ms since 1970) and metrics."""
 _Metric = tuple[str, float, int, int]
-"""Name, value, time stamp in ms, step."""
+"""Name, value, timestamp (ms since 1970), step."""
 _Point = tuple[str, int]
-"""Name and step of a metric: what must not be there twice."""
+"""Name and step of a metric; a run has at most one value for each point."""
 
 
 class Unattached(RuntimeError):
-    """An artifact could not be attached to a run whose numbers are complete; the next start tries again."""
+    """A run lacks an artifact that could not be attached; everything else is complete. The next start tries again."""
 
 
 class DatabaseGone(RuntimeError):
-    """The SQLite database that runs were written to has been removed or replaced."""
+    """The study's SQLite database has been removed or replaced while the study ran."""
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run says from its beginning.
+    """The data of a run that are known before its job starts.
 
     Attributes:
-        key: of the job.
-        name: for people.
-        epochs: of the job; the step of its final metrics.
-        params: where the job lies in the grid, and its recipe, for people and charts.
-        tags: how it relates to others, and where it lies in the grid, for programs.
+        key: the job's key.
+        name: the run's name, for people.
+        epochs: number of epochs of the job, and the step of its final metrics.
+        params: the job's place in the grid and its recipe, for people and charts.
+        tags: the job's relations to other jobs and its place in the grid, for programs.
     """
 
     key: str
@@ -82,20 +83,20 @@ class RunSpec:
 
 @dataclass
 class _Run:
-    """What is known of a run.
+    """The driver's knowledge of a run.
 
     Attributes:
-        id: MLflow's name of it.
-        status: as in MLflow.
-        params: names; params cannot be changed.
-        tags: all of them.
-        unseen: names of metrics of which the run may have points that are not in `sent`.
+        id: MLflow's run ID.
+        status: MLflow's run status.
+        params: names of the run's params; their values cannot be changed.
+        tags: all tags.
+        unseen: names of metrics for which the run may have points that are not in `sent`.
         sent: points that the run has, with their values as tracking stores keep them.
-        gaps: names of the gaps that it has.
-        ended: when it ended, ms since 1970; 0 if it has not.
-        dataset: whether it names the dataset.
-        complete: whether no result, gap or file is left to be logged.
-        doubted: whether a request failed, so that the run may not be as it is thought to be.
+        gaps: names of the gap metrics that the run has.
+        ended: end time, ms since 1970; 0 if the run has not ended.
+        dataset: whether the run names its dataset.
+        complete: whether every result, gap and file has been logged.
+        doubted: whether the last batch has not been acknowledged, so that the run may differ from what is known here.
     """
 
     id: str
@@ -112,16 +113,16 @@ class _Run:
 
 
 class Runs:
-    """The runs of a study. Methods that change a run talk to MLflow, and raise what its client raises."""
+    """The runs of a study. Methods that change a run raise whatever MLflow's client raises."""
 
     def __init__(self, plan: Plan, store: Store, uri: str, *, fresh: set[str]) -> None:
-        """Prepare; nothing is asked for before :meth:`connect`.
+        """Prepare; :meth:`connect` sends the first request.
 
         Args:
-            plan: the study.
-            store: where results are read, and where leases lie.
+            plan: the study's plan.
+            store: holds the results and the leases.
             uri: MLflow tracking URI.
-            fresh: keys of the jobs that this study computes itself; the others are marked as reused.
+            fresh: keys of the jobs that this study computes itself; the runs of the others are tagged as reused.
         """
         self._plan, self._store, self._uri, self._fresh = plan, store, uri, fresh
         self._database = sqlite_file(uri)
@@ -141,7 +142,7 @@ class Runs:
                 self._compared_with[other].append(key)
 
     def _relations(self, key: str) -> dict[str, str]:
-        """Return the tags that name the jobs which a sparse job is compared with."""
+        """Return the tags that name the dense and the LTH job that a sparse job is compared with."""
         job, lth = self._plan.jobs[key], self._plan.lth_keys.get(key)
         if job.kind != schema.SPARSE:
             return {}
@@ -149,7 +150,7 @@ class Runs:
         return {**dense, schema.TAG_LTH_KEY: lth} if lth else dense
 
     def spec(self, key: str) -> RunSpec:
-        """Return what the run of a job of the plan says from its beginning."""
+        """Return the run data of a job of the plan."""
         job, cell = self._plan.jobs[key], self._plan.cells[key]
         fresh = key in self._fresh
         tags = {
@@ -171,12 +172,12 @@ class Runs:
 
     # --- finding runs -----------------------------------------------------------------------------------------------
     def connect(self) -> None:
-        """Open the experiment, creating it if need be, and learn which runs it has."""
-        # The tracker tries again by itself, and looks first what became of the last attempt.
+        """Open the experiment, or create it, and list its runs."""
+        # The tracker retries by itself, and first checks what became of the last attempt.
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # costs a request per run, too
-        for chatty in ("alembic", "mlflow.store.db.utils"):  # the latter prints a trace at each attempt
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # also saves a request per run
+        for chatty in ("alembic", "mlflow.store.db.utils"):  # the latter prints a traceback per attempt
             logging.getLogger(chatty).setLevel(logging.CRITICAL)
         from mlflow import MlflowClient
 
@@ -194,7 +195,7 @@ class Runs:
                 experiment = self._client.get_experiment(made)
         self._experiment = experiment.experiment_id
         tags = {
-            # Opens on the page for trained models, with its charts, not on the one for language models.
+            # Makes MLflow open its page for trained models, which has charts, not the one for language models.
             "mlflow.experimentKind": "custom_model_development",
             schema.TAG_RECIPE: self._recipe,
             **experiment_tags(space, self._experiment, int(experiment.creation_time or 0), experiment.tags),
@@ -209,9 +210,9 @@ class Runs:
         self._runs = {key: self._known(key, self._only_one(key, runs)) for key, runs in found.items()}
 
     def check(self) -> None:
-        """Raise DatabaseGone if the database is not the file that :meth:`connect` has opened.
+        """Raise DatabaseGone if the database is no longer the file that :meth:`connect` opened.
 
-        SQLite would go on to write to a removed file, and MLflow to a new one that has no tables.
+        SQLite would go on writing to a removed file, and MLflow would write to a new file without tables.
         """
         if self._inode is not None and _inode(self._database) != self._inode:
             self._runs = {}
@@ -227,13 +228,13 @@ class Runs:
                 return
 
     def _known(self, key: str, run: Any) -> _Run:
-        """Return what MLflow says of a run."""
+        """Convert an MLflow run."""
         tags, metrics = dict(run.data.tags), set(run.data.metrics)
-        # It may have ended before what it is compared with.
+        # The job may have ended before the jobs that it is compared with; its gaps are then still due.
         due = _references(key, self._relations(key) if key in self._plan.jobs else {})
         complete = (
             run.info.status == FINISHED
-            and key not in self._fresh  # else its result was removed, and may be another one now
+            and key not in self._fresh  # a fresh job's earlier result was removed; the new one may differ
             and schema.TAG_UNATTACHED not in tags
             and all(name in metrics or other not in self._store for name, other in due.items())
         )
@@ -250,7 +251,7 @@ class Runs:
         )
 
     def _only_one(self, key: str, runs: list[Any]) -> Any:
-        """Return the run of a job, and remove what a server that answered too late has made beside it."""
+        """Return the run of a job; delete the duplicates that a server created when its answer came too late."""
         ours = self._runs[key].id if key in self._runs else None
 
         def worse(run: Any) -> tuple[Any, ...]:
@@ -269,12 +270,12 @@ class Runs:
 
     @contextlib.contextmanager
     def _opened(self, spec: RunSpec, started: int, tags: Mapping[str, str] | None = None) -> Iterator[_Run]:
-        """Yield a job's run; if it was not known before, no other driver touches it meanwhile.
+        """Yield a job's run; if the run is unknown or in doubt, keep other drivers from creating runs meanwhile.
 
         Args:
-            spec: what a new run says.
-            started: when the job began, ms since 1970; for a new run.
-            tags: of a new run, beside those of `spec`.
+            spec: data of a new run.
+            started: start of the job, ms since 1970; for a new run.
+            tags: tags of a new run in addition to those of `spec`.
         """
         run = self._runs.get(spec.key)
         if run is not None and not run.doubted:
@@ -290,16 +291,17 @@ class Runs:
         try:
             created = self._client.create_run(self._experiment, started, all_tags, spec.name)
         except Exception:
-            self._doubtful.add(spec.key)  # the server may yet do it
+            self._doubtful.add(spec.key)  # the server may still create it
             raise
         return _Run(created.info.run_id, tags=all_tags)
 
     @contextlib.contextmanager
     def _sole_creator(self) -> Iterator[None]:
-        """Keep other drivers from creating runs of this experiment meanwhile; within it, it costs nothing more.
+        """Keep other drivers from creating runs of this experiment meanwhile; nested uses cost nothing.
 
         Raises:
-            TimeoutError: another one is at it, or died at it on another host, which its lease will show.
+            TimeoutError: another driver is creating runs, or died on another host while it did and its lease has not
+                yet expired.
         """
         if self._is_sole_creator:
             yield
@@ -319,14 +321,14 @@ class Runs:
 
     # --- what happens to jobs ---------------------------------------------------------------------------------------
     def outdated(self) -> list[str]:
-        """Return the keys of the jobs whose runs lack tags: an earlier version, or another study, has made them."""
+        """Return the keys of the jobs whose runs lack tags because an earlier version or another study made them."""
         return [key for key in self._plan.jobs if key in self._runs and not self._added(key).items() <= self._tags(key)]
 
     def _tags(self, key: str) -> Set[tuple[str, str]]:
         return self._runs[key].tags.items()
 
     def _added(self, key: str) -> dict[str, str]:
-        """Return the tags that a study adds to a run which another one has made."""
+        """Return the tags that a study adds to another study's run."""
         return self._places[key] | self._relations(key)
 
     def describe(self, key: str) -> None:
@@ -334,14 +336,14 @@ class Runs:
         self._send(self._runs[key], (), tags=self._added(key))
 
     def interrupt_abandoned(self, known: Collection[str]) -> None:
-        """End the runs that say they are running although their driver was killed.
+        """Mark as KILLED the runs of this storage that are still RUNNING although their driver is gone.
 
         Args:
-            known: keys of the jobs that are published or being computed.
+            known: keys of the jobs that are published or being computed; their runs stay as they are.
         """
         for key, run in self._runs.items():
             if run.status == RUNNING and key not in known and run.tags.get(schema.TAG_STORAGE) == self._storage:
-                info = self._client.get_run(run.id).info  # another driver may have ended it since it was listed
+                info = self._client.get_run(run.id).info  # another driver may have ended the run since we listed it
                 run.status, run.ended = info.status, info.end_time or 0
                 if run.status == RUNNING:
                     self._end(key, run, KILLED)
@@ -350,7 +352,7 @@ class Runs:
         """Send epochs of a running job."""
         run = self._runs.get(key)
         if run is not None and run.complete and key in self._store:
-            return  # another driver has published it
+            return  # another driver has published the job
         spec = self.spec(key)
         with self._opened(spec, int(rows[0]["timestamp"])) as run:
             if run.status != RUNNING:
@@ -359,7 +361,10 @@ class Runs:
             self._send(run, _metrics(rows), spec.params)
 
     def interrupt(self, key: str, rows: list[Row]) -> None:
-        """Send the last epochs of a job that its driver did not see the end of; the next start takes it up again."""
+        """Send the last epochs of a job that the driver leaves unfinished, and mark its run as KILLED.
+
+        The next start resumes the job.
+        """
         if rows:
             self.add_epochs(key, rows)
         run = self._runs.get(key)
@@ -367,19 +372,19 @@ class Runs:
             self._end(key, run, KILLED)
 
     def fail(self, key: str, rows: list[Row], error: str, when: int) -> None:
-        """Log a job that failed for good: its epochs so far, why, and the log that it has left in the store.
+        """Log a job that failed for good: its epochs so far, its error and its log from the store.
 
         Args:
-            key: of the job.
+            key: the job's key.
             rows: epochs that have not been sent.
-            error: why.
-            when: ms since 1970.
+            error: why it failed.
+            when: time of the failure, ms since 1970.
 
         Raises:
-            Unattached: the log could not be attached; all else is done.
+            Unattached: the log could not be attached; everything else is logged.
         """
         if key in self._store:
-            return  # by now it has succeeded, here or elsewhere
+            return  # the job has succeeded since, here or elsewhere
         spec, error = self.spec(key), redact_text(error[: 2 * ERROR_LENGTH])[:ERROR_LENGTH]
         with self._opened(spec, int(rows[0]["timestamp"]) if rows else when) as run:
             self._send(run, _metrics(rows), spec.params, {schema.TAG_ERROR: error})
@@ -391,7 +396,7 @@ class Runs:
             raise Unattached(missing)
 
     def fail_as_noted(self, key: str) -> None:
-        """Log the failure that the store has a note of, unless the run of the job ended later than that."""
+        """Log the failure that is noted in the store, unless the job's run ended at that time or later."""
         if self.is_recorded(key) or (note := self._store.failure(key)) is None:
             return
         when = int(note.get("at", 0)) or round(1000 * time.time())
@@ -399,23 +404,23 @@ class Runs:
             self.fail(key, [], note["error"], when)
 
     def is_finished(self, key: str) -> bool:
-        """Return whether nothing is left to be logged of a published job."""
+        """Return whether a published job has been logged completely."""
         return key in self._runs and self._runs[key].complete
 
     def is_recorded(self, key: str) -> bool:
-        """Return whether the run of a job says how it ended, with everything that belongs to it."""
+        """Return whether the job's run is complete or FAILED."""
         run = self._runs.get(key)
         return run is not None and (run.complete or run.status == FAILED)
 
     def read(self, keys: Collection[str]) -> dict[str, Result]:
-        """Return what is logged of published jobs; those that are damaged or gone are left out."""
+        """Return the results of published jobs with the files to log; damaged or removed results are left out."""
         found, damaged = self._store.results(keys, _LOGGED)
-        for line in damaged:  # it is computed again, by this run or the next, and then logged
+        for line in damaged:  # this start or the next one computes the job again and logs it
             _log.warning("%s", line)
         return found
 
     def finish_all(self, results: Mapping[str, Result]) -> None:
-        """Log published jobs of the plan, one after the other; errors as in :meth:`finish`."""
+        """Log published jobs of the plan one by one; errors as in :meth:`finish`."""
         if all(map(self.is_finished, results)):
             return
         with self._sole_creator():
@@ -423,17 +428,17 @@ class Runs:
                 self.finish(key, result)
 
     def finish(self, key: str, result: Result | None = None) -> None:
-        """Log a published job; a result that has been removed since leaves nothing to log.
+        """Log a published job; do nothing if its result has been removed since.
 
-        A run that contradicts the result is replaced: MLflow takes no value back.
+        A run that contradicts the result is replaced, because MLflow cannot overwrite a logged value.
 
         Args:
-            key: of the job.
-            result: what :meth:`read` has found; if None, it is read now.
+            key: the job's key.
+            result: the job's entry in the answer of :meth:`read`; None reads it now.
 
         Raises:
-            DamagedArtifact: the result is damaged; it has been set aside.
-            Unattached: a file could not be attached; all else is done.
+            DamagedArtifact: the result is damaged and has been set aside.
+            Unattached: a file could not be attached; everything else is logged.
         """
         if self.is_finished(key):
             return
@@ -456,7 +461,7 @@ class Runs:
                 return  # another driver was first
             if self._contradicts(run, metrics):
                 run = self._replaced(spec, started, tags)
-            # Of a run that an earlier study has made: what this one adds.
+            # An earlier study may have made the run: add this study's tags, but keep that study's `reused`.
             tags |= {name: value for name, value in spec.tags.items() if name != schema.TAG_REUSED}
             self._send(run, metrics + self._due_gaps(spec, run), spec.params, tags)
             self._name_dataset(run, spec)
@@ -470,15 +475,15 @@ class Runs:
                 self._client.delete_tag(run.id, outdated)
                 del run.tags[outdated]
         self._end(key, run, FINISHED, finished)
-        run.unseen |= {name for name, _ in run.sent}  # nothing more is to come
+        run.unseen |= {name for name, _ in run.sent}  # frees memory: the run is complete
         run.sent.clear()
         if missing:
             raise Unattached(missing)
 
     def _contradicts(self, run: _Run, metrics: Iterable[_Metric]) -> bool:
-        """Return whether a run has other values than a result: another attempt, on a GPU perhaps, has logged them.
+        """Return whether a run's values differ from a result: another attempt, perhaps on a GPU, logged them.
 
-        What the machine did differs between any two attempts, so it does not count.
+        Metrics of the machine (speed, memory, time) differ between any two attempts and are not compared.
         """
         self._look(run, {name for name, *_ in metrics})
         return any(
@@ -488,7 +493,7 @@ class Runs:
         )
 
     def _replaced(self, spec: RunSpec, started: int, tags: Mapping[str, str]) -> _Run:
-        """Return a new run in place of a job's run."""
+        """Delete a job's run and return a new one."""
         with self._sole_creator():
             self._client.delete_run(self._runs.pop(spec.key).id)
             self._runs[spec.key] = run = self._created(spec, started, tags)
@@ -496,7 +501,7 @@ class Runs:
 
     # --- what is sent -----------------------------------------------------------------------------------------------
     def _due_gaps(self, spec: RunSpec, run: _Run) -> list[_Metric]:
-        """Return the gaps that a finished run lacks and whose other end is published."""
+        """Return the gaps that a finished run lacks and whose reference job is published."""
         due: list[_Metric] = []
         for name, other in _references(spec.key, spec.tags).items():
             if name not in run.gaps:
@@ -506,7 +511,7 @@ class Runs:
         return due
 
     def _accuracy(self, key: str) -> tuple[float | None, int]:
-        """Return the test accuracy (percent) of a published job and when it finished (ms since 1970)."""
+        """Return a published job's test accuracy (percent) and end (ms since 1970); (None, 0) if unreadable."""
         if key not in self._accuracies:
             try:
                 result = self._store.result(key, [schema.METRICS])
@@ -514,7 +519,7 @@ class Runs:
                 self._accuracies[key] = final.get(schema.TEST_ACCURACY), int(result.manifest["finished"])
             except KeyError:
                 return None, 0
-            except DamagedArtifact as error:  # it is computed again, and then compared with
+            except DamagedArtifact as error:  # the job is computed again; the gaps follow then
                 _log.warning("%s", error)
                 return None, 0
         return self._accuracies[key]
@@ -526,17 +531,17 @@ class Runs:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Send what a run does not have, in as few requests as MLflow allows."""
+        """Send the metrics, params and tags that a run lacks, in as few requests as MLflow allows."""
         from mlflow.entities import Metric, Param, RunTag
 
         wanted = {(name, step): (name, value, stamp, step) for name, value, stamp, step in metrics}
         self._look(run, {name for name, _ in wanted})
         new = {point: metric for point, metric in wanted.items() if point not in run.sent}
-        # Params cannot be changed. They may differ from an earlier study's in what has no influence on this job.
+        # MLflow cannot change a param. An earlier study's may differ from ours, but only where this job ignores it.
         new_params = {name: value for name, value in (params or {}).items() if name not in run.params}
         new_tags = {name: value for name, value in (tags or {}).items() if run.tags.get(name) != value}
         if new or new_params or new_tags:
-            run.doubted = True  # until there is an answer
+            run.doubted = True  # until the server answers
             self._client.log_batch(
                 run.id,
                 [Metric(*metric) for metric in new.values()],
@@ -550,35 +555,36 @@ class Runs:
         run.gaps |= _GAPS & {name for name, _ in new}
 
     def _look(self, run: _Run, names: Set[str]) -> None:
-        """Find out which points of some metrics a run has."""
+        """Fetch the points that a run has of the named metrics, unless they are known."""
         for name in names & run.unseen:
             history = self._client.get_metric_history(run.id, name)
             run.sent |= {(name, metric.step): _stored(metric.value) for metric in history}
             run.unseen.discard(name)
 
     def _name_dataset(self, run: _Run, spec: RunSpec) -> None:
-        """Say on a run which data its job has used, in the way that MLflow shows and filters by; twice adds nothing."""
+        """Log the job's dataset as a run input, which MLflow shows and can filter by; calling it twice adds nothing."""
         if run.dataset:
             return
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         version = spec.tags.get(schema.TAG_DATA_VERSION, STANDARD)[:DIGEST_LENGTH]
-        source = json.dumps({"tags": {SOURCE: "trainables.data"}})  # the code that knows where it lies on this machine
+        source = json.dumps({"tags": {SOURCE: "trainables.data"}})  # the module that finds the data on this machine
         dataset = Dataset(spec.params[schema.PARAM_DATASET], version, source_type="code", source=source)
         self._client.log_inputs(run.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
         run.dataset = True
 
     def _attach(self, key: str, run: _Run, texts: Mapping[str, str]) -> str:
-        """Attach files to a run; return what it has to go without, and why.
+        """Attach files to a run; return which ones could not be attached, and why ("" if all were).
 
-        An artifact store may be closed to us while the tracking server is not. If nobody answers, that is raised.
+        The artifact store may be unreachable while the tracking server answers. If the server does not answer either,
+        or fewer than ``ATTACH_ATTEMPTS`` attempts at the file have failed, the error is raised.
         """
         missing: dict[str, Exception] = {}
         for name, text in texts.items():
             try:
                 self._client.log_text(run.id, redact_text(text) if name == schema.LOG else text, name)
             except Exception as error:
-                self._client.get_run(run.id)  # raises if it is not only the artifact store
+                self._client.get_run(run.id)  # raises if the tracking server is away, too
                 self._attempts[key, name] += 1
                 if self._attempts[key, name] < ATTACH_ATTEMPTS:
                     raise
@@ -591,28 +597,28 @@ class Runs:
         self._client.set_terminated(run.id, status, end_time=when)
         run.status, run.complete = status, status == FINISHED
         run.ended = when or round(1000 * time.time())
-        if key in self._doubtful:  # whose creation was answered late: it may have happened twice
+        if key in self._doubtful:  # its creation failed once, perhaps only for us: there may be two runs
             self._find(key)
             self._doubtful.discard(key)
 
 
 _GAPS = frozenset({schema.GAP_TO_DENSE, schema.GAP_TO_LTH})
 _OF_THE_MACHINE = frozenset({*schema.SYSTEM_METRICS, schema.IMAGES_PER_SECOND, schema.SECONDS})
-"""Metrics that differ between two attempts at one job; the first one's values stay."""
+"""Metrics that differ between two attempts at one job; a run keeps those of the first attempt."""
 _ATTACHED = (schema.PLANE_GRID, schema.LOG)
-"""Files of a result that its run has as artifacts."""
+"""Files of a result that become artifacts of its run."""
 _LOGGED = (schema.METRICS, *_ATTACHED)
-"""Files of a result that are read for its run."""
+"""Files of a result to read before logging it."""
 
 
 def _references(key: str, tags: Mapping[str, str]) -> dict[str, str]:
-    """Return what a job's accuracy is compared with: name of the gap -> key of the other job."""
+    """Return the jobs that a job's accuracy is compared with: name of the gap -> key of the reference job."""
     named = {schema.GAP_TO_DENSE: tags.get(schema.TAG_DENSE_KEY), schema.GAP_TO_LTH: tags.get(schema.TAG_LTH_KEY)}
     return {name: other for name, other in named.items() if other and other != key}
 
 
 def _metrics(rows: Iterable[Row]) -> list[_Metric]:
-    """Return (name, value, time stamp in ms, step) of each number in rows of a job's history."""
+    """Return the metrics in rows of a job's history."""
     return [
         (name, value, int(row["timestamp"]), int(row["step"]))
         for row in rows
@@ -622,13 +628,16 @@ def _metrics(rows: Iterable[Row]) -> list[_Metric]:
 
 
 def _stored(value: float) -> float | None:
-    """Return a value as tracking stores keep it, None for NaN, so that equal ones compare equal."""
+    """Return a value as tracking stores keep it: infinities clipped to the largest float, and None for NaN.
+
+    With None in place of NaN, equal values compare equal.
+    """
     largest = sys.float_info.max
     return None if math.isnan(value) else max(-largest, min(largest, value))
 
 
 def _inode(database: Path | None) -> tuple[int, int] | None:
-    """Return what tells a file from another one of the same name; None if there is none."""
+    """Return device and inode, which tell a file from a later one of the same name; None if there is no file."""
     with contextlib.suppress(OSError):
         if database is not None:
             found = database.stat()
@@ -637,36 +646,36 @@ def _inode(database: Path | None) -> tuple[int, int] | None:
 
 
 def _make_tables(database: Path) -> None:
-    """Let MLflow make its tables in a file of another name, which becomes the database when it is whole.
+    """Let MLflow create its tables in a temporary file, then rename that file to the database.
 
-    MLflow takes seconds and many steps. A driver that is killed in between would otherwise leave a database with some
-    of the tables, which neither MLflow nor a later driver could use.
+    MLflow takes seconds and many steps. If a driver were killed halfway, a database with only some of the tables would
+    remain, which neither MLflow nor a later driver could use.
     """
     from mlflow import MlflowClient
 
     unfinished = database.with_name(f"{database.name}.new")
     for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
-        left.unlink(missing_ok=True)  # by a driver that was killed
+        left.unlink(missing_ok=True)  # left by a driver that was killed
     MlflowClient(tracking_uri=sqlite_uri(unfinished))
     unfinished.replace(database)
 
 
 @contextlib.contextmanager
 def _locked(database: Path) -> Iterator[None]:
-    """Keep other drivers from opening a database meanwhile: of several that find it new, one must make its tables."""
+    """Keep other drivers from opening a database meanwhile, so that only one of them creates its tables."""
     database.parent.mkdir(parents=True, exist_ok=True)
     with database.with_name(f"{database.name}.lock").open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: the tracker tries again what went wrong
+        with contextlib.suppress(OSError):  # a file system without locks: the tracker retries what fails
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def project_commit() -> str | None:
-    """Return the commit of the project's code; None if it does not run from its repository."""
+    """Return the commit of the project's code; None if it does not run from a repository or git cannot read it."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git here, or it does not let us look
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # git is missing, or refuses to read the repository
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     return None

@@ -1,7 +1,7 @@
-"""How a study looks in MLflow's pages: what its experiment says of it, and a saved view with charts of the gaps.
+"""A study in MLflow's pages: the description of its experiment, and a saved view with charts of the gaps.
 
-A view is a tag of the experiment in the form in which MLflow's own pages save views since version 3.17; older pages
-load it too or open without it. What somebody has changed there is never written again.
+A view is a tag of the experiment, in the format in which MLflow's own pages save views since version 3.17. Older pages
+load it too, or open without it. A description or view that exists is never overwritten: a user may have edited it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trainables import schema
 NOTE = "mlflow.note.content"
 VIEW_TITLE = "Gaps across the grid"
 ADDRESS = f"workflowType=machine_learning&viewStateShareKey={schema.VIEW}&compareRunsMode=CHART"
-"""What follows an experiment's runs in the address of the view."""
+"""Query of the view's address, after the path of the experiment's runs."""
 _PLACE = (schema.PARAM_METHOD, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
 _GAPS = {
     schema.GAP_TO_DENSE: "Gap to dense (pp)",
@@ -34,17 +34,17 @@ mask of net A0, which removes 95 % of the prunable weights, permuted as A0 match
 - To filter: `params.stage = 'sparse' and params.method = 'permuted'`, `params.width = '1'`, `tags.reused = 'true'`.
 - Tables, figures and intervals: `python -m analysis.report --space {space}`
 """
-"""Markdown, whose lines MLflow's pages do not join."""
+"""Markdown. MLflow's pages keep its line breaks, so each paragraph is one line."""
 
 
 def experiment_tags(space: SearchSpace, experiment: str, created: int, present: dict[str, str]) -> dict[str, str]:
-    """Return the tags of this module that an experiment lacks.
+    """Return the description and the saved view, as tags, unless the experiment has them.
 
     Args:
-        space: that the study is of.
-        experiment: its id in MLflow.
-        created: when it was made, ms since 1970.
-        present: its tags; a note or view of ours that is there stays, for somebody may have changed it.
+        space: the study's search space.
+        experiment: the experiment's ID in MLflow.
+        created: creation time of the experiment, ms since 1970.
+        present: the experiment's tags.
     """
     wanted = {NOTE: _note(space, experiment), schema.TAG_VIEW: _saved_view(created)}
     return {name: value for name, value in wanted.items() if name not in present}
@@ -56,7 +56,7 @@ def _note(space: SearchSpace, experiment: str) -> str:
 
 
 def _saved_view(created: int) -> str:
-    """Return a view of the sparse runs: a chart of parallel coordinates for each gap, and columns to read it by."""
+    """Return a view of the sparse runs, as JSON: a parallel-coordinates chart per gap, and the table columns."""
     charts = [
         {
             "type": "PARALLEL",
