@@ -327,7 +327,7 @@ void sparse_convolve(const vec* source, Shape from, int64_t padding, int64_t sou
     });
 }
 
-// gradients[index] = sum over images and positions of gradient * source, for the kept weights of a layer of stride `step`.
+// gradients[index] = sum over images and positions of gradient * source, for the kept weights. `step` is the stride.
 void sparse_weight_gradients(const vec* source, Shape from, int64_t padding, int64_t step, const vec* gradient,
                              Shape to, Taps taps, float* gradients, int64_t blocks, int64_t threads, vec* padded) {
     const int64_t row = from.width + 2 * padding, room = from.channels * (from.height + 2 * padding) * row;
