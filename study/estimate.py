@@ -1,8 +1,9 @@
-"""How long a plan takes: multiply-adds by a rate, corrected by what the store says that like jobs really took.
+"""Estimates of a plan's time: multiply-adds over a rate, corrected by the times that similar published jobs took.
 
-The rate is what ``python -m study.benchmark`` has measured of the model, trained as the job trains it, else a constant.
+The rate is the one that ``python -m study.benchmark`` measured for the model, if possible in the job's way of training;
+without a measurement it is a constant.
 
-An estimate decides only what is printed and which job goes first, never what is computed.
+An estimate affects only the output and the order of jobs, never a result.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from trainables.training.way import Way, in_words
 _log = logging.getLogger(__name__)
 
 MULTIPLY_ADDS_PER_SECOND = 4e10
-"""One core of a current server processor, fp32; a first guess, for a machine that nothing is known of."""
+"""One core of a current server processor, in fp32: a first guess for a machine without measurements."""
 SECONDS_PER_PASS = 1.4e-3
-"""Fixed cost of one forward pass over a batch; a training step costs three."""
+"""Fixed cost of a forward pass over a batch; a training step costs three times as much."""
 SECONDS_PER_JOB = 0.15
-"""Reading parents, building networks, publishing."""
+"""Fixed cost of a job: reading parents, building networks, publishing."""
 SAMPLES_PER_CLASS = 5
-"""Published jobs whose time is looked up, per kind, model, width and dataset."""
+"""Maximum number of published jobs whose time is looked up, per kind, model, width and dataset."""
 
 FIRST_GUESS = "a first guess for one core"
 
@@ -51,7 +52,7 @@ _Class = tuple[str, str, float, str]
 
 
 class _Net(NamedTuple):
-    """What decides how fast a job computes."""
+    """The properties of a job that determine its speed."""
 
     model: str
     width: float
@@ -61,7 +62,7 @@ class _Net(NamedTuple):
 
 
 class _Speed(NamedTuple):
-    """How fast that is: in multiply-adds per second, with so many seconds for each pass and for compiling."""
+    """Speed of a job: multiply-adds per second, fixed seconds per pass, and seconds of compiling per job."""
 
     rate: float
     pass_seconds: float = SECONDS_PER_PASS
@@ -73,9 +74,9 @@ class Estimates:
     """Seconds per job.
 
     Attributes:
-        seconds: key -> seconds on one device.
-        measured: how many published jobs the rates rest on.
-        basis: what they rest on, in words.
+        seconds: key -> seconds of the job.
+        measured: number of published jobs that the estimates are based on.
+        basis: what the estimates are based on, in words.
     """
 
     seconds: Mapping[str, float]
@@ -83,11 +84,11 @@ class Estimates:
     basis: str = FIRST_GUESS
 
     def total(self, keys: Collection[str]) -> float:
-        """Return the sum over some jobs, in seconds."""
+        """Return the total seconds of some jobs."""
         return sum(self.seconds[key] for key in keys)
 
     def makespan(self, plan: Plan, keys: Collection[str], slots: int) -> float:
-        """Return the seconds that some jobs take on so many slots: their share, but at least the longest chain."""
+        """Return the seconds of some jobs on `slots` slots: total / `slots`, but at least the longest chain of jobs."""
         finished: dict[str, float] = {}
         for key in plan.jobs:
             if key in keys:
@@ -101,8 +102,8 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
 
     Args:
         plan: the plan.
-        store: where the times of published jobs are looked up.
-        published: the store's keys.
+        store: has the times of published jobs.
+        published: keys of the jobs in the store.
     """
     speeds, basis = _speeds(plan, store)
     first = {key: _first_guess(plan, job, speeds[_net(plan, job)]) for key, job in plan.jobs.items()}
@@ -124,15 +125,15 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
 
 
 def rates_here(store: Store) -> list[Rate]:
-    """Return the rates that were measured on this model of CPU; none if their file is damaged."""
+    """Return the rates that were measured on this model of CPU; an empty list if their file is damaged."""
     try:
         return read_rates(benchmark_file(store), cpu.name())
-    except ValueError:  # said where the estimate's basis is
+    except ValueError:  # the basis of the estimates reports the damage
         return []
 
 
 def slower_ways(plan: Plan, rates: Sequence[Rate]) -> list[str]:
-    """Return a line on each network that was measured to train slower than a conventional loop."""
+    """Return a line on each network whose measured training is slower than a conventional loop."""
     compared = [rate for rate in rates if rate.conventional is not None]
     lines = []
     for net in dict.fromkeys(_net(plan, job) for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)):
@@ -148,29 +149,29 @@ def slower_ways(plan: Plan, rates: Sequence[Rate]) -> list[str]:
 
 
 def benchmark_file(store: Store) -> Path:
-    """Return where what was measured is kept: beside the results, if they are in a directory."""
+    """Return the path of the measurements: beside the results if they are in a local directory, else in ``outputs``."""
     return (store.root if store.is_local else Path("outputs")) / FILE
 
 
 def image_size(plan: Plan, job: Job) -> int:
-    """Return the pixels a side of the images that a job computes with; for a dataset that does not say, the usual."""
+    """Return the side length, in pixels, of a job's images; the model's reference size if the dataset does not say."""
     task = job.config.task
     return plan.facts[task.dataset].image_size or MODELS[task.model].reference_image_size
 
 
 def masked(job: Job) -> float:
-    """Return the sparsity of the mask that a job trains under; 0 without one."""
+    """Return the sparsity, in [0, 1), of the mask that a job trains under; 0 without a mask."""
     if isinstance(job.config, SparseConfig):
         job = job.parent("mask").job
     return job.config.sparsity if isinstance(job.config, PruneConfig) else 0.0
 
 
 def _speeds(plan: Plan, store: Store) -> tuple[dict[_Net, _Speed], str]:
-    """Return the speed of each network of the plan, and in words where that is from."""
+    """Return the speed of each network of the plan, and the source of these speeds in words."""
     path = benchmark_file(store)
     try:
         rates, basis = read_rates(path), FIRST_GUESS
-    except ValueError as error:  # an estimate can do without
+    except ValueError as error:  # an estimate does not need the file
         _log.warning("%s: estimates do without it", error)
         rates, basis = [], f"{FIRST_GUESS}: {error}"
     speeds = {}
@@ -180,7 +181,7 @@ def _speeds(plan: Plan, store: Store) -> tuple[dict[_Net, _Speed], str]:
             speeds[net] = _Speed(MULTIPLY_ADDS_PER_SECOND)
         else:
             multiply_adds = multiply_adds_per_image(rate.model, rate.width, rate.image_size)
-            # What was measured of images as small as these includes the cost of a pass.
+            # A rate measured on images no larger than the job's already includes the fixed cost of a pass.
             pass_seconds = SECONDS_PER_PASS if net.image_size < rate.image_size else 0.0
             speeds[net] = _Speed(3 * rate.images_per_second * multiply_adds, pass_seconds, rate.compile_seconds)
             basis = f"from {path}"
@@ -188,7 +189,7 @@ def _speeds(plan: Plan, store: Store) -> tuple[dict[_Net, _Speed], str]:
 
 
 def _measured_rate(rates: Sequence[Rate], net: _Net) -> Rate | None:
-    """Return what was measured of a network; if not trained so, then as it comes."""
+    """Return a network's measured rate in its own way, else in the default way of the same precision, else None."""
     for way in (net.way, Way(precision=net.way.precision)):
         rate = nearest(rates, net.model, net.width, way, image_size=net.image_size, sparsity=net.sparsity)
         if rate is not None:
@@ -197,7 +198,7 @@ def _measured_rate(rates: Sequence[Rate], net: _Net) -> Rate | None:
 
 
 def _net(plan: Plan, job: Job) -> _Net:
-    """Return what decides how fast a job computes; what trains nothing does so in single precision."""
+    """Return what determines a job's speed; jobs that do not train compute in single precision."""
     config, size = job.config, image_size(plan, job)
     if not isinstance(config, TRAINING_CONFIGS):
         return _Net(config.task.model, config.task.width, size)
@@ -215,7 +216,7 @@ def multiply_adds_per_image(model: str, width: float, image_size: int) -> float:
 def _measured(store: Store, key: str) -> float | None:
     try:
         return float(store.read_json(key, schema.METRICS)["final"][schema.SECONDS])
-    except (KeyError, DamagedArtifact):  # gone or set aside: the run will deal with it, an estimate can do without
+    except (KeyError, DamagedArtifact):  # gone or set aside: the run handles that, and an estimate does not need it
         return None
 
 
@@ -225,7 +226,7 @@ def _class(job: Job) -> _Class:
 
 
 def _first_guess(plan: Plan, job: Job, speed: _Speed) -> float:
-    """Return the seconds of a job at a speed."""
+    """Return the estimated seconds of a job at a speed."""
     config = job.config
     facts = plan.facts[config.task.dataset]
     multiply_adds = multiply_adds_per_image(config.task.model, config.task.width, image_size(plan, job))
@@ -251,7 +252,7 @@ def _first_guess(plan: Plan, job: Job, speed: _Speed) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people say them: 48 s, 3 min 5 s, 42 min, 3 h 20 min, 2 d 4 h."""
+    """Return a duration in readable units: 48 s, 3 min 5 s, 42 min, 3 h 20 min, 2 d 4 h."""
     if seconds < 90:
         return f"{max(0.0, seconds):.0f} s"
     if seconds < 600:

@@ -1,8 +1,8 @@
-"""``--fastest``: the way to train each network that is fastest by measurement, among those that ``--set`` leaves open.
+"""``--fastest``: for each network, the way of training that measured fastest among those that ``--set`` leaves open.
 
-A way changes a result's bits and so its key. A choice is therefore made once and kept with the results, in one file per
-kind of device and network. Whoever asks again, for any space and on any machine, gets the same choice and shares the
-same jobs. To choose again, remove the file. ``study.benchmark.ways`` measures.
+A way affects the bits of a result and therefore its key, so a choice is made once and kept with the results, in one
+file per kind of device, network and settings given. Later studies with these, for any space and on any machine, get the
+same choice and share the same jobs. To choose again, remove the file. ``study.benchmark.ways`` measures.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ TIE: Final = 1.05
 """Ways within this factor of the fastest count as ties: a second measurement might reverse them."""
 
 NOTABLE: Final = 1.1
-"""A plan names a way that is faster than the space's own by more than this factor."""
+"""A plan mentions a way if it is faster than the space's own by more than this factor."""
 
 _FILE = re.compile(rf"{FOLDER}/[a-z]+/(.+?)-x([0-9]+(?:\.[0-9]+)?)(-.*)?\.json")
 
 _log = logging.getLogger(__name__)
 
 Kept = Mapping[str, Setting]
-"""Settings that the user has given, with their values."""
+"""Setting -> the value that the user has given."""
 
 
 def fits(way: Way, space: SearchSpace, network: Network) -> bool:
-    """Return whether a network of a space can be trained this way in all its batch sizes."""
+    """Return whether a network can be trained this way in every batch size of a space."""
     model, _ = network
     batches = space.batch_size if isinstance(space.batch_size, tuple) else (space.batch_size,)
     return all(way.fits(model, batch_size) for batch_size in batches)
@@ -59,10 +59,10 @@ class Choice:
 
     Attributes:
         space: the space with the overrides of the command line.
-        kept: settings that the command line gives; they are not chosen.
+        kept: settings that the command line fixes.
         device: ``CPU`` or ``GPU``.
         ways: network -> the settings chosen for it.
-        missing: networks without a choice so far.
+        missing: networks without a choice.
     """
 
     space: SearchSpace
@@ -77,12 +77,13 @@ class Choice:
         return Way.of(self.space)
 
     def candidates(self, network: Network, *, compiler: bool, sparsity: float) -> list[Way]:
-        """Return the ways to train a network that the user's settings leave: the space's own first.
+        """Return the ways to train a network that the user's settings leave open, the space's own first.
 
         Args:
-            network: of the space.
-            compiler: whether the device has the compiler that it may need.
-            sparsity: of the sparsest mask that the network is trained under; engines that gain nothing are left out.
+            network: a network of the space.
+            compiler: whether the compiler that some engines need is available.
+            sparsity: sparsity, in [0, 1), of the sparsest mask that the network is trained under; engines that gain
+                nothing from it are left out.
         """
         left = [way for way in WAYS if self.kept.items() <= way.settings.items() and fits(way, self.space, network)]
         possible = [
@@ -100,16 +101,16 @@ class Choice:
 
 
 def choice(space: SearchSpace, assignments: Iterable[str], store: Store, device: str) -> Choice:
-    """Return the choices that were made for a space so far.
+    """Return the choices that have been made for a space.
 
     Args:
-        space: overridden by `assignments` already.
-        assignments: of ``--set``; settings given there are kept as they are.
+        space: the space, with `assignments` already applied.
+        assignments: the assignments of ``--set``; settings given there stay fixed.
         store: where choices are kept.
         device: ``CPU`` or ``GPU``, where the networks will train.
 
     Raises:
-        ValueError: nothing is left to choose, a setting is an axis of the grid, or a kept choice cannot be read.
+        ValueError: nothing is left to choose, a setting is an axis of the grid, or a kept choice does not fit `space`.
     """
     given = kept(space, assignments)
     for name in SETTINGS:
@@ -134,7 +135,7 @@ def choice(space: SearchSpace, assignments: Iterable[str], store: Store, device:
 
 
 def kept(space: SearchSpace, assignments: Iterable[str]) -> dict[str, Setting]:
-    """Return the settings that ``--set`` gives, by themselves or with a recipe, and the values that they have now."""
+    """Return the settings that ``--set`` gives, directly or through a recipe, with their values in `space`."""
     names: set[str] = set()
     for assignment in assignments:
         name, _, value = assignment.partition("=")
@@ -143,16 +144,17 @@ def kept(space: SearchSpace, assignments: Iterable[str]) -> dict[str, Setting]:
 
 
 def networks(space: SearchSpace) -> list[Network]:
-    """Return the networks of a space."""
+    """Return the networks of a space: every model at every width."""
     return list(itertools.product(space.model, space.width))
 
 
 def device_of_trials(gpus_per_trial: float | None, address: str | None, store: Store) -> str:
-    """Return the kind of device that a study's trials compute on: GPUs, where there are any.
+    """Return the kind of device that a study's trials compute on: ``GPU`` if there are any GPUs, else ``CPU``.
 
     Args:
-        gpus_per_trial: of the command line; it decides if it is given.
-        address: of a cluster, which is taken to have GPUs if a choice was made for GPUs; it is not asked.
+        gpus_per_trial: the command line's value; if given, it decides.
+        address: address of a cluster. The cluster is not queried: it counts as having GPUs if the store has a choice
+            for GPUs.
         store: where choices are kept.
     """
     if gpus_per_trial is not None:
@@ -165,7 +167,7 @@ def device_of_trials(gpus_per_trial: float | None, address: str | None, store: S
 
 
 def _gpus_here() -> int:
-    """Return the number of NVIDIA GPUs that this process may use, by their driver: torch takes seconds to import."""
+    """Return the number of NVIDIA GPUs that this process may use, from the driver: importing torch takes seconds."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -177,46 +179,49 @@ def _gpus_here() -> int:
 
 # --- what has been chosen ---------------------------------------------------------------------------------------------
 def chosen(store: Store) -> dict[str, dict[str, Setting]]:
-    """Return all choices kept in a store, by file; damaged ones are named in a warning and left out."""
+    """Return file -> settings for all choices kept in a store; a warning names each damaged file, which is left out."""
     found = {path: _read(store, path)[0] for path in _files(store)}
     return {path: settings for path, settings in found.items() if settings is not None}
 
 
 def unreadable(store: Store, found: Mapping[str, object]) -> set[Network]:
-    """Return the networks whose kept choice :func:`chosen` could not read."""
+    """Return the networks with a kept choice that is not in `found`, the result of :func:`chosen`."""
     named = [_FILE.fullmatch(path) for path in _files(store) if path not in found]
     return {(name[1], float(name[2])) for name in named if name}
 
 
 def ways_of(space: SearchSpace, found: Mapping[str, Kept], device: str, given: Kept) -> Ways:
-    """Return the choices for a space's networks that were made with the same settings given and that fit the space."""
+    """Return the choices for a space's networks that were made with the same given settings and fit the space."""
     files = {network: file(device, network, given) for network in networks(space)}
     ways = {network: found[path] for network, path in files.items() if path in found}
     return {network: way for network, way in ways.items() if fits(_way(given, way), space, network)}
 
 
 def file(device: str, network: Network, given: Kept) -> str:
-    """Return the path, in the storage, of the choice for a network."""
+    """Return the path of a network's choice in the storage."""
     model, width = network
     settings = (f"{name}={written(value)}" for name, value in sorted(given.items()))
     return f"{FOLDER}/{device}/{'-'.join([model, f'x{width:g}', *settings])}.json"
 
 
 def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, Any]) -> dict[str, Setting]:
-    """Keep a choice, unless another process has kept one; return the settings of the choice that is kept.
+    """Keep a choice unless another process has kept one; return the settings of the choice that is kept.
 
     Args:
-        store: where.
-        path: of the choice.
+        store: where choices are kept.
+        path: path of the choice, see :func:`file`.
         way: the choice.
-        given: settings that the user gave.
-        evidence: the measurements behind the choice, for people.
+        given: settings that the user has given.
+        evidence: the measurements behind the choice, for human readers.
+
+    Raises:
+        ValueError: a damaged file holds the path and cannot be replaced.
     """
     settings = {name: value for name, value in way.settings.items() if name not in given}
     content = json.dumps({"settings": settings, "given": dict(given), **evidence}, indent=1).encode()
     patiently(lambda: store.storage.create(path, content))
     held, found = _read(store, path)
-    if held is None:  # damaged: which choice it was is lost
+    if held is None:  # damaged: the earlier choice is lost
         store.set_aside(path, found, "no choice of --fastest")
         patiently(lambda: store.storage.create(path, content))
         held, _ = _read(store, path)
@@ -230,7 +235,7 @@ def _files(store: Store) -> list[str]:
 
 
 def _read(store: Store, path: str) -> tuple[dict[str, Setting] | None, bytes]:
-    """Return the settings in a file, None if it is damaged, and its content."""
+    """Return the settings in a file (None if it is damaged) and its content."""
     content = patiently(lambda: store.storage.read(path))
     try:
         document = documents.parse(content, documents.CHOICE)
@@ -257,13 +262,13 @@ def training_jobs(plan: Plan, network: Network) -> list[Job]:
 
 
 def seconds(plan: Plan, jobs: Iterable[Job], way: Way, rates: Mapping[Way, Rate]) -> float:
-    """Return the estimated seconds of training for some jobs of one network, one after the other.
+    """Return the estimated seconds of training some jobs of one network, one after another.
 
     Args:
         plan: the plan.
-        jobs: those that train.
-        way: the network's way; each job trains in this way at the sparsity of its mask.
-        rates: way -> rate of the network.
+        jobs: training jobs of the network.
+        way: the network's way; each job trains this way at the sparsity of its mask.
+        rates: way -> the network's rate.
     """
     total = 0.0
     for job in jobs:
@@ -279,13 +284,13 @@ def quickest(totals: Mapping[Way, float]) -> Way:
 
 
 def faster_ways(plan: Plan, rates: Sequence[Rate], given: Kept) -> list[str]:
-    """Return a line on each network for which a way that the user leaves open is faster than the space's own.
+    """Return a line on each network that another way, left open by the user, trains faster than the space's own.
 
     Only rates of the same width, image size and kind of measurement are compared.
 
     Args:
         plan: the plan; networks with a choice are skipped.
-        rates: measured on the machine that trains.
+        rates: rates measured on the machine that trains.
         given: settings that the user has given.
     """
     space, found = plan.space, []
@@ -317,7 +322,7 @@ def faster_ways(plan: Plan, rates: Sequence[Rate], given: Kept) -> list[str]:
 
 
 def _rate(way: Way, network: Network, rates: Sequence[Rate], size: int) -> Rate | None:
-    """Return the rate that was measured of a network in a way, at exactly its width."""
+    """Return the measured rate of a network in a way, at exactly its width; None if there is none."""
     model, width = network
     own = [rate for rate in rates if rate.width == width]
     return nearest(own, model, width, way, image_size=size, sparsity=way.engine.gains_from)
@@ -325,11 +330,11 @@ def _rate(way: Way, network: Network, rates: Sequence[Rate], size: int) -> Rate 
 
 # --- in words ---------------------------------------------------------------------------------------------------------
 def lines(ways: Ways, missing: Sequence[Network] = ()) -> list[str]:
-    """Return a line on each network: what was chosen for it, or that nothing was."""
+    """Return a line on each network: the way chosen for it, or that none has been measured."""
     text = [f"fastest {called(network)}: {in_words(settings)}" for network, settings in ways.items()]
     return text + [f"fastest {called(network)}: not measured yet, planned as the space has it" for network in missing]
 
 
 def called(network: Network) -> str:
-    """Return what a network is called."""
+    """Return a network's name in output: its model and width."""
     return f"{network[0]} x{network[1]:g}"

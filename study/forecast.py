@@ -1,4 +1,4 @@
-"""What a plan will take, printed before anything runs: its jobs, epochs and time, and which part of it is slow."""
+"""Forecast of a plan, printed before anything runs: jobs, epochs, estimated time, and what could train faster."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from trainables.training.engines import CPU
 
 
 def print_forecast(plan: Plan, store: Store, options: Options, unmeasured: Sequence[Network]) -> None:
-    """Print what is left of a plan and how long it takes: the dry run.
+    """Print the remaining jobs of a plan and how long they take; this is the dry run.
 
     Args:
-        plan: the study.
-        store: where results are kept.
-        options: how many trials run at a time, and where.
-        unmeasured: networks for which ``--fastest`` has chosen nothing yet.
+        plan: the plan.
+        store: has the results.
+        options: number and location of concurrent trials.
+        unmeasured: networks for which ``--fastest`` has no choice yet.
     """
     published = store.keys()
     todo, estimates = plan.closure.todo(published), estimate(plan, store, published)
@@ -39,13 +39,13 @@ def print_forecast(plan: Plan, store: Store, options: Options, unmeasured: Seque
 def print_plan(
     plan: Plan, todo: Mapping[str, set[int | None]], estimates: Estimates, store: Store, options: Options
 ) -> None:
-    """Print the jobs by kind: how many, how many are published, what is left and what it costs; and what is slow.
+    """Print the jobs of each kind (total, published, left to run, estimated time) and the networks that train slowly.
 
     Args:
-        plan: the study.
+        plan: the plan.
         todo: key -> outputs, from ``plan.closure.todo(published)``.
         estimates: seconds of each job.
-        store: where measured rates are looked for.
+        store: has the measured rates.
         options: say where the trials run.
     """
     space = plan.space
@@ -69,7 +69,7 @@ def print_plan(
 
 
 def _slow(plan: Plan, store: Store, options: Options) -> list[str]:
-    """Return a line on each part of a plan that this machine's CPU, if trials run on it, could compute faster."""
+    """Return a line on each part of a plan that could be faster on this machine's CPU; none if trials run elsewhere."""
     if options.cluster is not None or fastest.device_of_trials(options.gpus_per_trial, None, store) != CPU:
         return []
     rates = rates_here(store)
