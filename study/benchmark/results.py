@@ -1,9 +1,9 @@
-"""What was measured, in words and in a file. Torch-free: a dry run reads the file to estimate time.
+"""Results of benchmarks, as text and as a file. Torch-free: a dry run reads the file to estimate time.
 
-The file is JSON: ``{"measurements": [...]}``, one entry per kind of measurement and its settings, each with the time
-(UTC), the commit and the machine it is from. Measuring the same again replaces the entry and leaves the others. An
-entry has ``comparisons`` (seconds of both ways, repeat by repeat, their ratios and the median ratio), ``figures``
-(single numbers with their unit) and ``rates`` (images per second that a trial trains, for estimates and choices).
+The file is JSON: ``{"measurements": [...]}``, with one entry per kind of measurement and settings. Each has its time
+(UTC), commit and machine. Repeating a measurement replaces its entry only. An entry has ``comparisons`` (seconds of
+both ways for each repeat, their ratios and the median ratio), ``figures`` (single numbers with a unit) and ``rates``
+(training images per second of a trial, for estimates and choices).
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from trainables.training.way import Way
 _log = logging.getLogger(__name__)
 
 FILE: Final = "benchmark.json"
-"""Beside the results of a study that is kept in a local directory."""
+"""Name of the file of measurements; ``study.estimate.benchmark_file`` says where it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two ways to do one thing, timed in turns.
+    """Two ways of doing the same work, timed alternately.
 
     Attributes:
-        name: what was done, and against what.
-        ours: seconds of each repeat.
-        other: seconds of the other way, repeat by repeat.
+        name: the work, and what it is compared with.
+        ours: seconds of our way, for each repeat.
+        other: seconds of the other way, for each repeat.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Comparison:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Return how many times faster ours was, repeat by repeat."""
+        """Return other / ours for each repeat: above 1, ours was faster."""
         return tuple(other / ours for ours, other in zip(self.ours, self.other, strict=True))
 
     def line(self) -> str:
-        """Return the result as one line: median, smallest and largest ratio, and the median seconds behind them."""
+        """Return the result as one line: median, smallest and largest ratio, and the median seconds of both ways."""
         middle, low, high = statistics.median(self.ratios), min(self.ratios), max(self.ratios)
         seconds = f"{statistics.median(self.ours):.2f} s against {statistics.median(self.other):.2f} s"
         return f"{self.name:<90} {middle:5.2f}x [{low:.2f}, {high:.2f}]   {seconds}"
@@ -58,11 +58,11 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A number that is no ratio of two ways.
+    """A single number, as opposed to a comparison.
 
     Attributes:
-        name: what it is.
-        value: in `unit`.
+        name: what the number measures.
+        value: the number, in `unit`.
         unit: empty for a count.
     """
 
@@ -77,16 +77,17 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate(Way):
-    """How fast one trial trains a network in a way: by itself, or with as many others as the machine takes.
+    """Training speed of one trial in a way; the trial ran alone or beside as many others as the machine takes.
 
     Attributes:
         model: a name of ``MODELS``.
-        width: its width.
-        image_size: pixels a side.
-        images_per_second: of one trial, training only; those of all networks that it trains at once.
-        sparsity: of the mask, in (0, 1), for engines whose speed depends on it; None for others.
-        compile_seconds: compilation in each job, once the machine has the code on its disk.
-        conventional: images per second of the conventional loop on the same cores, measured in turns with it.
+        width: width multiplier of the network.
+        image_size: side length of the images, pixels.
+        images_per_second: training images per second of the trial, summed over all networks that it trains at once.
+        sparsity: sparsity of the mask, in (0, 1), for engines whose speed depends on it; None for others.
+        compile_seconds: compile time of each job once the machine has the code on its disk.
+        conventional: images per second of the conventional loop on the same cores, timed alternately with ours; None if
+            it was not measured.
     """
 
     model: str
@@ -100,14 +101,14 @@ class Rate(Way):
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Everything that one kind of measurement found out.
+    """The results of one measurement.
 
     Attributes:
-        what: its name on the command line.
-        settings: what was asked for.
-        comparisons: ratios.
-        figures: other numbers.
-        rates: for estimates and choices.
+        what: the kind of measurement, by its name on the command line.
+        settings: the settings that were measured.
+        comparisons: comparisons of two ways.
+        figures: single numbers.
+        rates: training speeds for estimates and choices.
     """
 
     what: str
@@ -117,7 +118,7 @@ class Measurement:
     rates: Sequence[Rate] = ()
 
     def document(self) -> dict[str, Any]:
-        """Return what to store."""
+        """Return the measurement as JSON data for the file."""
         return {
             "what": self.what,
             "settings": self.settings,
@@ -131,10 +132,10 @@ class Measurement:
 
 
 def store(path: Path, measurement: Measurement, machine: dict[str, Any], commit: str | None) -> None:
-    """Add a measurement to a file, in place of an earlier one of the same kind and settings.
+    """Add a measurement to a file; it replaces an earlier one of the same kind and settings.
 
     Raises:
-        ValueError: the file is there and is something else.
+        ValueError: the file exists and is not a file of measurements.
     """
     entry = {
         "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -160,7 +161,7 @@ def store(path: Path, measurement: Measurement, machine: dict[str, Any], commit:
 
 
 def set_aside(path: Path) -> None:
-    """Rename a file in the place of the study's own measurements if it is damaged, and say so."""
+    """Rename the file of measurements if it is damaged, and log a warning."""
     try:
         check_readable(path)
     except ValueError as error:
@@ -170,16 +171,16 @@ def set_aside(path: Path) -> None:
 
 
 def check_readable(path: Path) -> None:
-    """Raise ValueError if there is a file that a measurement cannot be added to."""
+    """Raise ValueError if the file exists and no measurement can be added to it."""
     if path.exists():
         _read(path)
 
 
 def read_rates(path: Path, cpu: str | None = None) -> list[Rate]:
-    """Return the rates in a file; none if there is no such file. With `cpu`, those that were measured on that model.
+    """Return the rates in a file, an empty list if there is none; with `cpu`, only those measured on that CPU model.
 
     Raises:
-        ValueError: the file is there and is no benchmark.
+        ValueError: the file exists and is not a file of measurements, or it has rates of another version.
     """
     if not path.exists():
         return []
@@ -207,9 +208,9 @@ def nearest(
     image_size: int,
     sparsity: float | None = None,
 ) -> Rate | None:
-    """Return the rate of a model that is trained this way, at the nearest width; None if there is none.
+    """Return the rate of a model trained this way at the nearest width; None if the model has no rate in this way.
 
-    Of several at one width, return that of the nearest image size, then of the nearest sparsity, then the latest.
+    Ties in width are broken by the nearest image size, then the nearest sparsity, then the latest measurement.
     """
     fitting = [rate for rate in rates if rate.model == model and Way.of(rate) == way]
 

@@ -1,8 +1,8 @@
-"""Which way to train each network of a plan is the quickest: all of them, timed in turns.
+"""Chooses the fastest way to train each network of a plan; the ways are timed alternately.
 
-A trial is timed by itself, on one thread of a CPU. On a cluster the machine that starts a study says nothing of those
-that train: ``python -m study.benchmark fastest --space NAME --storage URI``, on a node like those, measures and keeps
-what ``python -m study.run --fastest`` then takes.
+On a CPU, a single trial is timed on one thread. The machine that starts a study may differ from the cluster's nodes:
+``python -m study.benchmark fastest --space NAME --storage URI``, started on a node like those that train, measures
+there and keeps the choices that ``python -m study.run --fastest`` then uses.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ from trainables.training.way import Way, in_words
 
 REPEATS: Final = 3
 MULTIPLY_ADDS: Final = {CPU: 6e10, GPU: 3e13}
-"""Of the forward and backward passes of a run: about a second."""
+"""Multiply-adds of a run's forward and backward passes, which take about a second."""
 PIXELS: Final = 2**26
-"""Of all images of a run together, which are written to the disk."""
+"""Maximum number of pixels of a run's images, per channel; the images are written to the disk."""
 MOST_STEPS: Final = 50
 COMPILED_FROM: Final = 20.0
-"""Seconds that a job has to train for compiling to be tried: it takes a minute once, and seconds for every job."""
+"""Mean training seconds per job from which compiled ways are tried: compiling takes a minute, then seconds per job."""
 
 
 def measure(choice: Choice, plan: Plan, store: Store) -> None:
-    """Choose for the networks that nothing has been chosen for, and keep the choices with the results.
+    """Measure the networks without a choice, choose a way for each, and keep the choices with the results.
 
     Args:
-        choice: what there is so far.
-        plan: of the same space.
+        choice: the choices so far.
+        plan: a plan of the same space.
         store: where choices are kept.
 
     Raises:
-        ValueError: there is no such device here, or a network cannot be trained in any of the ways that are left.
+        ValueError: the device is missing on this machine, or no way that is left open can train one of the networks.
     """
     if choice.device == GPU and not torch.cuda.is_available():
         raise ValueError("PyTorch sees no GPU here to measure; with --gpus-per-trial 0 trials compute on CPUs")
@@ -96,11 +96,11 @@ def measure(choice: Choice, plan: Plan, store: Store) -> None:
 
 
 def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Setting:
-    """Return what of a plan's training of a network is timed.
+    """Return the setting in which a network of a plan is timed.
 
-    The batch and the images are those of the job with the most of them to train, the batch no larger than what a run of
-    about a second can hold, in whole multiples that suit every engine. The mask is the densest of those that an engine
-    gains from, which gains more from every other; sparsity 0 says that there is none.
+    Batch size and image size are those of the job that trains on the most images. The batch size is reduced to what a
+    run of about a second affords, in multiples that suit every engine. The sparsity is that of the densest mask that
+    some engine gains from, because sparser masks gain more; 0 means that there is no such mask.
     """
     job = max(jobs, key=lambda job: job.epochs * plan.facts[job.config.task.dataset].train_images)
     task, size = job.config.task, image_size(plan, job)
@@ -127,7 +127,7 @@ def _batch_size(job: Job) -> int:
 
 
 def _rates(plan: Plan, jobs: Sequence[Job], setting: Setting, ways: Sequence[Way], device: str) -> dict[Way, Rate]:
-    """Return how fast a network trains in those ways that it can be trained in, and that may pay."""
+    """Return the network's measured rate in every way that works here and may pay off."""
     size, what = setting.image_size, fastest.called((setting.model, setting.width))
     images = f"in batches of {setting.batch_size} images of {size} x {size} pixels"
     print(f"measuring {what} {images}; its {len(jobs)} jobs, one after the other, take", flush=True)
@@ -136,7 +136,7 @@ def _rates(plan: Plan, jobs: Sequence[Job], setting: Setting, ways: Sequence[Way
         teams: dict[Way, Team] = {}
 
         def enter(entering: Sequence[Way]) -> None:
-            contestants = {  # all at once: they get ready side by side
+            contestants = {  # all started at once, so that they get ready in parallel
                 way: Contestant(in_words(way.settings), threads, OurTrial, setting, folder, way) for way in entering
             }
             able = ready(stack, {each.name: [each] for each in contestants.values()})
@@ -163,12 +163,12 @@ def _rates(plan: Plan, jobs: Sequence[Job], setting: Setting, ways: Sequence[Way
 
 
 def _complete(rates: Mapping[Way, Rate]) -> list[Way]:
-    """Return the ways of which is known, too, how fast they train without a mask."""
+    """Return the ways whose rate without a mask is known, too."""
     return [way for way in rates if way.at(0.0) in rates]
 
 
 def _lines(network: Network, rates: Mapping[Way, Rate], totals: Mapping[Way, float]) -> Iterator[str]:
-    """Yield what each way was measured to take."""
+    """Yield a line on each way: its settings, images per second, total time, and compile time."""
     for way, total in totals.items():
         its = rates[way]
         compiling = f", compiling takes each {its.compile_seconds:.1f} s" if way.engine.compiles else ""
@@ -180,7 +180,7 @@ def _lines(network: Network, rates: Mapping[Way, Rate], totals: Mapping[Way, flo
 
 @contextlib.contextmanager
 def _on(device: str) -> Iterator[None]:
-    """Let processes that are started meanwhile compute on this kind of device."""
+    """Make processes that are started within the block compute on this kind of device."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         if device == CPU:
