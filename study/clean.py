@@ -1,9 +1,9 @@
-"""Removing results that no search space needs any more: ``python -m study.run --clean``.
+"""Remove results that no search space needs any more: ``python -m study.run --clean``.
 
-Every job of every space, as the spaces are defined now, is needed, and every job of the space and settings named on the
-command line; where ``--fastest`` has made a choice, both with and without it. A space without its data cannot be
-planned, so results on its datasets are kept. Results of a network whose ``--fastest`` choice is damaged are kept, too,
-and so are files that no study has written.
+Needed are all jobs of all spaces as they are defined now, and all jobs of the space and settings on the command line.
+Where ``--fastest`` has made a choice, the jobs with and without it are needed. A space whose data are missing cannot be
+planned, so results on its datasets stay. Results of a network whose ``--fastest`` choice is damaged stay, too, as do
+files that no study has written.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class Surplus:
 
     Attributes:
         results: keys of results that no space needs, grouped.
-        leftovers: paths of files that belong to no result: damaged ones that were set aside, files of killed attempts,
-            checkpoints and notes of jobs that are published or that no space needs.
-        bytes: path -> bytes, of every file that belongs to a result, a checkpoint or a failure.
+        leftovers: paths of files that belong to no result: damaged files that were set aside, files of killed
+            attempts, and checkpoints and failure notes of jobs that are published or that no space needs.
+        bytes: path -> bytes, for every file under ``store``, ``work`` and ``failed``.
         kept: dataset, or network and its dataset -> number of results that no planned space needs but that stay,
             because a space on the dataset cannot be planned or the network's ``--fastest`` choice is unknown.
-        strange: paths of files that no study has written; they stay.
+        strange: paths of files that stay because no study has written them.
         damaged: a line on each result that turned out to be damaged and was set aside.
     """
 
@@ -81,11 +81,11 @@ class Surplus:
 def surplus(
     store: Store, plans: Iterable[Plan], unplanned: Collection[str], unchosen: Collection[Network] = ()
 ) -> Surplus:
-    """Return what a store holds beyond what some plans need.
+    """Return what a store holds beyond the needs of the given plans.
 
     Args:
         store: the store.
-        plans: of everything that is needed.
+        plans: plans that together contain everything needed.
         unplanned: datasets of spaces that could not be planned.
         unchosen: networks whose ``--fastest`` choice is damaged.
     """
@@ -150,12 +150,12 @@ def plan_all(
     choices: Mapping[str, Kept],
     given: Kept,
 ) -> tuple[list[Plan], dict[str, str]]:
-    """Return the plans of all spaces, and for each space that cannot be planned, its name -> the reason.
+    """Return the plans of all spaces, and a mapping from each space that cannot be planned to the reason.
 
     Args:
-        named: a space with settings of its own, whose results are kept, too.
-        data_dir: where datasets are looked for.
-        choices: file of a ``--fastest`` choice -> the settings chosen.
+        named: a space with overridden settings, whose results are needed, too.
+        data_dir: directory of the datasets.
+        choices: file of a ``--fastest`` choice -> the chosen settings.
         given: settings of `named` that no choice replaces.
 
     Raises:
@@ -178,7 +178,7 @@ def _plans(space: SearchSpace, data_dir: str | None, choices: Mapping[str, Kept]
 
 
 def datasets(names: Iterable[str]) -> set[str]:
-    """Return the datasets of some spaces, including those that masks come from."""
+    """Return the datasets of the named spaces, including those of their masks."""
     found: set[str] = set()
     for name in names:
         space = SPACES[name]
@@ -208,15 +208,15 @@ def lines(found: Surplus, missing: Collection[str]) -> list[str]:
 
 
 def _result(path: str) -> str:
-    """Return the key of the result that a file belongs to; "" for one of no result."""
+    """Return the key of the result to which a file belongs; "" if it belongs to none."""
     return (path.startswith("store/") and owner(path)) or ""
 
 
 def remove(store: Store, found: Surplus) -> None:
-    """Remove what was found.
+    """Remove the surplus.
 
     Raises:
-        ValueError: a study is running on the store and may need what it has just computed.
+        ValueError: a study is running on the store and may need results that it has just computed.
     """
     check_idle(store)
     for key in sorted(found.keys):

@@ -1,4 +1,4 @@
-"""The options of ``python -m study.run``: each is one field with its flag, default, bounds and help. Torch-free."""
+"""The options of ``python -m study.run``: each field has its flag, default, bounds and help. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainables.host.places import expanded
 LEAST = 1e-4
 """Smallest amount above 0: Ray counts resources in ten-thousandths."""
 _KINDS: dict[type, str] = {int: "whole number", float: "number"}
-"""What argparse calls a type in its messages."""
+"""Type -> its name in argparse's messages."""
 
 
 def _at_least(value: float, *, zero: bool) -> None:
@@ -40,7 +40,7 @@ def _gpus(value: float) -> None:
 
 
 def _filled(value: str) -> None:
-    if not value.strip():  # an unset shell variable, which would otherwise mean the current directory
+    if not value.strip():  # an unset shell variable gives "", which would mean the current directory
         raise ValueError("must not be empty")
 
 
@@ -59,11 +59,11 @@ def _option(
     """Return a dataclass field that describes one flag.
 
     Args:
-        help_: what the option means, with its unit.
-        default: False makes a switch, a tuple a flag that may be repeated; its number is added to the help.
+        help_: meaning of the option, with its unit.
+        default: False makes the option a switch, a tuple makes it repeatable; a number is added to the help.
         metavar: the value's name in the help.
-        kind: makes the value of the text.
-        check: raises ValueError for a value out of bounds; None is not checked.
+        kind: converts the text to the value.
+        check: raises ValueError for a value out of bounds; never called with None.
     """
     if type(default) in _KINDS:
         help_ += f" (default: {default:g})"
@@ -73,10 +73,10 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line asks for.
+    """The options of the command line.
 
     Raises:
-        ValueError: a value out of bounds, no search space where one is needed, or options that exclude each other.
+        ValueError: a value is out of bounds, a required search space is missing, or options exclude each other.
     """
 
     space: str | None = _option("the search space (python -m study.run --list shows all)", metavar="NAME")
@@ -171,15 +171,15 @@ class Options:
 
     @property
     def cluster(self) -> str | None:
-        """Address of the Ray cluster to join; None for a Ray of our own on this machine.
+        """Address of the Ray cluster to join; None for a local Ray on this machine.
 
         Raises:
-            ClusterError: an address through which no study can run.
+            ClusterError: no study can run through the address.
         """
         return cluster_address(self.address)
 
     def arguments(self, names: Collection[str]) -> Sequence[str]:
-        """Return those of the named options that were given, as words of a command line."""
+        """Return the named options that differ from their defaults, as words of a command line."""
         words = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -191,14 +191,14 @@ class Options:
 def parse_options(
     arguments: Sequence[str], program: str, description: str, epilog: str = "", names: Collection[str] = ()
 ) -> Options:
-    """Return the options of a command line; argparse ends the process for a flag that it does not understand.
+    """Return the options of a command line; argparse ends the process if it cannot parse a flag.
 
     Args:
         arguments: the words after the program's name.
-        program: its name.
-        description: what it does.
-        epilog: the end of its help.
-        names: the options that it has; all by default.
+        program: the program's name.
+        description: what the program does.
+        epilog: the end of the program's help.
+        names: the options that the program accepts; all by default.
 
     Raises:
         ValueError: as :class:`Options`.
@@ -224,7 +224,7 @@ def _flag(name: str) -> str:
 
 
 def _reader(kind: Callable[[str], Any], check: Callable[[Any], None], **_: object) -> Callable[[str], Any]:
-    """Return an argparse type: one that shows its own message for a value out of bounds."""
+    """Return an argparse type whose error message for a value out of bounds is that of `check`."""
 
     def read(text: str) -> Any:
         value = kind(text)

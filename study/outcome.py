@@ -1,4 +1,4 @@
-"""What the user reads when a sweep has ended: failures and what they blocked, results, and what to do next."""
+"""The messages at the end of a sweep: failures and the jobs they blocked, results, and the next steps."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from trainables.storage.store import Store
 
 NAMED_VICTIMS = 5
 NAMED_FAILURES = 100
-"""Beyond this many, failures are only counted by their error."""
+"""Failures beyond this number are not named, only counted by error."""
 
 
 def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str | None = None) -> bool:
-    """Name what failed, what it blocked, what was not run, and how to go on; return whether anything did go wrong.
+    """Print what failed, what it blocked, what was not run, and how to continue; return whether there was any of this.
 
-    Hosts that got no more jobs are named, too, but the study may be complete without them.
+    Excluded hosts are printed, too, but do not count as failures: the study may be complete without them.
 
     Args:
         plan: the study.
-        searcher: after the sweep.
+        searcher: its searcher after the sweep.
         command: the command line, without passwords.
-        ended: why the sweep ended early, if it did.
+        ended: the reason if the sweep ended early.
     """
     state, errors = searcher.state, searcher.errors
     failed = [key for key, each in state.items() if each == FAILED]
@@ -60,7 +60,7 @@ def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str
         what = "retry just these" if not unfinished else "go on with these; what was published stays"
         lines.append(f"to {what}: {command}")
     bad = bool(lines)
-    if not searcher.halted:  # that names them, too
+    if not searcher.halted:  # a halt for lack of hosts has named them above
         lines = [*(f"warning: no more jobs for {out}" for out in searcher.outs()), *lines]
     if lines:
         sys.stdout.flush()
@@ -69,11 +69,11 @@ def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str
 
 
 def report_missing(plan: Plan, missing: list[str], command: str) -> None:
-    """Name the results that were reported as published and that the store does not hold at the end.
+    """Print the results that were reported as published but are not in the store at the end.
 
     Args:
         plan: the study.
-        missing: keys of the jobs that have to be run again.
+        missing: keys of the jobs that must run again.
         command: the command line, without passwords.
     """
     sys.stdout.flush()
@@ -94,12 +94,12 @@ def _names(plan: Plan, keys: list[str]) -> str:
 
 
 def print_undelivered(plan: Plan, tracker: Tracker, tracking_uri: str, command: str, *, interrupted: bool) -> None:
-    """Say which published results are not recorded in MLflow, why, and which command delivers them.
+    """Print which published results are not recorded in MLflow, why, and the command that records them.
 
     Args:
         plan: the study.
-        tracker: already closed.
-        tracking_uri: where its runs are.
+        tracker: the tracker, already closed.
+        tracking_uri: MLflow tracking URI.
         command: the command line, without passwords.
         interrupted: whether the user interrupted the delivery.
     """
@@ -119,7 +119,7 @@ def print_results(plan: Plan, tracking_uri: str) -> None:
 
     try:
         frame = runs(plan.space.name, tracking_uri)
-    except AnalysisError as error:  # somebody has just removed the database
+    except AnalysisError as error:  # for example because the database was just removed
         print(f"warning: {error}")
         return
     print()
@@ -153,12 +153,12 @@ def _shown(store: Store) -> str:
 
 
 def note_failures(store: Store, searcher: PlanSearcher, now: int) -> None:
-    """Record the failure of each job whose process died before it could do so itself.
+    """Record the failure of each job whose process died before recording it.
 
     Args:
-        store: where ``--status`` looks.
-        searcher: after the sweep.
-        now: ms since 1970.
+        store: the store, from which ``--status`` reads the notes.
+        searcher: the searcher after the sweep.
+        now: current time in ms since 1970.
     """
     noted = store.failures()
     for key in _without(searcher, noted):

@@ -1,4 +1,4 @@
-"""From a search space to the jobs that it needs. Pure: no torch, ray or mlflow, and nothing is started."""
+"""From a search space to the jobs that it needs. Imports no torch, ray or mlflow, and starts nothing."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Plan:
     """The deduplicated graph of jobs behind a search space.
 
     Attributes:
-        space: the question.
-        facts: dataset name -> what is known about its data.
-        closure: the jobs, parents first, and the outputs asked for.
+        space: the search space.
+        facts: dataset name -> facts about its data.
+        closure: the jobs, parents first, and the requested outputs.
         cells: key of a job -> the first cell that needs it, from which another machine derives the same job.
         requests: number of cells in the grid.
         lth_keys: key of a sparse job -> key of the LTH job with the same mask, sparsity and rewind epoch.
-        separate_epochs: epochs it would take to compute each cell of the grid by itself.
-        ways: network -> settings of its recipe that it has in place of the space's.
+        separate_epochs: epochs needed to compute each cell of the grid on its own, without sharing jobs.
+        ways: network -> settings of its recipe that replace the space's.
     """
 
     space: SearchSpace
@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """Epochs of all jobs of the plan."""
+        """Total epochs of all jobs of the plan."""
         return sum(job.epochs for job in self.jobs.values())
 
 
@@ -62,12 +62,12 @@ def make_plan(space: SearchSpace, data_dir: str | None = None, ways: Ways | None
     """Return the plan of a search space.
 
     Args:
-        space: the question.
-        data_dir: where datasets are looked for.
-        ways: network -> settings of its recipe, in place of those that the space has.
+        space: the search space.
+        data_dir: directory of the datasets.
+        ways: network -> settings of its recipe that replace the space's.
 
     Raises:
-        ValueError: a value out of bounds, an unknown name, or data that is not there; the message says how to get it.
+        ValueError: a value is out of bounds, a name is unknown, or data are missing; the message says how to get them.
     """
     _refuse_idle_settings(space)
     masks = space.mask_dataset if isinstance(space.mask_dataset, tuple) else (space.mask_dataset,)
@@ -94,12 +94,12 @@ def make_plan(space: SearchSpace, data_dir: str | None = None, ways: Ways | None
         ask(job, cell)
         if job.kind == schema.SPARSE and "lth" in space.method and job.key not in lth_keys:
             lth_keys[job.key] = target(dataclasses.replace(cell, method="lth", member=0)).key
-    for cell in grid:  # after all nets: an ensemble's members are known by their own cells, not by the ensemble's
-        for measurement in measurements(cell):  # cells of one job may still differ in what explains its number
+    for cell in grid:  # after all nets, so that an ensemble's members have their own cells, not the ensemble's
+        for measurement in measurements(cell):  # cells with the same target may differ in their measurements
             if measurement.kind == schema.PLANE and (lth := measurement.parent("lth").key) not in graph.jobs:
-                unasked[lth] = dataclasses.replace(cell, method="lth", member=0)  # a net that the grid does not ask for
+                unasked[lth] = dataclasses.replace(cell, method="lth", member=0)  # a net that the grid does not request
             ask(measurement, cell)
-    # A result that only led to others is a run and a part of the tables, too. States at rewind epochs are not.
+    # A result on which only other jobs depend is also a run and a part of the tables. A state at a rewind epoch is not.
     led = {ref.key: ref for job in graph.jobs.values() for _, ref in job.parents if ref.epoch is None}
     for ref in led.values():
         graph.add(ref)
@@ -125,7 +125,7 @@ def _refuse_idle_settings(space: SearchSpace) -> None:
 
 
 def _cells(space: SearchSpace, facts: Mapping[str, DatasetFacts], ways: Ways) -> Iterator[Cell]:
-    """Yield the cells of a space, for an ensemble its members one by one, with the fingerprints of their data."""
+    """Yield the cells of a space with the fingerprints of their data; an ensemble yields each of its members."""
     for values in space.cells():
         dataset, masks = facts[str(values["dataset"])], facts.get(str(values["mask_dataset"]))
         if masks and _shape(values, masks) != _shape(values, dataset):
@@ -145,7 +145,7 @@ def _cells(space: SearchSpace, facts: Mapping[str, DatasetFacts], ways: Ways) ->
 
 
 def _shape(values: Mapping[str, Any], facts: DatasetFacts) -> tuple[object, ...]:
-    """Return what a dataset decides of the shape of a cell's network."""
+    """Return the parts of a network's shape that come from the dataset."""
     follow = image_options(str(values["model"]), facts.image_size) if facts.image_size else {}
     return facts.num_classes, facts.in_channels, follow
 
@@ -170,12 +170,12 @@ def _epochs_alone(job: Job, known: dict[str, int]) -> int:
 
 # --- overriding fields of a space -----------------------------------------------------------------------------------
 def override(space: SearchSpace, assignments: Iterable[str]) -> SearchSpace:
-    """Return the space with ``key=value`` assignments applied, in their order; commas separate an axis's values.
+    """Return the space with ``key=value`` assignments applied in order; commas separate the values of an axis.
 
-    ``recipe=NAME`` sets all the fields of a recipe, as it is for the models that the space has in the end.
+    ``recipe=NAME`` sets all fields of a recipe, with its values for the models of the resulting space.
 
     Raises:
-        ValueError: not an assignment, an unknown key, or a value of the wrong type or out of bounds.
+        ValueError: a text is no assignment, a key is unknown, or a value is of the wrong type or out of bounds.
     """
     settings: list[tuple[str, Any]] = []
     for assignment in assignments:
@@ -194,6 +194,6 @@ def override(space: SearchSpace, assignments: Iterable[str]) -> SearchSpace:
     changes: dict[str, Any] = {}
     for key, value in settings:
         changes |= recipe(value, models) if key == "recipe" else {key: value}
-    if "rewind_epoch" in changes:  # whoever names rewind epochs wants them at every width
+    if "rewind_epoch" in changes:  # rewind epochs that are set explicitly hold at every width
         changes["rewind_epochs_of_width"] = ()
     return dataclasses.replace(space, **changes)

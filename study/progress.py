@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a live table in a terminal, plain lines anywhere else."""
+"""The display of a running study: a live table in a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from study.scheduling.searcher import PlanSearcher
 
 LINE_SECONDS = 10.0
-"""Between two plain lines."""
+"""Seconds between two plain lines."""
 ESTIMATE_SECONDS = 2.0
-"""Between two estimates of the time left in the live table: with 10,000 jobs one takes 30 ms."""
+"""Seconds between two estimates of the time left in the live table; with 10,000 jobs an estimate takes 30 ms."""
 RUNNING_SHOWN, LAST = 12, 4
-"""Number of running jobs, and of jobs that ended last, in the live display."""
+"""Number of running jobs and of most recently finished jobs in the live display."""
 BAR_WIDTH = 24
 STALLED_SECONDS = 30.0
-"""After this long without a running trial, the display says that it waits for machines."""
+"""After this many seconds without a running trial, the display says that the study waits for machines."""
 
 
 class Progress:
-    """Watches a searcher and shows where the study stands."""
+    """Watches a searcher and shows the progress of the study."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Progress:
             plan: the study.
             searcher: knows the state of every job.
             estimates: seconds per job.
-            slots: returns how many trials can run at the same time, as the cluster is now.
+            slots: returns how many trials can run at the same time on the current cluster.
             stream: where to write; standard output by default.
         """
         self._plan, self._searcher, self._estimates, self._slots = plan, searcher, estimates, slots
@@ -82,13 +82,13 @@ class Progress:
         self._running[key] = host, text, "" if accuracy is None else f"{accuracy:.1f} %"
 
     def ended(self, key: str) -> None:
-        """Note that a job no longer runs."""
+        """Note that a job has stopped running."""
         host, _, accuracy = self._running.pop(key, ("", "", ""))
         if accuracy and self._searcher.state.get(key) == DONE:
             self._last.appendleft((key, host, accuracy))
 
     def say(self, line: str) -> None:
-        """Print a line that stays, above the live table if there is one."""
+        """Print a permanent line, above the live table if there is one."""
         if self._live is not None:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -141,7 +141,7 @@ class Progress:
         return text + (f"; about {duration(left)} left" if left else "") + self._stall(states)
 
     def _stall(self, states: Counter[str]) -> str:
-        """Return how long machines have been waited for, if nothing runs; a cluster may have lost its last machines."""
+        """Return how long the study has waited for machines, if nothing runs: a cluster may have lost its last ones."""
         if states[RUNNING] or not states[QUEUED]:
             self._idle_since = None
             return ""
@@ -151,12 +151,12 @@ class Progress:
 
     def _states(self) -> Counter[str]:
         states: Counter[str] = Counter()
-        for (_, state), count in list(self._searcher.counts.items()):  # the driver's thread may add to it meanwhile
+        for (_, state), count in list(self._searcher.counts.items()):  # a copy: the driver's thread adds items
             states[state] += count
         return states
 
     def seconds_left(self) -> float | None:
-        """Return the estimated seconds to the end; None once nothing is left."""
+        """Return the estimated seconds to the end; None if nothing is left."""
         state = dict(self._searcher.state)
         left = {key for key, each in state.items() if each in OPEN}
         if not left:
@@ -171,7 +171,7 @@ class Progress:
         self._last_step = now
         if not done:
             return remaining
-        # Correct the estimate by how fast this run is, once enough of it is over to tell.
+        # Scale the estimate by the measured speed, whose weight grows until a tenth of the work is done.
         weight = min(1.0, done / (0.1 * (done + self._estimates.total(left))))
         return remaining * ((1 - weight) + weight * self._slot_seconds / done)
 
@@ -199,7 +199,7 @@ class Progress:
         return Group(Text(header), table, self._jobs())
 
     def _jobs(self) -> Table:
-        """Return the running jobs, and below them the jobs that ended last."""
+        """Return the running jobs, and below them the jobs that finished most recently."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("running", "on", "", "test accuracy"):
             table.add_column(column, justify="right" if column == "test accuracy" else "left", no_wrap=True)
@@ -213,5 +213,5 @@ class Progress:
         return table
 
     def _name(self, key: str) -> str:
-        # Spelled out before layout, so that the columns fit what is printed.
+        # Make the text printable before the layout, so that the columns fit it.
         return printable(run_name(self._plan.jobs[key], self._plan.cells[key]), self._stream)

@@ -1,10 +1,10 @@
 """Run a study: ``python -m study.run --space digits_quickstart``.
 
-Plans the jobs of a search space, skips those that are in the store, runs the others as one Ray Tune experiment and
+The command plans the jobs of a search space, skips those in the store, runs the others as one Ray Tune experiment and
 records everything in MLflow. Running the same command again continues where it stopped.
 
-Exit codes: 0 every job of the plan is published and recorded; 1 some failed, were blocked by a failure or are not
-recorded; 2 the request is wrong, nothing was started; 130 interrupted, what was published stays.
+Exit codes: 0: every job of the plan is published and recorded. 1: some jobs failed, were blocked by a failure, were not
+run or are not recorded. 2: the request is wrong and no job was started. 130: interrupted; published results stay.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
-    """Answer a request that trains nothing; for one that trains, check everything and return plan and tracking URI.
+    """Answer a request that trains nothing; check any other request and return its plan and tracking URI.
 
     Raises:
         ValueError: the request is wrong.
@@ -78,7 +78,7 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
         offer_cleaning(store, options)
         return None
     space = override(get_space(options.space or ""), options.set)
-    # An object store holds no database: that stays where the driver runs.
+    # An object store cannot hold the database, so it stays on the driver's machine.
     uri = options.tracking_uri or default_tracking_uri(store.root if store.is_local else Path("outputs").absolute())
     choice = _choice(space, store, options) if options.fastest else None
     unmeasured = choice.missing if choice else ()
@@ -96,10 +96,10 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
         if options.tracking_uri:
             check_tracking(uri, space.name)
         store.check_writable()
-        if not options.tracking_uri:  # it lies in the storage, whose own check has the better message
+        if not options.tracking_uri:  # the database lies in the storage, whose own check has the better message
             check_tracking(uri, space.name)
     if choice and unmeasured:
-        from study.benchmark.ways import measure  # torch: only once the request is known to be right
+        from study.benchmark.ways import measure  # imports torch, so only after the request has been checked
 
         measure(choice, plan, store)
         plan = make_plan(space, options.data_dir, _choice(space, store, options).ways)
@@ -116,13 +116,13 @@ def _interrupted() -> int:
 
 
 def _choice(space: SearchSpace, store: Store, options: Options) -> fastest.Choice:
-    """Return what --fastest has chosen so far."""
+    """Return the choices of ``--fastest`` so far."""
     device = fastest.device_of_trials(options.gpus_per_trial, options.cluster, store)
     return fastest.choice(space, options.set, store, device)
 
 
 def _refuse_to_measure(unmeasured: Sequence[Network], options: Options) -> None:
-    """Raise ValueError: trials run on other machines than this one, so measurements here would be meaningless."""
+    """Raise ValueError: the trials run on other machines, so measurements on this one would be meaningless."""
     words = options.arguments({"space", "storage", "set", "data_dir", "gpus_per_trial"})
     raise ValueError(
         f"nothing has been measured for {', '.join(map(fastest.called, unmeasured))}: run "
@@ -142,11 +142,11 @@ def _check_compiler(plan: Plan, store: Store, device: str) -> None:
 
 
 def _verify(plan: Plan, store: Store) -> None:
-    """Read every published file that the plan knows, set damaged results aside and plan them again."""
+    """Read every published file of the plan, set damaged results aside and plan them again."""
     outputs = {ref.key: ref for job in plan.jobs.values() for ref in (Ref(job), *(parent for _, parent in job.parents))}
     published = sorted(outputs.keys() & store.keys())
     damaged = store.verify(published)
-    for key in damaged:  # including states at rewind epochs, which are not needed once they have led to a result
+    for key in damaged:  # also states at rewind epochs, although nothing needs them once the dependent results exist
         plan.closure.add(outputs[key])
     print(*damaged.values(), f"{len(published)} results verified, {len(damaged)} damaged", sep="\n")
 

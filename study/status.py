@@ -1,7 +1,7 @@
-"""How far a study is: ``python -m study.run --space NAME --status``, from any machine that reaches the storage.
+"""The progress of a study: ``python -m study.run --space NAME --status``, on any machine that reaches the storage.
 
-Everything is read from the store: what is published, which jobs are leased by whom, which failures are noted. The
-processes that compute are not asked, so the command works while a study runs and afterwards.
+Everything is read from the store: published results, leases on jobs, notes on failures. The computing processes are not
+contacted, so the command works while a study runs and afterwards.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from trainables.storage.store import Store
 PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING = "published", "running", "failed", "blocked", "waiting"
 STATES = (PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING)
 RATE_SECONDS = 3600.0
-"""The rate is that of this long a time before now."""
+"""Length of the time before now over which the rate is taken."""
 LONGEST = 5
-"""Number of slowest jobs that are named."""
+"""Number of slowest jobs that are listed."""
 SHOWN = 20
-"""At most this many running jobs are named, and at most this many failed ones."""
+"""Maximum number of running jobs, and of failed jobs, that are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,14 @@ class Status:
     Attributes:
         plan: the study.
         states: key of a job -> one of ``STATES``.
-        leases: key -> the lease of a running job.
-        failures: key -> what was noted of its failure.
-        manifests: key -> manifest of a published job.
+        leases: key of a running job -> its lease.
+        failures: key of a failed job -> the note on its failure.
+        manifests: key of a published job -> its manifest.
         damaged: a line on each result that turned out to be damaged and was set aside.
-        studies: the studies that run on the store, this one or others.
-        bytes: top-level directory of the storage -> bytes in it.
+        studies: all studies that run on the store.
+        bytes: ``store``, ``work`` or ``damaged`` -> bytes of results, of checkpoints or of damaged files set aside.
         own_bytes: bytes of this study's results, according to their manifests.
-        estimates: seconds of each job.
+        estimates: estimated seconds of each job.
         now: seconds since 1970.
     """
 
@@ -69,21 +69,21 @@ class Status:
 
     @property
     def seconds_left(self) -> float:
-        """Estimated seconds to the end if as many jobs run at a time as now (at least one)."""
+        """Estimated seconds to the end with as many jobs at a time as now, at least one."""
         left = {key for key, state in self.states.items() if state in (RUNNING, WAITING)}
         return self.estimates.makespan(self.plan, left, max(1, len(self.leases)))
 
 
 def print_status(plan: Plan, store: Store, unmeasured: Sequence[Network]) -> None:
-    """Print how far a study is, and the networks for which ``--fastest`` has chosen nothing yet; errors of `status`."""
+    """Print a study's status and the networks without a choice of ``--fastest``; raises the errors of `status`."""
     print(*lines(status(plan, store)), *fastest.lines({}, unmeasured), sep="\n")
 
 
 def status(plan: Plan, store: Store) -> Status:
-    """Return how far a study is.
+    """Return the status of a study.
 
     Raises:
-        ValueError: the storage does not exist; an object store without a single object counts as such.
+        ValueError: the storage does not exist, or is an object store without any object.
         StorageError: the storage cannot be read.
     """
     published = store.keys()

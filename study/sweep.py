@@ -1,6 +1,6 @@
-"""The sweep itself: one Ray Tune experiment over the jobs of a plan that are not in the store.
+"""The sweep: one Ray Tune experiment over the jobs of a plan that are not in the store.
 
-Functions import whatever imports ray, because Ray reads some of its environment when it is imported.
+Modules that import ray are imported inside functions, because Ray reads parts of its environment on import.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainables.config import TRAINING_CONFIGS
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK
 from trainables.storage.store import Lease, StorageError, Store
 
-if TYPE_CHECKING:  # ray reads some of its environment when it is imported
+if TYPE_CHECKING:  # ray reads parts of its environment on import
     from study.scheduling.callback import StudyCallback
     from study.scheduling.hosts import Hosts
     from study.scheduling.placement import Resources
@@ -36,33 +36,33 @@ if TYPE_CHECKING:  # ray reads some of its environment when it is imported
     from study.scheduling.session import Cluster
 
 LAST_DELIVERY_SECONDS = 10.0
-"""Time left for tracking after an interrupt or the loss of the cluster."""
+"""Seconds for the last deliveries to MLflow after an interrupt or the loss of the cluster."""
 SHOW_SECONDS = 2.0
-"""Between two messages on how much is still to be recorded; ten times as long outside a terminal."""
+"""Seconds between two messages on the runs still to be recorded; ten times as long outside a terminal."""
 START_SECONDS = 20.0
-"""The tracker waits this long at first, so that the processor is free for trials that are starting."""
+"""Seconds that the tracker waits at first, unless a job reports earlier, so that it does not slow the first trials."""
 AHEAD_LOCAL, AHEAD_CLUSTER = 2, 16
-"""Jobs handed to Ray beyond what fits; on a cluster an autoscaler starts machines for them."""
+"""Number of jobs handed to Ray beyond what fits; on a cluster an autoscaler starts machines for them."""
 
 _ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files for each trial
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # the store is the truth: Tune's own snapshots only cost time
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON or TensorBoard files per trial
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # never: results are in the store, Tune's snapshots only cost time
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study at once; everything that matters is published
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study at once; what matters is published by then
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # the searcher itself says how many trials may wait for resources
-    "RAY_memory_monitor_refresh_ms": "0",  # its kills end the whole experiment, the kernel's only a trial
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # the searcher limits how many trials wait for resources
+    "RAY_memory_monitor_refresh_ms": "0",  # off: its kills end the whole experiment, the kernel's only one trial
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # trials without a GPU must not see one
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a header even when told to be silent
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a header even at verbose=0
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
-"""On a cluster that is running already, the variables that start with RAY_ affect only this process."""
+"""If this process joins a running cluster, the RAY_ variables affect this process only."""
 _LOCAL_ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # "no cluster": Ray listens on the loopback device, not on all of them
-    "RAY_prestart_worker_first_driver": "0",  # Tune starts workers of its own, these would only idle
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # without a cluster Ray listens on the loopback device only
+    "RAY_prestart_worker_first_driver": "0",  # Tune starts its own workers; prestarted ones would idle
 }
 
 
@@ -70,7 +70,7 @@ def prepare_environment(address: str | None) -> None:
     """Set the variables that Ray, Tune and MLflow read when they are imported, except those that the user has set.
 
     Args:
-        address: of the cluster to join; None for a Ray of our own.
+        address: address of the cluster to join; None for a local Ray.
     """
     for name, value in (_ENVIRONMENT | ({} if address else _LOCAL_ENVIRONMENT)).items():
         os.environ.setdefault(name, value)
@@ -83,12 +83,12 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
         plan: the study.
         tracking_uri: MLflow tracking URI, already checked.
         store: where results are kept.
-        options: of the command line.
-        command: the command line itself, for the message on how to go on.
+        options: options of the command line.
+        command: the command line itself, for the message on how to continue.
 
     Raises:
         ClusterError: there is no cluster, or it cannot run these trials; nothing was run.
-        StorageError: the storage cannot be reached; nothing was run.
+        StorageError: the storage cannot be reached; what was published stays.
     """
     from study.outcome import print_next_steps, print_results, print_undelivered, report_missing
 
@@ -130,7 +130,7 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
 
 
 def _delivered(tracker: Tracker) -> tuple[bool, bool]:
-    """Wait for tracking and show how far it is; return whether all is recorded, and whether it was interrupted."""
+    """Wait for tracking and show its progress; return whether all is recorded, and whether the user interrupted it."""
     shown_at, in_terminal = time.monotonic(), sys.stdout.isatty()
     pause, width = SHOW_SECONDS * (1 if in_terminal else 10), 0
 
@@ -171,19 +171,19 @@ class _Sweep:
 
     @property
     def done(self) -> int:
-        """Number of jobs that were run."""
+        """Number of jobs that this sweep has completed."""
         return sum(state == DONE for state in self._searcher.state.values()) if self._searcher else 0
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     def run(self, todo: dict[str, set[int | None]], registration: Lease) -> None:
         """Run the jobs; afterwards the searcher knows the outcome of each."""
         options, address = self._options, self._options.cluster
         print(f"starting Ray{f' on {address}' if address else ' on this machine'} ...", flush=True)
-        # This process imports torch while Ray starts its own processes. The thread must not import ray: two threads
+        # This process imports torch while Ray starts its processes. The thread must not import ray, because two threads
         # that import parts of one package may deadlock.
         threading.Thread(target=importlib.import_module, args=("trainables.jobs.execution",), daemon=True).start()
         from study.scheduling.session import connected
@@ -207,7 +207,7 @@ class _Sweep:
 
             def say(line: str) -> None:
                 progress.say(line)
-                # --status reads the note. It is replaced, not changed in place: another thread renews the lease.
+                # --status reads the note. Replace it, do not change it in place: another thread renews the lease.
                 registration.note = {**registration.note, "out": searcher.outs()}
 
             self._searcher = searcher = PlanSearcher(
@@ -242,25 +242,25 @@ class _Sweep:
                     self._lose(f"{missing} is out of reach", cluster)
         from study.outcome import note_failures
 
-        with contextlib.suppress(StorageError):  # the summary names the failures, too
+        with contextlib.suppress(StorageError):  # the summary also names the failures
             note_failures(self._store, searcher, round(1000 * time.time()))
 
     def missing(self) -> list[str]:
-        """Return the keys of the jobs that were reported as published and are not in the store now."""
+        """Return the keys of the jobs that were reported as published but are not in the store now."""
         state = self._searcher.state if self._searcher is not None else {}
-        if self._searcher is not None and self._searcher.halted is not None:  # the storage may be out of reach
+        if self._searcher is not None and self._searcher.halted is not None:  # the storage may be unreachable
             return []
         return [key for key in self._plan.closure.todo(self._store.keys()) if state.get(key, DONE) == DONE]
 
     def report(self) -> bool:
-        """Print what went wrong; return whether anything did."""
+        """Print the failures; return whether there were any."""
         from study.outcome import report_failures
 
         return self._searcher is not None and report_failures(self._plan, self._searcher, self._command, self._ended)
 
     def _lose(self, reason: str, cluster: Cluster) -> None:
-        """End the process: the cluster is gone, and any call to it, even the one that leaves it, may hang for ever."""
-        with self._ending:  # never released: two threads may come here, and the first one ends the process
+        """End the process: the cluster is lost, and any call to it, even ``ray.shutdown``, may hang forever."""
+        with self._ending:  # never released: two threads may get here, and the first one ends the process
             try:
                 self._ended = f"{reason}; running jobs lose what they did after their last checkpoints"
                 self.report()
@@ -275,10 +275,10 @@ class _Sweep:
 def _resources(
     plan: Plan, todo: dict[str, set[int | None]], cluster: Cluster, hosts: Hosts, options: Options
 ) -> dict[str, Resources]:
-    """Return what each job asks for.
+    """Return the resources that each job requests; print them.
 
     Raises:
-        ClusterError: this machine is too small for one of them, or PyTorch cannot use its GPUs.
+        ClusterError: this machine is too small for one of the jobs, or PyTorch cannot use the GPUs of a node.
     """
     from study.scheduling.placement import GIB, requests
 
