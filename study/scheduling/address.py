@@ -1,4 +1,4 @@
-"""Where trials run: which Ray cluster a command means. Imports no Ray."""
+"""The address of the Ray cluster that a command means. Imports no ray."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class ClusterError(ValueError):
 
 
 def cluster_address(asked: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the address of the cluster to join; None for a Ray of our own on this machine.
+    """Return the address of the cluster to join; None for a local Ray on this machine.
 
     Args:
-        asked: of ``--address``: ``auto``, ``host:port``, or None.
-        environment: where ``RAY_ADDRESS`` says what ``auto``, or nothing, means; Ray sets it for its jobs.
+        asked: value of ``--address``: ``auto``, ``host:port``, or None.
+        environment: environment variables; ``RAY_ADDRESS``, which Ray sets for its jobs, applies for ``auto`` and None.
 
     Raises:
-        ClusterError: an address through which no study can run.
+        ClusterError: no study can run through the address.
     """
     named = asked if asked not in (None, "auto") else None
     address = named or environment.get("RAY_ADDRESS") or asked

@@ -1,4 +1,4 @@
-"""Ray Tune's events, passed on to the searcher, the display and the tracker."""
+"""The callback that passes Ray Tune's events on to the searcher, the display and the tracker."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _PASSED_ON = ("timestamp", *schema.EPOCH_METRICS, *schema.SYSTEM_METRICS)
 
 
 ROUND_SECONDS: Final = 5.0
-"""Between two checks for silent trials."""
+"""Seconds between two checks for silent trials."""
 GRACE_SECONDS: Final = 60.0
-"""The driver waits this much longer than a trial's own watchdog, which reports where the trial hung."""
+"""Seconds that the driver waits beyond the limit of a trial's own watchdog, which reports where the trial hung."""
 STILL_SECONDS: Final = 60.0
-"""After this much silence the store is asked whether the trial's jobs are published: the trial may hang afterwards."""
+"""After this many seconds of silence the driver asks the store for the results: a trial may hang after publishing."""
 
 
 @dataclass
 class _Silence:
-    """How long a trial has been silent.
+    """The silence of a trial.
 
     Attributes:
-        since: monotonic seconds of its last result.
-        asked: monotonic seconds of the last question to the store about its jobs.
-        published: the store's answers, one for each job.
+        since: monotonic seconds of the trial's last result.
+        asked: monotonic seconds of the last question to the store about the trial's jobs; 0 if there was none.
+        published: the store's pending answers, one for each job.
     """
 
     since: float
@@ -53,27 +53,27 @@ class _Silence:
 
 
 class Stuck(RuntimeError):
-    """No node is left for the trials that Tune holds; the experiment has to be restarted."""
+    """No node is left for the trials that Tune holds; the experiment must be restarted."""
 
 
 class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
-    """Tells the searcher what Tune does not tell it, and the tracker and the display what happens to the jobs.
+    """Tells the searcher what Tune does not tell it, and reports the jobs' progress to the tracker and the display.
 
-    Tune pickles callbacks when the Tuner is made, so the live parts are attached afterwards. Nothing here waits, and
-    nothing raises except ``Stuck``: an exception in a callback ends the experiment.
+    Tune pickles callbacks when the Tuner is created, so the live parts are attached afterwards. No method waits, and
+    none raises except for ``Stuck``: an exception in a callback ends the experiment.
     """
 
     directory: Path | None = None
-    """Where Tune keeps the experiment's files on this machine, once a trial has started."""
+    """Directory of the experiment's files on this machine; None until a trial has started."""
     _searcher: PlanSearcher | None = None
     _tracker: Tracker | None = None
     _progress: Progress | None = None
 
     def __init__(self) -> None:
         self._open: dict[str, list[str]] = {}
-        """Trial -> keys of its jobs that have not ended."""
+        """Id of a trial -> keys of its jobs that have not ended."""
         self._unconfirmed: set[str] = set()
-        """Jobs that their trial reports as done and the store has not confirmed yet."""
+        """Jobs that their trials report as done and that the store has not confirmed yet."""
         self._trials: Sequence[Any] = ()
         self._silences: dict[str, _Silence] = {}
         self._killed: dict[str, str] = {}
@@ -91,9 +91,9 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
         """Connect the parts that live in the driver.
 
         Args:
-            searcher: orders the jobs.
-            tracker: records them.
-            progress: shows them.
+            searcher: hands out the jobs.
+            tracker: records the jobs in MLflow.
+            progress: shows the jobs.
             max_silence: seconds after which a silent trial of one network counts as hung; 0: never.
             published: asks the store for a job's results.
         """
@@ -102,10 +102,10 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
         searcher.deaths = self.death
 
     def on_step_begin(self, iteration: int, trials: Sequence[Any], **_: Any) -> None:
-        """Check the trials, and the answers of the store since the last call.
+        """Check for silent trials, and for jobs that the store has confirmed since the last call.
 
         Raises:
-            Stuck: the experiment cannot go on.
+            Stuck: no node is left for the trials that Tune holds.
         """
         self._trials = trials
         self.settle()
@@ -147,14 +147,14 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
             ray.kill(trial.temporary_state.ray_actor)
 
     def death(self, trial_id: str) -> dict[str, str]:
-        """Return why a trial has died, and its node if that may be to blame; see ``PlanSearcher.deaths``."""
+        """Return why a trial has died, and its node if the node may be to blame; see ``PlanSearcher.deaths``."""
         trial = next((each for each in reversed(self._trials) if each.trial_id == trial_id), None)
         if trial is None:
             return {}
         error, actor = _error(trial), trial.temporary_state.ray_actor
         actor_id = actor._actor_id.hex() if actor is not None else getattr(error, "actor_id", None)
         node, hostname = place_of(actor_id) if actor_id else ("", "")
-        # Other causes are the network between nodes, or a lost node.
+        # Other errors come from the network between nodes, or from a lost node.
         at_fault = isinstance(error, ActorDiedError | RayTaskError) and "node has died" not in str(error)
         return {
             "error": self._killed.get(trial_id) or _reason(trial, error),
@@ -172,7 +172,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """Pass epochs on, and the ends of jobs that end before the others of their trial."""
+        """Pass on epochs, and the ends of jobs whose trial goes on with other jobs."""
         self._silences[trial.trial_id] = _Silence(time.monotonic())
         keys = self._keys(trial)
         for key, row in by_net(result, keys).items():
@@ -207,17 +207,17 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
             of_trial.pop(trial.trial_id, None)
 
     def _keys(self, trial: Any) -> list[str]:
-        """Return the keys of a trial's jobs that have not ended, to be changed in place."""
+        """Return the keys of a trial's jobs that have not ended; the caller may change the list in place."""
         if trial.trial_id not in self._open:
             mates = json.loads(trial.config.get("mates", "[]"))
             self._open[trial.trial_id] = [str(each["key"]) for each in (trial.config, *mates)]
         return self._open[trial.trial_id]
 
     def ended(self, key: str, has_result: bool = False) -> None:
-        """Pass on that a job's trial has ended, and how.
+        """Pass on that a job has ended, and how.
 
         Args:
-            key: of the job.
+            key: key of the job.
             has_result: whether the trial reports the job as published.
         """
         if self._progress is not None:
@@ -232,7 +232,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
 
 
 def _error(trial: Any) -> Exception | None:
-    """Return the exception by which Ray says that a trial has died, if it can be read."""
+    """Return the exception with which Ray reports the death of a trial; None if it cannot be read."""
     with contextlib.suppress(Exception):  # unpickling a foreign exception may raise anything
         error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
         return error if isinstance(error, Exception) else None
@@ -240,7 +240,7 @@ def _error(trial: Any) -> Exception | None:
 
 
 def _reason(trial: Any, error: Exception | None) -> str:
-    """Return what a trial's exception said, without the trace."""
+    """Return the message of a trial's exception, without the traceback."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
         return f"{type(cause).__name__}: {cause}".splitlines()[0].strip()

@@ -1,7 +1,7 @@
-"""Which machines get no more jobs of a study: those where jobs fail that would succeed elsewhere.
+"""Machines that get no more jobs of a study, because jobs fail there that would succeed elsewhere.
 
 A broken machine is always idle, so without this module it would receive every next attempt. Machines are identified by
-Ray's node id: one that was repaired and has joined the cluster again receives jobs again.
+Ray's node id, so a machine that was repaired and has rejoined the cluster receives jobs again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from study.scheduling.placement import Resources
 from trainables.host.redaction import redact_text
 
 FAILURES: Final = 3
-"""Different jobs that may die on a host, with no epoch and no job done in between, before it gets no more jobs."""
+"""A host gets no more jobs once this many different jobs have died on it, with no epoch or job done in between."""
 _TOLERANCE: Final = 1e-6
 
 
@@ -32,13 +32,13 @@ class Hosts:
     """The nodes of the cluster and the failures of trials on them."""
 
     def __init__(self, nodes: Callable[[], Mapping[str, Node]]) -> None:
-        """Begin without any failures.
+        """Start without failures.
 
         Args:
-            nodes: returns the nodes that the cluster has now, by their id.
+            nodes: returns the current nodes of the cluster: id -> node.
         """
         self.out: dict[str, str] = {}
-        """Id of a node that gets no more jobs -> its host and the reason."""
+        """Id of a node that gets no more jobs -> its hostname and the reason."""
         self._nodes = nodes
         self._streaks: dict[str, Counter[str]] = {}
 
@@ -52,8 +52,8 @@ class Hosts:
         The last node is excluded only for errors that are surely its fault; jobs that die on it are tried again there.
 
         Args:
-            node: its id.
-            key: of the job.
+            node: id of the node.
+            key: key of the job.
             error: message of the failure.
             surely: whether every job would fail there.
         """
@@ -71,11 +71,11 @@ class Hosts:
         return True
 
     def forgiven(self, node: str) -> Counter[str]:
-        """Return and forget how often each job has failed on a node in a row, for which the node is to blame."""
+        """Return and forget how often each job has failed on a node in a row; the node is to blame for this."""
         return self._streaks.pop(node, Counter())
 
     def fit(self, asked: Resources, avoided: Collection[str] = ()) -> bool:
-        """Return whether one of the nodes that are not avoided could run a trial if it were idle."""
+        """Return whether any node outside `avoided` could run a trial if the node were idle."""
         return any(
             all(amount <= node.resources.get(name, 0.0) + _TOLERANCE for name, amount in asked.items())
             for each, node in self._nodes().items()
@@ -83,11 +83,11 @@ class Hosts:
         )
 
     def present(self) -> frozenset[str]:
-        """Return the nodes of the cluster that get no more jobs."""
+        """Return the ids of the nodes that are in the cluster now and get no more jobs."""
         return frozenset(self.out.keys() & self._nodes().keys())
 
     def taken_out(self) -> Counter[str]:
-        """Return the resources of the nodes that get no more jobs."""
+        """Return the total resources of the nodes that get no more jobs."""
         nodes, lost = self._nodes(), Counter[str]()
         for each in self.out.keys() & nodes.keys():
             lost.update(nodes[each].resources)

@@ -1,4 +1,4 @@
-"""Whether the store holds what trials report as published, asked in threads, because the searcher must not wait."""
+"""Checks that the store holds what trials report as published, in threads, because the searcher must not wait."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from trainables.graph import Ref
 from trainables.storage.store import READERS, Store
 
 PAUSES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Seconds before each look: a network file system may take this long to show here what was written elsewhere."""
+"""Seconds before each look: a network file system may take a minute to show here what was written elsewhere."""
 
 
 class Looks:
     """Looks into the store for the results of a plan's jobs."""
 
     def __init__(self, plan: Plan, store: Store, outputs: dict[str, set[int | None]]) -> None:
-        """Prepare.
+        """Start without questions.
 
         Args:
             plan: the study.
-            store: where results are kept.
-            outputs: key of a job -> which of its outputs its trial publishes.
+            store: the store of results.
+            outputs: key of a job -> the outputs that its trial publishes.
         """
         self._plan, self._store, self._outputs = plan, store, outputs
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="looks")
 
     def held(self, key: str) -> Future[bool]:
-        """Ask whether the store holds a job's results, again for a while if it does not."""
+        """Ask whether the store holds a job's results; keep looking for a minute if it does not."""
         return self._pool.submit(self._look, key, PAUSES)
 
     def published(self, key: str) -> Future[bool]:
@@ -46,5 +46,5 @@ class Looks:
         return False
 
     def close(self) -> None:
-        """End; unanswered questions are dropped."""
+        """Stop; drop questions whose looks have not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)

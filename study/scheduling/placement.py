@@ -1,9 +1,9 @@
-"""What a trial asks of a node: CPUs, and the share of a GPU that its job's memory needs.
+"""The resources that a trial requests: CPUs, and the share of a GPU that its job's memory needs.
 
 Ray only books GPU fractions; it does not enforce them, so the share must be large enough for the job's memory. It is
 computed from the job: the network at its width, the batch, the dataset that stays on the device. All jobs of a network
-on one dataset ask for the same, because Tune reuses a worker process, with its imports and its CUDA context, only for a
-trial that asks for exactly what the last one did.
+on one dataset request the same, because Tune reuses a worker process, with its imports and its CUDA context, only for a
+trial with exactly the same request as the last one.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from trainables.training.way import Way
 Resources = Mapping[str, float]
 """Ray's name of a resource (``CPU``, ``GPU``) -> amount, which may be a fraction."""
 Group = tuple[str, float, str, str, bool]
-"""Model, width, shortcut, dataset, and whether a GPU can compute it: jobs of one group ask for the same."""
+"""Model, width, shortcut, dataset, and whether a GPU can compute the job: jobs of one group request the same."""
 
 GIB: Final = 2**30
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Shares of a GPU that a trial may get. Never less than an eighth: processes on one GPU compute one after another, and
-each keeps a CPU busy feeding it, so more of them would only wait for each other."""
+"""Shares of a GPU that a trial may get. An eighth is the least: processes on one GPU compute one after another, and
+each occupies a CPU, so more processes would only wait for each other."""
 PROCESS_BYTES: Final = GIB
-"""What every process takes on a GPU before its first tensor: CUDA context, loaded kernels, workspaces of cuDNN and
-cuBLAS. About 0.4 to 0.9 GiB, more on newer devices."""
+"""Memory that every process takes on a GPU before its first tensor: CUDA context, loaded kernels, workspaces of cuDNN
+and cuBLAS. It is about 0.4 to 0.9 GiB, more on newer devices."""
 SLACK: Final = 1.25
-"""Of the tensors' bytes: the caching allocator rounds up, and its blocks do not always fit the next request."""
+"""Factor on the tensors' bytes: the caching allocator rounds up, and its blocks do not always fit the next request."""
 COPIES: Final = 5
-"""Copies of the weights in training: weights, gradient, momentum, mask, and the copy that a checkpoint is made from.
-Measurements hold as many: two nets, the permuted one, the mixture and its corrected statistics."""
+"""Copies of the weights in training: weights, gradient, momentum, mask, and the copy for a checkpoint. Measurements
+hold as many: two nets, the permuted net, the mixture and its corrected statistics."""
 LAYER_COPIES: Final = 4
-"""Copies of the largest layer's output, for a moment: its input, its output before and after normalisation, a sum."""
+"""Momentary copies of the largest layer's output: its input, its output before and after normalisation, a sum."""
 
 
 def group(job: Job) -> Group:
-    """Return the group of a job: all its jobs ask for the same."""
+    """Return the group of a job."""
     task = job.config.task
     return task.model, task.width, task.shortcut, task.dataset, _uses_gpu(job)
 
 
 def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
-    """Return about how many bytes of a GPU's memory a job takes.
+    """Return an estimate of the bytes of GPU memory that a job needs.
 
     Args:
-        job: of any kind.
-        facts: about its dataset.
-        nets: how many jobs of its group share its trial, if their networks may be stacked.
+        job: a job of any kind.
+        facts: facts about its dataset.
+        nets: number of jobs of its group that share its trial if their networks may be stacked.
     """
     config, task = job.config, job.config.task
     size = facts.image_size or MODELS[task.model].reference_image_size
@@ -66,11 +66,11 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
         half = config.recipe.precision == "bf16"
         kept = config.recipe.batch_size * net.kept * (0.5 if half else 1) + (0.5 * net.parameters if half else 0)
         nets = nets if config.recipe.engine.shares_trial else 1
-        # Trained together, evaluated one after the other.
+        # Stacked networks train together but are evaluated one after another.
         momentary = max(momentary, nets * (kept + config.recipe.batch_size * LAYER_COPIES * net.largest))
         copies *= nets
     elif isinstance(config, MatchConfig):
-        # One network's observed layers wait for the other's; float64 sums, products and scores of unit against unit.
+        # The observed layers of one network wait for the other's; sums, products and scores of unit pairs are float64.
         momentary += EVAL_BATCH * net.tapped + 2 * 3 * net.correlations
     pixels = facts.in_channels * size**2
     train, test = (
@@ -82,7 +82,7 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
 
 
 def gpu_share(needed: float, memory: float) -> float:
-    """Return the smallest share of a GPU that holds so many bytes; a whole one if none does."""
+    """Return the smallest share of a GPU with `memory` bytes that holds `needed` bytes; a whole GPU if none does."""
     return next((share for share in SHARES if needed <= share * memory), SHARES[-1])
 
 
@@ -95,17 +95,17 @@ def requests(
     gpu_memory: float | None,
     nets_per_trial: int = 1,
 ) -> tuple[dict[str, Resources], list[str]]:
-    """Return what each job asks for, and a warning for each group of jobs that no GPU will hold.
+    """Return the resources that each job requests, and a warning for each group that may not fit the smallest GPU.
 
-    A job whose engine computes on CPUs only asks for no GPU, whatever the arguments say.
+    A job whose engine computes on CPUs only requests no GPU, whatever the arguments are.
 
     Args:
         plan: the study.
-        keys: of the jobs.
-        cpus: per trial.
-        gpus: per trial, whatever its job; None to derive it.
-        gpu_memory: bytes of the smallest GPU of the cluster; None if it has none.
-        nets_per_trial: networks of jobs that may be stacked in one trial.
+        keys: keys of the jobs.
+        cpus: CPUs of each trial.
+        gpus: GPUs of each trial, whatever its job; None derives them from the job's memory.
+        gpu_memory: bytes of the smallest GPU of the cluster; None if the cluster has no GPU.
+        nets_per_trial: most networks that are stacked in one trial.
     """
     keys = list(keys)
     asked = {key: _resources(cpus, gpus or 0.0) for key in keys}
@@ -118,7 +118,7 @@ def requests(
             members.setdefault(group(plan.jobs[key]), []).append(key)
     warnings = []
     for each, its_keys in members.items():
-        # Nothing else about a job makes a difference to what it needs.
+        # Within a group, a job's needs depend only on its kind and recipe.
         kinds = {(plan.jobs[key].kind, _recipe(plan.jobs[key])): key for key in its_keys}
         needed = {key: device_bytes(plan.jobs[key], plan.facts[each[3]], nets_per_trial) for key in kinds.values()}
         worst = max(needed, key=lambda key: needed[key])

@@ -1,4 +1,4 @@
-"""The order of work: a Ray Tune search algorithm that hands out a job when its parents are published."""
+"""The order of work: a Ray Tune search algorithm that hands out a job once its parents are published."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from trainables.tune import (
 )
 
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
-"""Seconds before the next attempt at a job that died; they double from the first to the longest."""
+"""Seconds before the next attempt at a job that died; the pause doubles from the first to the longest."""
 HELD_PAUSE = 20.0
 """Seconds before the next look at a job that another study is computing."""
 LOOK_SECONDS = 0.05
-"""The searcher waits this long for the store to confirm a result; later answers are picked up at the next call."""
+"""Seconds that the searcher waits for the store to confirm a result; it takes later answers at its next call."""
 STARVING_SECONDS = 10.0
-"""After waiting this long for resources, a trial gets what becomes free: nothing smaller is handed out meanwhile."""
+"""While a trial has waited longer than this many seconds for resources, no smaller one is handed out."""
 _ONE_CPU: Resources = {"CPU": 1.0}
 _TOLERANCE = 1e-6
 """Rounding error of sums of resource fractions."""
@@ -55,37 +55,38 @@ drain to a single network."""
 
 @dataclass
 class _Trial:
-    """Jobs in Tune's hands: one, or several whose networks are stacked."""
+    """A trial that Tune holds: one job, or several whose networks are stacked."""
 
     keys: list[str]
     asked: Resources
     since: float
     avoided: frozenset[str] = frozenset()
-    """Nodes that it must not run on."""
+    """Nodes on which the trial must not run."""
     worked: bool = False
-    """Whether it has reported an epoch."""
+    """Whether the trial has reported an epoch."""
 
 
 class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
     """Suggests the jobs of a plan, the longest remaining chain first.
 
-    Its methods never raise, whatever Tune reports, because an exception here would end the sweep. It is finished when
-    no job is ready, pausing or running, so a plan with failed jobs ends, too.
+    Its methods never raise, whatever Tune reports, because an exception here would end the sweep. The search is
+    finished when no job is ready, pausing, running or awaiting the store's answer, so a plan with failed jobs, too,
+    comes to an end.
 
-    A job whose trial died is tried again after a pause. Each attempt is a new trial: Tune gives up at once on a trial
-    whose process dies before it starts, as a process kept for reuse may. An attempt that gets further than all before
-    it, and so gains a checkpoint, does not count: a job of many hours completes on machines that are taken away every
-    hour, while a job that dies in the same epoch each time fails.
+    A job whose trial died is tried again after a pause. Each attempt is a new trial, because Tune does not retry a
+    trial whose process dies before the trial starts, as a reused process may. An attempt that gets further than all
+    earlier ones resets the count of attempts: a job of many hours completes on machines that are taken away every hour,
+    while a job that dies in the same epoch each time fails.
 
     The next attempt runs on another node if one fits. A node that turns out to be broken gets no more jobs, and
     failures there do not count. A job is done when the store holds its result, whatever its trial has reported.
 
-    Jobs whose recipe allows stacking share a trial with the next ready jobs like them. Each of them ends by itself. A
-    job that has died is tried again alone, because it may have taken the others down with it.
+    A job whose recipe allows stacking shares a trial with the next ready jobs like it; each of them ends separately. A
+    job that has died is tried again alone, because it may have caused the death of the whole stack.
     """
 
     deaths: Callable[[str], Mapping[str, Any]] = staticmethod(lambda trial_id: {})
-    """Returns ``error``, ``node`` and ``hostname`` of a trial that died, which Tune does not tell a searcher."""
+    """Returns ``error``, ``node`` and ``hostname`` of a trial that died; Tune does not pass them to a searcher."""
 
     def __init__(
         self,
@@ -109,21 +110,22 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
 
         Args:
             plan: the graph.
-            todo: what has to be computed, from ``plan.closure.todo(published)``.
-            estimates: decides which of the ready jobs goes first.
+            todo: missing outputs of each job, from ``plan.closure.todo(published)``.
+            estimates: seconds of each job, which give the order of the ready jobs.
             surroundings: config entries that every trial gets (storage, data_dir, ...).
-            retries: attempts at a job after one that died, as long as none gets further than those before.
-            resources: key -> what the job asks for; one CPU by default.
-            room: returns what the whole cluster has now, which may change; None: everything fits.
-            ahead: jobs handed to Ray beyond what fits the room, at least 1, so that free resources are taken at once
-                and an autoscaler sees a demand. An urgent job that becomes ready later has to wait for all of them.
+            retries: further attempts at a job that died; an attempt that gets further than all earlier ones resets
+                their count.
+            resources: key -> resources that the job requests; one CPU by default.
+            room: returns the resources of the whole cluster now, which may change; None: everything fits.
+            ahead: number of jobs handed to Ray beyond what fits, at least 1, so that free resources are used at once
+                and an autoscaler sees the demand. An urgent job that becomes ready later waits behind all of them.
             max_concurrent: most trials at the same time; None: as many as fit.
             nets_per_trial: most networks that are stacked; fewer when that keeps every GPU (or every CPU, without
                 GPUs) busy.
-            hosts: the nodes, and what trials find out about them; None: trials may run anywhere.
-            held: asks the store for a job's results; None: what its trial says is believed.
-            say: shows a line about a further attempt, or a node that gets no more jobs.
-            clock: seconds, monotonic.
+            hosts: the nodes and the failures on them; None: trials may run anywhere.
+            held: asks the store for a job's results; None: the searcher trusts the trial's report.
+            say: shows a line about a further attempt, or about a node that gets no more jobs.
+            clock: returns monotonic seconds.
         """
         super().__init__()
         self.plan = plan
@@ -132,8 +134,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self.errors: dict[str, str] = {}
         """Key of a failed job -> its error; of a blocked job -> key of the failed job that it waited for."""
         self.halted: str | None = None
-        """Why nothing more is handed out: what the storage said when a job had tried it for the last time, or that no
-        host is left."""
+        """Why no more jobs are handed out: the storage's error at a job's last attempt, or that no host is left; else
+        None."""
         self.recurring: set[str] = set()
         """Keys of failed jobs that would fail again in the same way."""
         self.counts: Counter[tuple[str, str]] = Counter((plan.jobs[key].kind, WAITING) for key in self.todo)
@@ -152,9 +154,9 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._vain = dict.fromkeys(self.todo, 0)
         self._furthest = dict.fromkeys(self.todo, 0)
         self._shunned: dict[str, set[str]] = {}
-        """Job -> nodes where it has died."""
+        """Key of a job -> nodes on which the job has died."""
         self._looking: list[tuple[str, _Trial, Mapping[str, Any], Future[bool]]] = []
-        """Ends of jobs that the store has not confirmed yet."""
+        """Jobs that their trials report as done and that the store has not confirmed yet."""
         self._children: dict[str, list[str]] = {key: [] for key in self.todo}
         self._open_parents: dict[str, int] = {}
         for key in self.todo:
@@ -174,7 +176,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
                 self._release(key)
 
     def _longest_chains(self, estimates: Estimates) -> dict[str, float]:
-        """Return for each job the seconds from its start to the end of the longest chain below it."""
+        """Return for each job the seconds from its start to the end of the longest chain of its descendants."""
         chains: dict[str, float] = {}
         for key in reversed(self.todo):  # children come after their parents
             below = max((chains[child] for child in self._children[key]), default=0.0)
@@ -193,7 +195,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
 
     # --- Ray Tune's side --------------------------------------------------------------------------------------------
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the config of the most urgent ready job; None while there may be one later; FINISHED at the end."""
+        """Return the config of the most urgent ready job; None if no job may start now; FINISHED at the end."""
         now = self._clock()
         for end in [end for end in self._looking if end[-1].done()]:
             self._looking.remove(end)
@@ -228,13 +230,13 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         return {**self._surroundings, **nets[0], **mates, "resources": dict(asked), **where}
 
     def on_trial_start(self, trial_id: str) -> None:
-        """Note that Ray had room for a trial; Tune tells this to callbacks only, ``StudyCallback`` passes it on."""
+        """Note that a trial has got its resources; Tune tells only callbacks, so ``StudyCallback`` passes it on."""
         trial = self._queued.pop(trial_id, None)
         for key in trial.keys if trial else ():
             self._move(key, RUNNING)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Forgive a job its failed attempts once it gets further than any of them; note which of a stack have ended."""
+        """Reset a job's failed attempts once it gets further than them all; note which jobs of a stack have ended."""
         trial = self._trials.get(trial_id)
         if trial is None:
             return
@@ -254,7 +256,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             self._vain[key] = 0
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Release the children of a finished job, or the job itself once more, or block a failed one's descendants."""
+        """Release a finished job's children, schedule another attempt, or block a failed job's descendants."""
         result = {"status": STATUS_DIED, **self.deaths(trial_id)} if error else result or {}
         self._complete(trial_id, result)
 
@@ -271,7 +273,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             self._end(key, trial, rows.get(key, result))
 
     def _end(self, key: str, trial: _Trial, result: Mapping[str, Any]) -> None:
-        """Act on how a job's attempt has ended."""
+        """Act on the end of an attempt at a job."""
         status, text = result.get("status"), str(result.get("error") or "the trial died")
         if status == STATUS_OK:
             self._look(key, trial, result)
@@ -291,7 +293,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             self._fail(key, text)
 
     def _look(self, key: str, trial: _Trial, result: Mapping[str, Any]) -> None:
-        """Mark a job as done once the store confirms what its trial has reported."""
+        """Mark a job as done once the store confirms its trial's report."""
         self._hosts.worked(str(result.get("node")))
         if self._held is None:
             self._finish(key)
@@ -316,7 +318,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             self._end(key, trial, {**result, "status": STATUS_DIED, "error": text})
 
     def _go_elsewhere(self, key: str, trial: _Trial, result: Mapping[str, Any], text: str) -> None:
-        """Retry a job on another node, and find out whether this node is to blame."""
+        """Retry a job on another node, and exclude this node if it is to blame."""
         node, host, known = str(result.get("node", "")), str(result.get("hostname", "")), len(self._hosts.out)
         surely = result.get("status") == STATUS_HOST
         its_fault = (surely or not trial.worked) and self._hosts.failed(node, key, text, surely=surely)
@@ -333,7 +335,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._postpone(key, FIRST_PAUSE)
 
     def _put_out(self, node: str) -> None:
-        """Announce that a node gets no more jobs, forgive the failures there, and halt if it was the last one."""
+        """Announce that a node gets no more jobs, discount the failures there, and halt if it was the last one."""
         self._say(f"no more jobs for {self._hosts.out[node]}")
         for key, failures in self._hosts.forgiven(node).items():
             self._vain[key] = max(0, self._vain[key] - failures)
@@ -352,24 +354,24 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         return "no more jobs for " + "; ".join(self.outs())
 
     def _is_homeless(self, key: str) -> bool:
-        """Return whether the only nodes that could run a job get no more jobs."""
+        """Return whether all nodes that could run a job are excluded."""
         out = self._hosts.present()
         return bool(out) and self._hosts.fit(self._asks(key)) and not self._hosts.fit(self._asks(key), out)
 
     def _avoided(self, key: str, asked: Resources) -> frozenset[str]:
-        """Return the nodes that the next attempt at a job must not be made on."""
+        """Return the nodes on which the next attempt at a job must not run."""
         out = self._hosts.present()
         wary = out | self._shunned.get(key, set())
         return wary if self._hosts.fit(asked, wary) else out
 
     def is_stuck(self) -> bool:
-        """Return whether Tune holds nothing but trials for which no node is left where they may run."""
+        """Return whether Tune holds only queued trials, none of which may run on any remaining node."""
         return len(self._queued) == len(self._trials) > 0 and all(
             trial.avoided and not self._hosts.fit(trial.asked, trial.avoided) for trial in self._queued.values()
         )
 
     def take_back(self) -> None:
-        """Make the jobs in Tune's hands ready again; none of them has started."""
+        """Take back the trials that Tune holds, none of which has started, and make their jobs ready again."""
         for trial in self._trials.values():
             self._taken.subtract(trial.asked)
             for key in trial.keys:
@@ -378,7 +380,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._queued.clear()
 
     def lose_trials(self) -> list[str]:
-        """Count the trials in Tune's hands as dead, because Tune itself has ended; return the keys of their jobs."""
+        """Count the trials that Tune holds as dead, because Tune itself has ended; return the keys of their jobs."""
         lost = {trial_id: list(trial.keys) for trial_id, trial in self._trials.items()}
         for trial_id in lost:
             self._complete(trial_id, {"status": STATUS_DIED})
@@ -400,7 +402,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         return self._fits(asked) or len(self._queued) < self._ahead
 
     def _mates(self, key: str, asked: Resources) -> list[str]:
-        """Remove from the ready jobs, and return, those that can be stacked with a job; often none."""
+        """Remove the jobs to stack with a job from the ready ones and return them; empty if there are none."""
         most = self._most.get(group(self.plan.jobs[key]), self._nets_per_trial)
         if most == 1 or not self._is_stackable(key):
             return []
@@ -431,7 +433,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         return all(self._taken[name] + amount <= room.get(name, 0.0) + _TOLERANCE for name, amount in asked.items())
 
     def slots(self) -> int:
-        """Return how many trials of the jobs' average size the cluster has room for now, at least 1."""
+        """Return the number of trials of average size that fit the cluster now, at least 1."""
         room = self._room_now or {}
         fit = min((int(room.get(name, 0.0) / amount + _TOLERANCE) for name, amount in self._mean.items()), default=1)
         running = len(self._trials) - len(self._queued)
@@ -470,7 +472,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         heapq.heappush(self._pausing, (self._clock() + seconds, self._number[key], key))
 
     def _unstack(self, trial: _Trial) -> bool:
-        """Make the jobs of a stack that ran out of memory ready again, and halve the size of stacks of their group."""
+        """Release the jobs of a stack that ran out of memory again, and limit their group to half the stack's size."""
         if len(trial.keys) < 2 or self.halted is not None:
             return False
         like = group(self.plan.jobs[trial.keys[0]])
@@ -506,7 +508,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
                 blocked.extend(self._children[child])
 
     def _halt(self, key: str | None, error: str) -> None:
-        """Stop handing out jobs: without the storage every job would fail like this one, without a host none runs."""
+        """Stop handing out jobs: without the storage every job would fail, and without a host none can run."""
         self.halted = error
         if key is not None:
             self._move(key, NOT_RUN)
@@ -516,24 +518,24 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._ready.clear()
         self._pausing.clear()
 
-    # --- what others ask ----------------------------------------------------------------------------------------------
+    # --- for other modules --------------------------------------------------------------------------------------------
     def unfinished(self) -> list[str]:
-        """Return the keys of the jobs that were not run: held back here, or left when the sweep ended early."""
+        """Return the keys of the jobs that were not run because the searcher halted or the sweep ended early."""
         return [key for key, state in self.state.items() if state in (*OPEN, NOT_RUN)]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its searcher into a file that nobody reads."""
+        """Return an empty state: Tune pickles its searcher into a file that nothing reads."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Save nothing: the store knows what is done."""
+        """Save nothing: the store holds what is done."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing: a new run plans again."""
 
 
 def _are_alike(job: Job, other: Job) -> bool:
-    """Return whether the networks of two jobs that train can be stacked, and are trained for about as long."""
+    """Return whether the networks of two training jobs can be stacked and train for about as many epochs."""
     mine, its = job.config, other.config
     assert isinstance(mine, TRAINING_CONFIGS)
     assert isinstance(its, TRAINING_CONFIGS)

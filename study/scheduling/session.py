@@ -1,6 +1,6 @@
-"""The Ray that trials run on: started here or joined, asked what it has, watched, and left.
+"""The Ray on which trials run: start or join it, query its resources, watch it, and leave it.
 
-To be imported after the environment has been set: Ray reads some of it when it is imported.
+Import this module after the environment has been set, because Ray reads parts of it on import.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
-from ray._private import state as _state  # the public API asks a dashboard, which a Ray of our own lacks
+from ray._private import state as _state  # the public API needs a dashboard, which a local Ray lacks
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from study.scheduling.address import ClusterError
 from study.scheduling.hosts import Node
 from trainables.errors import first_line
 
-if TYPE_CHECKING:  # it imports torch, which takes as long as Ray takes to start
+if TYPE_CHECKING:  # it imports torch, which takes as long as starting Ray
     from study.scheduling.placement import Resources
 
 REFRESH_SECONDS: Final = 2.0
-"""Maximum age of what is known about the cluster's resources."""
+"""Maximum age, in seconds, of the cached nodes and resources of the cluster."""
 ANSWER_SECONDS: Final = 120.0
-"""How long nodes may take to say what GPUs they have: the first task on a node starts a process that imports torch."""
+"""Seconds that nodes have to report their GPUs: the first task on a node starts a process that imports torch."""
 RECONNECT_VARIABLE: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
 RECONNECT_SECONDS: Final = 60.0
-"""After this long without the head (or as many seconds as the variable says) Ray ends the driver's process without a
-word on the study. So the cluster counts as lost after half of it."""
+"""Default of the variable: after this many seconds without the head Ray ends the driver's process, without a word on
+the study. The cluster therefore counts as lost after half this time."""
 PROBE_SECONDS: Final = 3.0
 SHUTDOWN_SECONDS: Final = 10.0
 START_PAUSES: Final = (2.0, 10.0, 30.0)
-"""Before further attempts to start Ray: on a busy machine it gives up after 30 s."""
+"""Seconds before each further attempt to start Ray, which gives up after 30 s on a busy machine."""
 REACH_SECONDS: Final = 30.0
-"""How long a cluster may take to answer at its address; Ray itself would try it for minutes without a word."""
+"""Seconds that a cluster has to answer at its address; Ray itself would try for minutes without a message."""
 
 
 class Cluster:
-    """A Ray that this process is connected to."""
+    """A Ray to which this process is connected."""
 
     def __init__(self, *, is_own: bool, scratch: Path) -> None:
         """Take over the connection.
 
         Args:
             is_own: whether Ray was started by this process.
-            scratch: directory of this machine for Tune's files, which nobody needs afterwards.
+            scratch: directory on this machine for Tune's files, which nothing needs afterwards.
         """
         self.is_own, self.scratch = is_own, scratch
         self._resources: tuple[float, Resources] = (-REFRESH_SECONDS, {})
@@ -67,7 +67,7 @@ class Cluster:
         }
 
     def resources(self) -> Resources:
-        """Return what all nodes have together, or had when the cluster was last in reach."""
+        """Return the total resources of all nodes, as of now or of the last time the cluster was reachable."""
         now = time.monotonic()
         if now - self._resources[0] >= REFRESH_SECONDS:
             with contextlib.suppress(ray.exceptions.RayError):
@@ -75,7 +75,7 @@ class Cluster:
         return self._resources[1]
 
     def nodes(self) -> dict[str, Node]:
-        """Return the nodes by their ids, as they are now or were when the cluster was last in reach."""
+        """Return node id -> node, as of now or of the last time the cluster was reachable."""
         now = time.monotonic()
         if now - self._nodes[0] >= REFRESH_SECONDS:
             with contextlib.suppress(ray.exceptions.RayError):
@@ -84,18 +84,18 @@ class Cluster:
         return self._nodes[1]
 
     def gpu_memory(self) -> float | None:
-        """Return the bytes of the smallest GPU that Ray has to give; None if it has none.
+        """Return the bytes of the smallest GPU in the cluster; None if the cluster has no GPU.
 
         Raises:
-            ClusterError: a node offers GPUs that PyTorch there does not see, or none of the nodes answers.
+            ClusterError: a node offers GPUs that PyTorch does not see there, or no node answers.
         """
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
         if not nodes:
             return None
         from trainables.training.footprint import smallest_gpu
 
-        # It reserves nothing, so that it need not wait for the GPUs to be free; and its process, which has seen all of
-        # the node's GPUs, is used for nothing else.
+        # The task reserves nothing, so it does not wait for free GPUs. Its process has seen all GPUs of the node, so it
+        # is not reused (max_calls=1).
         task = ray.remote(num_cpus=0, max_calls=1)(smallest_gpu)
         answers = {
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
@@ -108,7 +108,7 @@ class Cluster:
             try:
                 memory = ray.get(answer)
             except ray.exceptions.RayError:
-                continue  # the node has gone meanwhile
+                continue  # the node was lost meanwhile
             if memory is None:
                 raise ClusterError(
                     f"node {address} offers GPUs, but PyTorch sees none there: its driver, or a PyTorch built for "
@@ -120,11 +120,11 @@ class Cluster:
         return min(found)
 
     def missing(self) -> str | None:
-        """Return the part of the cluster that cannot be reached; None if all can."""
+        """Return the part of the cluster that is unreachable; None if all parts are reachable."""
         return next((name for name, endpoint in self._endpoints.items() if not _answers(endpoint)), None)
 
     def comes_back(self) -> bool:
-        """Wait until the whole cluster can be reached; return False if that takes too long."""
+        """Wait until the whole cluster is reachable; return False if that takes too long."""
         end = time.monotonic() + _lost_after()
         while self.missing() is not None:
             if time.monotonic() >= end:
@@ -133,7 +133,7 @@ class Cluster:
         return True
 
     def abandon(self) -> None:
-        """Leave a Ray that no longer answers, with as little waiting as possible."""
+        """Leave a Ray that no longer answers; wait at most ``SHUTDOWN_SECONDS`` for it."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         thread = threading.Thread(target=ray.shutdown, daemon=True)
         thread.start()
@@ -141,9 +141,9 @@ class Cluster:
 
     @contextlib.contextmanager
     def watched(self, lost: Callable[[str], None]) -> Iterator[None]:
-        """Call `lost` from a thread, with the reason, once the cluster has been away for too long.
+        """Call `lost` from a thread, with the reason, once the cluster has been unreachable for too long.
 
-        The driver's own calls to Ray then hang, or would for ever, where no exception reaches them.
+        A thread is needed because the driver's own calls to Ray may then hang forever, where no exception reaches them.
         """
         stop = threading.Event()
 
@@ -168,7 +168,7 @@ class Cluster:
 
 
 def _init(address: str | None) -> None:
-    """Connect, or start a Ray of our own; a failed start is retried, because it may succeed on a busy machine."""
+    """Join a cluster or start a local Ray; a failed start is retried, because a busy machine may only delay it."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         ray.init(address=address, **options)
@@ -191,7 +191,7 @@ def _reach(address: str) -> None:
     """Wait until a cluster answers at its address.
 
     Raises:
-        ClusterError: nothing does.
+        ClusterError: nothing answers within ``REACH_SECONDS``.
     """
     end = time.monotonic() + REACH_SECONDS
     while not _answers(_endpoint(address)):
@@ -201,7 +201,7 @@ def _reach(address: str) -> None:
 
 
 def place_of(actor_id: str) -> tuple[str, str]:
-    """Return the node, by Ray's id, and the host on which an actor runs or ran; empty if nobody knows any more."""
+    """Return the node's id and the hostname where an actor runs or ran; empty if Ray no longer knows them."""
     with contextlib.suppress(ray.exceptions.RayError, KeyError, ValueError):
         node = str(_state.actors(actor_id)["Address"]["NodeID"])
         return node, next((_name(each) for each in ray.nodes() if each["NodeID"] == node), "")
@@ -210,23 +210,23 @@ def place_of(actor_id: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[Cluster]:
-    """Join the cluster at an address, or start a Ray of our own that listens on the loopback device only.
+    """Join the cluster at an address, or start a local Ray that listens on the loopback device only.
 
     Raises:
-        ClusterError: it cannot be reached or started.
+        ClusterError: the cluster cannot be reached, or Ray cannot be started.
     """
     on_termination = signal.getsignal(signal.SIGTERM)
     if address is not None and address != "auto":
         _reach(address)
     try:
         _init(address)
-    except Exception as error:  # Ray raises bare ones, too
+    except Exception as error:  # Ray also raises plain exceptions
         reason = first_line(error)
-        if address not in (None, "auto") and "RAY_AUTH_MODE" not in os.environ:  # of auto, Ray finds out itself
+        if address not in (None, "auto") and "RAY_AUTH_MODE" not in os.environ:  # for auto, Ray finds out itself
             reason += "; if it asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         raise ClusterError(f"Ray cluster {address or 'on this machine'}: {reason}") from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_termination)  # in place of Ray's own handler, which aborts the process
+        signal.signal(signal.SIGTERM, on_termination)  # undo Ray's own handler, which aborts the process
     try:
         with tempfile.TemporaryDirectory(prefix="study-", ignore_cleanup_errors=True) as scratch:
             yield Cluster(is_own=not address, scratch=Path(scratch))
@@ -235,7 +235,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
 
 
 def _name(node: Mapping[str, Any]) -> str:
-    """Return the name of a node's host, by which people know it."""
+    """Return the hostname of a node, or its address if the hostname is unknown."""
     return str(node.get("NodeManagerHostname") or node["NodeManagerAddress"])
 
 

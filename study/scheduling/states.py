@@ -1,8 +1,8 @@
-"""What a job of a running study is doing: the words that the order of work, the display and the summary share.
+"""The states of a job in a running study, which the searcher, the display and the summary share.
 
-A job waits until its parents are published, is then ready (or pauses before its next attempt), is handed to Ray, which
-queues it until there is room, and runs. It ends as done or failed; what a failed job leaves without a parent is
-blocked. When the storage itself is out of order, what has not begun is not run at all.
+A job waits until its parents are published. It is then ready (also while it pauses before its next attempt), queued in
+Ray until its resources are free, and running. It ends as done or failed; the descendants of a failed job are blocked.
+If the storage fails or no host is left, jobs that have not begun are not run.
 """
 
 from __future__ import annotations
@@ -20,4 +20,4 @@ NOT_RUN: Final = "not run"
 
 STATES: Final = (WAITING, READY, QUEUED, RUNNING, DONE, FAILED, BLOCKED, NOT_RUN)
 OPEN: Final = (WAITING, READY, QUEUED, RUNNING)
-"""What a job may still leave for another state."""
+"""The states in which a job has not ended."""

@@ -1,6 +1,6 @@
 """One Ray Tune experiment over the jobs that a searcher hands out, restarted if Tune gives up on it.
 
-Import it after the environment has been set: Tune reads some of it when it is imported.
+Import this module after the environment has been set, because Tune reads parts of it on import.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ def run_trials(
 ) -> str | None:
     """Run trials until the searcher has none left.
 
-    Tune raises whatever it did not expect, such as a process killed by Ray's memory monitor or a node lost at the wrong
-    moment. All trials are lost then; published results and checkpoints are not, so the trials are tried again.
+    Tune raises on events that it does not expect, such as a process killed by Ray's memory monitor or a node lost at
+    the wrong moment. All running trials are then lost, but published results and checkpoints are not, so the experiment
+    is restarted.
 
     Args:
-        cluster: where.
+        cluster: the Ray on which trials run.
         searcher: hands out the jobs, and knows the outcome of each afterwards.
         attach: called with the callback of each experiment; connects it to the tracker and the display.
-        name: of the experiment, for the names of files.
+        name: name of the experiment, for the names of files.
         trainable: computes a job.
 
     Returns:
-        Why the trials ended early; None if they did not.
+        The reason if the trials ended early, else None.
     """
     for logger in ("ray", "ray.tune.analysis.experiment_analysis"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # failures are reported by job at the end
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # the summary at the end names failures by job
     left = RESTARTS
     while True:
         done = _done(searcher)
@@ -62,7 +63,7 @@ def run_trials(
             tuner = _tuner(
                 cluster, searcher, callback, f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", trainable
             )
-            attach(callback)  # Tune has pickled it when the tuner was made
+            attach(callback)  # only now: Tune has pickled the callback when the tuner was created
             tuner.fit()
             callback.settle()
             return None
@@ -98,14 +99,14 @@ def _tuner(
             storage_path=str(cluster.scratch),
             verbose=0,
             callbacks=[callback],
-            failure_config=tune.FailureConfig(max_failures=0),  # the searcher tries again
+            failure_config=tune.FailureConfig(max_failures=0),  # the searcher makes further attempts
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
 
 
 def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Return the resources that a trial asks for, on any node except those that it must not run on."""
+    """Return the resources that a trial requests, on any node except the avoided ones."""
     avoided = config.get("avoided")
     where = {"bundle_label_selector": [{NODE_LABEL: f"!in({','.join(avoided)})"}]} if avoided else {}
     return tune.PlacementGroupFactory([config["resources"]], **where)
@@ -116,7 +117,7 @@ def _done(searcher: PlanSearcher) -> int:
 
 
 def _in_words(error: BaseException) -> str:
-    """Return the last line of Tune's error, without the traces that it quotes."""
+    """Return the last line of Tune's error, without the quoted tracebacks; a hint if the memory monitor caused it."""
     if any(isinstance(cause, OutOfMemoryError) for cause in causes(error, contexts=True)):
         return (
             "Ray's memory monitor has killed a trial, which Tune does not survive; "
