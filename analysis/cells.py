@@ -1,9 +1,9 @@
-"""Which runs belong together: cells of the grid, the rows of each, and the pairs inside.
+"""Groups of runs for comparison: cells of the grid, the rows of a cell, and the pairs in a row.
 
 A *cell* is one point of the grid: model, dataset, width, sparsity, rewind epoch and every other setting that the study
-varied. A *row* is what is compared in it: a method, and how its nets were matched where the study tried several ways.
-A *pair* is one (net A, net B). LTH and pruned nets have no net B and stand in all pairs of their net A; dense nets have
-neither sparsity nor rewind epoch and pruned nets have no rewind epoch, so they stand in many cells.
+varied. The *rows* of a cell are compared: a row is a method, with the way of matching if the study tried several. A
+*pair* is one (net A, net B). LTH and pruned nets have no net B and belong to every pair of their net A. Dense nets have
+neither sparsity nor rewind epoch, and pruned nets have no rewind epoch, so both belong to many cells.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ MEASURES = (
     schema.GAP_TO_LTH,
 )
 NO_REWIND = frozenset(name for name, method in METHODS.items() if method.init == "fresh")
-"""Methods that start at the initialisation whatever the rewind epoch, and so stand beside every one of them."""
+"""Methods that always start at an initialisation of their own, and are therefore compared at every rewind epoch."""
 MATCHED = frozenset(name for name, method in METHODS.items() if method.transform == "permute")
 MATCHER: str = KNOBS[schema.PARAM_MATCHER].default
-"""The matcher that goes without saying wherever it was used: the paper's."""
+"""The paper's matcher, which names of rows leave out wherever the study used it."""
 END: int = KNOBS[schema.PARAM_MATCH_EPOCH].default
-"""Value of ``match_epoch`` for nets that were matched when trained to the end: goes without saying, likewise."""
+"""Value of ``match_epoch`` for nets that were matched after B's training; names of rows leave it out, too."""
 
 
 @once
 def axes(frame: pd.DataFrame) -> list[str]:
-    """Return the columns that tell one cell from another: those of ``CELL``, then the settings that vary."""
+    """Return the columns that identify a cell: those of ``CELL``, then the settings that vary."""
     return [*CELL, *varied(frame)]
 
 
 def varied(frame: pd.DataFrame) -> list[str]:
     """Return the settings, other than the axes of every grid, in which trained nets of the study differ.
 
-    They must never be averaged over, or the spread over seeds would be the spread over recipes.
+    Never average over them: the spread over seeds would then include the spread over recipes.
     """
     trained = frame[frame["stage"].isin([schema.DENSE, schema.PRUNE, schema.SPARSE])]
     return [name for name in frame.attrs.get(schema.VARIED, ()) if trained[name].nunique() > 1]
@@ -57,10 +57,10 @@ def varied(frame: pd.DataFrame) -> list[str]:
 
 @once
 def scores(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one line per finished run and cell that it stands in.
+    """Return one line per finished run and cell that the run belongs to.
 
-    Columns: those of :func:`axes`, ``row`` (see :func:`rows`), ``pair`` (``A0→B1``; of a net that belongs to no pair,
-    ``A0``), ``seed_a`` (of a dense net: its own), ``seed_b``, ``data_order``, ``run_id`` and the ``MEASURES``.
+    Columns: those of :func:`axes`, ``row`` (see :func:`rows`), ``pair`` (``A0→B1``, or ``A0`` if there is no net B),
+    ``seed_a`` (a dense net's own seed), ``seed_b``, ``data_order``, ``run_id`` and the ``MEASURES``.
     """
     by = axes(frame)
     needed = dict.fromkeys([*by, *NETS, "run_id", *MEASURES, "stage", "status", "key", "dense_key"])
@@ -81,11 +81,11 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows(frame: pd.DataFrame) -> pd.Series:
-    """Return the name under which each run is compared: its method, and how it was matched if not in the main way.
+    """Return each run's row: its method, and where its matching deviates from the main one (:func:`main_matching`).
 
-    ``permuted`` is what goes without saying (:func:`main_matching`), ``permuted:weight`` another matcher,
-    ``permuted:t=5`` nets that were matched after 5 epochs of B's training, ``permuted:match_images=1000`` a match on so
-    many images, ``permuted:weight, t=5`` both.
+    ``permuted`` is the main matching, ``permuted:weight`` another matcher, ``permuted:t=5`` a match after 5 epochs of
+    B's training, ``permuted:match_images=1000`` a match on 1000 images, ``permuted:weight, t=5`` another matcher and
+    another epoch.
     """
     main = main_matching(frame)
     prefixes = {schema.PARAM_MATCHER: "", schema.PARAM_MATCH_EPOCH: "t="}
@@ -99,9 +99,10 @@ def rows(frame: pd.DataFrame) -> pd.Series:
 
 
 def main_matching(frame: pd.DataFrame) -> dict[str, object]:
-    """Return how nets were matched where a row does not say it, by setting.
+    """Return the study's main way of matching, which names of rows leave out: setting -> value.
 
-    The paper's matcher, at the end of B's training, if that was used; of anything else what was used most often.
+    These are the paper's matcher and the end of B's training if sparse runs used them. For every other setting, it is
+    the value of most sparse runs, and the largest of several equally frequent ones.
     """
     main: dict[str, object] = {schema.PARAM_MATCHER: MATCHER, schema.PARAM_MATCH_EPOCH: END}
     used: dict[str, Counter[object]] = {}
@@ -120,18 +121,18 @@ def _size(value: object) -> tuple[float, str]:
 
 
 def early(names: pd.Series) -> pd.Series:
-    """Return which rows are those of nets that were matched before the end of B's training."""
+    """Return whether each row's name says that the nets were matched before the end of B's training."""
     return names.astype(str).str.contains(r":(?:.*, )?t=").astype(bool)
 
 
 def pairs(frame: pd.DataFrame) -> pd.Series:
-    """Return which nets each run is about: ``A0→B1``, or ``A0`` where there is no net B."""
+    """Return each run's nets: ``A0→B1``, or ``A0`` if there is no net B."""
     a, b = (frame[name].astype("string").fillna("") for name in (schema.PARAM_SEED_A, schema.PARAM_SEED_B))
     return ("A" + a + ("→B" + b).where(b != "", "")).astype(str)
 
 
 def row_order(names: pd.Series) -> list[str]:
-    """Return the distinct rows in the order of the method table, strangers last; 5 comes before 20."""
+    """Return the distinct rows in the order of ``METHODS``, unknown methods last; numbers in names sort by value."""
     order = {name: place for place, name in enumerate(METHODS)}
 
     def key(name: str) -> tuple[int, list[tuple[bool, int, str]]]:
@@ -142,10 +143,10 @@ def row_order(names: pd.Series) -> list[str]:
 
 
 def paired(scored: pd.DataFrame, by: list[str], measure: str = schema.TEST_ACCURACY) -> pd.DataFrame:
-    """Return one line per cell and pair, indexed by both, with a column per row; dense nets belong to no pair.
+    """Return a measure with one line per cell and pair, indexed by both, and one column per row, without dense nets.
 
-    What has no net B (LTH, IMP) stands in all pairs of its net A. Runs of one pair that no recorded param tells apart
-    are averaged (:func:`indistinct` counts them), and so are data orders.
+    Nets without a net B (LTH, IMP) appear in every pair of their net A. Data orders are averaged, and so are runs of a
+    pair that no recorded param distinguishes (:func:`indistinct` counts them).
     """
     sparse = scored[scored[ROW] != DENSE]
     of_pair = sparse[schema.PARAM_SEED_B].notna()
@@ -159,18 +160,21 @@ def paired(scored: pd.DataFrame, by: list[str], measure: str = schema.TEST_ACCUR
 
 
 def _means(scored: pd.DataFrame, place: list[str], measure: str) -> pd.DataFrame:
-    """Return the mean by place and row, a line per place and a column per row."""
+    """Return the mean of a measure, with a line per place and a column per row."""
     means = scored.groupby([*place, ROW], dropna=False)[measure].mean()
     return means.unstack(ROW).reset_index().rename_axis(columns=None)
 
 
 def indistinct(scored: pd.DataFrame, by: list[str]) -> int:
-    """Return how many (cell, row, pair, data order) hold more than one run."""
+    """Return the number of combinations of cell, row, pair and data order that hold more than one run."""
     return int((scored.groupby([*by, ROW, PAIR, schema.PARAM_DATA_ORDER], dropna=False).size() > 1).sum())
 
 
 def _grid(named: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return the cells that the study asks for, as far as it has got: those of its sparse runs, finished or not."""
+    """Return the cells of the recorded sparse runs, finished or not, or of the dense runs if there are no sparse ones.
+
+    Runs of ``NO_REWIND`` methods count only if there are no other sparse runs.
+    """
     sparse = named[(named["stage"] == schema.SPARSE) & ~named[ROW].isin(NO_REWIND)]
     if sparse.empty:
         sparse = named[named["stage"] == schema.SPARSE]
@@ -180,15 +184,15 @@ def _grid(named: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _beside(found: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return runs that have no rewind epoch once for each rewind epoch of the grid."""
+    """Repeat runs without a rewind epoch for each rewind epoch of the grid."""
     fixed = [name for name in by if name in CELL[:-1] or found[name].nunique() > 1]
     return found.drop(columns=[name for name in by if name not in fixed]).merge(grid, on=fixed)
 
 
 def _dense(named: pd.DataFrame, done: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return dense runs once for each cell: all of the cell's task and width.
+    """Repeat dense runs for each cell of their task and width.
 
-    Where recipes vary, the key of the dense net in the tags of the cell's sparse runs decides instead.
+    If further settings vary, the cells are instead those whose sparse runs name the dense run in ``dense_key``.
     """
     dense = done[done["stage"] == schema.DENSE]
     if by == list(CELL):

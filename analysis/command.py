@@ -1,4 +1,4 @@
-"""What the commands of this package have in common: their options, and errors in one line with exit code 2."""
+"""Common parts of this package's commands: options, and errors of one line with exit code 2."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
 
 
 def folder(arguments: argparse.Namespace) -> Path:
-    """Return the folder to write to; beside the default storage if the storage itself is not a local folder."""
+    """Return the folder to write to: ``--out``, or a folder in the storage (in the default storage if not local)."""
     from analysis.load import local_folder
 
     if arguments.out:
@@ -46,7 +46,7 @@ def folder(arguments: argparse.Namespace) -> Path:
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Run an action and return the exit code: 0, or 2 after one line on what the user can mend."""
+    """Run an action and return the exit code: 0, or 2 after printing an error of one line."""
     from analysis.records import AnalysisError
 
     try:
@@ -57,7 +57,7 @@ def guarded(action: Callable[[], None]) -> int:
 
 
 def unfinished(runs: pd.DataFrame) -> str:
-    """Return in words that no job of a study has finished, and what became of them; empty if any has."""
+    """Return a message that no job has finished, with the number of jobs by status; empty if any job has finished."""
     from trainables.schema import FINISHED
 
     states = runs["status"].value_counts()

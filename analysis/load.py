@@ -1,7 +1,7 @@
-"""A finished or half-finished study as data frames, one tidy row per job.
+"""A finished or unfinished study as tidy data frames, one row per job.
 
-Nothing is computed here. A run becomes a row, a param or metric becomes a column, and what a run does not have is
-missing (NaN, NA or an empty string), never zero.
+Nothing is computed here. A run becomes a row, and a param or metric becomes a column. A value that a run does not have
+is missing (NaN, NA or an empty string), never zero.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ METRICS = {
     schema.KL_DIVERGENCE: "nats",
     schema.JS_DIVERGENCE: "nats",
 }
-"""Metrics that always have a column, float64, and their units; ``trainables.schema`` says more. Metrics of a group,
-such as ``plane_error/<net>``, have a column where a run of the study has them."""
+"""Metrics that always have a (float64) column -> their units; ``trainables.schema`` defines them. A grouped metric,
+such as ``plane_error/<net>``, has a column only if some run of the study has logged it."""
 
 TEXTS = (
     schema.PARAM_STAGE,
@@ -108,13 +108,13 @@ NUMBERS = dict.fromkeys(COUNTS, (0.0, 2.0**53)) | {
     schema.PARAM_SPARSITY: (0.0, 1.0 - 2.0**-30),
     schema.PARAM_MATCH_EPOCH: (-1.0, 2.0**53),
 }
-"""Params that are numbers -> what they lie between, where axes of figures can show them."""
+"""Numeric params -> the bounds that they must lie between, so that the axes of figures can show them."""
 LARGEST = 1e30
-"""A metric beyond it is none: no figure can show it, nor the others beside it."""
+"""A metric of a larger magnitude counts as missing: no figure could show it or the values beside it."""
 SHOWN = 60
-"""Letters of a wrong value that a message has room for."""
+"""Number of characters of a wrong value that messages quote."""
 IDENTITY = (*TEXTS, *FRACTIONS, *COUNTS)
-"""Params that say which job a run is; every other param is a recipe field."""
+"""Params that identify a run's job; every other param is a recipe field."""
 
 TAGS = {
     "error": schema.TAG_ERROR,
@@ -141,7 +141,7 @@ CURVE_IDENTITY = (
     schema.ERROR_BARRIER,
 )
 PAIR_PATH = "pair"
-"""What ``path`` says of a `connect` run that leads from net A to net B."""
+"""Value of ``path`` for a `connect` run that leads from net A to net B."""
 PLANE_IDENTITY = (
     "key",
     "run_id",
@@ -157,7 +157,7 @@ PLANE_IDENTITY = (
     schema.PARAM_CORRECTION,
 )
 UNPRINTED = re.compile(r"[^\t\n -~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Controls: whoever may write to an experiment may write them."""
+"""Control characters and others that are unsafe to print; anyone with access to an experiment can put them there."""
 ENVIRONMENT_TAG = re.compile(r"version|(^|[._])(commit|git_sha|device|gpu|python|torch|ray)$", re.IGNORECASE)
 
 
@@ -169,36 +169,35 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     - ``key``, ``run_id``, ``name``, ``status`` (FINISHED, FAILED, RUNNING, ...): str.
     - ``stage``, ``method``, ``model``, ``dataset``, ``matcher``, ``correction``, ``path`` (of `connect`: pair or imp):
       str, empty where a job has none.
-    - ``width`` (multiplier), ``sparsity`` (fraction of the prunable weights), ``asked_sparsity`` (what was asked of a
+    - ``width`` (multiplier), ``sparsity`` (fraction of the prunable weights), ``asked_sparsity`` (the target of a
       pruned net that stopped within a tolerance of it; else ``sparsity``): float64, NaN where a job has none.
-    - ``matching``: dict, how the nets were matched that a job rests on: ``matcher``, ``match_epoch`` (-1: at the end)
-      and the knobs of matching; empty where none were.
-    - ``rewind_epoch`` (epochs), ``seed_a``, ``seed_b``, ``round`` (pruning rounds), ``match_epoch`` (epochs of B's
-      training at which it was matched; -1: all), ``data_order`` (number of it, for ensembles): Int64, NA where a job
-      has none.
-    - one float64 column per name in ``METRICS``, which has their units: the latest value, NaN where it was not
-      logged. Likewise for metrics with a slash in their name that any run has, such as
-      ``plane_error/<net>`` (percent) and ``correlation/<group>`` (in [-1, 1]); not for MLflow's own, ``system/...``.
+    - ``matching``: dict, how the nets that the job depends on were matched: ``matcher``, ``match_epoch`` (-1: at the
+      end) and the knobs of matching; empty if no nets were matched.
+    - ``rewind_epoch`` (epochs), ``seed_a``, ``seed_b``, ``round`` (pruning rounds), ``match_epoch`` (epochs that B had
+      trained when it was matched; -1: all), ``data_order`` (its index, for ensembles): Int64, NA where a job has none.
+    - one float64 column per name in ``METRICS``, which lists the units: the latest value, NaN if not logged. Likewise
+      for every metric with a slash in its name that some run has, such as ``plane_error/<net>`` (percent) and
+      ``correlation/<group>`` (in [-1, 1]), except MLflow's system metrics, ``system/...``.
     - ``reused``: bool; ``error``, ``parents`` (keys, comma-separated), ``dense_key``, ``lth_key``: str, empty where a
       run has no such tag.
-    - ``started``, ``ended``: UTC time stamps.
+    - ``started``, ``ended``: UTC timestamps.
     - ``environment``: str, ``name=value`` of the run's tags on versions and hardware, separated by ``; ``.
     - every recipe field under its own name, in the units of ``trainables.knobs``: str, empty where a job has none.
-    - every setting that the study varies beside the axes of all grids, named in ``frame.attrs["varied"]``: of its own
-      type. A recipe field of that name is under ``param.<name>`` then.
+    - every setting that the study varies and that is not an axis of every grid, in its own type;
+      ``frame.attrs["varied"]`` lists them. The recipe field of the same name is then in column ``param.<name>``.
 
-    A run that is not FINISHED may carry the accuracy of the epoch that it got to: select by ``status`` before
-    averaging. If the space was run with several recipes, the rows are those of the latest, and
-    ``frame.attrs["set_aside"]`` is the number of the others. ``frame.attrs["left_out"]`` says in a line each which
-    runs and metrics were left out because their numbers are none.
+    A run that is not FINISHED may carry the accuracy of an intermediate epoch: select by ``status`` before averaging.
+    If the space was run with several recipes, the frame holds the runs of the latest one, and
+    ``frame.attrs["set_aside"]`` counts the others. ``frame.attrs["left_out"]`` has one line for each run that was left
+    out because its numbers or its place in the grid cannot be read, and for each metric with unusable values.
 
     Args:
         space: name of the search space, which is the name of the experiment.
         tracking_uri: where the study recorded its runs.
 
     Raises:
-        AnalysisError: no such file or experiment, an experiment without runs, or with runs only that other people, or
-            another version of the study, wrote.
+        AnalysisError: the file or experiment does not exist or cannot be read, or the experiment has no run that this
+            version of the study can read.
     """
     reader = source(tracking_uri)
     experiment = _experiment(reader, space, tracking_uri)
@@ -209,7 +208,7 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
 
 
 def question(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> str:
-    """Return the question that a study asks, the first paragraph of its experiment's description; empty without.
+    """Return the study's question: the first paragraph of its experiment's description, empty if there is none.
 
     Raises:
         AnalysisError: no such file or experiment.
@@ -248,13 +247,13 @@ def curves(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame
 
 
 def planes(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
-    """Return the planes of a study's finished `plane` runs, one row per run and point of its grid, and per net in it.
+    """Return the planes of a study's finished `plane` runs: one row per point of a run's grid and per net in it.
 
     Columns: ``key``, ``run_id``, ``model``, ``dataset``, ``matcher``, ``correction`` (str), ``width``, ``sparsity``
     (float64), ``rewind_epoch``, ``seed_a``, ``seed_b``, ``match_epoch`` (Int64); ``net`` (str: dense, lth or permuted;
     empty for a point of the grid), ``x``, ``y`` (float64: Euclidean distances of parameter vectors), ``error``
     (percent of the test set), ``loss`` (nats). Empty if nothing was measured; ``frame.attrs["unreadable"]`` is the
-    number of runs whose grid is not where it was written to.
+    number of runs whose grid is missing or damaged.
 
     Args:
         space: name of the search space.
@@ -270,10 +269,10 @@ def planes(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame
         try:
             document = documents.parse(reader.text(record, schema.PLANE_GRID), documents.PLANE)
             points = _plane_points(document)
-        except AnalysisError:  # counted, and said by the figure
+        except AnalysisError:  # the figure reports the count
             unreadable += 1
             continue
-        except ValueError as error:  # likewise; lists that do not fit together are damage, too
+        except ValueError as error:  # damaged, which includes lists of different lengths
             _log.warning("%s of run %s is damaged: %s", schema.PLANE_GRID, record.run_id, error)
             unreadable += 1
             continue
@@ -287,7 +286,7 @@ def sqlite_uri(storage: str) -> str:
     """Return the tracking URI of a study whose `--storage` is the given local folder.
 
     Raises:
-        AnalysisError: the storage is not local, so its name does not tell where the tracking server is.
+        AnalysisError: the storage is not local, so its name does not reveal the tracking server.
     """
     folder = local_folder(storage)
     if folder is None:
@@ -298,7 +297,7 @@ def sqlite_uri(storage: str) -> str:
 
 
 def local_folder(storage: str) -> Path | None:
-    """Return a path or ``file://`` URI as a path, None if it is somewhere else."""
+    """Return a path or ``file://`` URI as a path; None for any other URI."""
     if "://" not in storage:
         return expanded(storage)
     parts = urlsplit(storage)
@@ -307,7 +306,7 @@ def local_folder(storage: str) -> Path | None:
 
 # --- the experiment ---------------------------------------------------------------------------------------------
 def _experiment(reader: Source, space: str, tracking_uri: str) -> Experiment:
-    """Return the study's experiment."""
+    """Return the study's experiment; raise AnalysisError if there is none or it has been deleted."""
     experiment = reader.experiment(space)
     if experiment is None or not experiment.active:
         raise AnalysisError(_unknown(reader, space, tracking_uri, deleted=experiment is not None))
@@ -315,19 +314,19 @@ def _experiment(reader: Source, space: str, tracking_uri: str) -> Experiment:
 
 
 def _of_stage(reader: Source, space: str, tracking_uri: str, stage: str) -> list[Record]:
-    """Return the study's finished runs of one stage, maybe none, likewise."""
+    """Return the study's finished runs of one stage, possibly none; raise AnalysisError if there is no study."""
     experiment = _experiment(reader, space, tracking_uri)
     found = _legible(experiment, _latest(experiment, reader.records(experiment, stage)))[0]
-    if not found:  # it may not be asked for; but is there a study at all? Its dense nets are the first, and few
+    if not found:  # does the study lack this stage, or is there no study? Its dense nets run first, and are few
         any_runs = reader.records(experiment, schema.DENSE) or reader.records(experiment)
         _checked(experiment, any_runs, tracking_uri)
     return [record for record in _one_per_job(found) if record.status == FINISHED]
 
 
 def _checked(experiment: Experiment, found: Sequence[Record], tracking_uri: str) -> tuple[list[Record], int, list[str]]:
-    """Return the study's runs, one per job, in the order of their start.
+    """Return the study's runs, one per job, in the order of their start; raise AnalysisError if there are none.
 
-    With them, how many are of an earlier recipe, and which could not be read, a line each.
+    Also returns the number of runs of earlier recipes, and a line on each run that cannot be read.
     """
     if not found:
         raise AnalysisError(f"experiment {experiment.name!r} has no runs yet ({redact(tracking_uri)})")
@@ -355,7 +354,10 @@ def _checked(experiment: Experiment, found: Sequence[Record], tracking_uri: str)
 
 
 def _legible(experiment: Experiment, found: Iterable[Record]) -> tuple[list[Record], list[str]]:
-    """Return the runs that lie in a grid, and a line on each of the others: anybody may write to an experiment."""
+    """Return the runs whose place in the grid can be read, and a line on each other run.
+
+    Anyone can write to an experiment, so nothing in it is trusted.
+    """
     legible, left_out = [], []
     for record in found:
         wrong = [name for name in NUMBERS if not _is_number(name, _text(record.params.get(name)))]
@@ -373,10 +375,10 @@ def _legible(experiment: Experiment, found: Iterable[Record]) -> tuple[list[Reco
 
 
 def _place(record: Record) -> dict[str, Any]:
-    """Return where a run lies in the grid.
+    """Return a run's place in the grid.
 
     Raises:
-        Malformed: an earlier version, or somebody else, has written it.
+        Malformed: the tag is missing or invalid: an earlier version, or something else, wrote the run.
     """
     if schema.TAG_CELL not in record.tags:
         raise documents.Malformed(_OUTDATED)
@@ -384,7 +386,7 @@ def _place(record: Record) -> dict[str, Any]:
 
 
 def _varied(record: Record, experiment: Experiment) -> dict[str, Any]:
-    """Return a run's values of the settings that the study varies; raise Malformed likewise."""
+    """Return a run's values of the settings that the study varies; raise Malformed as :func:`_place` does."""
     text = record.tags.get(f"{schema.TAG_RECIPE}.{experiment.tags.get(schema.TAG_RECIPE)}", '{"varied": {}}')
     if text == "true":
         raise documents.Malformed(_OUTDATED)
@@ -405,7 +407,7 @@ def _is_number(name: str, text: str) -> bool:
 
 
 def _no_numbers(found: Iterable[Record]) -> list[str]:
-    """Return a line on each metric that some runs have logged, but no number."""
+    """Return a line on each metric for which some runs logged a value that is not a usable number."""
     runs = Counter(name for record in found for name in record.metrics if math.isnan(_metric(record, name)))
     return [f"metric {name} of {count} runs, not a number" for name, count in sorted(runs.items())]
 
@@ -418,7 +420,7 @@ def _latest(experiment: Experiment, found: Iterable[Record]) -> list[Record]:
 
 
 def _unknown(reader: Source, space: str, tracking_uri: str, *, deleted: bool) -> str:
-    """Return what to say about an experiment that is not there."""
+    """Return the error message for an experiment that does not exist or has been deleted."""
     names = reader.names()
     what = "deleted experiment" if deleted else "no experiment"
     return f"{what} {space!r} in {redact(tracking_uri)}{suggestion(space, names)}"
@@ -427,7 +429,7 @@ def _unknown(reader: Source, space: str, tracking_uri: str, *, deleted: bool) ->
 def _one_per_job(found: Iterable[Record]) -> list[Record]:
     """Keep one run per key: the last finished one, else the last.
 
-    The study never records a job twice; two machines that started the same study at once may have.
+    The tracker deletes duplicates when it finds them, but a driver that was killed may have left one.
     """
     kept: dict[str, Record] = {}
     for record in found:
@@ -439,7 +441,7 @@ def _one_per_job(found: Iterable[Record]) -> list[Record]:
 
 # --- from runs to columns ---------------------------------------------------------------------------------------
 def _frame(found: Sequence[Record], experiment: Experiment | None = None) -> pd.DataFrame:
-    """Return the tidy frame that :func:`runs` documents; settings that vary are read if the experiment is given."""
+    """Return the frame that :func:`runs` documents; settings that vary are included if the experiment is given."""
     places = [_place(record) for record in found]
     varied = [_varied(record, experiment) if experiment else {} for record in found]
     names = list(dict.fromkeys(name for values in varied for name in values))
@@ -484,7 +486,7 @@ def _clean(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_grouped(metric: str) -> bool:
-    """Return whether a metric is one of a group that depends on the net, such as ``correlation/<group>``."""
+    """Return whether a metric belongs to a group whose members depend on the network, as ``correlation/<group>``."""
     return "/" in metric and not metric.startswith("system/")
 
 
@@ -494,22 +496,22 @@ def _environment(record: Record) -> str:
 
 
 def _text(value: str | None) -> str:
-    """Return a param as text, empty for what MLflow keeps as the word None."""
+    """Return a param as text; empty if missing, or None, which MLflow keeps as the word ``None``."""
     return "" if value in (None, "None") else printed(str(value))
 
 
 def printed(text: str) -> str:
-    """Return a text without signs that steer terminals, turn the direction of writing or are not allowed in SVG."""
+    """Replace characters that control terminals, change the writing direction or are not allowed in SVG."""
     return UNPRINTED.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _number(record: Record, name: str) -> float:
-    """Return a param as a number, NaN where the run has none."""
+    """Return a param as a number; NaN if the run has none."""
     return float(_text(record.params.get(name)) or NAN)
 
 
 def _metric(record: Record, name: str) -> float:
-    """Return a metric, NaN where the run has none, or one that no plot or mean can take."""
+    """Return a metric; NaN if the run has none, or if its magnitude exceeds ``LARGEST``."""
     return _finite(record.metrics.get(name, NAN))
 
 
@@ -518,7 +520,7 @@ def _finite(value: float) -> float:
 
 
 def _by_alpha(name: str, histories: dict[str, list[Point]]) -> pd.Series:
-    """Return curves indexed by run and alpha, in order; a point that was logged twice counts as it was logged last."""
+    """Return curves as a series indexed by run and alpha; of a point that was logged twice, the last value counts."""
     points = {
         (run_id, step / 100): _finite(value)
         for run_id, history in histories.items()
@@ -532,7 +534,7 @@ _NO_POINTS = pd.MultiIndex.from_arrays([pd.Series(dtype=object), pd.Series(dtype
 
 
 def _plane_points(document: dict[str, Any]) -> list[tuple[str, float, float, float, float]]:
-    """Return net, x, y, error and loss of the nets and of every point of the grid in a plane's file."""
+    """Return (net, x, y, error, loss) of each net and each grid point in a plane's file."""
     nets = zip(
         document["networks"],
         document["coordinates"],
@@ -548,18 +550,18 @@ def _plane_points(document: dict[str, Any]) -> list[tuple[str, float, float, flo
 
 
 def _points(points: Sequence[tuple[str, float, float, float, float]]) -> pd.DataFrame:
-    """Return points of a plane as a frame with the id of their run, yet to be set."""
+    """Return points of a plane as a frame whose ``run_id`` is still empty."""
     frame = pd.DataFrame(points, columns=["net", "x", "y", "error", "loss"])
     frame[["error", "loss"]] = frame[["error", "loss"]].astype(float).map(_finite)
     return frame.astype({"net": str, **dict.fromkeys(("x", "y", "error", "loss"), float)}).assign(run_id="")
 
 
 def recipe_fields(frame: pd.DataFrame) -> list[str]:
-    """Return the columns of a frame of :func:`runs` that hold recipe fields."""
+    """Return the columns that hold recipe fields in a frame of :func:`runs`."""
     known = {*BOOKKEEPING, *IDENTITY, *METRICS}
     return [name for name in frame.columns if name not in known and not _is_grouped(name)]
 
 
 def working_tracking_uri(storage: str, tracking_uri: str | None) -> str:
-    """Return the tracking URI to read: the one that was given, else the one inside the storage."""
+    """Return the given tracking URI, or else that of the database in the storage; errors as in :func:`sqlite_uri`."""
     return tracking_uri if tracking_uri else sqlite_uri(storage)

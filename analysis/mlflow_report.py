@@ -1,7 +1,7 @@
-"""The report as an artifact of the study: a run named ``report`` in its MLflow experiment, one per study.
+"""The report as an artifact of the study: one run named ``report`` in the study's MLflow experiment.
 
-The run has no job key, so that whoever reads the study's jobs passes it over; a tag tells it apart, by which the next
-report of the same study finds it and takes its place.
+The run has no job key, so readers of the study's jobs skip it. It has a tag of its own, by which the next report of the
+same study finds the run and replaces its files.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ if TYPE_CHECKING:
 
 RUN_NAME = "report"
 TAG = "study_report"
-"""Tag of the run that holds the report; runs of jobs have `job_key` instead."""
+"""Tag of the run that holds the report; the runs of jobs have the tag `job_key` instead."""
 NOTE = "mlflow.note.content"
 
 
 class NotLogged(RuntimeError):
-    """The report could not be logged, or not as a whole, with the reason in one line."""
+    """The report could not be logged completely; the message gives the reason in one line."""
 
 
 def log_report(space: str, tracking_uri: str, files: Sequence[Path], description: str) -> str:
-    """Log a report to its study's experiment, in place of the one that was there, and return the id of its run.
+    """Log a report to its study's experiment, in place of an earlier report, and return the ID of its run.
 
     Args:
         space: name of the search space.
         tracking_uri: where the study recorded its runs.
-        files: what the report consists of, all in one folder.
-        description: what the run says of itself, Markdown.
+        files: the report's files, with distinct names; they become the run's only artifacts.
+        description: the run's description, Markdown.
 
     Raises:
-        NotLogged: there is no such experiment, or the tracking server or its artifact store does not take it.
+        NotLogged: the experiment does not exist, the tracking server or its artifact store fails or refuses, or an
+            earlier report's files cannot be removed.
     """
     with _one_line(), _quietly():
         from mlflow import MlflowClient
@@ -66,7 +67,7 @@ def log_report(space: str, tracking_uri: str, files: Sequence[Path], description
             _replace(get_artifact_repository(run.info.artifact_uri, tracking_uri), files)
         except BaseException:
             if not known:  # an empty report would only mislead
-                with contextlib.suppress(Exception):  # the first error is the one to tell
+                with contextlib.suppress(Exception):  # the first error is the one to report
                     client.delete_run(run_id)
             raise
         client.set_tag(run_id, NOTE, description)
@@ -75,7 +76,7 @@ def log_report(space: str, tracking_uri: str, files: Sequence[Path], description
 
 
 def _only_run(client: MlflowClient, experiment_id: str) -> Run | None:
-    """Return the run of the report, if there is one; of several, made by reports at the same time, one is kept."""
+    """Return the report's run, if there is one; of several, created by concurrent reports, keep the oldest."""
     found = client.search_runs([experiment_id], f"tags.{TAG} = 'true'", order_by=["attributes.start_time ASC"])
     for other in found[1:]:
         client.delete_run(other.info.run_id)
@@ -83,10 +84,10 @@ def _only_run(client: MlflowClient, experiment_id: str) -> Run | None:
 
 
 def _replace(artifacts: ArtifactRepository, files: Sequence[Path]) -> None:
-    """Make files the artifacts of a run, and the only ones.
+    """Replace a run's artifacts with the given files.
 
     Raises:
-        NotLogged: artifacts of an earlier report are still there.
+        NotLogged: artifacts of an earlier report could not be deleted.
     """
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
@@ -95,7 +96,7 @@ def _replace(artifacts: ArtifactRepository, files: Sequence[Path]) -> None:
     names = {file.name for file in files}
     for name in _stale(artifacts, names):
         artifacts.delete_artifacts(name)
-    if left := _stale(artifacts, names):  # not every artifact store deletes
+    if left := _stale(artifacts, names):  # not every artifact store can delete
         raise NotLogged(f"its run keeps files of an earlier report, which cannot be removed: {', '.join(left)}")
 
 
@@ -104,13 +105,13 @@ def _stale(artifacts: ArtifactRepository, names: set[str]) -> list[str]:
 
 
 def _check_place(location: str, tracking_uri: str) -> None:
-    """Refuse a folder of artifacts that is not this machine's, or not this database's.
+    """Check that an experiment's artifact folder belongs to this machine and to its database.
 
-    MLflow's client writes to whatever path an experiment names. Of a server elsewhere, or a database that was copied
-    here, that path would be made anew where nobody looks for it, or belong to the original.
+    MLflow's client writes to whatever path an experiment names. If the server runs elsewhere, or the database was
+    copied here, the client would write to the original's folder, or create the path where nobody looks for it.
 
     Raises:
-        NotLogged: the folder is not there.
+        NotLogged: the folder is elsewhere.
     """
     parts, database = urlsplit(location), sqlite_file(tracking_uri)
     if parts.scheme not in ("", "file"):
@@ -124,19 +125,19 @@ def _check_place(location: str, tracking_uri: str) -> None:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """Turn whatever a tracking server or an artifact store may throw into :class:`NotLogged`."""
+    """Turn any error of a tracking server or an artifact store into a :class:`NotLogged` of one line."""
     try:
         yield
     except NotLogged:
         raise
-    except Exception as error:  # of the database, the server, a cloud's library, or the disk: the page is there anyway
+    except Exception as error:  # of a database, server, cloud library or disk; none of them harms the page on disk
         reason = (redact_text(str(error)).strip() or type(error).__name__).splitlines()[0]
         raise NotLogged(reason) from error
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep MLflow from printing traces and progress bars beside our one line."""
+    """Keep MLflow from printing tracebacks and progress bars."""
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     chatty = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]

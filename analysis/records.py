@@ -1,7 +1,7 @@
-"""Where runs are read: an SQLite file directly, any other tracking store through MLflow's client.
+"""Readers of runs: an SQLite file is read directly, any other tracking store through MLflow's client.
 
-Both give the same answers. A study of twenty thousand runs is read from its file in seconds; the client makes an object
-of every param and metric and takes ten times as long. The file is only ever opened for reading.
+Both give the same answers. Reading a study of twenty thousand runs from its file takes seconds; the client creates an
+object for every param and metric and takes ten times as long. The file is only opened for reading.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PAGE = 1000
-"""Runs per request: what the tracking server hands out at once is faster than a request per run."""
+"""Runs per request to the tracking server; one request per run would be slower."""
 ACTIVE = "active"
 INFINITE = sys.float_info.max
-"""How SQL tracking stores write an infinite metric down."""
+"""SQL tracking stores keep an infinite metric as this value, or its negative."""
 LAYOUT = {
     "experiments": {"experiment_id", "name", "lifecycle_stage"},
     "experiment_tags": {"experiment_id", "key", "value"},
@@ -46,11 +46,11 @@ LAYOUT = {
     "latest_metrics": {"run_uuid", "key", "value", "is_nan"},
     "metrics": {"run_uuid", "key", "value", "is_nan", "step", "timestamp"},
 }
-"""Table of MLflow's database -> the columns that are read here."""
+"""Table of MLflow's database -> the columns that this module reads."""
 
 
 class AnalysisError(ValueError):
-    """A request that cannot be answered, with the reason in one line."""
+    """A request cannot be answered; the message gives the reason in one line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +58,9 @@ class Experiment:
     """An experiment.
 
     Attributes:
-        id: MLflow's.
-        name: the search space's.
-        active: whether it has not been deleted.
+        id: MLflow's experiment ID.
+        name: name of the search space.
+        active: False if the experiment has been deleted.
         tags: name -> value.
     """
 
@@ -75,15 +75,15 @@ class Record:
     """A run as it was recorded.
 
     Attributes:
-        run_id: MLflow's.
-        name: for people, may be empty.
+        run_id: MLflow's run ID.
+        name: name for people, may be empty.
         status: FINISHED, FAILED, RUNNING, ...
-        started: ms since 1970, None if unknown.
-        ended: likewise.
+        started: ms since 1970; None if unknown.
+        ended: ms since 1970; None if unknown or not ended.
         params: name -> text.
         metrics: name -> latest value; infinities and NaN as they were logged.
         tags: name -> text.
-        artifacts: URI of the folder of its artifacts.
+        artifacts: URI of the run's artifact folder.
     """
 
     run_id: str
@@ -98,37 +98,37 @@ class Record:
 
 
 Point = tuple[int, int, float]
-"""Step, time stamp in ms, value."""
+"""Step, timestamp (ms since 1970), value."""
 
 
 class Source(Protocol):
     """A tracking store to read from."""
 
     def experiment(self, name: str) -> Experiment | None:
-        """Return the experiment of a name, deleted or not; None if there is none."""
+        """Return the experiment of this name, even if it has been deleted; None if there is none."""
 
     def names(self) -> list[str]:
         """Return the names of the experiments that have not been deleted, sorted."""
 
     def records(self, experiment: Experiment, stage: str | None = None) -> list[Record]:
-        """Return the runs of an experiment in the order of their start, those of one stage if it is named."""
+        """Return the runs of an experiment, or only those of one stage, in the order of their start."""
 
     def histories(self, records: Sequence[Record], metric: str) -> dict[str, list[Point]]:
-        """Return all points of a metric, by run id."""
+        """Return all points of a metric: run ID -> points."""
 
     def text(self, record: Record, artifact: str) -> str:
-        """Return the content of an artifact of a run.
+        """Return the text of a run's artifact.
 
         Raises:
-            AnalysisError: it cannot be read.
+            AnalysisError: the artifact cannot be read.
         """
 
 
 def source(tracking_uri: str) -> Source:
-    """Return what reads a tracking store; a database that is not there is not created.
+    """Return a reader of a tracking store; a missing database is not created.
 
     Raises:
-        AnalysisError: no such file, not MLflow's, or a store that cannot be reached.
+        AnalysisError: the file does not exist or is not an MLflow database, or the store cannot be reached.
     """
     file = sqlite_file(tracking_uri)
     if file is not None and _has_layout(file):
@@ -137,13 +137,13 @@ def source(tracking_uri: str) -> Source:
 
 
 def quiet_retries() -> None:
-    """Let an unreachable tracking server fail in seconds, as a reader at a terminal expects, instead of minutes."""
+    """Let requests to an unreachable tracking server fail in seconds, for users at a terminal, instead of minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 def _value(value: float, *, is_nan: bool = False) -> float:
-    """Return a metric as it was logged: SQL stores write the largest float for infinity."""
+    """Return a metric as it was logged; see ``INFINITE``."""
     if is_nan:
         return float("nan")
     return float("inf") * (1 if value > 0 else -1) if abs(value) >= INFINITE else value
@@ -151,10 +151,10 @@ def _value(value: float, *, is_nan: bool = False) -> float:
 
 # --- a file -----------------------------------------------------------------------------------------------------
 def _has_layout(file: Path) -> bool:
-    """Return whether an SQLite file has the tables that :class:`_Database` knows.
+    """Return whether an SQLite file has the tables and columns that :class:`_Database` reads.
 
     Raises:
-        AnalysisError: there is no such file, or it is none of MLflow's.
+        AnalysisError: the file does not exist, is not an MLflow database, or a study is still creating its tables.
     """
     if not file.is_file():
         raise AnalysisError(
@@ -168,19 +168,19 @@ def _has_layout(file: Path) -> bool:
     complete = all(columns <= found[table] for table, columns in LAYOUT.items())
     if not complete and _is_being_made(file):
         raise AnalysisError(f"{file} is being made: the study has only begun")
-    if not found["experiments"]:  # MLflow's client would make its tables in whatever database it is given
+    if not found["experiments"]:  # MLflow's client would create its tables in any database
         raise AnalysisError(f"{file} is not an MLflow database")
     return complete
 
 
 def _is_being_made(file: Path) -> bool:
-    """Return whether a study is making the tables of its database, which MLflow's client would do at the same time."""
+    """Return whether a study is creating the tables of its database; MLflow's client would create them concurrently."""
     try:
         with file.with_name(f"{file.name}.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no such file, or a file system without locks
+    except OSError:  # no lock file, or a file system without locks
         return False
     return False
 
@@ -208,7 +208,7 @@ class _Database:
         if stage is not None:
             runs += " AND run_uuid IN (SELECT run_uuid FROM params WHERE key = ? AND value = ?)"
             chosen += (schema.PARAM_STAGE, stage)
-        # The runs first: one that ends meanwhile then counts as not ended yet, and not as ended without results.
+        # Runs are read before metrics: a run that ends in between then counts as running, not as ended without results.
         found = self._rows(
             "SELECT run_uuid, name, status, start_time, end_time, artifact_uri FROM runs "
             f"WHERE run_uuid IN ({runs}) ORDER BY start_time IS NULL, start_time, run_uuid",
@@ -254,7 +254,7 @@ class _Database:
         folder = _local(record.artifacts)
         if folder is None:
             return _Server(self._uri).text(record, artifact)
-        # A storage that was copied from elsewhere has its artifacts beside the database, not where they were written.
+        # In a storage that was copied, the artifacts lie beside the database, not where they were written.
         moved = self._file.parent.joinpath("mlartifacts", *_after(folder, "mlartifacts"))
         return _read(folder if folder.exists() else moved, artifact)
 
@@ -267,18 +267,18 @@ class _Database:
         try:
             with contextlib.closing(opened(self._file)) as connection:
                 yield connection
-        except sqlite3.Error as error:  # it is gone, locked for too long, damaged
+        except sqlite3.Error as error:  # the file is gone, damaged, or locked for too long
             raise AnalysisError(f"{self._file} cannot be read: {error}") from error
 
 
 def _local(uri: str) -> Path | None:
-    """Return a URI as a path, None if it leads elsewhere."""
+    """Return a URI as a local path; None if it is not local."""
     parts = urlsplit(uri)
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
 
 
 def _after(path: Path, name: str) -> tuple[str, ...]:
-    """Return the parts of a path behind a folder, none if it is not in it."""
+    """Return the parts of a path after the folder of that name; empty if the path does not contain it."""
     return path.parts[path.parts.index(name) + 1 :] if name in path.parts else ()
 
 
@@ -294,7 +294,7 @@ class _Server:
     """Reads any tracking store that MLflow knows, through its client."""
 
     def __init__(self, tracking_uri: str) -> None:
-        from mlflow import MlflowClient  # here, because importing it takes seconds that a wrong path need not cost
+        from mlflow import MlflowClient  # here: the import takes seconds, which a wrong path need not cost
 
         self._uri = tracking_uri
         self._client: MlflowClient = self._asked(lambda: MlflowClient(tracking_uri=tracking_uri))
@@ -348,20 +348,20 @@ class _Server:
                 return
 
     def _asked(self, question: Callable[[], T]) -> T:
-        """Return the answer of the tracking server, or raise AnalysisError with its first line."""
+        """Return the tracking server's answer, or raise AnalysisError with the first line of its error."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
             return question()
-        except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: the database's driver
+        except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: no driver for the database
             reason = redact_text(str(error)).strip().splitlines()[0]
             raise AnalysisError(f"cannot read {redact(self._uri)}: {reason}") from error
 
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """Hold the garbage collector off: a page of runs makes so many objects that it would cost more than the page."""
+    """Pause the garbage collector: with the many objects of a page of runs, it would cost more than the page itself."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""A study as one page: ``python -m analysis.report --space NAME``; ``analysis.write`` says what is on it."""
+"""The command ``python -m analysis.report --space NAME``, which writes a study's report (see ``analysis.write``)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _seconds(text: str) -> int:
 
 
 def _write(arguments: argparse.Namespace) -> None:
-    from analysis import load, write  # pandas and matplotlib: not for --help
+    from analysis import load, write  # here: --help needs neither pandas nor matplotlib
 
     load.quiet_retries()
     tracking_uri = load.working_tracking_uri(arguments.storage, arguments.tracking_uri)

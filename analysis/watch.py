@@ -1,11 +1,11 @@
-"""The report of a study that is under way: ``python -m analysis.report --space NAME --watch``.
+"""The report of a running study: ``python -m analysis.report --space NAME --watch``.
 
-When does it end? The state of the runs does not say whether a study is over: a run appears when its job starts or, for
-a short job, when it ends; waiting jobs have no run; between two jobs nothing is RUNNING, and a killed study leaves runs
-that stay RUNNING for ever. But a study registers itself in its storage while its driver lives, and the registration
-expires when the driver dies. So the watch ends once a study of the space has been registered, none is registered any
-more, and nothing new has been recorded for ``SETTLED_SECONDS`` since: the last results arrive after the driver has
-signed off. If the storage cannot be read from here, or no such study ever registers, only Ctrl-C ends the watch.
+The state of the runs does not show whether a study has ended. A run appears when its job starts or, for a short job,
+when it ends. Waiting jobs have no run, between two jobs no run is RUNNING, and runs of a killed study stay RUNNING.
+However, a study is registered in its storage while it trains, and the registration expires if its driver dies. The
+watch therefore ends when a study of the space has been registered, none is registered any more, and nothing new has
+been recorded for ``SETTLED_SECONDS`` since, because the driver delivers its last results after it has deregistered. If
+the storage cannot be read, or if no study of the space registers, only Ctrl-C ends the watch.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from trainables.schema import FINISHED
 from trainables.storage.store import StorageError, Store
 
 SETTLED_SECONDS = 120.0
-"""A study tries for this long to deliver its last results after it has signed off; the watch waits as long."""
+"""The watch ends when the last study has been gone, and nothing new has been recorded, for this long."""
 REST = 3
-"""After each look at the data, the watch rests for this many times as long as the look took: the study may run on the
-same machine."""
+"""After each look at the data, the watch rests for this many times the duration of the look, because the study may run
+on the same machine."""
 
 
 def watch(
@@ -42,18 +42,18 @@ def watch(
     logged: bool = True,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Rewrite the report whenever the study has new results, until the study has ended or Ctrl-C.
+    """Rewrite the report whenever the study has new results, until the study has ended or the user presses Ctrl-C.
 
-    Whatever cannot be read (no such experiment yet, a tracking server that is down) is reported once and tried again.
+    A failure to read (the experiment does not exist yet, the tracking server is down) is reported once and retried.
 
     Args:
         space: name of the search space.
         tracking_uri: where the study records its runs.
-        storage: where it keeps its results and registers itself.
+        storage: where the study keeps its results and registers itself.
         out: folder to write to.
-        seconds: between two looks at the data, and between two reloads of an open page.
+        seconds: time between two looks at the data, and between two reloads of an open page.
         logged: whether to log the last report to MLflow.
-        pause: waits for a number of seconds.
+        pause: function that waits for a number of seconds.
 
     Raises:
         OSError: the report cannot be written to the folder.
@@ -64,7 +64,7 @@ def watch(
     why = "stopped"
     try:
         while True:
-            studies.look()  # before the data, which then include what the study recorded last
+            studies.look()  # before the data, so that these include the last results of a study found gone
             watched.look(studies.jobs)
             if studies.left is not None and watched.looked - max(studies.left, watched.changed) >= SETTLED_SECONDS:
                 why = "the study has ended"
@@ -72,25 +72,25 @@ def watch(
             pause(seconds)
     except KeyboardInterrupt:
         if sys.stdout.isatty():
-            print()  # behind its ^C
+            print()  # ends the terminal's line with ^C
     _say(f"{why}; {watched.close(logged=logged)}")
 
 
 @dataclass
 class _Watch:
-    """The report, and the data that it was last written from. Times are those of the monotonic clock.
+    """The report, and the data that it was last written from. Times are seconds of the monotonic clock.
 
     Attributes:
         space: name of the search space.
         tracking_uri: where the study records its runs.
         out: folder to write to.
-        seconds: between two reloads of an open page.
-        frame: the runs on the current page, None if there is no page yet.
-        written: its files, the page first.
-        looked: when the data were last read.
-        changed: when they last had news.
-        rested: when the next look at the data is due.
-        said: reasons for failed looks that were reported since the last successful one.
+        seconds: time between two reloads of an open page.
+        frame: the runs on the current page; None if there is no page yet.
+        written: the report's files, the page first.
+        looked: start of the last successful look at the data.
+        changed: start of the last look that found changed data.
+        rested: earliest time of the next look.
+        said: errors that were reported since the last successful look.
     """
 
     space: str
@@ -105,10 +105,10 @@ class _Watch:
     said: set[str] = field(default_factory=set)
 
     def look(self, jobs: int) -> None:
-        """Read the data, unless it is time to rest, and rewrite the report if they have changed.
+        """Read the data, unless the watch is resting, and rewrite the report if the data have changed.
 
         Args:
-            jobs: number of jobs of the study, as far as known.
+            jobs: number of jobs of the study; 0 if unknown.
         """
         began = time.monotonic()
         if began < self.rested:
@@ -125,7 +125,7 @@ class _Watch:
         except AnalysisError as error:
             self._say_once(f"waiting: {error}")
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-            # A bug that shows on these partial results need not show on the next ones, and a sweep takes days.
+            # A bug on these partial results may not affect the next ones, and a sweep takes days: keep watching.
             self._say_once(f"the page stays as it is, because of a bug: {type(error).__name__}: {error}")
         else:
             self.said.clear()
@@ -133,14 +133,17 @@ class _Watch:
         self.rested = now + REST * (now - began)
 
     def _say_once(self, text: str) -> None:
-        """Print a reason unless it has been printed since the last successful look."""
-        news = re.sub(r"0x[0-9a-f]+", "", text)  # a new address in memory is no news
+        """Print an error unless it has been printed since the last successful look."""
+        news = re.sub(r"0x[0-9a-f]+", "", text)  # ignore memory addresses
         if news not in self.said:
             _say(redact_text(text))
         self.said.add(news)
 
     def close(self, *, logged: bool) -> str:
-        """Write the last page, which no browser reloads; log it if `logged`; return its path, or that there is none."""
+        """Remove the automatic reload from the page, log the report if `logged`, and return the page's path.
+
+        If there is no page, return a sentence that says so.
+        """
         if self.frame is None:
             return "there was nothing to report"
         last = self.written[0]
@@ -158,10 +161,11 @@ class _Studies:
     Attributes:
         storage: a directory or URI, as given to ``--storage``.
         space: name of the search space.
-        seen: whether any has been registered.
-        left: when the last one was found gone, by the monotonic clock; None while one is registered or none ever was.
-        jobs: number of jobs of the largest one so far.
-        said: whether the user has been told that none is registered, or that this cannot be known.
+        seen: whether any study has been registered.
+        left: when the last study was first found gone, in seconds of the monotonic clock; None while a study is
+            registered or if none has been.
+        jobs: number of jobs of the largest study seen.
+        said: whether the user has been told that no study is registered, or that the storage cannot be read.
     """
 
     storage: str
@@ -172,7 +176,7 @@ class _Studies:
     said: bool = False
 
     def look(self) -> None:
-        """See which studies are registered; a storage that does not answer changes nothing."""
+        """Look which studies are registered; if the storage does not answer, nothing changes."""
         try:
             notes = [study["note"] for study in Store(self.storage).studies()]
         except (StorageError, ValueError) as error:  # ValueError: the library for this storage is missing

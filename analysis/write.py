@@ -1,7 +1,7 @@
-"""The report of a study: one page, with its tables and figures as files beside it.
+"""The report of a study: one page, and its tables and figures as separate files in the same folder.
 
-The page is self-contained (figures are drawings inside it), so it can be mailed or archived as it is. The files become
-the run ``report`` of the study's MLflow experiment.
+The page is self-contained (its figures are inline SVG), so it can be mailed or archived as it is. All files become
+artifacts of the run ``report`` in the study's MLflow experiment.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from trainables.training.way import SETTINGS, Way
 
 PAGE, RUNS, ACCURACY = "index.html", "runs.csv", "accuracy"
 MOST_FAILURES = 25
-"""Failed jobs that the page lists; ``runs.csv`` has the others."""
+"""Maximum number of failed jobs that the page lists; ``runs.csv`` has them all."""
 UNMEASURED = '<section class="unmeasured"'
-"""The section of a figure without numbers starts with this."""
+"""Start of the section of a figure that has no data."""
 QUESTION = "Does a lottery-ticket mask help a new random initialisation once its units are permuted to match?"
 
 
 def write_report(space: str, tracking_uri: str, out: Path) -> Path:
-    """Write the report on a study, with its tables and figures as files beside it, and return the page's path.
+    """Write the report on a study, with its tables and figures as separate files, and return the page's path.
 
     Args:
         space: name of the search space.
@@ -45,7 +45,7 @@ def write_report(space: str, tracking_uri: str, out: Path) -> Path:
         out: folder to write to; created if missing.
 
     Raises:
-        AnalysisError: nothing can be read there, see :func:`analysis.load.runs`.
+        AnalysisError: the runs cannot be read; see :func:`analysis.load.runs`.
     """
     return write_files(load.runs(space, tracking_uri), space, tracking_uri, out)[0]
 
@@ -56,13 +56,13 @@ def write_files(
 ) -> list[Path]:
     """Write the report on runs that have been loaded, and return its files, the page first.
 
-    The page is replaced last and in one step, so a reader sees the old one or the new one. Files of an earlier report
-    that this one does not have are removed.
+    The page is replaced last and in one step, so readers see either the old page or the new one. Tables and figures of
+    an earlier report that this one lacks are deleted.
 
     Args:
         frame: the study's runs, as :func:`analysis.load.runs` returns them.
         space: name of the search space.
-        tracking_uri: where everything else is read.
+        tracking_uri: where to read the curves, the planes and the study's question.
         out: folder to write to; created if missing.
         refresh: seconds after which a browser reloads the page; None: never.
 
@@ -82,7 +82,7 @@ def write_files(
     written += write_figures(drawings, out)
     sections = [_accuracy(frame), *(_figure(name, FIGURES[name], each) for name, each in shown.items())]
     sections = [_drawn(section, out) for section in sections]
-    sections.sort(key=lambda section: section.startswith(UNMEASURED))  # the measured ones keep their order
+    sections.sort(key=lambda section: section.startswith(UNMEASURED))  # a stable sort
     if sections[-1].startswith(UNMEASURED):
         first = next(place for place, section in enumerate(sections) if section.startswith(UNMEASURED))
         sections.insert(first, "<h2>Not in this study</h2>")
@@ -97,7 +97,7 @@ def write_files(
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace a file in one step: no reader ever sees half of it."""
+    """Replace a file in one step, so that no reader sees a partial file."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fresh.write_text(text, encoding="utf-8")
@@ -107,7 +107,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def _head(space: str, question: str, frame: pd.DataFrame) -> str:
-    """Return the top of the page: the question, and the answer so far."""
+    """Return the top of the page: the question and the answer so far."""
     asked = _sentence(question or QUESTION)
     parts = [
         f"<h1>{html.escape(space)}</h1>",
@@ -136,7 +136,7 @@ def _accuracy(frame: pd.DataFrame) -> str:
 
 
 def _figure(name: str, module: FigureModule, frame: pd.DataFrame) -> str:
-    """Return a figure's section, with a mark in place of the drawing; without numbers, a section that says why."""
+    """Return a figure's section with a placeholder for the drawing; without data, a section that says why."""
     if module.table(frame).empty:
         said = html.escape(" ".join(module.notes(frame)))
         title = html.escape(module.TITLE)
@@ -148,7 +148,7 @@ def _figure(name: str, module: FigureModule, frame: pd.DataFrame) -> str:
 
 
 def _drawn(section: str, out: Path) -> str:
-    """Return a section with its drawing, read from the figure's file, in place of the mark."""
+    """Return a section with the placeholder replaced by the drawing from the figure's file."""
     head, mark, tail = section.partition("<!-- ")
     if not mark:
         return section
@@ -209,7 +209,7 @@ def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
 
 
 def _trained_in(frame: pd.DataFrame) -> str:
-    """Return how each network's training was computed, unless all were plain: results may differ in that, too."""
+    """Return how each network's training was computed, which may affect results; empty if always in the default way."""
     trained = frame[frame["stage"].isin([schema.DENSE, schema.PRUNE, schema.SPARSE])]
     settings = trained[[name for name in SETTINGS if name in trained]]
     found: dict[str, list[str]] = {}
@@ -224,7 +224,7 @@ def _trained_in(frame: pd.DataFrame) -> str:
 def _way_in_words(texts: Mapping[str, str]) -> str:
     try:
         return str(Way.read(texts))
-    except ValueError:  # recorded by another version, or by somebody else
+    except ValueError:  # another version, or something else, recorded it
         return " ".join(f"{name}={labels.short(str(text))}" for name, text in texts.items() if text)
 
 
@@ -234,14 +234,14 @@ def _downloads(written: Iterable[Path]) -> str:
 
 
 def description(frame: pd.DataFrame) -> str:
-    """Return the description of the report's run in MLflow, in Markdown."""
+    """Return the description of the report's MLflow run, in Markdown."""
     done = (frame["status"] == "FINISHED").sum()
     said = files.markdown_text(headline.headline(frame))
     return f"{said}\n\n{done} of {len(frame)} jobs on record finished. Open `{PAGE}` below Artifacts."
 
 
 def log(frame: pd.DataFrame, space: str, tracking_uri: str, written: list[Path]) -> None:
-    """Log a report to MLflow; a failure is one line of warning."""
+    """Log a report to MLflow; on failure, print a warning of one line."""
     try:
         log_report(space, tracking_uri, written, description(frame))
     except NotLogged as error:
