@@ -1,7 +1,7 @@
-"""Names that the writers and the readers of results share: metrics, params, tags, files.
+"""Names shared by the writers and readers of results: metrics, params, tags, files.
 
-Trainables and ``study.tracking`` write them; ``analysis`` reads them. Each name appears here once, so that a reader
-can never look for something that nobody writes.
+``trainables`` and ``study.tracking`` write them, and ``analysis`` reads them. Each name is defined only here, so
+writers and readers cannot disagree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ENSEMBLE: Final = "ensemble"
 OVERLAP: Final = "overlap"
 STAGES: Final = (DENSE, PRUNE, MATCH, SPARSE, CONNECT, PLANE, ENSEMBLE, OVERLAP)
 
-# --- statuses of an MLflow run, in its words ------------------------------------------------------------------------
+# --- statuses of an MLflow run ----------------------------------------------------------------------------------
 RUNNING: Final = "RUNNING"
 FINISHED: Final = "FINISHED"
 FAILED: Final = "FAILED"
@@ -27,73 +27,76 @@ KILLED: Final = "KILLED"
 
 # --- metrics by epoch (MLflow step = epochs completed within the job, from 1) ---------------------------------------
 TRAIN_LOSS: Final = "train_loss"
-"""Mean cross-entropy (nats) over the epoch's augmented batches, in train mode, as the weights move."""
+"""Mean cross-entropy (nats) over the epoch's augmented batches, in train mode, while the weights change."""
 TRAIN_ACCURACY: Final = "train_accuracy"
-"""Percent, over the same batches."""
+"""Accuracy (percent) over the same batches."""
 TEST_LOSS: Final = "test_loss"
-"""Mean cross-entropy (nats) over the whole test set after the epoch, eval mode."""
+"""Mean cross-entropy (nats) over the whole test set after the epoch, in eval mode."""
 TEST_ACCURACY: Final = "test_accuracy"
-"""Percent of the test set after the epoch; its last value is the result of the job."""
+"""Accuracy (percent) on the test set after the epoch; the last value is the job's result."""
 LEARNING_RATE: Final = "learning_rate"
 """Learning rate of the epoch's last step."""
 EPOCH_METRICS: Final = (TRAIN_LOSS, TRAIN_ACCURACY, TEST_LOSS, TEST_ACCURACY, LEARNING_RATE)
 
 # --- metrics of long jobs, at most twice a minute; MLflow shows them as system metrics ----------------------------
 SYSTEM_MEMORY: Final = "system/peak_memory_megabytes"
-"""The most memory that the worker process has had, which may have run other jobs before."""
+"""Peak memory (MB) of the worker process, which may have run other jobs before."""
 SYSTEM_CPU: Final = "system/cpu_utilization_percentage"
-"""Processor time of the process over wall-clock time; 200 is two cores."""
+"""CPU time of the process over wall-clock time, in percent; two busy cores are 200."""
 SYSTEM_GPU_MEMORY: Final = "system/peak_gpu_memory_megabytes"
-"""The most memory that the process has had on its GPU."""
+"""Peak GPU memory (MB) that the process has allocated through PyTorch."""
 SYSTEM_METRICS: Final = (SYSTEM_MEMORY, SYSTEM_CPU, SYSTEM_GPU_MEMORY)
 
 # --- metrics at the end of a job --------------------------------------------------------------------------------
 FINAL_TRAIN_LOSS: Final = "final_train_loss"
-"""Nats, final weights, eval mode, whole training set without augmentation."""
+"""Cross-entropy (nats) of the final weights on the whole training set without augmentation, in eval mode."""
 FINAL_TRAIN_ACCURACY: Final = "final_train_accuracy"
-"""Percent, measured likewise."""
+"""Accuracy (percent), measured in the same way."""
 TEST_TOP5_ACCURACY: Final = "test_top5_accuracy"
-"""Percent of the test set whose label is among the five largest logits, final weights; from `TOP5_CLASSES` classes."""
+"""Percent of the test set whose label is among the five largest logits of the final weights."""
 TOP5_CLASSES: Final = 20
-"""With fewer classes, five guesses are no task."""
+"""Minimum number of classes for `test_top5_accuracy`; with fewer, five guesses are too easy."""
 GENERALIZATION_GAP: Final = "generalization_gap"
-"""Percentage points: final_train_accuracy - test_accuracy, both on the final weights without augmentation."""
+"""Percentage points: final_train_accuracy - test_accuracy, both of the final weights without augmentation."""
 GAP_TO_DENSE: Final = "gap_to_dense"
 """Percentage points: test accuracy of the dense net that the run was rewound from, minus the run's own."""
 GAP_TO_LTH: Final = "gap_to_lth"
 """Percentage points: test accuracy of the LTH run of the same mask, sparsity and rewind epoch, minus the run's own."""
 SPARSITY_PRUNABLE: Final = "sparsity_prunable"
-"""Share of zeros among the prunable weights, in [0, 1]."""
+"""Share of pruned weights among the prunable weights, in [0, 1]."""
 SPARSITY_NETWORK: Final = "sparsity_network"
-"""Share of masked weights among all parameters of the network (biases, BatchNorm and shortcuts included), in [0, 1]."""
+"""Share of pruned weights among all parameters of the network (biases, BatchNorm and shortcuts included), in [0, 1]."""
 COLLAPSED_LAYERS: Final = "collapsed_layers"
-"""Number of masked layers without a single weight left (layer collapse)."""
+"""Number of masked layers that keep no weight (layer collapse)."""
 IMAGES_PER_SECOND: Final = "images_per_second"
 """Training images per second of training time, evaluation excluded."""
 SECONDS: Final = "seconds"
-"""Wall-clock seconds that the job's own work took, over all its attempts."""
+"""Wall-clock seconds of the job's own work, summed over its attempts."""
 
 # --- metrics of `match` -----------------------------------------------------------------------------------------
 MEAN_CORRELATION: Final = "mean_correlation"
 """Correlation of matched units, averaged within each permutation group and then over the groups, in [-1, 1]."""
 MEAN_CORRELATION_IDENTITY: Final = "mean_correlation_identity"
-"""The same without matching (unit i with unit i): what the permutation has to beat."""
+"""The same without matching (unit i with unit i): the baseline for the permutation."""
 MOVED_UNITS: Final = "moved_units"
 """Share of units that the permutation moves, in [0, 1]."""
 LOSS_BARRIER_BEFORE: Final = "loss_barrier_before"
-"""Nats: test loss halfway between A and B over the mean of theirs, at least 0, with BatchNorm reset or REPAIR."""
+"""Nats, at least 0: test loss midway between A and B minus the mean of A's and B's own.
+
+BatchNorm is reset; REPAIR corrects networks without BatchNorm.
+"""
 LOSS_BARRIER_AFTER: Final = "loss_barrier_after"
 """The same between permuted A and B."""
 AGREEMENT_WITH_WEIGHT: Final = "agreement_with_weight"
-"""Share of units, in [0, 1], that weight matching of the same nets sends to the same place; for matchers on data."""
+"""Share of units, in [0, 1], that weight matching maps to the same place; only for matchers that use data."""
 
 # --- metrics of `overlap` ---------------------------------------------------------------------------------------
 MASK_OVERLAP: Final = "mask_overlap"
-"""Intersection over union, in [0, 1], of the kept weights of the permuted mask of A and of B's own mask."""
+"""Intersection over union, in [0, 1], of the weights kept by A's permuted mask and those kept by B's own mask."""
 MASK_OVERLAP_IDENTITY: Final = "mask_overlap_identity"
-"""The same of A's mask as it is and B's own: what the permutation has to beat."""
+"""The same for A's mask without the permutation: the baseline."""
 MASK_OVERLAP_RANDOM: Final = "mask_overlap_random"
-"""The same expected of two random masks with the layer densities of the permuted mask and of B's own."""
+"""Expectation of the same for two random masks with the layer densities of A's permuted mask and of B's own."""
 
 # --- metrics of `connect` (the curves have MLflow step = 100 * alpha: 0 is pi(A), 100 is B) -------------------------
 INTERPOLATION_ACCURACY: Final = "interpolation_accuracy"
@@ -105,31 +108,31 @@ INTERPOLATION_TRAIN_LOSS: Final = "interpolation_train_loss"
 MIDPOINT_ACCURACY: Final = "midpoint_accuracy"
 """Test accuracy (percent) at alpha = 1/2."""
 LOSS_BARRIER: Final = "loss_barrier"
-"""Nats: max over alpha of the *test* loss minus the linear interpolation of the end points' losses."""
+"""Nats, at least 0: maximum over alpha of the *test* loss minus the linear interpolation of the end points' losses."""
 TRAIN_LOSS_BARRIER: Final = "train_loss_barrier"
-"""Nats: the same of the training loss, as the paper defines it (Eq. 3), on the images of `interpolation_train_loss`."""
+"""Nats: the same for the training loss, as in the paper (Eq. 3), on the images of `interpolation_train_loss`."""
 ERROR_BARRIER: Final = "error_barrier"
-"""Percentage points: the same of the test error."""
+"""Percentage points: the same for the test error."""
 
 # --- metrics of `plane` and `ensemble` ------------------------------------------------------------------------------
 PLANE_ERROR: Final = "plane_error"
-"""``plane_error/<net>``: test error (percent) of a net that spans the plane, corrected as the grid is."""
+"""``plane_error/<net>``: test error (percent) of a net that spans the plane, with the same correction as the grid."""
 MEMBERS: Final = "members"
 """Number of nets in the ensemble."""
 MEMBER_ACCURACY_MEAN: Final = "member_accuracy_mean"
-"""Test accuracy (percent), mean over the members."""
+"""Mean test accuracy (percent) of the members."""
 MEMBER_ACCURACY_STD: Final = "member_accuracy_std"
-"""Sample standard deviation (percentage points) over the members."""
+"""Sample standard deviation (percentage points) of the members' test accuracies."""
 ENSEMBLE_ACCURACY: Final = "ensemble_accuracy"
 """Test accuracy (percent) of the mean of the members' probabilities."""
 DISAGREEMENT: Final = "disagreement"
 """Share of test images, in [0, 1], for which two members predict different classes; mean over pairs."""
 KL_DIVERGENCE: Final = "kl_divergence"
-"""Nats, between two members' probabilities; mean over images and ordered pairs."""
+"""KL divergence (nats) between two members' probabilities; mean over images and ordered pairs."""
 JS_DIVERGENCE: Final = "js_divergence"
-"""Nats, Jensen-Shannon; mean over images and pairs."""
+"""Jensen-Shannon divergence (nats) between two members' probabilities; mean over images and pairs."""
 
-# --- params of an MLflow run (beside every field of the recipe under its own name) -----------------------------------
+# --- params of an MLflow run (in addition, each field of the recipe is a param of its own name) -----------------
 PARAM_STAGE: Final = "stage"
 PARAM_METHOD: Final = "method"
 PARAM_MODEL: Final = "model"
@@ -146,41 +149,41 @@ PARAM_MASK_DATASET: Final = "mask_dataset"
 PARAM_DATA_ORDER: Final = "data_order"
 PARAM_ROUND: Final = "round"
 PARAM_PATH: Final = "path"
-"""Of `connect`: ``pair`` leads from (permuted) A to B, ``imp`` from dense A to A after a pruning round."""
+"""Path of a `connect` job: ``pair`` leads from (permuted) A to B, ``imp`` from dense A to A after a pruning round."""
 
 # --- tags of an MLflow run --------------------------------------------------------------------------------------
 TAG_KEY: Final = "job_key"
 TAG_STORAGE: Final = "storage"
-"""Digest of the storage of the driver that recorded the run: drivers end only runs of their own storage."""
+"""Digest of the storage of the driver that recorded the run. Drivers end abandoned runs only of their own storage."""
 TAG_REUSED: Final = "reused"
-"""`true` on a run whose job was already in the store when this study first met it, else `false`."""
+"""`true` if the job was already in the store when the study that created the run started, else `false`."""
 TAG_PARENTS: Final = "parent_keys"
 """Comma-separated keys of the parents."""
 TAG_ERROR: Final = "error"
 TAG_UNATTACHED: Final = "unattached"
-"""Files that could not be attached to the run although all its numbers are there; the next start tries again."""
+"""Names, comma-separated, of files that could not be attached to the run; the next start tries again."""
 TAG_DATA_VERSION: Final = "data_version"
-"""Fingerprint of the images of a dataset that users bring as a folder; of others the name says all."""
+"""Fingerprint of the images in a user's image folder; other datasets are identified by their name alone."""
 TAG_LTH_KEY: Final = "lth_key"
 """Key of the LTH job that `gap_to_lth` compares with."""
 TAG_DENSE_KEY: Final = "dense_key"
-"""Key of the dense job that the run was rewound from and `gap_to_dense` compares with."""
+"""Key of the dense job that the run was rewound from, with which `gap_to_dense` compares."""
 TAG_RECIPE: Final = "recipe"
-"""On the experiment: digest of the latest study's settings other than its axes. A run that belongs to a study of
+"""On the experiment: digest of the latest study's settings other than the axes of every grid. A run of a study with
 digest D has the tag `recipe.D`, whose JSON holds `varied`. Runs of different recipes must not be pooled."""
 VARIED: Final = "varied"
 """Within `recipe.D`: the run's values of the settings, other than the axes of every grid, that this study varies."""
 TAG_CELL: Final = "cell"
-"""JSON: `width` and `sparsity` as exact numbers, and as `matching` how the nets were matched that the job rests on."""
+"""JSON: `width` and `sparsity` as exact numbers, and `matching`, which says how the job's nets were matched."""
 MATCHING: Final = "matching"
-"""Within `cell`: `matcher` and the knobs of matching; `match_epoch` is -1 for the end, however that was written."""
+"""Within `cell`: `matcher` and the knobs of matching. A `match_epoch` at the end of training is always -1."""
 TAG_ASKED: Final = "asked_sparsity"
-"""JSON number, on a pruning round whose mask sparse nets wear: the sparsity that was asked of it. The round itself may
-have stopped within a tolerance of that."""
+"""On a pruning round whose mask sparse nets use: the target sparsity, as a JSON number. The round may have stopped
+within a tolerance of the target."""
 VIEW: Final = "gaps"
-"""Name of the saved view of an experiment, in the addresses of MLflow's pages."""
+"""Name of the experiment's saved view in the addresses of MLflow's pages."""
 TAG_VIEW: Final = f"mlflow.sharedViewState.{VIEW}"
-"""On the experiment: that view, as MLflow's pages save views."""
+"""On the experiment: the saved view, in the format of MLflow's pages."""
 
 # --- files of a store directory ---------------------------------------------------------------------------------
 MANIFEST: Final = "manifest.json"
@@ -190,6 +193,6 @@ MASK: Final = "mask.safetensors"
 PERMUTATION: Final = "permutation.safetensors"
 LOGITS: Final = "logits.safetensors"
 LOG: Final = "log.txt"
-"""What happened while the job ran; also an MLflow artifact. Differs between two computations of one job."""
+"""The job's log; also an MLflow artifact. It differs between two computations of one job."""
 PLANE_GRID: Final = "plane.json"
-"""The grid of ``trainables.symmetry.landscape.PlaneGrid`` and the names of the three nets; also an MLflow artifact."""
+"""A ``trainables.symmetry.landscape.PlaneGrid`` and the names of its three nets; also an MLflow artifact."""

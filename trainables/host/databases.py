@@ -1,6 +1,6 @@
-"""MLflow's SQLite databases: how they are named, and what keeps MLflow from using one. Imports no MLflow, no torch.
+"""MLflow's SQLite databases: their URIs, and the reasons why MLflow cannot use one. Imports neither MLflow nor torch.
 
-SQLAlchemy interprets the path in a URI: a ``?`` ends it, and from version 2.1 on ``%41`` is an A.
+SQLAlchemy interprets the path in a URI: a ``?`` ends the path, and from version 2.1 on, ``%41`` stands for an A.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 DATABASE = "mlflow.db"
-"""File of the database in a study's local storage."""
+"""Name of the database file in a study's local storage."""
 ARTIFACTS = "mlartifacts"
 """Folder beside a database in which studies keep the artifacts of their runs."""
 LOCK_SECONDS = 30.0
-"""How long a reader waits for a study that is writing to the same file."""
+"""Maximum wait of a reader while a study writes to the same file."""
 DELETED = "deleted"
-"""MLflow's word for what has been deleted and can be restored."""
+"""MLflow's lifecycle stage of an experiment that has been deleted but can be restored."""
 _REVISION = re.compile(r"^(down_revision|revision)\b[^=\n]*=\s*[\"'](\w+)[\"']", re.MULTILINE)
 
 
@@ -31,17 +31,17 @@ def default_tracking_uri(storage: Path) -> str:
 
 
 def sqlite_uri(file: Path) -> str:
-    """Return the tracking URI of a database file, as MLflow and its commands take it."""
+    """Return the tracking URI of a database file, in the form that MLflow and its commands accept."""
     path = str(file)
     if not {"%", "?"} & set(path):
         return f"sqlite:///{path}"
     encoded = path.replace("%", "%25").replace("?", "%3F")
-    # Before 2.1 only SQLite's own URIs, which have always been decoded, can express a question mark.
+    # Before SQLAlchemy 2.1, a question mark needs SQLite's own URI syntax, which SQLite has always decoded.
     return f"sqlite:///{encoded}" if _decodes() else f"sqlite:///file:{encoded}?uri=true"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the database file of a SQLite URI; None if the URI is another one, or its database is in memory."""
+    """Return the database file of an SQLite URI; None for another kind of URI or a database in memory."""
     scheme, _, rest = uri.partition(":///")
     name, _, options = rest.partition("?")
     if scheme.partition("+")[0] != "sqlite":
@@ -55,23 +55,23 @@ def sqlite_file(uri: str) -> Path | None:
 
 @functools.cache
 def _decodes() -> bool:
-    """Return whether the SQLAlchemy that is installed decodes the path of a URI."""
+    """Return whether the installed SQLAlchemy decodes the path of a URI."""
     from sqlalchemy.engine import make_url  # here, because few paths have such characters
 
     return make_url("sqlite:///%41").database == "A"
 
 
 def opened(file: Path) -> sqlite3.Connection:
-    """Return a connection to a database file that only reads it."""
+    """Return a read-only connection to a database file."""
     return sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
 
 
 def refusal(uri: str, experiment: str) -> str | None:
-    """Return why MLflow would not record an experiment in an SQLite database, and the command that cures it, or None.
+    """Return why MLflow could not record an experiment in an SQLite database, and a remedy; None if it can.
 
     Args:
-        uri: of the database.
-        experiment: its name.
+        uri: tracking URI of the database.
+        experiment: name of the experiment.
     """
     file = sqlite_file(uri)
     if file is None or not file.exists():
@@ -81,7 +81,7 @@ def refusal(uri: str, experiment: str) -> str | None:
     if not file.is_file():
         return f"it is a directory, where a database should be; {again}"
     if not file.stat().st_size:
-        return None  # MLflow makes its tables in it
+        return None  # MLflow creates its tables in an empty file
     try:
         with contextlib.closing(opened(file)) as connection:
             damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -98,7 +98,7 @@ def refusal(uri: str, experiment: str) -> str | None:
                 (experiment,),
             ).fetchone()
     except sqlite3.OperationalError:
-        return None  # locked, or left in the middle by a writer that died, which MLflow puts right
+        return None  # locked, or left with an unfinished transaction by a writer that died, which MLflow rolls back
     except sqlite3.DatabaseError as error:
         return f"it is damaged ({error}); {again}"
     if found is None:
@@ -111,7 +111,13 @@ def refusal(uri: str, experiment: str) -> str | None:
 
 
 def deleted(uri: str, experiment: str, number: str) -> str:
-    """Return what a user can do about an experiment that has been deleted."""
+    """Return a message on a deleted experiment that says what the user can do.
+
+    Args:
+        uri: tracking URI of the database or server.
+        experiment: name of the experiment.
+        number: MLflow's ID of the experiment.
+    """
     restore = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {number}"
     remove = shlex.join(["mlflow", "gc", "--backend-store-uri", uri, "--experiment-ids", number])
     return (
@@ -121,14 +127,14 @@ def deleted(uri: str, experiment: str, number: str) -> str:
 
 
 def misplaced(location: str, database: Path) -> str | None:
-    """Return what is wrong with the folder of an experiment's artifacts, None if nothing is.
+    """Return what is wrong with an experiment's artifact folder; None if nothing is.
 
-    MLflow writes to the path that an experiment names. In a database that was copied or moved, that path belongs to the
-    original, or would be created again where nobody looks for it.
+    MLflow writes to the path that an experiment names. If the database was copied or moved, MLflow would write to the
+    original's folder, or create the path where nobody looks for it.
 
     Args:
         location: path or URI of the folder.
-        database: file in which the experiment is.
+        database: file of the experiment's database.
     """
     parts = urlsplit(location)
     if parts.scheme not in ("", "file") or not parts.path:
@@ -138,7 +144,7 @@ def misplaced(location: str, database: Path) -> str | None:
         return None
     if (home / ARTIFACTS).is_dir():
         return f"it has been copied or moved: its artifacts are in {home / ARTIFACTS}, and it names {folder}"
-    # MLflow creates a folder when it first writes to it, so at least the parent of one that was used exists.
+    # MLflow creates the folder at its first write, so the folder may be missing, but hardly its parent, too.
     if not folder.is_dir() and not folder.parent.is_dir():
         return f"it has been copied or moved: it keeps its artifacts in {folder}, which is not on this machine"
     return None
@@ -159,7 +165,7 @@ def _other_version(uri: str, versions: set[str]) -> str | None:
 
 @functools.cache
 def _revisions() -> tuple[set[str], set[str]]:
-    """Return the versions of the database that MLflow knows, and the newest; read from its files."""
+    """Return all schema revisions that the installed MLflow knows, and the newest ones, as read from its files."""
     spec = importlib.util.find_spec("mlflow")
     known, before = set[str](), set[str | None]()
     for folder in (spec.submodule_search_locations or []) if spec else []:

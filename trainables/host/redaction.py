@@ -1,4 +1,4 @@
-"""Credentials stay out of what people get to read: URIs, messages of clients that quote them, logs. Torch-free."""
+"""Removes credentials from texts that people read: URIs, error messages that quote them, logs. Torch-free."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PARAMETER = re.compile(
 _NAME = r"""
     (?: passw(?:or)?d | passphrase | pwd | token(?!iz) | secret | jwt | sessionid
       | (?:access|account|api|auth|private|storage|encryption|signing|ssh)[_\ -]?key ) [\w.-]{0,100}"""
-"""Names of settings, or parts of them, whose values are credentials."""
+"""Names, or parts of names, of settings whose values are credentials."""
 _VALUE = r"""(?: \\*" (?: \\. | [^"\\\n] )* \\*"?  |  \\*' (?: \\. | [^'\\\n] )* \\*'?  |  \( [^)\n]* \)?
     | [^\s"',;&]+ (?: [,;&"'] (?! [\w.-]+ \\*["']? \s* [=:] ) [^\s"',;&)\]}]+ )* )"""
-"""Of a setting: quoted, also within a text that is itself quoted; a tuple; or up to a blank or the next setting."""
+"""Value of a setting: a quoted string (quotes may be escaped), a tuple, or text up to a blank or the next setting."""
 _SETTING = re.compile(
     rf"""(
       (?: {_NAME} | (?-i: (?<=[a-z])(?:Pass|Auth) ) ) (?:\\*["'])? \s* [=:]
@@ -54,35 +54,35 @@ _PRIVATE_KEY = re.compile(
 _TELLTALE = re.compile(
     r"pass|pwd|token|secret|credential|signature|auth|key|cookie|session|jwt|^sig$|^code$|^sid$", re.IGNORECASE
 )
-"""Parts of the names of query parameters that are nobody's business."""
+"""Names, or parts of names, of query parameters whose values are credentials."""
 _KNOWN = re.compile(
     r"""\b(?: (?:AKIA|ASIA)[A-Z0-9]{16} | gh[pousr]_\w{20,} | github_pat_\w{20,} | glpat-[\w-]{20,}
     | hf_[A-Za-z0-9]{20,} | dapi[0-9a-f]{32} | xox[abprs]-[\w-]{10,} | AIza[\w-]{30,}
     | eyJ[\w-]{8,}\.eyJ[\w-]+\.[\w-]* )""",
     re.VERBOSE,
 )
-"""Credentials known by their beginning: of AWS, GitHub, GitLab, Hugging Face, Databricks, Slack, Google; JWT."""
+"""Tokens recognised by their prefix: AWS, GitHub, GitLab, Hugging Face, Databricks, Slack, Google, JWT."""
 
 
 def redact(uri: str) -> str:
-    """Return a URI without user name, password and query, fit for logs.
+    """Return a URI without user name, password and query, safe for logs.
 
     >>> redact("postgresql://me:secret@db.example/mlflow?sslmode=require")
     'postgresql://***@db.example/mlflow'
     """
     scheme, separator, rest = uri.partition("://")
-    if not separator:  # no URI, but maybe one whose scheme was forgotten
+    if not separator:  # not a URI, or one without its scheme
         return redact_text(re.sub(r"^[^/\s:]*:[^/\s]*@", "***@", uri))
-    rest = re.sub(r"^[^/?#]*@", "***@", rest)  # unlike in a text, a blank does not end it
+    rest = re.sub(r"^[^/?#]*@", "***@", rest)  # unlike in a text, a blank does not end the URI
     return redact_text(f"{scheme}://{rest}").partition("?")[0]
 
 
 def redact_text(text: str) -> str:
-    """Return a text without the credentials in it.
+    """Return a text with its credentials replaced by ``***``.
 
-    They are found in URIs and their query parameters, in settings of the environment, a command line, JSON or YAML,
-    in headers of requests and in private keys. Query parameters that are known to be harmless by their name stay.
-    What is no URI, has no telling name and does not begin as a known kind of token does cannot be found out.
+    Credentials are found in URIs and their query parameters, in settings (environment, command line, JSON, YAML), in
+    request headers, in private keys and in tokens with a known prefix. Query parameters stay unless their name suggests
+    a credential. A secret outside a URI, without a telling name or a known prefix, cannot be recognised.
 
     >>> redact_text("cannot read http://me:secret@host/x?run=1&access_token=secret: refused")
     'cannot read http://***@host/x?run=1&access_token=***: refused'
