@@ -57,7 +57,7 @@ def _sound(recorder: synthetic.Recorder) -> None:
 def _strange(experiment: str, client: Any) -> None:
     """Write runs of other tools: with a key that is none or another's, texts without end, no params of a job."""
     for key in (None, "", "twice", "twice", FOREIGN):
-        tags = {} if key is None else {schema.TAG_KEY: key}
+        tags = {} if key is None else {schema.TAG_KEY: key, schema.TAG_CELL: '{"width": 1}'}
         tags[schema.TAG_ERROR] = f"{FOREIGN}{CONTROLS}DB_PASS=hunter2 {'x' * 4000}"
         run = client.create_run(experiment, tags=tags, run_name=f"=1+1{CONTROLS}")
         params = [Param("y" * 200, "z" * 5000), Param("stage", FOREIGN), Param("-1", f"{MARKUP}{CONTROLS}")]

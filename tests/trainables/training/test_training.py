@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,12 +175,15 @@ def test_state_is_a_copy() -> None:
     assert document["epoch"] == 1
 
 
-SCRIPT = """
+SCRIPT = (
+    f"import sys; sys.path.append({str(Path(__file__).parent)!r})"
+    + """
 import hashlib, test_training as t
 training = t.start(t.FEW, t.some_mask(t.new_model()))
 rows = [training.run_epoch() for _ in range(2)]
 print(hashlib.sha256(t.bits(training)).hexdigest(), rows)
 """
+)
 
 
 @pytest.mark.slow
