@@ -15,13 +15,14 @@ from typing import Any
 from study import fastest
 from study.estimate import Estimates, duration, estimate
 from study.plan import Network, Plan
+from study.scheduling.states import BLOCKED, FAILED, RUNNING, WAITING
 from study.tracking.labels import run_name
 from trainables import schema
 from trainables.host.processes import host_of
 from trainables.host.redaction import redact_text
 from trainables.storage.store import Store
 
-PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING = "published", "running", "failed", "blocked", "waiting"
+PUBLISHED = "published"
 STATES = (PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING)
 RATE_SECONDS = 3600.0
 """Length of the time before now over which the rate is taken."""

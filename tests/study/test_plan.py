@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from checkout import ROOT
 from PIL import Image
+from small_spaces import small
 
 from search_spaces import RECIPES, SPACES, SearchSpace, get_space
 from study.plan import Plan, make_plan, override
@@ -24,25 +25,6 @@ from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, PLANE, PRUNE, SPARSE
 
 QUICKSTART = get_space("digits_quickstart")
-
-
-def small(**settings: Any) -> SearchSpace:
-    """Return a space of one seed pair on the digits."""
-    defaults: dict[str, Any] = {
-        "dataset": "digits",
-        "model": "mlp",
-        "seeds": (0,),
-        "epochs": 20,
-        "imp_epochs": 2,
-        "imp_momentum": 0.0,
-        "pruner": "imp_finetune",
-        "prune_fraction": 0.2,
-        "match_images": 1000,
-        "lr": 0.08,
-        "sparsity": (0.5,),
-        "rewind_epoch": (5,),
-    }
-    return SearchSpace(name="small", question="?", **{**defaults, **settings})
 
 
 def counts(plan: Plan) -> dict[str, int]:

@@ -12,7 +12,8 @@ from tiny_study import flip_bit, tiny_cell, tiny_space
 
 from study import run
 from study.plan import Plan, make_plan
-from study.status import BLOCKED, FAILED, PUBLISHED, RUNNING, WAITING, lines, size_in_words, status
+from study.scheduling.states import BLOCKED, FAILED, RUNNING, WAITING
+from study.status import PUBLISHED, lines, size_in_words, status
 from trainables import schema
 from trainables.graph import dense_job, match_job, prune_job, target
 from trainables.host.processes import host_of, me

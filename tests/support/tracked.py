@@ -23,6 +23,7 @@ from study.tracking import delivery
 from study.tracking.delivery import Tracker
 from trainables import schema
 from trainables.graph import Job
+from trainables.storage.artifacts import read_metrics
 from trainables.storage.store import Store
 
 SPACE = tiny_space(interpolation_points=3)
@@ -94,6 +95,20 @@ def without(store: Store, *jobs: Job) -> None:
 def bring_back(store: Store, *jobs: Job) -> None:
     for job in jobs:
         shutil.move(store.root / job.key, store.directory(job.key))
+
+
+def computing(plan: Plan, store: Store, uri: str, epochs: int) -> tuple[Tracker, Job, list[dict[str, Any]]]:
+    """Return the tracker of a driver that computes a dense job, once its run shows some epochs; the job; all epochs."""
+    job = job_of(plan, schema.DENSE)
+    history: list[dict[str, Any]] = read_metrics(store, job.key)["history"]
+    without(store, job)
+    tracker = track(plan, store, uri)
+    tracker.start()
+    for row in history[:epochs]:
+        tracker.epoch(job.key, row)
+    wait_for(lambda: len(curve(uri, by_key(uri)[job.key], schema.TEST_LOSS)) == epochs)
+    assert by_key(uri)[job.key].info.status == "RUNNING"
+    return tracker, job, history
 
 
 def wait_for(condition: Any) -> None:

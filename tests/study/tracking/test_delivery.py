@@ -17,6 +17,7 @@ from tracked import (
     artifact,
     bring_back,
     by_key,
+    computing,
     curve,
     job_of,
     log_all,
@@ -142,16 +143,8 @@ def test_epochs_are_seen_while_the_job_runs_and_not_doubled_at_its_end(
     dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "FLUSH_SECONDS", 0.0)
-    job = job_of(dense_plan, schema.DENSE)
-    history = read_metrics(own_copy, job.key)["history"]
-    without(own_copy, job)
-    tracker = track(dense_plan, own_copy, uri)
-    tracker.start()
-    for row in history[:2]:
-        tracker.epoch(job.key, row)
-    wait_for(lambda: len(curve(uri, by_key(uri)[job.key], schema.TEST_LOSS)) == 2)
+    tracker, job, history = computing(dense_plan, own_copy, uri, 2)
     running = by_key(uri)[job.key]
-    assert running.info.status == "RUNNING"
     assert (running.data.params["stage"], running.data.params["width"]) == ("dense", "0.25")
     bring_back(own_copy, job)
     tracker.done(job.key)

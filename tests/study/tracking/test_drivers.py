@@ -23,13 +23,11 @@ from tracked import (
     all_runs,
     bring_back,
     by_key,
+    computing,
     curve,
-    job_of,
     log_all,
     points,
     track,
-    wait_for,
-    without,
 )
 from waiting import HANG_SECONDS
 
@@ -37,7 +35,6 @@ from study.plan import Plan
 from study.tracking import delivery
 from study.tracking import mlflow_runs as study_runs
 from trainables import schema
-from trainables.storage.artifacts import read_metrics
 from trainables.storage.store import Store
 
 
@@ -157,14 +154,7 @@ def test_run_of_a_driver_that_was_killed_does_not_say_for_ever_that_it_is_runnin
     dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "FLUSH_SECONDS", 0.0)
-    job = job_of(dense_plan, schema.DENSE)
-    history = read_metrics(own_copy, job.key)["history"]
-    without(own_copy, job)
-    killed = track(dense_plan, own_copy, uri)
-    killed.start()
-    for row in history[:1]:
-        killed.epoch(job.key, row)
-    wait_for(lambda: by_key(uri)[job.key].info.status == "RUNNING")
+    killed, job, history = computing(dense_plan, own_copy, uri, 1)
     lease = own_copy.lease(job.key)
     assert lease is not None
     with lease:
@@ -188,13 +178,7 @@ def test_run_that_is_another_drivers_to_end_is_left_alone(
 ) -> None:
     """Its job waits for its next attempt, is computed in another storage, or has failed since it was listed."""
     monkeypatch.setattr(delivery, "FLUSH_SECONDS", 0.0)
-    job = job_of(dense_plan, schema.DENSE)
-    row = read_metrics(own_copy, job.key)["history"][0]
-    without(own_copy, job)
-    owner = track(dense_plan, own_copy, uri)
-    owner.start()
-    owner.epoch(job.key, row)
-    wait_for(lambda: by_key(uri)[job.key].info.status == "RUNNING")
+    owner, job, _ = computing(dense_plan, own_copy, uri, 1)
     store, status = own_copy, "RUNNING"
     if other == "driver":
         lease = {"token": "abcd", "owner": "another-host:1:1", "since": 0, "renewed": time.time(), "note": {}}

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+from small_spaces import small
 
 from search_spaces import SPACES, SearchSpace, get_space
 from study.plan import Plan, make_plan
@@ -15,25 +16,6 @@ from trainables.graph import Job, Ref, closure, measurements, target
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE, STAGES
 
 QUICKSTART = get_space("digits_quickstart")
-
-
-def small(**settings: Any) -> SearchSpace:
-    """Return a space of one seed pair on the digits."""
-    defaults: dict[str, Any] = {
-        "dataset": "digits",
-        "model": "mlp",
-        "seeds": (0,),
-        "epochs": 20,
-        "imp_epochs": 2,
-        "imp_momentum": 0.0,
-        "pruner": "imp_finetune",
-        "prune_fraction": 0.2,
-        "match_images": 10_000,
-        "lr": 0.08,
-        "sparsity": (0.5,),
-        "rewind_epoch": (5,),
-    }
-    return SearchSpace(name="small", question="?", **{**defaults, **settings})
 
 
 # --- what a job is called -------------------------------------------------------------------------------------------
