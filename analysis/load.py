@@ -29,6 +29,7 @@ from trainables.storage import documents
 __all__ = [
     "AnalysisError",
     "curves",
+    "frame_of",
     "local_folder",
     "planes",
     "question",
@@ -201,7 +202,21 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     """
     reader = source(tracking_uri)
     experiment = _experiment(reader, space, tracking_uri)
-    found, set_aside, left_out = _checked(experiment, reader.records(experiment), tracking_uri)
+    return frame_of(experiment, reader.records(experiment), tracking_uri)
+
+
+def frame_of(experiment: Experiment, records: Sequence[Record], uri: str) -> pd.DataFrame:
+    """Return the frame that :func:`runs` documents.
+
+    Args:
+        experiment: the study's experiment.
+        records: its runs, in the order of their start, whether or not they can be read.
+        uri: where they were found, for messages.
+
+    Raises:
+        AnalysisError: none of the runs can be read.
+    """
+    found, set_aside, left_out = _checked(experiment, records, uri)
     frame = _frame(found, experiment)
     frame.attrs |= {"set_aside": set_aside, "left_out": left_out + _no_numbers(found)}
     return frame

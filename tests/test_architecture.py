@@ -28,7 +28,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "mlflow": ("study/tracking/mlflow_runs.py", "analysis/"),
     "torch": ("trainables/", "study/benchmark/"),
     "scipy": ("trainables/", "analysis/"),
-    "pandas": ("analysis/",),
+    "pandas": ("analysis/", "study/tracking/stored_runs.py"),
     "matplotlib": ("analysis/",),
     "rich": ("study/",),
 }

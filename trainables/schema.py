@@ -20,6 +20,7 @@ OVERLAP: Final = "overlap"
 STAGES: Final = (DENSE, PRUNE, MATCH, SPARSE, CONNECT, PLANE, ENSEMBLE, OVERLAP)
 
 # --- statuses of an MLflow run ----------------------------------------------------------------------------------
+SCHEDULED: Final = "SCHEDULED"
 RUNNING: Final = "RUNNING"
 FINISHED: Final = "FINISHED"
 FAILED: Final = "FAILED"

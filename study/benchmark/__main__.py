@@ -12,7 +12,7 @@ from typing import Any
 
 from study.benchmark import results, table
 from study.benchmark.results import Comparison, Figure, Measurement, Rate
-from study.tracking.mlflow_runs import project_commit
+from study.tracking.contents import project_commit
 from trainables.checks import bounded
 from trainables.host.terminal import OK, command, refused
 from trainables.knobs import CPU_PRECISIONS, PRECISIONS

@@ -29,7 +29,7 @@ from study.estimate import benchmark_file, duration, image_size, masked, multipl
 from study.fastest import Choice
 from study.options import parse_options
 from study.plan import Network, Plan, make_plan, override
-from study.tracking.mlflow_runs import project_commit
+from study.tracking.contents import project_commit
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.host.processes import cores

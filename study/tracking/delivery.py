@@ -24,7 +24,8 @@ from functools import partial
 from typing import Any
 
 from study.plan import Plan
-from study.tracking.mlflow_runs import DatabaseGone, Row, Runs, Unattached
+from study.tracking.contents import Row
+from study.tracking.mlflow_runs import DatabaseGone, Runs, Unattached
 from trainables.host.processes import me
 from trainables.host.redaction import redact_text
 from trainables.storage.store import DamagedArtifact, Result, StorageError, Store

@@ -115,6 +115,11 @@ def run_name(job: Job, cell: Cell) -> str:
     return " · ".join(parts)
 
 
+def name_in(plan: Plan, key: str) -> str:
+    """Return the name of a job of a plan."""
+    return run_name(plan.jobs[key], plan.cells[key])
+
+
 def run_params(job: Job, cell: Cell) -> dict[str, Any]:
     """Return the params of a job's run: its place in the grid and its recipe. Arguments as in :func:`run_name`."""
     config = job.config

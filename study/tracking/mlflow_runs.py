@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from study.plan import Plan
-from study.tracking.labels import place_tags, recipe_digest, run_name, run_params
+from study.tracking.contents import GAPS, SOURCE, Contents, Metric, Row, RunSpec, epoch_metrics, gaps, outcome_of
 from study.tracking.views import experiment_tags
 from trainables import schema
 from trainables.host.databases import ARTIFACTS, sqlite_file, sqlite_uri
@@ -32,7 +31,6 @@ from trainables.host.redaction import redact, redact_text
 from trainables.schema import FAILED, FINISHED, KILLED, RUNNING
 from trainables.storage.store import DamagedArtifact, Result, Store
 
-SOURCE, SOURCE_TYPE, COMMIT = "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit"
 STANDARD = "standard"
 """Version of every dataset that its name alone identifies."""
 DIGEST_LENGTH = 36
@@ -46,10 +44,6 @@ ERROR_LENGTH, LOG_LENGTH = 4000, 200_000
 
 _log = logging.getLogger(__name__)
 
-Row = Mapping[str, Any]
-"""An epoch: ``step``, ``timestamp`` (ms since 1970) and metrics."""
-_Metric = tuple[str, float, int, int]
-"""Name, value, timestamp (ms since 1970), step."""
 _Point = tuple[str, int]
 """Name and step of a metric; a run has at most one value for each point."""
 
@@ -60,25 +54,6 @@ class Unattached(RuntimeError):
 
 class DatabaseGone(RuntimeError):
     """The study's SQLite database has been removed or replaced while the study ran."""
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """The data of a run that are known before its job starts.
-
-    Attributes:
-        key: the job's key.
-        name: the run's name, for people.
-        epochs: number of epochs of the job, and the step of its final metrics.
-        params: the job's place in the grid and its recipe, for people and charts.
-        tags: the job's relations to other jobs and its place in the grid, for programs.
-    """
-
-    key: str
-    name: str
-    epochs: int
-    params: dict[str, str]
-    tags: dict[str, str]
 
 
 @dataclass
@@ -127,10 +102,7 @@ class Runs:
         self._plan, self._store, self._uri, self._fresh = plan, store, uri, fresh
         self._database = sqlite_file(uri)
         self._inode: tuple[int, int] | None = None
-        self._recipe = recipe_digest(plan.space, plan.ways)
-        self._places = place_tags(plan)
-        self._commit = project_commit()
-        self._storage = hashlib.sha256(store.uri.encode()).hexdigest()[:12]
+        self._contents = Contents(plan, store, fresh)
         self._runs: dict[str, _Run] = {}
         self._doubtful: set[str] = set()
         self._is_sole_creator = False
@@ -138,37 +110,8 @@ class Runs:
         self._attempts: Counter[tuple[str, str]] = Counter()
         self._compared_with: dict[str, list[str]] = defaultdict(list)
         for key in plan.jobs:
-            for other in _references(key, self._relations(key)).values():
+            for other in self._contents.references(key).values():
                 self._compared_with[other].append(key)
-
-    def _relations(self, key: str) -> dict[str, str]:
-        """Return the tags that name the dense and the LTH job that a sparse job is compared with."""
-        job, lth = self._plan.jobs[key], self._plan.lth_keys.get(key)
-        if job.kind != schema.SPARSE:
-            return {}
-        dense = {schema.TAG_DENSE_KEY: job.parent("init").job.key}
-        return {**dense, schema.TAG_LTH_KEY: lth} if lth else dense
-
-    def spec(self, key: str) -> RunSpec:
-        """Return the run data of a job of the plan."""
-        job, cell = self._plan.jobs[key], self._plan.cells[key]
-        fresh = key in self._fresh
-        tags = {
-            schema.TAG_KEY: key,
-            schema.TAG_REUSED: "false" if fresh else "true",
-            schema.TAG_STORAGE: self._storage,
-            schema.TAG_PARENTS: ",".join(ref.key for _, ref in job.parents),
-            SOURCE: "study.run",
-            SOURCE_TYPE: "LOCAL",
-            **self._places[key],
-            **self._relations(key),
-        }
-        if fresh and self._commit:
-            tags[COMMIT] = self._commit
-        if job.config.task.data_version:
-            tags[schema.TAG_DATA_VERSION] = job.config.task.data_version
-        params = {name: str(value) for name, value in run_params(job, cell).items()}
-        return RunSpec(key, run_name(job, cell), job.epochs, params, tags)
 
     # --- finding runs -----------------------------------------------------------------------------------------------
     def connect(self) -> None:
@@ -197,7 +140,7 @@ class Runs:
         tags = {
             # Makes MLflow open its page for trained models, which has charts, not the one for language models.
             "mlflow.experimentKind": "custom_model_development",
-            schema.TAG_RECIPE: self._recipe,
+            schema.TAG_RECIPE: self._contents.recipe,
             **experiment_tags(space, self._experiment, int(experiment.creation_time or 0), experiment.tags),
         }
         for name, value in tags.items():
@@ -231,7 +174,7 @@ class Runs:
         """Convert an MLflow run."""
         tags, metrics = dict(run.data.tags), set(run.data.metrics)
         # The job may have ended before the jobs that it is compared with; its gaps are then still due.
-        due = _references(key, self._relations(key) if key in self._plan.jobs else {})
+        due = self._contents.references(key) if key in self._plan.jobs else {}
         complete = (
             run.info.status == FINISHED
             and key not in self._fresh  # a fresh job's earlier result was removed; the new one may differ
@@ -244,7 +187,7 @@ class Runs:
             set(run.data.params),
             tags,
             metrics,
-            gaps=metrics & _GAPS,
+            gaps=metrics & GAPS.keys(),
             ended=run.info.end_time or 0,
             dataset=bool(run.inputs and run.inputs.dataset_inputs),
             complete=complete,
@@ -329,7 +272,7 @@ class Runs:
 
     def _added(self, key: str) -> dict[str, str]:
         """Return the tags that a study adds to another study's run."""
-        return self._places[key] | self._relations(key)
+        return self._contents.shared_tags(key)
 
     def describe(self, key: str) -> None:
         """Bring the tags of a job's run up to date."""
@@ -342,7 +285,11 @@ class Runs:
             known: keys of the jobs that are published or being computed; their runs stay as they are.
         """
         for key, run in self._runs.items():
-            if run.status == RUNNING and key not in known and run.tags.get(schema.TAG_STORAGE) == self._storage:
+            if (
+                run.status == RUNNING
+                and key not in known
+                and run.tags.get(schema.TAG_STORAGE) == self._contents.storage
+            ):
                 info = self._client.get_run(run.id).info  # another driver may have ended the run since we listed it
                 run.status, run.ended = info.status, info.end_time or 0
                 if run.status == RUNNING:
@@ -353,12 +300,12 @@ class Runs:
         run = self._runs.get(key)
         if run is not None and run.complete and key in self._store:
             return  # another driver has published the job
-        spec = self.spec(key)
+        spec = self._contents.spec(key)
         with self._opened(spec, int(rows[0]["timestamp"])) as run:
             if run.status != RUNNING:
                 self._client.update_run(run.id, status=RUNNING)
                 run.status, run.complete = RUNNING, False
-            self._send(run, _metrics(rows), spec.params)
+            self._send(run, epoch_metrics(rows), spec.params)
 
     def interrupt(self, key: str, rows: list[Row]) -> None:
         """Send the last epochs of a job that the driver leaves unfinished, and mark its run as KILLED.
@@ -385,9 +332,9 @@ class Runs:
         """
         if key in self._store:
             return  # the job has succeeded since, here or elsewhere
-        spec, error = self.spec(key), redact_text(error[: 2 * ERROR_LENGTH])[:ERROR_LENGTH]
+        spec, error = self._contents.spec(key), redact_text(error[: 2 * ERROR_LENGTH])[:ERROR_LENGTH]
         with self._opened(spec, int(rows[0]["timestamp"]) if rows else when) as run:
-            self._send(run, _metrics(rows), spec.params, {schema.TAG_ERROR: error})
+            self._send(run, epoch_metrics(rows), spec.params, {schema.TAG_ERROR: error})
             self._name_dataset(run, spec)
         log = str((self._store.failure(key) or {}).get("log", ""))[-LOG_LENGTH:]
         missing = self._attach(key, run, {schema.LOG: log} if log else {})
@@ -442,20 +389,15 @@ class Runs:
         """
         if self.is_finished(key):
             return
-        spec = self.spec(key)
+        spec = self._contents.spec(key)
         try:
             result = result or self._store.result(key, _LOGGED)
         except KeyError:
             return
-        manifest, document = result.manifest, result.documents[schema.METRICS]
+        outcome = outcome_of(result, spec.epochs)
         files = {name: content for name, content in result.files.items() if name != schema.METRICS}
-        finished, final = int(manifest["finished"]), document["final"]
-        tags = {name: str(manifest["environment"][name]) for name in ("device", "torch")}
-        metrics = _metrics(document["history"])
-        by_epoch = {name for name, *_ in metrics}
-        metrics += [(name, value, finished, spec.epochs) for name, value in final.items() if name not in by_epoch]
-        self._accuracies[key] = final.get(schema.TEST_ACCURACY), finished
-        started = finished - round(1000 * final[schema.SECONDS])
+        metrics, tags, started, finished = outcome.metrics, outcome.tags, outcome.started, outcome.finished
+        self._accuracies[key] = outcome.accuracy, finished
         with self._opened(spec, started, tags) as run:
             if run.complete:
                 return  # another driver was first
@@ -468,8 +410,8 @@ class Runs:
         missing = self._attach(key, run, {name: content.decode(errors="replace") for name, content in files.items()})
         for other in self._compared_with.get(key, ()):
             if other in self._runs and self._runs[other].complete:
-                with self._opened(self.spec(other), finished) as compared:
-                    self._send(compared, self._due_gaps(self.spec(other), compared))
+                with self._opened(self._contents.spec(other), finished) as compared:
+                    self._send(compared, self._due_gaps(self._contents.spec(other), compared))
         for outdated in {schema.TAG_ERROR} | ({schema.TAG_UNATTACHED} if not missing else set()):
             if outdated in run.tags:
                 self._client.delete_tag(run.id, outdated)
@@ -480,7 +422,7 @@ class Runs:
         if missing:
             raise Unattached(missing)
 
-    def _contradicts(self, run: _Run, metrics: Iterable[_Metric]) -> bool:
+    def _contradicts(self, run: _Run, metrics: Iterable[Metric]) -> bool:
         """Return whether a run's values differ from a result: another attempt, perhaps on a GPU, logged them.
 
         Metrics of the machine (speed, memory, time) differ between any two attempts and are not compared.
@@ -500,23 +442,18 @@ class Runs:
             return run
 
     # --- what is sent -----------------------------------------------------------------------------------------------
-    def _due_gaps(self, spec: RunSpec, run: _Run) -> list[_Metric]:
+    def _due_gaps(self, spec: RunSpec, run: _Run) -> list[Metric]:
         """Return the gaps that a finished run lacks and whose reference job is published."""
-        due: list[_Metric] = []
-        for name, other in _references(spec.key, spec.tags).items():
-            if name not in run.gaps:
-                (own, stamp), (reference, _) = self._accuracy(spec.key), self._accuracy(other)
-                if own is not None and reference is not None:
-                    due.append((name, reference - own, stamp, spec.epochs))
-        return due
+        references = {gap: other for gap, other in self._contents.references(spec.key).items() if gap not in run.gaps}
+        found = gaps(spec.key, references, lambda key: self._accuracy(key)[0])
+        return [(gap, value, self._accuracy(spec.key)[1], spec.epochs) for gap, value in found.items()]
 
     def _accuracy(self, key: str) -> tuple[float | None, int]:
         """Return a published job's test accuracy (percent) and end (ms since 1970); (None, 0) if unreadable."""
         if key not in self._accuracies:
             try:
-                result = self._store.result(key, [schema.METRICS])
-                final = result.documents[schema.METRICS]["final"]
-                self._accuracies[key] = final.get(schema.TEST_ACCURACY), int(result.manifest["finished"])
+                outcome = outcome_of(self._store.result(key, [schema.METRICS]), 0)
+                self._accuracies[key] = outcome.accuracy, outcome.finished
             except KeyError:
                 return None, 0
             except DamagedArtifact as error:  # the job is computed again; the gaps follow then
@@ -527,7 +464,7 @@ class Runs:
     def _send(
         self,
         run: _Run,
-        metrics: Iterable[_Metric],
+        metrics: Iterable[Metric],
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
@@ -552,7 +489,7 @@ class Runs:
         run.sent |= {point: _stored(value) for point, (_, value, *_) in new.items()}
         run.params |= new_params.keys()
         run.tags |= new_tags
-        run.gaps |= _GAPS & {name for name, _ in new}
+        run.gaps |= GAPS.keys() & {name for name, _ in new}
 
     def _look(self, run: _Run, names: Set[str]) -> None:
         """Fetch the points that a run has of the named metrics, unless they are known."""
@@ -602,29 +539,12 @@ class Runs:
             self._doubtful.discard(key)
 
 
-_GAPS = frozenset({schema.GAP_TO_DENSE, schema.GAP_TO_LTH})
 _OF_THE_MACHINE = frozenset({*schema.SYSTEM_METRICS, schema.IMAGES_PER_SECOND, schema.SECONDS})
 """Metrics that differ between two attempts at one job; a run keeps those of the first attempt."""
 _ATTACHED = (schema.PLANE_GRID, schema.LOG)
 """Files of a result that become artifacts of its run."""
 _LOGGED = (schema.METRICS, *_ATTACHED)
 """Files of a result to read before logging it."""
-
-
-def _references(key: str, tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the jobs that a job's accuracy is compared with: name of the gap -> key of the reference job."""
-    named = {schema.GAP_TO_DENSE: tags.get(schema.TAG_DENSE_KEY), schema.GAP_TO_LTH: tags.get(schema.TAG_LTH_KEY)}
-    return {name: other for name, other in named.items() if other and other != key}
-
-
-def _metrics(rows: Iterable[Row]) -> list[_Metric]:
-    """Return the metrics in rows of a job's history."""
-    return [
-        (name, value, int(row["timestamp"]), int(row["step"]))
-        for row in rows
-        for name, value in row.items()
-        if name not in ("step", "timestamp")
-    ]
 
 
 def _stored(value: float) -> float | None:
@@ -668,14 +588,3 @@ def _locked(database: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a file system without locks: the tracker retries what fails
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def project_commit() -> str | None:
-    """Return the commit of the project's code; None if it does not run from a repository or git cannot read it."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):  # git is missing, or refuses to read the repository
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    return None

@@ -31,7 +31,7 @@ from tracked import (
 from waiting import HANG_SECONDS
 
 from study.plan import Plan, make_plan
-from study.tracking import mlflow_runs as study_runs
+from study.tracking import contents
 from study.tracking.labels import recipe_digest
 from trainables import schema
 from trainables.data import check_dataset
@@ -324,9 +324,9 @@ def test_artifact_store_that_is_closed_to_us_costs_only_the_artifacts(
 def test_runs_of_jobs_computed_here_name_the_commit(plan: Plan, published: Store, uri: str) -> None:
     fresh = {job_of(plan, schema.SPARSE, "permuted").key}
     log_all(plan, published, uri, fresh)
-    root = Path(study_runs.__file__).parents[2]
+    root = Path(contents.__file__).parents[2]
     here = (root / ".git").exists()
     for key, run in by_key(uri).items():
-        assert (study_runs.COMMIT in run.data.tags) == (here and key in fresh)
-        assert re.fullmatch("[0-9a-f]{40}", run.data.tags.get(study_runs.COMMIT, "0" * 40))
-        assert run.data.tags[study_runs.SOURCE] == "study.run"
+        assert (contents.COMMIT in run.data.tags) == (here and key in fresh)
+        assert re.fullmatch("[0-9a-f]{40}", run.data.tags.get(contents.COMMIT, "0" * 40))
+        assert run.data.tags[contents.SOURCE] == "study.run"

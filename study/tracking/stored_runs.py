@@ -1,0 +1,78 @@
+"""A study's runs as the analysis reads them from MLflow, but from the plan and the store alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pandas as pd
+
+from analysis.load import frame_of
+from analysis.records import Experiment, Record
+from study.plan import Plan
+from study.tracking.contents import Contents, RunSpec, gaps, outcome_of
+from trainables import schema
+from trainables.schema import FAILED, FINISHED, SCHEDULED
+from trainables.storage.store import Store
+
+
+def stored_runs(plan: Plan, store: Store, fresh: Collection[str] = ()) -> pd.DataFrame:
+    """Return the frame that :func:`analysis.load.runs` returns once MLflow has everything, without asking MLflow.
+
+    The frame has one row per job of the plan, whether or not the job is published, and the columns, types and
+    ``attrs`` of the frame from MLflow. These differ:
+
+    - ``run_id`` is the job's key, because the store does not know MLflow's.
+    - ``started`` is the job's end minus its computing time; MLflow has the real start of a job that it saw running.
+    - A job that is neither published nor noted as failed has the status SCHEDULED, also while it runs.
+
+    Damaged results are set aside, as always when they are read, and their jobs are SCHEDULED again.
+
+    Args:
+        plan: the study.
+        store: holds the results and the notes on failures.
+        fresh: keys of the jobs that this study has computed itself; the others are ``reused``.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    contents = Contents(plan, store, fresh)
+    specs = {key: contents.spec(key) for key in plan.jobs}
+    results, _ = store.results(plan.jobs, [schema.METRICS])
+    outcomes = {key: outcome_of(result, specs[key].epochs) for key, result in results.items()}
+    accuracies = {key: outcome.accuracy for key, outcome in outcomes.items()}
+    failed = store.failures() & plan.jobs.keys() - results.keys()
+    records = []
+    for key, outcome in outcomes.items():
+        latest = sorted(outcome.metrics, key=lambda metric: (metric[3], metric[2]))
+        metrics = {name: value for name, value, _, _ in latest} | gaps(key, contents.references(key), accuracies.get)
+        records.append(_record(specs[key], FINISHED, outcome.tags, metrics, outcome.started, outcome.finished))
+    for key in plan.jobs.keys() - results.keys():
+        if key in failed and (note := store.failure(key)) is not None:
+            records.append(_record(specs[key], FAILED, {schema.TAG_ERROR: note["error"]}, ended=note.get("at")))
+        else:
+            records.append(_record(specs[key], SCHEDULED, {}))
+    order = {key: place for place, key in enumerate(plan.jobs)}
+    records.sort(key=lambda record: (record.started is None, record.started or 0, order[record.run_id]))
+    experiment = Experiment(id="", name=plan.space.name, active=True, tags={schema.TAG_RECIPE: contents.recipe})
+    return frame_of(experiment, records, store.uri)
+
+
+def _record(
+    spec: RunSpec,
+    status: str,
+    tags: dict[str, str],
+    metrics: dict[str, float] | None = None,
+    started: int | None = None,
+    ended: int | None = None,
+) -> Record:
+    return Record(
+        run_id=spec.key,
+        name=spec.name,
+        status=status,
+        started=started,
+        ended=ended,
+        params=spec.params,
+        metrics=metrics or {},
+        tags=spec.tags | tags,
+        artifacts="",
+    )
