@@ -44,4 +44,5 @@ DIGITS_QUICKSTART = SearchSpace(
     prune_shortcuts=True,
     match_images=0,
     interpolation_points=11,
+    preferred=(("kernels", "sparse"),),
 )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trainables.checks import known
 from trainables.knobs import SETTINGS, Scalar, by_limit, plain_values
 
 if TYPE_CHECKING:
@@ -39,11 +40,14 @@ class SearchSpace(_Settings):
         question: the question that the space answers, in one line.
         rewind_epochs_of_width: (width, rewind epochs) pairs: at these widths the grid has only these of its rewind
             epochs. ``param_space`` ignores them and has all rewind epochs at every width.
+        preferred: (setting, value) pairs that ``python -m study.run`` uses wherever it can (see ``study.preference``).
+            ``cells`` and ``param_space`` ignore them, so that they do not depend on a machine.
     """
 
     name: str
     question: str
     rewind_epochs_of_width: tuple[tuple[float, tuple[int, ...]], ...] = ()
+    preferred: tuple[tuple[str, Scalar], ...] = ()
 
     if TYPE_CHECKING:
 
@@ -53,6 +57,7 @@ class SearchSpace(_Settings):
             name: str,
             question: str,
             rewind_epochs_of_width: tuple[tuple[float, tuple[int, ...]], ...] = (),
+            preferred: tuple[tuple[str, Scalar], ...] = (),
             **settings: Any,
         ) -> None: ...
 
@@ -69,6 +74,9 @@ class SearchSpace(_Settings):
             if is_axis := knob.axis or isinstance(value, tuple):
                 self._check_axis(name, values)
             object.__setattr__(self, name, values if is_axis else values[0])
+        for name, value in self.preferred:
+            known(f"setting preferred by space {self.name!r}", name, SETTINGS)
+            SETTINGS[name].checked(value)
         for width, epochs in self.rewind_epochs_of_width:
             if not epochs or not set(epochs) <= set(self.rewind_epoch):
                 raise ValueError(

@@ -20,6 +20,7 @@ from study.clean import offer_cleaning
 from study.forecast import print_forecast
 from study.options import Options, parse_options
 from study.plan import Network, Plan, make_plan, override
+from study.preference import preferring
 from study.scheduling.address import ClusterError
 from study.status import print_status
 from study.sweep import run_sweep
@@ -77,12 +78,18 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
     if options.clean:
         offer_cleaning(store, options)
         return None
-    space = override(get_space(options.space or ""), options.set)
+    space, preferences = override(get_space(options.space or ""), options.set), list[str]()
+    if not options.fastest and options.cluster is None:
+        device = fastest.device_of_trials(options.gpus_per_trial, None, store)
+        given = fastest.kept(space, options.set)
+        space, preferences = preferring(space, given, store, device, options.data_dir)
     # An object store cannot hold the database, so it stays on the driver's machine.
     uri = options.tracking_uri or default_tracking_uri(store.root if store.is_local else Path("outputs").absolute())
     choice = _choice(space, store, options) if options.fastest else None
     unmeasured = choice.missing if choice else ()
     plan = make_plan(space, options.data_dir, choice.ways if choice else None)
+    for line in preferences:
+        print(line)
     if options.status:
         print_status(plan, store, unmeasured)
         return None

@@ -1,0 +1,71 @@
+"""The settings that a space prefers: used wherever this machine, the user's settings and earlier results allow it.
+
+A setting such as ``kernels="sparse"`` speeds up training on most CPUs, but not every machine, model or batch size
+allows it, and it enters the keys of jobs. A space that lists it in ``SearchSpace.preferred`` runs without it, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from search_spaces import SearchSpace
+from study.fastest import Kept, fits, networks
+from study.plan import make_plan
+from trainables.host.toolchain import COMPILERS, find_compiler
+from trainables.knobs import Scalar, written
+from trainables.storage.store import Store
+from trainables.training.engines import CPU
+from trainables.training.way import SETTINGS, Way
+
+
+def preferring(
+    space: SearchSpace, given: Kept, store: Store, device: str, data_dir: str | None
+) -> tuple[SearchSpace, list[str]]:
+    """Return a space with its preferred settings if they can be used, and a line for the user that says so.
+
+    They are not used if the user's settings rule them out, if this machine lacks what their engine needs, or if the
+    storage holds more of the results that the space needs without them: a study goes on as it was begun.
+
+    Args:
+        space: the space, with the user's settings already applied.
+        given: the settings of a ``Way`` that the user has given.
+        store: has the earlier results.
+        device: ``CPU`` or ``GPU``, where the networks will train.
+        data_dir: directory of the datasets.
+    """
+    wanted = dict(space.preferred)
+    changed = with_preferred(space, given)
+    if changed is None:
+        return space, []
+    words = " ".join(f"{name}={written(value)}" for name, value in wanted.items())
+    engine = Way.of(changed).engine
+    if device not in engine.devices:
+        return space, []
+    if engine.needs_compiler and device == CPU and find_compiler() is None:
+        return space, [f"without {words}, which is faster: it needs a C++ compiler, one of {', '.join(COMPILERS)}"]
+    if (published := store.keys()) and _done(space, data_dir, published) > _done(changed, data_dir, published):
+        return space, [f"without {words}, which is faster, because this study began without it"]
+    without = " ".join(f"--set {name}={written(getattr(space, name))}" for name in wanted)
+    return changed, [f"with {words}, which is faster on most CPUs ({without} trains without it)"]
+
+
+def with_preferred(space: SearchSpace, given: Mapping[str, Scalar]) -> SearchSpace | None:
+    """Return the space with its preferred settings; None if there are none or the user's settings rule them out."""
+    wanted: dict[str, Any] = dict(space.preferred)
+    if not wanted or given.keys() & wanted.keys():
+        return None
+    changed = dataclasses.replace(space, **wanted)
+    if any(isinstance(getattr(space, name), tuple) for name in SETTINGS):
+        return None  # the study compares ways of training
+    try:
+        way = Way.of(changed)
+    except ValueError:  # given settings exclude the preferred ones
+        return None
+    return changed if all(fits(way, changed, network) for network in networks(changed)) else None
+
+
+def _done(space: SearchSpace, data_dir: str | None, published: set[str]) -> int:
+    """Return how many results of a space are published."""
+    return len(make_plan(space, data_dir).jobs.keys() & published)

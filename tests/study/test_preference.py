@@ -1,0 +1,103 @@
+"""A space's preferred settings are used where they can be, and a study goes on as it was begun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search_spaces import SPACES, SearchSpace, get_space
+from study import fastest, preference
+from study.clean import plan_all
+from study.plan import make_plan, override
+from study.preference import preferring, with_preferred
+from trainables import schema
+from trainables.storage.store import Store
+from trainables.training.engines import CPU, GPU
+from trainables.training.way import SETTINGS
+
+PREFERRING = [space for space in SPACES.values() if space.preferred]
+FEW = ("seeds=0", "width=0.5", "sparsity=0.95", "rewind_epoch=5")
+
+
+@pytest.fixture(autouse=True)
+def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preference, "find_compiler", lambda: "g++")
+
+
+def preferred(
+    tmp_path: Path, *assignments: str, device: str = CPU, name: str = "digits_quickstart"
+) -> tuple[SearchSpace, SearchSpace, list[str]]:
+    """Return a space as it is asked for, as it runs, and the lines for the user."""
+    space = override(get_space(name), assignments)
+    given = fastest.kept(space, assignments)
+    return space, *preferring(space, given, Store(tmp_path), device, None)
+
+
+@pytest.mark.parametrize("space", PREFERRING, ids=lambda space: space.name)
+def test_every_preference_is_a_setting_of_training_that_all_networks_of_its_space_allow(space: SearchSpace) -> None:
+    assert {name for name, _ in space.preferred} <= {*SETTINGS}
+    changed = with_preferred(space, {})
+    assert changed is not None
+    assert all(getattr(changed, name) == value for name, value in space.preferred)
+
+
+def test_the_quickstart_trains_on_sparse_kernels_where_it_can(tmp_path: Path) -> None:
+    _, changed, (line,) = preferred(tmp_path)
+    assert changed == override(get_space("digits_quickstart"), ["kernels=sparse"])
+    assert "--set kernels=dense" in line
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["kernels=dense", "stacked=true", "precision=bf16", "model=mlp", "batch_size=50", "kernels=dense,sparse"],
+)
+def test_what_the_user_sets_comes_first(assignment: str, tmp_path: Path) -> None:
+    space, same, lines = preferred(tmp_path, assignment)
+    assert (same, lines) == (space, [])
+
+
+def test_without_a_compiler_a_space_runs_without_the_kernels_that_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preference, "find_compiler", lambda: None)
+    space, same, (line,) = preferred(tmp_path)
+    assert same == space
+    assert "g++" in line
+
+
+def test_gpus_do_without_an_engine_for_cpus(tmp_path: Path) -> None:
+    space, same, lines = preferred(tmp_path, device=GPU)
+    assert (same, lines) == (space, [])
+
+
+@pytest.mark.parametrize("began", ["dense", "sparse"])
+def test_a_study_goes_on_as_it_was_begun(began: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(override(get_space("digits_quickstart"), [*FEW, f"kernels={began}"]))
+    done = {key for key, job in plan.jobs.items() if job.kind in (schema.DENSE, schema.PRUNE, schema.SPARSE)}
+    monkeypatch.setattr(Store, "keys", lambda self: done)
+    _, changed, (line,) = preferred(tmp_path, *FEW)
+    assert changed.kernels == began
+    assert not make_plan(changed).closure.todo(done | plan.jobs.keys())
+    assert ("began" in line) == (began == "dense")
+
+
+def test_results_that_both_ways_share_leave_the_choice_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(override(get_space("digits_quickstart"), [*FEW, "kernels=dense"]))
+    done = {key for key, job in plan.jobs.items() if job.kind == schema.DENSE}
+    monkeypatch.setattr(Store, "keys", lambda self: done)
+    assert preferred(tmp_path, *FEW)[1].kernels == "sparse"
+
+
+def test_cleaning_keeps_the_results_of_both_ways() -> None:
+    plans, _ = plan_all(None, None, {}, {})
+    needed = {key for plan in plans for key in plan.jobs}
+    for way in ("dense", "sparse"):
+        assert make_plan(override(get_space("digits_quickstart"), [f"kernels={way}"])).jobs.keys() <= needed
+
+
+def test_a_preference_is_checked_like_any_setting() -> None:
+    with pytest.raises(ValueError, match="kernels"):
+        SearchSpace(name="test", question="?", preferred=(("kernels", "quick"),))
+    with pytest.raises(ValueError, match="kernel"):
+        SearchSpace(name="test", question="?", preferred=(("kernel", "sparse"),))
