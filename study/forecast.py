@@ -64,7 +64,7 @@ def print_plan(
     )
     for name, facts in plan.facts.items():
         print(*facts.lines(name), sep="\n")
-    for line in (*fastest.lines(plan.ways), *_slow(plan, store, options)):
+    for line in (*plan.notes, *fastest.lines(plan.ways), *_slow(plan, store, options)):
         print(line)
 
 

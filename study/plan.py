@@ -36,6 +36,7 @@ class Plan:
         lth_keys: key of a sparse job -> key of the LTH job with the same mask, sparsity and rewind epoch.
         separate_epochs: epochs needed to compute each cell of the grid on its own, without sharing jobs.
         ways: network -> settings of its recipe that replace the space's.
+        notes: lines on how the plan came about, for the user.
     """
 
     space: SearchSpace
@@ -46,6 +47,7 @@ class Plan:
     lth_keys: dict[str, str]
     separate_epochs: int
     ways: Ways = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> dict[str, Job]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from search_spaces import SearchSpace
 from study.fastest import Kept, fits, networks
-from study.plan import make_plan
+from study.plan import Plan, make_plan
 from trainables.host.toolchain import COMPILERS, find_compiler
 from trainables.knobs import Scalar, written
 from trainables.storage.store import Store
@@ -20,35 +20,37 @@ from trainables.training.engines import CPU
 from trainables.training.way import SETTINGS, Way
 
 
-def preferring(
-    space: SearchSpace, given: Kept, store: Store, device: str, data_dir: str | None
-) -> tuple[SearchSpace, list[str]]:
-    """Return a space with its preferred settings if they can be used, and a line for the user that says so.
+def preferring(plan: Plan, given: Kept, store: Store, device: str, data_dir: str | None) -> Plan:
+    """Return the plan of the same space with its preferred settings if they can be used, and a note that says so.
 
     They are not used if the user's settings rule them out, if this machine lacks what their engine needs, or if the
-    storage holds more of the results that the space needs without them: a study goes on as it was begun.
+    storage holds more of the results that the space needs without them: a study goes on as it began.
 
     Args:
-        space: the space, with the user's settings already applied.
+        plan: the plan of the space, with the user's settings applied.
         given: the settings of a ``Way`` that the user has given.
         store: has the earlier results.
         device: ``CPU`` or ``GPU``, where the networks will train.
         data_dir: directory of the datasets.
     """
-    wanted = dict(space.preferred)
-    changed = with_preferred(space, given)
-    if changed is None:
-        return space, []
+    wanted, space = dict(plan.space.preferred), with_preferred(plan.space, given)
+    if space is None:
+        return plan
     words = " ".join(f"{name}={written(value)}" for name, value in wanted.items())
-    engine = Way.of(changed).engine
+    engine = Way.of(space).engine
     if device not in engine.devices:
-        return space, []
+        return plan
     if engine.needs_compiler and device == CPU and find_compiler() is None:
-        return space, [f"without {words}, which is faster: it needs a C++ compiler, one of {', '.join(COMPILERS)}"]
-    if (published := store.keys()) and _done(space, data_dir, published) > _done(changed, data_dir, published):
-        return space, [f"without {words}, which is faster, because this study began without it"]
-    without = " ".join(f"--set {name}={written(getattr(space, name))}" for name in wanted)
-    return changed, [f"with {words}, which is faster on most CPUs ({without} trains without it)"]
+        return _noted(plan, f"without {words}, which is faster: it needs a C++ compiler, one of {', '.join(COMPILERS)}")
+    preferred, published = make_plan(space, data_dir), store.keys()
+    if len(plan.jobs.keys() & published) > len(preferred.jobs.keys() & published):
+        return _noted(plan, f"without {words}, which is faster, because this study began without it")
+    without = " ".join(f"--set {name}={written(getattr(plan.space, name))}" for name in wanted)
+    return _noted(preferred, f"with {words}, which is faster on most CPUs ({without} trains without it)")
+
+
+def _noted(plan: Plan, note: str) -> Plan:
+    return dataclasses.replace(plan, notes=(*plan.notes, note))
 
 
 def with_preferred(space: SearchSpace, given: Mapping[str, Scalar]) -> SearchSpace | None:
@@ -64,8 +66,3 @@ def with_preferred(space: SearchSpace, given: Mapping[str, Scalar]) -> SearchSpa
     except ValueError:  # given settings exclude the preferred ones
         return None
     return changed if all(fits(way, changed, network) for network in networks(changed)) else None
-
-
-def _done(space: SearchSpace, data_dir: str | None, published: set[str]) -> int:
-    """Return how many results of a space are published."""
-    return len(make_plan(space, data_dir).jobs.keys() & published)

@@ -78,24 +78,18 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
     if options.clean:
         offer_cleaning(store, options)
         return None
-    space, preferences = override(get_space(options.space or ""), options.set), list[str]()
-    if not options.fastest and options.cluster is None:
-        device = fastest.device_of_trials(options.gpus_per_trial, None, store)
-        given = fastest.kept(space, options.set)
-        space, preferences = preferring(space, given, store, device, options.data_dir)
+    space = override(get_space(options.space or ""), options.set)
     # An object store cannot hold the database, so it stays on the driver's machine.
     uri = options.tracking_uri or default_tracking_uri(store.root if store.is_local else Path("outputs").absolute())
     choice = _choice(space, store, options) if options.fastest else None
     unmeasured = choice.missing if choice else ()
     plan = make_plan(space, options.data_dir, choice.ways if choice else None)
-    for line in preferences:
-        print(line)
     if options.status:
-        print_status(plan, store, unmeasured)
+        print_status(_preferring(plan, store, options), store, unmeasured)
         return None
     on_cluster = options.cluster is not None
     if options.dry_run:
-        print_forecast(plan, store, options, unmeasured)
+        print_forecast(_preferring(plan, store, options), store, options, unmeasured)
         return None
     if unmeasured and on_cluster:
         _refuse_to_measure(unmeasured, options)
@@ -110,6 +104,7 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
 
         measure(choice, plan, store)
         plan = make_plan(space, options.data_dir, _choice(space, store, options).ways)
+    plan = _preferring(plan, store, options)
     if not on_cluster:
         _check_compiler(plan, store, fastest.device_of_trials(options.gpus_per_trial, None, store))
     if options.verify:
@@ -126,6 +121,14 @@ def _choice(space: SearchSpace, store: Store, options: Options) -> fastest.Choic
     """Return the choices of ``--fastest`` so far."""
     device = fastest.device_of_trials(options.gpus_per_trial, options.cluster, store)
     return fastest.choice(space, options.set, store, device)
+
+
+def _preferring(plan: Plan, store: Store, options: Options) -> Plan:
+    """Return the plan with the settings that its space prefers; the nodes of a cluster may lack what these need."""
+    if options.fastest or options.cluster is not None:
+        return plan
+    device = fastest.device_of_trials(options.gpus_per_trial, None, store)
+    return preferring(plan, fastest.kept(plan.space, options.set), store, device, options.data_dir)
 
 
 def _refuse_to_measure(unmeasured: Sequence[Network], options: Options) -> None:

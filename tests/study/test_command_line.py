@@ -259,9 +259,10 @@ def test_options_survive_the_way_through_a_command_line() -> None:
 
 # --- right requests ---------------------------------------------------------------------------------------------------
 def test_a_right_request_reaches_the_sweep(folder: Path, started: list[dict[str, Any]]) -> None:
-    assert main([*SPACE, "--set", "seeds=7", "--data-dir", "data"]) == OK
+    given = ["seeds=7", "kernels=dense"]
+    assert main([*SPACE, "--set", given[0], "--set", given[1], "--data-dir", "data"]) == OK
     (call,) = started
-    assert call["plan"].space == override(get_space("digits_quickstart"), ["seeds=7"])
+    assert call["plan"].space == override(get_space("digits_quickstart"), given)
     assert call["store"] == Store(folder / "outputs")
     assert call["uri"] == f"sqlite:///{folder}/outputs/mlflow.db"
     assert call["options"].data_dir == str(folder / "data")

@@ -9,7 +9,7 @@ import pytest
 from search_spaces import SPACES, SearchSpace, get_space
 from study import fastest, preference
 from study.clean import plan_all
-from study.plan import make_plan, override
+from study.plan import Plan, make_plan, override
 from study.preference import preferring, with_preferred
 from trainables import schema
 from trainables.storage.store import Store
@@ -25,13 +25,11 @@ def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preference, "find_compiler", lambda: "g++")
 
 
-def preferred(
-    tmp_path: Path, *assignments: str, device: str = CPU, name: str = "digits_quickstart"
-) -> tuple[SearchSpace, SearchSpace, list[str]]:
-    """Return a space as it is asked for, as it runs, and the lines for the user."""
-    space = override(get_space(name), assignments)
-    given = fastest.kept(space, assignments)
-    return space, *preferring(space, given, Store(tmp_path), device, None)
+def preferred(tmp_path: Path, *assignments: str, device: str = CPU) -> tuple[Plan, Plan]:
+    """Return the plan of the quickstart as it is asked for, and as it runs."""
+    space = override(get_space("digits_quickstart"), assignments)
+    asked = make_plan(space)
+    return asked, preferring(asked, fastest.kept(space, assignments), Store(tmp_path), device, None)
 
 
 @pytest.mark.parametrize("space", PREFERRING, ids=lambda space: space.name)
@@ -43,9 +41,10 @@ def test_every_preference_is_a_setting_of_training_that_all_networks_of_its_spac
 
 
 def test_the_quickstart_trains_on_sparse_kernels_where_it_can(tmp_path: Path) -> None:
-    _, changed, (line,) = preferred(tmp_path)
-    assert changed == override(get_space("digits_quickstart"), ["kernels=sparse"])
-    assert "--set kernels=dense" in line
+    _, plan = preferred(tmp_path)
+    assert plan.space == override(get_space("digits_quickstart"), ["kernels=sparse"])
+    assert plan.jobs.keys() == make_plan(plan.space).jobs.keys()
+    assert "--set kernels=dense" in plan.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -53,40 +52,39 @@ def test_the_quickstart_trains_on_sparse_kernels_where_it_can(tmp_path: Path) ->
     ["kernels=dense", "stacked=true", "precision=bf16", "model=mlp", "batch_size=50", "kernels=dense,sparse"],
 )
 def test_what_the_user_sets_comes_first(assignment: str, tmp_path: Path) -> None:
-    space, same, lines = preferred(tmp_path, assignment)
-    assert (same, lines) == (space, [])
+    asked, plan = preferred(tmp_path, assignment)
+    assert plan is asked
 
 
 def test_without_a_compiler_a_space_runs_without_the_kernels_that_need_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preference, "find_compiler", lambda: None)
-    space, same, (line,) = preferred(tmp_path)
-    assert same == space
-    assert "g++" in line
+    asked, plan = preferred(tmp_path)
+    assert plan.space == asked.space
+    assert "g++" in plan.notes[0]
 
 
 def test_gpus_do_without_an_engine_for_cpus(tmp_path: Path) -> None:
-    space, same, lines = preferred(tmp_path, device=GPU)
-    assert (same, lines) == (space, [])
+    asked, plan = preferred(tmp_path, device=GPU)
+    assert plan is asked
 
 
 @pytest.mark.parametrize("began", ["dense", "sparse"])
 def test_a_study_goes_on_as_it_was_begun(began: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(override(get_space("digits_quickstart"), [*FEW, f"kernels={began}"]))
-    done = {key for key, job in plan.jobs.items() if job.kind in (schema.DENSE, schema.PRUNE, schema.SPARSE)}
+    earlier = make_plan(override(get_space("digits_quickstart"), [*FEW, f"kernels={began}"]))
+    done = {key for key, job in earlier.jobs.items() if job.kind in (schema.DENSE, schema.PRUNE, schema.SPARSE)}
     monkeypatch.setattr(Store, "keys", lambda self: done)
-    _, changed, (line,) = preferred(tmp_path, *FEW)
-    assert changed.kernels == began
-    assert not make_plan(changed).closure.todo(done | plan.jobs.keys())
-    assert ("began" in line) == (began == "dense")
+    _, plan = preferred(tmp_path, *FEW)
+    assert plan.jobs.keys() == earlier.jobs.keys()
+    assert ("began" in plan.notes[0]) == (began == "dense")
 
 
 def test_results_that_both_ways_share_leave_the_choice_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(override(get_space("digits_quickstart"), [*FEW, "kernels=dense"]))
     done = {key for key, job in plan.jobs.items() if job.kind == schema.DENSE}
     monkeypatch.setattr(Store, "keys", lambda self: done)
-    assert preferred(tmp_path, *FEW)[1].kernels == "sparse"
+    assert preferred(tmp_path, *FEW)[1].space.kernels == "sparse"
 
 
 def test_cleaning_keeps_the_results_of_both_ways() -> None:
