@@ -95,20 +95,20 @@ def surplus(
         needed |= plan.jobs.keys()
         needed |= {root.key for root in plan.closure.roots}
         needed |= {ref.key for job in plan.jobs.values() for _, ref in job.parents}
-    files = {path: size for directory in ("store", "work", "failed") for path, size in store.storage.sizes(directory)}
+    files = {**store.storage.sizes("store"), **store.storage.sizes("work"), **store.storage.sizes("failed")}
     published = store.keys()
-    manifests, damaged = store.manifests(sorted(published - needed))
+    found, damaged = store.results(sorted(published - needed))
     results: dict[_Group, list[str]] = defaultdict(list)
     kept: dict[str, int] = defaultdict(int)
-    for key, manifest in manifests.items():
-        task = manifest.get("config", {}).get("task", {})
+    for key, result in found.items():
+        task = result.manifest.get("config", {}).get("task", {})
         dataset, model, width = task.get("dataset", "?"), task.get("model", "?"), task.get("width", 0.0)
         if dataset in unplanned:
             kept[dataset] += 1
         elif (model, width) in unchosen:
             kept[f"{called((model, width))} on {dataset}"] += 1
         else:
-            results[dataset, model, f"{width:g}", manifest.get("kind", "?")].append(key)
+            results[dataset, model, f"{width:g}", result.manifest.get("kind", "?")].append(key)
     strange = [path for path in files if owner(path) is None]
     ours = [path for path in files if owner(path) is not None]
     leftovers = _leftovers(store, ours, published, needed, bool(unplanned) or bool(unchosen))
@@ -138,9 +138,9 @@ def _leftovers(
         elif within != [MANIFEST]:
             folders[key][within[0] if len(within) > 1 else ""].append(path)
     contested = [key for key, each in folders.items() if len(each) > 1]
-    for key, manifest in store.manifests(contested)[0].items():
+    for key, result in store.results(contested)[0].items():
         for attempt, paths in folders[key].items():
-            if attempt != manifest.get("attempt", ""):
+            if attempt != result.manifest.get("attempt", ""):
                 found += paths
     return found
 

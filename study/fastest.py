@@ -24,7 +24,7 @@ from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.host.cpu import emulates_bf16
 from trainables.knobs import CPU_PRECISIONS, written
-from trainables.storage import documents, patiently
+from trainables.storage import documents
 from trainables.storage.documents import Malformed
 from trainables.storage.store import Store
 from trainables.training.engines import CPU, GPU
@@ -219,11 +219,11 @@ def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, 
     """
     settings = {name: value for name, value in way.settings.items() if name not in given}
     content = json.dumps({"settings": settings, "given": dict(given), **evidence}, indent=1).encode()
-    patiently(lambda: store.storage.create(path, content))
+    store.storage.create(path, content)
     held, found = _read(store, path)
     if held is None:  # damaged: the earlier choice is lost
         store.set_aside(path, found, "no choice of --fastest")
-        patiently(lambda: store.storage.create(path, content))
+        store.storage.create(path, content)
         held, _ = _read(store, path)
     if held is None:
         raise ValueError(f"{store.uri}/{path} is no choice of --fastest, and cannot be replaced; remove it")
@@ -231,12 +231,12 @@ def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, 
 
 
 def _files(store: Store) -> list[str]:
-    return patiently(lambda: [path for path in store.storage.names(FOLDER) if path.endswith(".json")])
+    return [path for path in store.storage.names(FOLDER) if path.endswith(".json")]
 
 
 def _read(store: Store, path: str) -> tuple[dict[str, Setting] | None, bytes]:
     """Return the settings in a file (None if it is damaged) and its content."""
-    content = patiently(lambda: store.storage.read(path))
+    content = store.storage.read(path) or b""
     try:
         document = documents.parse(content, documents.CHOICE)
         settings: dict[str, Setting] = document["settings"]

@@ -92,7 +92,8 @@ def status(plan: Plan, store: Store) -> Status:
     todo = plan.closure.todo(published)
     leases = {key: lease for key, lease in store.leases().items() if key in todo}
     failures = {key: note for key in store.failures() & todo.keys() - leases.keys() if (note := store.failure(key))}
-    manifests, damaged = store.manifests([key for key in plan.jobs if key not in todo and key in published])
+    found, damaged = store.results([key for key in plan.jobs if key not in todo and key in published])
+    manifests = {key: result.manifest for key, result in found.items()}
     states: dict[str, str] = {}
     for key, job in plan.jobs.items():  # parents come first
         parents = {states[ref.job.key] for _, ref in job.parents if ref.job.key in todo}
@@ -106,7 +107,7 @@ def status(plan: Plan, store: Store) -> Status:
             states[key] = BLOCKED if parents & {FAILED, BLOCKED} else WAITING
     sizes: Counter[str] = Counter()
     for directory in ("store", "work"):
-        for path, size in store.storage.sizes(directory):
+        for path, size in store.storage.sizes(directory).items():
             sizes["damaged" if path.startswith("store/.damaged/") else directory] += size
     return Status(
         plan=plan,

@@ -1,6 +1,6 @@
 """The datasets of a study, by name. Torch and the data itself are loaded only when arrays are asked for.
 
-To add one, write a module with ``load(name, data_dir, cache_dir) -> Dataset`` and add a row to
+To add one, write a module with ``load(name, data_dir) -> Dataset`` and add a row to
 `trainables.data.registry.DATASETS`.
 """
 
@@ -46,10 +46,10 @@ def check_dataset(name: str, data_dir: str | Path | None = None) -> DatasetFacts
             names all files that cannot be used.
     """
     entry = get_entry(name)
-    return find_source(name, entry, data_dir).facts(entry) if entry.needs_data_dir else entry.facts()
+    return find_source(name, data_dir).facts() if entry.needs_data_dir else entry.facts()
 
 
-def load_dataset(name: str, data_dir: str | Path | None = None, *, cache_dir: str | Path | None = None) -> Dataset:
+def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Load a dataset, once per process.
 
     Image files are decoded once per machine, to arrays in ``<data_dir>/.decoded`` (see `trainables.data.decoded`), and
@@ -58,22 +58,20 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, cache_dir: st
     Args:
         name: one of `DATASETS`.
         data_dir: as in `check_dataset`.
-        cache_dir: where to keep decoded arrays instead.
 
     Raises:
         ValueError: as in `check_dataset`, and if an image cannot be decoded; the message names the file.
     """
     get_entry(name)
     try:
-        return _load(name, _absolute(data_dir), _absolute(cache_dir))
+        return _load(name, None if data_dir is None else expanded(data_dir).absolute())
     except OSError as error:
         raise ValueError(f"dataset {name!r} cannot be read or kept decoded: {error}") from error
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
-    module = importlib.import_module(DATASETS[name].module)
-    dataset: Dataset = module.load(name, data_dir, cache_dir)
+def _load(name: str, data_dir: Path | None) -> Dataset:
+    dataset: Dataset = importlib.import_module(DATASETS[name].module).load(name, data_dir)
     return dataset
 
 
@@ -91,7 +89,3 @@ def counts(name: str, fingerprint: str) -> str:
     if fingerprint or entry.train_images is None:
         return f"version {fingerprint!r}"
     return f"{entry.train_images:,} training and {entry.test_images:,} test images as they were published"
-
-
-def _absolute(path: str | Path | None) -> Path | None:
-    return None if path is None else expanded(path).absolute()

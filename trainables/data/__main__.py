@@ -35,7 +35,7 @@ def _download(name: str, data_dir: Path) -> None:
         return
     if name not in DOWNLOADABLE:
         raise ValueError(f"{name} cannot be downloaded, only: {', '.join(DOWNLOADABLE)}")
-    from trainables.data.torchvision_sets import download  # imports torch
+    from trainables.data.on_disk import download  # imports torch
 
     try:
         data_dir.mkdir(parents=True, exist_ok=True)

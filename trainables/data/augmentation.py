@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name under which everybody knows it
 from torch import Tensor
 
 from trainables.data.dataset import Augmentation
-
-if TYPE_CHECKING:
-    from trainables.data.dataset import Device
 
 CROP_AREA: Final = (0.08, 1.0)
 """Range of the share of the area that a random resized crop keeps."""
@@ -28,58 +24,31 @@ CROP_ATTEMPTS: Final = 10
 """Area and aspect are drawn up to this often until the box fits into the image; otherwise the whole image is kept."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Draws:
-    """Parameters of the augmentation of N images; ``None`` for changes that are switched off.
-
-    Attributes:
-        offsets: int64 (N, 2), rows and columns, see `random_shift`.
-        boxes: float32 (N, 4), see `random_resized_crop`.
-        flips: bool (N,).
-        padding: bound of the offsets, in pixels.
-    """
-
-    offsets: Tensor | None
-    boxes: Tensor | None
-    flips: Tensor | None
-    padding: int
-
-    def to(self, device: Device) -> Draws:
-        """Return the parameters on `device`."""
-        offsets, boxes, flips = (
-            None if drawn is None else drawn.to(device) for drawn in (self.offsets, self.boxes, self.flips)
-        )
-        return Draws(offsets=offsets, boxes=boxes, flips=flips, padding=self.padding)
-
-    def part(self, start: int, stop: int) -> Draws:
-        """Return the parameters of images `start` to `stop` (exclusive)."""
-        offsets, boxes, flips = (
-            None if drawn is None else drawn[start:stop] for drawn in (self.offsets, self.boxes, self.flips)
-        )
-        return Draws(offsets=offsets, boxes=boxes, flips=flips, padding=self.padding)
+Draws = dict[str, Tensor]
+"""Parameters of the augmentation of N images, for those changes that are switched on: ``offsets``, int64 (N, 2), rows
+and columns, see `random_shift`; ``boxes``, float32 (N, 4), see `random_resized_crop`; ``flips``, bool (N,)."""
 
 
 def draw(augmentation: Augmentation, count: int, generator: torch.Generator) -> Draws:
     """Draw the parameters for `count` images, usually of a whole epoch, from a generator on the CPU."""
-    padding = augmentation.crop_padding
-    offsets = boxes = flips = None
-    if padding:
-        offsets = torch.randint(-padding, padding + 1, (count, 2), generator=generator)
+    draws: Draws = {}
+    if padding := augmentation.crop_padding:
+        draws["offsets"] = torch.randint(-padding, padding + 1, (count, 2), generator=generator)
     if augmentation.random_resized_crop:
-        boxes = _draw_boxes(count, generator)
+        draws["boxes"] = _draw_boxes(count, generator)
     if augmentation.horizontal_flip:
-        flips = torch.rand(count, generator=generator) < 0.5
-    return Draws(offsets=offsets, boxes=boxes, flips=flips, padding=padding)
+        draws["flips"] = torch.rand(count, generator=generator) < 0.5
+    return draws
 
 
-def augment(images: Tensor, draws: Draws) -> Tensor:
-    """Apply drawn parameters to images: shift, resized crop, flip."""
-    if draws.offsets is not None:
-        images = random_shift(images, draws.offsets, padding=draws.padding)
-    if draws.boxes is not None:
-        images = random_resized_crop(images, draws.boxes)
-    if draws.flips is not None:
-        images = horizontal_flip(images, draws.flips)
+def augment(images: Tensor, augmentation: Augmentation, draws: Draws) -> Tensor:
+    """Apply the drawn parameters of an augmentation to images: shift, resized crop, flip."""
+    if "offsets" in draws:
+        images = random_shift(images, draws["offsets"], padding=augmentation.crop_padding)
+    if "boxes" in draws:
+        images = random_resized_crop(images, draws["boxes"])
+    if "flips" in draws:
+        images = horizontal_flip(images, draws["flips"])
     return images
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from trainables.data.augmentation import Draws, augment, draw, normalize
+from trainables.data.augmentation import augment, draw, normalize
 from trainables.data.dataset import Augmentation, Split
 from trainables.seeding import derive_seed
 
@@ -55,154 +56,125 @@ def random_order(split: Split, seed: int, count: int | None = None) -> Tensor:
     return torch.randperm(len(split), generator=cpu_generator(seed, "subset"))[:count]
 
 
-class TrainBatches:
-    """Shuffled, augmented batches of full size; every epoch is a pure function of the seed and its number."""
+@dataclass(kw_only=True, eq=False)
+class _Batches:
+    """Batches of a split, which is brought to the device.
 
-    def __init__(
-        self,
-        split: Split,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        augmentation: Augmentation,
-        batch_size: int,
-        seed: int,
-        device: Device = "cpu",
-        channels_last: bool = False,
-        chunk_bytes: int = CHUNK_BYTES,
-    ) -> None:
-        """Bring the split to the device.
+    Attributes:
+        split: the images.
+        mean: per channel, see `normalize`.
+        std: per channel, see `normalize`.
+        batch_size: images in a batch.
+        device: of the batches.
+        channels_last: memory format of the images; some devices convolve it faster.
+        chunk_bytes: see `CHUNK_BYTES`; it only affects the speed.
+    """
 
-        Args:
-            split: images to train on.
-            mean: per channel, see `normalize`.
-            std: per channel, see `normalize`.
-            augmentation: random changes, drawn independently for every epoch.
-            batch_size: images in every batch; the images left over at the end of an epoch are dropped.
-            seed: root of order and augmentation.
-            device: of the batches.
-            channels_last: memory format of the images; some devices convolve it faster.
-            chunk_bytes: see `CHUNK_BYTES`; it only affects the speed.
+    split: Split = field(kw_only=False)
+    mean: Sequence[float]
+    std: Sequence[float]
+    batch_size: int
+    device: Device = "cpu"
+    channels_last: bool = False
+    chunk_bytes: int = CHUNK_BYTES
 
-        Raises:
-            ValueError: if `batch_size` is not within 1 and the size of the split.
-        """
-        if not 1 <= batch_size <= len(split):
-            raise ValueError(f"batch_size must be within 1 and {len(split)} (images to train on), got {batch_size}")
-        self.batch_size = batch_size
-        self.shape = (batch_size, *split.images.shape[1:])
+    def __post_init__(self) -> None:
+        self.split, self.device = _resident(self.split, self.device), torch.device(self.device)
+
+    def _batches(
+        self, count: int, order: Tensor | None, augmentation: Augmentation, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """Yield the first `count` images in an order, by default their own, in batches; the last one may be smaller."""
+        device, size = torch.device(self.device), self.batch_size
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        batch_bytes = size * self.split.images[0].numel() * 4
+        chunk = max(1, self.chunk_bytes // batch_bytes) * size
+        parts = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+        # Drawn for all images, so that the change of an image does not depend on the batch size.
+        drawn = draw(augmentation, count if order is None else len(order), generator)
+        draws = {name: values.to(device) for name, values in drawn.items()}
+        if order is not None:
+            order = order.to(self.split.images.device)
+        chunks = (part if order is None else order[part] for part in parts)
+        for part, (images, labels) in zip(parts, _on_device(self.split, chunks, device), strict=True):
+            images = augment(images, augmentation, {name: values[part] for name, values in draws.items()})
+            # Rearranged first, while a pixel has one byte instead of four.
+            images = normalize(images.contiguous(memory_format=memory_format), self.mean, self.std)
+            for first in range(0, len(labels), size):
+                yield images[first : first + size], labels[first : first + size]
+
+
+@dataclass(kw_only=True, eq=False)
+class TrainBatches(_Batches):
+    """Shuffled, augmented batches of full size; every epoch is a pure function of the seed and its number.
+
+    Attributes:
+        augmentation: random changes, drawn independently for every epoch.
+        seed: root of order and augmentation.
+
+    Raises:
+        ValueError: if `batch_size` is not within 1 and the size of the split.
+    """
+
+    augmentation: Augmentation
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= len(self.split):
+            raise ValueError(
+                f"batch_size must be within 1 and {len(self.split)} (images to train on), got {self.batch_size}"
+            )
+        super().__post_init__()
+        self.shape = (self.batch_size, *self.split.images.shape[1:])
         """Shape of the images of a batch."""
-        self.steps_per_epoch = len(split) // batch_size
-        self._split = _resident(split, device)
-        self._augmentation = augmentation
-        self._seed = seed
-        self._device = torch.device(device)
-        self._prepare = _Preparation(mean, std, channels_last)
-        self._chunk = _chunk_images(split, batch_size, chunk_bytes)
+        self.steps_per_epoch = len(self.split) // self.batch_size
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch.
+        """Yield the batches of one epoch; the images left over at its end are dropped.
 
         Args:
             number: of the epoch, >= 0. Epochs may be requested in any order, so resuming needs no state.
         """
         if number < 0:
             raise ValueError(f"epochs count from 0, got {number}")
-        split = self._split
-        # Drawn for the whole split, so that the change of an image does not depend on the batch size.
-        order = torch.randperm(len(split), generator=cpu_generator(self._seed, "order", number))
-        draws = draw(self._augmentation, len(split), cpu_generator(self._seed, "augment", number))
-        order, draws = order.to(split.images.device), draws.to(self._device)
-        used = self.steps_per_epoch * self.batch_size
-        starts = range(0, used, self._chunk)
-        chunks = (order[start : min(start + self._chunk, used)] for start in starts)
-        for start, (images, labels) in zip(starts, _on_device(split, chunks, self._device), strict=True):
-            images = self._prepare(augment(images, draws.part(start, start + len(labels))))
-            yield from _cut(images, labels, self.batch_size)
+        order = torch.randperm(len(self.split), generator=cpu_generator(self.seed, "order", number))
+        generator = cpu_generator(self.seed, "augment", number)
+        yield from self._batches(self.steps_per_epoch * self.batch_size, order, self.augmentation, generator)
 
 
-class EvalBatches:
+@dataclass(kw_only=True, eq=False)
+class EvalBatches(_Batches):
     """Images of a split: all in their own order, or some in a given order. Can be iterated repeatedly.
 
     The last batch has the remaining images and may be smaller.
+
+    Attributes:
+        order: indices of the images, in the order of the batches; None: all images in the order of the split.
+        augmentation: random changes, the same in every iteration; None: no changes.
+        seed: root of the augmentation.
+
+    Raises:
+        ValueError: if `batch_size` is not positive or the split is empty.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        batch_size: int,
-        order: Tensor | None = None,
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-        device: Device = "cpu",
-        channels_last: bool = False,
-        chunk_bytes: int = CHUNK_BYTES,
-    ) -> None:
-        """Bring the split to the device; the arguments are those of `TrainBatches`, except these.
+    order: Tensor | None = None
+    augmentation: Augmentation | None = None
+    seed: int = 0
 
-        Args:
-            split: the images.
-            mean: per channel.
-            std: per channel.
-            batch_size: images in every batch but the last.
-            order: indices of the images, in the order of the batches; None: all images in the order of the split.
-            augmentation: random changes, the same in every iteration; None: no changes.
-            seed: root of the augmentation.
-            device: of the batches.
-            channels_last: memory format of the images.
-            chunk_bytes: see `CHUNK_BYTES`.
-
-        Raises:
-            ValueError: if `batch_size` is not positive or the split is empty.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-        if not len(split):
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
+        if not len(self.split):
             raise ValueError("cannot evaluate on a split without images")
-        self.batch_size = batch_size
-        self.num_images = len(split) if order is None else len(order)
-        self._split = _resident(split, device)
-        self._order = None if order is None else order.to(self._split.images.device)
-        self._device = torch.device(device)
-        self._draws: Draws | None = None
-        if augmentation is not None:
-            self._draws = draw(augmentation, self.num_images, cpu_generator(seed, "augment")).to(self._device)
-        self._prepare = _Preparation(mean, std, channels_last)
-        self._chunk = _chunk_images(split, batch_size, chunk_bytes)
+        super().__post_init__()
+        self.num_images = len(self.split) if self.order is None else len(self.order)
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        starts = range(0, self.num_images, self._chunk)
-        parts = (slice(start, min(start + self._chunk, self.num_images)) for start in starts)
-        chunks = parts if self._order is None else (self._order[part] for part in parts)
-        for start, (images, labels) in zip(starts, _on_device(self._split, chunks, self._device), strict=True):
-            if self._draws is not None:
-                images = augment(images, self._draws.part(start, start + len(labels)))
-            yield from _cut(self._prepare(images), labels, self.batch_size)
-
-
-class _Preparation:
-    """Converts uint8 pixels to the input of a network."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool) -> None:
-        self.mean = tuple(mean)
-        self.std = tuple(std)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-
-    def __call__(self, images: Tensor) -> Tensor:
-        # Rearranged first, while a pixel has one byte instead of four.
-        return normalize(images.contiguous(memory_format=self.memory_format), self.mean, self.std)
-
-
-def _cut(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[Batch]:
-    """Yield views of `batch_size` images each; the last one may be smaller."""
-    for start in range(0, len(labels), batch_size):
-        yield images[start : start + batch_size], labels[start : start + batch_size]
+        generator = cpu_generator(self.seed, "augment")
+        yield from self._batches(self.num_images, self.order, self.augmentation or Augmentation(), generator)
 
 
 def _on_device(split: Split, chunks: Iterable[Tensor | slice], device: torch.device) -> Iterator[Batch]:
@@ -247,9 +219,3 @@ def _resident(split: Split, device: Device) -> Split:
     if resident is None:
         resident = copies[device] = split.to(device)
     return resident
-
-
-def _chunk_images(split: Split, batch_size: int, chunk_bytes: int) -> int:
-    """Return the number of images to prepare at once: whole batches, at least one."""
-    batch_bytes = batch_size * split.images[0].numel() * 4
-    return max(1, chunk_bytes // batch_bytes) * batch_size

@@ -6,26 +6,27 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
-import tempfile
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from trainables.host.places import cache_folders
 from trainables.storage import documents
-from trainables.storage.documents import Check, Document, Malformed
+from trainables.storage.documents import Document, Kind, Malformed
 
 DIRECTORY: Final = ".decoded"
 
 _log = logging.getLogger(__name__)
 
 
-def folders(root: Path, cache_dir: Path | None) -> list[Path]:
+def folders(root: Path) -> list[Path]:
     """Return the folders that files about the dataset in `root` may be kept in, best one first."""
-    return [cache_dir] if cache_dir is not None else [root / DIRECTORY, *cache_folders()]
+    return [root / DIRECTORY, *cache_folders()]
 
 
 def place(root: Path) -> str:
@@ -36,7 +37,11 @@ def place(root: Path) -> str:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold the lock on file `path`; yields false, after a warning, if the file system has no locks."""
-    with _opened(path) as file:
+    try:
+        file = path.open("a")
+    except PermissionError:  # created by another user in a shared folder; opening it for reading is enough
+        file = path.open()
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it when the process ends, even if it is killed
             alone = True
@@ -48,30 +53,20 @@ def locked(path: Path) -> Iterator[bool]:
         yield alone
 
 
-def _opened(path: Path) -> IO[str]:
-    try:
-        return path.open("a")
-    except PermissionError:  # created by another user in a shared folder; opening it for reading is enough
-        return path.open()
-
-
 def write_sealed(path: Path, document: Mapping[str, Any]) -> None:
     """Write a document with its checksum, atomically."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        try:
-            file.write(documents.seal(document))
-            file.close()
-            os.chmod(file.name, 0o644)  # temporary files are created private
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(documents.seal(json.dumps(document).encode()))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def read_sealed(path: Path, kind: Check) -> Document | None:
+def read_sealed(path: Path, kind: Kind) -> Document | None:
     """Return a document that `write_sealed` wrote; None if there is none or, after a warning, if it is damaged."""
     try:
-        return documents.unseal(path.read_bytes(), kind)
+        return documents.parse(documents.unseal(path.read_bytes()), kind, exact=True)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the planner imports this module and has no torch
@@ -37,7 +37,7 @@ class DatasetEntry:
     """A row of the registry: what is known without opening a file. ``None`` means that it is found in the data.
 
     Attributes:
-        module: imported on first use; has ``load(name, data_dir, cache_dir) -> Dataset``.
+        module: imported on first use; has ``load(name, data_dir) -> Dataset``.
         num_classes: number of labels.
         in_channels: 1 (grey) or 3 (RGB).
         image_size: height and width in pixels.
@@ -53,24 +53,22 @@ class DatasetEntry:
     """
 
     module: str
-    num_classes: int | None
     in_channels: int
-    image_size: int | None
-    train_images: int | None
-    test_images: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation
-    needs_data_dir: bool
     description: str
+    num_classes: int | None = None
+    image_size: int | None = None
+    train_images: int | None = None
+    test_images: int | None = None
+    needs_data_dir: bool = True
     archive_files: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not len(self.mean) == len(self.std) == self.in_channels:
-            raise ValueError(f"mean {self.mean} and std {self.std} need {self.in_channels} channels each")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
+        assert len(self.mean) == len(self.std) == self.in_channels, f"{self.mean}, {self.std}: {self.in_channels} each"
+        assert min(self.std) > 0, f"std {self.std}"
 
     def facts(self, source: str = "") -> DatasetFacts:
         """Return the facts of a dataset that never changes.
@@ -91,35 +89,15 @@ class DatasetEntry:
             source=source,
         )
 
-    def dataset(
-        self,
-        facts: DatasetFacts,
-        train: Split,
-        test: Split,
-        class_names: tuple[str, ...],
-        augmentation: Augmentation | None = None,
-    ) -> Dataset:
-        """Return the loaded dataset.
-
-        Args:
-            facts: about the data that were loaded.
-            train: training split.
-            test: test split.
-            class_names: in the order of the labels.
-            augmentation: in place of the entry's own.
-        """
-        assert facts.image_size is not None
+    def dataset(self, facts: DatasetFacts, splits: tuple[Split, Split], augmentation: Augmentation) -> Dataset:
+        """Return the loaded dataset: its training and test split, and how to augment."""
         return Dataset(
-            train=train,
-            test=test,
-            num_classes=facts.num_classes,
-            in_channels=facts.in_channels,
-            image_size=facts.image_size,
+            **asdict(facts),
+            train=splits[0],
+            test=splits[1],
             mean=self.mean,
             std=self.std,
-            augmentation=augmentation or self.augmentation,
-            class_names=class_names,
-            fingerprint=facts.fingerprint,
+            augmentation=augmentation,
         )
 
 
@@ -185,35 +163,25 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Dataset:
-    """A loaded dataset.
+class Dataset(DatasetFacts):
+    """A loaded dataset: the facts about it, to be compared with the planned ones, and its arrays.
 
     Attributes:
         train: the training split, in a fixed order.
         test: the test split.
-        num_classes: number of labels.
-        in_channels: 1 (grey) or 3 (RGB).
-        image_size: height and width in pixels.
         mean: per channel, on the scale where white is 1.
         std: per channel, same scale.
         augmentation: of the training images.
-        class_names: name of label i at position i.
-        fingerprint: as in `DatasetFacts`, to compare the planned data with those on this host.
     """
 
+    image_size: int
     train: Split
     test: Split
-    num_classes: int
-    in_channels: int
-    image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation
-    class_names: tuple[str, ...]
-    fingerprint: str
 
     def __post_init__(self) -> None:
         shape = (self.in_channels, self.image_size, self.image_size)
         assert tuple(self.train.images.shape[1:]) == shape, f"train {tuple(self.train.images.shape)}, not {shape}"
         assert tuple(self.test.images.shape[1:]) == shape, f"test {tuple(self.test.images.shape)}, not {shape}"
-        assert len(self.class_names) == self.num_classes, f"{len(self.class_names)} names, {self.num_classes} classes"

@@ -22,64 +22,46 @@ import shutil
 import socket
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trainables.data import cache
 from trainables.data.dataset import Split
 from trainables.host.places import first_writable, trusted
-from trainables.storage.documents import fields, mapping, several, text
 
 FORMAT: Final = 2
 """Incremented when the same source files would be decoded differently, or published in another form."""
-MANIFEST: Final = "manifest.json"
+_MANIFEST: Final = "manifest.json"
 _BLOCK: Final = 2**24
 """Bytes that a thread reads at a time for a checksum."""
 _THREADS: Final = 4
 
-_DECODED: Final = fields({"state": text, "class_names": several(text), "checksums": mapping(text)})
-"""Check of the manifest."""
+_DECODED: Final = {"state": str, "checksums": {"*": str}}
+"""The kind of the manifest."""
 
-Decode = Callable[[Path], Sequence[str]]
-"""Writes ``{train,test}_{images,labels}.npy`` into an empty directory and returns the names of the classes."""
+Decode = Callable[[Path], None]
+"""Writes ``{train,test}_{images,labels}.npy`` into an empty directory."""
 
 _log = logging.getLogger(__name__)
 
 
-class Decoded:
-    """Two splits and the names of their classes, mapped from a published directory."""
-
-    def __init__(self, directory: Path, class_names: Sequence[str]) -> None:
-        """Map the arrays of `directory`, read-only."""
-        self.class_names = tuple(class_names)
-        self.train, self.test = (
-            Split(
-                images=_map(directory / f"{split}_images.npy"),
-                labels=torch.from_numpy(np.load(directory / f"{split}_labels.npy")),
-            )
-            for split in ("train", "test")
-        )
-
-
-def open_decoded(name: str, root: Path, state: str, cache_dir: Path | None, decode: Decode) -> Decoded:
-    """Map the decoded arrays of a dataset; decode them first if they are missing or damaged.
+def open_decoded(name: str, root: Path, state: str, decode: Decode) -> tuple[Split, Split]:
+    """Map the training and test arrays of a dataset, read-only; decode them first if they are missing or damaged.
 
     Args:
         name: of the dataset.
         root: directory of its source files.
         state: digest of the source files.
-        cache_dir: see `trainables.data.cache.folders`.
         decode: called at most once.
     """
     prefix = f"{name}-{cache.place(root)}-"
     published = f"{prefix}{FORMAT}-{hashlib.sha256(state.encode()).hexdigest()[:24]}"
-    parents = cache.folders(root, cache_dir)
+    parents = cache.folders(root)
     for parent in filter(trusted, parents):
         if decoded := _verified(parent / published, state):
             return decoded
@@ -88,9 +70,8 @@ def open_decoded(name: str, root: Path, state: str, cache_dir: Path | None, deco
         decoded = _verified(parent / published, state)
         if decoded is None:
             unfinished = f"{prefix}tmp-{socket.gethostname()}-"
-            if alone:  # then these were left by a process of this machine that died
-                _remove(parent.glob(f"{unfinished}*"))
-            _set_aside(parent / published, Path(tempfile.mkdtemp(prefix=unfinished, dir=parent)))
+            for left in parent.glob(f"{unfinished}*") if alone else ():  # by a process of this machine that died
+                shutil.rmtree(left)
             _publish(Path(tempfile.mkdtemp(prefix=unfinished, dir=parent)), parent / published, state, decode)
             decoded = _verified(parent / published, state)
         if decoded is None:
@@ -99,11 +80,15 @@ def open_decoded(name: str, root: Path, state: str, cache_dir: Path | None, deco
 
 
 def _publish(unfinished: Path, published: Path, state: str, decode: Decode) -> None:
+    """Decode into a directory and rename it, after moving a damaged one out of the way."""
     try:
-        class_names = decode(unfinished)
-        sums = {path.name: checksum(path) for path in sorted(unfinished.glob("*.npy"))}
-        document = {"state": state, "class_names": list(class_names), "checksums": sums}
-        cache.write_sealed(unfinished / MANIFEST, document)
+        if published.is_dir():  # processes that have mapped it keep what they see
+            os.replace(published, unfinished)
+            shutil.rmtree(unfinished)
+            unfinished.mkdir()
+        decode(unfinished)
+        sums = {path.name: _checksum(path) for path in sorted(unfinished.glob("*.npy"))}
+        cache.write_sealed(unfinished / _MANIFEST, {"state": state, "checksums": sums})
         unfinished.chmod(0o755)  # temporary directories are created private
         try:
             os.replace(unfinished, published)
@@ -115,32 +100,32 @@ def _publish(unfinished: Path, published: Path, state: str, decode: Decode) -> N
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _verified(directory: Path, state: str) -> Decoded | None:
+def _verified(directory: Path, state: str) -> tuple[Split, Split] | None:
     """Return published arrays; None if there are none or, after a warning, if they are damaged."""
     if not directory.is_dir():
         return None
-    manifest = cache.read_sealed(directory / MANIFEST, _DECODED)
+    manifest = cache.read_sealed(directory / _MANIFEST, _DECODED)
     if manifest is None:
-        damaged = [MANIFEST]
+        damaged = [_MANIFEST]
     elif manifest["state"] != state:
-        damaged = [f"{MANIFEST}, which belongs to other images"]
+        damaged = [f"{_MANIFEST}, which belongs to other images"]
     else:
-        damaged = [file for file, expected in manifest["checksums"].items() if not intact(directory / file, expected)]
-    if damaged or manifest is None:
+        damaged = [file for file, expected in manifest["checksums"].items() if not _intact(directory / file, expected)]
+    if damaged:
         _log.warning("decoded images in %s are damaged (%s) and decoded again", directory, ", ".join(damaged))
         return None
-    return Decoded(directory, manifest["class_names"])
+    return _mapped(directory, "train"), _mapped(directory, "test")
 
 
-def intact(path: Path, expected: str) -> bool:
+def _intact(path: Path, expected: str) -> bool:
     """Return whether a file exists and has this checksum."""
     try:
-        return checksum(path) == expected
+        return _checksum(path) == expected
     except OSError:  # missing, or the disk cannot read it
         return False
 
 
-def checksum(path: Path) -> str:
+def _checksum(path: Path) -> str:
     """Return a digest of a file's content, computed block by block in several threads."""
     with path.open("rb") as file, ThreadPoolExecutor(_THREADS) as pool:
         descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
@@ -151,21 +136,10 @@ def checksum(path: Path) -> str:
         return hashlib.sha256(b"".join(pool.map(block, range(0, size, _BLOCK)))).hexdigest()
 
 
-def _set_aside(damaged: Path, aside: Path) -> None:
-    """Move a damaged directory out of the way atomically; processes that have mapped it keep what they see."""
-    if damaged.is_dir():
-        os.replace(damaged, aside)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _remove(directories: Iterator[Path]) -> None:
-    for directory in directories:
-        shutil.rmtree(directory)
-
-
-def _map(path: Path) -> Tensor:
-    array = np.load(path, mmap_mode="r")
+def _mapped(directory: Path, split: str) -> Split:
+    images = np.load(directory / f"{split}_images.npy", mmap_mode="r")
+    labels = torch.from_numpy(np.load(directory / f"{split}_labels.npy"))
     with warnings.catch_warnings():
         # Torch has no read-only tensors and says so; `Split` tells its readers not to write.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
+        return Split(images=torch.from_numpy(images), labels=labels)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.datasets import load_digits
 
@@ -20,8 +20,8 @@ BRIGHTEST: Final = 16
 """The largest pixel value in scikit-learn's arrays."""
 
 
-def load(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
-    """Return the digits, split in halves that are stratified by class; both directories are unused.
+def load(name: str, data_dir: Path | None) -> Dataset:
+    """Return the digits, split in halves that are stratified by class; the directory is unused.
 
     With a smaller test split, the noise of the measurement would hide the effects that a study measures.
     """
@@ -31,28 +31,23 @@ def load(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
     labels = bunch.target.astype(np.int64)
     pixels = np.rint(bunch.images * (255 / BRIGHTEST)).astype(np.uint8)[:, None]
     in_test = np.zeros(len(labels), dtype=bool)
-    in_test[_test_indices(labels.tolist(), facts.test_images)] = True
+    in_test[_test_indices(labels, facts.test_images)] = True
     train, test = (
         Split(images=torch.from_numpy(pixels[chosen]), labels=torch.from_numpy(labels[chosen]))
         for chosen in (~in_test, in_test)
     )
-    return entry.dataset(facts, train, test, entry.class_names)
+    return entry.dataset(facts, (train, test), entry.augmentation)
 
 
-def _test_indices(labels: list[int], count: int) -> list[int]:
+def _test_indices(labels: npt.NDArray[np.int64], count: int) -> list[int]:
     """Choose `count` indices, from each class in proportion to its size.
 
     Members are sorted by hash, because the stream of a random generator may change with the library's version.
     """
-    classes = sorted(set(labels))
-    shares = {c: Fraction(labels.count(c) * count, len(labels)) for c in classes}
-    counts = {c: int(share) for c, share in shares.items()}
-    by_remainder = sorted(classes, key=lambda c: (counts[c] - shares[c], c))
-    for c in by_remainder[: count - sum(counts.values())]:
-        counts[c] += 1
+    shares, remainders = np.divmod(np.bincount(labels) * count, len(labels))
+    shares[np.argsort(-remainders, kind="stable")[: count - shares.sum()]] += 1
     chosen: list[int] = []
-    for c in classes:
-        members = [index for index, label in enumerate(labels) if label == c]
-        members.sort(key=lambda index: derive_seed(SPLIT_SEED, "digits split", index))
-        chosen += members[: counts[c]]
+    for label, share in enumerate(shares):
+        members = np.flatnonzero(labels == label).tolist()
+        chosen += sorted(members, key=lambda index: derive_seed(SPLIT_SEED, "digits split", index))[:share]
     return chosen

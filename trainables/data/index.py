@@ -6,17 +6,21 @@ could change again within the same tick of the clock, so it is not entered yet.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from trainables.data import cache
 from trainables.data.pictures import Picture, examine
 from trainables.host.places import first_writable, trusted
-from trainables.storage.documents import array, fields, number, text
+from trainables.storage.documents import number
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 FORMAT: Final = 1
 """Incremented when files would be judged differently."""
@@ -26,8 +30,8 @@ _THREADS: Final = 16
 """They mostly wait for the disk."""
 _FILES_PER_TASK: Final = 64
 
-_INDEX: Final = fields({"format": number, "pillow": text, "files": array})
-"""Check of the document; its checksum vouches for the rows, of which there may be a million."""
+_INDEX: Final = {"format": number, "pillow": str, "files": list}
+"""The kind of the document; its checksum vouches for the rows, of which there may be a million."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,60 +48,68 @@ class FileState(NamedTuple):
     ctime_ns: int
 
 
-def look_at(root: Path, states: Sequence[FileState], cache_dir: Path | None) -> list[Picture]:
+def look_at(root: Path, states: Sequence[FileState]) -> list[Picture]:
     """Return what some files are; files that have not changed since they were examined are not read again.
 
     A file that cannot be read is a picture with a problem.
     """
-    name = f"index-{cache.place(root)}.json"
-    known = _read(root, name, cache_dir)
+    known = _read(root)
     if any(state not in known for state in states):
-        folder = first_writable(cache.folders(root, cache_dir), f"what is known of the files in {root}")
-        with cache.locked(folder / f"{name}.lock"):  # after a wait, the other process has done the work
-            known |= _read(root, name, cache_dir)
-            fresh: dict[FileState, Picture] = {}
-            try:
-                for state, picture in _examined(root, [state for state in states if state not in known]):
-                    fresh[state] = picture
-            finally:  # keep the work of minutes even if the rest is interrupted
-                known |= fresh
-                settled = [state for state in states if state in known and known[state].digest and _settled(state)]
-                _write(folder / name, {state: known[state] for state in settled})
+        with _locked(root) as known:  # after a wait, the other process has done the work
+            for gone in known.keys() - set(states):
+                del known[gone]
+            new = [state for state in states if state not in known]
+
+            def examined(part: Sequence[FileState]) -> list[tuple[FileState, Picture]]:
+                return [(state, _examine(root / state.path)) for state in part]
+
+            for pictures in in_parts(examined, new, _FILES_PER_TASK, _THREADS):
+                known.update(pictures)
     return [known[state] for state in states]
 
 
-def remember(root: Path, problems: Mapping[FileState, str], cache_dir: Path | None) -> None:
+def remember(root: Path, problems: Mapping[FileState, str]) -> None:
     """Enter problems of pictures that were found later: file -> the problem, or "" to examine it again."""
-    name = f"index-{cache.place(root)}.json"
-    folder = first_writable(cache.folders(root, cache_dir), f"what is known of the files in {root}")
-    with cache.locked(folder / f"{name}.lock"):
-        known = _read(root, name, cache_dir)
+    with _locked(root) as known:
         for state in problems.keys() & known.keys():
             picture = known.pop(state)
             if problems[state]:
                 known[state] = picture._replace(problem=problems[state])
-        _write(folder / name, known)
 
 
-def _settled(state: FileState) -> bool:
-    return abs(time.time_ns() - max(state.mtime_ns, state.ctime_ns)) > RECENT_NS
-
-
-def _examined(root: Path, states: Sequence[FileState]) -> Iterator[tuple[FileState, Picture]]:
-    def part(start: int) -> list[Picture]:
-        return [_examine(root / state.path) for state in states[start : start + _FILES_PER_TASK]]
-
-    with ThreadPoolExecutor(_THREADS) as pool:
+def in_parts(
+    work: Callable[[Sequence[_Item]], _Result], items: Sequence[_Item], size: int, threads: int
+) -> Iterator[_Result]:
+    """Yield what `work` returns for every `size` items, computed in threads; an error cancels the parts not begun."""
+    with ThreadPoolExecutor(threads) as pool:
         try:
-            for start, pictures in zip(
-                range(0, len(states), _FILES_PER_TASK),
-                pool.map(part, range(0, len(states), _FILES_PER_TASK)),
-                strict=True,
-            ):
-                yield from zip(states[start : start + _FILES_PER_TASK], pictures, strict=True)
-        except BaseException:
+            yield from pool.map(work, (items[start : start + size] for start in range(0, len(items), size)))
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[dict[FileState, Picture]]:
+    """Give the index, to be changed by this process alone; keep it even after an error: it may be the work of minutes.
+
+    Files that cannot be read, or could change unnoticed, are left out of what is kept.
+    """
+    folder = first_writable(cache.folders(root), f"what is known of the files in {root}")
+    with cache.locked(folder / f"{_name(root)}.lock"):
+        known = _read(root)
+        try:
+            yield known
+        finally:
+            kept = [(state, picture) for state, picture in known.items() if picture.digest and _is_settled(state)]
+            try:
+                document = {"format": FORMAT, "pillow": _pillow(), "files": kept}
+                cache.write_sealed(folder / _name(root), document)
+            except OSError as error:  # a full disk, for example; the data can be used all the same
+                _log.warning("what is known of a dataset's files is not kept, and found out again next time: %s", error)
+
+
+def _is_settled(state: FileState) -> bool:
+    return abs(time.time_ns() - max(state.mtime_ns, state.ctime_ns)) > RECENT_NS
 
 
 def _examine(path: Path) -> Picture:
@@ -107,10 +119,10 @@ def _examine(path: Path) -> Picture:
         return Picture("", "", 0, 0, "", error.strerror or str(error))
 
 
-def _read(root: Path, name: str, cache_dir: Path | None) -> dict[FileState, Picture]:
+def _read(root: Path) -> dict[FileState, Picture]:
     """Return the index; without problems that another version of Pillow found, which this one may not have."""
-    for folder in cache.folders(root, cache_dir):
-        document = cache.read_sealed(folder / name, _INDEX) if trusted(folder) else None
+    for folder in cache.folders(root):
+        document = cache.read_sealed(folder / _name(root), _INDEX) if trusted(folder) else None
         if document is not None and document["format"] == FORMAT:
             known = {FileState(*state): Picture(*picture) for state, picture in document["files"]}
             if document["pillow"] != _pillow():
@@ -119,11 +131,8 @@ def _read(root: Path, name: str, cache_dir: Path | None) -> dict[FileState, Pict
     return {}
 
 
-def _write(path: Path, known: Mapping[FileState, Picture]) -> None:
-    try:
-        cache.write_sealed(path, {"format": FORMAT, "pillow": _pillow(), "files": list(known.items())})
-    except OSError as error:  # a full disk, for example; the data can be used all the same
-        _log.warning("what is known of a dataset's files is not kept, and found out again next time: %s", error)
+def _name(root: Path) -> str:
+    return f"index-{cache.place(root)}.json"
 
 
 def _pillow() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -62,9 +61,9 @@ class Archive:
     root: Path
     files: tuple[FileState, ...]
 
-    def facts(self, entry: DatasetEntry) -> DatasetFacts:
+    def facts(self) -> DatasetFacts:
         """Return the facts, which are those of the registry: the archives never change."""
-        return entry.facts(str(self.root / os.path.dirname(self.files[0].path)))
+        return DATASETS[self.name].facts(str(self.root / os.path.dirname(self.files[0].path)))
 
     def state(self) -> str:
         """Return a digest that changes whenever a file does."""
@@ -93,12 +92,13 @@ class ImageFolder:
     test: tuple[ImageFile, ...]
     left_out: tuple[str, ...]
 
-    def facts(self, entry: DatasetEntry) -> DatasetFacts:
+    def facts(self) -> DatasetFacts:
         """Return the facts.
 
         Raises:
-            ValueError: if the number of classes or the size of the images differs from the entry.
+            ValueError: if the number of classes or the size of the images differs from the registry's.
         """
+        entry = DATASETS[self.name]
         self._check_classes(entry)
         image_size = self.image_size()
         if entry.image_size not in (None, image_size):
@@ -113,7 +113,7 @@ class ImageFolder:
             image_size=image_size,
             train_images=len(self.train),
             test_images=len(self.test),
-            fingerprint=self.fingerprint(),
+            fingerprint=self.state(),
             source=f"{self.root / TRAIN_FOLDER} and {self.test_folder}",
             warnings=tuple(self._warnings(entry)),
         )
@@ -128,7 +128,7 @@ class ImageFolder:
         width, height = sizes.pop()
         return width if not sizes and width == height <= LARGE_SIDE else CROPPED_SIZE
 
-    def fingerprint(self) -> str:
+    def state(self) -> str:
         """Return the numbers of images and a digest of the names and contents of all files, wherever they are."""
         digest = _digest(f"{file.state.path}\0{file.picture.digest}" for file in self._files())
         return f"{len(self.train)}+{len(self.test)}-{digest}"
@@ -170,16 +170,12 @@ class ImageFolder:
             yield f"the classes of {self.name} are called {_shortened(known, 3)}, not {_shortened(self.class_names, 3)}"
 
 
-def find_source(
-    name: str, entry: DatasetEntry, data_dir: str | Path | None, cache_dir: Path | None = None
-) -> Archive | ImageFolder:
+def find_source(name: str, data_dir: str | Path | None) -> Archive | ImageFolder:
     """Find a dataset in the folder of `data_dir` called `name` or in `data_dir` itself, in either layout.
 
     Args:
         name: of the dataset.
-        entry: of the registry.
         data_dir: where to look.
-        cache_dir: see `trainables.data.cache.folders`.
 
     Raises:
         ValueError: if it is missing, incomplete or unusable; the message says what to do.
@@ -190,14 +186,11 @@ def find_source(
     try:
         if not given.is_dir():
             raise ValueError(f"dataset {name!r}: {given} is not a directory; wanted: {_wanted(name)}")
-        for root in (
-            given / name,
-            given,
-        ):  # the folder of this name first: `data_dir` itself may belong to another dataset
+        for root in (given / name, given):  # in this order: `data_dir` itself may belong to another dataset
             if has_archive(name, root):
                 return _find_archive(name, root)
             if (root / TRAIN_FOLDER).is_dir():
-                return _scan_folders(name, root, cache_dir)
+                return _scan_folders(name, root)
         found = _shortened(sorted(entry.name for entry in os.scandir(given))) or "nothing"
     except OSError as error:
         raise ValueError(f"dataset {name!r} in {given} cannot be read: {error}") from error
@@ -221,7 +214,7 @@ def _find_archive(name: str, root: Path) -> Archive:
     return Archive(name=name, root=root, files=tuple(files))
 
 
-def _scan_folders(name: str, root: Path, cache_dir: Path | None) -> ImageFolder:
+def _scan_folders(name: str, root: Path) -> ImageFolder:
     class_names = _class_names(root / TRAIN_FOLDER)
     if not class_names:
         raise ValueError(f"{root / TRAIN_FOLDER} has no folders of classes; wanted: {_wanted(name)}")
@@ -234,18 +227,44 @@ def _scan_folders(name: str, root: Path, cache_dir: Path | None) -> ImageFolder:
         only = {TRAIN_FOLDER: {*class_names} - {*in_test}, test_folder: {*in_test} - {*class_names}}
         differ = (f"{folder}/ alone has {_shortened(sorted(names))}" for folder, names in only.items() if names)
         raise ValueError(f"the folders of classes in {root} differ: {'; '.join(differ)}")
-    listing = _Listing(root)
+    left_out: list[str] = []
+    problems: dict[str, str] = {}
+    listed: dict[str, list[tuple[int, FileState]]] = {}
     for split in (TRAIN_FOLDER, test_folder):
-        listing.add(split, class_names)
-    splits = listing.judged(name, cache_dir)
+        with os.scandir(root / split) as entries:
+            left_out += sorted(
+                f"{split}/{entry.name}" for entry in entries if _is_visible(entry) and not entry.is_dir()
+            )
+        listed[split] = [
+            (label, state)
+            for label, class_name in enumerate(class_names)
+            for state in sorted(_files(root, f"{split}/{class_name}", left_out, problems))
+        ]
+    states = [state for files in listed.values() for _, state in files]
+    pictures = dict(zip(states, look_at(root, states), strict=True))
+    for state, picture in pictures.items():
+        if picture.problem and (picture.format or not picture.digest or _named_as_image(state.path)):
+            problems[state.path] = picture.problem
+        elif picture.problem:
+            left_out.append(state.path)
+    if problems:
+        raise unusable(name, root, problems)
+    train, test = (
+        tuple(ImageFile(state, label, pictures[state]) for label, state in files if not pictures[state].problem)
+        for files in listed.values()
+    )
+    for split, used in ((TRAIN_FOLDER, train), (test_folder, test)):
+        if empty := {*range(len(class_names))} - {file.label for file in used}:
+            folder = root / split / class_names[min(empty)]
+            raise ValueError(f"{folder} has no images; known formats: {', '.join(FORMATS)}")
     return ImageFolder(
         name=name,
         root=root,
         test_folder=test_folder,
         class_names=class_names,
-        train=splits[TRAIN_FOLDER],
-        test=splits[test_folder],
-        left_out=tuple(listing.left_out),
+        train=train,
+        test=test,
+        left_out=tuple(left_out),
     )
 
 
@@ -254,79 +273,46 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         return ()
     with os.scandir(folder) as entries:
-        return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+        return tuple(sorted(entry.name for entry in entries if entry.is_dir() and _is_visible(entry)))
 
 
-class _Listing:
-    """The files of a dataset, including those in subfolders of the classes; hidden files are ignored."""
+def _is_visible(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith(".")
 
-    def __init__(self, root: Path) -> None:
-        self.left_out: list[str] = []
-        self._root = root
-        self._files: dict[tuple[str, str], list[FileState]] = {}
-        self._problems: dict[str, str] = {}
 
-    def add(self, split: str, class_names: Iterable[str]) -> None:
-        """List one split."""
-        with os.scandir(self._root / split) as entries:
-            visible = [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
-        self.left_out += (f"{split}/{name}" for name in sorted(visible))
-        for class_name in class_names:
-            files = self._files[split, class_name] = []
-            self._walk(f"{split}/{class_name}", files, frozenset())
+def _files(
+    root: Path,
+    folder: str,
+    left_out: list[str],
+    problems: dict[str, str],
+    above: frozenset[tuple[int, int]] = frozenset(),
+) -> Iterator[FileState]:
+    """Yield the visible files in a folder and its subfolders, and enter what is left out and what is a problem.
 
-    def _walk(self, folder: str, files: list[FileState], above: frozenset[tuple[int, int]]) -> None:
-        try:
-            own = os.stat(self._root / folder)
-            if (own.st_dev, own.st_ino) in above:
-                raise OSError(errno.ELOOP, "a link to a folder that it lies in")
-            with os.scandir(self._root / folder) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    if not entry.name.startswith("."):
-                        self._take(entry, f"{folder}/{entry.name}", files, above | {(own.st_dev, own.st_ino)})
-        except OSError as error:
-            self._problems[folder] = str(error.strerror)
-
-    def _take(
-        self, entry: os.DirEntry[str], path: str, files: list[FileState], above: frozenset[tuple[int, int]]
-    ) -> None:
+    `above` identifies the folders that this one lies in, by device and inode.
+    """
+    try:
+        own = os.stat(root / folder)
+        if (own.st_dev, own.st_ino) in above:
+            raise OSError(errno.ELOOP, "a link to a folder that it lies in")
+        with os.scandir(root / folder) as entries:
+            visible = sorted(filter(_is_visible, entries), key=lambda entry: entry.name)
+    except OSError as error:
+        problems[folder] = str(error.strerror)
+        return
+    for entry in visible:
+        path = f"{folder}/{entry.name}"
         try:
             state = entry.stat()
         except OSError as error:  # a dangling link, for example
-            self._problems[path] = f"{error.strerror}{' (a link)' * entry.is_symlink()}"
-            return
+            problems[path] = f"{error.strerror}{' (a link)' * entry.is_symlink()}"
+            continue
         if stat.S_ISDIR(state.st_mode):
-            self._walk(path, files, above)
+            yield from _files(root, path, left_out, problems, above | {(own.st_dev, own.st_ino)})
         elif stat.S_ISREG(state.st_mode):
-            files.append(FileState(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+            yield FileState(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
         else:  # reading from a pipe or a device might never end
-            self.left_out.append(path)
-
-    def judged(self, name: str, cache_dir: Path | None) -> dict[str, tuple[ImageFile, ...]]:
-        """Return the images of each split.
-
-        Raises:
-            ValueError: files cannot be used, and the message names them; or a class has no images.
-        """
-        states = [state for files in self._files.values() for state in files]
-        pictures = dict(zip(states, look_at(self._root, states, cache_dir), strict=True))
-        for state, picture in pictures.items():
-            if picture.problem and (picture.format or not picture.digest or _named_as_image(state.path)):
-                self._problems[state.path] = picture.problem
-            elif picture.problem:
-                self.left_out.append(state.path)
-        if self._problems:
-            raise unusable(name, self._root, self._problems)
-        splits: dict[str, list[ImageFile]] = {}
-        labels = {class_name: label for label, class_name in enumerate(dict.fromkeys(key[1] for key in self._files))}
-        for (split, class_name), files in self._files.items():
-            used = [state for state in sorted(files) if not pictures[state].problem]
-            if not used:
-                formats = ", ".join(FORMATS)
-                raise ValueError(f"{self._root / split / class_name} has no images; known formats: {formats}")
-            found = splits.setdefault(split, [])
-            found += (ImageFile(state, labels[class_name], pictures[state]) for state in used)
-        return {split: tuple(files) for split, files in splits.items()}
+            left_out.append(path)
 
 
 def unusable(name: str, root: Path, problems: Mapping[str, str]) -> ValueError:
@@ -337,10 +323,8 @@ def unusable(name: str, root: Path, problems: Mapping[str, str]) -> ValueError:
         root: its directory.
         problems: path below the root -> the problem.
     """
-    named = [f"{root / path}: {problem}" for path, problem in itertools.islice(problems.items(), _NAMED)]
-    named += [f"and {len(problems) - _NAMED:,} more"] * (len(problems) > _NAMED)
     # The first file is in the first line, because some displays show only that line.
-    listed = ";\n  ".join(named)
+    listed = _shortened([f"{root / path}: {problem}" for path, problem in problems.items()], _NAMED, ";\n  ")
     return ValueError(f"dataset {name!r}: {_count(problems, 'file')} cannot be used (mend or remove): {listed}")
 
 
@@ -360,10 +344,10 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _shortened(names: Iterable[str], limit: int = 10) -> str:
+def _shortened(names: Iterable[str], limit: int = 10, separator: str = ", ") -> str:
     listed = list(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
+    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
+    return separator.join(listed[:limit]) + more
 
 
 def _wanted(name: str) -> str:

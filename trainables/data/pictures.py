@@ -97,14 +97,9 @@ def examine(path: Path) -> Picture:
             if not found.problem and not _whole(name, data):
                 image.load()
     except unreadable() as error:
-        return found._replace(problem=_words(error))
+        is_foreign = type(error).__name__ == "UnidentifiedImageError"
+        return found._replace(problem="no picture that can be read" if is_foreign else str(error))
     return found
-
-
-def _words(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
-
-    return "no picture that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _misfit(image: Image.Image, data: bytes) -> str:

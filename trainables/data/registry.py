@@ -37,7 +37,7 @@ DATASETS: Final[dict[str, DatasetEntry]] = {
         description="8x8 grey handwritten digits that come with scikit-learn; stratified split by a fixed seed",
     ),
     "cifar10": DatasetEntry(
-        module="trainables.data.torchvision_sets",
+        module="trainables.data.on_disk",
         num_classes=10,
         in_channels=3,
         image_size=32,
@@ -46,7 +46,6 @@ DATASETS: Final[dict[str, DatasetEntry]] = {
         mean=_IMAGENET_MEAN,  # the paper's code uses ImageNet's values here
         std=_IMAGENET_STD,
         augmentation=_SHIFT_AND_FLIP,
-        needs_data_dir=True,
         archive_files=(
             *(f"cifar-10-batches-py/data_batch_{number}" for number in range(1, 6)),
             *("cifar-10-batches-py/test_batch", "cifar-10-batches-py/batches.meta"),
@@ -55,7 +54,7 @@ DATASETS: Final[dict[str, DatasetEntry]] = {
         description="32x32 colour images of 10 kinds of things",
     ),
     "cifar100": DatasetEntry(
-        module="trainables.data.torchvision_sets",
+        module="trainables.data.on_disk",
         num_classes=100,
         in_channels=3,
         image_size=32,
@@ -64,13 +63,12 @@ DATASETS: Final[dict[str, DatasetEntry]] = {
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
         augmentation=_SHIFT_AND_FLIP,
-        needs_data_dir=True,
         archive_files=("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta"),
         class_names=tuple(_CIFAR100.split()),
         description="32x32 colour images of 100 kinds of things",
     ),
     "svhn": DatasetEntry(
-        module="trainables.data.torchvision_sets",
+        module="trainables.data.on_disk",
         num_classes=10,
         in_channels=3,
         image_size=32,
@@ -79,22 +77,16 @@ DATASETS: Final[dict[str, DatasetEntry]] = {
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
         augmentation=Augmentation(crop_padding=4),  # a mirrored digit is not a digit
-        needs_data_dir=True,
         archive_files=("train_32x32.mat", "test_32x32.mat"),
         class_names=_DIGITS,
         description="32x32 colour photographs of house numbers; the training split without the extra images",
     ),
     "image_folder": DatasetEntry(
-        module="trainables.data.image_folder",
-        num_classes=None,
+        module="trainables.data.on_disk",
         in_channels=3,
-        image_size=None,
-        train_images=None,
-        test_images=None,
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
         augmentation=_SHIFT_AND_FLIP,
-        needs_data_dir=True,
         description="images in train/<class>/ and test/<class>/ or val/<class>/, such as ImageNet",
     ),
 }

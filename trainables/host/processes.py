@@ -46,22 +46,10 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str:
-    """Return a process's start time in the kernel's units, or "" if there is no such process."""
+    """Return a process's start time in the kernel's units, "" if there is no such process, "unknown" without /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self/stat").exists():
-            return ""
-        return "alive" if _signalable(pid) else ""  # no /proc (macOS): the start time is unknown
+        return "" if Path("/proc/self/stat").exists() else "unknown"  # as on macOS
     state, *rest = stat.rsplit(")", 1)[1].split()
     return "" if state in "ZX" else rest[18]
-
-
-def _signalable(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

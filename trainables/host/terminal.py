@@ -16,7 +16,7 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Protocol, TextIO
+from typing import Any, Final, TextIO
 
 from trainables.host.places import settle
 from trainables.host.redaction import redact_text
@@ -38,32 +38,17 @@ _SPELLINGS: Final = {
     "\N{MINUS SIGN}": "-",
     "\N{EN DASH}": "-",
     "\N{EM DASH}": "--",
-    "\N{GREEK SMALL LETTER ALPHA}": "alpha",
-    "\N{GREEK SMALL LETTER PI}": "pi",
-    "\N{GREEK SMALL LETTER RHO}": "rho",
-    "\N{GREEK SMALL LETTER SIGMA}": "sigma",
     "\N{LEFT SINGLE QUOTATION MARK}": "'",
     "\N{RIGHT SINGLE QUOTATION MARK}": "'",
     "\N{LEFT DOUBLE QUOTATION MARK}": '"',
     "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
     "\N{HORIZONTAL ELLIPSIS}": ".",  # rich cuts a line to its width with one of these
-    "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-",
-    "\N{BOX DRAWINGS HEAVY HORIZONTAL}": "-",
-    "\N{BOX DRAWINGS HEAVY LEFT}": "-",
-    "\N{BOX DRAWINGS HEAVY RIGHT}": "-",
 }
 _BYTES: Final = range(0xDC80, 0xDD00)
 """Code points that represent bytes of a file name which is not valid text; they are written as these bytes."""
 
 
-class Command(Protocol):
-    """A command as a function."""
-
-    def __call__(self, arguments: Sequence[str] | None = None) -> int:
-        """Run the command with `arguments`, by default those of the process, and return the exit code."""
-
-
-def command(main: Callable[[Sequence[str]], int]) -> Command:
+def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
     """Turn a function from arguments to exit code into a command.
 
     The command reads ``sys.argv`` if it is called without arguments, provides a home directory and output that never
@@ -121,7 +106,12 @@ def _spelled_out(error: UnicodeError) -> tuple[str | bytes, int]:
     letter = error.object[error.start]
     if ord(letter) in _BYTES:
         return bytes([ord(letter) - 0xDC00]), error.start + 1
+    kind, _, name = unicodedata.name(letter, "").rpartition(" LETTER ")
     plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode("ascii")
+    if kind.startswith("GREEK"):
+        plain = name.lower()
+    elif name.startswith("BOX DRAWINGS"):
+        plain = "-"
     return _SPELLINGS.get(letter, plain or "?"), error.start + 1
 
 

@@ -1,24 +1,15 @@
-"""Where files are kept: a local or shared directory, or an object store, with the same operations. Torch-free.
-
-Paths are relative to the storage, with ``/`` between their parts. Single files are written atomically: no reader sees
-half a file, and if two processes create the same path, exactly one succeeds.
-"""
+"""Where files are kept: a local or shared directory, or an object store, with the same operations. Torch-free."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from trainables.storage.base import Storage
 from trainables.storage.local import LocalStorage
 from trainables.storage.patience import StorageError, patiently
 
-if TYPE_CHECKING:
-    from trainables.storage.objects import ObjectStorage
-
-    Storage = LocalStorage | ObjectStorage
-
-__all__ = ["LocalStorage", "StorageError", "open_storage", "patiently"]
+__all__ = ["LocalStorage", "Storage", "StorageError", "open_storage", "patiently"]
 
 
 def open_storage(location: str | os.PathLike[str]) -> Storage:

@@ -1,83 +1,86 @@
 """The only reader of stored documents: JSON that may be damaged or written by someone else. Torch-free.
 
-``KINDS`` lists every kind of document that a study keeps, with a check of its fields. A reader gets a document whose
-fields exist and have the right types, or :class:`Malformed`. Unknown fields are allowed: a later version of the study
-may have written them.
+The module ends with the kinds of documents that a study keeps. A reader gets a document whose fields exist and have the
+right types, or :class:`Malformed`. Unknown fields are allowed: a later version of the study may have written them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any, Final
 
-Check = Callable[[Any], None]
-"""Raises :class:`Malformed` unless a value is what it should be."""
+Kind = type | re.Pattern[str] | Callable[[Any], None] | dict[str, Any] | list[Any] | tuple[Any, ...]
+"""What a value should be:
+
+- a type, or a pattern of text;
+- ``{name: kind}``: an object with these fields; ``name?`` may be missing, ``*`` stands for all other fields;
+- ``[kind]``: a list of any length; ``[kind, kind]``: a list of that length;
+- ``(kind, kind)``: a value of either kind;
+- a function that raises :class:`Malformed` for any other value.
+"""
 Document = dict[str, Any]
 
 MAX_DEPTH: Final = 32
 """Levels of nesting; walking through a deeper document could exhaust the stack."""
 LONGEST_SHOWN: Final = 40
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_NULL = type(None)
+_WORDS = {str: "text", bool: "true or false", list: "a list", dict: "an object", _NULL: "null"}
+"""What messages call the types."""
 
 
 class Malformed(ValueError):
     """A stored document is not of its kind."""
 
 
-def parse(content: bytes | str, kind: Check) -> Document:
+def parse(content: bytes | str, kind: Kind, *, exact: bool = False) -> Document:
     """Return the document in a file.
 
     Args:
         content: of the file.
-        kind: one of ``KINDS``.
+        kind: what it should be, usually one of those below.
+        exact: whether to keep lone surrogates, as in file names that are not UTF-8. They cannot be printed; otherwise
+            question marks replace them.
 
     Raises:
         Malformed: it is truncated, not UTF-8, not JSON, ambiguous, nested too deeply, or has fields of another type.
     """
-    text, document = _loaded(content)
-    if _HALF.search(text):  # a lone surrogate, as in file names that are not UTF-8, cannot be printed
-        document = json.loads(json.dumps(document, ensure_ascii=False).encode(errors="replace"))
-    return _checked(document, kind)
-
-
-def seal(document: Mapping[str, Any]) -> bytes:
-    """Return a document as the bytes of a file that starts with its checksum."""
-    text = json.dumps(document).encode()
-    return hashlib.sha256(text).hexdigest().encode() + b"\n" + text
-
-
-def unseal(content: bytes, kind: Check) -> Document:
-    """Return the document that :func:`seal` was given. File names in it that are not UTF-8 stay as they are.
-
-    Raises:
-        Malformed: the checksum is wrong, or as :func:`parse`.
-    """
-    checksum, _, text = content.partition(b"\n")
-    if hashlib.sha256(text).hexdigest().encode() != checksum:
-        raise Malformed("wrong checksum")
-    return _checked(_loaded(text)[1], kind)
-
-
-def _loaded(content: bytes | str) -> tuple[str, Any]:
     try:
-        text = content if isinstance(content, str) else content.decode()
-        return text, json.loads(text, object_pairs_hook=_object)
+        written = content if isinstance(content, str) else content.decode()
+        document: Document = json.loads(written, object_pairs_hook=_object)
     except RecursionError:
         raise Malformed("nested too deeply") from None
     except Malformed:
         raise
     except ValueError as error:
         raise Malformed(f"{type(error).__name__}: {error}") from error
-
-
-def _checked(document: Any, kind: Check) -> Document:
-    kind(document)
-    if not isinstance(document, dict):
-        raise Malformed(f"{_shown(document)} in place of an object")
+    if not exact and _HALF.search(written):
+        document = json.loads(json.dumps(document, ensure_ascii=False).encode(errors="replace"))
+    check(document, kind)
+    check(document, dict)
     return document
+
+
+def seal(content: bytes) -> bytes:
+    """Return the content of a file that starts with its checksum."""
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def unseal(sealed: bytes) -> bytes:
+    """Return the content that :func:`seal` was given.
+
+    Raises:
+        Malformed: the checksum is wrong.
+    """
+    checksum, _, content = sealed.partition(b"\n")
+    if hashlib.sha256(content).hexdigest().encode() != checksum:
+        raise Malformed("wrong checksum")
+    return content
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Document:
@@ -87,7 +90,55 @@ def _object(pairs: list[tuple[str, Any]]) -> Document:
     return document
 
 
-# --- checks of single values ----------------------------------------------------------------------------------------
+def check(value: Any, kind: Kind) -> None:
+    """Raise :class:`Malformed`, which names the place, unless a value is of a kind."""
+    if isinstance(kind, FunctionType):
+        kind(value)
+    elif isinstance(kind, type):
+        if not isinstance(value, kind):
+            raise Malformed(f"{_shown(value)} in place of {_WORDS[kind]}")
+    elif isinstance(kind, re.Pattern):
+        check(value, str)
+        if not kind.fullmatch(value):
+            raise Malformed(f"{_shown(value)} is not of the form {kind.pattern}")
+    elif isinstance(kind, dict):
+        check(value, dict)
+        if missing := {name for name in kind if name[-1] not in "?*"} - value.keys():
+            raise Malformed(f"without {', '.join(sorted(missing))}")
+        others = kind.get("*", anything)
+        for name, each in value.items():
+            _check_inside(name, each, kind.get(name) or kind.get(f"{name}?", others))
+    elif isinstance(kind, list):
+        check(value, list)
+        if len(kind) > 1 and len(value) != len(kind):
+            raise Malformed(f"{len(value)} values in place of {len(kind)}")
+        for index, each in enumerate(value):
+            _check_inside(str(index), each, kind[index % len(kind)])
+    elif isinstance(kind, tuple):
+        for each in kind[:-1]:
+            with contextlib.suppress(Malformed):
+                return check(value, each)
+        check(value, kind[-1])
+    return None
+
+
+def _check_inside(name: str, value: Any, kind: Kind) -> None:
+    try:
+        check(value, kind)
+    except Malformed as error:
+        raise Malformed(f"{ascii(name)[1:-1][:LONGEST_SHOWN]}: {error}") from None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return _WORDS[type(value)]
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a huge number"
+    shown = ascii(value)
+    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+
+
+# --- kinds of values --------------------------------------------------------------------------------------------------
 def anything(value: Any, depth: int = MAX_DEPTH) -> None:
     """Accept any value that is not nested too deeply."""
     if isinstance(value, dict | list):
@@ -95,18 +146,6 @@ def anything(value: Any, depth: int = MAX_DEPTH) -> None:
             raise Malformed("nested too deeply")
         for each in value.values() if isinstance(value, dict) else value:
             anything(each, depth - 1)
-
-
-def text(value: Any) -> None:
-    """Accept a string."""
-    if not isinstance(value, str):
-        raise Malformed(f"{_shown(value)} in place of text")
-
-
-def flag(value: Any) -> None:
-    """Accept true or false."""
-    if not isinstance(value, bool):
-        raise Malformed(f"{_shown(value)} in place of true or false")
 
 
 def number(value: Any) -> None:
@@ -119,114 +158,18 @@ def number(value: Any) -> None:
         raise Malformed("a number that is too large") from None
 
 
-def within(low: float, high: float, *, whole: bool = False) -> Check:
-    """Return a check for a finite number between two bounds."""
+def within(low: float, high: float, *, whole: bool = False) -> Callable[[Any], None]:
+    """Return a kind: a finite number between two bounds."""
 
-    def check(value: Any) -> None:
+    def bounded(value: Any) -> None:
         number(value)
         if not low <= value <= high or (whole and not isinstance(value, int)):
             raise Malformed(f"{_shown(value)} is no {'whole number' if whole else 'number'} from {low:g} to {high:g}")
 
-    return check
+    return bounded
 
 
-def matching(pattern: str) -> Check:
-    """Return a check for a string that matches a pattern."""
-    form = re.compile(pattern)
-
-    def check(value: Any) -> None:
-        text(value)
-        if not form.fullmatch(value):
-            raise Malformed(f"{_shown(value)} is not of the form {pattern}")
-
-    return check
-
-
-def any_of(*checks: Check) -> Check:
-    """Return a check that accepts what any of several checks accepts."""
-
-    def check(value: Any) -> None:
-        for each in checks[:-1]:
-            try:
-                return each(value)
-            except Malformed:
-                continue
-        return checks[-1](value)
-
-    return check
-
-
-def array(value: Any) -> None:
-    """Accept a list, whatever is in it."""
-    if not isinstance(value, list):
-        raise Malformed(f"{_shown(value)} in place of a list")
-
-
-def nothing(value: Any) -> None:
-    """Accept null."""
-    if value is not None:
-        raise Malformed(f"{_shown(value)} in place of null")
-
-
-# --- checks of several values ---------------------------------------------------------------------------------------
-def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    """Return a check for an object with these fields; others may be there, too."""
-    known = {**required, **(optional or {})}
-
-    def check(value: Any) -> None:
-        if not isinstance(value, dict):
-            raise Malformed(f"{_shown(value)} in place of an object")
-        if missing := required.keys() - value.keys():
-            raise Malformed(f"without {', '.join(sorted(missing))}")
-        for name, each in value.items():
-            _inside(name, known.get(name, anything), each)
-
-    return check
-
-
-def mapping(of: Check, names: Check = text) -> Check:
-    """Return a check for an object whose values all pass one check."""
-
-    def check(value: Any) -> None:
-        if not isinstance(value, dict):
-            raise Malformed(f"{_shown(value)} in place of an object")
-        for name, each in value.items():
-            names(name)
-            _inside(name, of, each)
-
-    return check
-
-
-def several(of: Check, count: int | None = None) -> Check:
-    """Return a check for a list, of `count` values if given, that all pass one check."""
-
-    def check(value: Any) -> None:
-        array(value)
-        if count is not None and len(value) != count:
-            raise Malformed(f"{len(value)} values in place of {count}")
-        for index, each in enumerate(value):
-            _inside(str(index), of, each)
-
-    return check
-
-
-def _inside(name: str, check: Check, value: Any) -> None:
-    try:
-        check(value)
-    except Malformed as error:
-        raise Malformed(f"{ascii(name)[1:-1][:LONGEST_SHOWN]}: {error}") from None
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
-    if isinstance(value, int) and abs(value) >= 10**20:
-        return "a huge number"
-    shown = ascii(value)
-    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
-
-
-# --- the kinds ------------------------------------------------------------------------------------------------------
+# --- kinds of documents -----------------------------------------------------------------------------------------------
 KEY_FORM: Final = "[0-9a-f]{64}"
 """Pattern of a key, and of any other sha256."""
 ATTEMPT_FORM: Final = "[0-9a-f]{12}"
@@ -234,96 +177,72 @@ ATTEMPT_FORM: Final = "[0-9a-f]{12}"
 ARTIFACT_FORM: Final = r"[a-z][a-z0-9_]*\.(json|safetensors|txt)"
 """Pattern of the name of an artifact, and of the manifest."""
 
-_key = matching(KEY_FORM)
+_key = re.compile(KEY_FORM)
 _count = within(0, 2**53, whole=True)
-_sparsity = within(0, 1 - 2**-30)
 _positive = within(1e-12, 1e15)
 _seconds = within(0, 1e11)
 """A duration, or a time since 1970."""
 _milliseconds = within(0, 1e14)
 """A time since 1970."""
-_setting = any_of(flag, text)
-_rate = fields(
-    {"model": text, "width": _positive, "image_size": _positive, "images_per_second": _positive},
-    {
-        "sparsity": any_of(nothing, within(0, 1)),
-        "compile_seconds": _seconds,
-        "conventional": any_of(nothing, _positive),
-    },
-)
+_row = {"step": _count, "timestamp": _milliseconds, "*": number}
+"""An epoch, or a point of a measurement: step, timestamp and metrics."""
+_setting = (bool, str)
+_scalar = (bool, number, str)
+_rate = {
+    "model": str,
+    "width": _positive,
+    "image_size": _positive,
+    "images_per_second": _positive,
+    "sparsity?": (_NULL, within(0, 1)),
+    "compile_seconds?": _seconds,
+    "conventional?": (_NULL, _positive),
+}
 """The way of a rate is checked by ``trainables.training.way.Way``."""
 
 
-def _row(value: Any) -> None:
-    """Accept an epoch, or a point of a measurement: step, timestamp and metrics."""
-    mapping(number)(value)
-    fields({"step": _count, "timestamp": _milliseconds})(value)
+def _files(value: Any) -> None:
+    """Accept the list of a result's files: name -> checksum and size."""
+    check(value, {"*": {"sha256": _key, "bytes": _count}})
+    for name in value:
+        check(name, re.compile(ARTIFACT_FORM))
 
 
-MANIFEST: Final = fields(
-    {
-        "key": _key,
-        "files": mapping(fields({"sha256": _key, "bytes": _count}), names=matching(ARTIFACT_FORM)),
-    },
-    {
-        "attempt": matching(ATTEMPT_FORM),
-        "checksum": _key,
-        "kind": text,
-        "config": fields({}, {"task": fields({}, {"dataset": text, "model": text, "width": _positive})}),
-        "parents": mapping(_key),
-        "finished": _milliseconds,
-        "environment": fields({}, {"host": text}),
-        "seconds": _seconds,
-        "epoch": _count,
-    },
-)
-METRICS: Final = fields({"history": several(_row), "final": mapping(number)})
-PLANE: Final = fields(
-    {
-        "networks": several(text),
-        "coordinates": several(several(number, 2)),
-        **dict.fromkeys(("network_errors", "network_losses", "xs", "ys"), several(number)),
-        **dict.fromkeys(("errors", "losses"), several(several(number))),
-    }
-)
-CHECKPOINT: Final = fields(
-    {"epoch": _count, "train_seconds": _seconds, "seconds": _seconds, "history": several(_row), "log": several(text)}
-)
-LEASE: Final = fields(
-    {
-        "token": text,
-        "owner": text,
-        "since": _seconds,
-        "renewed": _seconds,
-        "note": fields(
-            {}, {"space": text, "jobs": _count, "out": several(text), "kind": text, "epochs": _count, "step": _count}
-        ),
-    }
-)
-FAILURE: Final = fields({"error": text}, {"at": _milliseconds, "environment": anything, "log": text})
-CHOICE: Final = fields({"settings": mapping(_setting), "given": mapping(_setting)})
-BENCHMARK: Final = fields(
-    {
-        "measurements": several(
-            fields(
-                {"what": text, "settings": mapping(anything), "rates": several(_rate)}, {"machine": mapping(anything)}
-            )
-        )
-    }
-)
-_scalar = any_of(flag, number, text)
-PLACE: Final = fields({"width": within(2**-10, 2**10)}, {"sparsity": _sparsity, "matching": mapping(_scalar)})
-VARIED: Final = fields({"varied": mapping(_scalar)})
-
-KINDS: Final[Mapping[str, Check]] = {
-    "manifest of a result": MANIFEST,
-    "metrics of a result": METRICS,
-    "plane of a result": PLANE,
-    "checkpoint": CHECKPOINT,
-    "lease": LEASE,
-    "note of a failure": FAILURE,
-    "choice of --fastest": CHOICE,
-    "benchmark": BENCHMARK,
-    "place of a run in the grid": PLACE,
-    "varied settings of a run": VARIED,
+MANIFEST: Final = {
+    "key": _key,
+    "files": _files,
+    "attempt?": re.compile(ATTEMPT_FORM),
+    "checksum?": _key,
+    "kind?": str,
+    "config?": {"task?": {"dataset?": str, "model?": str, "width?": _positive}},
+    "parents?": {"*": _key},
+    "finished?": _milliseconds,
+    "environment?": {"host?": str},
+    "seconds?": _seconds,
+    "epoch?": _count,
 }
+METRICS: Final = {"history": [_row], "final": {"*": number}}
+PLANE: Final = {
+    "networks": [str],
+    "coordinates": [[number, number]],
+    **{name: [number] for name in ("network_errors", "network_losses", "xs", "ys")},
+    **{name: [[number]] for name in ("errors", "losses")},
+}
+CHECKPOINT: Final = {
+    "format": str,
+    "job": str,
+    "document": {"epoch": _count, "train_seconds": _seconds, "seconds": _seconds, "history": [_row], "log": [str]},
+}
+LEASE: Final = {
+    "token": str,
+    "owner": str,
+    "since": _seconds,
+    "renewed": _seconds,
+    "note": {"space?": str, "jobs?": _count, "out?": [str], "kind?": str, "epochs?": _count, "step?": _count},
+}
+FAILURE: Final = {"error": str, "at?": _milliseconds, "log?": str}
+CHOICE: Final = {"settings": {"*": _setting}, "given": {"*": _setting}}
+BENCHMARK: Final = {
+    "measurements": [{"what": str, "settings": {"*": anything}, "rates": [_rate], "machine?": {"*": anything}}]
+}
+PLACE: Final = {"width": within(2**-10, 2**10), "sparsity?": within(0, 1 - 2**-30), "matching?": {"*": _scalar}}
+VARIED: Final = {"varied": {"*": _scalar}}

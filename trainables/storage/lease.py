@@ -10,33 +10,31 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainables.host.processes import alive, me
 from trainables.storage import documents
+from trainables.storage.base import Storage
 from trainables.storage.documents import Malformed
 from trainables.storage.local import unfinished
-from trainables.storage.patience import StorageError, patiently
-
-if TYPE_CHECKING:
-    from trainables.storage import Storage
+from trainables.storage.patience import StorageError
 
 LEASE_SECONDS = 60.0
 """A lease has expired if an observer's own clock has seen it unchanged for this long."""
 STALE_SECONDS = 15 * LEASE_SECONDS
 """A lease has also expired if its own timestamp is older than this; the clocks of two hosts differ by less."""
+RELEASE_SECONDS = 10.0
+"""Longest wait for the removal of a released lease, which goes on afterwards."""
 
 _LEASE = re.compile(rf"[0-9a-f]{{16}}|{documents.KEY_FORM}")
 """Name of a lease: the id of a study, or the key of a job."""
-_CLAIM = re.compile(rf"({_LEASE.pattern})\.[0-9a-f]{{16}}")
-"""Name of a claim on an abandoned lease."""
+_ANY = re.compile(rf"({_LEASE.pattern})(\.[0-9a-f]{{16}})*")
+"""Name of a lease, or of a lease on the removal of an abandoned one."""
 
 _log = logging.getLogger(__name__)
 
-_held: set[str] = set()
-"""Tokens of the leases that this process holds or is about to take."""
 _observed: dict[tuple[str, str], tuple[str, float]] = {}
 """Leases of others as last seen: (storage, path) -> digest of the content, monotonic time of the last change."""
 
@@ -59,8 +57,9 @@ class Lease:
     _token: str = field(default_factory=lambda: secrets.token_hex(8))
     _since: float = field(default_factory=time.time)
     _released: threading.Event = field(default_factory=threading.Event)
-    _writing: threading.Lock = field(default_factory=threading.Lock)
-    _removed: bool = False
+
+    def __post_init__(self) -> None:
+        self._keeper = threading.Thread(target=self._keep, name=f"lease-{self.name[:8]}", daemon=True)
 
     @classmethod
     def acquire(cls, storage: Storage, path: str, note: Mapping[str, Any] | None = None) -> Lease | None:
@@ -70,18 +69,10 @@ class Lease:
             StorageError: the storage does not answer.
         """
         lease = cls(storage, path, dict(note or {}))
-        _held.add(lease._token)  # first, or another thread could find the file and consider it abandoned
-        taken = False
-        try:
-            taken = storage.create(path, lease._content()) or (
-                _clear_away(storage, path, lease._content()) and storage.create(path, lease._content())
-            )
-        finally:
-            if not taken:
-                _held.discard(lease._token)
-        if not taken:
+        content = lease._content()
+        if not (storage.create(path, content) or (_clear_away(storage, path) and storage.create(path, content))):
             return None
-        threading.Thread(target=lease._keep, name=f"lease-{lease.name[:8]}", daemon=True).start()
+        lease._keeper.start()
         return lease
 
     @property
@@ -94,53 +85,29 @@ class Lease:
         return json.dumps({**document, "note": self.note}).encode()
 
     def _keep(self) -> None:
-        """Renew the lease until it is released; then remove it, if the storage was out of reach at that moment."""
+        """Renew the lease until it is released, then remove it; stop once another process has taken it over."""
         while not self._released.wait(renewal_seconds()):
             # While the storage is out of reach, no other process can take the lease, either.
-            with contextlib.suppress(StorageError), self._writing:
-                if self._released.is_set():
-                    break
-                found = self._found()
-                if isinstance(found, dict) and found["token"] != self._token:
+            with contextlib.suppress(StorageError):
+                if self._is_lost():
                     return
-                if found is None:
-                    self.storage.create(self.path, self._content())  # unless another process takes it at this moment
-                else:
-                    self.storage.write(self.path, self._content())
-        # Later than that, the lease has expired anyway.
-        with contextlib.suppress(StorageError):
-            patiently(self._remove, LEASE_SECONDS)
-
-    def _found(self) -> dict[str, Any] | Malformed | None:
-        """Return the content of the lease's file, None if it is gone. A file that is damaged or gone is written again.
-
-        If the token is not ours, another process has taken over the lease. Then both compute, and the first to publish
-        wins.
-        """
-        try:
-            return _parsed(self.storage.read(self.path))
-        except FileNotFoundError:
-            return None
-
-    def _remove(self) -> None:
-        """Remove the lease's file once, unless it belongs to another process by now."""
-        with self._writing:
-            if self._removed:
-                return
-            found = self._found()
-            if isinstance(found, Malformed) or (found and found["token"] == self._token):
+                self.storage.write(self.path, self._content())
+        with contextlib.suppress(StorageError):  # if that fails, the lease expires
+            if not self._is_lost():
                 self.storage.remove(self.path)
-            self._removed = True
+
+    def _is_lost(self) -> bool:
+        """Return whether another process has taken over the lease. Then both compute, and the first to publish wins."""
+        found = _parsed(self.storage.read(self.path))
+        return found is not None and found["token"] != self._token
 
     def release(self) -> None:
         """Give the lease back, unless another process has taken it over.
 
-        If the storage is out of reach, the lease is free for this process at once, and for others when it is back.
+        If the storage is out of reach, the lease is free when the storage is back.
         """
-        _held.discard(self._token)
         self._released.set()
-        with contextlib.suppress(StorageError):
-            self._remove()
+        self._keeper.join(RELEASE_SECONDS)
 
     def __enter__(self) -> Lease:
         return self
@@ -157,12 +124,7 @@ def is_abandoned(storage: Storage, path: str, content: bytes) -> bool:
     """
     document = _parsed(content)
     # A damaged lease can only be judged by whether its holder, if alive, writes it again.
-    if isinstance(document, dict) and (
-        not alive(document["owner"])
-        or time.time() - document["renewed"] > STALE_SECONDS
-        # Ours but not held: the answer to the request that created or removed it was lost.
-        or (document["owner"] == me() and document["token"] not in _held)
-    ):
+    if document and (not alive(document["owner"]) or time.time() - document["renewed"] > STALE_SECONDS):
         return True
     digest, now = hashlib.sha256(content).hexdigest(), time.monotonic()
     seen, since = _observed.get((storage.uri, path), ("", now))
@@ -178,10 +140,12 @@ def live_leases(storage: Storage, directory: str) -> dict[str, dict[str, Any]]:
     Damaged ones are left out with a warning; their holders write them again.
     """
     found = {}
-    for name, path, content in _all(storage, directory, _LEASE):
-        document = _parsed(content)
-        if isinstance(document, Malformed):
-            _log.warning("lease %s/%s is damaged (%s): it is ignored", storage.uri, path, document)
+    for path in storage.names(directory):
+        name = path.removeprefix(f"{directory}/")
+        if not _LEASE.fullmatch(name) or (content := storage.read(path)) is None:
+            continue
+        if (document := _parsed(content)) is None:
+            _log.warning("lease %s/%s is damaged: it is ignored", storage.uri, path)
         elif not is_abandoned(storage, path, content):
             found[name] = document
     return found
@@ -194,31 +158,20 @@ def bury(storage: Storage, directory: str) -> bool:
         Whether there was a damaged one. If its holder is alive, it is back after :func:`renewal_seconds`.
     """
     damaged = False
-    for _, path, content in _all(storage, directory, _LEASE):
-        document = _parsed(content)
-        if isinstance(document, Malformed):
-            _log.warning("lease %s/%s is damaged (%s): removed", storage.uri, path, document)
+    for path in storage.names(directory):
+        name = path.removeprefix(f"{directory}/")
+        if half := unfinished(name):
+            if _LEASE.fullmatch(half[0]) and not alive(half[1]):
+                storage.remove(path)
+        elif not _ANY.fullmatch(name) or (content := storage.read(path)) is None:
+            continue
+        elif _parsed(content) is None:
+            _log.warning("lease %s/%s is damaged: removed", storage.uri, path)
             storage.remove(path)
             damaged = True
         else:
-            _clear_away(storage, path, content)
-    for _, path, content in _all(storage, directory, _CLAIM):
-        if isinstance(_parsed(content), Malformed) or is_abandoned(storage, path, content):
-            storage.remove(path)
-    for path in list(storage.names(directory)):
-        half = unfinished(path.removeprefix(f"{directory}/"))
-        if half and _LEASE.fullmatch(half[0]) and not alive(half[1]):
-            storage.remove(path)
+            _clear_away(storage, path)
     return damaged
-
-
-def _all(storage: Storage, directory: str, form: re.Pattern[str]) -> Iterator[tuple[str, str, bytes]]:
-    """Yield name, path and content of the files below a directory whose names have a form."""
-    for path in list(storage.names(directory)):
-        name = path.removeprefix(f"{directory}/")
-        if form.fullmatch(name):
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                yield name, path, storage.read(path)
 
 
 def renewal_seconds() -> float:
@@ -226,36 +179,28 @@ def renewal_seconds() -> float:
     return LEASE_SECONDS / 6
 
 
-def _clear_away(storage: Storage, path: str, content: bytes) -> bool:
+def _clear_away(storage: Storage, path: str) -> bool:
     """Remove an abandoned lease; return whether there is none any more."""
-    try:
-        seen = storage.read(path)
-    except FileNotFoundError:
+    seen = storage.read(path)
+    if seen is None:
         return True
     if not is_abandoned(storage, path, seen):
         return False
     # Only one of several processes that find an abandoned lease may remove it: one that comes late would remove the
-    # lease of the next owner.
-    claim = f"{path}.{hashlib.sha256(seen).hexdigest()[:16]}"
-    if not storage.create(claim, content):
-        with contextlib.suppress(FileNotFoundError):
-            if is_abandoned(storage, claim, storage.read(claim)):
-                storage.remove(claim)
+    # lease of the next owner. So they compete for a lease on the removal.
+    claim = Lease.acquire(storage, f"{path}.{hashlib.sha256(seen).hexdigest()[:16]}")
+    if claim is None:
         return False
-    try:
-        if storage.read(path) != seen:
-            return False
-        storage.remove(path)
-    except FileNotFoundError:
-        pass
-    finally:
-        storage.remove(claim)
-    return True
+    with claim:
+        is_left = storage.read(path) not in (seen, None)
+        if not is_left:
+            storage.remove(path)
+    return not is_left
 
 
-def _parsed(content: bytes) -> dict[str, Any] | Malformed:
-    """Return a lease's document, or the error if it is damaged."""
+def _parsed(content: bytes | None) -> dict[str, Any] | None:
+    """Return a lease's document; None if it is damaged or gone."""
     try:
-        return documents.parse(content, documents.LEASE)
-    except Malformed as error:
-        return error
+        return None if content is None else documents.parse(content, documents.LEASE)
+    except Malformed:
+        return None

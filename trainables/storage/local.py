@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from trainables.host.places import expanded
 from trainables.host.processes import me
+from trainables.storage.base import Storage
 from trainables.storage.patience import StorageError
 
 _UNFINISHED = re.compile(r"((?:.*/)?[^/-]+)-([^/]+)-[0-9a-f]{8}\.tmp")
+_MISSING = (FileNotFoundError, NotADirectoryError)
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        # Full or over quota: someone may free space.
+        *("ENOSPC", "EDQUOT"),
+        # Short of a resource that is released again: memory, open files, locks, ports.
+        *("ENOMEM", "ENOBUFS", "EMFILE", "ENFILE", "ENOLCK", "EAGAIN", "EBUSY", "EADDRNOTAVAIL"),
+        # Another process writes into a directory that is being removed.
+        "ENOTEMPTY",
+        # Interrupted, for example by a signal or while a client of Lustre or CIFS reconnects.
+        *("EINTR", "ERESTART", "ECANCELED", "EINPROGRESS", "EALREADY"),
+        # A network file system whose server or daemon is down, restarts, or has failed over to another machine.
+        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ETIME", "ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH"),
+        *("ENETDOWN", "ENETUNREACH", "ENETRESET", "ENONET", "ENOLINK", "ECOMM", "EPROTO", "EPIPE"),
+        *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED"),
+        # A device or mount that comes back; a ticket that is renewed.
+        *("ENODEV", "ENXIO", "EKEYEXPIRED"),
+    )
+    if hasattr(errno, name)  # some exist on Linux only
+)
+"""Errors of a file system that may pass while an operation is tried again. The others recur: missing permission, a
+read-only mount, a file in place of a directory, a name that is too long, a damaged file system, a missing operation."""
 
 
 def unfinished(path: str) -> tuple[str, str] | None:
@@ -24,77 +48,51 @@ def unfinished(path: str) -> tuple[str, str] | None:
     return (found[1], found[2]) if found else None
 
 
-class LocalStorage:
+class LocalStorage(Storage):
     """Files below one directory, which is created when something is written.
 
-    What an operation has written survives a crash of the machine. Every operation raises :class:`StorageError` if the
-    file system refuses it.
+    What an operation has written survives a crash of the machine.
 
     Attributes:
         root: the directory, absolute.
     """
 
     poll_seconds = 0.5
-    """Seconds between two looks for a change."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(os.path.abspath(expanded(root)))
+        super().__init__(str(self.root))
 
-    @property
-    def uri(self) -> str:
-        """The directory, as ``--storage`` takes it."""
-        return str(self.root)
-
-    # --- single files ---------------------------------------------------------------------------------------------
-    def read(self, path: str) -> bytes:
-        """Return a file's content.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
-        with self._translated(path):
-            return (self.root / path).read_bytes()
-
-    def exists(self, path: str) -> bool:
-        """Return whether there is a file."""
+    def _read(self, path: str) -> bytes | None:
         with self._translated(path):
             try:
-                return stat.S_ISREG(os.stat(self.root / path).st_mode)
-            except (FileNotFoundError, NotADirectoryError):
-                return False
+                return (self.root / path).read_bytes()
+            except _MISSING:
+                return None
 
-    def write(self, path: str, content: bytes) -> None:
-        """Write a file, replacing any that is there."""
+    def _write(self, path: str, content: bytes) -> None:
         with self._written(path, content) as temporary:
             os.replace(temporary, self.root / path)
 
-    def create(self, path: str, content: bytes) -> bool:
-        """Write a file unless there is one; return whether this call wrote it."""
+    def _create(self, path: str, content: bytes) -> bool:
         with self._written(path, content) as temporary:
             try:
                 os.link(temporary, self.root / path)
-            except FileExistsError:  # on NFS it may be ours, linked by a request whose answer was lost
-                with contextlib.suppress(FileNotFoundError):
-                    return os.path.samefile(temporary, self.root / path)
+            except FileExistsError:
                 return False
             return True
 
-    def move(self, path: str, to: str) -> None:
-        """Rename a file; do nothing if there is none."""
-        with self._translated(path), contextlib.suppress(FileNotFoundError):
-            _make((self.root / to).parent)
-            os.replace(self.root / path, self.root / to)
+    def _remove(self, path: str) -> None:
+        file = self.root / path
+        with self._translated(path), contextlib.suppress(*_MISSING):
+            file.unlink()
+        with contextlib.suppress(OSError):  # a directory that is not empty stays
+            for above in Path(path).parents[:-2]:
+                (self.root / above).rmdir()
 
-    def remove(self, path: str) -> None:
-        """Remove a file; do nothing if there is none."""
-        with self._translated(path), contextlib.suppress(FileNotFoundError):
-            (self.root / path).unlink()
-
-    # --- directories ----------------------------------------------------------------------------------------------
-    def fill(self, directory: str, files: Mapping[str, bytes]) -> None:
-        """Write the files (name -> content) of a directory that nobody else reads or writes yet."""
+    def _fill(self, directory: str, files: Mapping[str, bytes]) -> None:
         folder = self.root / directory
-        with self._translated(directory, missing="it was removed while it was written"):
+        with self._translated(directory):
             try:
                 _make(folder)
                 for name, content in files.items():
@@ -104,69 +102,40 @@ class LocalStorage:
                 shutil.rmtree(folder, ignore_errors=True)  # on a full disk, half a result would keep others out
                 raise
 
-    def names(self, directory: str) -> Iterator[str]:
-        """Yield the paths of all files below a directory, half-written ones included."""
-        yield from (path for path, _ in self._entries(directory))
+    def _names(self, directory: str) -> list[str]:
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, _MISSING):
+                raise error
 
-    def sizes(self, directory: str) -> Iterator[tuple[str, int]]:
-        """Yield the path and the size in bytes of all files below a directory, half-written ones included."""
-        for path, entry in self._entries(directory):
-            with contextlib.suppress(FileNotFoundError):
-                with self._translated(path):
-                    size = entry.stat().st_size
-                yield path, size
+        start = len(os.path.join(self.root, ""))
+        with self._translated(directory):
+            walk = os.walk(self.root / directory, onerror=refuse)
+            return [os.path.join(folder, name)[start:] for folder, _, names in walk for name in names]
 
-    def _entries(self, directory: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        try:
-            with self._translated(directory), os.scandir(self.root / directory) as found:
-                entries = list(found)
-        except FileNotFoundError:
-            return
-        for entry in entries:
-            path = f"{directory}/{entry.name}" if directory else entry.name
-            with self._translated(path):
-                is_directory = entry.is_dir(follow_symlinks=False)
-            if is_directory:
-                yield from self._entries(path)
-            else:
-                yield path, entry
-
-    def remove_all(self, directory: str) -> None:
-        """Remove a directory and everything in it; do nothing if there is none."""
-        with self._translated(directory), contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.root / directory)
-
-    # --- the storage as a whole -----------------------------------------------------------------------------------
-    def check_writable(self) -> None:
-        """Create a file in the directory, and remove it.
-
-        Raises:
-            StorageError: that is not possible.
-        """
-        probe = f".probe-{secrets.token_hex(4)}"
-        try:
-            self.write(probe, b"written")
-        finally:
-            self.remove(probe)
+    def _sizes(self, directory: str) -> dict[str, int]:
+        sizes = {}
+        for path in self._names(directory):
+            with self._translated(path), contextlib.suppress(*_MISSING):
+                sizes[path] = os.stat(self.root / path).st_size
+        return sizes
 
     @contextlib.contextmanager
-    def _translated(self, path: str, *, missing: str = "") -> Iterator[None]:
-        """Raise StorageError for errors of the file system; also for a missing file if `missing` explains it."""
+    def _translated(self, path: str) -> Iterator[None]:
+        """Raise StorageError for errors of the file system."""
         try:
             yield
         except FileNotFoundError as error:
-            if missing:
-                raise StorageError(f"storage {self.root / path}: {missing}") from error
-            raise
+            raise StorageError(f"storage {self.root / path}: its directory was removed while it was written") from error
         except OSError as error:
-            raise StorageError.of(error, str(self.root / path)) from error
+            passing = error.errno in _PASSING
+            raise StorageError(f"storage {self.root / path}: {error.strerror or error}", passing=passing) from error
 
     @contextlib.contextmanager
     def _written(self, path: str, content: bytes) -> Iterator[Path]:
         """Give the content as a temporary file beside its destination; remove it afterwards."""
         target = self.root / path
         temporary = target.with_name(f"{target.name}-{me()}-{secrets.token_hex(4)}.tmp")
-        with self._translated(path, missing="its directory was removed while it was written"):
+        with self._translated(path):
             try:
                 _make(target.parent)
                 _write_synced(temporary, content)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import secrets
 import urllib.parse
-from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainables.errors import causes, first_line
+from trainables.errors import first_line
+from trainables.storage.base import Storage
 from trainables.storage.patience import StorageError
 
 LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "memory": ""}
@@ -33,21 +32,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "adlfs": {"connection_timeout": CONNECT_SECONDS, "read_timeout": SILENCE_SECONDS},
 }
 """Library -> options of its file system."""
-_NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound", "container does not exist")
-"""Phrases by which object stores say that the whole bucket is missing, not only the object."""
 
 
-class ObjectStorage:
-    """Objects below one prefix of an existing bucket. Credentials come from the environment, never from the URI.
-
-    Every operation raises :class:`StorageError` if the object store refuses it or does not answer.
-
-    Attributes:
-        uri: ``scheme://bucket/prefix``.
-    """
+class ObjectStorage(Storage):
+    """Objects below one prefix of an existing bucket. Credentials come from the environment, never from the URI."""
 
     poll_seconds = 3.0
-    """Seconds between two looks for a change."""
 
     def __init__(self, uri: str) -> None:
         parts = urllib.parse.urlsplit(uri)
@@ -58,123 +48,54 @@ class ObjectStorage:
             raise ValueError(f"storage {shown!r}: credentials and options are taken from the environment, not the URI")
         if not parts.netloc:
             raise ValueError(f"storage {shown!r}: which bucket? {parts.scheme}://BUCKET/PREFIX")
-        self.uri = uri.rstrip("/")
+        super().__init__(uri.rstrip("/"))
         self._filesystem, self._root = _connect(parts.scheme, self.uri)
         self._scheme, self._bucket = parts.scheme, parts.netloc.partition("@")[0]
         self._bucket_is_known = parts.scheme == "memory"  # which has none
-        self._probe = f".probe-{secrets.token_hex(4)}"
 
-    def _at(self, path: str) -> str:
-        return f"{self._root}/{path}"
-
-    # --- single objects -------------------------------------------------------------------------------------------
-    def read(self, path: str) -> bytes:
-        """Return an object's content.
-
-        Raises:
-            FileNotFoundError: there is no such object.
-        """
-        content: bytes = self._ask("cat_file", path, seconds=TRANSFER_SECONDS)
+    def _read(self, path: str) -> bytes | None:
+        try:
+            content: bytes = self._ask("cat_file", path, seconds=TRANSFER_SECONDS)
+        except FileNotFoundError:
+            return None
         return content
 
-    def exists(self, path: str) -> bool:
-        """Return whether there is an object."""
-        try:
-            self._ask("cat_file", path, start=0, end=1)  # one request, no listing
-        except FileNotFoundError:
-            return False
-        return True
-
-    def write(self, path: str, content: bytes) -> None:
-        """Write an object, replacing any that is there."""
+    def _write(self, path: str, content: bytes) -> None:
         self._ask("pipe_file", path, content, seconds=_upload_seconds(content))
 
-    def create(self, path: str, content: bytes) -> bool:
-        """Write an object unless there is one; return whether its content is now the one given."""
+    def _create(self, path: str, content: bytes) -> bool:
         try:
             self._ask("pipe_file", path, content, mode="create", seconds=_upload_seconds(content))
         except FileExistsError:
-            # It may be ours, written by a request whose answer was lost.
-            with contextlib.suppress(FileNotFoundError):
-                return self.read(path) == content
             return False
         return True
 
-    def move(self, path: str, to: str) -> None:
-        """Copy an object to another path, then remove it; do nothing if there is none."""
-        with contextlib.suppress(FileNotFoundError):
-            self.write(to, self.read(path))
-            self.remove(path)
-
-    def remove(self, path: str) -> None:
-        """Remove an object; do nothing if there is none."""
+    def _remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._ask("rm_file", path)
 
-    # --- prefixes -------------------------------------------------------------------------------------------------
-    def fill(self, directory: str, files: Mapping[str, bytes]) -> None:
-        """Write the objects (name -> content) below a prefix that nobody else reads or writes yet."""
-        for name, content in files.items():
-            self.write(f"{directory}/{name}", content)
-
-    def names(self, directory: str) -> Iterator[str]:
-        """Yield the paths of all objects below a prefix."""
-        yield from (path for path, _ in self.sizes(directory))
-
-    def sizes(self, directory: str) -> Iterator[tuple[str, int]]:
-        """Yield the path and the size in bytes of all objects below a prefix."""
+    def _sizes(self, directory: str) -> dict[str, int]:
         found: dict[str, Any] = self._ask("find", directory, detail=True, seconds=TRANSFER_SECONDS)
-        if not found and not self._bucket_exists():
-            raise self._no_bucket()
-        for path, info in found.items():
-            yield path.lstrip("/").removeprefix(self._root.lstrip("/") + "/"), int(info["size"] or 0)
+        if not found:
+            self._check_bucket()
+        start = self._root.lstrip("/") + "/"
+        return {path.lstrip("/").removeprefix(start): int(info["size"] or 0) for path, info in found.items()}
 
-    def remove_all(self, directory: str) -> None:
-        """Remove all objects below a prefix; do nothing if there are none."""
-        for path in list(self.names(directory)):
-            self.remove(path)
-
-    # --- the storage as a whole -----------------------------------------------------------------------------------
-    def check_writable(self) -> None:
-        """Create an object, read it back, try to create it again, and remove it.
-
-        Raises:
-            StorageError: that is not possible.
-        """
-        probe, content = self._probe, self._probe.encode()  # the same in each attempt, so that none is left behind
+    def _check_writable(self) -> None:
         try:
-            self.create(probe, content)
+            super()._check_writable()
         except StorageError as error:
             # In the middle of a study, the machine's role may answer late; at the start, credentials were never set.
             if type(error.__cause__).__name__ == "NoCredentialsError":
                 raise StorageError(str(error), passing=False) from error.__cause__
             raise
-        if self.read(probe) != content:
-            raise StorageError("it returns other bytes than were written", passing=False)
-        if self.create(probe, content + b"2"):
-            raise StorageError(
-                "it does not support conditional writes (If-None-Match), without which two writers could overwrite "
-                "each other",
-                passing=False,
-            )
-        self.remove(probe)
 
     def _ask(self, request: str, path: str, *values: Any, seconds: float | None = None, **options: Any) -> Any:
-        """Make one request and return the answer.
-
-        Args:
-            request: name of the file system's method.
-            path: its first argument.
-            values: its other positional arguments.
-            seconds: time-out; by default, that of a request with little content.
-            options: its keyword arguments.
-        """
+        """Call a method of the file system; by default, with the time-out of a request with little content."""
         try:
-            return self._request(request, self._at(path), *values, seconds=seconds, **options)
+            return self._request(request, f"{self._root}/{path}", *values, seconds=seconds, **options)
         except FileNotFoundError as error:
-            said = "\n".join(map(str, causes(error, contexts=True)))
-            if any(words in said for words in _NO_BUCKET) or not self._bucket_exists():
-                raise self._no_bucket() from error
+            self._check_bucket(error)
             raise
 
     def _request(self, request: str, path: str, *values: Any, seconds: float | None = None, **options: Any) -> Any:
@@ -189,19 +110,18 @@ class ObjectStorage:
             kind = f"{type(error).__name__}: " if passing else ""
             raise StorageError(f"storage {self._scheme}://{path}: {kind}{reason}", passing=passing) from error
 
-    def _bucket_exists(self) -> bool:
-        """Return whether the bucket exists, as far as a user with permission to read and list objects can tell."""
-        if not self._bucket_is_known:
+    def _check_bucket(self, cause: Exception | None = None) -> None:
+        """Raise StorageError if the bucket is missing, as far as a user who may read and list objects can tell."""
+        if self._bucket_is_known:
+            return
+        with contextlib.suppress(FileNotFoundError):  # listing fails only if the bucket is missing
             if self._scheme in ("az", "abfs"):  # a missing container lists as an empty one
                 self._bucket_is_known = bool(self._request("exists", self._bucket))
             else:
-                with contextlib.suppress(FileNotFoundError):  # listing fails only if the bucket is missing
-                    self._request("find", self._at(self._probe))
-                    self._bucket_is_known = True
-        return self._bucket_is_known
-
-    def _no_bucket(self) -> StorageError:
-        return StorageError(f"storage {self.uri}: there is no bucket {self._bucket!r}", passing=False)
+                self._request("find", f"{self._root}/{self._probe}")
+                self._bucket_is_known = True
+        if not self._bucket_is_known:
+            raise StorageError(f"storage {self.uri}: there is no bucket {self._bucket!r}", passing=False) from cause
 
 
 def _connect(scheme: str, uri: str) -> tuple[Any, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import random
 import time
@@ -22,29 +21,6 @@ shorter where the disk is known not to get any emptier. Like credentials, it is 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 """Seconds between two attempts; the pause doubles from the first to the longest."""
 
-_PASSING = frozenset(
-    getattr(errno, name)
-    for name in (
-        # Full or over quota: someone may free space.
-        *("ENOSPC", "EDQUOT"),
-        # Short of a resource that is released again: memory, open files, locks, ports.
-        *("ENOMEM", "ENOBUFS", "EMFILE", "ENFILE", "ENOLCK", "EAGAIN", "EBUSY", "EADDRNOTAVAIL"),
-        # Another process writes into a directory that is being removed.
-        "ENOTEMPTY",
-        # Interrupted, for example by a signal or while a client of Lustre or CIFS reconnects.
-        *("EINTR", "ERESTART", "ECANCELED", "EINPROGRESS", "EALREADY"),
-        # A network file system whose server or daemon is down, restarts, or has failed over to another machine.
-        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ETIME", "ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH"),
-        *("ENETDOWN", "ENETUNREACH", "ENETRESET", "ENONET", "ENOLINK", "ECOMM", "EPROTO", "EPIPE"),
-        *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED"),
-        # A device or mount that comes back; a ticket that is renewed.
-        *("ENODEV", "ENXIO", "EKEYEXPIRED"),
-    )
-    if hasattr(errno, name)  # some exist on Linux only
-)
-"""Errors of a file system that may pass while an operation is tried again. The others recur: missing permission, a
-read-only mount, a file in place of a directory, a name that is too long, a damaged file system, a missing operation."""
-
 _announce: Callable[[str], None] | None = None
 """Shows a person that an operation is being tried again."""
 
@@ -59,11 +35,6 @@ class StorageError(RuntimeError):
     def __init__(self, message: str, *, passing: bool = True) -> None:
         super().__init__(message)
         self.passing = passing
-
-    @classmethod
-    def of(cls, error: OSError, where: str) -> StorageError:
-        """Return the StorageError for an error of the operating system."""
-        return cls(f"storage {where}: {error.strerror or error}", passing=error.errno in _PASSING)
 
 
 def default_patience() -> float:

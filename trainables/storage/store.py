@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainables.schema import MANIFEST, METRICS, PLANE_GRID
-from trainables.storage import LocalStorage, StorageError, documents, open_storage, patiently
+from trainables.storage import LocalStorage, StorageError, documents, open_storage
 from trainables.storage.documents import Malformed
 from trainables.storage.lease import Lease, bury, live_leases
 from trainables.storage.local import unfinished
@@ -97,8 +97,7 @@ class Result:
 class Store:
     """Results in one storage.
 
-    Every method that touches the storage tries again for a while if the storage fails (see
-    :func:`trainables.storage.patiently`), and raises :class:`StorageError` if that does not help.
+    Every method that touches the storage raises :class:`StorageError` if the storage fails for too long.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
@@ -144,7 +143,7 @@ class Store:
 
     def check_exists(self) -> None:
         """Raise ValueError unless the directory exists, or the object store holds anything under the URI."""
-        if not (self.root.exists() if self.is_local else patiently(lambda: any(self.storage.names("")))):
+        if not (self.root.exists() if self.is_local else self.storage.names("")):
             raise ValueError(f"storage {self.uri} does not exist: no study has run there")
 
     # --- reading ------------------------------------------------------------------------------------------------
@@ -154,12 +153,11 @@ class Store:
 
     def __contains__(self, key: object) -> bool:
         assert isinstance(key, str)
-        path = f"{_place(key)}/{MANIFEST}"
-        return patiently(lambda: self.storage.exists(path))
+        return self.storage.read(f"{_place(key)}/{MANIFEST}") is not None
 
     def keys(self) -> set[str]:
         """Return the keys of all published results, in one sweep over the storage."""
-        files = map(_RESULT.fullmatch, patiently(lambda: list(self.storage.names("store"))))
+        files = map(_RESULT.fullmatch, self.storage.names("store"))
         return {found["key"] for found in files if found and found["file"] == MANIFEST}
 
     def manifest(self, key: str) -> dict[str, Any]:
@@ -172,41 +170,31 @@ class Store:
         """
         return self._manifest(key)[0]
 
-    def manifests(self, keys: Collection[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """Return the manifests of many results, read in parallel, and a message for each damaged one.
+    def _all(self, read: Callable[[str], T], keys: Collection[str]) -> tuple[dict[str, T], dict[str, str]]:
+        """Return what `read` returns for each published key, and a message for each key with a damaged result.
 
-        Keys that are not published are left out.
+        An object store answers several requests at the same time.
         """
-        return self._all(self.manifest, keys)
+        damaged: dict[str, str] = {}
 
-    def _all(self, read: Callable[[str], T], keys: Collection[str]) -> tuple[dict[str, T], list[str]]:
-        """Return what `read` returns for each published key, and a message for each damaged result."""
-        damaged: list[str] = []
-
-        def whole(key: str) -> T | None:
+        def whole(key: str) -> list[T]:
             try:
-                return read(key)
+                return [read(key)]
             except NotPublished:
-                return None
+                return []
             except DamagedArtifact as error:
-                damaged.append(str(error))
-                return None
+                damaged[key] = str(error)
+                return []
 
-        found = zip(keys, self._side_by_side(whole, keys), strict=True)
-        return {key: each for key, each in found if each is not None}, damaged
-
-    def _side_by_side(self, read: Callable[[str], T], keys: Collection[str]) -> list[T]:
-        """Return what `read` returns for each key; an object store answers several requests at the same time."""
         with ThreadPoolExecutor(1 if self.is_local else READERS) as pool:
-            return list(pool.map(read, keys))
+            found = zip(keys, pool.map(whole, keys), strict=True)
+            return {key: each for key, several in found for each in several}, damaged
 
     def _manifest(self, key: str) -> tuple[dict[str, Any], bytes]:
         """Return a verified manifest and its bytes."""
-        path = f"{_place(key)}/{MANIFEST}"
-        try:
-            content = patiently(lambda: self.storage.read(path))
-        except FileNotFoundError as error:
-            raise NotPublished(f"{key[:12]} is not in the store {self.uri}") from error
+        content = self.storage.read(f"{_place(key)}/{MANIFEST}")
+        if content is None:
+            raise NotPublished(f"{key[:12]} is not in the store {self.uri}")
         try:
             document = documents.parse(content, documents.MANIFEST)
             if document["key"] != key:
@@ -214,7 +202,7 @@ class Store:
             if document.pop("checksum", None) not in (None, _checksum(document)):
                 raise Malformed("checksum of the manifest")
         except Malformed as error:
-            raise self._damaged(key, MANIFEST, str(error), content) from error
+            raise self._damaged(key, MANIFEST, str(error), ({}, content)) from error
         return document, content
 
     def read(self, key: str, name: str) -> bytes:
@@ -225,87 +213,94 @@ class Store:
             KeyError: the result has no such file.
             DamagedArtifact: the content is not what was published.
         """
-        manifest, judged = self._manifest(key)
-        return self._file(key, name, manifest, judged)
+        return self._file(key, name, self._manifest(key))
 
-    def results(self, keys: Collection[str], names: Collection[str]) -> tuple[dict[str, Result], list[str]]:
+    def results(self, keys: Collection[str], names: Collection[str] = ()) -> tuple[dict[str, Result], list[str]]:
         """Return many results, read in parallel, and a message for each damaged one.
 
         Args:
             keys: of the results; those that are not published are left out.
             names: of the files to read; results that lack some are returned without them.
         """
-        return self._all(lambda key: self.result(key, names), keys)
+        found, damaged = self._all(lambda key: self.result(key, names), keys)
+        return found, list(damaged.values())
 
     def result(self, key: str, names: Collection[str]) -> Result:
         """Return a result with those of the named files that it has; errors as in :meth:`read`."""
-        manifest, judged = self._manifest(key)
-        files = {name: self._file(key, name, manifest, judged) for name in names if name in manifest["files"]}
+        judged = self._manifest(key)
+        files = {name: self._file(key, name, judged) for name in names if name in judged[0]["files"]}
         parsed = {name: self._document(key, name, files[name], judged) for name in files if name in _KINDS}
-        return Result(manifest, files, parsed)
+        return Result(judged[0], files, parsed)
 
-    def _file(self, key: str, name: str, manifest: Mapping[str, Any], judged: bytes) -> bytes:
-        """Return the content of a file of a result, verified against its manifest."""
-        listed = manifest["files"]
-        if name not in listed:
-            raise KeyError(f"{key[:12]} has no {name}; it has {', '.join(sorted(listed))}")
-        path = f"{_folder(key, manifest)}/{name}"
-        reason = ""
-        for _ in range(2):  # a transfer may go wrong once; a file that is wrong twice is damaged in the storage
-            try:
-                content = patiently(lambda: self.storage.read(path))
-            except FileNotFoundError:
-                reason = "the file is gone"
-                continue
-            if hashlib.sha256(content).hexdigest() == listed[name]["sha256"]:
-                return content
-            reason = f"checksum of {len(content)} bytes, {listed[name]['bytes']} were published"
-        raise self._damaged(key, name, reason, judged)
+    def read_json(self, key: str, name: str) -> dict[str, Any]:
+        """Return the checked document in a JSON file of a published result; errors as in :meth:`read`."""
+        judged = self._manifest(key)
+        return self._document(key, name, self._file(key, name, judged), judged)
 
     def verify(self, keys: Collection[str]) -> dict[str, str]:
         """Read every file of some results, set damaged results aside, and return a message for each: key -> message."""
 
-        def check(key: str) -> str | None:
-            try:
-                for name in self.manifest(key)["files"]:
-                    self.read(key, name)
-            except NotPublished:
-                return None
-            except DamagedArtifact as error:
-                return str(error)
-            return None
+        def check(key: str) -> None:
+            judged = self._manifest(key)
+            for name in judged[0]["files"]:
+                self._file(key, name, judged)
 
-        return {key: line for key, line in zip(keys, self._side_by_side(check, keys), strict=True) if line}
+        return self._all(check, keys)[1]
 
-    def read_json(self, key: str, name: str) -> dict[str, Any]:
-        """Return the checked document in a JSON file of a published result; errors as in :meth:`read`."""
-        manifest, judged = self._manifest(key)
-        return self._document(key, name, self._file(key, name, manifest, judged), judged)
+    def _file(self, key: str, name: str, judged: tuple[dict[str, Any], bytes]) -> bytes:
+        """Return the content of a file of a result, verified against its manifest."""
+        manifest, _ = judged
+        listed = manifest["files"]
+        if name not in listed:
+            raise KeyError(f"{key[:12]} has no {name}; it has {', '.join(sorted(listed))}")
+        reason = ""
+        for _ in range(2):  # a transfer may go wrong once; a file that is wrong twice is damaged in the storage
+            content = self.storage.read(f"{_folder(key, manifest)}/{name}")
+            if content is None:
+                reason = "the file is gone"
+            elif hashlib.sha256(content).hexdigest() == listed[name]["sha256"]:
+                return content
+            else:
+                reason = f"checksum of {len(content)} bytes, {listed[name]['bytes']} were published"
+        raise self._damaged(key, name, reason, judged)
 
-    def _document(self, key: str, name: str, content: bytes, judged: bytes) -> dict[str, Any]:
+    def _document(self, key: str, name: str, content: bytes, judged: tuple[dict[str, Any], bytes]) -> dict[str, Any]:
         try:
             return documents.parse(content, _KINDS[name])
         except Malformed as error:  # intact, but not written by this project
             raise self._damaged(key, name, str(error), judged) from error
 
-    def _damaged(self, key: str, name: str, reason: str, judged: bytes) -> DamagedArtifact:
+    def _damaged(self, key: str, name: str, reason: str, judged: tuple[dict[str, Any], bytes]) -> DamagedArtifact:
         """Set a result aside, unless its manifest is no longer the one that was judged; return the error to raise."""
-        place, aside = _place(key), f"{DAMAGED}/{key}-{secrets.token_hex(4)}"
-
-        def is_replaced() -> bool:
-            try:
-                return self.storage.read(f"{place}/{MANIFEST}") != judged
-            except FileNotFoundError:
-                return True
-
-        if not patiently(is_replaced):  # otherwise the job has run again since
-            paths = [f"{place}/{MANIFEST}"]  # comes first: without it the others are no result
-            if name != MANIFEST:
-                manifest = documents.parse(judged, documents.MANIFEST)
-                paths += [f"{_folder(key, manifest)}/{each}" for each in manifest["files"]]
-            for path in paths:
-                patiently(lambda path=path: self.storage.move(path, f"{aside}/{path.rpartition('/')[2]}"))  # type: ignore[misc]
+        manifest, content = judged
+        aside = f"{DAMAGED}/{key}-{secrets.token_hex(4)}"
+        # The manifest comes first: without it the others are no result.
+        if self._moved(f"{_place(key)}/{MANIFEST}", content, f"{aside}/{MANIFEST}"):
+            for each in manifest.get("files", ()):
+                self.storage.move(f"{_folder(key, manifest)}/{each}", f"{aside}/{each}")
         return DamagedArtifact(key, name, reason)
+
+    def _moved(self, path: str, content: bytes, aside: str) -> bool:
+        """Move a file aside unless its content has been replaced; return whether it was moved."""
+        if self.storage.read(path) != content:
+            return False
+        self.storage.move(path, aside)
+        return True
+
+    def set_aside(self, path: str, content: bytes, reason: str) -> None:
+        """Move a damaged file out of the way, unless it has been replaced since, and log a warning.
+
+        Args:
+            path: of the file.
+            content: its damaged content.
+            reason: what is wrong with it.
+        """
+        aside = f"{DAMAGED}/{path.replace('/', '-')}-{secrets.token_hex(4)}"
+        try:
+            if self._moved(path, content, aside):
+                _log.warning("%s/%s is damaged (%s): set aside as %s", self.uri, path, reason, aside)
+        except StorageError as error:  # a reader without write access can do without
+            _log.warning("%s/%s is damaged (%s) and cannot be set aside: %s", self.uri, path, reason, error)
 
     # --- writing ------------------------------------------------------------------------------------------------
     def publish(self, key: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> bool:
@@ -333,46 +328,28 @@ class Store:
         document = {**manifest, "key": key, "files": listed, "attempt": attempt}
         document["checksum"] = _checksum(document)
         content = json.dumps(document, indent=1, sort_keys=True).encode()
-        ours = patiently(lambda: self._publish(place, attempt, files, content))
-        patiently(lambda: self._tidy(place, attempt, ours))
-        patiently(lambda: self.storage.remove(_failure(key)))
+        path, ours = f"{place}/{MANIFEST}", False
+        if self.storage.read(path) is None:
+            self.storage.fill(f"{place}/{attempt}", files)
+            ours = self.storage.create(path, content)
+        for each in self.storage.names(place):  # the other attempts' files if this one was published, else its own
+            if each != path and each.startswith(f"{place}/{attempt}/") != ours and owner(each):
+                self.storage.remove(each)
+        self.storage.remove(_failure(key))
         return ours
 
-    def _publish(self, place: str, attempt: str, files: Mapping[str, bytes], manifest: bytes) -> bool:
-        """Write an attempt's files, then the manifest if there is none; return whether the manifest is now ours."""
-        path = f"{place}/{MANIFEST}"
-        try:
-            return self.storage.read(path) == manifest  # ours if the answer to its creation was lost
-        except FileNotFoundError:
-            self.storage.fill(f"{place}/{attempt}", files)
-            return self.storage.create(path, manifest)
-
-    def _tidy(self, place: str, attempt: str, ours: bool) -> None:
-        """Remove the files of the other attempts at a result if `attempt` was published, else the attempt's own."""
-        if not ours:
-            self.storage.remove_all(f"{place}/{attempt}")
-            return
-        valid = (f"{place}/{MANIFEST}", f"{place}/{attempt}/")
-        for path in list(self.storage.names(place)):
-            if not path.startswith(valid[1]) and path != valid[0] and owner(path) is not None:
-                self.storage.remove(path)
-
     def remove(self, key: str) -> None:
-        """Remove a published result."""
+        """Remove a published result; files in its directory that no study has written stay."""
         place = _place(key)
-        patiently(lambda: self.storage.remove(f"{place}/{MANIFEST}"))  # comes first: without it there is no result
-        paths = patiently(lambda: list(self.storage.names(place)))
-        if all(map(owner, paths)):
-            patiently(lambda: self.storage.remove_all(place))
-            return
-        for path in filter(owner, paths):  # files that no study has written stay
-            patiently(lambda path=path: self.storage.remove(path))  # type: ignore[misc]
+        self.storage.remove(f"{place}/{MANIFEST}")  # comes first: without it there is no result
+        for path in filter(owner, self.storage.names(place)):
+            self.storage.remove(path)
 
     def check_writable(self) -> None:
         """Raise ValueError unless results can be published in the storage; wait for an outage to pass as always."""
         try:
-            patiently(self.storage.check_writable)
-        except (StorageError, FileNotFoundError) as error:
+            self.storage.check_writable()
+        except StorageError as error:
             reason = getattr(error.__cause__, "strerror", None) if self.is_local else None
             raise ValueError(
                 f"storage {self.uri!r} is not writable: {reason or error}; choose another --storage"
@@ -381,63 +358,50 @@ class Store:
     def sweep(self) -> None:
         """Remove leases of dead processes and checkpoints of jobs that are published."""
         self.forget_damaged_leases()
-        for path in patiently(lambda: list(self.storage.names("work"))):
+        for path in self.storage.names("work"):
             if (found := _CHECKPOINT.fullmatch(path)) and found["key"] in self:
-                self.drop_checkpoint(found["key"])
+                self.storage.remove(path)
 
     # --- work in progress ---------------------------------------------------------------------------------------
     def read_checkpoint(self, key: str) -> bytes | None:
         """Return the checkpoint of a job; None if there is none."""
-        path = _checkpoint(key)
-        try:
-            return patiently(lambda: self.storage.read(path))
-        except FileNotFoundError:
-            return None
+        return self.storage.read(_checkpoint(key))
 
     def write_checkpoint(self, key: str, content: bytes) -> None:
         """Replace a job's checkpoint in one step."""
-        path = _checkpoint(key)
-        patiently(lambda: self.storage.write(path, content))
+        self.storage.write(_checkpoint(key), content)
 
     def drop_checkpoint(self, key: str) -> None:
         """Remove a job's checkpoint."""
-        directory = _checkpoint(key).rpartition("/")[0]
-        patiently(lambda: self.storage.remove_all(directory))
+        for path in self.storage.names(_checkpoint(key).rpartition("/")[0]):
+            self.storage.remove(path)
 
     def lease(self, key: str, note: Mapping[str, Any] | None = None) -> Lease | None:
-        """Return a lease on computing `key`, or None while another process holds one.
-
-        Args:
-            key: 64 hex digits.
-            note: information for others on the work.
-        """
+        """Return a lease on computing `key`, with a note for others, or None while another process holds one."""
         _place(key)
-        return patiently(lambda: Lease.acquire(self.storage, f"leases/{key}", note))
+        return Lease.acquire(self.storage, f"leases/{key}", note)
 
     def forget_damaged_leases(self) -> bool:
         """Remove damaged leases and registrations and those of dead processes; return whether any was damaged.
 
         The holder of a damaged one, if alive, puts it back within ``renewal_seconds()``.
         """
-        damaged = [patiently(lambda each=each: bury(self.storage, each)) for each in ("leases", "studies")]  # type: ignore[misc]
-        return any(damaged)
+        return bury(self.storage, "leases") | bury(self.storage, "studies")
 
     def leases(self) -> dict[str, dict[str, Any]]:
         """Return who is computing what: key -> ``owner``, ``since`` (seconds since 1970), ``note``."""
-        return patiently(lambda: live_leases(self.storage, "leases"))
+        return live_leases(self.storage, "leases")
 
     # --- failures and studies -----------------------------------------------------------------------------------
     def record_failure(self, key: str, document: Mapping[str, Any]) -> None:
         """Note why a job failed for good; the note is removed when the job is published after all."""
-        path, content = _failure(key), json.dumps(document, indent=1).encode()
-        patiently(lambda: self.storage.write(path, content))
+        self.storage.write(_failure(key), json.dumps(document, indent=1).encode())
 
     def failure(self, key: str) -> dict[str, Any] | None:
         """Return the note on a job's failure; None if there is none."""
         path = _failure(key)
-        try:
-            content = patiently(lambda: self.storage.read(path))
-        except FileNotFoundError:
+        content = self.storage.read(path)
+        if content is None:
             return None
         try:
             return documents.parse(content, documents.FAILURE)
@@ -445,52 +409,23 @@ class Store:
             self.set_aside(path, content, str(error))
             return None
 
-    def set_aside(self, path: str, content: bytes, reason: str) -> None:
-        """Move a damaged file out of the way, unless it has been replaced since, and log a warning.
-
-        Args:
-            path: of the file.
-            content: its damaged content.
-            reason: what is wrong with it.
-        """
-        aside = f"{DAMAGED}/{path.replace('/', '-')}-{secrets.token_hex(4)}"
-        try:
-            self.storage.write(aside, content)
-            if self.storage.read(path) == content:
-                self.storage.remove(path)
-        except FileNotFoundError:
-            self.storage.remove(aside)  # another process was first
-        except StorageError as error:  # a reader without write access can do without
-            _log.warning("%s/%s is damaged (%s) and cannot be set aside: %s", self.uri, path, reason, error)
-        else:
-            _log.warning("%s/%s is damaged (%s): set aside as %s", self.uri, path, reason, aside)
-
     def failures(self) -> set[str]:
         """Return the keys of the jobs that have a note on their failure."""
-        names = patiently(lambda: list(self.storage.names("failed")))
-        return {found["key"] for name in names if (found := _FAILURE.fullmatch(name))}
+        return {found["key"] for path in self.storage.names("failed") if (found := _FAILURE.fullmatch(path))}
 
     def register_study(self, note: Mapping[str, Any]) -> Lease:
-        """Register a running study, until the lease is released or its driver dies.
-
-        Args:
-            note: information for others on the study.
-        """
-        lease = patiently(lambda: Lease.acquire(self.storage, f"studies/{secrets.token_hex(8)}", note))
+        """Register a running study, with a note for others, until the lease is released or its driver dies."""
+        lease = Lease.acquire(self.storage, f"studies/{secrets.token_hex(8)}", note)
         assert lease is not None, "a random name is free"
         return lease
 
     def has_study(self, name: str) -> bool:
-        """Return whether a study is registered here, which proves that its driver sees the same storage.
-
-        Args:
-            name: of the registration, the path without ``studies/``.
-        """
-        return patiently(lambda: self.storage.exists(f"studies/{name}"))
+        """Return whether a study of this name is registered here: proof that its driver sees the same storage."""
+        return self.storage.read(f"studies/{name}") is not None
 
     def studies(self) -> list[dict[str, Any]]:
         """Return the studies that are running: ``owner``, ``since`` (seconds since 1970), ``note``."""
-        return list(patiently(lambda: live_leases(self.storage, "studies")).values())
+        return list(live_leases(self.storage, "studies").values())
 
 
 def owner(path: str) -> str | None:
@@ -525,7 +460,7 @@ def _folder(key: str, manifest: Mapping[str, Any]) -> str:
 
 def _checkpoint(key: str) -> str:
     _place(key)
-    return f"work/{key}/checkpoint.safetensors"
+    return f"work/{key}/checkpoint"
 
 
 def _failure(key: str) -> str:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from trainables.data import Augmentation
 from trainables.data.augmentation import (
-    Draws,
     augment,
     draw,
     horizontal_flip,
@@ -21,6 +20,7 @@ from trainables.data.augmentation import (
 )
 
 EVERYTHING = Augmentation(crop_padding=2, horizontal_flip=True, random_resized_crop=True)
+NOTHING = Augmentation()
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -88,15 +88,12 @@ def test_resized_crop_interpolates_linearly() -> None:
 
 def test_draws_stay_in_their_ranges_and_use_them() -> None:
     draws = draw(EVERYTHING, 4000, generator())
-    assert draws.offsets is not None
-    assert draws.flips is not None
-    assert draws.boxes is not None
-    counts = draws.offsets.add(2).flatten().bincount(minlength=5)
+    counts = draws["offsets"].add(2).flatten().bincount(minlength=5)
     assert len(counts) == 5
     assert (counts / 8000 - 0.2).abs().max() < 0.02
-    assert abs(draws.flips.float().mean() - 0.5) < 0.03
-    top, left, height, width = draws.boxes.unbind(1)
-    assert draws.boxes.min() >= 0
+    assert abs(draws["flips"].float().mean() - 0.5) < 0.03
+    top, left, height, width = draws["boxes"].unbind(1)
+    assert draws["boxes"].min() >= 0
     assert (top + height).max() <= 1 + 1e-6
     assert (left + width).max() <= 1 + 1e-6
     assert 0.079 < (height * width).min() < 0.12
@@ -107,15 +104,14 @@ def test_draws_stay_in_their_ranges_and_use_them() -> None:
 
 
 def test_what_is_off_is_not_drawn() -> None:
-    draws = draw(Augmentation(), 5, generator())
-    assert draws.offsets is draws.boxes is draws.flips is None
+    assert draw(NOTHING, 5, generator()) == {}
     images = pictures(5, 1, 8, 8)
-    assert torch.equal(augment(images, draws), images)
+    assert torch.equal(augment(images, NOTHING, {}), images)
 
 
 def test_draws_are_a_function_of_the_generator() -> None:
     images = pictures(64, 3, 16, 16)
-    first, again, other = (augment(images, draw(EVERYTHING, 64, generator(seed))) for seed in (1, 1, 2))
+    first, again, other = (augment(images, EVERYTHING, draw(EVERYTHING, 64, generator(seed))) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -123,17 +119,21 @@ def test_draws_are_a_function_of_the_generator() -> None:
 def test_augmenting_parts_equals_augmenting_the_whole() -> None:
     images = pictures(50, 3, 16, 16)
     draws = draw(EVERYTHING, 50, generator())
-    parts = [augment(images[start : start + 7], draws.part(start, start + 7)) for start in range(0, 50, 7)]
-    assert torch.equal(torch.cat(parts), augment(images, draws))
+    slices = [slice(start, start + 7) for start in range(0, 50, 7)]
+    parts = [augment(images[part], EVERYTHING, {name: each[part] for name, each in draws.items()}) for part in slices]
+    assert torch.equal(torch.cat(parts), augment(images, EVERYTHING, draws))
 
 
 @pytest.mark.gpu
 def test_devices_agree() -> None:
     images = pictures(64, 3, 16, 16)
-    draws = draw(Augmentation(crop_padding=2, horizontal_flip=True), 64, generator())
-    assert torch.equal(augment(images.cuda(), draws.to("cuda")).cpu(), augment(images, draws))
-    boxes = Draws(offsets=None, boxes=draw(EVERYTHING, 64, generator()).boxes, flips=None, padding=0)
-    difference = augment(images.cuda(), boxes.to("cuda")).cpu().int() - augment(images, boxes).int()
+    shifted = Augmentation(crop_padding=2, horizontal_flip=True)
+    draws = draw(shifted, 64, generator())
+    there = {name: each.cuda() for name, each in draws.items()}
+    assert torch.equal(augment(images.cuda(), shifted, there).cpu(), augment(images, shifted, draws))
+    boxes = {"boxes": draw(EVERYTHING, 64, generator())["boxes"]}
+    there = {"boxes": boxes["boxes"].cuda()}
+    difference = augment(images.cuda(), EVERYTHING, there).cpu().int() - augment(images, EVERYTHING, boxes).int()
     assert difference.abs().max() <= 1  # rounding of the interpolation
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_images import CLASSES, picture, write_folders
 from waiting import HANG_SECONDS
 
-from trainables.data import Augmentation, Dataset, check_dataset, image_folder, layout, load_dataset
+from trainables.data import Augmentation, Dataset, check_dataset, image_folder, layout, load_dataset, on_disk
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def folders(tmp_path: Path) -> Path:
     return write_folders(tmp_path / "data")
 
 
-def load(root: Path, cache_dir: Path | None = None) -> Dataset:
+def load(root: Path) -> Dataset:
     """Load without the memory that `load_dataset` has of earlier calls."""
-    return image_folder.load("image_folder", root, cache_dir)
+    return on_disk.load("image_folder", root)
 
 
 @pytest.fixture
@@ -58,7 +58,9 @@ def test_images_and_labels(tmp_path: Path, test_folder: str) -> None:
     np.testing.assert_array_equal(dataset.train.images.numpy(), expected)
     np.testing.assert_array_equal(dataset.test.images.numpy(), 255 - expected)
     assert dataset.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert dataset.class_names == CLASSES
+    source = layout.find_source("image_folder", root)
+    assert isinstance(source, layout.ImageFolder)
+    assert source.class_names == CLASSES
     assert dataset.augmentation == Augmentation(crop_padding=4, horizontal_flip=True)
 
 
@@ -202,7 +204,6 @@ def test_second_load_maps_what_the_first_decoded(folders: Path, decodings: list[
     again = load(folders)
     assert len(decodings) == 24
     np.testing.assert_array_equal(first.train.images.numpy(), again.train.images.numpy())
-    assert again.class_names == CLASSES
 
 
 def test_arrays_are_mapped_not_copied(folders: Path) -> None:
@@ -221,13 +222,6 @@ def test_changed_files_are_decoded_again(folders: Path, decodings: list[Path]) -
     assert len(decodings) == 48
     (folders / "train" / "ant" / "1.png").unlink()
     assert len(load(folders).train) == 11
-
-
-def test_cache_dir_is_used_when_given(folders: Path, tmp_path: Path, decodings: list[Path]) -> None:
-    for _ in range(2):
-        load(folders, tmp_path / "cache")
-    assert len(decodings) == 24
-    assert not (folders / ".decoded").exists()
 
 
 def test_a_folder_that_cannot_be_written_to(
@@ -249,16 +243,16 @@ def test_two_processes_at_once_decode_once(folders: Path) -> None:
     program = f"""
 import hashlib, time
 from pathlib import Path
-from trainables.data import image_folder
-decode = image_folder._decode
+from trainables.data import on_disk
+decode = on_disk.decode_folder
 def slowly(*arguments):
     print("decoding")
     time.sleep(0.5)
     return decode(*arguments)
-image_folder._decode = slowly
+on_disk.decode_folder = slowly
 print("ready", flush=True)
 input()
-images = image_folder.load("image_folder", Path({str(folders)!r}), None).train.images
+images = on_disk.load("image_folder", Path({str(folders)!r})).train.images
 print(hashlib.sha256(images.numpy().tobytes()).hexdigest())
 """
     processes = [
@@ -293,17 +287,17 @@ def test_without_locks_the_first_to_publish_wins(folders: Path, monkeypatch: pyt
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    original = image_folder._decode
+    original = on_disk.decode_folder
     raced = False
 
-    def race(source: layout.ImageFolder, size: int, cache_dir: Path | None, directory: Path) -> object:
+    def race(source: layout.ImageFolder, directory: Path) -> None:
         nonlocal raced
         if not raced:  # while this decodes, another process does the same and publishes
             raced = True
             load(folders)
-        return original(source, size, cache_dir, directory)
+        original(source, directory)
 
-    monkeypatch.setattr(image_folder, "_decode", race)
+    monkeypatch.setattr(on_disk, "decode_folder", race)
     with pytest.warns(UserWarning, match="no file locks"):
         dataset = load(folders)
     assert len(dataset.train) == 12

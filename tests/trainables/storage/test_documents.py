@@ -33,7 +33,7 @@ from trainables import schema
 from trainables.graph import canonical
 from trainables.host.processes import me
 from trainables.storage import documents, lease
-from trainables.storage.documents import KINDS, Malformed, parse
+from trainables.storage.documents import Malformed, parse
 from trainables.storage.store import Store
 from trainables.training.engines import CPU
 
@@ -54,8 +54,12 @@ PLANE = {
     "errors": [[1.0, 2.0]],
     "losses": [[0.1, float("nan")]],
 }
+KINDS: dict[str, documents.Kind] = {
+    name: kind for name, kind in vars(documents).items() if name.isupper() and isinstance(kind, dict) and name[0] != "_"
+}
+"""Every kind of document that a study keeps."""
 EXAMPLES: dict[str, dict[str, Any]] = {
-    "manifest of a result": {
+    "MANIFEST": {
         "key": KEY,
         "files": {"metrics.json": {"sha256": KEY, "bytes": 12}},
         "kind": "dense",
@@ -65,15 +69,19 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "environment": {"host": "here"},
         "seconds": 1.5,
     },
-    "metrics of a result": {"history": [ROW], "final": {"test_accuracy": 91.5, "loss_barrier": float("inf")}},
-    "plane of a result": PLANE,
-    "checkpoint": {"epoch": 1, "train_seconds": 1.0, "seconds": 2.0, "history": [ROW], "log": ["a line"]},
-    "lease": LEASE,
-    "note of a failure": {"error": "ValueError: no", "at": 1_700_000_000_000, "environment": {}, "log": "..."},
-    "choice of --fastest": {"settings": {"precision": "fp32", "compiled": False}, "given": {}, "commit": None},
-    "benchmark": {"measurements": [{"what": "training", "settings": {}, "rates": [RATE]}]},
-    "place of a run in the grid": {"width": 0.25, "sparsity": 0.9, "matching": {"match_epoch": -1}},
-    "varied settings of a run": {"varied": {"lr": 0.1, "augment": True, "init": "default"}},
+    "METRICS": {"history": [ROW], "final": {"test_accuracy": 91.5, "loss_barrier": float("inf")}},
+    "PLANE": PLANE,
+    "CHECKPOINT": {
+        "format": "3",
+        "job": KEY,
+        "document": {"epoch": 1, "train_seconds": 1.0, "seconds": 2.0, "history": [ROW], "log": ["a line"]},
+    },
+    "LEASE": LEASE,
+    "FAILURE": {"error": "ValueError: no", "at": 1_700_000_000_000, "environment": {}, "log": "..."},
+    "CHOICE": {"settings": {"precision": "fp32", "compiled": False}, "given": {}, "commit": None},
+    "BENCHMARK": {"measurements": [{"what": "training", "settings": {}, "rates": [RATE]}]},
+    "PLACE": {"width": 0.25, "sparsity": 0.9, "matching": {"match_epoch": -1}},
+    "VARIED": {"varied": {"lr": 0.1, "augment": True, "init": "default"}},
 }
 
 
@@ -178,17 +186,17 @@ def test_what_a_later_version_adds_is_no_damage(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "value", "reason"),
     [
-        ("lease", "owner", 3, r"owner: 3 in place of text"),
-        ("lease", "renewed", float("inf"), r"renewed: inf is no number from 0 to 1e\+11"),
-        ("lease", "note", {"jobs": 1.5}, r"note: jobs: 1\.5 is no whole number"),
-        ("lease", "note", {"out": "host-a"}, r"note: out: 'host-a' in place of a list"),
-        ("lease", "note", [], r"note: a list in place of an object"),
-        ("note of a failure", "error", None, r"error: None in place of text"),
-        ("benchmark", "measurements", [{"what": "x", "settings": {}, "rates": [{}]}], r"rates: 0: without image_size"),
-        ("manifest of a result", "files", {"../x.json": {"sha256": KEY, "bytes": 1}}, r"'\.\./x\.json' is not of"),
-        ("manifest of a result", "attempt", "../../elsewhere", r"attempt: '\.\./\.\./elsewhere' is not of"),
-        ("metrics of a result", "final", {"test_loss": 10**400}, r"test_loss: a number that is too large"),
-        ("metrics of a result", "final", {"test_loss": True}, r"test_loss: True in place of a number"),
+        ("LEASE", "owner", 3, r"owner: 3 in place of text"),
+        ("LEASE", "renewed", float("inf"), r"renewed: inf is no number from 0 to 1e\+11"),
+        ("LEASE", "note", {"jobs": 1.5}, r"note: jobs: 1\.5 is no whole number"),
+        ("LEASE", "note", {"out": "host-a"}, r"note: out: 'host-a' in place of a list"),
+        ("LEASE", "note", [], r"note: a list in place of an object"),
+        ("FAILURE", "error", None, r"error: None in place of text"),
+        ("BENCHMARK", "measurements", [{"what": "x", "settings": {}, "rates": [{}]}], r"rates: 0: without image_size"),
+        ("MANIFEST", "files", {"../x.json": {"sha256": KEY, "bytes": 1}}, r"'\.\./x\.json' is not of"),
+        ("MANIFEST", "attempt", "../../elsewhere", r"attempt: '\.\./\.\./elsewhere' is not of"),
+        ("METRICS", "final", {"test_loss": 10**400}, r"test_loss: a number that is too large"),
+        ("METRICS", "final", {"test_loss": True}, r"test_loss: True in place of a number"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(kind: str, name: str, value: Any, reason: str) -> None:
@@ -239,7 +247,7 @@ class Scene:
     def __init__(self, store: Store, plan: Plan) -> None:
         self.store, self.plan = store, plan
         *done, self.failed, self.running = plan.jobs.values()
-        manifest = {name: EXAMPLES["manifest of a result"][name] for name in ("finished", "environment", "seconds")}
+        manifest = {name: EXAMPLES["MANIFEST"][name] for name in ("finished", "environment", "seconds")}
         for job in done:
             metrics = json.dumps({"history": [ROW], "final": {"seconds": 1.0}}).encode()
             about = {"kind": job.kind, "config": canonical(job.config), **manifest}
@@ -258,12 +266,12 @@ class Scene:
             "registration": f"studies/{'ab' * 8}",
             "benchmark": "",
         }
-        store.record_failure(self.failed.key, EXAMPLES["note of a failure"])
+        store.record_failure(self.failed.key, EXAMPLES["FAILURE"])
         for stray in STRAY:
             store.storage.write(stray, b"\x00\x00\x00\x01Bud1")
         self.benchmark = benchmark_file(store)
         self.benchmark.parent.mkdir(parents=True, exist_ok=True)
-        self.benchmark.write_text(json.dumps(EXAMPLES["benchmark"]))
+        self.benchmark.write_text(json.dumps(EXAMPLES["BENCHMARK"]))
         self.whole = {path: store.storage.read(path) for path in self.paths()}
 
     def paths(self) -> set[str]:
@@ -289,7 +297,7 @@ class Scene:
         for path, content in self.whole.items():
             if found.get(path) != content:
                 self.store.storage.write(path, content)
-        self.benchmark.write_text(json.dumps(EXAMPLES["benchmark"]))
+        self.benchmark.write_text(json.dumps(EXAMPLES["BENCHMARK"]))
 
 
 def trial(scene: Scene, what: str, damage: str, luck: random.Random, said: Callable[[], str]) -> None:
@@ -319,7 +327,7 @@ def trial(scene: Scene, what: str, damage: str, luck: random.Random, said: Calla
         for path in STRAY:
             assert scene.store.storage.read(path) == scene.whole[path], "files of others are left alone"
         if damage in CERTAIN and command in (["--clean"], ["--verify"]) and what in ("lease", "registration"):
-            assert not scene.store.storage.exists(scene.documents[what]), "nobody holds it"
+            assert scene.store.storage.read(scene.documents[what]) is None, "nobody holds it"
         scene.restore()
 
 
@@ -371,7 +379,7 @@ def test_a_holder_mends_its_lease(
             store.storage.write(held.path, DAMAGES[damage](whole, random.Random(1)))
         wait_until(lambda: store.leases().get(KEY, {}).get("note") == NOTE)
         assert store.lease(KEY) is None, "it is still held"
-    assert not store.storage.exists(held.path)
+    assert store.storage.read(held.path) is None
 
 
 def test_cleaning_waits_for_a_holder_to_mend_its_registration(

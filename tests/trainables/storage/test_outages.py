@@ -11,7 +11,6 @@ import io
 import os
 import socket
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from s3_server import BUCKET, environment
 from waiting import HANG_SECONDS
 
 from trainables.schema import MANIFEST, METRICS
-from trainables.storage import LocalStorage, objects, patience
+from trainables.storage import LocalStorage, local, objects, patience
 from trainables.storage.objects import ObjectStorage
 from trainables.storage.patience import StorageError, announced, patiently
 from trainables.storage.store import Store
@@ -92,10 +91,10 @@ def code(name: str) -> int:
 
 def test_every_error_of_the_system_passes_or_comes_again() -> None:
     lasting = {getattr(errno, name) for name in COME_AGAIN.split() if hasattr(errno, name)}
-    assert not patience._PASSING & lasting
-    unsorted = set(errno.errorcode) - patience._PASSING - lasting
+    assert not local._PASSING & lasting
+    unsorted = set(errno.errorcode) - local._PASSING - lasting
     assert not unsorted, [errno.errorcode[each] for each in unsorted]
-    assert {code(name) for name in PASS.split()} <= patience._PASSING
+    assert {code(name) for name in PASS.split()} <= local._PASSING
 
 
 # --- a directory --------------------------------------------------------------------------------------------------
@@ -138,6 +137,7 @@ def test_both_kinds_of_storage_have_the_same_operations() -> None:
 def test_an_error_of_the_file_system_is_one_of_the_storage(
     operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
     storage = LocalStorage(tmp_path)
     storage.fill(PLACE, VALUES["files"])
     for number in set(errno.errorcode) - {errno.ENOENT, errno.EEXIST, errno.ENOTDIR}:
@@ -146,7 +146,7 @@ def test_an_error_of_the_file_system_is_one_of_the_storage(
             with pytest.raises(StorageError) as caught:
                 LOCAL[operation](storage)
         assert os.strerror(number) in str(caught.value)
-        assert caught.value.passing == (number in patience._PASSING), errno.errorcode[number]
+        assert caught.value.passing == (number in local._PASSING), errno.errorcode[number]
 
 
 # --- an object store ------------------------------------------------------------------------------------------------
@@ -186,7 +186,10 @@ class Status(Exception):
     ],
     ids=str,
 )
-def test_an_error_of_the_library_is_one_of_the_storage(operation: str, error: Exception, passing: bool) -> None:
+def test_an_error_of_the_library_is_one_of_the_storage(
+    operation: str, error: Exception, passing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
     storage = ObjectStorage("memory://bucket/x")
     storage._filesystem = Failing(error)
     with pytest.raises(StorageError, match=r"storage memory://.*bucket/x") as caught:
@@ -244,6 +247,7 @@ def test_a_server_that_says_nothing_is_asked_once_by_each_attempt(
     monkeypatch.setitem(objects._ONCE, "read_timeout", 0.3)
     monkeypatch.setattr(objects, "SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(objects, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
     storage = ObjectStorage(f"s3://{BUCKET}/x")
     for operation in OBJECTS.values():
         with pytest.raises(StorageError) as caught:
@@ -266,6 +270,7 @@ class Endless:
 def test_a_request_ends_even_if_its_library_waits_for_ever(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for bound in ("SILENCE_SECONDS", "CONNECT_SECONDS", "TRANSFER_SECONDS"):
         monkeypatch.setattr(objects, bound, 0.01)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
     storage = ObjectStorage("memory://bucket/x")
     storage._filesystem = Endless()
     with pytest.raises(StorageError, match="Timeout") as caught:
@@ -280,24 +285,21 @@ def test_options_that_keep_requests_from_hanging_and_repeating() -> None:
 
 
 # --- patience -------------------------------------------------------------------------------------------------------
-class FailsFirst:
-    """A storage of which every operation fails the first time, and then works."""
+def fail_first(storage: Any) -> None:
+    """Let each kind of attempt at an operation of a storage fail the first time, and then work."""
 
-    def __init__(self, storage: Any, calls: Counter[str]) -> None:
-        self._storage, self._calls = storage, calls
+    def failing_first(attempt: Callable[..., Any]) -> Callable[..., Any]:
+        failures = iter([StorageError("storage x: Stale file handle")])
 
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._storage, name)
-        if not callable(attribute):
-            return attribute
-
-        def call(*values: Any, **named: Any) -> Any:
-            self._calls[name] += 1
-            if self._calls[name] == 1:
-                raise StorageError.of(OSError(errno.ESTALE, "Stale file handle"), name)
-            return attribute(*values, **named)
+        def call(*values: Any) -> Any:
+            if failure := next(failures, None):
+                raise failure
+            return attempt(*values)
 
         return call
+
+    for name in ("_read", "_write", "_create", "_remove", "_fill", "_names", "_sizes"):
+        setattr(storage, name, failing_first(getattr(storage, name)))
 
 
 STORE = operations(Store, files={METRICS: METRICS_FILE})
@@ -314,7 +316,7 @@ def test_whatever_touches_the_storage_is_tried_again(
     store.publish(KEY, {METRICS: METRICS_FILE}, {"kind": "dense"})
     store.record_failure(KEY, {})
     flaky = Store(store.uri)
-    monkeypatch.setattr(flaky, "storage", FailsFirst(store.storage, Counter()))
+    fail_first(flaky.storage)
     done = STORE.get(operation, lambda each: KEY in each)(flaky)
     if hasattr(done, "release"):
         done.release()
@@ -325,17 +327,16 @@ def test_a_result_is_not_missing_because_its_directory_cannot_be_looked_at(
 ) -> None:
     """A directory on a network file system whose handles are stale as trials begin."""
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.0)
-    store, asked = Store(tmp_path), []
-    stat = os.stat
+    store, asked, original = Store(tmp_path), [], io.open
 
     def stale(path: Any, *more: Any, **named: Any) -> Any:
         if str(path).startswith(str(tmp_path)):
             asked.append(path)
             if len(asked) < 3:
                 raise OSError(errno.ESTALE, "Stale file handle")
-        return stat(path, *more, **named)
+        return original(path, *more, **named)
 
-    monkeypatch.setattr(os, "stat", stale)
+    monkeypatch.setattr(io, "open", stale)
     assert KEY not in store
     assert len(asked) == 3
 

@@ -152,7 +152,8 @@ def random_images() -> Dataset:
         mean=third,
         std=third,
         augmentation=Augmentation(crop_padding=1, horizontal_flip=True),
-        class_names=tuple("abcdefghij"),
+        train_images=12,
+        test_images=6,
         fingerprint="",
     )
 
