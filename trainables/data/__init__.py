@@ -10,7 +10,7 @@ import functools
 import importlib
 from pathlib import Path
 
-from trainables.data.dataset import Augmentation, Dataset, DatasetEntry, DatasetFacts, Split
+from trainables.data.dataset import Augmentation, Dataset, DatasetFacts, Split
 from trainables.data.layout import find_source
 from trainables.data.registry import DATASETS, get_entry
 from trainables.host.places import expanded
@@ -19,7 +19,6 @@ __all__ = [
     "DATASETS",
     "Augmentation",
     "Dataset",
-    "DatasetEntry",
     "DatasetFacts",
     "Split",
     "check_dataset",

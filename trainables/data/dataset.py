@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the planner imports this module and has no torch
@@ -87,17 +87,6 @@ class DatasetEntry:
             test_images=self.test_images,
             fingerprint="",
             source=source,
-        )
-
-    def dataset(self, facts: DatasetFacts, splits: tuple[Split, Split], augmentation: Augmentation) -> Dataset:
-        """Return the loaded dataset: its training and test split, and how to augment."""
-        return Dataset(
-            **asdict(facts),
-            train=splits[0],
-            test=splits[1],
-            mean=self.mean,
-            std=self.std,
-            augmentation=augmentation,
         )
 
 

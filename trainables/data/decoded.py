@@ -53,11 +53,7 @@ _log = logging.getLogger(__name__)
 def open_decoded(name: str, root: Path, state: str, decode: Decode) -> tuple[Split, Split]:
     """Map the training and test arrays of a dataset, read-only; decode them first if they are missing or damaged.
 
-    Args:
-        name: of the dataset.
-        root: directory of its source files.
-        state: digest of the source files.
-        decode: called at most once.
+    The source files lie in `root`; `state` is a digest that changes with them.
     """
     prefix = f"{name}-{cache.place(root)}-"
     published = f"{prefix}{FORMAT}-{hashlib.sha256(state.encode()).hexdigest()[:24]}"

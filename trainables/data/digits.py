@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +37,8 @@ def load(name: str, data_dir: Path | None) -> Dataset:
         Split(images=torch.from_numpy(pixels[chosen]), labels=torch.from_numpy(labels[chosen]))
         for chosen in (~in_test, in_test)
     )
-    return entry.dataset(facts, (train, test), entry.augmentation)
+    augmentation = entry.augmentation
+    return Dataset(**asdict(facts), train=train, test=test, mean=entry.mean, std=entry.std, augmentation=augmentation)
 
 
 def _test_indices(labels: npt.NDArray[np.int64], count: int) -> list[int]:

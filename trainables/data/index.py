@@ -61,7 +61,7 @@ def look_at(root: Path, states: Sequence[FileState]) -> list[Picture]:
             new = [state for state in states if state not in known]
 
             def examined(part: Sequence[FileState]) -> list[tuple[FileState, Picture]]:
-                return [(state, _examine(root / state.path)) for state in part]
+                return [(state, examine(root / state.path)) for state in part]
 
             for pictures in in_parts(examined, new, _FILES_PER_TASK, _THREADS):
                 known.update(pictures)
@@ -100,23 +100,17 @@ def _locked(root: Path) -> Iterator[dict[FileState, Picture]]:
         try:
             yield known
         finally:
-            kept = [(state, picture) for state, picture in known.items() if picture.digest and _is_settled(state)]
+            now = time.time_ns()
+            kept = [
+                (state, picture)
+                for state, picture in known.items()
+                if picture.digest and abs(now - max(state.mtime_ns, state.ctime_ns)) > RECENT_NS
+            ]
             try:
                 document = {"format": FORMAT, "pillow": _pillow(), "files": kept}
                 cache.write_sealed(folder / _name(root), document)
             except OSError as error:  # a full disk, for example; the data can be used all the same
                 _log.warning("what is known of a dataset's files is not kept, and found out again next time: %s", error)
-
-
-def _is_settled(state: FileState) -> bool:
-    return abs(time.time_ns() - max(state.mtime_ns, state.ctime_ns)) > RECENT_NS
-
-
-def _examine(path: Path) -> Picture:
-    try:
-        return examine(path)
-    except OSError as error:
-        return Picture("", "", 0, 0, "", error.strerror or str(error))
 
 
 def _read(root: Path) -> dict[FileState, Picture]:

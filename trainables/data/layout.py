@@ -173,10 +173,6 @@ class ImageFolder:
 def find_source(name: str, data_dir: str | Path | None) -> Archive | ImageFolder:
     """Find a dataset in the folder of `data_dir` called `name` or in `data_dir` itself, in either layout.
 
-    Args:
-        name: of the dataset.
-        data_dir: where to look.
-
     Raises:
         ValueError: if it is missing, incomplete or unusable; the message says what to do.
     """
@@ -243,7 +239,8 @@ def _scan_folders(name: str, root: Path) -> ImageFolder:
     states = [state for files in listed.values() for _, state in files]
     pictures = dict(zip(states, look_at(root, states), strict=True))
     for state, picture in pictures.items():
-        if picture.problem and (picture.format or not picture.digest or _named_as_image(state.path)):
+        named_as_image = os.path.splitext(state.path)[1].lower() in IMAGE_SUFFIXES
+        if picture.problem and (picture.format or not picture.digest or named_as_image):
             problems[state.path] = picture.problem
         elif picture.problem:
             left_out.append(state.path)
@@ -316,20 +313,10 @@ def _files(
 
 
 def unusable(name: str, root: Path, problems: Mapping[str, str]) -> ValueError:
-    """Return the error for files of a dataset that cannot be used.
-
-    Args:
-        name: of the dataset.
-        root: its directory.
-        problems: path below the root -> the problem.
-    """
+    """Return the error for files of the dataset `name` in `root` that cannot be used: path -> the problem."""
     # The first file is in the first line, because some displays show only that line.
     listed = _shortened([f"{root / path}: {problem}" for path, problem in problems.items()], _NAMED, ";\n  ")
     return ValueError(f"dataset {name!r}: {_count(problems, 'file')} cannot be used (mend or remove): {listed}")
-
-
-def _named_as_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def _with_size(file: ImageFile) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,14 +30,9 @@ def load(name: str, data_dir: Path | None) -> Dataset:
     facts, augmentation = source.facts(), entry.augmentation
     if facts.image_size == CROPPED_SIZE:
         augmentation = replace(augmentation, crop_padding=0, random_resized_crop=True)
-
-    def decode(directory: Path) -> None:
-        if isinstance(source, Archive):
-            unpack(source, directory)
-        else:
-            decode_folder(source, directory)
-
-    return entry.dataset(facts, open_decoded(name, source.root, source.state(), decode), augmentation)
+    decode = partial(unpack, source) if isinstance(source, Archive) else partial(decode_folder, source)
+    train, test = open_decoded(name, source.root, source.state(), decode)
+    return Dataset(**asdict(facts), train=train, test=test, mean=entry.mean, std=entry.std, augmentation=augmentation)
 
 
 def download(name: str, data_dir: Path) -> None:

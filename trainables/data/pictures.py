@@ -78,13 +78,12 @@ def unreadable() -> tuple[type[Exception], ...]:
 
 
 def examine(path: Path) -> Picture:
-    """Read a file once and return what it is. It is decoded only if its end seems to be missing.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
+    """Read a file once and return what it is. It is decoded only if its end seems to be missing."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        return Picture("", "", 0, 0, "", error.strerror or str(error))
     if len(data) > MAX_BYTES:
         return Picture("", "", 0, 0, "", f"more than {MAX_BYTES:,} bytes")
     found = Picture(digest_of(data), "", 0, 0, "", "")

@@ -67,12 +67,7 @@ def opened(file: Path) -> sqlite3.Connection:
 
 
 def refusal(uri: str, experiment: str) -> str | None:
-    """Return why MLflow could not record an experiment in an SQLite database, and a remedy; None if it can.
-
-    Args:
-        uri: tracking URI of the database.
-        experiment: name of the experiment.
-    """
+    """Return why MLflow could not record the named experiment in an SQLite database, and a remedy; None if it can."""
     file = sqlite_file(uri)
     if file is None or not file.exists():
         return None
@@ -111,13 +106,7 @@ def refusal(uri: str, experiment: str) -> str | None:
 
 
 def deleted(uri: str, experiment: str, number: str) -> str:
-    """Return a message on a deleted experiment that says what the user can do.
-
-    Args:
-        uri: tracking URI of the database or server.
-        experiment: name of the experiment.
-        number: MLflow's ID of the experiment.
-    """
+    """Return a message on a deleted experiment, given its name and MLflow's ID, that says what the user can do."""
     restore = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {number}"
     remove = shlex.join(["mlflow", "gc", "--backend-store-uri", uri, "--experiment-ids", number])
     return (
@@ -129,12 +118,8 @@ def deleted(uri: str, experiment: str, number: str) -> str:
 def misplaced(location: str, database: Path) -> str | None:
     """Return what is wrong with an experiment's artifact folder; None if nothing is.
 
-    MLflow writes to the path that an experiment names. If the database was copied or moved, MLflow would write to the
-    original's folder, or create the path where nobody looks for it.
-
-    Args:
-        location: path or URI of the folder.
-        database: file of the experiment's database.
+    MLflow writes to the path or URI that an experiment names. If the database was copied or moved, MLflow would write
+    to the original's folder, or create the path where nobody looks for it.
     """
     parts = urlsplit(location)
     if parts.scheme not in ("", "file") or not parts.path:

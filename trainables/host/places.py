@@ -43,11 +43,7 @@ def trusted(folder: Path) -> bool:
 
 
 def first_writable(folders: Iterable[Path], what: str) -> Path:
-    """Return the first writable one of some folders; it is created if it is missing.
-
-    Args:
-        folders: best one first.
-        what: will be kept there, for the message.
+    """Return the first writable one of some folders, to keep something there; it is created if it is missing.
 
     Raises:
         ValueError: none of them is writable; the message says why.

@@ -71,13 +71,7 @@ def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
 
 
 def refused(error: Exception, code: int = WRONG_REQUEST, advice: str = "") -> int:
-    """Print an error in one line, without credentials, and return the exit code.
-
-    Args:
-        error: an error that the user can fix.
-        code: the exit code.
-        advice: appended to the error, after a semicolon.
-    """
+    """Print an error that the user can fix, with advice, in one line without credentials; return the exit code."""
     text = " ".join(redact_text(str(error)).split()) or type(error).__name__
     print(f"error: {text}{f'; {advice}' if advice else ''}", file=sys.stderr)
     return code

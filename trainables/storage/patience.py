@@ -84,11 +84,7 @@ def patiently(action: Callable[[], T], patience: float | None = None) -> T:
 
 @contextlib.contextmanager
 def announced(say: Callable[[str], None]) -> Iterator[None]:
-    """Announce operations that are tried again, in any thread.
-
-    Args:
-        say: called with a line when an operation fails for the first time.
-    """
+    """Call `say` with a line when an operation fails for the first time and is tried again, in any thread."""
     global _announce
     before, _announce = _announce, say
     try:

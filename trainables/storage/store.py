@@ -114,12 +114,6 @@ class Store:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Store) and self.uri == other.uri
 
-    def __hash__(self) -> int:
-        return hash(self.uri)
-
-    def __repr__(self) -> str:
-        return f"Store({self.uri!r})"
-
     @property
     def uri(self) -> str:
         """The value of ``--storage`` that leads to this store."""
@@ -216,11 +210,9 @@ class Store:
         return self._file(key, name, self._manifest(key))
 
     def results(self, keys: Collection[str], names: Collection[str] = ()) -> tuple[dict[str, Result], list[str]]:
-        """Return many results, read in parallel, and a message for each damaged one.
+        """Return many results with those of the named files that they have, and a message for each damaged one.
 
-        Args:
-            keys: of the results; those that are not published are left out.
-            names: of the files to read; results that lack some are returned without them.
+        Results are read in parallel. Keys that are not published are left out.
         """
         found, damaged = self._all(lambda key: self.result(key, names), keys)
         return found, list(damaged.values())
@@ -288,13 +280,7 @@ class Store:
         return True
 
     def set_aside(self, path: str, content: bytes, reason: str) -> None:
-        """Move a damaged file out of the way, unless it has been replaced since, and log a warning.
-
-        Args:
-            path: of the file.
-            content: its damaged content.
-            reason: what is wrong with it.
-        """
+        """Move a file with damaged content out of the way, unless it has been replaced since, and log the reason."""
         aside = f"{DAMAGED}/{path.replace('/', '-')}-{secrets.token_hex(4)}"
         try:
             if self._moved(path, content, aside):
