@@ -69,8 +69,6 @@ def read_sealed(path: Path, kind: Kind) -> Document | None:
         return documents.parse(documents.unseal(path.read_bytes()), kind, exact=True)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except OSError as error:
-        _log.warning("%s cannot be read and is made again: %s", path, error)
-    except Malformed as error:
-        _log.warning("%s is damaged (%s) and is made again", path, error)
+    except (OSError, Malformed) as error:
+        _log.warning("%s cannot be used (%s) and is made again", path, error)
     return None

@@ -55,8 +55,8 @@ _CHECKPOINT = re.compile(rf"work/(?P<key>{documents.KEY_FORM})/.+")
 _FAILURE = re.compile(rf"failed/(?P<key>{documents.KEY_FORM})\.json")
 _EARLIER = re.compile(rf"store/\.tmp/{documents.KEY_FORM}-.+-[0-9a-f]{{8}}/.+")
 """Half-written results of earlier versions."""
-_KINDS = {METRICS: documents.METRICS, PLANE_GRID: documents.PLANE}
-"""Name of a JSON artifact -> the check of its document."""
+_KINDS: dict[str, documents.Kind] = {METRICS: documents.METRICS, PLANE_GRID: documents.PLANE}
+"""Name of a JSON artifact -> the kind of its document."""
 
 _log = logging.getLogger(__name__)
 
