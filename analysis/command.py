@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
+from trainables.host.databases import default_tracking_uri
 from trainables.host.places import expanded
+from trainables.host.redaction import redact
 from trainables.host.terminal import OK, refused
 
 if TYPE_CHECKING:
@@ -37,12 +41,37 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
 
 def folder(arguments: argparse.Namespace) -> Path:
     """Return the folder to write to: ``--out``, or a folder in the storage (in the default storage if not local)."""
-    from analysis.load import local_folder
-
     if arguments.out:
         return expanded(str(arguments.out))
-    storage: Path = local_folder(arguments.storage) or Path(DEFAULT_STORAGE)
-    return storage / "report" / str(arguments.space)
+    return (_local(arguments.storage) or Path(DEFAULT_STORAGE)) / "report" / str(arguments.space)
+
+
+def tracking_uri(arguments: argparse.Namespace) -> str:
+    """Return ``--tracking-uri``, or else the URI of the database in ``--storage``.
+
+    From then on, requests to an unreachable tracking server fail in seconds instead of minutes.
+
+    Raises:
+        AnalysisError: the storage is not local, so its name does not reveal the tracking server.
+    """
+    from analysis.records import AnalysisError
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    if arguments.tracking_uri:
+        return str(arguments.tracking_uri)
+    if (folder := _local(arguments.storage)) is None:
+        storage = redact(arguments.storage)
+        raise AnalysisError(f"storage {storage} is not a local folder: name the tracking server (--tracking-uri)")
+    return default_tracking_uri(folder)
+
+
+def _local(storage: str) -> Path | None:
+    """Return a path or ``file://`` URI as a path; None for any other URI."""
+    if "://" not in storage:
+        return expanded(storage)
+    parts = urlsplit(storage)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 def guarded(action: Callable[[], None]) -> int:

@@ -8,16 +8,16 @@ from analysis import cells, labels
 from trainables import schema
 from trainables.schema import FINISHED
 
-UNKNOWN = "not recorded"
 STATUSES = ("FINISHED", "RUNNING", "SCHEDULED", "FAILED", "KILLED")
 
 
 def counts(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the number of recorded jobs by stage (lines) and status (columns), with totals."""
-    table = pd.crosstab(frame[schema.PARAM_STAGE].replace("", UNKNOWN), frame["status"])
-    stages = [name for name in schema.STAGES if name in table.index]
-    stages += sorted(set(table.index) - set(stages))
-    table = table.reindex(index=stages, columns=[name for name in STATUSES if name in table.columns])
+    table = pd.crosstab(frame[schema.PARAM_STAGE], frame["status"])
+    table = table.reindex(
+        index=[name for name in schema.STAGES if name in table.index],
+        columns=[name for name in STATUSES if name in table.columns],
+    )
     table["total"] = table.sum(axis="columns")
     table.loc["total"] = table.sum()
     return table.rename(columns=str.lower).rename_axis(index="job", columns=None).reset_index()
@@ -29,7 +29,7 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
         {
             "job": run["name"],
             "key": run["key"][:12],
-            "error": (run["error"].strip().splitlines() or [UNKNOWN])[0][:200],
+            "error": (run["error"].strip().splitlines() or ["not recorded"])[0][:200],
         }
         for _, run in frame[frame["status"] == "FAILED"].iterrows()
     ]

@@ -69,7 +69,7 @@ def gains(scored: pd.DataFrame, by: list[str], row: str = cells.PERMUTED, over: 
     return difference.unstack(by).dropna(axis="columns") if len(difference) else pd.DataFrame()
 
 
-def pooled(gained: pd.DataFrame) -> stats.Difference:
+def pooled(gained: pd.DataFrame) -> stats.Estimate:
     """Return the mean over cells of each pair's gain, and its interval over pairs."""
     return stats.interval(gained.mean(axis="columns") if gained.size else [])
 
@@ -79,28 +79,28 @@ def _sentence(where: str, gained: pd.DataFrame) -> str:
     if not one.n:
         return f"With {where} no cell has permuted and naive results of the same pairs yet."
     basis = f"{labels.plural(one.n, 'pair')} of nets, {labels.plural(gained.shape[1], 'cell')} of the grid"
-    points = f"{abs(one.mean):.2f} points of test accuracy"
+    points = f"{abs(one.value):.2f} points of test accuracy"
     if one.n == 1:
-        side = "ahead of" if one.mean >= 0 else "behind"
+        side = "ahead of" if one.value >= 0 else "behind"
         lead = f"permuted is {points} {side} naive for the only pair so far"
         return f"With {where} {lead} ({basis}): too few for an interval."
     if math.isnan(one.low):
-        signed = stats.format_difference(one.mean)
+        signed = stats.format_difference(one.value)
         return f"With {where} all pairs differ by the same {signed} points ({basis}): this has no interval."
     basis = f"{_interval(one)}; {basis}"
     if not one.excludes_zero:
-        signed = stats.format_difference(one.mean)
+        signed = stats.format_difference(one.value)
         return f"With {where} permuted and naive masks cannot be told apart: {signed} points ({basis})."
-    verb = "gains" if one.mean > 0 else "loses"
+    verb = "gains" if one.value > 0 else "loses"
     return f"With {where} permuting the mask {verb} {points} over reusing it as it is ({basis})."
 
 
-def _points(one: stats.Difference) -> str:
+def _points(one: stats.Estimate) -> str:
     """Return a difference with its unit and interval."""
-    mean = stats.format_difference(one.mean)
+    mean = stats.format_difference(one.value)
     return f"{mean} points" + ("" if math.isnan(one.low) else f" ({_interval(one)})")
 
 
-def _interval(one: stats.Difference) -> str:
-    limits = stats.format_difference(one.mean, one.low, one.high).partition(" ")[2]
+def _interval(one: stats.Estimate) -> str:
+    limits = stats.format_difference(one.value, one.low, one.high).partition(" ")[2]
     return f"{100 * stats.CONFIDENCE:g} % CI {limits}"

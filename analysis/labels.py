@@ -9,9 +9,8 @@ import pandas as pd
 
 from analysis import cells
 from analysis.drawing.signs import DASH, TIMES
-from trainables import knobs, schema
+from trainables import schema
 from trainables.methods import METHODS
-from trainables.models import MODELS
 
 NAMES = {
     schema.PARAM_MODEL: "model",
@@ -87,33 +86,6 @@ def task(frame: pd.DataFrame) -> str:
     """Return the models and datasets of a study, ``resnet20 and vgg11 on cifar10``."""
     models, datasets = (" and ".join(map(short, sorted(set(frame[name]) - {""}))) for name in cells.TASK)
     return f"{models or 'unknown model'} on {datasets or 'unknown data'}"
-
-
-def recipe(frame: pd.DataFrame) -> str:
-    """Return how a study's nets were trained, pruned and matched, ``epochs 20, lr 0.2``; defaults go without saying."""
-    varied = frame.attrs.get(schema.VARIED, ())
-    of_stage = {stage: frame[frame[schema.PARAM_STAGE] == stage] for stage in schema.STAGES}
-    said = []
-    for name, knob in knobs.KNOBS.items():
-        if knob.axis or knob.part in (knobs.GRID, knobs.MEASURING):
-            continue
-        default = {str(knob.default)}
-        if name in varied:  # typed, on every run
-            values = {str(value) for value in frame[name].dropna()}
-        elif name == "sparse_lr":  # the learning rate of a sparse net
-            values = set(of_stage[schema.SPARSE].get("lr", ())) - {""}
-        elif knob.part in (knobs.TRAINING, knobs.NETWORK):
-            values = set(of_stage[schema.DENSE].get(name, ())) - {""}
-        else:
-            runs = (of_stage[schema.SPARSE], of_stage[schema.PRUNE])
-            values = {value for each in runs for value in each.get(name, ())} - {""}
-        if name == "init":  # a run says what "default" stands for
-            default |= {MODELS[each].init for each in {*frame[schema.PARAM_MODEL]} & MODELS.keys()}
-        elif name == "imp_schedule":  # by default that of dense training
-            default |= set(of_stage[schema.DENSE].get("schedule", ()))
-        if values - default:
-            said.append(f"{name} {' and '.join(map(short, sorted(values)))}")
-    return ", ".join(said)
 
 
 def plural(n: int, noun: str, nouns: str = "") -> str:

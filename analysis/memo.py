@@ -39,10 +39,9 @@ def once(function: Callable[[pd.DataFrame], T]) -> Callable[[pd.DataFrame], T]:
         known = _known.get()
         if known is None:
             return function(frame)
-        place = function, id(frame)
-        if place not in known:
-            known[place] = frame, function(frame)
-        own: T = copy.copy(known[place][1])  # a copied data frame shares its columns until one is written to
+        if (function, id(frame)) not in known:
+            known[function, id(frame)] = frame, function(frame)
+        own: T = copy.copy(known[function, id(frame)][1])  # a copied frame shares its columns until one is written to
         return own
 
     return answer

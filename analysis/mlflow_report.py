@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from trainables import schema
 from trainables.host.databases import misplaced, sqlite_file
 from trainables.host.redaction import redact, redact_text
 from trainables.schema import FINISHED
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 RUN_NAME = "report"
 TAG = "study_report"
 """Tag of the run that holds the report; the runs of jobs have the tag `job_key` instead."""
-NOTE = "mlflow.note.content"
 
 
 class NotLogged(RuntimeError):
@@ -70,7 +70,7 @@ def log_report(space: str, tracking_uri: str, files: Sequence[Path], description
                 with contextlib.suppress(Exception):  # the first error is the one to report
                     client.delete_run(run_id)
             raise
-        client.set_tag(run_id, NOTE, description)
+        client.set_tag(run_id, schema.NOTE, description)
         client.set_terminated(run_id, FINISHED)
         return run_id
 

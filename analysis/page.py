@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 from collections.abc import Iterable
 
@@ -10,14 +12,15 @@ def document(title: str, head: str, sections: Iterable[str], refresh: int | None
     """Return a page of HTML.
 
     Args:
-        title: plain text of the window's title.
+        title: plain text of the window's title, the study's question.
         head: HTML of the page's header.
         sections: HTML of its sections, in order.
         refresh: seconds after which a browser reloads the page, at least 1; None: never.
     """
     meta = REFRESH.format(seconds=refresh) if refresh is not None else ""
-    body = "\n".join(sections)
-    return TEMPLATE.format(title=html.escape(title), refresh=meta, style=STYLE, head=head, sections=body)
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    parts = {"style": STYLE, "script": SCRIPT, "digest": digest, "head": head, "sections": "\n".join(sections)}
+    return TEMPLATE.format(title=html.escape(title), refresh=meta, **parts)
 
 
 REFRESH = '<meta http-equiv="refresh" content="{seconds}">\n'
@@ -27,7 +30,9 @@ TEMPLATE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-{refresh}<title>{title}: sparse training and weight symmetry</title>
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'">
+{refresh}<title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
@@ -37,9 +42,27 @@ TEMPLATE = """<!doctype html>
 <main>
 {sections}
 </main>
+<p id="tip" hidden></p>
+<script>{script}</script>
 </body>
 </html>
 """
+"""The policy lets a browser fetch nothing, and run no script but ours whatever the names in a study hold."""
+SCRIPT = """
+const tip = document.getElementById("tip");
+function tell(event) {
+  const point = event.target.closest(".point");
+  tip.hidden = !point;
+  if (!point) return;
+  tip.textContent = point.getAttribute("aria-label");
+  const at = point.getBoundingClientRect();
+  tip.style.left = Math.max(4, Math.min(at.right, innerWidth - tip.offsetWidth - 4)) + "px";
+  tip.style.top = Math.max(4, at.top - tip.offsetHeight) + "px";
+}
+for (const kind of ["pointerover", "pointerdown"]) document.addEventListener(kind, tell);
+addEventListener("scroll", () => { tip.hidden = true; }, true);
+"""
+"""Shows the value of a point (see ``analysis.drawing.hover``) while the pointer is on it, or after a tap."""
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --shade: #f6f8fa;
@@ -54,7 +77,9 @@ h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 p { margin: .4rem 0; max-width: 50rem; }
 a { color: var(--accent); }
-.question { color: var(--soft); }
+.basis { color: var(--soft); }
+#tip { position: fixed; margin: 0; padding: .2rem .5rem; border-radius: 4px; background: var(--ink);
+  color: var(--ground); font-size: .84rem; pointer-events: none; }
 .headline { font-size: 1.2rem; line-height: 1.4; margin: 1.1rem 0 .8rem; padding-left: .9rem;
   border-left: 4px solid var(--accent); }
 .partial { background: var(--warnground); color: var(--warn); padding: .6rem .9rem; border-radius: 6px;
@@ -87,6 +112,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
   .headline { font-size: 1.08rem; }
   .scroll { margin-right: -.9rem; max-width: calc(100% + .9rem); }
   svg { max-width: none; }
+  th, td { padding: .3rem; }
+  .narrow { white-space: normal; min-width: 9.5rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
 }

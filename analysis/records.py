@@ -7,21 +7,22 @@ object for every param and metric and takes ten times as long. The file is only 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
-import os
 import sqlite3
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from trainables import schema
-from trainables.host.databases import opened, sqlite_file
+from trainables.checks import suggestion
+from trainables.host.databases import ARTIFACTS, opened, sqlite_file
 from trainables.host.redaction import redact, redact_text
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ PAGE = 1000
 ACTIVE = "active"
 INFINITE = sys.float_info.max
 """SQL tracking stores keep an infinite metric as this value, or its negative."""
+VALUE = "CASE WHEN is_nan THEN NULL ELSE value END"
+"""A metric in SQL; tables keep NaN as the value 0 with a mark."""
 LAYOUT = {
     "experiments": {"experiment_id", "name", "lifecycle_stage"},
     "experiment_tags": {"experiment_id", "key", "value"},
@@ -101,21 +104,41 @@ Point = tuple[int, int, float]
 """Step, timestamp (ms since 1970), value."""
 
 
-class Source(Protocol):
+class Source(ABC):
     """A tracking store to read from."""
 
-    def experiment(self, name: str) -> Experiment | None:
-        """Return the experiment of this name, even if it has been deleted; None if there is none."""
+    def __init__(self, tracking_uri: str) -> None:
+        self._uri = tracking_uri
 
+    def experiment(self, name: str) -> Experiment:
+        """Return the experiment of this name.
+
+        Raises:
+            AnalysisError: there is none, or it has been deleted.
+        """
+        found = self._found(name)
+        if found is not None and found.active:
+            return found
+        what = "no experiment" if found is None else "deleted experiment"
+        raise AnalysisError(f"{what} {name!r} in {redact(self._uri)}{suggestion(name, self.names())}")
+
+    @abstractmethod
+    def _found(self, name: str) -> Experiment | None:
+        """Return the experiment of this name, even if it has been deleted."""
+
+    @abstractmethod
     def names(self) -> list[str]:
         """Return the names of the experiments that have not been deleted, sorted."""
 
+    @abstractmethod
     def records(self, experiment: Experiment, stage: str | None = None) -> list[Record]:
         """Return the runs of an experiment, or only those of one stage, in the order of their start."""
 
-    def histories(self, records: Sequence[Record], metric: str) -> dict[str, list[Point]]:
-        """Return all points of a metric: run ID -> points."""
+    @abstractmethod
+    def histories(self, run_ids: Sequence[str], metric: str) -> dict[str, list[Point]]:
+        """Return all points of a metric of some runs: run ID -> points."""
 
+    @abstractmethod
     def text(self, record: Record, artifact: str) -> str:
         """Return the text of a run's artifact.
 
@@ -136,15 +159,9 @@ def source(tracking_uri: str) -> Source:
     return _Server(tracking_uri)
 
 
-def quiet_retries() -> None:
-    """Let requests to an unreachable tracking server fail in seconds, for users at a terminal, instead of minutes."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-
-
-def _value(value: float, *, is_nan: bool = False) -> float:
-    """Return a metric as it was logged; see ``INFINITE``."""
-    if is_nan:
+def _value(value: float | None) -> float:
+    """Return a metric as it was logged; see ``INFINITE`` and ``VALUE``."""
+    if value is None:
         return float("nan")
     return float("inf") * (1 if value > 0 else -1) if abs(value) >= INFINITE else value
 
@@ -154,7 +171,7 @@ def _has_layout(file: Path) -> bool:
     """Return whether an SQLite file has the tables and columns that :class:`_Database` reads.
 
     Raises:
-        AnalysisError: the file does not exist, is not an MLflow database, or a study is still creating its tables.
+        AnalysisError: the file does not exist, or is not an MLflow database.
     """
     if not file.is_file():
         raise AnalysisError(
@@ -166,32 +183,19 @@ def _has_layout(file: Path) -> bool:
         except sqlite3.DatabaseError as error:
             raise AnalysisError(f"{file} cannot be read as an sqlite database: {error}") from error
     complete = all(columns <= found[table] for table, columns in LAYOUT.items())
-    if not complete and _is_being_made(file):
-        raise AnalysisError(f"{file} is being made: the study has only begun")
     if not found["experiments"]:  # MLflow's client would create its tables in any database
         raise AnalysisError(f"{file} is not an MLflow database")
     return complete
 
 
-def _is_being_made(file: Path) -> bool:
-    """Return whether a study is creating the tables of its database; MLflow's client would create them concurrently."""
-    try:
-        with file.with_name(f"{file.name}.lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock file, or a file system without locks
-        return False
-    return False
-
-
-class _Database:
+class _Database(Source):
     """Reads the SQLite file that is a study's default tracking store."""
 
     def __init__(self, file: Path, tracking_uri: str) -> None:
-        self._file, self._uri = file, tracking_uri
+        super().__init__(tracking_uri)
+        self._file = file
 
-    def experiment(self, name: str) -> Experiment | None:
+    def _found(self, name: str) -> Experiment | None:
         found = self._rows("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?", name)
         if not found:
             return None
@@ -215,15 +219,14 @@ class _Database:
             *chosen,
         )
         params, tags, metrics = (defaultdict[str, dict[str, Any]](dict) for _ in range(3))
-        for table, texts in (("params", params), ("tags", tags)):
-            lines = self._rows(f"SELECT run_uuid, key, value FROM {table} WHERE run_uuid IN ({runs})", *chosen)
-            for run_id, key, value in lines:
-                texts[run_id][sys.intern(key)] = value
-        lines = self._rows(
-            f"SELECT run_uuid, key, value, is_nan FROM latest_metrics WHERE run_uuid IN ({runs})", *chosen
-        )
-        for run_id, key, value, is_nan in lines:
-            metrics[run_id][sys.intern(key)] = _value(value, is_nan=is_nan)
+        for table, value, of_run in (
+            ("params", "value", params),
+            ("tags", "value", tags),
+            ("latest_metrics", VALUE, metrics),
+        ):
+            lines = self._rows(f"SELECT run_uuid, key, {value} FROM {table} WHERE run_uuid IN ({runs})", *chosen)
+            for run_id, key, text in lines:
+                of_run[run_id][sys.intern(key)] = text
         return [
             Record(
                 run_id=run_id,
@@ -232,31 +235,29 @@ class _Database:
                 started=started,
                 ended=ended,
                 params=params[run_id],
-                metrics=metrics[run_id],
+                metrics={key: _value(value) for key, value in metrics[run_id].items()},
                 tags=tags[run_id],
                 artifacts=artifacts or "",
             )
             for run_id, name, status, started, ended, artifacts in found
         ]
 
-    def histories(self, records: Sequence[Record], metric: str) -> dict[str, list[Point]]:
-        points: dict[str, list[Point]] = {record.run_id: [] for record in records}
+    def histories(self, run_ids: Sequence[str], metric: str) -> dict[str, list[Point]]:
+        query = f"SELECT step, timestamp, {VALUE} FROM metrics WHERE run_uuid = ? AND key = ?"
         with self._connected() as connection:
-            for run_id, of_run in points.items():
-                found = connection.execute(
-                    "SELECT step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ? AND key = ?",
-                    (run_id, metric),
-                )
-                of_run += [(step, stamp, _value(value, is_nan=is_nan)) for step, stamp, value, is_nan in found]
-        return points
+            found = {run_id: connection.execute(query, (run_id, metric)).fetchall() for run_id in run_ids}
+        return {
+            run_id: [(step, stamp, _value(value)) for step, stamp, value in points] for run_id, points in found.items()
+        }
 
     def text(self, record: Record, artifact: str) -> str:
-        folder = _local(record.artifacts)
-        if folder is None:
+        parts = urlsplit(record.artifacts)
+        if parts.scheme not in ("", "file"):
             return _Server(self._uri).text(record, artifact)
-        # In a storage that was copied, the artifacts lie beside the database, not where they were written.
-        moved = self._file.parent.joinpath("mlartifacts", *_after(folder, "mlartifacts"))
-        return _read(folder if folder.exists() else moved, artifact)
+        folder = Path(unquote(parts.path))
+        if not folder.exists() and ARTIFACTS in folder.parts:  # in a copied storage they lie beside the database
+            folder = self._file.parent.joinpath(*folder.parts[folder.parts.index(ARTIFACTS) :])
+        return _read(folder / artifact)
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._connected() as connection:
@@ -271,35 +272,24 @@ class _Database:
             raise AnalysisError(f"{self._file} cannot be read: {error}") from error
 
 
-def _local(uri: str) -> Path | None:
-    """Return a URI as a local path; None if it is not local."""
-    parts = urlsplit(uri)
-    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
-
-
-def _after(path: Path, name: str) -> tuple[str, ...]:
-    """Return the parts of a path after the folder of that name; empty if the path does not contain it."""
-    return path.parts[path.parts.index(name) + 1 :] if name in path.parts else ()
-
-
-def _read(folder: Path, artifact: str) -> str:
+def _read(file: Path) -> str:
     try:
-        return (folder / artifact).read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise AnalysisError(f"artifact {artifact} of a run cannot be read: {error}") from error
+        raise AnalysisError(f"artifact {file.name} of a run cannot be read: {error}") from error
 
 
 # --- a server ---------------------------------------------------------------------------------------------------
-class _Server:
+class _Server(Source):
     """Reads any tracking store that MLflow knows, through its client."""
 
     def __init__(self, tracking_uri: str) -> None:
         from mlflow import MlflowClient  # here: the import takes seconds, which a wrong path need not cost
 
-        self._uri = tracking_uri
-        self._client: MlflowClient = self._asked(lambda: MlflowClient(tracking_uri=tracking_uri))
+        super().__init__(tracking_uri)
+        self._client: MlflowClient = self._asked(partial(MlflowClient, tracking_uri=tracking_uri))
 
-    def experiment(self, name: str) -> Experiment | None:
+    def _found(self, name: str) -> Experiment | None:
         found = self._asked(lambda: self._client.get_experiment_by_name(name))
         if found is None:
             return None
@@ -311,10 +301,25 @@ class _Server:
 
     def records(self, experiment: Experiment, stage: str | None = None) -> list[Record]:
         chosen = f"params.{schema.PARAM_STAGE} = '{stage}'" if stage is not None else ""
-        return [_record(run) for run in self._runs(experiment.id, chosen)]
+        order = ["attributes.start_time ASC"]
+        search = partial(self._client.search_runs, [experiment.id], chosen, max_results=PAGE, order_by=order)
+        found: list[Record] = []
+        token: str | None = None
+        with _without_collector():
+            while True:
+                page = self._asked(partial(search, page_token=token))
+                found += map(_record, page)
+                token = page.token
+                if not token:
+                    return found
 
-    def histories(self, records: Sequence[Record], metric: str) -> dict[str, list[Point]]:
-        return {record.run_id: list(self._history(record.run_id, metric)) for record in records}
+    def histories(self, run_ids: Sequence[str], metric: str) -> dict[str, list[Point]]:
+        history = self._client.get_metric_history
+        found = {run_id: self._asked(partial(history, run_id, metric)) for run_id in run_ids}
+        return {
+            run_id: [(each.step, each.timestamp, _value(each.value)) for each in of_run]
+            for run_id, of_run in found.items()
+        }
 
     def text(self, record: Record, artifact: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
@@ -322,30 +327,7 @@ class _Server:
                 path = self._asked(lambda: self._client.download_artifacts(record.run_id, artifact, folder))
             except OSError as error:
                 raise AnalysisError(f"artifact {artifact} of run {record.run_id} cannot be read: {error}") from error
-            return _read(Path(path).parent, Path(path).name)
-
-    def _history(self, run_id: str, metric: str) -> Iterable[Point]:
-        for point in self._asked(lambda: self._client.get_metric_history(run_id, metric)):
-            yield point.step, point.timestamp, _value(point.value)
-
-    def _runs(self, experiment_id: str, chosen: str) -> Iterator[Run]:
-        """Yield the runs of an experiment, page by page."""
-        token: str | None = None
-        while True:
-            with _without_collector():
-                page = self._asked(
-                    lambda token=token: self._client.search_runs(  # type: ignore[misc]
-                        [experiment_id],
-                        chosen,
-                        max_results=PAGE,
-                        order_by=["attributes.start_time ASC"],
-                        page_token=token,
-                    )
-                )
-            yield from page
-            token = page.token
-            if not token:
-                return
+            return _read(Path(path))
 
     def _asked(self, question: Callable[[], T]) -> T:
         """Return the tracking server's answer, or raise AnalysisError with the first line of its error."""

@@ -44,9 +44,7 @@ def _seconds(text: str) -> int:
 def _write(arguments: argparse.Namespace) -> None:
     from analysis import load, write  # here: --help needs neither pandas nor matplotlib
 
-    load.quiet_retries()
-    tracking_uri = load.working_tracking_uri(arguments.storage, arguments.tracking_uri)
-    space, out = arguments.space, command.folder(arguments)
+    space, tracking_uri, out = arguments.space, command.tracking_uri(arguments), command.folder(arguments)
     if arguments.watch:
         from analysis.watch import watch
 

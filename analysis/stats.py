@@ -24,49 +24,51 @@ NO_SPREAD = 1e-9
 """Values whose relative difference is no larger than this are equal up to rounding."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Mean of independent values.
 
     Attributes:
         n: number of values.
         mean: NaN if n is 0.
-        std: sample standard deviation (n - 1 in the denominator), NaN below two values.
-        sem: standard error of the mean, NaN below two values.
+        std: sample standard deviation (n - 1 in the denominator), NaN below two values or if it is not known.
     """
 
     n: int
     mean: float
     std: float
-    sem: float
+
+    @property
+    def sem(self) -> float:
+        """Standard error of the mean, NaN if there is no standard deviation."""
+        return self.std / math.sqrt(self.n) if self.n else NAN
 
     def __str__(self) -> str:
         """Return ``mean ± std (n)``."""
         return format_mean(self.mean, self.std, self.n)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
-    """Mean of paired differences.
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean difference, share or correlation with its confidence interval.
 
     Attributes:
-        n: number of pairs.
-        mean: NaN if n is 0.
-        low: lower end of the confidence interval, NaN below two pairs or if all differences are equal: agreement of a
-            few values is no evidence of certainty.
+        n: number of pairs or points that it is estimated from.
+        value: NaN if it cannot be estimated.
+        low: lower end of the interval, NaN if there is none: agreement of a few values is no evidence of certainty.
         high: upper end, likewise.
-        p: two-sided p value of the paired t test, NaN likewise.
+        p: two-sided p value of the test that belongs to the interval, NaN if there is none.
     """
 
     n: int
-    mean: float
-    low: float
-    high: float
-    p: float
+    value: float
+    low: float = NAN
+    high: float = NAN
+    p: float = NAN
 
     def __str__(self) -> str:
-        """Return ``+mean [low, high] (n)``, empty if there is no pair."""
-        return f"{format_difference(self.mean, self.low, self.high)} ({self.n})" if self.n else ""
+        """Return ``+value [low, high] (n)``, empty if there is no value."""
+        return f"{format_difference(self.value, self.low, self.high)} ({self.n})" if self.value == self.value else ""
 
     @property
     def excludes_zero(self) -> bool:
@@ -74,7 +76,7 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Difference of the means of two independent samples, whose variances and sizes may differ (Welch).
 
@@ -94,62 +96,18 @@ class Comparison:
         return self.mean / self.sem if self.sem > 0 else NAN
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RankCorrelation:
-    """Spearman's rank correlation.
-
-    Attributes:
-        n: number of points.
-        rho: in [-1, 1]; NaN below three points, or if a variable does not vary.
-        low: lower end of the confidence interval, NaN if there are too few points for one.
-        high: upper end, likewise.
-    """
-
-    n: int
-    rho: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """Return ``+rho [low, high] (n)``, empty if there is none."""
-        return f"{format_difference(self.rho, self.low, self.high)} ({self.n})" if self.rho == self.rho else ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
-    """Share of the gap between two values that a third one closes, over pairs.
-
-    Attributes:
-        n: pairs that have all three values.
-        value: ratio of the means, NaN if the gap is too small.
-        low: lower end of Fieller's interval, NaN below two pairs or if it is unbounded.
-        high: upper end, likewise.
-    """
-
-    n: int
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """Return ``41 % [30, 52]``, empty if there is no share."""
-        return format_share(self.value, self.low, self.high)
-
-
 def summarize(values: Iterable[float]) -> Summary:
-    """Return n, mean, sample standard deviation and standard error, without missing values."""
-    array = _present(values)
-    n = array.size
-    std = float(array.std(ddof=1)) if n > 1 else NAN
-    return Summary(n=n, mean=float(array.mean()) if n else NAN, std=std, sem=std / math.sqrt(n) if n else NAN)
+    """Return n, mean and sample standard deviation, without missing values."""
+    array: NDArray[np.float64] = np.asarray(list(values), dtype=np.float64)
+    array = array[~np.isnan(array)]
+    return Summary(
+        n=array.size,
+        mean=float(array.mean()) if array.size else NAN,
+        std=float(array.std(ddof=1)) if array.size > 1 else NAN,
+    )
 
 
-def reported(n: int, mean: float, std: float) -> Summary:
-    """Return the summary of values that are only known by it, such as a number in a paper; std NaN: not reported."""
-    return Summary(n=n, mean=mean, std=std, sem=std / math.sqrt(n) if n > 1 else NAN)
-
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
     """Return the mean of ``first - second`` with its t interval, without pairs that lack a value.
 
     Pairs share the mask, the nets and often the order of the data, so their differences vary far less than the values
@@ -167,40 +125,40 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     return interval(np.asarray(first, float) - np.asarray(second, float))
 
 
-def interval(differences: Iterable[float]) -> Difference:
-    """Return the mean of differences with its t interval and the p value of mean = 0, without missing values."""
+def interval(differences: Iterable[float]) -> Estimate:
+    """Return the mean of differences with its t interval and the p value of mean = 0, without missing values.
+
+    There is no interval below two values, or if all are equal.
+    """
     from scipy import stats  # here, because no other import takes as long at start-up
 
     summary = summarize(differences)
     n, mean, sem = summary.n, summary.mean, summary.sem
     if n < 2 or summary.std <= NO_SPREAD * abs(mean):
-        return Difference(n=n, mean=mean, low=NAN, high=NAN, p=NAN)
+        return Estimate(n, mean)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sem
     p = float(2 * stats.t.sf(abs(mean) / sem, n - 1))
-    return Difference(n=n, mean=mean, low=mean - half, high=mean + half, p=p)
+    return Estimate(n, mean, mean - half, mean + half, p)
 
 
 def welch(first: Summary, second: Summary) -> Comparison:
     """Return ``first - second`` of two independent samples, with Welch and Satterthwaite's degrees of freedom."""
     from scipy import stats
 
-    mean = first.mean - second.mean
-    if math.isnan(first.sem + second.sem):
-        return Comparison(mean=mean, sem=NAN, p=NAN)
-    sem = math.hypot(first.sem, second.sem)
-    if sem <= NO_SPREAD * max(abs(first.mean), abs(second.mean)):
-        return Comparison(mean=mean, sem=sem, p=NAN)
-    freedom = sem**4 / (first.sem**4 / (first.n - 1) + second.sem**4 / (second.n - 1))
-    return Comparison(mean=mean, sem=sem, p=float(2 * stats.t.sf(abs(mean) / sem, freedom)))
+    mean, sem = first.mean - second.mean, math.hypot(first.sem, second.sem)
+    if not sem > NO_SPREAD * max(abs(first.mean), abs(second.mean)):
+        return Comparison(mean, sem, NAN)
+    samples = (first.mean, first.std, first.n, second.mean, second.std, second.n)
+    return Comparison(mean, sem, float(stats.ttest_ind_from_stats(*samples, equal_var=False).pvalue))
 
 
 def rank_correlation(
     first: Sequence[float], second: Sequence[float], within: Sequence[object] | None = None
-) -> RankCorrelation:
-    """Return Spearman's correlation of two variables, without points that lack a value.
+) -> Estimate:
+    """Return Spearman's correlation of two variables, in [-1, 1], without points that lack a value.
 
-    The interval is Fisher's with the variance of Bonett and Wright (2000); every group beyond the first costs a degree
-    of freedom.
+    There is none below three points, or if a variable does not vary. The interval is Fisher's with the variance of
+    Bonett and Wright (2000); every group beyond the first costs a degree of freedom.
 
     Args:
         first: one value per point.
@@ -227,14 +185,14 @@ def rank_correlation(
         ranks[members] = inside - inside.mean(axis=0)
     (xx, xy), (_, yy) = ranks.T @ ranks
     if n < 3 or not (xx > 0 and yy > 0):
-        return RankCorrelation(n=n, rho=NAN, low=NAN, high=NAN)
+        return Estimate(n, NAN)
     rho = float(np.clip(xy / math.sqrt(xx * yy), -1, 1))
     freedom = n - 3 - (len(places) - 1)
     if freedom < 1 or abs(rho) > 1 - 1e-12:  # the interval of a perfect correlation would have no width
-        return RankCorrelation(n=n, rho=rho, low=NAN, high=NAN)
+        return Estimate(n, rho)
     half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((1 + rho**2 / 2) / freedom)
     low, high = (math.tanh(math.atanh(rho) + side * half) for side in (-1, 1))
-    return RankCorrelation(n=n, rho=rho, low=low, high=high)
+    return Estimate(n, rho, low, high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -262,7 +220,7 @@ def share_closed(permuted: float, naive: float, lth: float) -> float:
     return (permuted - naive) / gap if gap > 0 else NAN
 
 
-def paired_share(permuted: Sequence[float], naive: Sequence[float], lth: Sequence[float]) -> Share:
+def paired_share(permuted: Sequence[float], naive: Sequence[float], lth: Sequence[float]) -> Estimate:
     """Return :func:`share_closed` of the means over the pairs that have all three, with Fieller's interval.
 
     There is a share only if LTH is ahead of naive by more than the standard error of that difference. Fieller's
@@ -280,10 +238,10 @@ def paired_share(permuted: Sequence[float], naive: Sequence[float], lth: Sequenc
     n = len(triples)
     ahead = summarize(triples[:, 2] - triples[:, 1])
     if not (n and ahead.mean > (0.0 if n == 1 else ahead.sem)):
-        return Share(n=n, value=NAN, low=NAN, high=NAN)
+        return Estimate(n, NAN)
     value = share_closed(*(float(mean) for mean in triples.mean(axis=0)))
     low, high = _fieller(triples[:, 0] - triples[:, 1], triples[:, 2] - triples[:, 1])
-    return Share(n=n, value=value, low=low, high=high)
+    return Estimate(n, value, low, high)
 
 
 def _fieller(part: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple[float, float]:
@@ -352,9 +310,3 @@ def format_p(p: float) -> str:
     if math.isnan(p):
         return ""
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
-
-
-def _present(values: Iterable[float]) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = np.asarray(list(values), dtype=np.float64)
-    present: NDArray[np.float64] = array[~np.isnan(array)]
-    return present

@@ -58,19 +58,14 @@ def watch(
     Raises:
         OSError: the report cannot be written to the folder.
     """
-    watched = _Watch(space, tracking_uri, out, seconds)
-    studies = _Studies(storage, space)
+    watched = _Watch(space, tracking_uri, storage, out, seconds)
     print(f"watching {space} every {seconds} s, until the study has ended or Ctrl-C", flush=True)
-    why = "stopped"
+    why = "the study has ended"
     try:
-        while True:
-            studies.look()  # before the data, so that these include the last results of a study found gone
-            watched.look(studies.jobs)
-            if studies.left is not None and watched.looked - max(studies.left, watched.changed) >= SETTLED_SECONDS:
-                why = "the study has ended"
-                break
+        while not watched.look():
             pause(seconds)
     except KeyboardInterrupt:
+        why = "stopped"
         if sys.stdout.isatty():
             print()  # ends the terminal's line with ^C
     _say(f"{why}; {watched.close(logged=logged)}")
@@ -78,41 +73,62 @@ def watch(
 
 @dataclass
 class _Watch:
-    """The report, and the data that it was last written from. Times are seconds of the monotonic clock.
+    """The report of a watched study; the first fields are arguments of :func:`watch`.
 
     Attributes:
-        space: name of the search space.
-        tracking_uri: where the study records its runs.
-        out: folder to write to.
-        seconds: time between two reloads of an open page.
         frame: the runs on the current page; None if there is no page yet.
         written: the report's files, the page first.
+        jobs: number of jobs of the largest study that has been registered in the storage; 0 if none has.
+        left: when the last study was first found gone; None while one is registered or if none has been. This and the
+            following times are seconds of the monotonic clock.
         looked: start of the last successful look at the data.
         changed: start of the last look that found changed data.
-        rested: earliest time of the next look.
-        said: errors that were reported since the last successful look.
+        rested: earliest time of the next look at the data.
+        said: errors of the data that were reported since the last successful look.
+        told: reports on the storage; only the first one is printed.
     """
 
     space: str
     tracking_uri: str
+    storage: str
     out: Path
     seconds: int
     frame: pd.DataFrame | None = None
     written: list[Path] = field(default_factory=list)
+    jobs: int = 0
+    left: float | None = None
     looked: float = 0.0
     changed: float = 0.0
     rested: float = 0.0
     said: set[str] = field(default_factory=set)
+    told: str = ""
 
-    def look(self, jobs: int) -> None:
-        """Read the data, unless the watch is resting, and rewrite the report if the data have changed.
-
-        Args:
-            jobs: number of jobs of the study; 0 if unknown.
-        """
+    def look(self) -> bool:
+        """Rewrite the report if the data have changed; return whether the study has ended."""
+        self.look_at_storage()  # before the data, so that these include the last results of a study found gone
         began = time.monotonic()
-        if began < self.rested:
+        if began >= self.rested:
+            self._look_at_data(began)
+            now = time.monotonic()
+            self.rested = now + REST * (now - began)
+        return self.left is not None and self.looked - max(self.left, self.changed) >= SETTLED_SECONDS
+
+    def look_at_storage(self) -> None:
+        """Look which studies are registered; if the storage does not answer, nothing changes."""
+        try:
+            notes = [study["note"] for study in Store(self.storage).studies()]
+        except (StorageError, ValueError) as error:  # ValueError: the library for this storage is missing
+            self._tell(f"cannot tell whether the study runs: {redact_text(str(error))}")
             return
+        found = [int(note.get("jobs", 0)) for note in notes if note.get("space") == self.space]
+        if found:
+            self.left, self.jobs = None, max(self.jobs, 1, *found)
+        elif not self.jobs:
+            self._tell(f"no study of {self.space} runs on {redact(self.storage)} now; Ctrl-C ends this")
+        elif self.left is None:
+            self.left = time.monotonic()
+
+    def _look_at_data(self, began: float) -> None:
         try:
             frame = load.runs(self.space, self.tracking_uri)
             self.looked = began
@@ -121,7 +137,7 @@ class _Watch:
                 self.written = write.write_files(frame, self.space, self.tracking_uri, self.out, refresh=self.seconds)
                 self.frame = frame
                 done = (frame["status"] == FINISHED).sum()
-                _say(f"{done} of {max(jobs, len(frame))} jobs finished  {self.written[0]}")
+                _say(f"{done} of {max(self.jobs, len(frame))} jobs finished  {self.written[0]}")
         except AnalysisError as error:
             self._say_once(f"waiting: {error}")
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
@@ -129,8 +145,6 @@ class _Watch:
             self._say_once(f"the page stays as it is, because of a bug: {type(error).__name__}: {error}")
         else:
             self.said.clear()
-        now = time.monotonic()
-        self.rested = now + REST * (now - began)
 
     def _say_once(self, text: str) -> None:
         """Print an error unless it has been printed since the last successful look."""
@@ -138,6 +152,11 @@ class _Watch:
         if news not in self.said:
             _say(redact_text(text))
         self.said.add(news)
+
+    def _tell(self, text: str) -> None:
+        if not self.told:
+            _say(text)
+        self.told = text
 
     def close(self, *, logged: bool) -> str:
         """Remove the automatic reload from the page, log the report if `logged`, and return the page's path.
@@ -152,49 +171,6 @@ class _Watch:
         if logged:
             write.log(self.frame, self.space, self.tracking_uri, self.written)
         return str(last)
-
-
-@dataclass
-class _Studies:
-    """The studies of a space that are registered in a storage.
-
-    Attributes:
-        storage: a directory or URI, as given to ``--storage``.
-        space: name of the search space.
-        seen: whether any study has been registered.
-        left: when the last study was first found gone, in seconds of the monotonic clock; None while a study is
-            registered or if none has been.
-        jobs: number of jobs of the largest study seen.
-        said: whether the user has been told that no study is registered, or that the storage cannot be read.
-    """
-
-    storage: str
-    space: str
-    seen: bool = False
-    left: float | None = None
-    jobs: int = 0
-    said: bool = False
-
-    def look(self) -> None:
-        """Look which studies are registered; if the storage does not answer, nothing changes."""
-        try:
-            notes = [study["note"] for study in Store(self.storage).studies()]
-        except (StorageError, ValueError) as error:  # ValueError: the library for this storage is missing
-            self._say_once(f"cannot tell whether the study runs: {redact_text(str(error))}")
-            return
-        found = [note for note in notes if note.get("space") == self.space]
-        if found:
-            self.seen, self.left = True, None
-            self.jobs = max(self.jobs, *(int(note.get("jobs", 0)) for note in found))
-        elif not self.seen:
-            self._say_once(f"no study of {self.space} runs on {redact(self.storage)} now; Ctrl-C ends this")
-        elif self.left is None:
-            self.left = time.monotonic()
-
-    def _say_once(self, text: str) -> None:
-        if not self.said:
-            _say(text)
-        self.said = True
 
 
 def _say(text: str) -> None:

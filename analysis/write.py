@@ -6,33 +6,27 @@ artifacts of the run ``report`` in the study's MLflow experiment.
 
 from __future__ import annotations
 
-import datetime
 import functools
 import html
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from analysis import coverage, headline, labels, load, memo
+from analysis import cells, coverage, headline, how, labels, load, memo
 from analysis.drawing import files, style
 from analysis.drawing.parallel import write_figures
 from analysis.figures import accuracy_table
 from analysis.figures.table import FIGURES, FigureModule
 from analysis.mlflow_report import NotLogged, log_report
 from analysis.page import document
-from trainables import schema
-from trainables.host.redaction import redact
-from trainables.training.way import SETTINGS, Way
 
 PAGE, RUNS, ACCURACY = "index.html", "runs.csv", "accuracy"
 MOST_FAILURES = 25
 """Maximum number of failed jobs that the page lists; ``runs.csv`` has them all."""
-UNMEASURED = '<section class="unmeasured"'
-"""Start of the section of a figure that has no data."""
 QUESTION = "Does a lottery-ticket mask help a new random initialisation once its units are permuted to match?"
 
 
@@ -62,7 +56,7 @@ def write_files(
     Args:
         frame: the study's runs, as :func:`analysis.load.runs` returns them.
         space: name of the search space.
-        tracking_uri: where to read the curves, the planes and the study's question.
+        tracking_uri: where to read curves and planes.
         out: folder to write to; created if missing.
         refresh: seconds after which a browser reloads the page; None: never.
 
@@ -80,20 +74,33 @@ def write_files(
         if not module.table(shown[name]).empty:
             drawings[name] = functools.partial(module.figure, shown[name])
     written += write_figures(drawings, out)
-    sections = [_accuracy(frame), *(_figure(name, FIGURES[name], each) for name, each in shown.items())]
-    sections = [_drawn(section, out) for section in sections]
-    sections.sort(key=lambda section: section.startswith(UNMEASURED))  # a stable sort
-    if sections[-1].startswith(UNMEASURED):
-        first = next(place for place, section in enumerate(sections) if section.startswith(UNMEASURED))
-        sections.insert(first, "<h2>Not in this study</h2>")
+    written = _without_copies(written)
     for name, suffix in itertools.product((ACCURACY, *FIGURES), files.SUFFIXES):
         if (path := out / f"{name}{suffix}") not in written:
             path.unlink(missing_ok=True)
-    sections += [_coverage(frame), _provenance(frame, space, tracking_uri), _downloads(written)]
-    head = _head(space, load.question(space, tracking_uri), frame)
-    page = out / PAGE
-    replace_text(page, document(space, head, sections, refresh))
+    figures = [_figure(name, FIGURES[name], shown[name], out / f"{name}.svg") for name in drawings]
+    absent = [_absent(name, FIGURES[name], shown[name]) for name in FIGURES if name not in drawings]
+    sections = [
+        *figures[:1],  # the answer at a glance
+        _accuracy(frame),
+        how.section(frame, space, tracking_uri),
+        *figures[1:],
+        *(["<h2>Not in this study</h2>", *absent] if absent else []),
+        _coverage(frame),
+        _downloads(written),
+    ]
+    page, question = out / PAGE, frame.attrs.get("question") or QUESTION
+    replace_text(page, document(question, _head(space, question, frame), sections, refresh))
     return [page, *written]
+
+
+def _without_copies(written: list[Path]) -> list[Path]:
+    """Delete tables that equal one before, such as that of accuracy against sparsity, and return the other files."""
+    first: dict[bytes, Path] = {}
+    for path in written:
+        if path.suffix == ".csv" and first.setdefault(path.read_bytes(), path) != path:
+            path.unlink()
+    return [path for path in written if path.exists()]
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -108,12 +115,12 @@ def replace_text(path: Path, text: str) -> None:
 
 def _head(space: str, question: str, frame: pd.DataFrame) -> str:
     """Return the top of the page: the question and the answer so far."""
-    asked = _sentence(question or QUESTION)
+    basis = f"{space}: {labels.task(frame)}, {labels.plural(len(frame), 'job')}."
     parts = [
-        f"<h1>{html.escape(space)}</h1>",
-        f'<p class="question">{html.escape(asked)} Measured with {html.escape(labels.task(frame))}.</p>',
+        f"<h1>{html.escape(question)}</h1>",
         f'<p class="headline">{html.escape(headline.headline(frame))}</p>',
         *(f"<p>{html.escape(text)}</p>" for text in headline.details(frame)),
+        f'<p class="basis">{html.escape(basis)} <a href="#how">How it was computed</a></p>',
     ]
     if not coverage.is_complete(frame):
         done = f"{(frame['status'] == 'FINISHED').sum()} of {labels.plural(len(frame), 'job')} on record have finished"
@@ -121,39 +128,33 @@ def _head(space: str, question: str, frame: pd.DataFrame) -> str:
     return "\n".join(parts)
 
 
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "?", "!")) else f"{text}."
-
-
 def _accuracy(frame: pd.DataFrame) -> str:
+    """Return the section of the table of accuracies; the gain leads, so that a phone shows it without scrolling."""
     table = accuracy_table.formatted(frame)
     texts = [name for name in table.columns if name in (labels.axis("model"), labels.axis("dataset"))]
-    body = files.html_table(table, texts=texts) if len(table) else ""
-    others = accuracy_table.controls(frame)
-    if len(others):
-        body += "<h3>References and controls</h3>" + files.html_table(others, texts=texts)
-    return _section("accuracy", accuracy_table.TITLE, body, accuracy_table.CAPTION, accuracy_table.notes(frame))
+    places = [name for name in map(labels.axis, cells.axes(frame)) if name in table]
+    leading = [*places, accuracy_table.GAIN] if accuracy_table.GAIN in table else places
+    ordered = table[[*leading, *table.columns.drop(leading)]]
+    body = files.html_table(ordered, texts=texts, narrow=[accuracy_table.GAIN]) if len(table) else ""
+    for title, others in (("IMP", accuracy_table.imp(frame)), ("Controls", accuracy_table.controls(frame))):
+        if len(others):
+            body += f"<h3>{title}</h3>" + files.html_table(others, texts=texts)
+    return _section(ACCURACY, accuracy_table.TITLE, body, accuracy_table.CAPTION, accuracy_table.notes(frame))
 
 
-def _figure(name: str, module: FigureModule, frame: pd.DataFrame) -> str:
-    """Return a figure's section with a placeholder for the drawing; without data, a section that says why."""
-    if module.table(frame).empty:
-        said = html.escape(" ".join(module.notes(frame)))
-        title = html.escape(module.TITLE)
-        return f'{UNMEASURED} id="{name}"><p class="note"><strong>{title}</strong> {said}</p></section>'
-    body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}"><!-- {name}.svg --></div>'
+def _figure(name: str, module: FigureModule, frame: pd.DataFrame, drawing: Path) -> str:
+    """Return a figure's section."""
+    svg = style.on_page(drawing.read_text(encoding="utf-8"))
+    body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}">{svg}</div>'
     if hasattr(module, "formatted"):
         body += files.html_table(module.formatted(frame), texts=files.TEXTS)
     return _section(name, module.TITLE, body, module.CAPTION, module.notes(frame))
 
 
-def _drawn(section: str, out: Path) -> str:
-    """Return a section with the placeholder replaced by the drawing from the figure's file."""
-    head, mark, tail = section.partition("<!-- ")
-    if not mark:
-        return section
-    name, _, tail = tail.partition(" -->")
-    return head + style.on_page((out / name).read_text(encoding="utf-8")) + tail
+def _absent(name: str, module: FigureModule, frame: pd.DataFrame) -> str:
+    """Return the section of a figure that has no data, which says why."""
+    title, said = html.escape(module.TITLE), html.escape(" ".join(module.notes(frame)))
+    return f'<section class="unmeasured" id="{name}"><p class="note"><strong>{title}</strong> {said}</p></section>'
 
 
 def _section(name: str, title: str, body: str, caption: str, notes: list[str]) -> str:
@@ -184,48 +185,6 @@ def _coverage(frame: pd.DataFrame) -> str:
                 f'<p class="note">{labels.plural(len(failed) - MOST_FAILURES, "more failed job")} in runs.csv.</p>'
             )
     return "".join(parts) + "</section>"
-
-
-def _provenance(frame: pd.DataFrame, space: str, tracking_uri: str) -> str:
-    started, ended = frame["started"].min(), frame["ended"].max()
-    set_aside = frame.attrs.get("set_aside", 0)
-    reused = int(frame["reused"].sum())
-    tags = sorted({tag for text in frame["environment"] for tag in text.split("; ") if tag})
-    facts = {
-        "Experiment": space,
-        "Tracking": redact(tracking_uri),
-        "Runs": f"{len(frame)}, of which {reused} reused from the store" if reused else str(len(frame)),
-        "Set aside": f"{labels.plural(set_aside, 'run')} of earlier recipes" if set_aside else "",
-        "Left out": labels.listed(frame.attrs.get("left_out", ())),
-        "Recipe": labels.recipe(frame) or "defaults",
-        "Trained in": _trained_in(frame),
-        "First started": f"{started:%Y-%m-%d %H:%M} UTC" if started == started else "not recorded",
-        "Last ended": f"{ended:%Y-%m-%d %H:%M} UTC" if ended == ended else "not yet",
-        "Software": labels.listed(tags, most=20) or "not recorded by the runs",
-        "Page written": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-    }
-    lines = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items() if text)
-    return f'<section id="provenance"><h2>Provenance</h2><dl>{lines}</dl></section>'
-
-
-def _trained_in(frame: pd.DataFrame) -> str:
-    """Return how each network's training was computed, which may affect results; empty if always in the default way."""
-    trained = frame[frame["stage"].isin([schema.DENSE, schema.PRUNE, schema.SPARSE])]
-    settings = trained[[name for name in SETTINGS if name in trained]]
-    found: dict[str, list[str]] = {}
-    for (model, width), texts in settings.groupby([trained[schema.PARAM_MODEL], trained[schema.PARAM_WIDTH]]):
-        ways = {_way_in_words(each) for each in texts.to_dict("records")}
-        found.setdefault(labels.listed(sorted(ways)), []).append(f"{model} {labels.value(schema.PARAM_WIDTH, width)}")
-    if found.keys() <= {str(Way())}:
-        return ""
-    return "; ".join(f"{labels.listed(networks)}: {how}" for how, networks in found.items())
-
-
-def _way_in_words(texts: Mapping[str, str]) -> str:
-    try:
-        return str(Way.read(texts))
-    except ValueError:  # another version, or something else, recorded it
-        return " ".join(f"{name}={labels.short(str(text))}" for name, text in texts.items() if text)
 
 
 def _downloads(written: Iterable[Path]) -> str:

@@ -238,8 +238,7 @@ def main(argv: Sequence[str]) -> int:
         program = next(filter(None, map(shutil.which, [arguments.browser] if arguments.browser else BROWSERS)), None)
         if program is None:
             raise load.AnalysisError("no browser: name a Chromium by --browser")
-        load.quiet_retries()
-        tracking_uri = load.working_tracking_uri(arguments.storage, arguments.tracking_uri)
+        tracking_uri = command.tracking_uri(arguments)
         out = Path(arguments.out or Path(__file__).with_name("images"))
         print(*write_pictures(arguments.space, tracking_uri, out, program), sep="\n")
 

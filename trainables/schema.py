@@ -151,9 +151,30 @@ PARAM_DATA_ORDER: Final = "data_order"
 PARAM_ROUND: Final = "round"
 PARAM_PATH: Final = "path"
 """Path of a `connect` job: ``pair`` leads from (permuted) A to B, ``imp`` from dense A to A after a pruning round."""
+PLACE_TEXTS: Final = (
+    PARAM_STAGE,
+    PARAM_METHOD,
+    PARAM_MODEL,
+    PARAM_DATASET,
+    PARAM_MATCHER,
+    PARAM_CORRECTION,
+    PARAM_PATH,
+)
+PLACE_FRACTIONS: Final = (PARAM_WIDTH, PARAM_SPARSITY)
+PLACE_COUNTS: Final = (
+    PARAM_REWIND_EPOCH,
+    PARAM_SEED_A,
+    PARAM_SEED_B,
+    PARAM_ROUND,
+    PARAM_MATCH_EPOCH,
+    PARAM_DATA_ORDER,
+)
+"""The params that identify a run's job, by type; every other param is a field of its recipe."""
 
 # --- tags of an MLflow run --------------------------------------------------------------------------------------
 TAG_KEY: Final = "job_key"
+NOTE: Final = "mlflow.note.content"
+"""The description that MLflow's pages show of an experiment or a run, in Markdown."""
 TAG_STORAGE: Final = "storage"
 """Digest of the storage of the driver that recorded the run. Drivers end abandoned runs only of their own storage."""
 TAG_REUSED: Final = "reused"
@@ -165,6 +186,8 @@ TAG_UNATTACHED: Final = "unattached"
 """Names, comma-separated, of files that could not be attached to the run; the next start tries again."""
 TAG_DATA_VERSION: Final = "data_version"
 """Fingerprint of the images in a user's image folder; other datasets are identified by their name alone."""
+TAG_COMMIT: Final = "mlflow.source.git.commit"
+"""Commit of this project's code that computed the job."""
 TAG_LTH_KEY: Final = "lth_key"
 """Key of the LTH job that `gap_to_lth` compares with."""
 TAG_DENSE_KEY: Final = "dense_key"
@@ -174,10 +197,15 @@ TAG_RECIPE: Final = "recipe"
 digest D has the tag `recipe.D`, whose JSON holds `varied`. Runs of different recipes must not be pooled."""
 VARIED: Final = "varied"
 """Within `recipe.D`: the run's values of the settings, other than the axes of every grid, that this study varies."""
-TAG_CELL: Final = "cell"
-"""JSON: `width` and `sparsity` as exact numbers, and `matching`, which says how the job's nets were matched."""
+TAG_SETTINGS: Final = "settings"
+"""On the experiment: JSON, the latest study's settings other than the axes of every grid and those that it varies."""
+TAG_PLACE: Final = "place"
+"""JSON: the params that identify the job, with exact numbers, and `matching` and `engine`."""
+ENGINE: Final = "engine"
+"""Within `place`: the way in which the net was trained, in words (``trainables.training.way.Way``)."""
 MATCHING: Final = "matching"
-"""Within `cell`: `matcher` and the knobs of matching. A `match_epoch` at the end of training is always -1."""
+"""Within `place`: how the job's nets were matched: `matcher` and the knobs of matching. A `match_epoch` at the end of
+training is always -1."""
 TAG_ASKED: Final = "asked_sparsity"
 """On a pruning round whose mask sparse nets use: the target sparsity, as a JSON number. The round may have stopped
 within a tolerance of the target."""

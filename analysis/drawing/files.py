@@ -87,12 +87,16 @@ LONG_LATEX = r"""\begin{{longtable}}{{{columns}}}
 def write_tables(module: Any, name: str, frame: pd.DataFrame, out: Path) -> list[Path]:
     """Write a module's table as CSV, and its formatted table as Markdown and LaTeX if it has one; return the paths.
 
-    The formatted table is the module's ``formatted(frame)``, followed by its ``controls(frame)`` if it has that.
+    The formatted table is the module's ``formatted(frame)``, followed by its ``imp(frame)`` and ``controls(frame)`` if
+    it has them. An empty table is not written.
     """
+    table = module.table(frame)
+    if table.empty:
+        return []
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.csv"]
-    write_csv(module.table(frame), paths[0])
-    parts = [getattr(module, part)(frame) for part in ("formatted", "controls") if hasattr(module, part)]
+    write_csv(table, paths[0])
+    parts = [getattr(module, part)(frame) for part in ("formatted", "imp", "controls") if hasattr(module, part)]
     tables = [table for table in parts if len(table)]
     if tables:
         texts = {
@@ -188,12 +192,16 @@ def markdown_text(text: str) -> str:
     return text
 
 
-def html_table(table: pd.DataFrame, *, texts: Iterable[str] = (), wide: Iterable[str] = ()) -> str:
+def html_table(
+    table: pd.DataFrame, *, texts: Iterable[str] = (), wide: Iterable[str] = (), narrow: Iterable[str] = ()
+) -> str:
     """Return a table as HTML.
 
-    Columns named in `texts` or `wide` are aligned left, all others right; lines are only broken in those in `wide`.
+    Columns named in `texts` or `wide` are aligned left, all others right; lines are only broken in those in `wide`, and
+    on a phone in those in `narrow`.
     """
     classes = dict.fromkeys(texts, ' class="l"') | dict.fromkeys(wide, ' class="l wide"')
+    classes |= dict.fromkeys(narrow, ' class="narrow"')
     head = "".join(f'<th{classes.get(name, "")} scope="col">{html.escape(str(name))}</th>' for name in table.columns)
     body = "".join(
         "<tr>" + "".join(f"<td{classes.get(name, '')}>{_datum(value)}</td>" for name, value in line.items()) + "</tr>\n"

@@ -25,12 +25,15 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from analysis import labels
+from analysis import labels, stats
+from analysis.drawing import hover
 from analysis.drawing.signs import ALPHA
 from trainables import schema
 
 INK = "#1f2328"
 """Text, axes and the dense reference."""
+FAINT = 0.7
+"""Opacity of text that is of less weight, which leaves it the contrast that text needs on either theme."""
 ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE, GREY = (
     *("#E69F00", "#56B4E9", "#009E73", "#C7B100", "#0072B2", "#D55E00", "#CC79A7"),
     "#8A8F98",
@@ -74,6 +77,7 @@ OTHER_DASHES: tuple[Dash, ...] = ((0, (6, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (6
 AXES = {
     schema.TEST_ACCURACY: "Test accuracy (%)",
     schema.TEST_TOP5_ACCURACY: "Top-5 test accuracy (%)",
+    schema.TRAIN_ACCURACY: "Training accuracy (%)",
     schema.TEST_LOSS: "Test loss (nats)",
     schema.GENERALIZATION_GAP: "Generalization gap (pp)",
     schema.GAP_TO_DENSE: "Gap to dense (pp)",
@@ -211,7 +215,7 @@ def title(axes: Axes, left: str, n: str = "", beside: float = 0.0) -> None:
     room = (figure.get_size_inches()[0] / spec.get_gridspec().ncols - 0.75 - beside) / CHARACTER
     with themed():
         axes.set_title(_broken(left, max(12, int(room) - len(n))), loc="left")
-        axes.set_title(n, loc="right", alpha=0.7)
+        axes.set_title(n, loc="right", alpha=FAINT)
 
 
 def _broken(text: str, room: int) -> str:
@@ -225,7 +229,7 @@ def empty(axes: Axes, text: str = "no finished run") -> None:
     """Mark a panel for which there is nothing to draw."""
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK, alpha=0.6, fontsize=8)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK, alpha=FAINT, fontsize=8)
 
 
 def mark(look: Look, size: float = 5.5) -> dict[str, Any]:
@@ -237,7 +241,19 @@ def mark(look: Look, size: float = 5.5) -> dict[str, Any]:
 def errorbars(axes: Axes, x: Iterable[float], numbers: pd.DataFrame, drawn: Look) -> None:
     """Draw the column ``mean`` as points joined by a line, with ``std`` up and down where there is one."""
     mean, std = numbers["mean"].tolist(), numbers["std"].tolist()
-    axes.errorbar(list(x), mean, yerr=std, linestyle=drawn.dash, linewidth=1.4, elinewidth=1.0, **mark(drawn, 4.5))
+    bars = axes.errorbar(
+        list(x), mean, yerr=std, linestyle=drawn.dash, linewidth=1.4, elinewidth=1.0, **mark(drawn, 4.5)
+    )
+    hover.say(bars.lines[0], _values(numbers))
+
+
+def _values(numbers: pd.DataFrame) -> list[str]:
+    """Return each line's value in words, with its row if there is one."""
+    texts = []
+    for one in numbers.to_dict("records"):
+        row = f"{labels.method(one['row'])}: " if "row" in one else ""
+        texts.append(row + stats.format_mean(one["mean"], one["std"], int(one.get("n", 1))))
+    return texts
 
 
 def level(axes: Axes, mean: float, std: float, drawn: Look) -> None:
@@ -339,7 +355,7 @@ def svg(figure: Figure, name: str) -> str:
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = hover.spoken(re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL))
     text = re.sub(rf'\bid="(?!{re.escape(name)}")', f'id="{name}-', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
     return text.replace("<svg ", f"<svg {GROUND} ", 1)

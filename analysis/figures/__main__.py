@@ -28,9 +28,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _write(arguments: argparse.Namespace) -> None:
-    load.quiet_retries()
     name, module = arguments.figure, MODULES[arguments.figure]
-    tracking_uri = load.working_tracking_uri(arguments.storage, arguments.tracking_uri)
+    tracking_uri = command.tracking_uri(arguments)
     frame = module.load(arguments.space, tracking_uri)
     out, empty = command.folder(arguments), module.table(frame).empty
     if empty and (reason := command.unfinished(load.runs(arguments.space, tracking_uri))):

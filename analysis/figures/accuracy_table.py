@@ -15,10 +15,11 @@ from trainables import schema
 
 GRID = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
 INTERVAL = "[95\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}CI] (n)"
+GAIN = f"Permuted {MINUS} naive {INTERVAL}"
 CELL = "cell"
 """Column: number of a cell, in the order of the grid."""
 MAIN = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
-"""Rows of the main table; the others are in :func:`controls`."""
+"""Rows of the main table; the others are in :func:`imp` and :func:`controls`."""
 KEPT = {labels.axis(name) for name in GRID}
 TITLE = "Test accuracy"
 CAPTION = (
@@ -79,7 +80,7 @@ def comparison(pairs: pd.DataFrame) -> dict[str, float]:
     difference = stats.paired_difference(permuted, naive)
     share = stats.paired_share(permuted, naive, lth)
     return {
-        "permuted_minus_naive": difference.mean,
+        "permuted_minus_naive": difference.value,
         "ci_low": difference.low,
         "ci_high": difference.high,
         "pairs": difference.n,
@@ -97,24 +98,32 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     if numbers.empty:
         return numbers
     columns = _places(numbers, cells.axes(frame)) | _means(numbers, MAIN)
-    columns[f"Permuted {MINUS} naive {INTERVAL}"] = _ahead(frame, cells.NAIVE)
+    columns[GAIN] = _ahead(frame, cells.NAIVE)
     columns["p (Holm)"] = [stats.format_p(p) for p in numbers["p_holm"]]
     columns["Gap closed"] = ["" if pd.isna(share) else f"{100 * share:.0f} %" for share in numbers["share_closed"]]
     return _without_empty(columns)
 
 
+def imp(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracy of the pruned nets themselves, which have no rewind epoch; empty if there are none."""
+    numbers = table(frame)
+    columns = _places(numbers, cells.axes(frame)) | _means(numbers, [cells.IMP])
+    columns.pop(labels.axis(schema.PARAM_REWIND_EPOCH), None)
+    name = labels.method(cells.IMP)
+    found = pd.DataFrame(columns).drop_duplicates()
+    return found[found[name] != ""] if name in found else pd.DataFrame()
+
+
 def controls(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the other rows as people read them, each with permuted's lead over it; empty if there are none."""
     numbers = table(frame)
-    others = [row for row in _rows(numbers) if row not in MAIN]
+    others = [row for row in _rows(numbers) if row not in (*MAIN, cells.IMP)]
     if not others:
         return pd.DataFrame()
     columns = _places(numbers, cells.axes(frame))
     for row in others:
         columns |= _means(numbers, [row])
-        if row != cells.IMP:
-            name = f"Permuted {MINUS} {labels.method(row).lower()} {INTERVAL}"
-            columns[name] = _ahead(frame, row)
+        columns[f"Permuted {MINUS} {labels.method(row).lower()} {INTERVAL}"] = _ahead(frame, row)
     return _without_empty(columns)
 
 

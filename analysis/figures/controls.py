@@ -57,7 +57,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
                 if one.n:
                     found = {
                         "pairs": one.n,
-                        "minus_naive": one.mean,
+                        "minus_naive": one.value,
                         "ci_low": one.low,
                         "ci_high": one.high,
                         "p": one.p,
@@ -121,7 +121,7 @@ def answers(frame: pd.DataFrame) -> pd.DataFrame:
             one = headline.pooled(gained)
             if one.n:
                 place = {**task, "question": question, "row": row, "over": over}
-                limits = {"difference": one.mean, "ci_low": one.low, "ci_high": one.high}
+                limits = {"difference": one.value, "ci_low": one.low, "ci_high": one.high}
                 lines.append({**place, "cells": gained.shape[1], "pairs": one.n, **limits})
     columns = [*cells.TASK, "question", "row", "over", "cells", "pairs", "difference", "ci_low", "ci_high"]
     return pd.DataFrame(lines, columns=columns)

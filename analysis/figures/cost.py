@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -189,7 +188,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
         said.append(
             f"{_duration(total['hours_reused'])} of it was not spent for this study, which reused stored results."
         )
-    devices = Counter(_devices(frame[frame["status"] == FINISHED]))
+    devices = Counter(frame.loc[(frame["status"] == FINISHED) & (frame["device"] != ""), "device"])
     if len(devices) > 1:
         named = [f"{device} ({count} jobs)" for device, count in devices.most_common()]
         said.append(f"Device-hours of different devices are added up: {labels.listed(named)}.")
@@ -200,11 +199,3 @@ def notes(frame: pd.DataFrame) -> list[str]:
     if failed:
         said.append(f"The time of {labels.plural(failed, 'failed job')} is not on record.")
     return said
-
-
-def _devices(frame: pd.DataFrame) -> Iterator[str]:
-    """Yield the device of each run that names one."""
-    for tags in frame["environment"]:
-        named = dict(tag.partition("=")[::2] for tag in tags.split("; "))
-        if named.get("device"):
-            yield named["device"]

@@ -53,14 +53,14 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         line = {**nets[by].iloc[0].to_dict(), cells.ROW: row, T: epoch, "n": one.n, "mean": one.mean, "std": one.std}
         if row == cells.PERMUTED:
             lead = leads[cell, epoch]
-            line |= {"minus_naive": lead.mean, "ci_low": lead.low, "ci_high": lead.high, "pairs": lead.n}
+            line |= {"minus_naive": lead.value, "ci_low": lead.low, "ci_high": lead.high, "pairs": lead.n}
         lines.append(line)
     columns = [*by, cells.ROW, T, "n", "mean", "std", "minus_naive", "ci_low", "ci_high", "pairs"]
     counts = dict.fromkeys((schema.PARAM_REWIND_EPOCH, T, "n", "pairs"), "Int64")
     return pd.DataFrame(lines, columns=columns).astype(counts)
 
 
-def _leads(scored: pd.DataFrame) -> dict[tuple[int, int], stats.Difference]:
+def _leads(scored: pd.DataFrame) -> dict[tuple[int, int], stats.Estimate]:
     """Return permuted - naive, paired, by cell and match epoch."""
     naive = scored[scored[cells.ROW] == cells.NAIVE]
     permuted = scored[scored[cells.ROW] == cells.PERMUTED]

@@ -59,7 +59,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         gained = stats.paired_difference(
             group[schema.MASK_OVERLAP].tolist(), group[schema.MASK_OVERLAP_IDENTITY].tolist()
         )
-        lines.append({**line, "gain": gained.mean, "gain_low": gained.low, "gain_high": gained.high})
+        lines.append({**line, "gain": gained.value, "gain_low": gained.low, "gain_high": gained.high})
     spreads = [f"{metric}_{what}" for metric in CURVES for what in ("mean", "std")]
     return pd.DataFrame(lines, columns=[*by, "pairs", *spreads, "gain", "gain_low", "gain_high"])
 

@@ -105,9 +105,9 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
                 points = (group[quality].tolist(), group[outcome].tolist())
                 one, inside = stats.rank_correlation(*points), stats.rank_correlation(*points, within=widths)
                 line = {**task, "outcome": outcome, "quality": quality, "matches": one.n}
-                line |= {"rho": one.rho, "low": one.low, "high": one.high}
+                line |= {"rho": one.value, "low": one.low, "high": one.high}
                 if len(set(widths)) > 1:
-                    line |= {"inside": inside.rho, "inside_low": inside.low, "inside_high": inside.high}
+                    line |= {"inside": inside.value, "inside_low": inside.low, "inside_high": inside.high}
                 lines.append(line)
     numbers = ["rho", "low", "high", "inside", "inside_low", "inside_high"]
     return pd.DataFrame(lines, columns=[*cells.TASK, "outcome", "quality", "matches", *numbers])

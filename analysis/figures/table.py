@@ -21,6 +21,7 @@ from analysis.figures import (
     imp_path,
     interpolation,
     landscape,
+    learning,
     mask_overlap,
     match_images,
     match_quality,
@@ -67,6 +68,7 @@ FIGURES: dict[str, FigureModule] = {
     "match_quality": match_quality,
     "match_images": match_images,
     "versus_paper": versus_paper,
+    "learning": learning,
     "cost": cost,
 }
 """Name of the figure and its files -> module, in the order of the report."""

@@ -106,7 +106,7 @@ def _beside(theirs: pd.DataFrame, ours: pd.DataFrame, place: Iterable[str]) -> p
 
 def _compared(line: Mapping[Any, Any]) -> list[float]:
     first, second = (
-        stats.reported(line[f"{who}_n"], line[f"{who}_mean"], line[f"{who}_std"]) for who in ("ours", "paper")
+        stats.Summary(line[f"{who}_n"], line[f"{who}_mean"], line[f"{who}_std"]) for who in ("ours", "paper")
     )
     found = stats.welch(first, second)
     return [found.mean, found.sem, found.in_standard_errors, found.p]

@@ -15,7 +15,7 @@ from study.tracking.labels import place_tags, recipe_digest, run_name, run_param
 from trainables import schema
 from trainables.storage.store import Result, Store
 
-SOURCE, SOURCE_TYPE, COMMIT = "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit"
+SOURCE, SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"
 GAPS = {schema.GAP_TO_DENSE: schema.TAG_DENSE_KEY, schema.GAP_TO_LTH: schema.TAG_LTH_KEY}
 """Metric -> the tag that names the job with which it compares a run."""
 
@@ -75,7 +75,7 @@ class Contents:
             **self.shared_tags(key),
         }
         if fresh and self._commit:
-            tags[COMMIT] = self._commit
+            tags[schema.TAG_COMMIT] = self._commit
         if job.config.task.data_version:
             tags[schema.TAG_DATA_VERSION] = job.config.task.data_version
         params = {name: str(value) for name, value in run_params(job, cell).items()}
@@ -104,7 +104,7 @@ class Outcome:
 
     Attributes:
         metrics: those of the epochs, then the final ones.
-        tags: the device and the version of PyTorch.
+        tags: the device, and the versions of PyTorch and Python.
         accuracy: final test accuracy in percent; None if the job has none.
         started: ms since 1970; after an interruption, the time at which the job would have started without one.
         finished: ms since 1970.
@@ -129,7 +129,8 @@ def outcome_of(result: Result, epochs: int) -> Outcome:
     metrics = epoch_metrics(document["history"])
     by_epoch = {name for name, *_ in metrics}
     metrics += [(name, value, finished, epochs) for name, value in final.items() if name not in by_epoch]
-    tags = {name: str(manifest["environment"][name]) for name in ("device", "torch")}
+    environment = manifest["environment"]
+    tags = {name: str(environment[name]) for name in ("device", "torch", "python") if name in environment}
     started = finished - round(1000 * final[schema.SECONDS])
     return Outcome(metrics, tags, final.get(schema.TEST_ACCURACY), started, finished)
 

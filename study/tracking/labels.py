@@ -26,6 +26,7 @@ from trainables.graph import Job, Ref
 from trainables.knobs import KNOBS, MATCHING, MEASURING, PRUNING, REWINDING, SETTINGS
 from trainables.methods import METHODS
 from trainables.models import MODELS
+from trainables.training.way import Way
 
 
 def recipe_digest(space: SearchSpace, ways: Ways | None = None) -> str:
@@ -55,7 +56,7 @@ def place_tags(plan: Plan) -> dict[str, dict[str, str]]:
     for key, job in plan.jobs.items():
         cell = plan.cells[key]
         settings = {schema.VARIED: {name: getattr(cell, name) for name in varied}}
-        tags[key] = {schema.TAG_CELL: json.dumps(_run_cell(job, cell)), recipe: json.dumps(settings)}
+        tags[key] = {schema.TAG_PLACE: json.dumps(_place_of(job, cell)), recipe: json.dumps(settings)}
     for key, job in plan.jobs.items():
         for _, parent in job.parents if job.kind == schema.SPARSE else ():
             if parent.job.kind == schema.PRUNE:
@@ -63,15 +64,22 @@ def place_tags(plan: Plan) -> dict[str, dict[str, str]]:
     return tags
 
 
-def _run_cell(job: Job, cell: Cell) -> dict[str, Any]:
-    """Return a job's place in the grid, and how the nets that it depends on were matched."""
-    config = job.config
-    place: dict[str, Any] = {schema.PARAM_WIDTH: config.task.width}
+def settings_tag(space: SearchSpace) -> str:
+    """Return the settings that are the same for all cells of a space, as JSON: name -> value."""
+    values = {name: getattr(space, name) for name, knob in SETTINGS.items() if not knob.axis}
+    return json.dumps({name: value for name, value in values.items() if not isinstance(value, tuple)})
+
+
+def _place_of(job: Job, cell: Cell) -> dict[str, Any]:
+    """Return a job's place in the grid, and how its net was trained and the nets that it depends on were matched."""
+    config, params = job.config, run_params(job, cell)
+    identity = (*schema.PLACE_TEXTS, *schema.PLACE_COUNTS, schema.PARAM_SPARSITY)
+    place = {name: params[name] for name in identity if name in params} | {schema.PARAM_WIDTH: config.task.width}
     end = job.parent("b").job.config if isinstance(config, ConnectConfig) else config
-    if isinstance(end, PruneConfig):
-        return place | {schema.PARAM_SPARSITY: end.sparsity}
-    if schema.PARAM_SPARSITY in run_params(job, cell):
-        place[schema.PARAM_SPARSITY] = cell.sparsity
+    if schema.PARAM_SPARSITY in place:
+        place[schema.PARAM_SPARSITY] = end.sparsity if isinstance(end, PruneConfig) else cell.sparsity
+    if isinstance(config, TRAINING_CONFIGS):
+        place[schema.ENGINE] = str(Way.of(config.recipe))
     if job.kind in (schema.SPARSE, schema.ENSEMBLE, schema.PLANE) and (matching := _matching(cell)):
         epoch = cell.match_epoch if _is_early(cell) else KNOBS[schema.PARAM_MATCH_EPOCH].default
         place[schema.MATCHING] = matching | {schema.PARAM_MATCH_EPOCH: epoch}

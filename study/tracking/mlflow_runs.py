@@ -24,6 +24,7 @@ from typing import Any
 
 from study.plan import Plan
 from study.tracking.contents import GAPS, SOURCE, Contents, Metric, Row, RunSpec, epoch_metrics, gaps, outcome_of
+from study.tracking.labels import settings_tag
 from study.tracking.views import experiment_tags
 from trainables import schema
 from trainables.host.databases import ARTIFACTS, sqlite_file, sqlite_uri
@@ -141,6 +142,7 @@ class Runs:
             # Makes MLflow open its page for trained models, which has charts, not the one for language models.
             "mlflow.experimentKind": "custom_model_development",
             schema.TAG_RECIPE: self._contents.recipe,
+            schema.TAG_SETTINGS: settings_tag(space),
             **experiment_tags(space, self._experiment, int(experiment.creation_time or 0), experiment.tags),
         }
         for name, value in tags.items():

@@ -10,6 +10,7 @@ from analysis.load import frame_of
 from analysis.records import Experiment, Record
 from study.plan import Plan
 from study.tracking.contents import Contents, RunSpec, gaps, outcome_of
+from study.tracking.labels import settings_tag
 from trainables import schema
 from trainables.schema import FAILED, FINISHED, SCHEDULED
 from trainables.storage.store import Store
@@ -53,7 +54,12 @@ def stored_runs(plan: Plan, store: Store, fresh: Collection[str] = ()) -> pd.Dat
             records.append(_record(specs[key], SCHEDULED, {}))
     order = {key: place for place, key in enumerate(plan.jobs)}
     records.sort(key=lambda record: (record.started is None, record.started or 0, order[record.run_id]))
-    experiment = Experiment(id="", name=plan.space.name, active=True, tags={schema.TAG_RECIPE: contents.recipe})
+    tags = {
+        schema.TAG_RECIPE: contents.recipe,
+        schema.TAG_SETTINGS: settings_tag(plan.space),
+        schema.NOTE: plan.space.question,
+    }
+    experiment = Experiment(id="", name=plan.space.name, active=True, tags=tags)
     return frame_of(experiment, records, store.uri)
 
 

@@ -101,7 +101,7 @@ def test_what_the_store_had_was_not_spent_again(frame):
 
 def test_devices_are_named_if_they_differ(frame):
     assert cost.notes(frame) == []
-    mixed = frame.assign(environment=["device=H100; torch=2"] * 2 + ["device=cpu; torch=2"] * (len(frame) - 2))
+    mixed = frame.assign(device=["H100"] * 2 + ["cpu"] * (len(frame) - 2))
     assert cost.notes(mixed) == ["Device-hours of different devices are added up: cpu (10 jobs), H100 (2 jobs)."]
 
 

@@ -2,6 +2,7 @@ import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import inspect
 import re
 import sqlite3
 
@@ -10,7 +11,7 @@ import pytest
 import synthetic_runs as synthetic
 from mlflow import MlflowClient
 
-from analysis import load, records
+from analysis import command, load, records
 from trainables import schema
 
 
@@ -58,18 +59,20 @@ def test_values_and_types(frame):
     assert run["test_accuracy"] == pytest.approx(final)  # the last epoch's, not the best or the first
     assert run["generalization_gap"] == pytest.approx(99 - final)
     assert (run["seed_b"], run["matcher"], run["epochs"], run["lr"]) == (3, "activation", "20", "0.08")
-    assert (run["reused"], run["error"], run["environment"]) == (False, "", "version.torch=2.11.0")
+    assert (run["reused"], run["error"], run["device"], run["torch"]) == (False, "", "x86_64 cpu", "2.11.0")
+    assert run["engine"] == "fp32"
     types = frame.dtypes.astype(str)
     assert {types[name] for name in load.METRICS} == {"float64"}
     assert (types["width"], types["rewind_epoch"], types["seed_b"]) == ("float64", "Int64", "Int64")
     assert load.recipe_fields(frame) == ["epochs", "lr"]
 
 
-def test_every_column_is_documented_with_its_unit(frame):
+def test_every_column_is_documented_and_every_metric_has_its_unit_in_the_schema(frame):
     columns = [name for name in frame.columns if name not in load.recipe_fields(frame)]
-    documented = set(re.findall(r"``(\w+)``", load.runs.__doc__)) | set(load.METRICS)
-    assert set(columns) <= documented
-    assert all(load.METRICS.values())
+    assert set(columns) <= set(re.findall(r"``(\w+)``", load.runs.__doc__)) | set(load.METRICS)
+    text = inspect.getsource(schema)
+    documented = re.findall(r'^\w+: Final = "(\w+)"\n"""', text, flags=re.MULTILINE)
+    assert set(load.METRICS) <= set(documented)
 
 
 def test_what_a_job_does_not_have_is_missing_and_not_zero(frame):
@@ -165,9 +168,10 @@ def test_recipes_are_not_pooled(folder, uri):
 
 def test_the_question_of_a_study(folder, uri):
     recorder = synthetic.Recorder(folder, "asking")
-    assert load.question("asking", uri) == ""
-    recorder.client.set_experiment_tag(recorder.experiment_id, "mlflow.note.content", "Does it help?")
-    assert load.question("asking", uri) == "Does it help?"
+    recorder.dense(1.0, 0)
+    assert load.runs("asking", uri).attrs["question"] == ""
+    recorder.client.set_experiment_tag(recorder.experiment_id, "mlflow.note.content", "Does it help?\n\nMore.")
+    assert load.runs("asking", uri).attrs["question"] == "Does it help?"
 
 
 def test_infinite_and_undefined_metrics_are_read_as_such_and_left_out_of_the_frame(folder, uri):
@@ -176,7 +180,6 @@ def test_infinite_and_undefined_metrics_are_read_as_such_and_left_out_of_the_fra
     recorder.run(metrics, stage="dense", method="dense", width=1.0, seed_a=0)
     reader = records.source(uri)
     experiment = reader.experiment("diverged")
-    assert experiment is not None
     assert reader.records(experiment)[0].metrics["test_loss"] == float("inf")
     frame = load.runs("diverged", uri)
     assert frame[["test_loss", "train_loss"]].isna().all(axis=None)
@@ -239,10 +242,14 @@ def test_other_files_are_not_touched(tmp_path):
     assert other.read_bytes() == before
 
 
-def test_a_param_that_is_not_a_number_names_its_run(folder, uri):
+def test_a_place_that_is_not_a_number_names_its_run(folder, uri):
     synthetic.Recorder(folder, "odd").run({}, stage="dense", width="wide", seed_a=0)
-    with pytest.raises(load.AnalysisError, match=r"run \w+: param width is 'wide', not a number"):
+    with pytest.raises(load.AnalysisError, match=r"run \w+: width: 'wide' in place of a number"):
         load.runs("odd", uri)
+
+
+def asked(*options):
+    return command.tracking_uri(command.parser("report", "").parse_args(["--space", "x", *options]))
 
 
 @pytest.mark.parametrize(
@@ -254,10 +261,10 @@ def test_a_param_that_is_not_a_number_names_its_run(folder, uri):
     ],
 )
 def test_the_tracking_store_lies_in_the_storage(storage, expected):
-    assert load.sqlite_uri(storage) == expected
+    assert asked("--storage", storage) == expected
 
 
 def test_a_remote_storage_needs_a_tracking_uri():
     with pytest.raises(load.AnalysisError, match=r"s3://\*\*\*@bucket/x is not a local folder.*--tracking-uri"):
-        load.sqlite_uri("s3://key:secret@bucket/x")
-    assert load.working_tracking_uri("s3://bucket/x", "http://server") == "http://server"
+        asked("--storage", "s3://key:secret@bucket/x")
+    assert asked("--storage", "s3://bucket/x", "--tracking-uri", "http://server") == "http://server"

@@ -111,7 +111,7 @@ def rounded(value, decimals=2):
 
 def in_standard_errors(one):
     """Return permuted - naive in standard errors of the difference of two independent means."""
-    first, second = (stats.reported(*(one[f"{row}_{what}"] for what in ("n", "mean", "std"))) for row in COMPARED)
+    first, second = (stats.Summary(*(one[f"{row}_{what}"] for what in ("n", "mean", "std"))) for row in COMPARED)
     return stats.welch(first, second).in_standard_errors
 
 

@@ -75,7 +75,6 @@ def test_what_only_a_client_can_write_is_read_alike(tmp_path, monkeypatch):
     assert pd.isna(from_file[schema.TEST_LOSS].iloc[0])
     for reader in (records.source(uri), records._Server(uri)):
         experiment = reader.experiment("odd")
-        assert experiment is not None
         metrics = reader.records(experiment)[0].metrics
         assert (metrics[schema.TRAIN_LOSS], metrics[schema.LOSS_BARRIER]) == (float("inf"), -float("inf"))
     monkeypatch.setattr(load, "source", records._Server)
@@ -147,7 +146,6 @@ def test_the_client_names_what_it_cannot_reach():
 def test_runs_of_one_stage_only(uri):
     reader = records.source(uri)
     experiment = reader.experiment(SPACE.name)
-    assert experiment is not None
     stages = [record.params.get(schema.PARAM_STAGE) for record in reader.records(experiment, schema.MATCH)]
     assert set(stages) == {schema.MATCH}
     assert len(reader.records(experiment)) > len(stages)

@@ -19,15 +19,16 @@ import synthetic_runs as synthetic
 from mlflow import MlflowClient
 from scipy import stats as scipy_stats
 
-from analysis import cells, command, coverage, headline, labels, load, report, summary, write
-from analysis.drawing import files, grid, style
+from analysis import cells, command, coverage, headline, how, load, report, summary, write
+from analysis.drawing import files, grid, hover, style
 from analysis.figures import __main__ as figures_command
-from analysis.figures import accuracy_table, interpolation, landscape, rewind, width
+from analysis.figures import accuracy_table, interpolation, landscape, learning, rewind, width
 from analysis.figures.table import FIGURES
+from analysis.page import STYLE
 from trainables import schema
 from trainables.methods import METHODS
-from trainables.models import MODELS
 
+COLOUR = re.compile(r"--(\w+): #([0-9a-f]{6}|[0-9a-f]{3});")
 SEEDS = [pair[0] for pair in synthetic.PAIRS]
 MINUS = "\N{MINUS SIGN}"
 
@@ -62,9 +63,9 @@ def curves(uri):
 
 
 @pytest.fixture(scope="module")
-def sources(frame, curves, uri):
+def sources(uri):
     """What each way to load returns of the full study."""
-    return {load.runs: frame, load.curves: curves, load.planes: load.planes("full", uri)}
+    return {each: each("full", uri) for each in {module.load for module in FIGURES.values()}}
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,9 @@ def test_the_table_as_people_read_it(frame):
     assert line[f"Permuted {MINUS} naive {accuracy_table.INTERVAL}"] == "+0.90 [+0.15, +1.65] (3)"
     assert line["Gap closed"] == "30 %"
     assert controls[f"Permuted {MINUS} shuffled {accuracy_table.INTERVAL}"].iloc[1] == "+1.00 [+0.25, +1.75] (3)"
+    imp = accuracy_table.imp(frame)
+    assert imp.columns.tolist() == ["width", "sparsity", "IMP"]
+    assert len(imp) == 4, "once for all rewind epochs"
 
 
 def test_unfinished_runs_do_not_count(partial):
@@ -143,22 +147,26 @@ def test_recipes_are_told_apart_and_not_averaged(frame):
     assert "lr = 0.01" in summary.short_table(both)
 
 
-def test_the_recipe_names_varied_settings_of_any_type_and_leaves_out_defaults(frame):
-    texts = {"lr": "0.08", "schedule": "steps", "imp_schedule": "steps", "init": MODELS[frame["model"].iloc[0]].init}
-    varied = frame.assign(**texts, epochs=[20, 30] * (len(frame) // 2) + [20] * (len(frame) % 2), augment=False)
-    varied.loc[varied["stage"] == "sparse", "lr"] = "0.05"
-    varied.attrs["varied"] = ["epochs", "augment"]
-    assert labels.recipe(varied) == "epochs 20 and 30, sparse_lr 0.05, schedule steps, augment False"
-
-
-@pytest.mark.parametrize(
-    "settings", [{"precision": "fp64"}, {"compiled": "true"}, {"kernels": "sparse", "stacked": "1"}]
-)
-def test_how_a_later_version_trained_is_quoted(frame, settings):
-    plain = {"precision": "fp32", "compiled": "False", "kernels": "dense", "stacked": "False"}
-    foreign = write._trained_in(frame.assign(**{**plain, **settings}))
-    assert all(f"{name}={value}" in foreign for name, value in settings.items())
-    assert write._trained_in(frame.assign(**plain)) == ""
+def test_the_page_names_every_setting_and_marks_those_that_are_no_defaults(frame):
+    varied = frame.assign(epochs=[20, 30] * (len(frame) // 2) + [20] * (len(frame) % 2), augment=False)
+    varied.attrs |= {
+        "varied": ["epochs", "augment"],
+        "settings": json.dumps({"lr": 0.2, "momentum": 0.9, "pruner": "<x>"}),
+    }
+    assert how.settings(varied) == {
+        "lr": "0.2",
+        "momentum": "0.9",
+        "pruner": "<x>",
+        "epochs": "20 and 30",
+        "augment": "False",
+    }
+    section = how.section(varied, "full", "sqlite:///mlflow.db")
+    assert all(
+        f"<b>{said}</b>" in section for said in ("epochs 20 and 30", "lr 0.2", "augment False", "pruner &lt;x&gt;")
+    )
+    assert ">momentum 0.9</span>" in section
+    varied.attrs["settings"] = "[damaged"
+    assert how.settings(varied).keys() == {"epochs", "augment"}
 
 
 def test_recipes_of_dense_nets_are_followed_by_key(frame):
@@ -258,13 +266,6 @@ def test_coverage_counts_what_is_missing(frame, partial):
     assert (failed["job"], failed["error"]) == ("naive 2", "loss is <NaN> & gone")
 
 
-def test_a_run_that_never_got_its_params_is_counted(partial):
-    bare = partial.assign(stage=partial["stage"].where(partial["status"] == "FINISHED", ""))
-    assert coverage.counts(bare).set_index("job").loc[coverage.UNKNOWN, "failed"] == 1
-    assert len(coverage.failures(bare)) == 1
-    assert summary.short_table(bare)
-
-
 # --- figures ----------------------------------------------------------------------------------------------------
 def lines(axes):
     return {container.lines[0].get_color(): container.lines[0] for container in axes.containers}
@@ -305,6 +306,19 @@ def test_interpolation_figure_and_barriers(curves):
     assert np.min(middle) == pytest.approx(50.0)
 
 
+def test_learning_curves_are_those_of_the_sparsest_widest_cell(uri):
+    curves = learning.load("full", uri)
+    place = curves[["width", "sparsity", "rewind_epoch"]].drop_duplicates()
+    assert place.to_numpy().tolist() == [[1.0, 0.95, 10]]
+    numbers = learning.table(curves).set_index(["row", "measure", "epoch"])
+    assert numbers.loc[("naive", "test_accuracy", 10), "mean"] == pytest.approx(np.mean(values("naive", 1.0, 0.95, 10)))
+    assert numbers.loc[("dense", "test_accuracy", 2), ["n", "mean"]].tolist() == [6, 70.0]
+    assert [axes.get_ylabel() for axes in learning.figure(curves).axes] == [
+        "Test accuracy (%)",
+        "Training accuracy (%)",
+    ]
+
+
 def test_figures_leave_infinite_losses_out_and_say_so(curves):
     broken = curves.copy()
     broken.loc[broken.index[5], schema.INTERPOLATION_LOSS] = np.inf
@@ -340,8 +354,12 @@ def test_every_method_has_a_look_of_its_own():
 def test_files_beside_the_page(written, drawn):
     names = {path.name for path in written["full"].parent.iterdir()}
     figures = {f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg", "pdf")}
-    tables = {f"{name}.csv" for name in FIGURES} | {f"accuracy.{suffix}" for suffix in ("csv", "md", "tex")}
+    tables = {f"{name}.csv" for name in drawn if name != "sparsity"}  # whose table is that of `rewind`
+    tables |= {f"accuracy.{suffix}" for suffix in ("csv", "md", "tex")}
     assert names >= {"index.html", "runs.csv"} | figures | tables
+    written_tables = [path.read_bytes() for path in written["full"].parent.glob("*.csv")]
+    assert len(set(written_tables)) == len(written_tables)
+    assert all(content.count(b"\n") > 1 for content in written_tables)
     assert {name for name in names if name.endswith(".png")} == {f"{name}.png" for name in drawn}
     table = pd.read_csv(written["full"].parent / "accuracy.csv")
     assert table["naive_mean"].iloc[-1] == pytest.approx(87.0)
@@ -360,7 +378,7 @@ def test_the_page_has_everything(pages, frame, drawn, sources):
         assert html.escape(shown) in page
     assert "90.00 ± 0.26 (3)" in page
     assert "Nothing: all jobs on record have finished" in page
-    assert "version.torch=2.11.0" in page
+    assert "PyTorch 2.11.0" in page
     assert "prefers-color-scheme: dark" in page
 
 
@@ -369,7 +387,62 @@ def test_the_page_fetches_nothing(pages):
         references = re.findall(r"""(?:src|href|data|action)\s*=\s*["']?([^"'\s>]+)""", page)
         assert references
         assert not [target for target in references if re.match(r"(?i)(https?:)?//", target)]
-        assert not re.findall(r"(?i)url\(\s*[\"']?(?!#)|@import|<script|<iframe|<link", page)
+        assert not re.findall(r"(?i)url\(\s*[\"']?(?!#)|@import|<iframe|<link", page)
+        assert "default-src 'none'" in page
+        assert page.count("<script") == 1
+
+
+def test_the_first_screen_asks_answers_and_shows(pages, frame):
+    top = pages["full"].partition('<section id="accuracy">')[0]
+    asked, said = top.index("<h1>Does a lottery-ticket mask help"), top.index(html.escape(headline.headline(frame)))
+    assert asked < said < top.index("<svg")
+    table = pages["full"].partition('<section id="accuracy">')[2]
+    heads = [re.sub("<.*?>", "", each) for each in re.findall("<th.*?</th>", table)]
+    assert heads[:4] == ["width", "sparsity", "rewind epoch", accuracy_table.GAIN]
+
+
+def test_points_of_a_figure_say_their_value(pages):
+    (figure,) = re.findall('<section id="rewind">.*?</section>', pages["full"], flags=re.DOTALL)
+    said = re.findall(r'<g class="point" aria-label="([^"]+)"><use [^>]+/><circle', figure)
+    assert len(said) == 4 * 4 * 2, "panels, methods, rewind epochs"
+    assert said.count("Naive: 87.00 ± 0.26 (3)") == 1
+    assert ' aria-label="Naive: 87.00 ± 0.26 (3)"' in figure.partition("width")[2]
+
+
+def test_points_keep_silent_where_their_texts_may_belong_to_others():
+    line = '<g id="said:a|b">\n<g clip-path="url(#c)">\n<use href="#m" x="1" y="2" style=""/>\n</g>\n</g>'
+    assert "aria-label" not in hover.spoken(line)
+    assert 'aria-label="a"' in hover.spoken(line.replace("a|b", "a"))
+
+
+def _luminance(colour):
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def _contrast(first, second):
+    low, high = sorted(map(_luminance, (first, second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _blended(ink, ground, alpha):
+    parts = [round(alpha * int(ink[i : i + 2], 16) + (1 - alpha) * int(ground[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{part:02x}" for part in parts)
+
+
+def test_colours_have_the_contrast_that_wcag_asks_for():
+    """Level AA: 4.5 for text, and 3 for the lines of figures, which the dark theme keeps from the light one."""
+    light, dark, _ = re.findall(r":root \{(.*?)\}", STYLE, flags=re.DOTALL)
+    for theme in (light, dark):
+        found = {name: "#" + 2 * digits if len(digits) == 3 else "#" + digits for name, digits in COLOUR.findall(theme)}
+        ink, ground = found["ink"], found["ground"]
+        texts = [(found[name], ground) for name in ("ink", "soft", "accent")]
+        texts += [(ink, found["shade"]), (ground, ink), (found["warn"], found["warnground"])]
+        texts += [(_blended(ink, ground, style.FAINT), ground)]
+        assert all(_contrast(*pair) >= 4.5 for pair in texts), theme
+    for name, look in style.LOOKS.items():
+        assert look.colour == style.INK or _contrast(look.colour, ground) >= 3, name
 
 
 def test_ids_are_unique_and_resolved(pages):
@@ -397,7 +470,7 @@ def test_a_partial_sweep_says_what_is_missing(pages):
 
 
 def test_credentials_do_not_reach_the_page(frame):
-    page = write._provenance(frame, "full", "postgresql://me:secret@db/mlflow")
+    page = how.section(frame, "full", "postgresql://me:secret@db/mlflow")
     assert "postgresql://***@db/mlflow" in page
     assert "secret" not in page
 
@@ -447,7 +520,7 @@ def odd(folder):
     client = MlflowClient(tracking_uri=synthetic.tracking_uri(folder))
     client.create_experiment("empty", artifact_location=str(folder / "mlartifacts"))
     earlier = {schema.TAG_KEY: 64 * "a"}
-    later = {**earlier, schema.TAG_CELL: json.dumps({"width": 1.0})}
+    later = {**earlier, schema.TAG_PLACE: json.dumps({"stage": "distil", "width": 1.0})}
     for name, tags in {"foreign": {}, "earlier_version": earlier, "later_version": later}.items():
         experiment = client.create_experiment(name, artifact_location=str(folder / "mlartifacts"))
         run = client.create_run(experiment, tags=tags).info.run_id
@@ -468,7 +541,7 @@ def odd(folder):
         ("empty", "experiment 'empty' has no runs yet"),
         ("foreign", "experiment 'foreign' has 1 runs, but none is a study's job (no tag 'job_key')"),
         ("earlier_version", "recorded by an earlier version; running the study's command again brings it up to date"),
-        ("later_version", "1 finished jobs, but none of a kind that is known here (param 'stage': dense, prune, "),
+        ("later_version", "stage: 'distil' is not of the form dense|prune|"),
     ],
 )
 @pytest.mark.parametrize("name", ["report", "rewind", "interpolation", "landscape", "accuracy"])
@@ -512,7 +585,8 @@ def test_what_an_earlier_report_had_and_this_one_has_not_is_removed(folder, uri,
     names = {path.name for path in tmp_path.iterdir()}
     assert {path.name for path in written} == names - {"notes.md"}
     assert "notes.md" in names, "it is somebody else's"
-    assert {"rewind.png", "landscape.csv"} <= names
+    assert {"rewind.png", "rewind.csv"} <= names
+    assert "landscape.csv" not in names
     linked = set(re.findall(r'<a href="([^"#]+)">', written[0].read_text(encoding="utf-8")))
     assert linked == names - {"notes.md", "index.html"}
 

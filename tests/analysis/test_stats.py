@@ -37,7 +37,7 @@ def test_paired_difference_is_the_paired_t_test(n):
     ours = stats.paired_difference(first.tolist(), second.tolist())
     theirs = scipy_stats.ttest_rel(first, second)
     low, high = theirs.confidence_interval(0.95)
-    assert (ours.n, ours.mean, ours.p) == pytest.approx((n, np.mean(first - second), theirs.pvalue))
+    assert (ours.n, ours.value, ours.p) == pytest.approx((n, np.mean(first - second), theirs.pvalue))
     assert (ours.low, ours.high) == pytest.approx((low, high))
 
 
@@ -53,7 +53,7 @@ def test_interval_by_hand():
 
 def test_a_pair_with_a_missing_value_does_not_count():
     one = stats.paired_difference([1.0, 2.0, math.nan], [0.0, math.nan, 5.0])
-    assert (one.n, one.mean) == (1, 1.0)
+    assert (one.n, one.value) == (1, 1.0)
     assert math.isnan(one.low)
     assert not one.excludes_zero
     assert str(one) == "+1.00 (1)"
@@ -133,7 +133,7 @@ def test_holm_keeps_the_order_and_never_makes_a_p_smaller():
 # --- independent samples --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("first", "second"), [((3, 92.1, 0.2), (3, 91.8, 0.4)), ((5, -1.0, 1.0), (2, 4.0, 0.1))])
 def test_welch_is_welch(first, second):
-    ours = stats.welch(stats.reported(*first), stats.reported(*second))
+    ours = stats.welch(stats.Summary(*first), stats.Summary(*second))
     theirs = scipy_stats.ttest_ind_from_stats(
         mean1=first[1], std1=first[2], nobs1=first[0], mean2=second[1], std2=second[2], nobs2=second[0], equal_var=False
     )
@@ -141,7 +141,7 @@ def test_welch_is_welch(first, second):
 
 
 def test_a_difference_in_standard_errors_by_hand():
-    one = stats.welch(stats.reported(3, 90.0, 0.3), stats.reported(3, 89.5, 0.4))
+    one = stats.welch(stats.Summary(3, 90.0, 0.3), stats.Summary(3, 89.5, 0.4))
     assert one.mean == pytest.approx(0.5)
     assert one.sem == pytest.approx(0.5 / math.sqrt(3))  # 0.3, 0.4, 0.5 make a right triangle
     assert one.in_standard_errors == pytest.approx(math.sqrt(3))
@@ -149,14 +149,14 @@ def test_a_difference_in_standard_errors_by_hand():
 
 @pytest.mark.parametrize("other", [(1, 89.0, math.nan), (3, 89.0, math.nan), (0, math.nan, math.nan)])
 def test_without_a_spread_there_is_a_difference_and_no_more(other):
-    one = stats.welch(stats.reported(3, 90.0, 0.3), stats.reported(*other))
+    one = stats.welch(stats.Summary(3, 90.0, 0.3), stats.Summary(*other))
     assert one.mean == pytest.approx(90.0 - other[1], nan_ok=True)
     assert all(math.isnan(value) for value in (one.sem, one.p, one.in_standard_errors))
 
 
 def test_what_is_reported_is_what_would_have_been_summarised():
     values = [94.94, 95.11, 94.86]
-    assert stats.reported(3, float(np.mean(values)), float(np.std(values, ddof=1))) == stats.summarize(values)
+    assert stats.Summary(3, float(np.mean(values)), float(np.std(values, ddof=1))) == stats.summarize(values)
 
 
 # --- the share of a gap ---------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_pairs_that_do_not_vary_have_no_interval_and_prove_nothing():
     rounded = [0.1 + 0.2, 0.3]
     for differences in ([1.0, 1.0], [0.7] * 3, rounded, [0.0, 0.0]):
         one = stats.interval(differences)
-        assert one.mean == pytest.approx(differences[0])
+        assert one.value == pytest.approx(differences[0])
         assert not one.excludes_zero
         assert all(math.isnan(value) for value in (one.low, one.high, one.p))
     two = stats.welch(stats.summarize([2.0, 2.0]), stats.summarize([1.0, 1.0]))
@@ -219,8 +219,9 @@ def test_shares_are_of_complete_pairs():
     one = stats.paired_share([1.0, 7.0, 9.0], [0.0, math.nan, 8.0], [2.0, 8.0, math.nan])
     assert (one.n, one.value) == (1, 0.5)
     assert math.isnan(one.low)
-    assert str(one) == "50 %"
-    assert str(stats.paired_share([], [], [])) == ""
+    assert stats.format_share(one.value, one.low, one.high) == "50 %"
+    none = stats.paired_share([], [], [])
+    assert stats.format_share(none.value, none.low, none.high) == ""
     with pytest.raises(ValueError, match="1, 1 and 2"):
         stats.paired_share([1.0], [1.0], [1.0, 2.0])
 
@@ -231,14 +232,14 @@ def test_rank_correlation_is_spearmans(n):
     first = RNG.normal(size=n).round(1)  # with ties
     second = (first + RNG.normal(size=n)).round(1)
     ours = stats.rank_correlation(first.tolist(), second.tolist())
-    assert (ours.n, ours.rho) == (n, pytest.approx(scipy_stats.spearmanr(first, second).statistic))
-    centre, half = math.atanh(ours.rho), 1.959964 * math.sqrt((1 + ours.rho**2 / 2) / (n - 3))
+    assert (ours.n, ours.value) == (n, pytest.approx(scipy_stats.spearmanr(first, second).statistic))
+    centre, half = math.atanh(ours.value), 1.959964 * math.sqrt((1 + ours.value**2 / 2) / (n - 3))
     assert (ours.low, ours.high) == pytest.approx((math.tanh(centre - half), math.tanh(centre + half)), abs=1e-6)
 
 
 def test_a_monotone_curve_has_rank_correlation_one_and_no_interval():
     one = stats.rank_correlation([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 8.0, 27.0, 64.0, 125.0])
-    assert one.rho == pytest.approx(1)
+    assert one.value == pytest.approx(1)
     assert math.isnan(one.low)
     assert str(one) == "+1.00 (5)"
 
@@ -247,17 +248,17 @@ def test_what_only_differs_between_groups_is_no_correlation_inside_them():
     # both are higher in the second group, and inside either they run against each other
     first, second = [1.0, 2.0, 3.0, 11.0, 12.0, 13.0], [3.0, 2.0, 1.0, 13.0, 12.0, 11.0]
     groups = ["a", "a", "a", "b", "b", "b"]
-    assert stats.rank_correlation(first, second).rho > 0.5
+    assert stats.rank_correlation(first, second).value > 0.5
     inside = stats.rank_correlation(first, second, within=groups)
-    assert (inside.n, inside.rho) == (6, pytest.approx(-1))
+    assert (inside.n, inside.value) == (6, pytest.approx(-1))
 
 
 def test_each_group_costs_a_degree_of_freedom():
     first, second = RNG.normal(size=20), RNG.normal(size=20)
     groups = [place % 4 for place in range(20)]
     one = stats.rank_correlation(first.tolist(), second.tolist(), within=groups)
-    half = 1.959964 * math.sqrt((1 + one.rho**2 / 2) / (20 - 3 - 3))
-    assert one.high == pytest.approx(math.tanh(math.atanh(one.rho) + half), abs=1e-6)
+    half = 1.959964 * math.sqrt((1 + one.value**2 / 2) / (20 - 3 - 3))
+    assert one.high == pytest.approx(math.tanh(math.atanh(one.value) + half), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_each_group_costs_a_degree_of_freedom():
 )
 def test_too_few_or_equal_points_have_no_rank_correlation(first, second):
     one = stats.rank_correlation(first, second)
-    assert math.isnan(one.rho)
+    assert math.isnan(one.value)
     assert str(one) == ""
 
 

@@ -6,9 +6,7 @@ from checkout import ROOT
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-import fcntl
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -17,7 +15,7 @@ import types
 import pytest
 import synthetic_runs as synthetic
 
-from analysis import load, records, report, watch, write
+from analysis import load, report, watch, write
 from trainables import schema
 from trainables.storage.store import Store
 
@@ -192,18 +190,6 @@ def test_a_page_that_could_not_be_written_is_tried_again(scene, monkeypatch, cap
     scene.watch(nothing)
     lines = said(capsys)
     assert lines[2:4] == ["waiting: the server went away half-way", f"1 of 1 jobs finished  {scene.page}"]
-
-
-def test_a_database_that_is_being_made_is_left_to_its_maker(scene, tmp_path):
-    """Two that make its tables at once would both fail."""
-    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
-        connection.execute("CREATE TABLE experiments (name TEXT)")
-    before = (tmp_path / "mlflow.db").read_bytes()
-    with (tmp_path / "mlflow.db.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(load.AnalysisError, match=r"mlflow\.db is being made"):
-            records.source(synthetic.tracking_uri(tmp_path))
-    assert (tmp_path / "mlflow.db").read_bytes() == before
 
 
 def test_the_report_is_logged_once_at_the_end(scene, monkeypatch):

@@ -556,7 +556,7 @@ def test_cleaning_keeps_what_was_made_with_and_without_choices(named: tuple[str,
 
 # --- what is made of the results --------------------------------------------------------------------------------------
 def test_figures_over_widths_stay_whole_and_the_report_says_how_each_was_trained(tmp_path: Path) -> None:
-    from analysis import cells, load, write
+    from analysis import cells, how, load
     from analysis.figures import width  # which take a second to import, and pandas
 
     asked = dataclasses.replace(
@@ -578,9 +578,9 @@ def test_figures_over_widths_stay_whole_and_the_report_says_how_each_was_trained
     assert cells.varied(chosen) == []
     place = ["width", "sparsity", "rewind_epoch", "row", "measure", "n"]
     assert width.table(chosen)[place].equals(width.table(plain)[place])
-    texts = [write._provenance(frame, asked.name, "sqlite:///mlflow.db") for frame in frames]
-    assert "Trained in" not in texts[0]
-    assert f"resnet20 {TIMES}1: fp32, fp32 on sparse kernels; resnet20 {TIMES}4: bf16 compiled" in texts[1]
+    assert how.trained_in(plain) == "fp32 (plain PyTorch)"
+    said = f"resnet20 {TIMES}1: fp32 (plain PyTorch), fp32 on sparse kernels; resnet20 {TIMES}4: bf16 compiled"
+    assert how.trained_in(chosen) == said
 
 
 # --- for real ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ FOREIGN = f"=1+1|{MATH}|{LATEX}|[a](x)|{MARKUP}%_#&~^"
 """What a spreadsheet, Matplotlib, LaTeX, Markdown and a browser would each act on."""
 CONTROLS = "\x1b]0;x\x07\x00\u202e\r"
 PLACE: dict[str, Any] = {"width": 1.0, "sparsity": 0.95, "rewind_epoch": 10, "seed_a": 8, "seed_b": 9}
-NO_NUMBERS = ("nan", "inf", "1e400", "wide", "-2", "0x10", "9" * 400)
+NO_NUMBERS = (float("nan"), float("inf"), "wide", -2, "0x10", 10**400)
 NO_METRICS = (float("nan"), float("inf"), float("-inf"), 1e308)
 CURVES = (schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS)
 
@@ -28,8 +28,8 @@ def write(folder: Path, space: str) -> None:
         _sound(synthetic.Recorder(folder, space, model=name, dataset=name, augment=name, note="@x"))
     recorder = synthetic.Recorder(folder, space)
     for number, name in enumerate(("width", "sparsity", "rewind_epoch", "seed_a")):
-        for text in NO_NUMBERS:
-            settings = PLACE | {"seed_b": 100 + number, name: text}
+        for bad in NO_NUMBERS:
+            settings = PLACE | {"seed_b": 100 + number, name: bad}
             recorder.run({schema.TEST_ACCURACY: 50.0}, stage=schema.SPARSE, method="naive", **settings)
     for bad in NO_METRICS:
         for stage in schema.STAGES:
@@ -57,7 +57,7 @@ def _sound(recorder: synthetic.Recorder) -> None:
 def _strange(experiment: str, client: Any) -> None:
     """Write runs of other tools: with a key that is none or another's, texts without end, no params of a job."""
     for key in (None, "", "twice", "twice", FOREIGN):
-        tags = {} if key is None else {schema.TAG_KEY: key, schema.TAG_CELL: '{"width": 1}'}
+        tags = {} if key is None else {schema.TAG_KEY: key, schema.TAG_PLACE: '{"stage": "dense", "width": 1}'}
         tags[schema.TAG_ERROR] = f"{FOREIGN}{CONTROLS}DB_PASS=hunter2 {'x' * 4000}"
         run = client.create_run(experiment, tags=tags, run_name=f"=1+1{CONTROLS}")
         params = [Param("y" * 200, "z" * 5000), Param("stage", FOREIGN), Param("-1", f"{MARKUP}{CONTROLS}")]

@@ -26,7 +26,7 @@ def runs(lines: Iterable[Mapping[str, Any]], **recipe: Any) -> pd.DataFrame:
         row: dict[str, Any] = dict.fromkeys(load.TEXTS, "") | dict.fromkeys((*load.FRACTIONS, *load.COUNTS), None)
         row |= dict.fromkeys(load.METRICS, float("nan")) | dict.fromkeys(load.TAGS, "")
         row |= {"key": f"{number:064x}", "run_id": f"run{number}", "name": f"job {number}", "status": schema.FINISHED}
-        row |= {"reused": False, "environment": "device=x86_64 cpu; torch=2.11.0", "started": pd.NaT, "ended": pd.NaT}
+        row |= {"reused": False, "device": "x86_64 cpu", "torch": "2.11.0", "started": pd.NaT, "ended": pd.NaT}
         row |= {schema.PARAM_MODEL: "resnet20", schema.PARAM_DATASET: "cifar10", schema.PARAM_WIDTH: 1.0}
         row |= {name: str(value) for name, value in recipe.items()} | dict(line)
         rows.append({schema.TAG_ASKED: row["sparsity"], schema.MATCHING: matching(row)} | row)

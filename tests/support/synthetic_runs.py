@@ -82,8 +82,9 @@ class Recorder:
             tags={
                 schema.TAG_KEY: key,
                 schema.TAG_REUSED: "false",
-                schema.TAG_CELL: json.dumps(cell_of(settings)),
-                "version.torch": "2.11.0",
+                schema.TAG_PLACE: json.dumps(place_of(settings)),
+                "device": "x86_64 cpu",
+                "torch": "2.11.0",
                 **(tags or {}),
             },
         )
@@ -170,13 +171,16 @@ def tracking_uri(folder: Path) -> str:
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
-def cell_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+def place_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the study writes of a job's place in the grid."""
-    cell = {name: settings[name] for name in ("width", "sparsity") if name in settings}
+    names = (*schema.PLACE_TEXTS, *schema.PLACE_FRACTIONS, *schema.PLACE_COUNTS)
+    place = {name: settings[name] for name in names if name in settings}
+    if settings["stage"] in (schema.DENSE, schema.PRUNE, schema.SPARSE):
+        place[schema.ENGINE] = "fp32"
     if settings.get("method") == "permuted":
-        cell["matching"] = {"matcher": settings.get("matcher", "activation")}
-        cell["matching"]["match_epoch"] = settings.get("match_epoch", -1)
-    return cell
+        place["matching"] = {"matcher": settings.get("matcher", "activation")}
+        place["matching"]["match_epoch"] = settings.get("match_epoch", -1)
+    return place
 
 
 def job_key(settings: Mapping[str, Any]) -> str:

@@ -25,17 +25,18 @@ USE = """
 REACHED = """
 import json, sys
 import pandas as pd
-from analysis import labels
+from analysis import how
 from search_spaces import get_space
 from study.plan import make_plan, override
-from study.tracking.labels import run_params
+from study.tracking.labels import run_params, settings_tag
 
 def plan(*assignments):
     return make_plan(override(get_space("digits_quickstart"), ["seeds=0", "width=0.5", *assignments]))
 
 def described(plan):
-    params = [run_params(job, plan.cells[key]) for key, job in plan.jobs.items()]
-    return labels.recipe(pd.DataFrame(params).fillna("").astype(str)), params
+    frame = pd.DataFrame()
+    frame.attrs["settings"] = settings_tag(plan.space)
+    return how.settings(frame)["label_smoothing"], [run_params(job, plan.cells[key]) for key, job in plan.jobs.items()]
 
 asked, params = described(plan("label_smoothing=0.1"))
 neutral, _ = described(plan("label_smoothing=0"))
@@ -62,8 +63,7 @@ def test_a_knob_is_added_by_a_row_and_by_what_uses_it(tmp_path: Path) -> None:
     assert without == neutral == before
     assert not {*asked} & {*before}
     assert reached["params"] == ["0.1"]
-    assert "label_smoothing 0.1" in reached["recipes"][0]
-    assert "label_smoothing" not in reached["recipes"][1]
+    assert reached["recipes"] == ["0.1", "0.0"]
     assert reached["refusal"] == "label_smoothing must be a number in [0, 0.5], got 0.6"
     assert "| `label_smoothing` | `0.0` | [0, 0.5] |" in project.run("-m", "trainables.knobs")
 

@@ -12,6 +12,7 @@ import torch
 
 from trainables import schema
 from trainables.graph import Job, canonical
+from trainables.host import cpu
 from trainables.host.redaction import redact_text
 from trainables.jobs.log import JobLog
 from trainables.storage.artifacts import pack_json, read_metrics
@@ -77,7 +78,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.name(),
         "threads": torch.get_num_threads(),
         "host": platform.node(),
     }

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Final
 
+from trainables import schema
+
 Kind = type | re.Pattern[str] | Callable[[Any], None] | dict[str, Any] | list[Any] | tuple[Any, ...]
 """What a value should be:
 
@@ -244,5 +246,14 @@ CHOICE: Final = {"settings": {"*": _setting}, "given": {"*": _setting}}
 BENCHMARK: Final = {
     "measurements": [{"what": str, "settings": {"*": anything}, "rates": [_rate], "machine?": {"*": anything}}]
 }
-PLACE: Final = {"width": within(2**-10, 2**10), "sparsity?": within(0, 1 - 2**-30), "matching?": {"*": _scalar}}
+PLACE: Final = {
+    "stage": re.compile("|".join(schema.STAGES)),
+    "width": within(2**-10, 2**10),
+    "sparsity?": within(0, 1 - 2**-30),
+    "matching?": {"*": _scalar},
+    **{f"{name}?": str for name in (*schema.PLACE_TEXTS[1:], schema.ENGINE)},
+    **{f"{name}?": _count for name in schema.PLACE_COUNTS},
+    "match_epoch?": within(-1, 2**53, whole=True),
+}
 VARIED: Final = {"varied": {"*": _scalar}}
+SETTINGS: Final = {"*": anything}

@@ -55,17 +55,6 @@ class Way:
         """
         return Way(**{name: getattr(source, name) for name in SETTINGS})
 
-    @staticmethod
-    def read(texts: Mapping[str, str]) -> Way:
-        """Return the way described by setting -> text, the form that MLflow stores; an empty text means the default.
-
-        Raises:
-            ValueError: a value is unknown, or settings exclude each other.
-        """
-        values = {name: {str(value): value for value in _VALUES[name]} for name in texts}
-        settings: dict[str, Any] = {name: values[name].get(text, text) for name, text in texts.items() if text}
-        return Way(**settings)
-
     @property
     def _values(self) -> tuple[Setting, ...]:
         return tuple(getattr(self, name) for name in SETTINGS)

@@ -22,7 +22,7 @@ from trainables.storage.store import Store
 def assert_same_frame(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
     """Assert that two frames hold the same, apart from the ids and the order of the runs."""
     assert ours["run_id"].equals(ours["key"])
-    assert ours.attrs == theirs.attrs
+    assert ours.attrs | {"experiment": theirs.attrs["experiment"]} == theirs.attrs
     left, right = (each.drop(columns="run_id").set_index("key").sort_index() for each in (ours, theirs))
     pd.testing.assert_frame_equal(left, right)
 

@@ -241,7 +241,7 @@ def test_runs_of_an_earlier_version_get_its_tags_and_nothing_else(
     recipe = f"{schema.TAG_RECIPE}.{recipe_digest(plan.space)}"
     client = MlflowClient(uri)
     for run in all_runs(uri):
-        client.delete_tag(run.info.run_id, schema.TAG_CELL)
+        client.delete_tag(run.info.run_id, schema.TAG_PLACE)
         client.set_tag(run.info.run_id, recipe, "true")
     for _ in range(2):
         moody = Moody(monkeypatch, lambda *_: None)
@@ -327,6 +327,6 @@ def test_runs_of_jobs_computed_here_name_the_commit(plan: Plan, published: Store
     root = Path(contents.__file__).parents[2]
     here = (root / ".git").exists()
     for key, run in by_key(uri).items():
-        assert (contents.COMMIT in run.data.tags) == (here and key in fresh)
-        assert re.fullmatch("[0-9a-f]{40}", run.data.tags.get(contents.COMMIT, "0" * 40))
+        assert (schema.TAG_COMMIT in run.data.tags) == (here and key in fresh)
+        assert re.fullmatch("[0-9a-f]{40}", run.data.tags.get(schema.TAG_COMMIT, "0" * 40))
         assert run.data.tags[contents.SOURCE] == "study.run"

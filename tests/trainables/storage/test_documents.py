@@ -80,7 +80,15 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "FAILURE": {"error": "ValueError: no", "at": 1_700_000_000_000, "environment": {}, "log": "..."},
     "CHOICE": {"settings": {"precision": "fp32", "compiled": False}, "given": {}, "commit": None},
     "BENCHMARK": {"measurements": [{"what": "training", "settings": {}, "rates": [RATE]}]},
-    "PLACE": {"width": 0.25, "sparsity": 0.9, "matching": {"match_epoch": -1}},
+    "PLACE": {
+        "stage": "sparse",
+        "method": "permuted",
+        "width": 0.25,
+        "sparsity": 0.9,
+        "seed_a": 0,
+        "matching": {"match_epoch": -1},
+    },
+    "SETTINGS": {"lr": 0.1, "augment": True, "init": "default"},
     "VARIED": {"varied": {"lr": 0.1, "augment": True, "init": "default"}},
 }
 
@@ -400,12 +408,12 @@ def test_a_damaged_plane_is_counted(
 ) -> None:
     luck, whole = random.Random(damage), json.dumps(PLANE).encode()
     named = {"run_id": "a-run", "name": "", "status": "FINISHED", "started": 0, "ended": 1, "artifacts": ""}
-    record = Record(**named, params={}, metrics={}, tags={schema.TAG_KEY: KEY, schema.TAG_CELL: '{"width": 1}'})  # type: ignore[arg-type]
-    monkeypatch.setattr(load, "_of_stage", lambda *_: [record])
+    record = Record(**named, params={}, metrics={}, tags={schema.TAG_KEY: KEY})  # type: ignore[arg-type]
+    job = load.Job(record, {schema.PARAM_STAGE: schema.PLANE, schema.PARAM_WIDTH: 1}, {})
     for _ in range(12):
         damaged = json.dumps({**PLANE, "xs": []}).encode() if damage not in DAMAGES else DAMAGES[damage](whole, luck)
         reader = types.SimpleNamespace(text=lambda *_, damaged=damaged: damaged.decode(errors="surrogateescape"))
-        monkeypatch.setattr(load, "source", lambda _, reader=reader: reader)
+        monkeypatch.setattr(load, "_of_stage", lambda *_, reader=reader: (reader, [job]))
         found = load.planes("tiny")
         assert found.attrs["unreadable"] in ([1] if damage in CERTAIN or damage not in DAMAGES else [0, 1])
         assert (len(found) > 0) == (not found.attrs["unreadable"])
@@ -413,10 +421,10 @@ def test_a_damaged_plane_is_counted(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_registration_does_not_end_watching(damage: str, store: Store) -> None:
+def test_a_damaged_registration_does_not_end_watching(damage: str, store: Store, tmp_path: Path) -> None:
     luck, whole = random.Random(damage), json.dumps({**LEASE, "renewed": time.time()}).encode()
     for _ in range(12 if store.is_local else 2):
         store.storage.write(f"studies/{'ab' * 8}", DAMAGES[damage](whole, luck))
-        studies = watch._Studies(store.uri, "tiny")
-        studies.look()
-        assert not studies.seen or damage not in CERTAIN
+        watched = watch._Watch("tiny", "", store.uri, tmp_path, 60)
+        watched.look_at_storage()
+        assert not watched.jobs or damage not in CERTAIN
