@@ -27,6 +27,8 @@ from analysis.page import document
 PAGE, RUNS, ACCURACY = "index.html", "runs.csv", "accuracy"
 MOST_FAILURES = 25
 """Maximum number of failed jobs that the page lists; ``runs.csv`` has them all."""
+UNBROKEN = {r"(?<=[,\]]) ": "\N{NO-BREAK SPACE}"}
+"""Within an interval and before its n, a narrow column breaks no line."""
 QUESTION = "Does a lottery-ticket mask help a new random initialisation once its units are permuted to match?"
 
 
@@ -134,7 +136,7 @@ def _accuracy(frame: pd.DataFrame) -> str:
     texts = [name for name in table.columns if name in (labels.axis("model"), labels.axis("dataset"))]
     places = [name for name in map(labels.axis, cells.axes(frame)) if name in table]
     leading = [*places, accuracy_table.GAIN] if accuracy_table.GAIN in table else places
-    ordered = table[[*leading, *table.columns.drop(leading)]]
+    ordered = table[[*leading, *table.columns.drop(leading)]].replace({accuracy_table.GAIN: UNBROKEN}, regex=True)
     body = files.html_table(ordered, texts=texts, narrow=[accuracy_table.GAIN]) if len(table) else ""
     for title, others in (("IMP", accuracy_table.imp(frame)), ("Controls", accuracy_table.controls(frame))):
         if len(others):
