@@ -85,7 +85,6 @@ class DatasetEntry:
             image_size=self.image_size,
             train_images=self.train_images,
             test_images=self.test_images,
-            fingerprint="",
             source=source,
         )
 
@@ -113,7 +112,7 @@ class DatasetFacts:
     image_size: int | None
     train_images: int
     test_images: int
-    fingerprint: str
+    fingerprint: str = ""
     source: str = ""
     warnings: tuple[str, ...] = ()
 

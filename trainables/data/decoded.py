@@ -44,16 +44,14 @@ _THREADS: Final = 4
 _DECODED: Final = {"state": str, "checksums": {"*": str}}
 """The kind of the manifest."""
 
-Decode = Callable[[Path], None]
-"""Writes ``{train,test}_{images,labels}.npy`` into an empty directory."""
-
 _log = logging.getLogger(__name__)
 
 
-def open_decoded(name: str, root: Path, state: str, decode: Decode) -> tuple[Split, Split]:
+def open_decoded(name: str, root: Path, state: str, decode: Callable[[Path], None]) -> tuple[Split, Split]:
     """Map the training and test arrays of a dataset, read-only; decode them first if they are missing or damaged.
 
-    The source files lie in `root`; `state` is a digest that changes with them.
+    The source files lie in `root`; `state` is a digest that changes with them. `decode` writes
+    ``{train,test}_{images,labels}.npy`` into an empty directory.
     """
     prefix = f"{name}-{cache.place(root)}-"
     published = f"{prefix}{FORMAT}-{hashlib.sha256(state.encode()).hexdigest()[:24]}"
@@ -75,7 +73,7 @@ def open_decoded(name: str, root: Path, state: str, decode: Decode) -> tuple[Spl
         return decoded
 
 
-def _publish(unfinished: Path, published: Path, state: str, decode: Decode) -> None:
+def _publish(unfinished: Path, published: Path, state: str, decode: Callable[[Path], None]) -> None:
     """Decode into a directory and rename it, after moving a damaged one out of the way."""
     try:
         if published.is_dir():  # processes that have mapped it keep what they see

@@ -99,13 +99,23 @@ class ImageFolder:
             ValueError: if the number of classes or the size of the images differs from the registry's.
         """
         entry = DATASETS[self.name]
-        self._check_classes(entry)
+        folder, names = self.root / TRAIN_FOLDER, _shortened(self.class_names)
+        if entry.num_classes not in (None, len(self.class_names)):
+            raise ValueError(
+                f"{folder} has {len(self.class_names)} classes ({names}), but {self.name} has {entry.num_classes}"
+            )
+        if len(self.class_names) < 2:
+            raise ValueError(f"{folder} has one class ({names}); there is nothing to tell apart")
+        for name, other in DATASETS.items() if entry.class_names else ():
+            # Classes that are only numbered say nothing about the dataset.
+            if name != self.name and other.class_names == self.class_names and not self.class_names[0].isdigit():
+                raise ValueError(f"{folder} has the classes of {name} ({names}), not those of {self.name}")
         image_size = self.image_size()
         if entry.image_size not in (None, image_size):
             others = [file for file in self._files() if file.picture[2:4] != (entry.image_size,) * 2]
             raise ValueError(
                 f"{self.name} has {entry.image_size}x{entry.image_size} pixels, but {len(others):,} of the "
-                f"{len(self._files()):,} images in {self.root} have not: {_shortened(map(_with_size, others))}"
+                f"{len(self._files()):,} images in {self.root} differ: {_shortened(map(_with_size, others))}"
             )
         return DatasetFacts(
             num_classes=len(self.class_names),
@@ -136,19 +146,6 @@ class ImageFolder:
     def _files(self) -> tuple[ImageFile, ...]:
         return (*self.train, *self.test)
 
-    def _check_classes(self, entry: DatasetEntry) -> None:
-        folder, names = self.root / TRAIN_FOLDER, _shortened(self.class_names)
-        if entry.num_classes not in (None, len(self.class_names)):
-            raise ValueError(
-                f"{folder} has {len(self.class_names)} classes ({names}), but {self.name} has {entry.num_classes}"
-            )
-        if len(self.class_names) < 2:
-            raise ValueError(f"{folder} has one class ({names}); there is nothing to tell apart")
-        for name, other in DATASETS.items() if entry.class_names else ():
-            # Classes that are only numbered say nothing about the dataset.
-            if name != self.name and other.class_names == self.class_names and not self.class_names[0].isdigit():
-                raise ValueError(f"{folder} has the classes of {name} ({names}), not those of {self.name}")
-
     def _warnings(self, entry: DatasetEntry) -> Iterator[str]:
         """Yield warnings for a person to read before the data are used."""
         files = self._files()
@@ -165,9 +162,9 @@ class ImageFolder:
             )
         if (len(self.train), len(self.test)) != (entry.train_images, entry.test_images) and entry.train_images:
             yield f"{self.name} has {entry.train_images:,} training and {entry.test_images:,} test images"
-        known = entry.class_names or self.class_names
-        if known != self.class_names:
-            yield f"the classes of {self.name} are called {_shortened(known, 3)}, not {_shortened(self.class_names, 3)}"
+        if entry.class_names not in ((), self.class_names):
+            official, names = _shortened(entry.class_names, 3), _shortened(self.class_names, 3)
+            yield f"the classes of {self.name} are called {official}, not {names}"
 
 
 def find_source(name: str, data_dir: str | Path | None) -> Archive | ImageFolder:

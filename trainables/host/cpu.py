@@ -13,23 +13,15 @@ BF16_FEATURES: Final = ("avx512_bf16", "amx_bf16", "bf16")
 them converts every factor, which is many times slower than single precision."""
 
 
-def features() -> frozenset[str] | None:
-    """Return the features of this machine's CPU by Linux's names; None if the system does not list them."""
-    for field in ("flags", "Features"):
-        if line := _line(field):
-            return frozenset(line.split())
-    return None
-
-
 def name() -> str:
     """Return the model name of the CPU."""
     return _line("model name") or platform.processor() or platform.machine()
 
 
 def emulates_bf16() -> bool:
-    """Return whether this CPU is known to lack instructions for bfloat16."""
-    found = features()
-    return found is not None and found.isdisjoint(BF16_FEATURES)
+    """Return whether this CPU is known to lack instructions for bfloat16; a system may not list a CPU's features."""
+    listed = _line("flags") or _line("Features")
+    return bool(listed) and set(listed.split()).isdisjoint(BF16_FEATURES)
 
 
 def _line(field: str) -> str:
