@@ -22,7 +22,7 @@ from tiny_study import METHODS, publish, tiny_cell
 
 from study.plan import Plan
 from trainables.graph import Ref, measurements, target
-from trainables.jobs.train import Context
+from trainables.jobs.publishing import Context
 from trainables.storage.store import Store
 
 torch.set_num_threads(1)

@@ -31,7 +31,8 @@ from trainables.host.places import expanded, settle
 from trainables.host.redaction import redact_text
 from trainables.host.terminal import forgive
 from trainables.jobs.execution import News, compute, compute_together
-from trainables.jobs.train import Context, Row, final_metrics
+from trainables.jobs.publishing import Context, Row
+from trainables.storage.artifacts import read_metrics
 from trainables.storage.store import StorageError, Store
 from trainables.training.allocation import give_back
 
@@ -159,7 +160,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
 
     def _finished(self, job: Job) -> dict[str, Any]:
         store = self._context.store
-        final = final_metrics(store, job.key) if job.key in store else {}
+        final = read_metrics(store, job.key)["final"] if job.key in store else {}
         return {"stage": job.kind, "job_key": job.key, "epoch": job.epochs, "status": STATUS_OK, **final, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:

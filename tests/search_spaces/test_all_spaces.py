@@ -23,8 +23,7 @@ from trainables.config import TRAINING_CONFIGS, Cell
 from trainables.data import DatasetFacts, check_dataset
 from trainables.graph import Job, Ref, closure, measurements, target
 from trainables.jobs.execution import compute
-from trainables.jobs.publishing import manifest
-from trainables.jobs.train import Context
+from trainables.jobs.publishing import Context, manifest
 from trainables.storage.artifacts import read_mask, read_metrics, read_permutation, read_weights
 from trainables.storage.store import Store
 

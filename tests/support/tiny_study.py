@@ -22,7 +22,7 @@ from trainables import knobs, schema
 from trainables.config import Cell
 from trainables.graph import Job, Ref
 from trainables.jobs.execution import compute
-from trainables.jobs.train import Context, Row
+from trainables.jobs.publishing import Context, Row
 from trainables.methods import METHODS as ALL_METHODS
 from trainables.storage.store import Store
 

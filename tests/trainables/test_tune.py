@@ -28,7 +28,7 @@ from trainables import tune as tune_module
 from trainables.errors import HostFault
 from trainables.graph import Ref, closure, dense_job, target
 from trainables.jobs.execution import compute
-from trainables.jobs.train import Context
+from trainables.jobs.publishing import Context
 from trainables.storage.lease import Lease
 from trainables.storage.store import StorageError, Store
 from trainables.training.loop import Diverged

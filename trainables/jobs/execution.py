@@ -10,13 +10,13 @@ A process can also compute several jobs at a time and train compatible nets at o
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Collection, Generator, Hashable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 
 from trainables.graph import Closure, Job, Ref, closure
-from trainables.jobs.train import Context, Course, EpochEnd, EpochWanted, Row, alone, course
+from trainables.jobs.publishing import Context, Row
+from trainables.jobs.train import Course, EpochWanted, course
 from trainables.storage.store import DamagedArtifact, Lease, NotPublished
 from trainables.training.loop import train_epoch
 
@@ -45,10 +45,12 @@ def compute(job: Job, outputs: Collection[int | None], context: Context) -> Iter
         DamagedArtifact, NotPublished: artifacts were damaged or missing more than ``MAX_DAMAGES`` times.
         StorageError: the storage was unavailable for too long.
     """
-    with closing(alone(_course(job, outputs, context))) as rows:
-        for row in rows:
-            yield row
-            if "waiting" in row:
+    with closing(_course(job, outputs, context)) as steps:
+        for step in steps:
+            if isinstance(step, EpochWanted):
+                continue
+            yield step
+            if "waiting" in step:
                 time.sleep(context.store.storage.poll_seconds)
 
 
@@ -102,54 +104,27 @@ class _Target:
         """The epoch that must be trained before the job can continue."""
         self.ended = False
         self._key = job.key
-        self._clock = _OwnTime()
-        self._course = _course(job, outputs, dataclasses.replace(context, clock=self._clock))
+        self._course = _course(job, outputs, context)
 
-    def go_on(self, epoch_end: EpochEnd | None = None, share: float = 0.0) -> dict[str, News]:
-        """Advance the job until it has news or requests an epoch.
-
-        Args:
-            epoch_end: the answer to its last request.
-            share: seconds of shared training that the job's clock must add.
-        """
+    def go_on(self) -> dict[str, News]:
+        """Advance the job until it has news or announces an epoch."""
         self.wants = None
         try:
-            with self._clock.going(share):
-                request = self._course.send(epoch_end)
+            step = next(self._course)
         except StopIteration:
             self.ended = True
             return {self._key: None}
         except Exception as error:
             self.ended = True
             return {self._key: error}
-        if isinstance(request, EpochWanted):
-            self.wants = request
+        if isinstance(step, EpochWanted):
+            self.wants = step
             return {}
-        return {self._key: request}
+        return {self._key: step}
 
     def close(self) -> None:
         """Stop the job and release its lease."""
         self._course.close()
-
-
-class _OwnTime:
-    """A clock in seconds that stops while other targets run."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._since: float | None = None
-
-    def __call__(self) -> float:
-        return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
-
-    @contextmanager
-    def going(self, share: float) -> Iterator[None]:
-        """Add `share` seconds, then run until the block ends."""
-        self._seconds, self._since = self._seconds + share, time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds, self._since = self(), None
 
 
 def _fitting(targets: Sequence[_Target]) -> list[list[_Target]]:
@@ -164,17 +139,16 @@ def _fitting(targets: Sequence[_Target]) -> list[list[_Target]]:
 def _train(group: Sequence[_Target]) -> dict[str, News]:
     """Train an epoch of a group's nets; several nets are trained as one."""
     wants = [target.wants for target in group if target.wants is not None]
-    if len(wants) == 1:
-        return group[0].go_on(wants[0].training.run_epoch)
-    start = time.perf_counter()
-    with ExitStack() as logs:
-        for each in wants:  # a warning cannot be attributed to one net, so it goes to all their logs
-            logs.enter_context(each.log.capturing())
-        epoch_ends = train_epoch([each.training for each in wants])
-    share = (time.perf_counter() - start) / len(group)
+    if len(wants) > 1:
+        with ExitStack() as logs:
+            for each in wants:  # a warning cannot be attributed to one net, so it goes to all their logs
+                logs.enter_context(each.log.capturing(share=1 / len(wants)))
+            ends = train_epoch([each.training for each in wants])
+        for each, end in zip(wants, ends, strict=True):
+            each.end = end
     news: dict[str, News] = {}
-    for target, epoch_end in zip(group, epoch_ends, strict=True):
-        news |= target.go_on(epoch_end, share)
+    for target in group:
+        news |= target.go_on()
     return news
 
 
@@ -190,27 +164,19 @@ def _course(job: Job, outputs: Collection[int | None], context: Context) -> Cour
                 continue
             with lease:
                 wanted = graph.todo(context.store).get(ready.key)
-                if wanted is not None:  # otherwise another process published it before we had the lease
-                    yield from _under(lease, ready, wanted, context)
+                if wanted is None:  # another process published it before we had the lease
+                    continue
+                with closing(course(ready, wanted, context)) as steps:
+                    for step in steps:
+                        if isinstance(step, EpochWanted):
+                            yield step
+                        else:
+                            lease.note = {**lease.note, "step": step["step"]}
+                            yield {"stage": ready.kind, "job_key": ready.key, **step}
         except (DamagedArtifact, NotPublished):
             damages += 1
             if damages > MAX_DAMAGES:
                 raise
-
-
-def _under(lease: Lease, job: Job, wanted: Collection[int | None], context: Context) -> Course:
-    """Compute a job, adding its stage and key to the rows and its progress to the lease."""
-    epoch_end: EpochEnd | None = None
-    with closing(course(job, wanted, context)) as steps:
-        while True:
-            try:
-                request = steps.send(epoch_end)
-            except StopIteration:
-                return
-            if not isinstance(request, EpochWanted):
-                lease.note = {**lease.note, "step": request["step"]}
-                request = {"stage": job.kind, "job_key": job.key, **request}
-            epoch_end = yield request
 
 
 def _take(graph: Closure, todo: Collection[str], context: Context) -> tuple[Job, Lease | None]:

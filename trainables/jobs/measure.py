@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -37,9 +36,7 @@ def measure(job: Job, context: Context) -> None:
     Raises:
         DamagedArtifact: a parent was damaged; it is no longer published.
     """
-    started = time.perf_counter()
-    files, metrics, history = MEASUREMENTS[job.kind](job, context)
-    publish(job, context, files, metrics, history, time.perf_counter() - started)
+    publish(job, context, *MEASUREMENTS[job.kind](job, context))
 
 
 def _match(job: Job, context: Context) -> Outcome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from trainables.graph import Job, canonical
 from trainables.host import cpu
 from trainables.host.redaction import redact_text
 from trainables.jobs.log import JobLog
-from trainables.storage.artifacts import pack_json, read_metrics
+from trainables.storage.artifacts import pack_json
 from trainables.storage.store import Store
 
 Metrics = dict[str, float]
@@ -33,8 +32,7 @@ class Context:
         device: where to compute.
         checkpoint_seconds: the job saves a checkpoint at the first end of an epoch after this time; a killed job loses
             at most this time and one epoch.
-        log: the job's log.
-        clock: returns the job's own elapsed seconds, excluding time that other jobs of the process used.
+        log: the job's log and time.
     """
 
     store: Store
@@ -42,10 +40,9 @@ class Context:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     checkpoint_seconds: float = 30.0
     log: JobLog = field(default_factory=JobLog)
-    clock: Callable[[], float] = time.perf_counter
 
 
-def publish(job: Job, context: Context, files: Files, metrics: Metrics, history: list[Row], seconds: float) -> None:
+def publish(job: Job, context: Context, files: Files, metrics: Metrics, history: list[Row]) -> None:
     """Publish the final result of a job.
 
     Args:
@@ -54,8 +51,8 @@ def publish(job: Job, context: Context, files: Files, metrics: Metrics, history:
         files: artifacts other than the metrics, name -> content.
         metrics: final metrics.
         history: rows with ``step``, ``timestamp`` (ms since 1970) and the metrics at that step.
-        seconds: time that the job took over all its attempts.
     """
+    seconds = context.log.seconds
     document = {"history": history, "final": {**metrics, schema.SECONDS: seconds}}
     context.log.write(f"done after {seconds:.1f} s: {in_words(metrics)}")
     files = {**files, schema.METRICS: pack_json(document), schema.LOG: context.log.text().encode()}
@@ -97,12 +94,6 @@ def failure_note(error: Exception, context: Context) -> dict[str, Any]:
         "environment": environment(context.device),
         "log": context.log.text(),
     }
-
-
-def final_metrics(store: Store, key: str) -> Metrics:
-    """Return the final metrics of a published job."""
-    final: Metrics = read_metrics(store, key)["final"]
-    return final
 
 
 def now() -> int:

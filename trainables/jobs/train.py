@@ -1,8 +1,8 @@
 """How each kind of job is computed. Every job is a generator that yields after each epoch and publishes at its end.
 
 As a generator, a job does not depend on its driver: a plain loop, a test, or a Ray Tune trial that advances it step by
-step. It requests its epochs instead of training them, so a driver of several jobs can train their nets as one. A job
-reads only published results of its parents, and its own result is published atomically.
+step. It announces each epoch before training it, so a driver of several jobs can train their nets as one. A job reads
+only published results of its parents, and its own result is published atomically.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,6 @@ from trainables.jobs.publishing import (
     Row,
     environment,
     failure_note,
-    final_metrics,
     in_words,
     manifest,
     now,
@@ -60,61 +59,32 @@ from trainables.training.evaluation import evaluate, predict_logits
 from trainables.training.loop import Training
 from trainables.training.precision import tensor_float
 
-__all__ = ["Context", "Course", "EpochEnd", "EpochWanted", "Row", "alone", "course", "final_metrics", "run_job"]
-
 LOGITS_LIMIT = 2_000_000
 """Test logits are kept, to compare functions later, unless they have more elements than this (8 MB)."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class EpochWanted:
-    """A job's request to train the next epoch of its net.
+    """Announces the next epoch of a job's net, which the job trains when it is advanced.
 
     Attributes:
-        training: the training that needs the epoch.
+        training: the training of the net.
         log: the job's log.
+        end: finishes the epoch: returns its metrics or raises ``Diverged``. It trains the net on its own, unless the
+            driver, having trained the epoch of several nets at once, replaces it.
     """
 
     training: Training
     log: JobLog
+    end: Callable[[], Metrics]
 
 
-EpochEnd = Callable[[], Metrics]
-"""The answer to an ``EpochWanted``: a function that the job calls to finish the epoch.
-
-It returns the epoch's metrics or raises ``Diverged``. It may also train the epoch itself.
-"""
-Course = Generator[EpochWanted | Row, EpochEnd | None, None]
-"""A running job: it requests epochs, yields a row after each, and publishes its result before it ends."""
-
-
-def alone(steps: Course) -> Generator[Row, None, None]:
-    """Train each requested epoch on its own and yield the rows."""
-    with contextlib.closing(steps):
-        epoch_end: EpochEnd | None = None
-        while True:
-            try:
-                request = steps.send(epoch_end)
-            except StopIteration:
-                return
-            if isinstance(request, EpochWanted):
-                epoch_end = request.training.run_epoch
-            else:
-                epoch_end = None
-                yield request
-
-
-def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Iterator[Row]:
-    """Compute and publish one job whose parents are published; arguments and errors as in :func:`course`.
-
-    Yields:
-        A row after each epoch: ``step`` and the epoch's metrics.
-    """
-    yield from alone(course(job, wanted, context))
+Course = Generator[EpochWanted | Row, None, None]
+"""A running job: it announces each epoch, yields a row after it, and publishes its result before it ends."""
 
 
 def course(job: Job, wanted: Collection[int | None], context: Context) -> Course:
-    """Compute and publish one job whose parents are published; the driver trains its epochs.
+    """Compute and publish one job whose parents are published.
 
     Args:
         job: the job to compute.
@@ -123,8 +93,7 @@ def course(job: Job, wanted: Collection[int | None], context: Context) -> Course
         context: store, device and data.
 
     Yields:
-        For each epoch an ``EpochWanted``, to be answered with an ``EpochEnd``; then a row with ``step`` and the epoch's
-        metrics, to be answered with None.
+        For each epoch an ``EpochWanted``, then a row with ``step`` and the epoch's metrics.
 
     Raises:
         Diverged: a loss was not finite.
@@ -133,18 +102,16 @@ def course(job: Job, wanted: Collection[int | None], context: Context) -> Course
     context = dataclasses.replace(context, log=JobLog())
     surroundings = ", ".join(f"{name} {value}" for name, value in environment(context.device).items())
     context.log.write(f"{job.kind} {job.key}\n{surroundings}")
-    epoch_end: EpochEnd | None = None
     try:
         with contextlib.closing(_steps(job, wanted, context)) as steps:
             while True:
                 # Entered again for each step, because other jobs of this process may run between two steps.
                 # TF32 is off here: a recipe's precision applies to its training steps only.
                 with context.log.capturing(), tensor_float(False):
-                    try:
-                        request = steps.send(epoch_end)
-                    except StopIteration:
-                        return
-                epoch_end = yield request
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step
     except (DamagedArtifact, NotPublished, StorageError):
         raise  # not caused by this job
     except Exception as error:
@@ -187,11 +154,7 @@ def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Course
     session = _Session(job, data, training, context, latest=min(states, default=config.recipe.epochs))
     publish_state(training.epoch)
     stop = config.recipe.epochs if None in missing else max(states, default=0)
-    while training.epoch < stop:
-        row = yield from session.epoch()
-        publish_state(training.epoch)
-        session.save_if_due()
-        yield row
+    yield from session.epochs(stop, publish_state)
     if None in missing:
         session.publish({})
 
@@ -257,10 +220,7 @@ def _train_masked(
         context.log.write(
             f"warning: {len(collapsed)} of {len(mask)} masked layers have no weight left: {', '.join(collapsed)}"
         )
-    while training.epoch < job.config.recipe.epochs:
-        row = yield from session.epoch()
-        session.save_if_due()
-        yield row
+    yield from session.epochs(job.config.recipe.epochs)
     sparsities = {
         schema.SPARSITY_PRUNABLE: mask_sparsity(mask),
         schema.SPARSITY_NETWORK: network_sparsity(mask, dict(model.named_parameters())),
@@ -277,9 +237,8 @@ class _Session:
     ) -> None:
         self._job, self._data, self._training, self._context = job, data, training, context
         self._history: list[Row] = []
-        self._seconds = 0.0
         self._usage = Usage(context.device)
-        self._started, self._saved = context.clock(), time.perf_counter()
+        self._saved = time.perf_counter()
         self._resume(latest)
 
     def _resume(self, latest: int | None) -> None:
@@ -297,31 +256,33 @@ class _Session:
         except ValueError as error:  # training again costs time but gives the same result
             self._context.log.write(f"starting from the first epoch: {error}")
             return
-        self._history, self._seconds = document["history"], document["seconds"]
-        self._context.log.precede(document["log"])
+        self._history = document["history"]
+        self._context.log.precede(document["log"], document["seconds"])
         self._context.log.write(f"resuming after epoch {self._training.epoch}")
 
-    def epoch(self) -> Generator[EpochWanted, EpochEnd | None, Row]:
-        """Have the next epoch trained and return its row."""
-        end = yield EpochWanted(training=self._training, log=self._context.log)
-        assert end is not None, "a requested epoch must be trained"
-        metrics = end()
-        row = {"step": self._training.epoch, "timestamp": now(), **metrics, **self._usage.sample()}
-        self._history.append(row)
-        self._context.log.write(f"epoch {self._training.epoch}/{self._training.recipe.epochs}: {in_words(metrics)}")
-        return row
+    def epochs(self, stop: int, ended: Callable[[int], None] = lambda _epoch: None) -> Course:
+        """Train until `stop` epochs are complete; call `ended` with the number of each before its row is yielded."""
+        training, log = self._training, self._context.log
+        while training.epoch < stop:
+            wanted = EpochWanted(training=training, log=log, end=training.run_epoch)
+            yield wanted
+            metrics = wanted.end()
+            row = {"step": training.epoch, "timestamp": now(), **metrics, **self._usage.sample()}
+            self._history.append(row)
+            log.write(f"epoch {training.epoch}/{training.recipe.epochs}: {in_words(metrics)}")
+            ended(training.epoch)
+            self._save_if_due()
+            yield row
 
-    def save_if_due(self) -> None:
+    def _save_if_due(self) -> None:
         """Write a checkpoint if the last one is at least ``context.checkpoint_seconds`` old."""
         if time.perf_counter() - self._saved < self._context.checkpoint_seconds:
             return
         tensors, data = self._training.state()
-        document = {**data, "history": self._history, "seconds": self._elapsed(), "log": self._context.log.lines}
+        log = self._context.log
+        document = {**data, "history": self._history, "seconds": log.seconds, "log": log.lines}
         self._context.store.write_checkpoint(self._job.key, pack_checkpoint(self._job.key, tensors, document))
         self._saved = time.perf_counter()
-
-    def _elapsed(self) -> float:
-        return self._seconds + self._context.clock() - self._started
 
     def publish(self, metrics: Metrics, files: Files | None = None) -> None:
         """Measure the final network on test and training images, and publish it with `metrics` and `files`."""
@@ -342,4 +303,4 @@ class _Session:
             schema.IMAGES_PER_SECOND: training.images_per_second,
             **metrics,
         }
-        publish(self._job, self._context, files, metrics, self._history, self._elapsed())
+        publish(self._job, self._context, files, metrics, self._history)

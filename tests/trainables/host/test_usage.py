@@ -12,7 +12,7 @@ from trainables import schema
 from trainables.graph import Ref, target
 from trainables.host import usage
 from trainables.host.usage import Usage
-from trainables.jobs.train import Context
+from trainables.jobs.publishing import Context
 from trainables.storage.artifacts import read_metrics
 
 CPU = torch.device("cpu")

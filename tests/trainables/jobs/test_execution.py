@@ -27,7 +27,7 @@ from waiting import HANG_SECONDS
 from trainables import schema
 from trainables.graph import Job, Ref, closure, dense_job, match_job, prune_job, target
 from trainables.jobs.execution import compute
-from trainables.jobs.train import Context
+from trainables.jobs.publishing import Context
 from trainables.storage.lease import STALE_SECONDS
 from trainables.storage.store import DamagedArtifact, Store
 
@@ -122,7 +122,7 @@ import json, sys
 from pathlib import Path
 from tiny_study import publish, tiny_cell
 from trainables.graph import Ref, target
-from trainables.jobs.train import Context
+from trainables.jobs.publishing import Context
 from trainables.storage.store import Store
 rows = publish([Ref(target(tiny_cell(sys.argv[2])))], Context(store=Store(Path(sys.argv[1]))))
 print(json.dumps(rows))

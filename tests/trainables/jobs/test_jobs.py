@@ -7,7 +7,11 @@ import itertools
 import logging
 import re
 import shutil
+import time
+from collections.abc import Collection, Generator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,8 +47,9 @@ from trainables.graph import (
     pruning_rounds,
     target,
 )
-from trainables.jobs import task
-from trainables.jobs.train import Context, EpochWanted, course, run_job
+from trainables.jobs import log, task
+from trainables.jobs.publishing import Context, Row
+from trainables.jobs.train import EpochWanted, course
 from trainables.masks import apply_mask, magnitude_mask, mask_sparsity
 from trainables.models import build_model
 from trainables.seeding import derive_seed
@@ -195,6 +200,12 @@ def test_state_at_an_epoch_is_that_of_the_training_to_the_end(published: Store, 
     history = read_metrics(published, DENSE_A.key)["history"]
     assert test.accuracy == pytest.approx(history[1][schema.TEST_ACCURACY], abs=0.3)
     assert test.loss == pytest.approx(history[1][schema.TEST_LOSS], rel=1e-3)
+
+
+def run_job(job: Job, wanted: Collection[int | None], context: Context) -> Generator[Row, None, None]:
+    """Compute one job whose parents are published, and yield its rows."""
+    with closing(course(job, wanted, context)) as steps:
+        yield from (step for step in steps if not isinstance(step, EpochWanted))
 
 
 def test_state_asked_for_later_leaves_the_result_alone(own_copy: Store) -> None:
@@ -451,11 +462,16 @@ def test_seconds_add_up_over_attempts(own_copy: Store) -> None:
     assert 1000 < read_metrics(own_copy, DENSE_A.key)["final"][schema.SECONDS] < 1100
 
 
-def test_seconds_are_those_of_the_clock_that_it_is_given(own_copy: Store) -> None:
+def test_seconds_are_the_jobs_own(own_copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     hours = itertools.count()
-    context = Context(store=without(own_copy, DENSE_A.key), clock=lambda: 3600.0 * next(hours))
-    list(run_job(DENSE_A, {None}, context))
-    assert read_metrics(own_copy, DENSE_A.key)["final"][schema.SECONDS] == 3600.0 * (next(hours) - 1)
+    monkeypatch.setattr(log, "time", SimpleNamespace(**{**vars(time), "perf_counter": lambda: 3600.0 * next(hours)}))
+    for step in course(DENSE_A, {None}, Context(store=without(own_copy, DENSE_A.key))):
+        if isinstance(step, EpochWanted) and step.training.epoch == 1:
+            with step.log.capturing(share=0.25):
+                pass
+        next(hours)  # between two steps the clock goes on for others
+    # Two steps for each of three epochs and one that publishes; of the shared hour, a quarter.
+    assert read_metrics(own_copy, DENSE_A.key)["final"][schema.SECONDS] == 3600.0 * (2 * 3 + 1 + 0.25)
 
 
 def test_between_its_epochs_a_job_leaves_the_process_as_it_was(own_copy: Store) -> None:
@@ -475,7 +491,9 @@ def test_a_job_asks_for_its_epochs_and_is_told_their_metrics(own_copy: Store) ->
         wants = next(steps)
         assert isinstance(wants, EpochWanted)
         assert wants.training.epoch == epoch
-        row = steps.send(lambda training=wants.training: {**training.run_epoch(), "note": 7.0})
+        wants.end = lambda training=wants.training: {**training.run_epoch(), "note": 7.0}
+        row = next(steps)
+        assert isinstance(row, dict)
         assert row["note"] == 7.0
         history.append(row)
     assert next(steps, None) is None

@@ -33,8 +33,8 @@ from trainables.graph import (
 )
 from trainables.jobs import train
 from trainables.jobs.measure import MEASUREMENTS, agreement
+from trainables.jobs.publishing import Context
 from trainables.jobs.task import TaskData
-from trainables.jobs.train import Context
 from trainables.masks import mask_overlap
 from trainables.methods import MATCHERS
 from trainables.seeding import derive_seed

@@ -25,7 +25,7 @@ from trainables.config import Cell
 from trainables.graph import Job, Ref, closure, dense_job, match_job, target
 from trainables.jobs import execution
 from trainables.jobs.execution import News, compute, compute_together
-from trainables.jobs.train import Context
+from trainables.jobs.publishing import Context
 from trainables.storage.artifacts import read_mask, read_metrics, read_weights
 from trainables.storage.store import DamagedArtifact, Store
 from trainables.training.loop import Diverged, Training

@@ -19,7 +19,7 @@ from waiting import HANG_SECONDS, wait_until
 
 from trainables import schema
 from trainables.graph import Ref, closure, target
-from trainables.jobs.train import Context
+from trainables.jobs.publishing import Context
 from trainables.schema import MANIFEST, METRICS, WEIGHTS
 from trainables.storage import lease as lease_module
 from trainables.storage import patience

@@ -13,10 +13,11 @@ from trainables.config import Cell
 from trainables.graph import measurements
 from trainables.jobs import task
 from trainables.jobs.execution import compute
-from trainables.jobs.train import Context, final_metrics
+from trainables.jobs.publishing import Context
 from trainables.models import MODELS, build_model
 from trainables.models.network import Network
 from trainables.schema import LOSS_BARRIER
+from trainables.storage.artifacts import read_metrics
 from trainables.storage.store import Store
 
 pytestmark = pytest.mark.slow
@@ -51,7 +52,7 @@ def barriers(storage: Path, **settings: Any) -> tuple[float, float]:
     for job in (before, after):
         for _ in compute(job, [None], context):
             pass
-    first, second = (final_metrics(context.store, job.key)[LOSS_BARRIER] for job in (before, after))
+    first, second = (read_metrics(context.store, job.key)["final"][LOSS_BARRIER] for job in (before, after))
     return first, second
 
 
