@@ -2,8 +2,8 @@
 
 A :class:`Cell` is what a user requests: one method at one point of the grid, and how to train it. The other classes
 configure a single job. Their fields enter the job's key, so they contain only what changes the result: no resources,
-no paths, not the name of the search space. A field with the name of a knob is that knob; ``trainables.knobs`` documents
-its meaning and its range.
+no paths, not the name of the search space. A field with the name of a knob, or made by ``of_knob``, is that knob;
+``trainables.knobs`` documents its meaning and its range.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from trainables.checks import known
 from trainables.data.dataset import DatasetFacts
-from trainables.knobs import KNOBS, Knobs, by_limit, neutral, neutral_of
+from trainables.knobs import KNOBS, Knobs, by_limit, neutral, of_knob
 from trainables.methods import METHODS
-from trainables.models import check_options, check_width, prunable_count
+from trainables.models import MODELS, check_options, check_width, image_options
 from trainables.training.way import Way
 
 
@@ -25,11 +25,11 @@ class Task:
 
     model: str
     width: float
-    shortcut: str = neutral_of("shortcut")
+    shortcut: str = of_knob("shortcut")
     dataset: str
-    data_version: str = neutral_of("data_version")
-    augment: bool = neutral_of("augment")
-    init: str = neutral_of("init")
+    data_version: str = of_knob("data_version")
+    augment: bool = of_knob("augment")
+    init: str = of_knob("init")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class Recipe(Way):
     momentum: float
     weight_decay: float
     schedule: str
-    warmup_epochs: float = neutral_of("warmup_epochs")
+    warmup_epochs: float = of_knob("warmup_epochs")
     first_epoch: int = neutral(0)
 
 
@@ -84,17 +84,15 @@ class MatchConfig:
     """Find the permutation that moves net A onto net B.
 
     Attributes:
-        images: knob ``match_images``.
         seed: seeds the choice of images and the random choices of the matcher.
-        augment: knob ``match_augment``.
     """
 
     task: Task
     matcher: str
-    images: int
+    images: int = of_knob("match_images")
     seed: int
-    stream_taps: str = neutral_of("stream_taps")
-    augment: bool = neutral_of("match_augment")
+    stream_taps: str = of_knob("stream_taps")
+    augment: bool = of_knob("match_augment")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,18 +119,17 @@ class ConnectConfig:
     """Measure loss and accuracy along the line from (the permuted) net A to net B.
 
     Attributes:
-        points: alphas from 0 to 1, both included; knob ``interpolation_points``.
-        images: training images for the correction's statistics, knob ``match_images``.
+        points: number of alphas from 0 to 1, both included.
+        images: training images for the correction's statistics.
         seed: seeds the choice of images.
-        augment: knob ``match_augment``.
     """
 
     task: Task
-    points: int
+    points: int = of_knob("interpolation_points")
     correction: str
-    images: int
+    images: int = of_knob("match_images")
     seed: int
-    augment: bool = neutral_of("match_augment")
+    augment: bool = of_knob("match_augment")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,21 +137,19 @@ class PlaneConfig:
     """Measure the plane through (permuted) dense A, its (permuted) LTH net and the permuted net (paper, Fig. 4b).
 
     Attributes:
-        resolution: points per axis, knob ``plane_resolution``.
         margin: how far the grid reaches beyond the nets, as a share of their extent.
         correction: ``none`` or ``bn_reset``, at every point.
-        images: training images for the correction's statistics, knob ``match_images``.
+        images: training images for the correction's statistics.
         seed: seeds the choice of images.
-        augment: knob ``match_augment``.
     """
 
     task: Task
-    resolution: int
+    resolution: int = of_knob("plane_resolution")
     margin: float
     correction: str
-    images: int
+    images: int = of_knob("match_images")
     seed: int
-    augment: bool = neutral_of("match_augment")
+    augment: bool = of_knob("match_augment")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,8 +177,6 @@ Config = (
     | OverlapConfig
 )
 TRAINING_CONFIGS = (DenseConfig, PruneConfig, SparseConfig)
-PLANE_MARGIN = 0.2
-
 
 _CHECKED_IN_ORDER = [knob for _, knob in by_limit(KNOBS)]
 
@@ -259,18 +252,26 @@ def check_something_left(cell: Cell, facts: DatasetFacts) -> None:
     """
     if METHODS[cell.method].mask is None or not facts.image_size:
         return
-    count = prunable_count(
-        cell.model,
-        width=cell.width,
-        num_classes=facts.num_classes,
-        in_channels=facts.in_channels,
-        image_size=facts.image_size,
-        shortcut=cell.shortcut,
-        prune_shortcuts=cell.prune_shortcuts,
-        prune_classifier=cell.prune_classifier,
-    )
+    count = prunable_count(cell, facts.num_classes, facts.in_channels, facts.image_size)
     if round(cell.sparsity * count) >= count:
         raise ValueError(nothing_left(cell.sparsity, count, f"{cell.model} at width {cell.width:g}"))
+
+
+def prunable_count(cell: Cell, num_classes: int, in_channels: int, image_size: int) -> int:
+    """Return the number of prunable weights of a cell's network for images of `image_size` pixels a side.
+
+    It is computed from the facts in ``MODELS``, without building the network.
+    """
+    entry = MODELS[cell.model]
+    small = image_options(cell.model, image_size).get("small_images")
+    patch = (image_size if not entry.convolutional else 3 if small else entry.first_kernel) ** 2
+    count = entry.inner_weights * cell.width**2 + patch * in_channels * entry.base_channels[0] * cell.width
+    if cell.prune_classifier:
+        count += entry.base_channels[-1] * cell.width * num_classes
+    if cell.prune_shortcuts:
+        kernel = 3 if "shortcut" in entry.options and cell.shortcut == "conv3x3" else 1
+        count += kernel**2 * entry.shortcut_weights * cell.width**2
+    return round(count)
 
 
 def nothing_left(sparsity: float, count: int, network: str) -> str:

@@ -20,11 +20,10 @@ import hashlib
 import json
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from trainables.config import (
-    PLANE_MARGIN,
     TRAINING_CONFIGS,
     Cell,
     Config,
@@ -44,16 +43,19 @@ from trainables.methods import METHODS
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE
 
-Kind = TypeVar("Kind", Task, Recipe)
+Part = TypeVar("Part")
 
 VERSIONS: dict[str, int] = {DENSE: 1, PRUNE: 1, MATCH: 1, SPARSE: 1, CONNECT: 2, PLANE: 2, ENSEMBLE: 1, OVERLAP: 1}
 """Kind of job -> version. Raise it when the job's computation changes: this renames all results of the kind."""
+
+PLANE_MARGIN = 0.2
+"""How far a plane's grid reaches beyond the nets on each side, as a share of their extent."""
 
 FRESH_SEEDS = 2 * (MAX_SEED + 1 + MAX_MEMBERS)
 """First seed of the nets that belong to no pair (the ``reinit`` control)."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Ref:
     """One output of a job: its final result, or the state of a dense net after `epoch` epochs."""
 
@@ -92,6 +94,7 @@ class Job:
         return self.config.recipe.epochs if isinstance(self.config, TRAINING_CONFIGS) else 0
 
 
+@lru_cache(maxsize=1 << 16)  # a grid's cells share most of their jobs
 def make_job(kind: str, config: Config, **parents: Ref) -> Job:
     """Return the job with its key; `parents` maps roles to outputs."""
     document = {
@@ -147,8 +150,9 @@ def target(cell: Cell) -> Job:
     parents = {"init": rewound, "mask": Ref(pruned)}
     if method.transform == "permute":
         parents["permutation"] = Ref(match_job(cell, cell.matcher))
-    config = SparseConfig(
-        task=_task(cell),
+    config = _config(
+        SparseConfig,
+        cell,
         recipe=_sparse_recipe(cell, rewind_epoch).at(cell.sparsity),
         seed=init_seed,
         transform=method.transform,
@@ -195,24 +199,20 @@ def pruning_rounds(job: Job) -> tuple[Job, ...]:
 
 def dense_job(cell: Cell, seed: int) -> Job:
     """Return the training of the dense net with the given seed."""
-    return _dense(_task(cell), _recipe(cell, epochs=cell.epochs, lr=cell.lr).at(0.0), seed)
-
-
-@lru_cache(maxsize=1 << 14)
-def _dense(task: Task, recipe: Recipe, seed: int) -> Job:
-    return make_job(DENSE, DenseConfig(task=task, recipe=recipe, seed=seed))
+    return make_job(DENSE, _config(DenseConfig, cell, recipe=_recipe(cell, cell.epochs, cell.lr).at(0.0), seed=seed))
 
 
 def prune_job(cell: Cell, seed: int) -> Job:
     """Return the pruning round that reaches the cell's sparsity; its parents are the rounds before it."""
     cell = _mask_cell(cell)
+    job = dense = dense_job(cell, seed)
     if cell.pruner == "imp_rewind":
-        rewind: int | None = cell.rewind_epoch + cell.rewind_offset
+        rewind = {"rewind": Ref(dense, cell.rewind_epoch + cell.rewind_offset)}
         recipe = _sparse_recipe(cell, cell.rewind_epoch)
     else:
-        rewind = None
+        rewind = {}
         recipe = dataclasses.replace(
-            _recipe(cell, epochs=cell.imp_epochs, lr=cell.imp_lr),
+            _recipe(cell, cell.imp_epochs, cell.imp_lr),
             momentum=cell.imp_momentum,
             weight_decay=cell.imp_weight_decay,
             schedule=cell.imp_schedule or cell.schedule,
@@ -222,38 +222,12 @@ def prune_job(cell: Cell, seed: int) -> Job:
         sparsities: tuple[float, ...] = (cell.sparsity,)
     else:
         sparsities = round_sparsities(cell.sparsity, cell.prune_fraction, cell.prune_tolerance)
-    job = dense = dense_job(cell, seed)
+    config = _config(PruneConfig, cell, recipe=recipe, round=0, seed=seed)
     for number, sparsity in enumerate(sparsities, start=1):
-        own = recipe.at(sparsity)  # not the cell's sparsity: cells of all sparsities share the round
-        job = _round(job, dense, own, sparsity, number, rewind, cell.prune_shortcuts, cell.prune_classifier)
+        # The round's sparsity, not the cell's: cells of all sparsities share the round.
+        config = dataclasses.replace(config, recipe=recipe.at(sparsity), sparsity=sparsity, round=number)
+        job = make_job(PRUNE, config, previous=Ref(job), **rewind)
     return job
-
-
-@lru_cache(maxsize=1 << 14)
-def _round(
-    previous: Job,
-    dense: Job,
-    recipe: Recipe,
-    sparsity: float,
-    number: int,
-    rewind: int | None,
-    shortcuts: bool,
-    classifier: bool,
-) -> Job:
-    assert isinstance(dense.config, DenseConfig)
-    config = PruneConfig(
-        task=dense.config.task,
-        recipe=recipe,
-        sparsity=sparsity,
-        round=number,
-        seed=dense.config.seed,
-        prune_shortcuts=shortcuts,
-        prune_classifier=classifier,
-    )
-    parents = {"previous": Ref(previous)}
-    if rewind is not None:
-        parents["rewind"] = Ref(dense, rewind)
-    return make_job(PRUNE, config, **parents)
 
 
 def round_sparsities(sparsity: float, fraction: float, tolerance: float = 0.0) -> tuple[float, ...]:
@@ -285,51 +259,23 @@ def round_sparsities(sparsity: float, fraction: float, tolerance: float = 0.0) -
 
 def match_job(cell: Cell, matcher: str) -> Job:
     """Return the job that matches A, fully trained, onto B after ``cell.match_epoch`` epochs (-1: fully trained)."""
-    a = dense_job(_mask_cell(cell), cell.seed_a)
+    a = Ref(dense_job(_mask_cell(cell), cell.seed_a))
     b = Ref(dense_job(cell, cell.seed_b), None if cell.match_epoch in (-1, cell.epochs) else cell.match_epoch)
-    config = MatchConfig(
-        task=_task(cell),
-        matcher=matcher,
-        images=cell.match_images,
-        seed=cell.seed,
-        stream_taps=cell.stream_taps,
-        augment=cell.match_augment,
-    )
-    return _match(a, b.job, b.epoch, config)
-
-
-@lru_cache(maxsize=1 << 14)
-def _match(a: Job, b: Job, epoch: int | None, config: MatchConfig) -> Job:
-    return make_job(MATCH, config, a=Ref(a), b=Ref(b, epoch))
+    return make_job(MATCH, _config(MatchConfig, cell, matcher=matcher), a=a, b=b)
 
 
 def connect_job(cell: Cell, a: Ref, b: Ref, match: Job | None = None) -> Job:
     """Return the job that measures the path from net `a`, permuted by `match` if given, to net `b`."""
-    config = ConnectConfig(
-        task=_task(cell),
-        points=cell.interpolation_points,
-        correction=cell.correction,
-        images=cell.match_images,
-        seed=cell.seed,
-        augment=cell.match_augment,
-    )
     parents = {"a": a, "b": b} | ({"permutation": Ref(match)} if match else {})
-    return make_job(CONNECT, config, **parents)
+    return make_job(CONNECT, _config(ConnectConfig, cell), **parents)
 
 
 def plane_job(cell: Cell) -> Job:
     """Return the job that measures the plane through dense A, its LTH net and the permuted net, in B's frame."""
     permuted = target(cell)
-    config = PlaneConfig(
-        task=_task(cell),
-        resolution=cell.plane_resolution,
-        margin=PLANE_MARGIN,
-        # REPAIR has no meaning outside the triangle of the three nets.
-        correction="none" if cell.correction == "none" else "bn_reset",
-        images=cell.match_images,
-        seed=cell.seed,
-        augment=cell.match_augment,
-    )
+    # REPAIR has no meaning outside the triangle of the three nets.
+    correction = "none" if cell.correction == "none" else "bn_reset"
+    config = _config(PlaneConfig, cell, margin=PLANE_MARGIN, correction=correction)
     return make_job(
         PLANE,
         config,
@@ -353,7 +299,7 @@ def overlap_job(cell: Cell) -> Job:
     own = prune_job(dataclasses.replace(cell, mask_dataset="", mask_data_version=""), cell.seed_b)
     return make_job(
         OVERLAP,
-        OverlapConfig(task=_task(cell)),
+        _config(OverlapConfig, cell),
         mask=permuted.parent("mask"),
         own=Ref(own),
         permutation=permuted.parent("permutation"),
@@ -369,30 +315,33 @@ def _mask_cell(cell: Cell) -> Cell:
     )
 
 
-def _task(cell: Cell) -> Task:
-    return _taken(Task, cell, init="default" if cell.init == MODELS[cell.model].init else cell.init)
-
-
 def _sparse_recipe(cell: Cell, rewind_epoch: int) -> Recipe:
     epochs = cell.epochs - rewind_epoch - (cell.rewind_offset if cell.rewind_offset_counts else 0)
     if cell.sparse_schedule == "resume":
-        return dataclasses.replace(
-            _recipe(cell, epochs=epochs, lr=cell.lr),
-            first_epoch=cell.epochs - epochs,
-        )
-    return _recipe(cell, epochs=epochs, lr=cell.sparse_lr)
+        return dataclasses.replace(_recipe(cell, epochs, cell.lr), first_epoch=cell.epochs - epochs)
+    return _recipe(cell, epochs, cell.sparse_lr)
 
 
-def _recipe(cell: Cell, *, epochs: int, lr: float) -> Recipe:
+def _recipe(cell: Cell, epochs: int, lr: float) -> Recipe:
     return _taken(Recipe, cell, epochs=epochs, lr=lr)
 
 
-def _taken(kind: type[Kind], cell: Cell, **others: Any) -> Kind:
-    """Return a configuration; its fields named like knobs take the cell's values unless `others` has them."""
-    return kind(**{name: getattr(cell, name) for name in _KNOBS_OF[kind] if name not in others}, **others)
+def _config(kind: type[Part], cell: Cell, **others: Any) -> Part:
+    """Return a job's configuration for the cell's task."""
+    task = _taken(Task, cell, init="default" if cell.init == MODELS[cell.model].init else cell.init)
+    return _taken(kind, cell, task=task, **others)
 
 
-_KNOBS_OF = {kind: [field.name for field in dataclasses.fields(kind) if field.name in KNOBS] for kind in (Task, Recipe)}
+def _taken(kind: type[Part], cell: Cell, **others: Any) -> Part:
+    """Return a configuration; its fields that are knobs take the cell's values unless `others` has them."""
+    return kind(**{name: getattr(cell, knob) for name, knob in _knobs_of(kind) if name not in others}, **others)
+
+
+@cache
+def _knobs_of(kind: Any) -> list[tuple[str, str]]:
+    """Return (name, knob) of each field of a configuration that is a knob."""
+    named = [(field.name, field.metadata.get("knob", field.name)) for field in dataclasses.fields(kind)]
+    return [(name, knob) for name, knob in named if knob in KNOBS]
 
 
 # --- walking the graph --------------------------------------------------------------------------------------------

@@ -385,9 +385,15 @@ def neutral(value: Any) -> Any:
     return field(default=value, metadata={"neutral": value})
 
 
-def neutral_of(knob: str) -> Any:
-    """Return a field whose default is the knob's neutral value; it enters a job's key only at other values."""
-    return neutral(KNOBS[knob].neutral)
+def of_knob(name: str) -> Any:
+    """Return a field that takes a cell's value of the knob.
+
+    The knob's neutral value, if it has one, is the field's default; the field enters a job's key only at other values.
+    """
+    value = KNOBS[name].neutral
+    if value is None:
+        return field(metadata={"knob": name})
+    return field(default=value, metadata={"knob": name, "neutral": value})
 
 
 def by_limit(knobs: dict[str, Knob]) -> list[tuple[str, Knob]]:

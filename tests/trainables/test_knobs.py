@@ -20,7 +20,7 @@ ROW = """
     label_smoothing: float = knob(0.0, "[0, 0.5]", "share of a label that all classes get", part=TRAINING, neutral=0.0)
 """
 USE = """
-    label_smoothing: float = neutral_of("label_smoothing")
+    label_smoothing: float = of_knob("label_smoothing")
 """
 REACHED = """
 import json, sys

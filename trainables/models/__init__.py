@@ -223,44 +223,6 @@ def check_width(name: str, width: float) -> None:
     )
 
 
-def prunable_count(
-    name: str,
-    *,
-    width: float,
-    num_classes: int,
-    in_channels: int,
-    image_size: int,
-    shortcut: str = "conv3x3",
-    prune_shortcuts: bool = False,
-    prune_classifier: bool = True,
-) -> int:
-    """Return the number of prunable weights of a network without building it.
-
-    Args:
-        name: a name in ``MODELS``.
-        width: multiplier of the hidden layers' channels.
-        num_classes: number of logits.
-        in_channels: channels of the images.
-        image_size: side of the square images, pixels.
-        shortcut: a name in ``SHORTCUTS``: the kernel of the CIFAR ResNets' shortcut convolutions.
-        prune_shortcuts: whether shortcut convolutions are prunable.
-        prune_classifier: whether the classifier is prunable.
-
-    Raises:
-        ValueError: an unknown model.
-    """
-    entry = model_entry(name)
-    small = image_options(name, image_size).get("small_images")
-    patch = (image_size if not entry.convolutional else 3 if small else entry.first_kernel) ** 2
-    count = entry.inner_weights * width**2 + patch * in_channels * entry.base_channels[0] * width
-    if prune_classifier:
-        count += entry.base_channels[-1] * width * num_classes
-    if prune_shortcuts:
-        kernel = 3 if "shortcut" in entry.options and shortcut == "conv3x3" else 1
-        count += kernel**2 * entry.shortcut_weights * width**2
-    return round(count)
-
-
 def image_options(name: str, image_size: int) -> dict[str, object]:
     """Return the options of model `name` that its images' side of `image_size` pixels determines."""
     options = model_entry(name).options

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Self
 
-from trainables.knobs import KNOBS, neutral_of, written
+from trainables.knobs import KNOBS, of_knob, written
 from trainables.models import MODELS
 from trainables.training.engines import ENGINES, Engine
 
@@ -33,10 +33,10 @@ class Way:
             stacked. The result does not depend on which others, up to rounding.
     """
 
-    precision: str = neutral_of("precision")
-    compiled: bool = neutral_of("compiled")
-    kernels: str = neutral_of("kernels")
-    stacked: bool = neutral_of("stacked")
+    precision: str = of_knob("precision")
+    compiled: bool = of_knob("compiled")
+    kernels: str = of_knob("kernels")
+    stacked: bool = of_knob("stacked")
 
     def __post_init__(self) -> None:
         """Check that an engine computes this way.

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
+from trainables.config import Cell, prunable_count
 from trainables.models import (
     INITS,
     MODELS,
@@ -18,7 +19,6 @@ from trainables.models import (
     check_width,
     image_options,
     model_entry,
-    prunable_count,
 )
 
 QUICK = {"resnet50": {"small_images": True}, "mlp": {"image_size": 16}}
@@ -142,9 +142,9 @@ def test_prunable_weights_are_counted_without_building_the_net(name, width, imag
         model = meta_model(name, width=width, num_classes=7, in_channels=2, **options)
         for shortcuts, classifier in itertools.product((True, False), repeat=2):
             choice = {"prune_shortcuts": shortcuts, "prune_classifier": classifier}
-            facts = {"num_classes": 7, "in_channels": 2, "image_size": image_size, "shortcut": shortcut}
+            cell = Cell(method="lth", model=name, width=width, shortcut=shortcut, **choice)
             expected = count(model, model.prunable_names(**choice))
-            assert prunable_count(name, width=width, **facts, **choice) == expected
+            assert prunable_count(cell, num_classes=7, in_channels=2, image_size=image_size) == expected
 
 
 @pytest.mark.parametrize("name", MODELS)
