@@ -107,11 +107,6 @@ def collapsed_layers(mask: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(name for name, kept in mask.items() if not kept.any())
 
 
-def layer_densities(mask: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return name -> share of kept weights, in [0, 1]."""
-    return {name: 1 - mask_sparsity({name: kept}) for name, kept in mask.items()}
-
-
 def layerwise_random_mask(mask: Mapping[str, Tensor], generator: torch.Generator | int) -> Mask:
     """Draw a uniformly random mask that keeps exactly as many weights of each tensor as `mask` does.
 
@@ -144,6 +139,22 @@ def mask_overlap(mask_a: Mapping[str, Tensor], mask_b: Mapping[str, Tensor]) -> 
     pairs = [(kept, mask_b[name].to(kept.device)) for name, kept in mask_a.items()]
     union = sum(int((a | b).sum()) for a, b in pairs)
     return sum(int((a & b).sum()) for a, b in pairs) / union if union else 1.0
+
+
+def expected_overlap(mask_a: Mapping[str, Tensor], mask_b: Mapping[str, Tensor]) -> float:
+    """Return the expected :func:`mask_overlap` if each layer's kept weights were drawn at random.
+
+    If two masks keep a and b of a layer's n weights, both keep a b / n of them on average. The result is the expected
+    intersection over the expected union; the expected ratio approaches it as layers grow.
+
+    Raises:
+        ValueError: the masks differ in names or shapes.
+    """
+    _check_same_layout(mask_a, mask_b)
+    kept = [(int(a.sum()), int(mask_b[name].sum()), a.numel()) for name, a in mask_a.items()]
+    both = sum(a * b / n for a, b, n in kept if n)
+    union = sum(a + b for a, b, _ in kept) - both
+    return both / union if union else 1.0
 
 
 def _flat_magnitudes(weights: Mapping[str, Tensor], previous: Mapping[str, Tensor] | None) -> npt.NDArray[np.floating]:

@@ -70,7 +70,7 @@ class Matcher:
 
     Attributes:
         description: one line for listings.
-        solve: ``module:function`` that maps a ``trainables.symmetry.matching.Problem`` to a ``Solution``; imported on
+        solve: ``module:function`` that maps a ``trainables.symmetry.matching.Problem`` to a permutation; imported on
             first use, because a plan needs only the names.
         needs_data: whether the matcher compares activations and so needs training images.
     """

@@ -9,7 +9,6 @@ import torch
 from trainables.masks import (
     apply_mask,
     collapsed_layers,
-    layer_densities,
     layerwise_random_mask,
     magnitude_mask,
     mask_overlap,
@@ -219,11 +218,6 @@ def test_apply_mask():
     assert not torch.signbit(masked["w"]).any()
     with pytest.raises(ValueError, match="'w' has no tensor; known: v"):
         apply_mask(HALF, {"v": torch.ones(2, 2)})
-
-
-def test_layer_densities():
-    mask = {"a": torch.tensor([True, False, False, False]), "b": torch.tensor([True, True])}
-    assert layer_densities(mask) == {"a": 0.25, "b": 1.0}
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -14,6 +14,7 @@ from trainables.config import ConnectConfig, EnsembleConfig, MatchConfig, Overla
 from trainables.graph import Job, Ref
 from trainables.jobs.publishing import Context, Files, Metrics, Row, now, publish
 from trainables.jobs.task import TaskData
+from trainables.masks import expected_overlap, mask_overlap
 from trainables.methods import MATCHERS
 from trainables.seeding import derive_seed
 from trainables.storage.artifacts import pack, pack_json, read_mask, read_permutation, read_weights, unpack
@@ -21,7 +22,6 @@ from trainables.storage.store import Store
 from trainables.symmetry.connectivity import error_barrier, interpolation_curve, loss_barrier, train_loss_barrier
 from trainables.symmetry.landscape import plane_grid
 from trainables.symmetry.matching import match, mean_over_groups
-from trainables.symmetry.overlap import overlaps
 from trainables.symmetry.permutations import Permutation, apply_permutation, permutation_spec
 from trainables.symmetry.repair import batchnorm_layers
 from trainables.symmetry.similarity import disagreement, ensemble_accuracy, js_divergence, kl_divergence, pairwise_mean
@@ -176,16 +176,14 @@ def _overlap(job: Job, context: Context) -> Outcome:
     config = job.config
     assert isinstance(config, OverlapConfig)
     store = context.store
-    found = overlaps(
-        permutation_spec(TaskData(config.task, context).model()),
-        read_permutation(store, job.parent("permutation").key),
-        read_mask(store, job.parent("mask").key),
-        read_mask(store, job.parent("own").key),
-    )
+    spec = permutation_spec(TaskData(config.task, context).model())
+    mask, own = (read_mask(store, job.parent(role).key) for role in ("mask", "own"))
+    permuted = apply_permutation(spec, read_permutation(store, job.parent("permutation").key), mask)
     metrics = {
-        schema.MASK_OVERLAP: found.permuted,
-        schema.MASK_OVERLAP_IDENTITY: found.identity,
-        schema.MASK_OVERLAP_RANDOM: found.random,
+        schema.MASK_OVERLAP: mask_overlap(permuted, own),
+        schema.MASK_OVERLAP_IDENTITY: mask_overlap(mask, own),
+        # A permutation does not change the layer densities, so the expectation is the same for both.
+        schema.MASK_OVERLAP_RANDOM: expected_overlap(mask, own),
     }
     return {}, metrics, []
 

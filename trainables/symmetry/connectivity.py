@@ -8,25 +8,14 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 from torch import Tensor, nn
 
-from trainables.checks import known
-from trainables.knobs import CORRECTIONS
 from trainables.symmetry.permutations import Permutation, apply_permutation, permutation_spec, require_plain_weights
-from trainables.symmetry.repair import (
-    batchnorm_layers,
-    channel_statistics,
-    mix_statistics,
-    recompute_statistics,
-    repair_in_place,
-    repair_points,
-    warn_no_batchnorm,
-)
+from trainables.symmetry.repair import corrector
 from trainables.training.evaluation import Batches, evaluate, require_reiterable
 
 DEFAULT_ALPHAS = tuple(step / 10 for step in range(11))
@@ -87,34 +76,18 @@ class InterpolationCurve:
     accuracies: tuple[float, ...]
     train_losses: tuple[float, ...] = ()
 
-    def __post_init__(self) -> None:
-        _check_alphas(self.alphas)
-        if not len(self.alphas) == len(self.losses) == len(self.accuracies):
-            raise ValueError(
-                f"{len(self.alphas)} alphas, {len(self.losses)} losses and {len(self.accuracies)} accuracies: "
-                "the curve needs one of each per point"
-            )
-
     @property
     def midpoint_accuracy(self) -> float:
         """Accuracy at alpha = 1/2, percent. ValueError if the curve has no such point."""
-        return self.accuracies[self._midpoint()]
-
-    @property
-    def midpoint_loss(self) -> float:
-        """Loss at alpha = 1/2, nats. ValueError if the curve has no such point."""
-        return self.losses[self._midpoint()]
+        for alpha, accuracy in zip(self.alphas, self.accuracies, strict=True):
+            if math.isclose(alpha, 0.5):
+                return accuracy
+        raise ValueError(f"the curve has no point at alpha = 0.5; it has {', '.join(map(str, self.alphas))}")
 
     @property
     def errors(self) -> tuple[float, ...]:
         """Error at each alpha, percent."""
         return tuple(100 - accuracy for accuracy in self.accuracies)
-
-    def _midpoint(self) -> int:
-        for index, alpha in enumerate(self.alphas):
-            if math.isclose(alpha, 0.5):
-                return index
-        raise ValueError(f"the curve has no point at alpha = 0.5; it has {', '.join(map(str, self.alphas))}")
 
 
 def interpolation_curve(
@@ -161,7 +134,7 @@ def interpolation_curve(
     require_same_tensors(state_a, state_b)
     # One working copy is refilled at every alpha; the callers' models are only read.
     worker = copy.deepcopy(model_b)
-    correct = _corrector(correction, worker, state_a, state_b, train_batches)
+    correct = corrector(correction, worker, train_batches, (state_a, state_b))
     if measure_train:
         if train_batches is None:
             raise ValueError("measure_train needs train_batches, got None")
@@ -181,39 +154,6 @@ def interpolation_curve(
     )
 
 
-def _corrector(
-    correction: str,
-    worker: nn.Module,
-    state_a: Mapping[str, Tensor],
-    state_b: Mapping[str, Tensor],
-    train_batches: Batches | None,
-) -> Callable[[float], None]:
-    """Return a function of alpha that corrects `worker` in place, after it has loaded the interpolation at alpha."""
-    known("correction", correction, CORRECTIONS)
-    if correction == "none":
-        return lambda _alpha: None
-    if train_batches is None:
-        raise ValueError(f"correction {correction!r} needs train_batches, got None")
-    estimation: Batches = train_batches
-    require_reiterable(estimation, f"correction {correction!r}")
-    if correction == "repair":
-        worker.load_state_dict(state_a)
-        points = repair_points(worker, estimation)
-        ends_a = channel_statistics(worker, points, estimation)
-        worker.load_state_dict(state_b)
-        ends_b = channel_statistics(worker, points, estimation)
-        return lambda alpha: repair_in_place(worker, mix_statistics(ends_a, ends_b, alpha), estimation)
-    layers = batchnorm_layers(worker)
-    if not layers:
-        warn_no_batchnorm(worker)
-        return lambda _alpha: None
-    return lambda _alpha: recompute_statistics(worker, layers, estimation)
-
-
-@overload
-def loss_barrier(curve: InterpolationCurve) -> float: ...
-@overload
-def loss_barrier(curve: Sequence[float], losses: Sequence[float]) -> float: ...
 def loss_barrier(curve: InterpolationCurve | Sequence[float], losses: Sequence[float] | None = None) -> float:
     """Return how far the loss rises above the straight line between the end points' losses.
 

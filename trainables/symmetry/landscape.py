@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from trainables.checks import known
 from trainables.symmetry.connectivity import require_same_tensors
 from trainables.symmetry.permutations import require_plain_weights
-from trainables.symmetry.repair import batchnorm_layers, recompute_statistics, warn_no_batchnorm
+from trainables.symmetry.repair import corrector
 from trainables.training.evaluation import Batches, Evaluation, evaluate, require_reiterable
 
 State = Mapping[str, Tensor]
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-"""Last components of BatchNorm buffer names: these belong to the state dict but not to the parameter vector."""
+BUFFERS = (".running_mean", ".running_var")
+"""Ends of BatchNorm buffers' names: these belong to the state dict but not to the parameter vector."""
 MIN_SINE = 1e-6
 """Three networks count as collinear if the sine of the angle at the first one is at most this."""
 
@@ -50,21 +50,22 @@ class PlaneBasis:
         return 1 - second - third, second, third
 
 
-def plane_basis(state_1: State, state_2: State, state_3: State, names: Iterable[str] | None = None) -> PlaneBasis:
+def plane_basis(state_1: State, state_2: State, state_3: State) -> PlaneBasis:
     """Span the plane through three networks (Gram-Schmidt on their parameter vectors, in float64).
+
+    The parameter vector consists of all floating-point tensors except BatchNorm's buffers.
 
     Args:
         state_1: name -> tensor; the origin.
         state_2: the same names and shapes.
         state_3: the same names and shapes.
-        names: the tensors that form the parameter vector; default: all floating-point ones except BatchNorm's buffers.
 
     Raises:
         ValueError: the states differ in names or shapes, or the networks coincide or lie on one line.
     """
     require_same_tensors(state_1, state_2)
     require_same_tensors(state_1, state_3)
-    chosen = _parameter_names(state_1) if names is None else list(names)
+    chosen = [name for name, tensor in state_1.items() if tensor.is_floating_point() and not name.endswith(BUFFERS)]
     to_2 = {name: state_2[name].double() - state_1[name].double() for name in chosen}
     to_3 = {name: state_3[name].double() - state_1[name].double() for name in chosen}
     distance_2, distance_3 = math.sqrt(_dot(to_2, to_2)), math.sqrt(_dot(to_3, to_3))
@@ -161,13 +162,12 @@ def plane_grid(
     require_plain_weights(model)
     basis = plane_basis(*states)
     worker = copy.deepcopy(model)
-    layers = batchnorm_layers(worker) if correction == "bn_reset" else []
-    estimation = _estimation_batches(worker, correction, train_batches)
+    known("correction of a plane", correction, ("none", "bn_reset"))
+    correct = corrector(correction, worker, train_batches)
 
     def measure(x: float, y: float) -> Evaluation:
         worker.load_state_dict(plane_state(states, basis, x, y))
-        if layers:
-            recompute_statistics(worker, layers, estimation)
+        correct(0)
         return evaluate(worker, batches)
 
     xs = _axis([x for x, _y in basis.coordinates], resolution, margin)
@@ -185,29 +185,11 @@ def plane_grid(
     )
 
 
-def _estimation_batches(model: nn.Module, correction: str, train_batches: Batches | None) -> Batches:
-    known("correction of a plane", correction, ("none", "bn_reset"))
-    if correction == "none":
-        return ()
-    if train_batches is None:
-        raise ValueError("correction 'bn_reset' needs train_batches, got None")
-    require_reiterable(train_batches, "correction 'bn_reset'")
-    if not batchnorm_layers(model):
-        warn_no_batchnorm(model)
-    return train_batches
-
-
 def _axis(values: list[float], resolution: int, margin: float) -> tuple[float, ...]:
     low, high = min(values), max(values)
     reach = margin * (high - low)
     start, stop = low - reach, high + reach
     return tuple(start + (stop - start) * step / (resolution - 1) for step in range(resolution))
-
-
-def _parameter_names(state: State) -> list[str]:
-    return [
-        name for name, tensor in state.items() if tensor.is_floating_point() and name.rsplit(".", 1)[-1] not in BUFFERS
-    ]
 
 
 def _dot(first: State, second: State) -> float:

@@ -147,75 +147,65 @@ class Problem:
     seed: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Solution:
-    """A permutation; from an iterative method also the objective, from the start to the end."""
-
-    permutation: Permutation
-    objective: tuple[float, ...] = ()
-
-
-def by_correlation(problem: Problem) -> Solution:
+def by_correlation(problem: Problem) -> Permutation:
     """Pair units whose activations correlate (Pearson)."""
     return _assign(problem, ActivationMoments.correlation)
 
 
-def by_inner_product(problem: Problem) -> Solution:
+def by_inner_product(problem: Problem) -> Permutation:
     """Pair units by the raw inner product of their activations (paper, Eq. 1)."""
     return _assign(problem, ActivationMoments.inner_product)
 
 
-def _assign(problem: Problem, score: Callable[[ActivationMoments], Tensor]) -> Solution:
-    moments = problem.moments
-    return Solution(permutation={group: solve_assignment(score(moments[group]).cpu().numpy()) for group in moments})
+def _assign(problem: Problem, score: Callable[[ActivationMoments], Tensor]) -> Permutation:
+    return {group: solve_assignment(score(moments).cpu().numpy()) for group, moments in problem.moments.items()}
 
 
-def by_weights(problem: Problem) -> Solution:
+def by_weights(problem: Problem) -> Permutation:
     """Pair units by their weights (Git Re-Basin, section 3.2)."""
-    permutation, objective = match_weights(
+    permutation, _objective = match_weights(
         problem.spec, problem.parameters_a, problem.parameters_b, seed=problem.seed, solve=solve_assignment
     )
-    return Solution(permutation=permutation, objective=objective)
+    return permutation
 
 
-def identity(problem: Problem) -> Solution:
+def identity(problem: Problem) -> Permutation:
     """Leave every unit where it is."""
-    return Solution(permutation=identity_permutation(problem.spec))
+    return identity_permutation(problem.spec)
 
 
-def random(problem: Problem) -> Solution:
+def random(problem: Problem) -> Permutation:
     """Draw a uniformly random permutation."""
-    return Solution(permutation=random_permutation(problem.spec, problem.seed))
+    return random_permutation(problem.spec, problem.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
     """A permutation that moves A onto B, with measures of its quality.
 
-    Without data, `correlation`, `correlation_identity` and `dead` are empty.
+    Without data, the correlations are empty.
 
     Attributes:
         permutation: ``apply_permutation(spec, permutation, A.state_dict())`` aligns with B.
         correlation: group -> Pearson correlation of matched units, mean over the group's pairs, in [-1, 1]; a pair
             with a dead unit counts as 0.
         correlation_identity: the same without permuting: unit i of A with unit i of B.
-        moved: group -> share of its units that change place, in [0, 1].
-        dead: group -> number of dead units (`DEAD_RATIO`) in A and in B.
-        objective: inner product of permuted A and B over all parameters, from the start to the end ("weight" only).
     """
 
     permutation: Permutation
     correlation: Mapping[str, float]
     correlation_identity: Mapping[str, float]
-    moved: Mapping[str, float]
-    dead: Mapping[str, tuple[int, int]]
-    objective: tuple[float, ...] = ()
+
+    @property
+    def moved(self) -> dict[str, float]:
+        """Group -> share of its units that change place, in [0, 1]."""
+        return {group: _moved_share(indices) for group, indices in self.permutation.items()}
 
     @property
     def moved_units(self) -> float:
         """Share of all units that change place, in [0, 1]."""
         units = sum(len(indices) for indices in self.permutation.values())
-        return sum(self.moved[group] * len(indices) for group, indices in self.permutation.items()) / units
+        return sum(share * len(self.permutation[group]) for group, share in self.moved.items()) / units
 
 
 def match_models(
@@ -239,31 +229,22 @@ def match_models(
     Raises:
         ValueError: an unknown method, no batches for a method that needs them, or networks of different architectures.
     """
-    return _solve(model_a, model_b, batches if _matcher(method).needs_data else None, method, seed)[0].permutation
+    return _solve(model_a, model_b, batches if _matcher(method).needs_data else None, method, seed)[0]
 
 
 def match(
     model_a: nn.Module, model_b: nn.Module, batches: Batches | None, method: str = "activation", *, seed: int = 0
 ) -> Match:
     """Find the permutation that moves A onto B and measure it; arguments and errors as in `match_models`."""
-    solution, moments = _solve(model_a, model_b, batches, method, seed)
+    permutation, moments = _solve(model_a, model_b, batches, method, seed)
     matched: dict[str, float] = {}
     unmatched: dict[str, float] = {}
-    dead: dict[str, tuple[int, int]] = {}
     for group, collected in moments.items():
         correlation = collected.correlation().cpu()
         places = torch.arange(len(correlation))
-        matched[group] = correlation[places, solution.permutation[group]].mean().item()
+        matched[group] = correlation[places, permutation[group]].mean().item()
         unmatched[group] = correlation[places, places].mean().item()
-        dead[group] = (int(collected.a.dead().sum()), int(collected.b.dead().sum()))
-    return Match(
-        permutation=solution.permutation,
-        correlation=matched,
-        correlation_identity=unmatched,
-        moved={group: _moved_share(indices) for group, indices in solution.permutation.items()},
-        dead=dead,
-        objective=solution.objective,
-    )
+    return Match(permutation=permutation, correlation=matched, correlation_identity=unmatched)
 
 
 def mean_over_groups(values: Mapping[str, float]) -> float:
@@ -279,7 +260,7 @@ def mean_over_groups(values: Mapping[str, float]) -> float:
 
 def _solve(
     model_a: nn.Module, model_b: nn.Module, batches: Batches | None, method: str, seed: int
-) -> tuple[Solution, dict[str, ActivationMoments]]:
+) -> tuple[Permutation, dict[str, ActivationMoments]]:
     matcher = _matcher(method)
     if matcher.needs_data and batches is None:
         raise ValueError(f"matching method {method!r} needs batches, got None")
@@ -293,7 +274,7 @@ def _solve(
         moments=moments,
         seed=seed,
     )
-    solve: Callable[[Problem], Solution] = pkgutil.resolve_name(matcher.solve)
+    solve: Callable[[Problem], Permutation] = pkgutil.resolve_name(matcher.solve)
     return solve(problem), moments
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -59,14 +58,6 @@ class PermutationSpec:
                     yield name, axis
 
 
-class PermutableModel(Protocol):
-    """A model that specifies its own permutation symmetries."""
-
-    def permutation_spec(self) -> PermutationSpec:
-        """Return the groups and the tensor axes that they act on."""
-        ...
-
-
 def permutation_spec(model: torch.nn.Module) -> PermutationSpec:
     """Return the permutation specification of `model`.
 
@@ -74,9 +65,11 @@ def permutation_spec(model: torch.nn.Module) -> PermutationSpec:
         ValueError: the model has no permutation specification, or a layer computes its weights from other tensors.
     """
     require_plain_weights(model)
-    if not callable(getattr(model, "permutation_spec", None)):
+    specify = getattr(model, "permutation_spec", None)
+    if not callable(specify):
         raise ValueError(f"{type(model).__name__} has no permutation_spec(); models built by build_model() have one")
-    return cast(PermutableModel, model).permutation_spec()
+    spec: PermutationSpec = specify()
+    return spec
 
 
 def require_plain_weights(model: torch.nn.Module) -> None:

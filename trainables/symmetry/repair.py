@@ -11,14 +11,15 @@ import contextlib
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainables.checks import known
+from trainables.knobs import CORRECTIONS
 from trainables.symmetry.moments import DEAD_RATIO, UnitMoments, positions
 from trainables.symmetry.permutations import require_plain_weights
 from trainables.training.evaluation import Batches, eval_mode, image_batches, model_device, require_reiterable
@@ -33,7 +34,8 @@ NORM_BEHIND: dict[type[nn.Module], type[_BatchNorm]] = {
 FUSIBLE = tuple(NORM_BEHIND)
 EPSILON = 1e-12
 """BatchNorm's epsilon while REPAIR measures: far below any variance that matters, above that of rounding errors."""
-NO_BATCHES = "estimating activation statistics needs at least one batch, got none"
+ChannelStatistics = dict[str, tuple[Tensor, Tensor]]
+"""Layer -> mean and standard deviation of each channel over samples and pixels, both float64 (channels,)."""
 
 
 class NoEffectWarning(UserWarning):
@@ -60,23 +62,45 @@ def reset_batchnorm(model: nn.Module, batches: Batches) -> nn.Module:
     Raises:
         ValueError: no batches, batches that can be read only once, or a BatchNorm layer that runs twice.
     """
-    require_reiterable(batches, "reset_batchnorm()")
     require_plain_weights(model)
     result = copy.deepcopy(model)
-    layers = batchnorm_layers(result)
-    if not layers:
-        warn_no_batchnorm(model)
-        return result
-    recompute_statistics(result, layers, batches)
+    corrector("bn_reset", result, batches)(0)
     return result
 
 
-def warn_no_batchnorm(model: nn.Module) -> None:
-    """Warn that a BatchNorm reset of `model` changes nothing."""
-    message = (
-        f"{type(model).__name__} has no BatchNorm layers: resetting them changes nothing (try correction 'repair')"
-    )
-    warnings.warn(message, NoEffectWarning, stacklevel=3)
+def corrector(
+    correction: str, worker: nn.Module, batches: Batches | None, ends: Sequence[Mapping[str, Tensor]] = ()
+) -> Callable[[float], None]:
+    """Return a function of alpha that corrects `worker` in place, after it has loaded the weights to correct.
+
+    Args:
+        correction: a name in `trainables.knobs.CORRECTIONS`.
+        worker: the network; "repair" leaves other weights in it.
+        batches: training images on which the correction estimates its statistics; not needed for "none".
+        ends: states of the end points at alpha = 0 and 1; only "repair" needs them.
+
+    Raises:
+        ValueError: an unknown correction, or batches that are missing or can be read only once.
+    """
+    known("correction", correction, CORRECTIONS)
+    if correction == "none":
+        return lambda _alpha: None
+    if batches is None:
+        raise ValueError(f"correction {correction!r} needs train_batches, got None")
+    require_reiterable(batches, f"correction {correction!r}")
+    if correction == "repair":
+        points = repair_points(worker, batches)
+        statistics = []
+        for state in ends:
+            worker.load_state_dict(state)
+            statistics.append(channel_statistics(worker, points, batches))
+        return lambda alpha: _repair_in_place(worker, mix_statistics(*statistics, alpha), batches)
+    layers = batchnorm_layers(worker)
+    if not layers:
+        name = type(worker).__name__
+        message = f"{name} has no BatchNorm layers: resetting them changes nothing (try correction 'repair')"
+        warnings.warn(message, NoEffectWarning, stacklevel=3)
+    return lambda _alpha: _recompute_statistics(worker, layers, batches)
 
 
 def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
@@ -84,46 +108,40 @@ def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
-def recompute_statistics(model: nn.Module, layers: Iterable[_BatchNorm], batches: Batches) -> None:
+def _recompute_statistics(model: nn.Module, layers: Collection[_BatchNorm], batches: Batches) -> None:
     """Re-estimate the running statistics of `layers` in place, see `reset_batchnorm`.
 
     Each pass measures the first layer without new statistics and stops there, because later layers need that layer's
     statistics over all samples. A single batch holds all samples, so one pass then measures all layers.
     """
-    waiting = dict.fromkeys(layers)
+    waiting: set[nn.Module] = set(layers)
     single = len(list(itertools.islice(batches, 2))) == 1
-    ran: set[_BatchNorm] = set()
-    collected = UnitMoments()
-    counts: dict[_BatchNorm, int] = {}
-    reached: _BatchNorm | None = None
+    ran: set[nn.Module] = set()
+    moments: dict[nn.Module, UnitMoments] = {}
+    counts: dict[nn.Module, int] = {}
 
     def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal collected, reached
-        assert isinstance(layer, _BatchNorm)
         if layer in ran:
             raise ValueError("a BatchNorm layer that runs twice has no statistics of its own")
         ran.add(layer)
         if layer not in waiting:
             return
-        reached = layer
-        collected.update(positions(inputs[0]))
+        moments.setdefault(layer, UnitMoments()).update(positions(inputs[0]))
         if not single:
             raise _FarEnough
         settle()
 
     def settle() -> None:
         """Set the measured layer's statistics; the variance is biased until all are known, as in train mode."""
-        nonlocal collected, reached
-        assert reached is not None
-        _set_statistics(reached, collected.mean(), collected.variance())
-        counts[reached] = collected.count
-        del waiting[reached]
-        collected, reached = UnitMoments(), None
+        layer, collected = moments.popitem()
+        layer.get_buffer("running_mean").copy_(collected.mean())
+        layer.get_buffer("running_var").copy_(collected.variance())
+        counts[layer] = collected.count
+        waiting.remove(layer)
 
-    for layer in waiting:
-        layer.reset_running_stats()
-    with ExitStack() as hooks, eval_mode(model, *waiting), torch.no_grad():
-        for layer in waiting:
+    with ExitStack() as hooks, eval_mode(model, *layers), torch.no_grad():
+        for layer in layers:
+            layer.reset_running_stats()
             hooks.callback(layer.register_forward_pre_hook(measure).remove)
         while waiting:
             passed = 0
@@ -133,46 +151,19 @@ def recompute_statistics(model: nn.Module, layers: Iterable[_BatchNorm], batches
                     model(images)
                 passed += 1
             if not passed:
-                raise ValueError(NO_BATCHES)
-            for layer in counts.keys() if reached is None else (reached,):
-                if layer.num_batches_tracked is not None:
-                    layer.num_batches_tracked.fill_(passed)
-            if reached is None:
+                raise ValueError("estimating activation statistics needs at least one batch, got none")
+            if not moments:
                 break  # all layers that run are measured; layers that never run keep the statistics of a new layer
             settle()
-    for layer, count in counts.items():
-        assert layer.running_var is not None
-        layer.running_var.mul_(count / max(count - 1, 1))
+        for layer in layers:
+            if layer in counts:
+                layer.get_buffer("running_var").mul_(counts[layer] / max(counts[layer] - 1, 1))
+                if layer.num_batches_tracked is not None:
+                    layer.num_batches_tracked.fill_(passed)
 
 
 class _FarEnough(Exception):
     """Ends a forward pass at the layer that it measures."""
-
-
-def _set_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    layer.running_mean.copy_(mean)
-    layer.running_var.copy_(variance)
-
-
-def _pass(model: nn.Module, batches: Batches) -> None:
-    """Run all images through `model` for its hooks."""
-    passed = False
-    with torch.no_grad():
-        for images in image_batches(batches, model_device(model)):
-            model(images)
-            passed = True
-    if not passed:
-        raise ValueError(NO_BATCHES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChannelStatistics:
-    """Mean and standard deviation of each channel of one layer, over samples and pixels: float64 (channels,)."""
-
-    mean: Tensor
-    std: Tensor
 
 
 def repair(
@@ -204,16 +195,12 @@ def repair(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-    require_reiterable(batches, "repair()")
-    require_plain_weights(model_interp)
-    require_plain_weights(model_a)
-    require_plain_weights(model_b)
+    for model in (model_interp, model_a, model_b):
+        require_plain_weights(model)
     result = copy.deepcopy(model_interp)
-    points = repair_points(result, batches)
-    targets = mix_statistics(
-        channel_statistics(model_a, points, batches), channel_statistics(model_b, points, batches), alpha
-    )
-    repair_in_place(result, targets, batches)
+    correct = corrector("repair", result, batches, (model_a.state_dict(), model_b.state_dict()))
+    result.load_state_dict(model_interp.state_dict())
+    correct(alpha)
     return result
 
 
@@ -251,8 +238,8 @@ def repair_points(model: nn.Module, batches: Batches) -> tuple[str, ...]:
             break
     if not ran:
         raise ValueError("REPAIR needs at least one batch and a network with convolutional or linear layers")
-    if len(set(ran)) < len(ran):
-        raise ValueError(f"layers that run twice cannot be corrected: {', '.join(sorted(set(_repeated(ran))))}")
+    if twice := sorted({name for name in ran if ran.count(name) > 1}):
+        raise ValueError(f"layers that run twice cannot be corrected: {', '.join(twice)}")
     classifier = next(name for name in reversed(ran) if isinstance(layers[name], FUSIBLE))
     points = tuple(name for name in ran if name not in normalised and name != classifier)
     for name in points:
@@ -261,12 +248,8 @@ def repair_points(model: nn.Module, batches: Batches) -> tuple[str, ...]:
     return points
 
 
-def _repeated(names: Sequence[str]) -> Iterator[str]:
-    return (name for index, name in enumerate(names) if name in names[:index])
-
-
-def channel_statistics(model: nn.Module, points: Iterable[str], batches: Batches) -> dict[str, ChannelStatistics]:
-    """Measure the outputs of the modules `points` in eval mode: name -> mean and standard deviation per channel."""
+def channel_statistics(model: nn.Module, points: Iterable[str], batches: Batches) -> ChannelStatistics:
+    """Measure the outputs of the modules `points` in eval mode."""
     moments = {name: UnitMoments() for name in points}
 
     def watch(collected: UnitMoments) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -275,57 +258,54 @@ def channel_statistics(model: nn.Module, points: Iterable[str], batches: Batches
 
         return hook
 
-    with ExitStack() as hooks, eval_mode(model):
+    with ExitStack() as hooks, eval_mode(model), torch.no_grad():
         for name, collected in moments.items():
             hooks.callback(model.get_submodule(name).register_forward_hook(watch(collected)).remove)
-        _pass(model, batches)
-    return {
-        name: ChannelStatistics(mean=collected.mean(), std=collected.variance().sqrt())
-        for name, collected in moments.items()
-    }
+        for images in image_batches(batches, model_device(model)):
+            model(images)
+    return {name: (collected.mean(), collected.variance().sqrt()) for name, collected in moments.items()}
 
 
-def mix_statistics(
-    first: Mapping[str, ChannelStatistics], second: Mapping[str, ChannelStatistics], alpha: float
-) -> dict[str, ChannelStatistics]:
+def mix_statistics(first: ChannelStatistics, second: ChannelStatistics, alpha: float) -> ChannelStatistics:
     """Interpolate means and standard deviations: `first` at alpha = 0, `second` at alpha = 1."""
-    return {
-        name: ChannelStatistics(
-            mean=torch.lerp(statistics.mean, second[name].mean.to(statistics.mean.device), alpha),
-            std=torch.lerp(statistics.std, second[name].std.to(statistics.std.device), alpha),
-        )
-        for name, statistics in first.items()
-    }
+
+    def mixed(one: Tensor, other: Tensor) -> Tensor:
+        return torch.lerp(one, other.to(one.device), alpha)
+
+    return {name: (mixed(mean, second[name][0]), mixed(std, second[name][1])) for name, (mean, std) in first.items()}
 
 
-def repair_in_place(model: nn.Module, targets: Mapping[str, ChannelStatistics], batches: Batches) -> None:
+def _repair_in_place(model: nn.Module, targets: ChannelStatistics, batches: Batches) -> None:
     """Give the channels of `model`'s repair points the statistics `targets`, measured on `batches`."""
     norms: dict[str, _BatchNorm] = {}
     # With BatchNorm's usual epsilon, a collapsed channel would miss its target, and later layers would see that.
     epsilons = {name: layer.eps for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
     with ExitStack() as hooks, torch.no_grad():
-        for name, target in targets.items():
+        for name, (mean, std) in targets.items():
             layer = model.get_submodule(name)
             if isinstance(layer, _BatchNorm):
-                norms[name] = layer
+                norm = layer
             else:
-                norms[name] = _norm_behind(layer)
-                hooks.callback(layer.register_forward_hook(_through(norms[name])).remove)
-            _set_output_statistics(norms[name], target)
-            norms[name].eps = EPSILON
-        recompute_statistics(model, norms.values(), batches)
-    for name, norm in norms.items():
-        layer = model.get_submodule(name)
-        if layer is norm:
-            _restore_epsilon(norm, epsilons[name])
-        else:
-            _fuse(layer, norm)
+                norm = _norm_behind(layer)
+                hooks.callback(layer.register_forward_hook(_through(norm)).remove)
+            norms[name] = norm
+            if norm.affine:
+                # A standard deviation has no sign; keep the BatchNorm weight's sign, or the channel would be flipped.
+                norm.weight.copy_(norm.weight.sign() * std)
+                norm.bias.copy_(mean)
+            norm.eps = EPSILON
+        _recompute_statistics(model, norms.values(), batches)
+        for name, norm in norms.items():
+            layer = model.get_submodule(name)
+            if layer is norm:
+                _restore_epsilon(norm, epsilons[name])
+            else:
+                _fuse(layer, norm)
 
 
 def _norm_behind(layer: nn.Module) -> _BatchNorm:
     norm = next(norm for kind, norm in NORM_BEHIND.items() if isinstance(layer, kind))
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
+    weight = layer.get_parameter("weight")
     return norm(weight.shape[0], device=weight.device, dtype=weight.dtype)
 
 
@@ -337,42 +317,26 @@ def _through(norm: _BatchNorm) -> Callable[[nn.Module, tuple[Tensor, ...], Tenso
     return hook
 
 
-def _set_output_statistics(norm: _BatchNorm, target: ChannelStatistics) -> None:
-    if norm.affine:
-        # A standard deviation has no sign; keep the BatchNorm weight's sign, or the channel would be flipped.
-        norm.weight.copy_(norm.weight.sign() * target.std)
-        norm.bias.copy_(target.mean)
-
-
 def _restore_epsilon(norm: _BatchNorm, epsilon: float) -> None:
     """Put `epsilon` back into `norm` without changing what it computes in eval mode."""
     if norm.affine:
-        with torch.no_grad():
-            norm.weight.mul_(_inverse_deviation(norm) / _inverse_deviation(norm, epsilon))
+        norm.weight.mul_(_inverse_deviation(norm, norm.eps) / _inverse_deviation(norm, epsilon))
     norm.eps = epsilon
 
 
 def _fuse(layer: nn.Module, norm: _BatchNorm) -> None:
     """Fold the affine map that `norm` applies in eval mode into `layer` before it."""
-    weight, bias, mean = layer.weight, layer.bias, norm.running_mean
-    assert isinstance(weight, Tensor)
-    assert isinstance(bias, Tensor)
-    assert mean is not None
-    with torch.no_grad():
-        scale = torch.where(_varies(norm), norm.weight * _inverse_deviation(norm), 1.0)
-        bias.copy_((bias - mean) * scale + norm.bias)
-        weight.mul_(scale.reshape(-1, *[1] * (weight.dim() - 1)))
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    scale = torch.where(_varies(norm), norm.weight * _inverse_deviation(norm, norm.eps), 1.0)
+    bias.copy_((bias - norm.get_buffer("running_mean")) * scale + norm.bias)
+    weight.mul_(scale.reshape(-1, *[1] * (weight.dim() - 1)))
 
 
-def _inverse_deviation(norm: _BatchNorm, epsilon: float | None = None) -> Tensor:
+def _inverse_deviation(norm: _BatchNorm, epsilon: float) -> Tensor:
     """Return the factor by which `norm` normalises each channel; 1 for channels that do not vary."""
-    assert norm.running_var is not None
-    inverse = (norm.running_var + (norm.eps if epsilon is None else epsilon)).rsqrt()
-    return torch.where(_varies(norm), inverse, 1.0)
+    return torch.where(_varies(norm), (norm.get_buffer("running_var") + epsilon).rsqrt(), 1.0)
 
 
 def _varies(norm: _BatchNorm) -> Tensor:
     """Return which channels vary by more than rounding; the others have a mean to correct but no scale."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_var > (DEAD_RATIO * norm.running_mean).square()
+    return norm.get_buffer("running_var") > (DEAD_RATIO * norm.get_buffer("running_mean")).square()

@@ -35,13 +35,12 @@ from trainables.jobs import train
 from trainables.jobs.measure import MEASUREMENTS, agreement
 from trainables.jobs.publishing import Context
 from trainables.jobs.task import TaskData
-from trainables.masks import mask_overlap
+from trainables.masks import expected_overlap, mask_overlap
 from trainables.methods import MATCHERS
 from trainables.seeding import derive_seed
 from trainables.storage.artifacts import read_mask, read_metrics, read_permutation, read_weights, unpack
 from trainables.storage.store import Store
 from trainables.symmetry.connectivity import interpolate
-from trainables.symmetry.overlap import expected_overlap
 from trainables.symmetry.permutations import (
     apply_permutation,
     identity_permutation,

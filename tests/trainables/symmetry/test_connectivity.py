@@ -104,15 +104,15 @@ def test_barrier_needs_both_ends_and_one_loss_per_alpha():
 
 def test_midpoint():
     curve = curve_of([0, 0.5, 1], [1, 2, 3], [10, 20, 30])
-    assert (curve.midpoint_loss, curve.midpoint_accuracy) == (2, 20)
+    assert curve.midpoint_accuracy == 20
     with pytest.raises(ValueError, match=r"no point at alpha = 0.5; it has 0.0, 1.0"):
-        _ = curve_of([0.0, 1.0], [1, 1]).midpoint_loss
+        _ = curve_of([0.0, 1.0], [1, 1]).midpoint_accuracy
 
 
 @pytest.mark.parametrize("alphas", [[], [0, 0], [1, 0], [0, 1.5], [-1, 1], [0, math.nan]])
 def test_alphas_must_increase_within_0_and_1(alphas):
     with pytest.raises(ValueError, match="alphas must increase within"):
-        curve_of(alphas, alphas)
+        loss_barrier(alphas, alphas)
 
 
 # --- curves ---------------------------------------------------------------------------------------------------------

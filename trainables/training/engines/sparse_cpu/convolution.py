@@ -6,15 +6,13 @@ see ``sparse.cpp``. Results equal those of PyTorch's convolutions up to the orde
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.training.engines.sparse_cpu.library import Shape, Taps, address, library
+from trainables.training.engines.sparse_cpu.library import Taps, library
 
 _TILE: Final = 8
 """Positions of a row that are computed together."""
@@ -48,62 +46,46 @@ class SparseConvolution(nn.Module):
         """Map (blocks, in_channels, height, width, lanes) to (blocks, out_channels, height', width', lanes)."""
         size = (*x.shape[1:4], *self.weight.stride())
         if size not in self._plans:
-            self._plans[size] = _Plan.make(self._keep, self.weight.stride(), self._stride, self._padding, x.shape)
+            self._plans[size] = _Plan(self._keep, self.weight.stride(), self._stride, self._padding, x.shape)
         out: Tensor = _Convolve.apply(x, self.weight, self._plans[size])
         return out if self.bias is None else out + self.bias.view(-1, 1, 1, 1)
 
 
-@dataclass(frozen=True, eq=False)
-class _List:
-    """Kept weights in their order of use. It owns the arrays that its ``Taps`` points to."""
+def _taps(
+    written: tuple[np.ndarray, int],
+    residue: tuple[np.ndarray, int],
+    place: tuple[np.ndarray, np.ndarray, np.ndarray],
+    index: np.ndarray,
+    source: tuple[int, int, int],
+    reach: int,
+) -> Taps:
+    """Sort the kept weights by their order of use.
 
-    pointer: Tensor
-    offset: Tensor
-    index: Tensor
-    paired: Tensor
-    groups: int
-
-    @classmethod
-    def make(
-        cls,
-        written: tuple[Any, int],
-        residue: tuple[Any, int],
-        place: tuple[Any, Any, Any],
-        index: Any,
-        source: tuple[int, int, int],
-        reach: int,
-    ) -> _List:
-        """Sort the kept weights.
-
-        Args:
-            written: for each weight, the channel that it writes; and the number of those channels.
-            residue: for each weight, the residue class (position modulo stride) that it writes; and the number of
-                residue classes.
-            place: for each weight, channel, row and column of the value in the padded source that it multiplies for a
-                tile at row and column 0.
-            index: memory offset of each weight in the layer's weight tensor.
-            source: channels, height and width of the padded source.
-            reach: source positions, per channel, that the weights of a tile can read.
-        """
-        channel, row, column = place
-        channels, height, width = source
-        groups = -(-channels * reach // _NEAR)
-        group = channel // -(-channels // groups)
-        part = (residue[0] * groups + group) * written[1] + written[0]
-        order = np.lexsort((column, row, channel, part))
-        pointer = np.searchsorted(part[order], np.arange(residue[1] * groups * written[1] + 1))
-        offset = ((channel * height + row) * width + column)[order]
-        paired = _paired(np.split(offset, pointer[1:-1]), written[1])
-        return cls(_int32(pointer), _int32(offset), _int32(index[order]), torch.from_numpy(paired), groups)
-
-    @cached_property
-    def taps(self) -> Taps:
-        return Taps(*map(address, (self.pointer, self.offset, self.index, self.paired)), self.groups)
+    Args:
+        written: for each weight, the channel that it writes; and the number of those channels.
+        residue: for each weight, the residue class (position modulo stride) that it writes; and the number of residue
+            classes.
+        place: for each weight, channel, row and column of the value in the padded source that it multiplies for a tile
+            at row and column 0.
+        index: memory offset of each weight in the layer's weight tensor.
+        source: channels, height and width of the padded source.
+        reach: source positions, per channel, that the weights of a tile can read.
+    """
+    channel, row, column = place
+    channels, height, width = source
+    groups = -(-channels * reach // _NEAR)
+    group = channel // -(-channels // groups)
+    part = (residue[0] * groups + group) * written[1] + written[0]
+    order = np.lexsort((column, row, channel, part))
+    pointer = np.searchsorted(part[order], np.arange(residue[1] * groups * written[1] + 1))
+    offset = ((channel * height + row) * width + column)[order]
+    paired = _paired(np.split(offset, pointer[1:-1]), written[1])
+    return Taps(_int32(pointer), _int32(offset), _int32(index[order]), paired, groups=groups)
 
 
-def _int32(numbers: np.ndarray) -> Tensor:
+def _int32(numbers: np.ndarray) -> np.ndarray:
     assert numbers.size == 0 or (numbers.min() >= 0 and numbers.max() < 2**31)
-    return torch.from_numpy(numbers.astype(np.int32))
+    return numbers.astype(np.int32)
 
 
 def _paired(offsets: list[np.ndarray], channels: int) -> np.ndarray:
@@ -121,54 +103,44 @@ def _paired(offsets: list[np.ndarray], channels: int) -> np.ndarray:
     return paired
 
 
-@dataclass(frozen=True, eq=False)
 class _Plan:
-    """The forward and backward computation of a layer for one image size."""
+    """The forward and backward computation of a layer for one image size.
 
-    stride: int
-    padding: int
-    source: Shape
-    target: Shape
-    forward: _List
-    backward: _List
-    """Writes input channels, with a part for each residue class (position modulo stride)."""
-    backward_padding: int
+    Attributes:
+        source: channels, height and width of the layer's input.
+        target: channels, height and width of its output.
+        forward: the kept weights, by the output channels that they write.
+        backward: the kept weights, by residue class (position modulo stride) and the input channels that they write.
+        border: padding of the output's gradient in the backward pass.
+    """
 
-    @classmethod
-    def make(
-        cls, keep: np.ndarray, strides: tuple[int, ...], stride: int, padding: int, shape: tuple[int, ...]
-    ) -> _Plan:
+    def __init__(
+        self, keep: np.ndarray, strides: tuple[int, ...], stride: int, padding: int, shape: tuple[int, ...]
+    ) -> None:
+        self.stride, self.padding = stride, padding
         out_channels, in_channels, kernel, _ = keep.shape
-        _, _, height, width, _ = shape
+        height, width = shape[2:4]
         outputs = [(each + 2 * padding - kernel) // stride + 1 for each in (height, width)]
+        self.source, self.target = (in_channels, height, width), (out_channels, *outputs)
         o, i, ky, kx = (each.astype(np.int64) for each in np.nonzero(keep))
         index = np.stack((o, i, ky, kx)).T @ np.array(strides)
 
         size = in_channels, height + 2 * padding, width + 2 * padding
         reach = kernel * ((_TILE - 1) * stride + kernel)
-        forward = _List.make((o, out_channels), (np.zeros_like(o), 1), (i, ky, kx), index, size, reach)
+        self.forward = _taps((o, out_channels), (np.zeros_like(o), 1), (i, ky, kx), index, size, reach)
 
         # In the forward pass, weight ky multiplied input position y * stride + r for output position
         # y + (r + padding - ky) / stride, where r is the only residue that makes the quotient an integer.
         beyond = [
             (each - 1 + padding) // stride - (out - 1) for each, out in zip((height, width), outputs, strict=True)
         ]
-        border = max(0, -((padding + 1 - kernel) // stride), *beyond)
+        self.border = border = max(0, -((padding + 1 - kernel) // stride), *beyond)
         ry, rx = (ky - padding) % stride, (kx - padding) % stride
         up, left = (ry + padding - ky) // stride + border, (rx + padding - kx) // stride + border
         size = out_channels, outputs[0] + 2 * border, outputs[1] + 2 * border
         reach = -(-kernel // stride) * (_TILE - 1 + -(-kernel // stride))
         residue = ry * stride + rx, stride**2
-        backward = _List.make((i, in_channels), residue, (o, up, left), index, size, reach)
-        return cls(
-            stride,
-            padding,
-            Shape(in_channels, height, width),
-            Shape(out_channels, *outputs),
-            forward,
-            backward,
-            border,
-        )
+        self.backward = _taps((i, in_channels), residue, (o, up, left), index, size, reach)
 
 
 class _Convolve(torch.autograd.Function):
@@ -177,7 +149,7 @@ class _Convolve(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.plan = plan
-        return _convolved(x, plan.source, plan.padding, plan.stride, plan.target, 1, plan.forward, weight)
+        return _convolved(x, plan.padding, plan.stride, plan.target, 1, plan.forward, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -186,57 +158,33 @@ class _Convolve(torch.autograd.Function):
         gradient = gradients[0].contiguous()
         of_x = of_weight = None
         if ctx.needs_input_grad[1]:
-            of_weight = torch.zeros_like(weight)
-            threads = torch.get_num_threads()
+            of_weight, threads = torch.zeros_like(weight), torch.get_num_threads()
+            room = _room(x, plan.padding, threads)
             library().sparse_weight_gradients(
-                address(x),
-                plan.source,
-                plan.padding,
-                plan.stride,
-                address(gradient),
-                plan.target,
-                plan.forward.taps,
-                of_weight.data_ptr(),
-                len(x),
-                threads,
-                address(_room(plan.source, plan.padding, threads, x.shape[-1])),
+                x, plan.padding, plan.stride, gradient, plan.forward, of_weight, threads, room
             )
         # Computed last, so that the gradient is still in the processor's cache when the preceding layer reads it.
         if ctx.needs_input_grad[0]:
-            of_x = _convolved(
-                gradient, plan.target, plan.backward_padding, 1, plan.source, plan.stride, plan.backward, weight
-            )
+            of_x = _convolved(gradient, plan.border, 1, plan.source, plan.stride, plan.backward, weight)
         return of_x, of_weight, None
 
 
 def _convolved(
-    source: Tensor, shape: Shape, padding: int, step: int, target: Shape, target_step: int, taps: _List, weight: Tensor
+    source: Tensor, padding: int, step: int, shape: tuple[int, ...], target_step: int, taps: Taps, weight: Tensor
 ) -> Tensor:
-    out = source.new_empty(len(source), target.channels, target.height, target.width, source.shape[-1])
-    threads = torch.get_num_threads()
-    library().sparse_convolve(
-        address(source),
-        shape,
-        padding,
-        step,
-        address(out),
-        target,
-        target_step,
-        taps.taps,
-        weight.data_ptr(),
-        len(source),
-        threads,
-        address(_room(shape, padding, threads, source.shape[-1])),
-    )
+    out, threads = source.new_empty(len(source), *shape, source.shape[-1]), torch.get_num_threads()
+    room = _room(source, padding, threads)
+    library().sparse_convolve(source, padding, step, out, target_step, taps, weight, threads, room)
     return out
 
 
 _rooms: dict[tuple[int, ...], Tensor] = {}
 
 
-def _room(shape: Shape, padding: int, threads: int, lanes: int) -> Tensor:
+def _room(source: Tensor, padding: int, threads: int) -> Tensor:
     """Return a buffer for one zero-bordered block per thread; all layers with this shape and padding share it."""
-    size = (threads, shape.channels, shape.height + 2 * padding, shape.width + 2 * padding, lanes)
+    _, channels, height, width, lanes = source.shape
+    size = (threads, channels, height + 2 * padding, width + 2 * padding, lanes)
     if (padding, *size) not in _rooms:
         _rooms[padding, *size] = torch.zeros(size)
     return _rooms[padding, *size]

@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import pad
+from torch.nn.modules.utils import _pair
 
 from trainables.host.cpu import WIDEST_REGISTER
 from trainables.training.engines.sparse_cpu.convolution import SparseConvolution
@@ -172,18 +173,10 @@ def _only_user(step: fx.Node) -> fx.Node | None:
 
 def _pooling_on_lanes(pooling: nn.MaxPool2d) -> nn.MaxPool3d:
     """Return the same pooling with the lanes as a third dimension, which is not pooled."""
-    return nn.MaxPool3d(
-        _with(pooling.kernel_size, 1),
-        _with(pooling.stride, 1),
-        _with(pooling.padding, 0),
-        _with(pooling.dilation, 1),
-        ceil_mode=pooling.ceil_mode,
-    )
-
-
-def _with(size: int | tuple[int, ...], along_lanes: int) -> tuple[int, int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width, along_lanes
+    sizes = pooling.kernel_size, pooling.stride, pooling.padding, pooling.dilation
+    along_lanes = 1, 1, 0, 1
+    each = ((*_pair(size), one) for size, one in zip(sizes, along_lanes, strict=True))
+    return nn.MaxPool3d(*each, ceil_mode=pooling.ceil_mode)
 
 
 def _filled(images: Tensor) -> Tensor:

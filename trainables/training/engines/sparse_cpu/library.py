@@ -18,6 +18,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,49 +35,56 @@ _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 _log = logging.getLogger(__name__)
 
 
-class Shape(ctypes.Structure):
-    """Channels, height and width of a block of activations."""
+class Activations(ctypes.Structure):
+    """A tensor (blocks, channels, height, width, lanes) as the kernels take it; its address is null for None."""
 
-    _fields_ = (("channels", _NUMBER), ("height", _NUMBER), ("width", _NUMBER))
+    _fields_ = (("data", _POINTER), *((name, _NUMBER) for name in ("blocks", "channels", "height", "width")))
+
+    @classmethod
+    def from_param(cls, tensor: Tensor | None) -> Activations:
+        """Convert the argument of a kernel."""
+        if tensor is None:
+            return cls()
+        assert tensor.is_contiguous(), f"kernels want numbers in a row, got strides {tensor.stride()}"
+        return cls(tensor.data_ptr(), *tensor.shape[:4])
+
+
+class Numbers(_POINTER):
+    """The address of a tensor's data."""
+
+    @classmethod
+    def from_param(cls, tensor: Tensor) -> Numbers:
+        """Convert the argument of a kernel."""
+        return cls(tensor.data_ptr())
 
 
 class Taps(ctypes.Structure):
     """Addresses of the arrays that list a layer's kept weights; ``sparse.cpp`` explains them."""
 
-    _fields_ = (
-        *(("pointer", _POINTER), ("offset", _POINTER), ("index", _POINTER), ("paired", _POINTER)),
-        ("groups", _NUMBER),
-    )
+    _fields_ = (*((name, _POINTER) for name in ("pointer", "offset", "index", "paired")), ("groups", _NUMBER))
+
+    def __init__(self, *arrays: np.ndarray, groups: int) -> None:
+        """List the weights; the arrays must be contiguous, and live as long as their addresses."""
+        super().__init__(*(array.ctypes.data for array in arrays), groups)
+        self._arrays = arrays
 
 
+_FLAG, _REAL = ctypes.c_bool, ctypes.c_float
 _ARGUMENTS = {
-    "sparse_convolve": (
-        *(_POINTER, Shape, _NUMBER, _NUMBER, _POINTER, Shape, _NUMBER),
-        *(Taps, _POINTER, _NUMBER, _NUMBER, _POINTER),
-    ),
-    "sparse_weight_gradients": (
-        *(_POINTER, Shape, _NUMBER, _NUMBER, _POINTER, Shape),
-        *(Taps, _POINTER, _NUMBER, _NUMBER, _POINTER),
-    ),
+    "sparse_convolve": (Activations, _NUMBER, _NUMBER, Activations, _NUMBER, Taps, Numbers, _NUMBER, Numbers),
+    "sparse_weight_gradients": (Activations, _NUMBER, _NUMBER, Activations, Taps, Numbers, _NUMBER, Numbers),
     "normalize": (
-        *(_POINTER, _POINTER, Shape, _POINTER, _POINTER, ctypes.c_float, ctypes.c_float, ctypes.c_bool),
-        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _NUMBER),
+        *(Activations, Activations, Numbers, Numbers, _REAL, _REAL, _FLAG, Activations),
+        *(Numbers, Numbers, Numbers, Numbers, _NUMBER),
     ),
     "normalize_by": (
-        *(_POINTER, _POINTER, Shape, _POINTER, _POINTER, ctypes.c_float, _POINTER, _POINTER, ctypes.c_bool),
-        *(_POINTER, _NUMBER, _NUMBER),
+        *(Activations, Activations, Numbers, Numbers, _REAL, Numbers, Numbers, _FLAG, Activations, _NUMBER),
     ),
     "normalize_gradients": (
-        *(_POINTER, _POINTER, _POINTER, _POINTER, Shape, _POINTER, _POINTER, _POINTER, _POINTER, ctypes.c_bool),
-        *(_POINTER, _POINTER, _POINTER, _POINTER, _NUMBER, _NUMBER),
+        *(Activations, Activations, Activations, Activations, Numbers, Numbers, Numbers, Numbers, _FLAG),
+        *(Activations, Activations, Numbers, Numbers, _NUMBER),
     ),
 }
-
-
-def address(tensor: Tensor) -> int:
-    """Return the memory address of a contiguous tensor's data."""
-    assert tensor.is_contiguous(), f"kernels want numbers in a row, got strides {tensor.stride()}"
-    return tensor.data_ptr()
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.training.engines.sparse_cpu.library import Shape, address, library
+from trainables.training.engines.sparse_cpu.library import library
 
 
 class Normalization(nn.Module):
@@ -36,11 +36,19 @@ class Normalization(nn.Module):
         and supports no gradients.
         """
         norm = self.batchnorm
-        if not norm.training:
-            out = _normalized(x, residual, norm, self._rectified)
-            return (out, out) if self._twice else out
-        norm.get_buffer("num_batches_tracked").add_(1)
-        first, second = _Normalize.apply(x, residual, norm.weight, norm.bias, norm, self._rectified)
+        x = x.contiguous()
+        residual = None if residual is None else residual.contiguous()
+        if norm.training:
+            norm.get_buffer("num_batches_tracked").add_(1)
+            first, second = _Normalize.apply(x, residual, norm.weight, norm.bias, norm, self._rectified)
+        else:
+            assert not (torch.is_grad_enabled() and x.requires_grad), "gradients are for training"
+            first = second = torch.empty_like(x)
+            statistics = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+            threads = torch.get_num_threads()
+            library().normalize_by(
+                x, residual, norm.weight, norm.bias, norm.eps, *statistics, self._rectified, first, threads
+            )
         return (first, second) if self._twice else first
 
 
@@ -55,26 +63,12 @@ class _Normalize(torch.autograd.Function):
         norm: nn.BatchNorm2d,
         rectified: bool,
     ) -> tuple[Tensor, Tensor]:
-        x = x.contiguous()
-        residual = None if residual is None else residual.contiguous()
         out = torch.empty_like(x)
         mean, inverse = torch.empty(2, x.shape[1]).unbind()
+        running = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        threads = torch.get_num_threads()
         library().normalize(
-            address(x),
-            None if residual is None else address(residual),
-            Shape(*x.shape[1:4]),
-            address(weight),
-            address(bias),
-            norm.eps,
-            norm.momentum,
-            rectified,
-            address(out),
-            address(mean),
-            address(inverse),
-            address(norm.get_buffer("running_mean")),
-            address(norm.get_buffer("running_var")),
-            len(x),
-            torch.get_num_threads(),
+            x, residual, weight, bias, norm.eps, norm.momentum, rectified, out, mean, inverse, *running, threads
         )
         ctx.save_for_backward(x, out if rectified and residual is not None else None, weight, bias, mean, inverse)
         ctx.rectified, ctx.summed = rectified, residual is not None
@@ -83,52 +77,15 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, out, weight, bias, mean, inverse = ctx.saved_tensors
-        gradient, *more = (each.contiguous() for each in gradients if each is not None)
+        x, out, weight, *_ = saved = ctx.saved_tensors
+        gradient, *others = (each.contiguous() for each in gradients if each is not None)
+        more = others[0] if others else None
         of_x = torch.empty_like(x)
         # Without a ReLU, the residual's gradient is the incoming one.
         of_residual = None if out is None else torch.empty_like(x)
         of_weight, of_bias = torch.empty_like(weight), torch.empty_like(weight)
-        library().normalize_gradients(
-            address(gradient),
-            address(more[0]) if more else None,
-            address(x),
-            None if out is None else address(out),
-            Shape(*x.shape[1:4]),
-            address(weight),
-            address(bias),
-            address(mean),
-            address(inverse),
-            ctx.rectified,
-            address(of_x),
-            None if of_residual is None else address(of_residual),
-            address(of_weight),
-            address(of_bias),
-            len(x),
-            torch.get_num_threads(),
-        )
+        results = of_x, of_residual, of_weight, of_bias
+        library().normalize_gradients(gradient, more, *saved, ctx.rectified, *results, torch.get_num_threads())
         if ctx.summed and not ctx.rectified:
-            of_residual = gradient + more[0] if more else gradient
+            of_residual = gradient if more is None else gradient + more
         return of_x, of_residual, of_weight, of_bias, None, None
-
-
-def _normalized(x: Tensor, residual: Tensor | None, norm: nn.BatchNorm2d, rectified: bool) -> Tensor:
-    assert not (torch.is_grad_enabled() and x.requires_grad), "gradients are for training"
-    x = x.contiguous()
-    residual = None if residual is None else residual.contiguous()
-    out = torch.empty_like(x)
-    library().normalize_by(
-        address(x),
-        None if residual is None else address(residual),
-        Shape(*x.shape[1:4]),
-        address(norm.weight),
-        address(norm.bias),
-        norm.eps,
-        address(norm.get_buffer("running_mean")),
-        address(norm.get_buffer("running_var")),
-        rectified,
-        address(out),
-        len(x),
-        torch.get_num_threads(),
-    )
-    return out

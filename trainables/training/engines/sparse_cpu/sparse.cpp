@@ -38,20 +38,23 @@ struct Taps {
     int64_t groups;
 };
 
-struct Shape {
-    int64_t channels, height, width;
-    int64_t size() const { return channels * height * width; }
+struct Activations {
+    vec* data;
+    int64_t blocks, channels, height, width;
+    int64_t positions() const { return height * width; }
+    int64_t size() const { return channels * height * width; }  // of a block
 };
 
 inline vec splat(float value) { return vec{} + value; }
 
-// Copies a block into the middle of `out`, whose border of `padding` positions stays zero.
-void pad(const vec* block, const Shape& shape, int64_t padding, vec* out) {
-    const int64_t rows = shape.height + 2 * padding, row = shape.width + 2 * padding;
-    for (int64_t c = 0; c < shape.channels; ++c)
-        for (int64_t y = 0; y < shape.height; ++y)
-            memcpy(out + (c * rows + y + padding) * row + padding, block + (c * shape.height + y) * shape.width,
-                   shape.width * sizeof(vec));
+// Copies block `b` into the middle of `out`, whose border of `padding` positions stays zero.
+void pad(const Activations& from, int64_t b, int64_t padding, vec* out) {
+    const int64_t rows = from.height + 2 * padding, row = from.width + 2 * padding;
+    const vec* block = from.data + b * from.size();
+    for (int64_t c = 0; c < from.channels; ++c)
+        for (int64_t y = 0; y < from.height; ++y)
+            memcpy(out + (c * rows + y + padding) * row + padding, block + (c * from.height + y) * from.width,
+                   from.width * sizeof(vec));
 }
 
 // Reads a value that `C` channels use. With a constant step, the compiler would fold the load into each channel's
@@ -196,17 +199,17 @@ extern "C" {
 extern const int32_t register_lanes = lanes;
 
 // out = max(0, (x - mean) * scale + shift + residual), with each channel's statistics over all images and positions.
-// Without the residual if it is null, without the max if not `rectified`. Going channel by channel keeps a channel's
-// values in the cache for the three passes over them. The running statistics move towards the batch's by the fraction
-// `momentum`.
-void normalize(const vec* x, const vec* residual, Shape shape, const float* gamma, const float* beta, float eps,
-               float momentum, bool rectified, vec* out, float* means, float* inverses, float* running_means,
-               float* running_variances, int64_t blocks, int64_t threads) {
-    const int64_t positions = shape.height * shape.width, stride = shape.channels * positions;
+// Without the residual if its data are null, without the max if not `rectified`. Going channel by channel keeps a
+// channel's values in the cache for the three passes over them. The running statistics move towards the batch's by the
+// fraction `momentum`.
+void normalize(Activations x, Activations residual, const float* gamma, const float* beta, float eps, float momentum,
+               bool rectified, Activations out, float* means, float* inverses, float* running_means,
+               float* running_variances, int64_t threads) {
+    const int64_t positions = x.positions(), stride = x.size(), blocks = x.blocks;
     const float count = blocks * positions * lanes;
-    share(shape.channels, threads, [&](int64_t, int64_t first, int64_t last) {
+    share(x.channels, threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t c = first; c < last; ++c) {
-            const vec* from = x + c * positions;
+            const vec* from = x.data + c * positions;
             vec sums[slots] = {}, squares[slots] = {};
             through(blocks, stride, positions, [&](int64_t at, int slot) { sums[slot] += from[at]; });
             const float mean = total(sums) / count;
@@ -219,22 +222,22 @@ void normalize(const vec* x, const vec* residual, Shape shape, const float* gamm
             means[c] = mean, inverses[c] = inverse;
             running_means[c] += momentum * (mean - running_means[c]);
             running_variances[c] += momentum * (variance * (count / (count - 1)) - running_variances[c]);
-            rescale(from, residual ? residual + c * positions : nullptr, gamma[c] * inverse,
-                    beta[c] - mean * gamma[c] * inverse, rectified, out + c * positions, blocks, stride, positions);
+            rescale(from, residual.data ? residual.data + c * positions : nullptr, gamma[c] * inverse,
+                    beta[c] - mean * gamma[c] * inverse, rectified, out.data + c * positions, blocks, stride,
+                    positions);
         }
     });
 }
 
 // The same with given means and variances.
-void normalize_by(const vec* x, const vec* residual, Shape shape, const float* gamma, const float* beta, float eps,
-                  const float* means, const float* variances, bool rectified, vec* out, int64_t blocks,
-                  int64_t threads) {
-    const int64_t positions = shape.height * shape.width, stride = shape.channels * positions;
-    share(shape.channels, threads, [&](int64_t, int64_t first, int64_t last) {
+void normalize_by(Activations x, Activations residual, const float* gamma, const float* beta, float eps,
+                  const float* means, const float* variances, bool rectified, Activations out, int64_t threads) {
+    const int64_t positions = x.positions();
+    share(x.channels, threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t c = first; c < last; ++c) {
             const float scale = gamma[c] / std::sqrt(variances[c] + eps);
-            rescale(x + c * positions, residual ? residual + c * positions : nullptr, scale, beta[c] - means[c] * scale,
-                    rectified, out + c * positions, blocks, stride, positions);
+            rescale(x.data + c * positions, residual.data ? residual.data + c * positions : nullptr, scale,
+                    beta[c] - means[c] * scale, rectified, out.data + c * positions, x.blocks, x.size(), positions);
         }
     });
 }
@@ -242,18 +245,20 @@ void normalize_by(const vec* x, const vec* residual, Shape shape, const float* g
 // The gradients of `normalize`. The gradient of its result is `gradient`, plus `more` unless that is null. If it was
 // rectified and had a residual, its result `out` shows which values the ReLU passed, and `of_residual` is computed.
 // Otherwise both are null: without a residual, `x` shows which values passed.
-void normalize_gradients(const vec* gradient, const vec* more, const vec* x, const vec* out, Shape shape, const float* gamma,
-                         const float* beta, const float* means, const float* inverses, bool rectified, vec* of_x,
-                         vec* of_residual, float* of_gamma, float* of_beta, int64_t blocks, int64_t threads) {
-    const int64_t positions = shape.height * shape.width, stride = shape.channels * positions;
+void normalize_gradients(Activations gradient, Activations more, Activations x, Activations out, const float* gamma,
+                         const float* beta, const float* means, const float* inverses, bool rectified,
+                         Activations of_x, Activations of_residual, float* of_gamma, float* of_beta,
+                         int64_t threads) {
+    const int64_t positions = x.positions(), stride = x.size(), blocks = x.blocks;
     const float count = blocks * positions * lanes;
-    share(shape.channels, threads, [&](int64_t, int64_t first, int64_t last) {
+    share(x.channels, threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t c = first; c < last; ++c) {
-            const vec *g = gradient + c * positions, *h = more ? more + c * positions : nullptr;
-            const vec* from = x + c * positions;
+            const vec* g = gradient.data + c * positions;
+            const vec* h = more.data ? more.data + c * positions : nullptr;
+            const vec* from = x.data + c * positions;
             const auto all = [&](int64_t at) { return h ? g[at] + h[at] : g[at]; };
             const vec mean = splat(means[c]), inverse = splat(inverses[c]);
-            vec* to = of_x + c * positions;
+            vec* to = of_x.data + c * positions;
             // `passed` returns the gradient behind the ReLU at a position, `again` the same in the second pass.
             const auto through_both = [&](const auto& passed, const auto& again) {
                 vec sums[slots] = {}, products[slots] = {};
@@ -272,9 +277,9 @@ void normalize_gradients(const vec* gradient, const vec* more, const vec* x, con
             };
             if (!rectified)
                 through_both(all, all);
-            else if (out) {
-                const vec* y = out + c * positions;
-                vec* add = of_residual + c * positions;
+            else if (out.data) {
+                const vec* y = out.data + c * positions;
+                vec* add = of_residual.data + c * positions;
                 through_both([&](int64_t at) { return add[at] = y[at] > 0 ? all(at) : vec{}; },
                              [&](int64_t at) { return add[at]; });
             } else {
@@ -292,26 +297,25 @@ void normalize_gradients(const vec* gradient, const vec* more, const vec* x, con
 // A forward pass steps through the source by `source_step` and writes every target position. A backward pass through a
 // strided layer reads every source position; the taps of each residue class (row and column modulo `target_step`) write
 // every `target_step`-th target position. `padded` holds one padded block per thread.
-void sparse_convolve(const vec* source, Shape from, int64_t padding, int64_t source_step, vec* target, Shape to,
-                     int64_t target_step, Taps taps, const float* weights, int64_t blocks, int64_t threads,
-                     vec* padded) {
+void sparse_convolve(Activations from, int64_t padding, int64_t source_step, Activations to, int64_t target_step,
+                     Taps taps, const float* weights, int64_t threads, vec* padded) {
     const int64_t row = from.width + 2 * padding, room = from.channels * (from.height + 2 * padding) * row;
-    const int64_t plane = to.height * to.width;
+    const int64_t plane = to.positions();
     const int64_t residues = target_step * target_step;
     std::vector<float> kept(taps.pointer[residues * taps.groups * to.channels]);
     for (size_t k = 0; k < kept.size(); ++k) kept[k] = weights[taps.index[k]];
     stepwise(source_step, [&](auto step) {
-        share(blocks, threads, [&](int64_t thread, int64_t first, int64_t last) {
+        share(from.blocks, threads, [&](int64_t thread, int64_t first, int64_t last) {
             for (int64_t b = first; b < last; ++b) {
                 vec* block = padded + thread * room;
-                pad(source + b * from.size(), from, padding, block);
+                pad(from, b, padding, block);
                 for (int64_t y = 0; y * target_step < to.height; ++y) {
                     for (int64_t each = 0; each < residues; ++each) {
                         const int64_t ty = y * target_step + each / target_step, rx = each % target_step;
                         if (ty >= to.height) break;
                         along((to.width - rx + target_step - 1) / target_step, [&](auto positions, int64_t x) {
                             const vec* seen = block + (y * row + x) * step;
-                            vec* out = target + b * to.size() + ty * to.width + x * target_step + rx;
+                            vec* out = to.data + b * to.size() + ty * to.width + x * target_step + rx;
                             for (int64_t group = 0; group < taps.groups; ++group)
                                 channelwise(taps, (each * taps.groups + group) * to.channels, to.channels,
                                             [&](auto channels, int64_t c, int64_t tap, int64_t count) {
@@ -328,24 +332,24 @@ void sparse_convolve(const vec* source, Shape from, int64_t padding, int64_t sou
 }
 
 // gradients[index] = sum over images and positions of gradient * source, for the kept weights. `step` is the stride.
-void sparse_weight_gradients(const vec* source, Shape from, int64_t padding, int64_t step, const vec* gradient,
-                             Shape to, Taps taps, float* gradients, int64_t blocks, int64_t threads, vec* padded) {
+void sparse_weight_gradients(Activations from, int64_t padding, int64_t step, Activations gradient, Taps taps,
+                             float* gradients, int64_t threads, vec* padded) {
     const int64_t row = from.width + 2 * padding, room = from.channels * (from.height + 2 * padding) * row;
-    const int64_t plane = to.height * to.width;
-    const int64_t count = taps.pointer[taps.groups * to.channels];
+    const int64_t plane = gradient.positions();
+    const int64_t count = taps.pointer[taps.groups * gradient.channels];
     std::vector<vec> sums(threads * count, vec{});
     stepwise(step, [&](auto step) {
-        share(blocks, threads, [&](int64_t thread, int64_t first, int64_t last) {
+        share(from.blocks, threads, [&](int64_t thread, int64_t first, int64_t last) {
             vec* sum = sums.data() + thread * count;
             for (int64_t b = first; b < last; ++b) {
                 vec* block = padded + thread * room;
-                pad(source + b * from.size(), from, padding, block);
-                for (int64_t y = 0; y < to.height; ++y)
-                    along(to.width, [&](auto positions, int64_t x) {
+                pad(from, b, padding, block);
+                for (int64_t y = 0; y < gradient.height; ++y)
+                    along(gradient.width, [&](auto positions, int64_t x) {
                         const vec* seen = block + (y * row + x) * step;
-                        const vec* here = gradient + b * to.size() + y * to.width + x;
+                        const vec* here = gradient.data + b * gradient.size() + y * gradient.width + x;
                         for (int64_t group = 0; group < taps.groups; ++group)
-                            channelwise(taps, group * to.channels, to.channels,
+                            channelwise(taps, group * gradient.channels, gradient.channels,
                                         [&](auto channels, int64_t c, int64_t tap, int64_t count) {
                                             correlated<positions, channels>(seen, step, here + c * plane, plane,
                                                                             taps.offset + tap, sum + tap, count);
