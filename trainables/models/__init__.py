@@ -44,8 +44,7 @@ class ModelEntry:
 
     Attributes:
         description: one line for listings.
-        module: module that holds the factory; imported only to build the model.
-        factory: name of the function in `module` that builds the model.
+        module: module of this package whose function of the model's name builds it; imported only for that.
         base_channels: channel counts of the hidden layers at width 1; a valid width makes all of them whole numbers.
         mult_adds: multiply-adds of the convolutions and linear layers for one RGB image at width 1 with the default
             options and 10 classes; proportional to about width squared times the image's area.
@@ -62,7 +61,6 @@ class ModelEntry:
 
     description: str
     module: str
-    factory: str
     base_channels: tuple[int, ...]
     mult_adds: int
     inner_weights: int
@@ -78,8 +76,7 @@ class ModelEntry:
 MODELS: dict[str, ModelEntry] = {
     "resnet20": ModelEntry(
         description="CIFAR ResNet with 3 stages of 3 basic blocks (the paper's)",
-        module="trainables.models.resnet_cifar",
-        factory="resnet20",
+        module="resnet",
         base_channels=(16, 32, 64),
         mult_adds=42_910_336,
         inner_weights=267_264,
@@ -91,8 +88,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "resnet8": ModelEntry(
         description="the same family with 1 basic block per stage, for quick experiments on small images",
-        module="trainables.models.resnet_cifar",
-        factory="resnet8",
+        module="resnet",
         base_channels=(16, 32, 64),
         mult_adds=14_598_784,
         inner_weights=73_728,
@@ -104,8 +100,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vgg11": ModelEntry(
         description="VGG11 without BatchNorm, one linear layer (the paper's)",
-        module="trainables.models.vgg",
-        factory="vgg11",
+        module="vgg",
         base_channels=(64, 128, 256, 512),
         mult_adds=152_769_536,
         inner_weights=9_216_000,
@@ -114,8 +109,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vgg11_bn": ModelEntry(
         description="VGG11 with BatchNorm, one linear layer",
-        module="trainables.models.vgg",
-        factory="vgg11_bn",
+        module="vgg",
         base_channels=(64, 128, 256, 512),
         mult_adds=152_769_536,
         inner_weights=9_216_000,
@@ -124,8 +118,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "resnet50": ModelEntry(
         description="torchvision's ResNet50 (the paper's ImageNet net; init fan_out is torchvision's, too)",
-        module="trainables.models.resnet50",
-        factory="resnet50",
+        module="resnet",
         base_channels=(64, 128, 256, 512, 1024, 2048),
         mult_adds=4_087_156_736,
         inner_weights=20_676_608,
@@ -138,8 +131,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "mlp": ModelEntry(
         description="3 hidden layers of 512 units on the flattened image",
-        module="trainables.models.mlp",
-        factory="mlp",
+        module="mlp",
         base_channels=(512,),
         mult_adds=2_102_272,
         inner_weights=524_288,
@@ -183,7 +175,7 @@ def build_model(
         if count < 1:
             raise ValueError(f"{what} must be at least 1, got {count!r}")
     known("init", init, INITS)
-    factory = getattr(importlib.import_module(entry.module), entry.factory)
+    factory = getattr(importlib.import_module(f"{__name__}.{entry.module}"), name)
     model = cast("Network", factory(width=width, num_classes=num_classes, in_channels=in_channels, **options))
     if init not in ("default", entry.init):
         model.initialise(init)

@@ -6,8 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from trainables.models.axes import build_spec, linear
-from trainables.models.network import Network, scaled
+from trainables.models.network import Network, build_spec, linear, scaled
 from trainables.symmetry.permutations import PermutationSpec
 
 

@@ -10,8 +10,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from trainables.models.axes import Axes, batchnorm, build_spec, conv, linear
-from trainables.models.network import Network, scaled
+from trainables.models.network import Axes, Network, batchnorm, build_spec, conv, linear, scaled
 from trainables.symmetry.permutations import PermutationSpec
 
 CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)

@@ -311,7 +311,7 @@ def test_a_net_that_computes_its_weights_from_others_is_refused_with_what_to_do(
         lambda: repair(plain, plain, wrapped, 0.5, batches),
         lambda: interpolation_curve(plain, wrapped, batches),
     ):
-        with pytest.raises(ValueError, match=rf"layer 'layer2\.0\.conv1' of ResNetCifar .*{hint}"):
+        with pytest.raises(ValueError, match=rf"layer 'layer2\.0\.conv1' of ResNet .*{hint}"):
             use()
 
 
