@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field
+from functools import partial
 from typing import Any
 
 from trainables.checks import bounded, known
@@ -157,6 +158,11 @@ def knob(default: Any, values: str | Collection[str] | None, meaning: str, **tra
     return field(default=default, metadata={"values": values, "meaning": meaning, **traits})
 
 
+grid, network, training, rewinding, pruning, matching, measuring = (
+    partial(knob, part=part) for part in (GRID, NETWORK, TRAINING, REWINDING, PRUNING, MATCHING, MEASURING)
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knobs:
     """The table of knobs, in the order in which a space's grid varies them, the last one fastest.
@@ -167,204 +173,160 @@ class Knobs:
     """
 
     # --- the grid
-    model: str = knob("resnet20", MODELS, "network", part=GRID, axis=True)
-    dataset: str = knob("cifar10", DATASETS, "what the networks learn to classify", part=GRID, axis=True)
-    data_version: str = knob(
-        "", None, "fingerprint of the dataset's files, if users bring them", part=GRID, neutral="", planned=True
+    model: str = grid("resnet20", MODELS, "network", axis=True)
+    dataset: str = grid("cifar10", DATASETS, "what the networks learn to classify", axis=True)
+    data_version: str = grid(
+        "", None, "fingerprint of the dataset's files, if users bring them", neutral="", planned=True
     )
-    width: float = knob(
-        1.0, f"[{MIN_WIDTH:g}, {MAX_WIDTH:g}]", "multiplier of every hidden layer's channels", part=GRID, axis=True
+    width: float = grid(
+        1.0, f"[{MIN_WIDTH:g}, {MAX_WIDTH:g}]", "multiplier of every hidden layer's channels", axis=True
     )
-    sparsity: float = knob(0.9, "[0, 1)", "share of pruned weights among the prunable ones", part=GRID, axis=True)
-    rewind_epoch: int = knob(
+    sparsity: float = grid(0.9, "[0, 1)", "share of pruned weights among the prunable ones", axis=True)
+    rewind_epoch: int = grid(
         10,
         "[0, epochs)",
         "dense epochs behind the state that sparse training starts from; 0: the untouched initialisation",
-        part=GRID,
         unit="epochs",
         axis=True,
     )
-    method: str = knob(
-        MISSING,
-        METHODS,
-        "which net is trained under whose mask",
-        part=GRID,
-        axis=True,
-        grid=("dense", "lth", "naive", "permuted"),
+    method: str = grid(
+        MISSING, METHODS, "which net is trained under whose mask", axis=True, grid=("dense", "lth", "naive", "permuted")
     )
-    matcher: str = knob("activation", MATCHERS, "how A's units are matched to B's", part=GRID, axis=True)
-    seed: int = knob(
+    matcher: str = grid("activation", MATCHERS, "how A's units are matched to B's", axis=True)
+    seed: int = grid(
         0,
         f"[0, {MAX_SEED}]",
         "seed pairs; pair s trains net A from seed 2 s and net B from seed 2 s + 1",
-        part=GRID,
         axis=True,
         plural="seeds",
         grid=(0, 1, 2),
     )
     # --- training
-    epochs: int = knob(
+    epochs: int = training(
         200,
         f"[1, {MAX_EPOCHS}]",
         "length of dense training; a sparse net trains for the remaining epochs - rewind_epoch",
-        part=TRAINING,
         unit="epochs",
         recipe=True,
     )
-    batch_size: int = knob(
+    batch_size: int = training(
         128,
         "[1, 1000000]",
         "size of a batch; the last, partial batch of an epoch is dropped",
-        part=TRAINING,
         unit="images",
         recipe=True,
     )
-    lr: float = knob(0.08, "(0, 100]", "peak learning rate of dense training", part=TRAINING, recipe=True)
-    sparse_lr: float = knob(
-        0.02,
-        "(0, 100]",
-        "peak learning rate of sparse training, unless it resumes the dense schedule",
-        part=TRAINING,
-        recipe=True,
+    lr: float = training(0.08, "(0, 100]", "peak learning rate of dense training", recipe=True)
+    sparse_lr: float = training(
+        0.02, "(0, 100]", "peak learning rate of sparse training, unless it resumes the dense schedule", recipe=True
     )
-    momentum: float = knob(0.9, "[0, 1)", "momentum of SGD", part=TRAINING, recipe=True)
-    weight_decay: float = knob(
-        5e-4, "[0, 1]", "L2 coefficient on every parameter (as in the paper's code)", part=TRAINING, recipe=True
+    momentum: float = training(0.9, "[0, 1)", "momentum of SGD", recipe=True)
+    weight_decay: float = training(
+        5e-4, "[0, 1]", "L2 coefficient on every parameter (as in the paper's code)", recipe=True
     )
-    schedule: str = knob("cosine", SCHEDULES, "course of the learning rate", part=TRAINING, recipe=True)
-    warmup_epochs: float = knob(
-        0.0,
-        "[0, epochs]",
-        "length of the linear warm-up from 0",
-        part=TRAINING,
-        unit="epochs",
-        neutral=0.0,
-        recipe=True,
+    schedule: str = training("cosine", SCHEDULES, "course of the learning rate", recipe=True)
+    warmup_epochs: float = training(
+        0.0, "[0, epochs]", "length of the linear warm-up from 0", unit="epochs", neutral=0.0, recipe=True
     )
-    precision: str = knob("fp32", PRECISIONS, "number format of a training step", part=TRAINING, neutral="fp32")
-    compiled: bool = knob(
+    precision: str = training("fp32", PRECISIONS, "number format of a training step", neutral="fp32")
+    compiled: bool = training(
         False,
         None,
         "training steps run the code that torch.compile makes of the network; it rounds differently",
-        part=TRAINING,
         neutral=False,
     )
-    kernels: str = knob(
+    kernels: str = training(
         "dense",
         KERNELS,
         "convolutions where many weights are masked, dense elsewhere; sparse ones round differently",
-        part=TRAINING,
         neutral="dense",
     )
-    stacked: bool = knob(
+    stacked: bool = training(
         False,
         None,
         "networks of one architecture may train as one, several in a trial; it rounds differently",
-        part=TRAINING,
         neutral=False,
     )
-    augment: bool = knob(True, None, "training images are augmented", part=TRAINING, neutral=True)
-    init: str = knob("default", INITS, "how weights are drawn", part=NETWORK, neutral="default", recipe=True)
-    shortcut: str = knob(
-        "conv3x3", SHORTCUTS, "kernel of the CIFAR ResNets' shortcuts", part=NETWORK, neutral="conv3x3"
-    )
+    augment: bool = training(True, None, "training images are augmented", neutral=True)
+    init: str = network("default", INITS, "how weights are drawn", neutral="default", recipe=True)
+    shortcut: str = network("conv3x3", SHORTCUTS, "kernel of the CIFAR ResNets' shortcuts", neutral="conv3x3")
     # --- pruning
-    pruner: str = knob("imp_finetune", PRUNERS, "how the mask is found", part=PRUNING, recipe=True)
-    prune_fraction: float = knob(  # a smaller share would need thousands of rounds
-        0.2, "[0.001, 1)", "share of the remaining weights that a round prunes", part=PRUNING, recipe=True
+    pruner: str = pruning("imp_finetune", PRUNERS, "how the mask is found", recipe=True)
+    prune_fraction: float = pruning(  # a smaller share would need thousands of rounds
+        0.2, "[0.001, 1)", "share of the remaining weights that a round prunes", recipe=True
     )
-    imp_epochs: int = knob(
-        50, f"[0, {MAX_EPOCHS}]", "length of a pruning round", part=PRUNING, unit="epochs", recipe=True
-    )
-    imp_lr: float = knob(0.01, "(0, 100]", "peak learning rate of a round", part=PRUNING, recipe=True)
-    imp_momentum: float = knob(0.9, "[0, 1)", "momentum in a round", part=PRUNING, recipe=True)
-    imp_weight_decay: float = knob(5e-4, "[0, 1]", "L2 coefficient in a round", part=PRUNING, recipe=True)
-    imp_schedule: str = knob(
-        "", SCHEDULES, "schedule of a round; empty: that of dense training", part=PRUNING, recipe=True
-    )
-    prune_shortcuts: bool = knob(False, None, "shortcut convolutions are prunable (the paper's code: no)", part=PRUNING)
-    prune_classifier: bool = knob(True, None, "the classifier is prunable (the paper's code: yes)", part=PRUNING)
+    imp_epochs: int = pruning(50, f"[0, {MAX_EPOCHS}]", "length of a pruning round", unit="epochs", recipe=True)
+    imp_lr: float = pruning(0.01, "(0, 100]", "peak learning rate of a round", recipe=True)
+    imp_momentum: float = pruning(0.9, "[0, 1)", "momentum in a round", recipe=True)
+    imp_weight_decay: float = pruning(5e-4, "[0, 1]", "L2 coefficient in a round", recipe=True)
+    imp_schedule: str = pruning("", SCHEDULES, "schedule of a round; empty: that of dense training", recipe=True)
+    prune_shortcuts: bool = pruning(False, None, "shortcut convolutions are prunable (the paper's code: no)")
+    prune_classifier: bool = pruning(True, None, "the classifier is prunable (the paper's code: yes)")
     # --- matching
-    match_images: int = knob(
-        10_000,
-        f"[0, {MAX_IMAGES}]",
-        "training images for matching and for BatchNorm statistics; 0: all",
-        part=MATCHING,
-        unit="images",
+    match_images: int = matching(
+        10_000, f"[0, {MAX_IMAGES}]", "training images for matching and for BatchNorm statistics; 0: all", unit="images"
     )
-    match_augment: bool = knob(
-        False, None, "these images are augmented (the paper's code: yes)", part=MATCHING, neutral=False, recipe=True
+    match_augment: bool = matching(
+        False, None, "these images are augmented (the paper's code: yes)", neutral=False, recipe=True
     )
-    stream_taps: str = knob(
-        "end", STREAM_TAPS, "where residual streams are matched", part=MATCHING, neutral="end", recipe=True
-    )
+    stream_taps: str = matching("end", STREAM_TAPS, "where residual streams are matched", neutral="end", recipe=True)
     # --- what is measured on the way from A to B
-    interpolation_points: int = knob(
-        0, "0 or [3, 101]", "odd number of alphas from A to B, before and after matching; 0: none", part=MEASURING
+    interpolation_points: int = measuring(
+        0, "0 or [3, 101]", "odd number of alphas from A to B, before and after matching; 0: none"
     )
-    correction: str = knob("bn_reset", CORRECTIONS, "what is corrected at each alpha", part=MEASURING)
+    correction: str = measuring("bn_reset", CORRECTIONS, "what is corrected at each alpha")
     # --- variants
-    rewind_offset: int = knob(
+    rewind_offset: int = rewinding(
         0,
         "[0, 1]",
         'how much older the state called "epoch k" is; 1: the paper\'s code, which saves it after k + 1 epochs',
-        part=REWINDING,
         unit="epochs",
         recipe=True,
     )
-    rewind_offset_counts: bool = knob(
+    rewind_offset_counts: bool = rewinding(
         False,
         None,
         "sparse training is shorter by rewind_offset (the paper's code for ImageNet, not for CIFAR)",
-        part=REWINDING,
         recipe=True,
     )
-    prune_tolerance: float = knob(
+    prune_tolerance: float = pruning(
         0.0,
         "[0, 0.1]",
         "pruning stops at the first round within this share of the target (the paper's code: 0.005)",
-        part=PRUNING,
         recipe=True,
     )
-    sparse_schedule: str = knob("restart", SPARSE_SCHEDULES, "schedule of sparse training", part=TRAINING)
-    match_epoch: int = knob(
+    sparse_schedule: str = training("restart", SPARSE_SCHEDULES, "schedule of sparse training")
+    match_epoch: int = matching(
         -1,
         "[-1, epochs]",
         "epoch of B's training at which it is matched (early matching); -1: the last",
-        part=MATCHING,
         unit="epochs",
         axis=True,
     )
-    mask_dataset: str = knob(
-        "", DATASETS, "dataset on which net A is trained and pruned, with as many classes; empty: the same", part=GRID
+    mask_dataset: str = grid(
+        "", DATASETS, "dataset on which net A is trained and pruned, with as many classes; empty: the same"
     )
-    mask_data_version: str = knob("", None, "data_version of mask_dataset", part=GRID, planned=True)
-    member: int = knob(
+    mask_data_version: str = grid("", None, "data_version of mask_dataset", planned=True)
+    member: int = grid(
         0,
         f"[0, {MAX_MEMBERS - 1}]",
         "number of the net in an ensemble: LTH nets differ in data order, all others in their pair, seed + member",
-        part=GRID,
     )
-    members: int = knob(
-        0, f"0 or [2, {MAX_MEMBERS}]", "size of the ensemble that is measured; 0: none", part=MEASURING, unit="nets"
+    members: int = measuring(
+        0, f"0 or [2, {MAX_MEMBERS}]", "size of the ensemble that is measured; 0: none", unit="nets"
     )
-    imp_path: bool = knob(
+    imp_path: bool = measuring(
         False,
         None,
         "paths from dense A to A after each pruning round are measured, with interpolation_points (paper, Fig. 4a)",
-        part=MEASURING,
     )
-    plane_resolution: int = knob(
+    plane_resolution: int = measuring(
         0,
         "0 or [2, 201]",
         "points per axis of the plane through dense A, LTH and permuted net (paper, Fig. 4b); 0: none",
-        part=MEASURING,
     )
-    mask_overlap: bool = knob(
-        False,
-        None,
-        "the permuted mask is compared with B's own, which takes as many pruning rounds again",
-        part=MEASURING,
+    mask_overlap: bool = measuring(
+        False, None, "the permuted mask is compared with B's own, which takes as many pruning rounds again"
     )
 
 

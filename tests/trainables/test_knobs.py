@@ -17,7 +17,7 @@ from trainables.graph import target
 from trainables.knobs import KNOBS, Knob, plain, plain_values, written
 
 ROW = """
-    label_smoothing: float = knob(0.0, "[0, 0.5]", "share of a label that all classes get", part=TRAINING, neutral=0.0)
+    label_smoothing: float = training(0.0, "[0, 0.5]", "share of a label that all classes get", neutral=0.0)
 """
 USE = """
     label_smoothing: float = of_knob("label_smoothing")
