@@ -345,18 +345,17 @@ def _knobs_of(kind: Any) -> list[tuple[str, str]]:
 
 
 # --- walking the graph --------------------------------------------------------------------------------------------
-@dataclass(slots=True)
 class Closure:
-    """Requested outputs and every job that they may need.
+    """Requested outputs and every job that they may need."""
 
-    Attributes:
-        roots: the requested outputs.
-        jobs: key -> job, parents before their children.
-    """
-
-    roots: list[Ref] = dataclasses.field(default_factory=list)
-    jobs: dict[str, Job] = dataclasses.field(default_factory=dict)
-    _seen: set[str] = dataclasses.field(default_factory=set)
+    def __init__(self, roots: Iterable[Ref] = ()) -> None:
+        self.roots: list[Ref] = []
+        """The requested outputs."""
+        self.jobs: dict[str, Job] = {}
+        """Key -> job, parents before their children."""
+        self._seen: set[str] = set()
+        for root in roots:
+            self.add(root)
 
     def add(self, root: Ref) -> list[Job]:
         """Request an output; return the jobs that this adds to the closure, parents first."""
@@ -397,11 +396,3 @@ class Closure:
                 stack.extend(parent for _, parent in ref.job.parents)
             needed.setdefault(ref.job.key, set()).add(ref.epoch)
         return {key: needed[key] for key in self.jobs if key in needed}
-
-
-def closure(roots: Iterable[Ref]) -> Closure:
-    """Return the closure of the given outputs."""
-    result = Closure()
-    for root in roots:
-        result.add(root)
-    return result

@@ -76,7 +76,7 @@ def network_sparsity(mask: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) 
     Raises:
         ValueError: `tensors` lacks a tensor that `mask` has, or has it in another shape.
     """
-    _check_fits(mask, tensors)
+    check_fits(mask, tensors)
     return _count_pruned(mask) / _count(tensors)
 
 
@@ -94,7 +94,7 @@ def apply_mask(mask: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dic
     Raises:
         ValueError: `tensors` lacks a tensor that `mask` has, or has it in another shape.
     """
-    _check_fits(mask, tensors)
+    check_fits(mask, tensors)
     return {
         # Fill instead of multiplying: a product would give -0.0, and NaN where a pruned weight is infinite.
         name: tensor.masked_fill(~mask[name].to(tensor.device), 0) if name in mask else tensor
@@ -200,12 +200,13 @@ def _count_pruned(mask: Mapping[str, Tensor]) -> int:
 
 
 def _check_same_layout(mask: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    _check_fits(mask, tensors)
+    check_fits(mask, tensors)
     if missing := tensors.keys() - mask.keys():
         raise ValueError(f"the mask lacks {', '.join(sorted(missing))}; it has: {', '.join(mask)}")
 
 
-def _check_fits(mask: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+def check_fits(mask: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `tensors` has a tensor of the same name and shape for each bool tensor of the mask."""
     for name, kept in mask.items():
         if name not in tensors:
             raise ValueError(f"mask {name!r} has no tensor; known: {', '.join(tensors)}")

@@ -26,7 +26,7 @@ from trainables import schema
 from trainables.config import Cell, check_something_left
 from trainables.data import check_dataset
 from trainables.errors import HostFault, Verdict, WouldRecur, first_line, verdict
-from trainables.graph import Job, Ref, closure, measurements, target
+from trainables.graph import Closure, Job, Ref, measurements, target
 from trainables.host.places import expanded, settle
 from trainables.host.redaction import redact_text
 from trainables.host.terminal import forgive
@@ -228,7 +228,7 @@ class PlannedJob(JobTrainable):
         # The driver has derived the same job from the same cell, so any error here is this host's fault.
         try:
             cell = Cell.from_mapping(json.loads(config["cell"]))
-            jobs = closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs
+            jobs = Closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs
         except Exception as error:
             raise HostFault(f"{_OTHER_VERSION}: {type(error).__name__}: {first_line(error)}") from error
         if config["key"] not in jobs:

@@ -36,8 +36,7 @@ from trainables.models import check_width
 from trainables.storage.store import Store
 from trainables.training.allocation import keep_freed_memory
 from trainables.training.engines import Engine
-from trainables.training.loop import train_epoch
-from trainables.training.precision import tensor_float
+from trainables.training.loop import tensor_float, train_epoch
 from trainables.training.way import WAYS, Way
 
 if TYPE_CHECKING:

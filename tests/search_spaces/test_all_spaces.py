@@ -21,7 +21,7 @@ from study.plan import Plan, make_plan
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS, Cell
 from trainables.data import DatasetFacts, check_dataset
-from trainables.graph import Job, Ref, closure, measurements, target
+from trainables.graph import Closure, Job, Ref, measurements, target
 from trainables.jobs.execution import compute
 from trainables.jobs.publishing import Context, manifest
 from trainables.storage.artifacts import read_mask, read_metrics, read_permutation, read_weights
@@ -100,7 +100,7 @@ def _fill(root: Path, dataset: Path, class_name: str, images: int) -> None:
 def anew(cell: Cell) -> dict[str, Job]:
     """Return the jobs behind a cell as a worker derives them from its JSON."""
     sent = Cell.from_mapping(json.loads(json.dumps(dataclasses.asdict(cell))))
-    return closure(Ref(job) for job in (target(sent), *measurements(sent))).jobs
+    return Closure(Ref(job) for job in (target(sent), *measurements(sent))).jobs
 
 
 def assert_derivable(plan: Plan) -> None:

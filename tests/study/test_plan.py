@@ -19,7 +19,7 @@ from study.plan import Plan, make_plan, override
 from study.tracking.labels import recipe_digest
 from trainables.config import TRAINING_CONFIGS, Cell
 from trainables.data import DATASETS
-from trainables.graph import Ref, closure, measurements, round_sparsities, target
+from trainables.graph import Closure, Ref, measurements, round_sparsities, target
 from trainables.knobs import AXES, SETTINGS
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, PLANE, PRUNE, SPARSE
@@ -98,7 +98,7 @@ def test_every_matcher_and_correction_of_a_grid_is_measured() -> None:
     assert counts(plan) == {DENSE: 2, PRUNE: 4, MATCH: 2, SPARSE: 1, CONNECT: 2 * 2 * 2}
     for key, cell in plan.cells.items():
         roots = [Ref(job) for job in (target(cell), *measurements(cell))]
-        assert key in closure(roots).jobs, "a job is derived from its cell on the node that computes it"
+        assert key in Closure(roots).jobs, "a job is derived from its cell on the node that computes it"
 
 
 def test_separate_epochs_by_hand() -> None:
@@ -138,7 +138,7 @@ def test_a_job_is_known_by_the_first_cell_that_needs_it() -> None:
     assert plan.cells.keys() == plan.jobs.keys()
     for key, cell in plan.cells.items():
         roots = [Ref(job) for job in (target(cell), *measurements(cell))]
-        assert key in closure(roots).jobs
+        assert key in Closure(roots).jobs
     for values in QUICKSTART.cells():
         job = target(Cell.from_mapping(values))
         if job.kind == SPARSE:

@@ -21,10 +21,10 @@ from trainables.config import Cell, Config, DenseConfig, PruneConfig, Recipe, Ta
 from trainables.data import DATASETS
 from trainables.graph import (
     VERSIONS,
+    Closure,
     Job,
     Ref,
     canonical,
-    closure,
     connect_job,
     dense_job,
     ensemble_job,
@@ -179,9 +179,9 @@ def test_keys_are_64_hex_digits() -> None:
 PROGRAM = """
 import json, sys
 from trainables.config import Cell
-from trainables.graph import Ref, closure, measurements, target
+from trainables.graph import Ref, Closure, measurements, target
 cell = Cell(**json.loads(sys.argv[1]))
-jobs = closure(map(Ref, (target(cell), *measurements(cell)))).jobs
+jobs = Closure(map(Ref, (target(cell), *measurements(cell)))).jobs
 print(json.dumps(sorted({ref.key for job in jobs.values() for _, ref in job.parents} | jobs.keys())))
 """
 
@@ -194,7 +194,7 @@ def test_another_process_derives_the_same_keys(hash_seed: str | None) -> None:
     made = measured()
     command = [sys.executable, "-c", PROGRAM, json.dumps(dataclasses.asdict(made))]
     answer = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-    jobs = closure(map(Ref, (target(made), *measurements(made)))).jobs
+    jobs = Closure(map(Ref, (target(made), *measurements(made)))).jobs
     expected = {ref.key for job in jobs.values() for _, ref in job.parents} | jobs.keys()
     assert json.loads(answer.stdout) == sorted(expected)
 
@@ -428,7 +428,7 @@ def test_a_chain_may_be_longer_than_the_recursion_limit() -> None:
     rounds = round_sparsities(0.9, 0.001)
     assert len(rounds) > sys.getrecursionlimit()
     job = target(cell("lth", prune_fraction=0.001))
-    assert sum(each.kind == PRUNE for each in closure([Ref(job)]).jobs.values()) == len(rounds)
+    assert sum(each.kind == PRUNE for each in Closure([Ref(job)]).jobs.values()) == len(rounds)
 
 
 # --- measurements ---------------------------------------------------------------------------------------------------
@@ -468,14 +468,14 @@ def assert_parents_first(order: Iterable[Job]) -> None:
 def test_parents_come_first_in_every_space(name: str) -> None:
     cells = cells_of(name)
     random.Random(0).shuffle(cells)
-    graph = closure(Ref(job) for each in cells for job in (target(each), *measurements(each)))
+    graph = Closure(Ref(job) for each in cells for job in (target(each), *measurements(each)))
     assert list(graph.jobs) == [job.key for job in graph.jobs.values()]
     assert_parents_first(graph.jobs.values())
     assert_parents_first(graph.jobs[key] for key in graph.todo(set()))
 
 
 def test_adding_an_output_returns_only_what_is_new() -> None:
-    graph = closure([Ref(target(cell("lth")))])
+    graph = Closure([Ref(target(cell("lth")))])
     known = set(graph.jobs)
     added = graph.add(Ref(target(cell("naive"))))
     assert_parents_first(graph.jobs.values())
@@ -486,14 +486,14 @@ def test_adding_an_output_returns_only_what_is_new() -> None:
 
 def everything(graph_roots: Iterable[Ref]) -> set[str]:
     """Return the keys of all outputs that a run on an empty store publishes."""
-    graph = closure(graph_roots)
+    graph = Closure(graph_roots)
     return {Ref(graph.jobs[key], epoch).key for key, outputs in graph.todo(set()).items() for epoch in outputs}
 
 
 def test_with_an_empty_store_everything_is_to_do() -> None:
     job = target(cell("permuted", rewind_epoch=10))
-    todo = closure([Ref(job)]).todo(set())
-    assert todo.keys() == closure([Ref(job)]).jobs.keys()
+    todo = Closure([Ref(job)]).todo(set())
+    assert todo.keys() == Closure([Ref(job)]).jobs.keys()
     a, b = (dense_job(cell(), seed).key for seed in (0, 1))
     assert todo[a] == {None}
     assert todo[b] == {None, 10}  # matching needs the final weights, sparse training the early ones
@@ -502,27 +502,27 @@ def test_with_an_empty_store_everything_is_to_do() -> None:
 
 def test_an_early_state_alone_does_not_ask_for_the_final_one() -> None:
     # The naive method needs only net B's rewind state, not the fully trained net.
-    todo = closure([Ref(target(cell("naive")))]).todo(set())
+    todo = Closure([Ref(target(cell("naive")))]).todo(set())
     assert todo[dense_job(cell(), 1).key] == {10}
 
 
 def test_nothing_is_to_do_when_the_target_is_published() -> None:
     job = target(cell())
-    assert closure([Ref(job)]).todo({job.key}) == {}  # whether or not its ancestors are still there
-    assert closure([Ref(job)]).todo(everything([Ref(job)])) == {}
+    assert Closure([Ref(job)]).todo({job.key}) == {}  # whether or not its ancestors are still there
+    assert Closure([Ref(job)]).todo(everything([Ref(job)])) == {}
 
 
 def test_ancestors_of_published_results_are_not_needed() -> None:
     job = target(cell("lth"))
     mask = job.parent("mask").job
-    todo = closure([Ref(job)]).todo({mask.key})
+    todo = Closure([Ref(job)]).todo({mask.key})
     assert todo == {dense_job(cell(), 0).key: {10}, job.key: {None}}  # no pruning round, no fully trained net
 
 
 def test_a_further_snapshot_of_a_published_net_is_all_that_is_computed_of_it() -> None:
     early, late = (target(cell("lth", rewind_epoch=epoch)) for epoch in (5, 10))
     published = everything([Ref(late)])
-    todo = closure([Ref(early), Ref(late)]).todo(published)
+    todo = Closure([Ref(early), Ref(late)]).todo(published)
     assert todo == {dense_job(cell(), 0).key: {5}, early.key: {None}}
 
 
@@ -530,17 +530,17 @@ def test_a_lost_result_is_computed_again_with_nothing_but_itself() -> None:
     job = target(cell())
     for lost in (job, job.parent("permutation").job):
         wanted = [Ref(job), Ref(job.parent("permutation").job)]
-        assert closure(wanted).todo(everything(wanted) - {lost.key}) == {lost.key: {None}}
+        assert Closure(wanted).todo(everything(wanted) - {lost.key}) == {lost.key: {None}}
 
 
 def test_a_lost_pruning_round_in_the_middle_is_missed_by_nobody_until_a_later_one_is_needed() -> None:
     rounds = chain(cell("imp"))
     root = Ref(rounds[-1])
-    assert closure([root]).todo(everything([root]) - {rounds[3].key}) == {}
+    assert Closure([root]).todo(everything([root]) - {rounds[3].key}) == {}
     lost = {rounds[3].key, rounds[-1].key}
-    assert closure([root]).todo(everything([root]) - lost) == {rounds[-1].key: {None}}
+    assert Closure([root]).todo(everything([root]) - lost) == {rounds[-1].key: {None}}
     lost.add(rounds[-2].key)
-    assert closure([root]).todo(everything([root]) - lost).keys() == {rounds[-2].key, rounds[-1].key}
+    assert Closure([root]).todo(everything([root]) - lost).keys() == {rounds[-2].key, rounds[-1].key}
 
 
 def test_every_dataset_and_model_has_tasks_of_its_own() -> None:

@@ -21,9 +21,9 @@ from trainables.config import (
 )
 from trainables.graph import (
     FRESH_SEEDS,
+    Closure,
     Job,
     Ref,
-    closure,
     dense_job,
     match_job,
     measurements,
@@ -195,10 +195,10 @@ def test_the_last_epoch_is_the_end() -> None:
 
 def test_early_matching_saves_the_rest_of_b_s_training() -> None:
     made = cell(match_epoch=20, rewind_epoch=10)
-    todo = closure([Ref(target(made))]).todo(set())
+    todo = Closure([Ref(target(made))]).todo(set())
     assert todo[dense_job(made, 1).key] == {10, 20}  # and not None: B is trained for 20 epochs
     assert todo[dense_job(made, 0).key] == {None}
-    at_the_end = closure([Ref(target(cell()))]).todo(set())
+    at_the_end = Closure([Ref(target(cell()))]).todo(set())
     assert at_the_end[dense_job(made, 1).key] == {None, 10}
 
 
@@ -249,7 +249,7 @@ def test_every_method_starts_on_the_target_s_dataset(method: str) -> None:
 
 
 def test_versions_of_the_data_go_with_their_datasets() -> None:
-    for job in closure([Ref(target(cell(**TRANSFER)))]).jobs.values():
+    for job in Closure([Ref(target(cell(**TRANSFER)))]).jobs.values():
         task = job.config.task
         assert task.data_version == {"svhn": "s", "cifar10": "c"}[task.dataset]
 
@@ -459,7 +459,7 @@ def test_only_a_permuted_mask_is_compared_with_b_s(method: str) -> None:
 def test_everything_at_once() -> None:
     made = cell(interpolation_points=3, plane_resolution=5, members=3, imp_path=True, mask_overlap=True)
     assert Counter(job.kind for job in measurements(made)) == {CONNECT: 2, PLANE: 1, ENSEMBLE: 1, OVERLAP: 1}
-    jobs = closure(Ref(job) for job in (target(made), *measurements(made))).jobs.values()
+    jobs = Closure(Ref(job) for job in (target(made), *measurements(made))).jobs.values()
     assert sum(job.kind == MATCH for job in jobs) == 3 + 1  # each member's, and the identity
     assert {job.config.matcher for job in jobs if isinstance(job.config, MatchConfig)} == {"activation", "identity"}
 
@@ -468,7 +468,7 @@ def test_everything_at_once() -> None:
 @pytest.mark.parametrize("pruner", ["imp_finetune", "imp_rewind", "one_shot"])
 @pytest.mark.parametrize("method", [*SPARSE_METHODS, "imp"])
 def test_sparse_kernels_are_for_jobs_that_are_sparse_enough(method: str, pruner: str) -> None:
-    jobs = closure([Ref(target(cell(method, kernels="sparse", pruner=pruner)))]).jobs.values()
+    jobs = Closure([Ref(target(cell(method, kernels="sparse", pruner=pruner)))]).jobs.values()
     trained = [job for job in jobs if isinstance(job.config, DenseConfig | PruneConfig | SparseConfig)]
     for job in trained:
         sparsity = job.config.sparsity if isinstance(job.config, PruneConfig) else 0.9 * (job.kind != DENSE)
@@ -481,7 +481,7 @@ def test_sparse_kernels_are_for_jobs_that_are_sparse_enough(method: str, pruner:
 def test_whatever_is_not_sparse_enough_is_shared_with_studies_on_dense_kernels() -> None:
     below = cell("imp", sparsity=0.69)
     assert target(dataclasses.replace(below, kernels="sparse")).key == target(below).key
-    sparse, dense = (closure([Ref(target(cell(kernels=kernels)))]).jobs for kernels in ("sparse", "dense"))
+    sparse, dense = (Closure([Ref(target(cell(kernels=kernels)))]).jobs for kernels in ("sparse", "dense"))
     shared = sparse.keys() & dense.keys()
     assert {sparse[key].kind for key in shared} == {DENSE, PRUNE, MATCH}
     assert sum(sparse[key].kind == PRUNE for key in shared) == 5  # rounds to 20, 36, 48.8, 59 and 67.2 %

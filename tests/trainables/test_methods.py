@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from trainables.config import Cell, DenseConfig, MatchConfig, SparseConfig
-from trainables.graph import FRESH_SEEDS, Job, Ref, closure, target
+from trainables.graph import FRESH_SEEDS, Closure, Job, Ref, target
 from trainables.methods import METHODS, TRANSFORMS
 from trainables.schema import DENSE, MATCH, PRUNE, SPARSE
 
@@ -49,7 +49,7 @@ def parents(job: Job) -> dict[str, Ref]:
 
 
 def dense_seeds(job: Job) -> set[int]:
-    return {each.config.seed for each in closure([Ref(job)]).jobs.values() if isinstance(each.config, DenseConfig)}
+    return {each.config.seed for each in Closure([Ref(job)]).jobs.values() if isinstance(each.config, DenseConfig)}
 
 
 def test_every_row_is_tested_here() -> None:

@@ -26,7 +26,7 @@ from study.plan import make_plan
 from trainables import LTH, Dense, Naive, Permuted, schema
 from trainables import tune as tune_module
 from trainables.errors import HostFault
-from trainables.graph import Ref, closure, dense_job, target
+from trainables.graph import Closure, Ref, dense_job, target
 from trainables.jobs.execution import compute
 from trainables.jobs.publishing import Context
 from trainables.storage.lease import Lease
@@ -81,7 +81,7 @@ def test_two_trials_from_nothing_train_each_shared_job_once(cluster: None, publi
     assert not grid.errors
     store = Store(tmp_path / "outputs")
     jobs = [target(tiny_cell(sparse_lr=lr)) for lr in (0.02, 0.05)]
-    graph = closure(Ref(job) for job in jobs).jobs
+    graph = Closure(Ref(job) for job in jobs).jobs
     computed = Counter((row["job_key"], row["step"]) for row in rows if "step" in row)
     assert computed == {(key, step + 1): 1 for key, job in graph.items() for step in range(job.epochs)}
     for result, job in zip(sorted(grid, key=lambda each: each.config["sparse_lr"]), jobs, strict=True):
@@ -89,7 +89,7 @@ def test_two_trials_from_nothing_train_each_shared_job_once(cluster: None, publi
         assert {name: result.metrics[name] for name in final} == final
         assert result.metrics["status"] == "ok"
         assert result.metrics["epoch"] == job.epochs
-    for key in closure([Ref(jobs[0])]).jobs:
+    for key in Closure([Ref(jobs[0])]).jobs:
         assert_same_result(store, published, key)
     best = min(result.metrics["generalization_gap"] for result in grid)
     assert grid.get_best_result().metrics["generalization_gap"] == best
@@ -109,11 +109,11 @@ def test_process_that_has_run_other_trials_gives_the_same_bits(
     assert not grid.errors
     assert len({result.metrics["pid"] for result in grid}) == 1, "one process ran all of them"
     store = Store(tmp_path / "outputs")
-    for key in closure([Ref(target(tiny_cell("lth")))]).jobs:
+    for key in Closure([Ref(target(tiny_cell("lth")))]).jobs:
         assert_same_result(store, published, key)
     other = Ref(target(tiny_cell("lth", seed=1, width=0.5)))
     publish([other], context)
-    for key in closure([other]).jobs:
+    for key in Closure([other]).jobs:
         assert_same_result(store, context.store, key)
 
 

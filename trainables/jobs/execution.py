@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Generator, Hashable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
-from trainables.graph import Closure, Job, Ref, closure
+from trainables.graph import Closure, Job, Ref
 from trainables.jobs.publishing import Context, Row
 from trainables.jobs.train import Course, EpochWanted, course
 from trainables.storage.store import DamagedArtifact, Lease, NotPublished
@@ -154,7 +154,7 @@ def _train(group: Sequence[_Target]) -> dict[str, News]:
 
 def _course(job: Job, outputs: Collection[int | None], context: Context) -> Course:
     """Compute missing ancestors and then the outputs of `job`; see :func:`compute`."""
-    graph = closure(Ref(job, epoch) for epoch in outputs)
+    graph = Closure(Ref(job, epoch) for epoch in outputs)
     damages = 0
     while todo := graph.todo(context.store):
         try:

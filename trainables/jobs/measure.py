@@ -19,7 +19,7 @@ from trainables.methods import MATCHERS
 from trainables.seeding import derive_seed
 from trainables.storage.artifacts import pack, pack_json, read_mask, read_permutation, read_weights, unpack
 from trainables.storage.store import Store
-from trainables.symmetry.connectivity import error_barrier, interpolation_curve, loss_barrier, train_loss_barrier
+from trainables.symmetry.connectivity import interpolation_curve, loss_barrier
 from trainables.symmetry.landscape import plane_grid
 from trainables.symmetry.matching import match, mean_over_groups
 from trainables.symmetry.permutations import Permutation, apply_permutation, permutation_spec
@@ -121,8 +121,8 @@ def _connect(job: Job, context: Context) -> Outcome:
     metrics = {
         schema.MIDPOINT_ACCURACY: curve.midpoint_accuracy,
         schema.LOSS_BARRIER: loss_barrier(curve),
-        schema.TRAIN_LOSS_BARRIER: train_loss_barrier(curve),
-        schema.ERROR_BARRIER: error_barrier(curve),
+        schema.TRAIN_LOSS_BARRIER: loss_barrier(curve.alphas, curve.train_losses),
+        schema.ERROR_BARRIER: loss_barrier(curve.alphas, curve.errors),
     }
     return {}, metrics, history
 

@@ -56,8 +56,7 @@ from trainables.storage.artifacts import (
 from trainables.storage.store import DamagedArtifact, NotPublished, StorageError, Store
 from trainables.symmetry.permutations import apply_permutation, permutation_spec, random_permutation
 from trainables.training.evaluation import evaluate, predict_logits
-from trainables.training.loop import Training
-from trainables.training.precision import tensor_float
+from trainables.training.loop import Training, tensor_float
 
 LOGITS_LIMIT = 2_000_000
 """Test logits are kept, to compare functions later, unless they have more elements than this (8 MB)."""

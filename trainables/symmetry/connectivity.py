@@ -158,11 +158,11 @@ def loss_barrier(curve: InterpolationCurve | Sequence[float], losses: Sequence[f
     """Return how far the loss rises above the straight line between the end points' losses.
 
     For a curve, it uses the loss on the batches that the curve was measured on, usually the test set. The paper defines
-    the barrier on the training loss (Eq. 3): see `train_loss_barrier`.
+    the barrier on the training loss (Eq. 3): ``loss_barrier(curve.alphas, curve.train_losses)``.
 
     Args:
         curve: an interpolation curve; or the alphas, increasing from 0 to 1.
-        losses: the loss at each alpha; only if `curve` holds alphas.
+        losses: the loss, or another height, at each alpha; only if `curve` holds alphas.
 
     Returns:
         max over alpha of ``loss(alpha) - (1 - alpha) * loss(0) - alpha * loss(1)`` in the losses' unit, at least 0;
@@ -172,33 +172,16 @@ def loss_barrier(curve: InterpolationCurve | Sequence[float], losses: Sequence[f
         ValueError: the curve does not run from 0 to 1, or the numbers of losses and alphas differ.
     """
     if isinstance(curve, InterpolationCurve):
-        return _barrier(curve.alphas, curve.losses)
+        return loss_barrier(curve.alphas, curve.losses)
     if losses is None:
         raise ValueError("loss_barrier() needs an InterpolationCurve, or alphas and losses")
-    return _barrier(_check_alphas(curve), losses)
-
-
-def train_loss_barrier(curve: InterpolationCurve) -> float:
-    """Return the barrier of the training loss, nats, at least 0 (paper, Eq. 3).
-
-    Raises:
-        ValueError: the training loss was not measured, or the curve does not run from 0 to 1.
-    """
-    return _barrier(curve.alphas, curve.train_losses)
-
-
-def error_barrier(curve: InterpolationCurve) -> float:
-    """Return the barrier of the error (100 - accuracy) instead of the loss, percentage points, at least 0."""
-    return _barrier(curve.alphas, curve.errors)
-
-
-def _barrier(alphas: Sequence[float], heights: Sequence[float]) -> float:
-    if len(alphas) != len(heights):
-        raise ValueError(f"{len(alphas)} alphas and {len(heights)} losses: a barrier needs one loss per alpha")
+    alphas = _check_alphas(curve)
+    if len(alphas) != len(losses):
+        raise ValueError(f"{len(alphas)} alphas and {len(losses)} losses: a barrier needs one loss per alpha")
     if alphas[0] != 0 or alphas[-1] != 1:
         raise ValueError(f"a barrier needs both end points, alphas run from {alphas[0]} to {alphas[-1]}")
-    first, last = float(heights[0]), float(heights[-1])
-    rises = [float(height) - (first + alpha * (last - first)) for alpha, height in zip(alphas, heights, strict=True)]
+    first, last = float(losses[0]), float(losses[-1])
+    rises = [float(loss) - (first + alpha * (last - first)) for alpha, loss in zip(alphas, losses, strict=True)]
     if any(math.isnan(rise) for rise in rises):
         return math.nan
     return max(0.0, *rises)

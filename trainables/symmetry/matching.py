@@ -9,8 +9,7 @@ data. Weight matching (``trainables.symmetry.weight_matching``) needs no data.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +29,7 @@ from trainables.symmetry.permutations import (
     random_permutation,
 )
 from trainables.symmetry.weight_matching import match_weights
-from trainables.training.evaluation import Batches, eval_mode, image_batches, model_device
+from trainables.training.evaluation import Batches, eval_mode, image_batches, model_device, observed
 
 
 def activation_moments(
@@ -52,26 +51,27 @@ def activation_moments(
     """
     moments = {group: ActivationMoments() for group in spec.groups}
     device_a, device_b = model_device(model_a), model_device(model_b)
+    groups = {tap: group for group, tap in spec.taps.items()}
     waiting: dict[str, Tensor] = {}
 
-    def keep(group: str, units: Tensor) -> None:
+    def keep(tap: str, _input: Tensor, output: Tensor) -> None:
+        group = groups[tap]
         if group in waiting:
-            raise ValueError(f"module {spec.taps[group]!r} of group {group!r} ran twice in one forward pass")
-        waiting[group] = units
+            raise ValueError(f"module {tap!r} of group {group!r} ran twice in one forward pass")
+        waiting[group] = positions(output)
 
-    def meet(group: str, units: Tensor) -> None:
+    def meet(tap: str, _input: Tensor, output: Tensor) -> None:
+        group = groups[tap]
         if group not in waiting:
-            raise ValueError(
-                f"module {spec.taps[group]!r} of group {group!r} ran twice in one forward pass, or not in A"
-            )
+            raise ValueError(f"module {tap!r} of group {group!r} ran twice in one forward pass, or not in A")
         # A's activations are released as soon as B's arrive, so memory never holds those of both whole networks.
-        moments[group].update(waiting.pop(group), units)
+        moments[group].update(waiting.pop(group), positions(output))
 
     with torch.no_grad(), eval_mode(model_a, model_b):
         for images in image_batches(batches, device_b):
-            with _tapped(model_a, spec, keep):
+            with observed(model_a, groups, keep):
                 model_a(images.to(device_a))
-            with _tapped(model_b, spec, meet):
+            with observed(model_b, groups, meet):
                 model_b(images)
             if waiting:
                 raise ValueError(f"tapped modules of groups {', '.join(waiting)} did not run in B")
@@ -79,21 +79,6 @@ def activation_moments(
         if collected.count == 0:
             raise ValueError(f"no activations of group {group!r}: matching needs at least one batch")
     return moments
-
-
-@contextmanager
-def _tapped(model: nn.Module, spec: PermutationSpec, receive: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call ``receive(group, activations (positions, units))`` after each run of a tapped module."""
-
-    def hook(group: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _module, _inputs, output: receive(group, positions(output))
-
-    handles = [model.get_submodule(tap).register_forward_hook(hook(group)) for group, tap in spec.taps.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def solve_assignment(score: NDArray[np.float64]) -> Tensor:

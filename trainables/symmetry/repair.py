@@ -22,7 +22,7 @@ from trainables.checks import known
 from trainables.knobs import CORRECTIONS
 from trainables.symmetry.moments import DEAD_RATIO, UnitMoments, positions
 from trainables.symmetry.permutations import require_plain_weights
-from trainables.training.evaluation import Batches, eval_mode, image_batches, model_device, require_reiterable
+from trainables.training.evaluation import Batches, eval_mode, image_batches, model_device, observed, require_reiterable
 
 NORM_BEHIND: dict[type[nn.Module], type[_BatchNorm]] = {
     nn.Linear: nn.BatchNorm1d,
@@ -217,22 +217,17 @@ def repair_points(model: nn.Module, batches: Batches) -> tuple[str, ...]:
     sources: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors alive: the ids of freed ones are reused
     normalised: set[str] = set()
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            ran.append(name)
-            sources[id(output)] = (name, output)
-            if isinstance(module, _BatchNorm) and id(inputs[0]) in sources:
-                normalised.add(sources[id(inputs[0])][0])
-
-        return hook
+    def watch(name: str, x: Tensor, output: Tensor) -> None:
+        ran.append(name)
+        sources[id(output)] = (name, output)
+        if isinstance(layers[name], _BatchNorm) and id(x) in sources:
+            normalised.add(sources[id(x)][0])
 
     watched: tuple[type[nn.Module], ...] = (_BatchNorm, *FUSIBLE)
     layers: dict[str, nn.Module] = {
         name: module for name, module in model.named_modules() if isinstance(module, watched)
     }
-    with ExitStack() as hooks, torch.no_grad(), eval_mode(model):
-        for name, layer in layers.items():
-            hooks.callback(layer.register_forward_hook(watch(name)).remove)
+    with torch.no_grad(), eval_mode(model), observed(model, layers, watch):
         for images in image_batches(batches, model_device(model)):
             model(images[:2])
             break
@@ -252,15 +247,10 @@ def channel_statistics(model: nn.Module, points: Iterable[str], batches: Batches
     """Measure the outputs of the modules `points` in eval mode."""
     moments = {name: UnitMoments() for name in points}
 
-    def watch(collected: UnitMoments) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            collected.update(positions(output))
+    def watch(name: str, _input: Tensor, output: Tensor) -> None:
+        moments[name].update(positions(output))
 
-        return hook
-
-    with ExitStack() as hooks, eval_mode(model), torch.no_grad():
-        for name, collected in moments.items():
-            hooks.callback(model.get_submodule(name).register_forward_hook(watch(collected)).remove)
+    with torch.no_grad(), eval_mode(model), observed(model, moments, watch):
         for images in image_batches(batches, model_device(model)):
             model(images)
     return {name: (collected.mean(), collected.variance().sqrt()) for name, collected in moments.items()}
@@ -277,44 +267,31 @@ def mix_statistics(first: ChannelStatistics, second: ChannelStatistics, alpha: f
 
 def _repair_in_place(model: nn.Module, targets: ChannelStatistics, batches: Batches) -> None:
     """Give the channels of `model`'s repair points the statistics `targets`, measured on `batches`."""
-    norms: dict[str, _BatchNorm] = {}
+    own = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+    behind = {name: _norm_behind(model.get_submodule(name)) for name in targets if name not in own}
+    norms = {name: behind[name] if name in behind else own[name] for name in targets}
     # With BatchNorm's usual epsilon, a collapsed channel would miss its target, and later layers would see that.
-    epsilons = {name: layer.eps for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
-    with ExitStack() as hooks, torch.no_grad():
+    epsilons = {name: norm.eps for name, norm in norms.items()}
+    with torch.no_grad(), observed(model, behind, lambda name, _input, output: behind[name](output)):
         for name, (mean, std) in targets.items():
-            layer = model.get_submodule(name)
-            if isinstance(layer, _BatchNorm):
-                norm = layer
-            else:
-                norm = _norm_behind(layer)
-                hooks.callback(layer.register_forward_hook(_through(norm)).remove)
-            norms[name] = norm
+            norm = norms[name]
+            norm.eps = EPSILON
             if norm.affine:
                 # A standard deviation has no sign; keep the BatchNorm weight's sign, or the channel would be flipped.
                 norm.weight.copy_(norm.weight.sign() * std)
                 norm.bias.copy_(mean)
-            norm.eps = EPSILON
         _recompute_statistics(model, norms.values(), batches)
         for name, norm in norms.items():
-            layer = model.get_submodule(name)
-            if layer is norm:
-                _restore_epsilon(norm, epsilons[name])
+            if name in behind:
+                _fuse(model.get_submodule(name), norm)
             else:
-                _fuse(layer, norm)
+                _restore_epsilon(norm, epsilons[name])
 
 
 def _norm_behind(layer: nn.Module) -> _BatchNorm:
     norm = next(norm for kind, norm in NORM_BEHIND.items() if isinstance(layer, kind))
     weight = layer.get_parameter("weight")
     return norm(weight.shape[0], device=weight.device, dtype=weight.dtype)
-
-
-def _through(norm: _BatchNorm) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        result: Tensor = norm(output)
-        return result
-
-    return hook
 
 
 def _restore_epsilon(norm: _BatchNorm, epsilon: float) -> None:

@@ -6,8 +6,8 @@ are moved to the network's. Every function restores the network's train or eval 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,9 @@ def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
     count = 0
     with eval_mode(model), torch.inference_mode():
         for batch in batches:
-            images, labels = labelled(batch, device)
+            if isinstance(batch, Tensor) or len(batch) != 2:
+                raise ValueError("batches of (images, labels) are needed here, got a batch without labels")
+            images, labels = (part.to(device, non_blocking=True) for part in batch)
             logits = model(images).float()
             loss += cross_entropy(logits, labels, reduction="sum")
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
@@ -80,18 +82,6 @@ def predict_logits(model: nn.Module, batches: Batches) -> Tensor:
         raise ValueError("predict_logits() needs at least one sample, got no batches")
     # A clone made outside inference mode is an ordinary tensor, which callers may modify.
     return torch.cat(logits).cpu().clone()
-
-
-def labelled(batch: Tensor | Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the images (N, C, H, W) and labels (N,) of `batch` on `device`.
-
-    Raises:
-        ValueError: the batch is not a pair.
-    """
-    if isinstance(batch, Tensor) or len(batch) != 2:
-        raise ValueError("batches of (images, labels) are needed here, got a batch without labels")
-    images, labels = batch
-    return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def image_batches(batches: Batches, device: torch.device) -> Iterator[Tensor]:
@@ -129,3 +119,21 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def observed(
+    model: nn.Module, names: Iterable[str], receive: Callable[[str, Tensor, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call ``receive(name, input, output)`` after each run of the named modules of `model`, until the block ends.
+
+    A tensor that `receive` returns replaces the module's output.
+    """
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        return lambda _module, inputs, output: receive(name, inputs[0], output)
+
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.callback(model.get_submodule(name).register_forward_hook(hook(name)).remove)
+        yield

@@ -11,12 +11,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 
 from trainables.config import Task, model_options
 from trainables.models import build_model, image_options
+from trainables.training.evaluation import observed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +63,16 @@ def _footprint(
         model = build_model(name, width=width, num_classes=num_classes, in_channels=in_channels, **options)
         own = {_storage(tensor) for tensor in model.state_dict().values()}
 
-        def note(module: str) -> None:
-            def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                outputs[module] = output.numel() // images
-
-            model.get_submodule(module).register_forward_hook(hook)
+        def note(module: str, _input: Tensor, output: Tensor) -> None:
+            outputs[module] = output.numel() // images
 
         def keep(tensor: Tensor) -> Tensor:
             if _storage(tensor) not in own:
                 kept[_storage(tensor)] = tensor  # the reference keeps its storage id unique
             return tensor
 
-        for module, _ in model.named_modules():
-            note(module)
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
+        modules = [module for module, _ in model.named_modules()]
+        with observed(model, modules, note), saved_tensors_hooks(keep, lambda tensor: tensor):
             logits = model(torch.empty(images, in_channels, image_size, image_size))
             cross_entropy(logits, torch.zeros(images, dtype=torch.long))
     spec = model.permutation_spec()

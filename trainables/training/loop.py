@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,10 @@ from torch import Tensor, nn
 from trainables.config import Recipe
 from trainables.data.batches import Batch, EvalBatches, TrainBatches
 from trainables.errors import WouldRecur
-from trainables.masks import apply_mask
+from trainables.masks import apply_mask, check_fits
 from trainables.schema import LEARNING_RATE, TEST_ACCURACY, TEST_LOSS, TRAIN_ACCURACY, TRAIN_LOSS
 from trainables.training.allocation import keep_freed_memory
 from trainables.training.evaluation import evaluate
-from trainables.training.precision import tensor_float
 from trainables.training.schedule import learning_rate
 
 _MOMENTUM = "momentum/"
@@ -70,7 +70,11 @@ class Training:
         if self.device.type == "cpu":
             keep_freed_memory()
         self._mask = dict(mask or {})
-        self._masked, self._keep = self._prepare_mask(self._mask)
+        parameters = dict(model.named_parameters())
+        check_fits(self._mask, parameters)
+        # Factors of the weights' own dtype and memory layout let one fused call mask all layers.
+        self._masked: list[Tensor] = [parameters[name] for name in self._mask]
+        self._keep = [torch.empty_like(parameters[name]).copy_(keep) for name, keep in self._mask.items()]
         self.trainer = recipe.engine.trainer()(model, self._mask)
         """Computes losses and gradients."""
         self._optimizer = torch.optim.SGD(
@@ -82,21 +86,10 @@ class Training:
         )
         self._apply_mask()
 
-    def _prepare_mask(self, mask: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        parameters = dict(self.model.named_parameters())
-        for name, keep in mask.items():
-            if name not in parameters or parameters[name].shape != keep.shape:
-                raise ValueError(f"mask {name!r} of shape {tuple(keep.shape)} fits no parameter of the network")
-        # Factors of the weights' own dtype and memory layout let one fused call mask all layers.
-        masked: list[Tensor] = [parameters[name] for name in mask]
-        factors = [torch.empty_like(p).copy_(mask[name]) for name, p in zip(mask, masked, strict=True)]
-        return masked, factors
-
     @torch.no_grad()
     def _apply_mask(self) -> None:
-        if not self._masked:
-            return
-        torch._foreach_mul_(self._masked, self._keep)
+        if self._masked:
+            torch._foreach_mul_(self._masked, self._keep)
 
     def run_epoch(self) -> dict[str, float]:
         """Train one epoch, then evaluate on the test set.
@@ -235,3 +228,18 @@ def train_epoch(trainings: Sequence[Training]) -> list[Callable[[], dict[str, fl
         sums = first.trainer.train_epoch(trainings)
     share = (time.perf_counter() - start) / number
     return [partial(training.finish_epoch, *own, share) for training, own in zip(trainings, sums, strict=True)]
+
+
+@contextmanager
+def tensor_float(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TensorFloat-32 (10-bit mantissa) in convolutions and matrix products on GPUs, for the block.
+
+    PyTorch's default allows it in convolutions and forbids it in matrix products. CPUs are unaffected.
+    """
+    convolutions, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, matrices.allow_tf32
+    convolutions.allow_tf32 = matrices.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, matrices.allow_tf32 = before

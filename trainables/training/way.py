@@ -44,7 +44,7 @@ class Way:
         Raises:
             ValueError: a value is unknown, or settings exclude each other; the message names them.
         """
-        _engine(self._values)
+        _engine(*self.settings.items())
 
     @staticmethod
     def of(source: object) -> Way:
@@ -56,18 +56,14 @@ class Way:
         return Way(**{name: getattr(source, name) for name in SETTINGS})
 
     @property
-    def _values(self) -> tuple[Setting, ...]:
-        return tuple(getattr(self, name) for name in SETTINGS)
+    def settings(self) -> dict[str, Any]:
+        """Name of each setting -> its value."""
+        return {name: getattr(self, name) for name in SETTINGS}
 
     @property
     def engine(self) -> Engine:
         """The engine that trains this way."""
-        return _engine(self._values)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Name of each setting -> its value."""
-        return dict(zip(SETTINGS, self._values, strict=True))
+        return _engine(*self.settings.items())
 
     def __str__(self) -> str:
         """Return the way in words: its precision, then every setting that is not at its default."""
@@ -112,13 +108,12 @@ _VALUES: Final[dict[str, tuple[Setting, ...]]] = {name: tuple(KNOBS[name].values
 
 
 @cache
-def _engine(values: tuple[Setting, ...]) -> Engine:
-    """Return the engine that `values`, in the order of ``SETTINGS``, select; it raises what ``Way`` raises."""
-    settings = dict(zip(SETTINGS, values, strict=True))
-    for name, value in settings.items():
+def _engine(*asked: tuple[str, Setting]) -> Engine:
+    """Return the engine that all settings, as (name, value), select; it raises what ``Way`` raises."""
+    settings = dict(asked)
+    for name, value in asked:
         KNOBS[name].checked(value)
-    asked = set(settings.items())
-    selected = [engine for engine in ENGINES.values() if engine.selected_by and engine.selected_by in asked]
+    selected = [engine for engine in ENGINES.values() if engine.selected_by in asked]
     if len(selected) > 1:
         both = " and ".join(engine.setting for engine in selected)
         raise ValueError(f"{both} exclude each other: each selects an engine of its own")

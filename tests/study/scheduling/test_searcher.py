@@ -22,7 +22,7 @@ from study.scheduling.searcher import FIRST_PAUSE, HELD_PAUSE, LONGEST_PAUSE, ST
 from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, QUEUED, READY, RUNNING, WAITING
 from trainables import schema
 from trainables.config import Cell
-from trainables.graph import Ref, closure, measurements, target
+from trainables.graph import Closure, Ref, measurements, target
 
 OK = {"status": "ok", "done": True}
 FULL = {"status": "storage", "error": "storage /data: No space left on device", "done": True}
@@ -568,7 +568,7 @@ def test_config_is_all_that_a_trial_needs(plan: Plan) -> None:
     assert configs.pop() == Searcher.FINISHED
     for config in configs:
         cell = Cell.from_mapping(json.loads(config["cell"]))
-        jobs = closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs
+        jobs = Closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs
         assert config["key"] in jobs
         assert config["storage"] == "/somewhere"
         assert config["resources"] == {"CPU": 1.0}

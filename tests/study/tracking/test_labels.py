@@ -12,7 +12,7 @@ from search_spaces import SPACES, SearchSpace, get_space
 from study.plan import Plan, make_plan
 from study.tracking.labels import run_name, run_params
 from trainables.config import Cell
-from trainables.graph import Job, Ref, closure, measurements, target
+from trainables.graph import Closure, Job, Ref, measurements, target
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE, STAGES
 
 QUICKSTART = get_space("digits_quickstart")
@@ -127,7 +127,7 @@ def elsewhere(method: str, **settings: Any) -> Cell:
 
 def test_nets_of_the_mask_s_dataset_say_so() -> None:
     cell = elsewhere("naive")
-    dense = [job for job in closure([Ref(target(cell))]).jobs.values() if job.kind == DENSE]
+    dense = [job for job in Closure([Ref(target(cell))]).jobs.values() if job.kind == DENSE]
     assert {run_name(job, cell) for job in dense} == {"dense · w1 · A0 · cifar10", "dense · w1 · B1"}
     assert run_name(target(elsewhere("dense")), elsewhere("dense")) == "dense · w1 · A0"
 
@@ -278,7 +278,7 @@ def test_the_jobs_of_every_space_have_names_and_params_of_their_own(name: str) -
     named: dict[str, str] = {}
     described: dict[str, str] = {}
     for root, cell in _roots(cells):
-        for key, job in closure([Ref(root)]).jobs.items():
+        for key, job in Closure([Ref(root)]).jobs.items():
             if key not in named:
                 named[key], described[key] = run_name(job, cell), repr(sorted(run_params(job, cell).items()))
     assert len(set(named.values())) == len(named), "two jobs have one name: nobody could tell them apart"

@@ -25,7 +25,7 @@ from tiny_study import (
 from waiting import HANG_SECONDS
 
 from trainables import schema
-from trainables.graph import Job, Ref, closure, dense_job, match_job, prune_job, target
+from trainables.graph import Closure, Job, Ref, dense_job, match_job, prune_job, target
 from trainables.jobs.execution import compute
 from trainables.jobs.publishing import Context
 from trainables.storage.lease import STALE_SECONDS
@@ -40,7 +40,7 @@ PRUNED = prune_job(CELL, CELL.seed_a)
 # --- ancestors ------------------------------------------------------------------------------------------------------
 def test_ancestors_are_computed_once_parents_first(published: Store, context: Context) -> None:
     rows = publish([Ref(TARGET)], context)
-    graph = closure([Ref(TARGET)]).jobs
+    graph = Closure([Ref(TARGET)]).jobs
     assert trained(rows) == {(key, step + 1): 1 for key, job in graph.items() for step in range(job.epochs)}
     assert all(row["stage"] == graph[row["job_key"]].kind for row in rows)
     order = list(dict.fromkeys(row["job_key"] for row in rows))
@@ -136,7 +136,7 @@ def test_processes_share_the_work(published: Store, tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0], outputs
     each = [json.loads(out) for out, _ in outputs]
     rows = [row for part in each for row in part]
-    expected = closure([Ref(target(tiny_cell(method))) for method in methods])
+    expected = Closure([Ref(target(tiny_cell(method))) for method in methods])
     for key, job in expected.jobs.items():
         # A state of a finished net may be requested later; the epochs up to it are then trained again.
         once = {1, 2} if job.kind == schema.DENSE else {1}

@@ -36,9 +36,9 @@ from trainables.config import TRAINING_CONFIGS
 from trainables.data import check_dataset, load_dataset
 from trainables.data.batches import EvalBatches
 from trainables.graph import (
+    Closure,
     Job,
     Ref,
-    closure,
     dense_job,
     make_job,
     match_job,
@@ -526,7 +526,7 @@ TRAINED = {job.kind: job for job in (DENSE_A, PRUNED, target(CELL))}
 
 
 def test_every_kind_that_is_saved_is_looked_at_here() -> None:
-    every = closure([Ref(target(CELL)), *(Ref(job) for job in measurements(CELL))]).jobs.values()
+    every = Closure([Ref(target(CELL)), *(Ref(job) for job in measurements(CELL))]).jobs.values()
     assert TRAINED.keys() == {job.kind for job in every if isinstance(job.config, TRAINING_CONFIGS)}
 
 

@@ -22,7 +22,7 @@ from tiny_study import (
 
 from trainables import schema
 from trainables.config import Cell
-from trainables.graph import Job, Ref, closure, dense_job, match_job, target
+from trainables.graph import Closure, Job, Ref, dense_job, match_job, target
 from trainables.jobs import execution
 from trainables.jobs.execution import News, compute, compute_together
 from trainables.jobs.publishing import Context
@@ -197,7 +197,7 @@ def test_the_same_job_twice_is_refused(context: Context) -> None:
 # --- ancestors -------------------------------------------------------------------------------------------------------
 def test_targets_share_the_ancestors_that_are_missing(published: Store, context: Context, groups: list[int]) -> None:
     rounds = together(context, PERMUTED, NAIVE, LTH)
-    graph = closure(Ref(job) for job in (PERMUTED, NAIVE, LTH)).jobs
+    graph = Closure(Ref(job) for job in (PERMUTED, NAIVE, LTH)).jobs
     for key, job in graph.items():
         # A state of a finished net may be requested later; the epochs up to it are then trained again.
         once = {1, 2} if job.kind == schema.DENSE else {1}

@@ -18,7 +18,7 @@ from tiny_study import assert_same_result, publish, tiny_cell
 from waiting import HANG_SECONDS, wait_until
 
 from trainables import schema
-from trainables.graph import Ref, closure, target
+from trainables.graph import Closure, Ref, target
 from trainables.jobs.publishing import Context
 from trainables.schema import MANIFEST, METRICS, WEIGHTS
 from trainables.storage import lease as lease_module
@@ -275,7 +275,7 @@ def test_every_third_request_dropped(
     local = Store(tmp_path / "local")
     publish([Ref(root)], Context(store=local))
     assert store.keys() == local.keys()
-    for key in closure([Ref(root)]).jobs.keys() & local.keys():
+    for key in Closure([Ref(root)]).jobs.keys() & local.keys():
         assert_same_result(store, local, key)
     assert list(store.storage.names("leases")) == []
     assert list(store.storage.names("work")) == []

@@ -12,11 +12,9 @@ from trainables.knobs import CORRECTIONS
 from trainables.models import MODELS
 from trainables.symmetry.connectivity import (
     InterpolationCurve,
-    error_barrier,
     interpolate,
     interpolation_curve,
     loss_barrier,
-    train_loss_barrier,
 )
 from trainables.symmetry.matching import match_models
 from trainables.symmetry.permutations import invert_permutation, permutation_spec, random_permutation
@@ -90,7 +88,7 @@ def test_barrier_of_a_diverged_network_is_not_hidden():
 def test_error_barrier_in_percentage_points():
     curve = curve_of([0, 0.5, 1], [0, 0, 0], [90.0, 60.0, 80.0])
     assert curve.errors == (10, 40, 20)
-    assert error_barrier(curve) == 25
+    assert loss_barrier(curve.alphas, curve.errors) == 25
 
 
 def test_barrier_needs_both_ends_and_one_loss_per_alpha():
@@ -148,7 +146,7 @@ def test_no_barrier_to_a_permuted_copy_of_itself(name, correction):
         train_batches=batches,
     )
     assert loss_barrier(curve) <= 1e-5 * curve.losses[0]
-    assert error_barrier(curve) == 0
+    assert loss_barrier(curve.alphas, curve.errors) == 0
 
 
 def test_corrections_apply_to_the_ends_as_well():
@@ -200,10 +198,10 @@ def test_the_barrier_of_the_training_loss_is_named_and_measured_apart():
     curve = interpolation_curve(model_a, model_b, test, train_batches=train, measure_train=True)
     on_train = interpolation_curve(model_a, model_b, train)
     assert curve.train_losses == pytest.approx(on_train.losses)
-    assert train_loss_barrier(curve) == pytest.approx(loss_barrier(on_train), abs=1e-6)
+    assert loss_barrier(curve.alphas, curve.train_losses) == pytest.approx(loss_barrier(on_train), abs=1e-6)
     assert loss_barrier(curve) == loss_barrier(interpolation_curve(model_a, model_b, test))
     with pytest.raises(ValueError, match="0 losses"):
-        train_loss_barrier(on_train)
+        loss_barrier(on_train.alphas, on_train.train_losses)
     with pytest.raises(ValueError, match="measure_train needs train_batches"):
         interpolation_curve(model_a, model_b, test, measure_train=True)
 

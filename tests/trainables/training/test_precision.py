@@ -17,7 +17,7 @@ from trainables.jobs.execution import compute
 from trainables.jobs.publishing import Context
 from trainables.schema import DENSE, MATCH
 from trainables.storage.store import Store
-from trainables.training.precision import tensor_float
+from trainables.training.loop import tensor_float
 
 
 def told() -> tuple[bool, bool]:

@@ -1,8 +1,8 @@
 """Engines train one network, or several together, for an epoch under their masks.
 
-An engine consists of a module or package in this folder, whose class ``Trainer`` satisfies the protocol of that name,
-and of a row of ``ENGINES`` with what a plan needs to know. The plan, the placement of trials and the training loop get
-the engine from a job's settings (``trainables.training.way.Way.engine``); none of them names an engine.
+An engine consists of a module or package in this folder, whose class ``Trainer`` is or extends that of the plain
+engine, and of a row of ``ENGINES`` with what a plan needs to know. The plan, the placement of trials and the training
+loop get the engine from a job's settings (``trainables.training.way.Way.engine``); none of them names an engine.
 
 Engines sum in different orders, so their results differ in rounding: the setting that selects an engine is part of a
 job's key. This module is torch-free; an engine's module imports torch and is imported when a network is trained.
@@ -11,61 +11,17 @@ job's key. This module is torch-free; an engine's module imports torch and is im
 from __future__ import annotations
 
 import importlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from trainables.host.cpu import WIDEST_REGISTER
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from trainables.training.loop import Training
+    from trainables.training.engines import plain
 
 CPU, GPU = "cpu", "cuda"
 """Kinds of devices, by their PyTorch names."""
-
-
-class Trainer(Protocol):
-    """Trains one network, alone or together with others. Each :class:`~trainables.training.loop.Training` has one.
-
-    The training owns what does not depend on the engine: batches, learning rate, optimiser, mask, evaluation, state.
-    The trainer computes losses and gradients, and follows these rules:
-
-    - It takes all batches of an epoch, in order, from :meth:`Training.steps`, which sets each step's learning rate.
-    - It leaves the gradients of a batch in the parameters' ``grad`` and calls :meth:`Training.update`, which takes the
-      optimiser's step and sets masked weights to zero again.
-    - Between epochs, the weights and buffers of ``Training.model`` are the network's state, which is evaluated, saved
-      and restored, whatever memory the engine uses during an epoch.
-    - On a CPU, equal states give bit-identical results, whatever else runs on the machine.
-    """
-
-    network: nn.Module
-    """The module evaluated after each epoch: the network, or a faster twin with the same parameters and buffers."""
-
-    def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
-        """Prepare to train `model`, which is already on its device.
-
-        Args:
-            model: the network; its parameters and buffers stay the same objects.
-            mask: name of a weight -> bool tensor, True where it is kept; weights without a mask are all kept.
-
-        Raises:
-            ValueError: the engine cannot train this network, or does not run on this machine.
-        """
-
-    def profile(self, training: Training) -> Hashable | None:
-        """Return a value that networks must share to be trained together; None if this one must be trained alone."""
-
-    def train_epoch(self, trainings: Sequence[Training]) -> list[tuple[float, float]]:
-        """Train networks for one epoch; each may be at a different epoch.
-
-        Args:
-            trainings: this trainer's own training, or several with equal profiles that include it.
-
-        Returns:
-            For each, the sum of its steps' mean losses (nats) and the number of correctly classified images.
-        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +61,9 @@ class Engine:
         """The setting that selects it, for messages."""
         return "the plain engine" if self.selected_by is None else "{}={!r}".format(*self.selected_by)
 
-    def trainer(self) -> type[Trainer]:
+    def trainer(self) -> type[plain.Trainer]:
         """Import the engine and return its trainer class."""
-        return cast("type[Trainer]", importlib.import_module(f"{__name__}.{self.module}").Trainer)
+        return cast("type[plain.Trainer]", importlib.import_module(f"{__name__}.{self.module}").Trainer)
 
 
 ENGINES: Final[dict[str, Engine]] = {

@@ -1,4 +1,4 @@
-"""Engine that trains one network in eager PyTorch. Other engines replace its forward pass."""
+"""Engine that trains one network in eager PyTorch. The others extend it, and most only replace its forward pass."""
 
 from __future__ import annotations
 
@@ -12,20 +12,47 @@ from trainables.training.loop import Training
 
 
 class Trainer:
-    """Trains one network; see :class:`trainables.training.engines.Trainer`."""
+    """Trains one network, alone or together with others. Each :class:`~trainables.training.loop.Training` has one.
+
+    The training owns what does not depend on the engine: batches, learning rate, optimiser, mask, evaluation, state.
+    The trainer computes losses and gradients. The trainers of other engines extend this one and follow its rules:
+
+    - It takes all batches of an epoch, in order, from :meth:`Training.steps`, which sets each step's learning rate.
+    - It leaves the gradients of a batch in the parameters' ``grad`` and calls :meth:`Training.update`, which takes the
+      optimiser's step and sets masked weights to zero again.
+    - Between epochs, the weights and buffers of ``Training.model`` are the network's state, which is evaluated, saved
+      and restored, whatever memory the engine uses during an epoch.
+    - On a CPU, equal states give bit-identical results, whatever else runs on the machine.
+    """
 
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
-        """Use the network itself for training and evaluation."""
+        """Prepare to train `model`, which is already on its device.
+
+        Args:
+            model: the network; its parameters and buffers stay the same objects.
+            mask: name of a weight -> bool tensor, True where it is kept; weights without a mask are all kept.
+
+        Raises:
+            ValueError: the engine cannot train this network, or does not run on this machine.
+        """
         self.network = model
+        """The module evaluated after each epoch: the network, or a faster twin with the same parameters and buffers."""
         self.forward: Callable[[Tensor], Tensor] = model
         """Computes the logits of a training step: images (N, C, H, W) to (N, classes)."""
 
     def profile(self, training: Training) -> Hashable | None:
-        """Return None: this engine trains networks one at a time."""
+        """Return a value that networks must share to be trained together; None if this one must be trained alone."""
         return None
 
     def train_epoch(self, trainings: Sequence[Training]) -> list[tuple[float, float]]:
-        """Train the next epoch of one network."""
+        """Train networks for one epoch; each may be at a different epoch.
+
+        Args:
+            trainings: this trainer's own training, or several with equal profiles that include it.
+
+        Returns:
+            For each, the sum of its steps' mean losses (nats) and the number of correctly classified images.
+        """
         (training,) = trainings
         # The sums stay on the device: reading them at each step would make the host wait for every step.
         total_loss = torch.zeros((), device=training.device)
