@@ -9,14 +9,17 @@ no paths, not the name of the search space. A field with the name of a knob, or 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainables.checks import known
 from trainables.data.dataset import DatasetFacts
 from trainables.knobs import KNOBS, Knobs, by_limit, neutral, of_knob
 from trainables.methods import METHODS
-from trainables.models import MODELS, check_options, check_width, image_options
+from trainables.models import MODELS, build_model, check_options, check_width, image_options
 from trainables.training.way import Way
+
+if TYPE_CHECKING:
+    from trainables.models.network import Network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +33,12 @@ class Task:
     data_version: str = of_knob("data_version")
     augment: bool = of_knob("augment")
     init: str = of_knob("init")
+
+    def network(self, *, image_size: int, num_classes: int, in_channels: int, stream_taps: str = "end") -> Network:
+        """Build the network, freshly initialised, for square images of `image_size` pixels a side."""
+        options = {**model_options(self.shortcut, stream_taps), **image_options(self.model, image_size)}
+        shape: dict[str, Any] = {"width": self.width, "num_classes": num_classes, "in_channels": in_channels}
+        return build_model(self.model, **shape, init=self.init, **options)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

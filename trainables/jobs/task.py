@@ -7,13 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from trainables.config import Recipe, Task, model_options
+from trainables.config import Recipe, Task
 from trainables.data import counts, forget, load_dataset
 from trainables.data.batches import EvalBatches, TrainBatches, random_order
 from trainables.data.dataset import Augmentation, Dataset, Split
 from trainables.errors import HostFault
 from trainables.jobs.publishing import Context
-from trainables.models import build_model, image_options
 from trainables.models.network import Network, fits_channels_last
 from trainables.training import EVAL_BATCH
 from trainables.training.loop import Training
@@ -74,15 +73,12 @@ class TaskData:
         return model.to(self._device).to(memory_format=layout)
 
     def _build(self, stream_taps: str = "end") -> Network:
-        task, dataset = self._task, self._dataset
-        return build_model(
-            task.model,
-            width=task.width,
-            num_classes=dataset.num_classes,
-            in_channels=dataset.in_channels,
-            init=task.init,
-            **model_options(task.shortcut, stream_taps),
-            **image_options(task.model, dataset.image_size),
+        data = self._dataset
+        return self._task.network(
+            image_size=data.image_size,
+            num_classes=data.num_classes,
+            in_channels=data.in_channels,
+            stream_taps=stream_taps,
         )
 
     def training(

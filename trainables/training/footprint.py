@@ -8,15 +8,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 
-from trainables.config import Task, model_options
-from trainables.models import build_model, image_options
+from trainables.config import Task
 from trainables.training.evaluation import observed
 
 
@@ -39,28 +37,14 @@ class Footprint:
     correlations: int
 
 
-def footprint(task: Task, *, image_size: int, num_classes: int, in_channels: int) -> Footprint:
-    """Return the footprint of a task's network; it is computed once per architecture and image shape.
-
-    Args:
-        task: only its model, width and shortcut matter.
-        image_size: pixels a side.
-        num_classes: number of logits.
-        in_channels: channels of the images.
-    """
-    return _footprint(task.model, task.width, task.shortcut, image_size, num_classes, in_channels)
-
-
 @cache
-def _footprint(
-    name: str, width: float, shortcut: str, image_size: int, num_classes: int, in_channels: int
-) -> Footprint:
-    options: dict[str, Any] = {**model_options(shortcut, "end"), **image_options(name, image_size)}
+def footprint(task: Task, *, image_size: int, num_classes: int, in_channels: int) -> Footprint:
+    """Return the footprint of a task's network for square images of `image_size` pixels a side."""
     images = 2  # BatchNorm needs more than one
     kept: dict[int, Tensor] = {}
     outputs: dict[str, int] = {}
     with torch.device("meta"):
-        model = build_model(name, width=width, num_classes=num_classes, in_channels=in_channels, **options)
+        model = task.network(image_size=image_size, num_classes=num_classes, in_channels=in_channels)
         own = {_storage(tensor) for tensor in model.state_dict().values()}
 
         def note(module: str, _input: Tensor, output: Tensor) -> None:

@@ -79,12 +79,12 @@ class _Exchange:
         self._left: set[fx.Node] = set()
         self._shares: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
         """(step, one of its two users) -> the one of the twin's two results that this user gets."""
-        self._fused = dict(filter(None, map(self._fusion, self._old.nodes)))
-        """Last step of a fusion -> its first step, a BatchNorm; one twin replaces both and the steps between them."""
+        self._fused = {chain[-1]: chain for step in self._old.nodes if (chain := self._fusion(step))}
+        """Last step of a fusion -> all its steps, of which the first is a BatchNorm; one twin replaces them."""
 
     def network(self) -> fx.GraphModule:
         """Return the network of twins."""
-        within = {step for last, first in self._fused.items() for step in _chain(first, last)} - self._fused.keys()
+        within = {step for chain in self._fused.values() for step in chain[:-1]}
         for step in self._old.nodes:
             if step not in within:
                 self._done[step] = self._twin(step)
@@ -96,7 +96,7 @@ class _Exchange:
         if step.op == "placeholder":
             return self._new.call_function(to_lanes, (self._new.node_copy(step),))
         if step in self._fused:
-            return self._normalization(self._fused[step], step)
+            return self._normalization(*self._fused[step])
         if step.op == "output" or any(each in self._left for each in step.all_input_nodes):
             self._left.add(step)
             return self._new.node_copy(step, copy)
@@ -105,7 +105,8 @@ class _Exchange:
             return self._new.call_function(from_lanes, (self._new.node_copy(step, copy),))
         module = self._module(step)
         if isinstance(module, nn.Conv2d):
-            return self._placed(step, SparseConvolution(module, self._kept(step, module)))
+            keep = self._mask.get(f"{step.target}.weight", torch.ones_like(module.weight, dtype=torch.bool))
+            return self._placed(step, SparseConvolution(module, keep))
         if isinstance(module, nn.MaxPool2d):
             return self._placed(step, _pooling_on_lanes(module))
         if isinstance(module, nn.ReLU | nn.Identity) or step.target is operator.add:
@@ -114,10 +115,6 @@ class _Exchange:
 
     def _module(self, step: fx.Node) -> nn.Module | None:
         return self._modules[str(step.target)] if step.op == "call_module" else None
-
-    def _kept(self, step: fx.Node, module: nn.Conv2d) -> Tensor:
-        keep = self._mask.get(f"{step.target}.weight")
-        return torch.ones_like(module.weight, dtype=torch.bool) if keep is None else keep
 
     def _given(self, user: fx.Node, step: fx.Node) -> fx.Node:
         """Return the node that gives a step's result to the twin of `user`."""
@@ -130,24 +127,20 @@ class _Exchange:
         return self._new.call_module(name, (*(self._given(step, each) for each in step.all_input_nodes), *more))
 
     # --- BatchNorm with what follows it ---------------------------------------------------------------------------
-    def _fusion(self, step: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-        """Return the last step that is fused with a BatchNorm, and the BatchNorm; None if `step` is no BatchNorm."""
+    def _fusion(self, step: fx.Node) -> list[fx.Node]:
+        """Return a BatchNorm and the steps after it that are fused with it; nothing if `step` is no BatchNorm."""
         if not isinstance(self._module(step), nn.BatchNorm2d):
-            return None
-        last = step
-        after = _only_user(last)
+            return []
+        chain, after = [step], _only_user(step)
         # A sum of two BatchNorms is fused with the one that is its first operand.
         if after and after.target is operator.add and after.args[0] is step and len(after.all_input_nodes) == 2:
-            last = after
-            after = _only_user(last)
-        if after and isinstance(self._module(after), nn.ReLU):
-            last = after
-        return last, step
+            chain, after = [step, after], _only_user(after)
+        return [*chain, after] if after and isinstance(self._module(after), nn.ReLU) else chain
 
-    def _normalization(self, first: fx.Node, last: fx.Node) -> fx.Node:
-        chain = _chain(first, last)
+    def _normalization(self, first: fx.Node, *others: fx.Node) -> fx.Node:
+        last = [first, *others][-1]
         rectified = isinstance(self._module(last), nn.ReLU)
-        sums = (step for step in chain if step.target is operator.add)
+        sums = (step for step in others if step.target is operator.add)
         residual = [self._given(step, each) for step in sums for each in step.all_input_nodes[1:]]
         module = self._module(first)
         assert isinstance(module, nn.BatchNorm2d)
@@ -157,14 +150,6 @@ class _Exchange:
             for each, user in enumerate(users):
                 self._shares[last, user] = self._new.call_function(operator.getitem, (twin, each))
         return twin
-
-
-def _chain(first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """Return the steps from `first` to `last`; each is the only user of the one before it."""
-    chain = [first]
-    while chain[-1] is not last:
-        chain.append(next(iter(chain[-1].users)))
-    return chain
 
 
 def _only_user(step: fx.Node) -> fx.Node | None:

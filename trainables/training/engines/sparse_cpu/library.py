@@ -117,7 +117,8 @@ def _built(program: str) -> Path:
     flags = _flags()
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), version, *flags, platform.machine(), _processor()))
-    folder, name = _folder(), f"sparse-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+    folder = first_writable(cache_folders(), "compiled kernels")
+    name = f"sparse-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if found := _verified(folder, name):
@@ -159,10 +160,6 @@ def _share_openmp() -> None:
         return
     for path in dict.fromkeys(line.split(maxsplit=5)[-1] for line in maps if "/libgomp" in line):
         ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-
-
-def _folder() -> Path:
-    return first_writable(cache_folders(), "compiled kernels")
 
 
 def _processor() -> str:
