@@ -93,7 +93,7 @@ MATCHERS: dict[str, Matcher] = {
     ),
     "weight": Matcher(
         description="coordinate descent on the inner product of weights, without data (Git Re-Basin, section 3.2)",
-        solve="trainables.symmetry.matching:by_weights",
+        solve="trainables.symmetry.weight_matching:by_weights",
     ),
     "identity": Matcher(
         description="control: every unit stays where it is", solve="trainables.symmetry.matching:identity"

@@ -89,9 +89,7 @@ def compute_together(
             if any(target.ended for target in live):
                 yield news
                 continue
-            for group in _fitting(training):
-                news |= _train(group)
-            yield news
+            yield news | _train(training)
             if not training:
                 time.sleep(context.store.storage.poll_seconds)
 
@@ -127,27 +125,22 @@ class _Target:
         self._course.close()
 
 
-def _fitting(targets: Sequence[_Target]) -> list[list[_Target]]:
-    """Group targets that request an epoch so that the nets of each group can be trained as one."""
-    groups: dict[Hashable, list[_Target]] = {}
+def _train(targets: Sequence[_Target]) -> dict[str, News]:
+    """Train the epochs that targets want; nets that fit each other are trained as one."""
+    groups: dict[Hashable, list[EpochWanted]] = {}
     for target in targets:
         assert target.wants is not None
-        groups.setdefault(target.wants.training.profile or target, []).append(target)
-    return list(groups.values())
-
-
-def _train(group: Sequence[_Target]) -> dict[str, News]:
-    """Train an epoch of a group's nets; several nets are trained as one."""
-    wants = [target.wants for target in group if target.wants is not None]
-    if len(wants) > 1:
-        with ExitStack() as logs:
-            for each in wants:  # a warning cannot be attributed to one net, so it goes to all their logs
-                logs.enter_context(each.log.capturing(share=1 / len(wants)))
-            ends = train_epoch([each.training for each in wants])
-        for each, end in zip(wants, ends, strict=True):
-            each.end = end
+        groups.setdefault(target.wants.training.profile or target, []).append(target.wants)
+    for group in groups.values():
+        if len(group) > 1:
+            with ExitStack() as logs:
+                for each in group:  # a warning cannot be attributed to one net, so it goes to all their logs
+                    logs.enter_context(each.log.capturing(share=1 / len(group)))
+                ends = train_epoch([each.training for each in group])
+            for each, end in zip(group, ends, strict=True):
+                each.end = end
     news: dict[str, News] = {}
-    for target in group:
+    for target in targets:
         news |= target.go_on()
     return news
 

@@ -21,11 +21,11 @@ from trainables.config import DenseConfig, PruneConfig, SparseConfig, nothing_le
 from trainables.errors import Verdict, verdict
 from trainables.graph import Job, Ref
 from trainables.host.usage import Usage
-from trainables.jobs.log import JobLog
 from trainables.jobs.measure import measure
 from trainables.jobs.publishing import (
     Context,
     Files,
+    JobLog,
     Metrics,
     Row,
     environment,
@@ -83,20 +83,10 @@ Course = Generator[EpochWanted | Row, None, None]
 
 
 def course(job: Job, wanted: Collection[int | None], context: Context) -> Course:
-    """Compute and publish one job whose parents are published.
-
-    Args:
-        job: the job to compute.
-        wanted: the outputs to publish: None for the final result, a number for a dense net's state after that number
-            of epochs.
-        context: store, device and data.
+    """Compute and publish one job whose parents are published; arguments and errors as in ``execution.compute``.
 
     Yields:
         For each epoch an ``EpochWanted``, then a row with ``step`` and the epoch's metrics.
-
-    Raises:
-        Diverged: a loss was not finite.
-        DamagedArtifact: a parent could not be read; it is no longer published.
     """
     context = dataclasses.replace(context, log=JobLog())
     surroundings = ", ".join(f"{name} {value}" for name, value in environment(context.device).items())

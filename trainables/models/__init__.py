@@ -53,7 +53,6 @@ class ModelEntry:
         shortcut_weights: weights of 1x1 shortcut convolutions at width 1; proportional to width squared.
         first_kernel: side of the first convolution's kernel.
         reference_image_size: side in pixels of the image that `mult_adds` assumes.
-        batchnorm: whether the model has BatchNorm layers.
         init: the name in ``INITS`` of the model's own initialisation.
         convolutional: whether the model has convolutions.
         options: architecture option -> its allowed values; the factory holds the default.
@@ -66,8 +65,7 @@ class ModelEntry:
     inner_weights: int
     shortcut_weights: int = 0
     first_kernel: int = 3
-    reference_image_size: int
-    batchnorm: bool
+    reference_image_size: int = 32
     init: str = "pytorch"
     convolutional: bool = True
     options: Mapping[str, Sequence[object]] = field(default_factory=dict)
@@ -81,8 +79,6 @@ MODELS: dict[str, ModelEntry] = {
         mult_adds=42_910_336,
         inner_weights=267_264,
         shortcut_weights=2_560,
-        reference_image_size=32,
-        batchnorm=True,
         init="fan_in",
         options={"shortcut": tuple(SHORTCUTS), "stream_taps": tuple(STREAM_TAPS)},
     ),
@@ -93,8 +89,6 @@ MODELS: dict[str, ModelEntry] = {
         mult_adds=14_598_784,
         inner_weights=73_728,
         shortcut_weights=2_560,
-        reference_image_size=32,
-        batchnorm=True,
         init="fan_in",
         options={"shortcut": tuple(SHORTCUTS)},
     ),
@@ -104,8 +98,6 @@ MODELS: dict[str, ModelEntry] = {
         base_channels=(64, 128, 256, 512),
         mult_adds=152_769_536,
         inner_weights=9_216_000,
-        reference_image_size=32,
-        batchnorm=False,
     ),
     "vgg11_bn": ModelEntry(
         description="VGG11 with BatchNorm, one linear layer",
@@ -113,8 +105,6 @@ MODELS: dict[str, ModelEntry] = {
         base_channels=(64, 128, 256, 512),
         mult_adds=152_769_536,
         inner_weights=9_216_000,
-        reference_image_size=32,
-        batchnorm=True,
     ),
     "resnet50": ModelEntry(
         description="torchvision's ResNet50 (the paper's ImageNet net; init fan_out is torchvision's, too)",
@@ -125,7 +115,6 @@ MODELS: dict[str, ModelEntry] = {
         shortcut_weights=2_768_896,
         first_kernel=7,
         reference_image_size=224,
-        batchnorm=True,
         init="fan_in",
         options={"small_images": (False, True)},
     ),
@@ -135,8 +124,6 @@ MODELS: dict[str, ModelEntry] = {
         base_channels=(512,),
         mult_adds=2_102_272,
         inner_weights=524_288,
-        reference_image_size=32,
-        batchnorm=False,
         convolutional=False,
         options={"image_size": range(1, 513)},
     ),

@@ -28,7 +28,6 @@ from trainables.symmetry.permutations import (
     permutation_spec,
     random_permutation,
 )
-from trainables.symmetry.weight_matching import match_weights
 from trainables.training.evaluation import Batches, eval_mode, image_batches, model_device, observed
 
 
@@ -144,14 +143,6 @@ def by_inner_product(problem: Problem) -> Permutation:
 
 def _assign(problem: Problem, score: Callable[[ActivationMoments], Tensor]) -> Permutation:
     return {group: solve_assignment(score(moments).cpu().numpy()) for group, moments in problem.moments.items()}
-
-
-def by_weights(problem: Problem) -> Permutation:
-    """Pair units by their weights (Git Re-Basin, section 3.2)."""
-    permutation, _objective = match_weights(
-        problem.spec, problem.parameters_a, problem.parameters_b, seed=problem.seed, solve=solve_assignment
-    )
-    return permutation
 
 
 def identity(problem: Problem) -> Permutation:

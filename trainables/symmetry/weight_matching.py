@@ -7,39 +7,33 @@ problem; improving one group after another climbs to a local optimum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from trainables.symmetry.matching import Problem, solve_assignment
 from trainables.symmetry.permutations import Permutation, PermutationSpec, apply_permutation, identity_permutation
 
 MIN_GAIN = 1e-12
 """Smallest relative gain that counts as an improvement: with smaller ones, rounding could make the search cycle."""
 
 
-def match_weights(
-    spec: PermutationSpec,
-    parameters_a: Mapping[str, Tensor],
-    parameters_b: Mapping[str, Tensor],
-    *,
-    seed: int,
-    solve: Callable[[NDArray[np.float64]], Tensor],
-) -> tuple[Permutation, tuple[float, ...]]:
+def by_weights(problem: Problem) -> Permutation:
+    """Pair units by their weights."""
+    permutation, _objective = match_weights(problem)
+    return permutation
+
+
+def match_weights(problem: Problem) -> tuple[Permutation, tuple[float, ...]]:
     """Climb from the identity, one group at a time in a seeded random order, until no group can be improved.
 
-    Args:
-        spec: permutation specification of both networks.
-        parameters_a: name -> parameter of A; parameters that no group acts on are ignored.
-        parameters_b: the same of B, on the same device.
-        seed: seeds the order of visits; different orders may end in different local optima.
-        solve: maps a score (units of B, units of A) to the permutation that maximises it.
+    The order depends on the problem's seed; different orders may end in different local optima.
 
     Returns:
         The permutation, and the objective at the start and after each accepted step (strictly increasing).
     """
+    spec, parameters_a, parameters_b = problem.spec, problem.parameters_a, problem.parameters_b
     used = [name for name in parameters_a if any(spec.axes[name])]
     tensors_a = {name: parameters_a[name] for name in used}
     tensors_b = {name: parameters_b[name] for name in used}
@@ -49,7 +43,7 @@ def match_weights(
     scale = sum(_inner(tensor, tensor) for tensor in tensors_b.values()) or 1.0
     parts = {name: _inner(tensors_a[name], tensors_b[name]) for name in used}
     history = [sum(parts.values())]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(problem.seed)
     pending = set(spec.groups)
     while pending:
         for index in torch.randperm(len(spec.groups), generator=generator).tolist():
@@ -58,7 +52,7 @@ def match_weights(
                 continue
             pending.discard(group)
             score = _score(spec, permutation, group, tensors_a, tensors_b)
-            candidate = {**permutation, group: solve(score.cpu().numpy())}
+            candidate = {**permutation, group: solve_assignment(score.cpu().numpy())}
             moved = apply_permutation(spec, candidate, {name: tensors_a[name] for name in touched[group]})
             candidate_parts = {**parts, **{name: _inner(moved[name], tensors_b[name]) for name in touched[group]}}
             objective = sum(candidate_parts.values())

@@ -12,7 +12,7 @@ import pytest
 from checkout import ROOT
 
 from trainables.host.redaction import redact, redact_text
-from trainables.jobs.log import JobLog
+from trainables.jobs.publishing import JobLog
 
 
 @pytest.mark.parametrize(

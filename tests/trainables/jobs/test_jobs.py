@@ -47,7 +47,7 @@ from trainables.graph import (
     pruning_rounds,
     target,
 )
-from trainables.jobs import log, task
+from trainables.jobs import publishing, task
 from trainables.jobs.publishing import Context, Row
 from trainables.jobs.train import EpochWanted, course
 from trainables.masks import apply_mask, magnitude_mask, mask_sparsity
@@ -464,7 +464,9 @@ def test_seconds_add_up_over_attempts(own_copy: Store) -> None:
 
 def test_seconds_are_the_jobs_own(own_copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     hours = itertools.count()
-    monkeypatch.setattr(log, "time", SimpleNamespace(**{**vars(time), "perf_counter": lambda: 3600.0 * next(hours)}))
+    monkeypatch.setattr(
+        publishing, "time", SimpleNamespace(**{**vars(time), "perf_counter": lambda: 3600.0 * next(hours)})
+    )
     for step in course(DENSE_A, {None}, Context(store=without(own_copy, DENSE_A.key))):
         if isinstance(step, EpochWanted) and step.training.epoch == 1:
             with step.log.capturing(share=0.25):

@@ -14,6 +14,7 @@ from torch import nn
 from trainables.methods import MATCHERS
 from trainables.models import MODELS
 from trainables.symmetry.matching import (
+    Problem,
     activation_moments,
     match,
     match_models,
@@ -321,11 +322,16 @@ def test_mean_over_groups():
 
 
 # --- weight matching ------------------------------------------------------------------------------------------------
+def problem(spec, a, b, seed=0):
+    return Problem(spec=spec, parameters_a=a, parameters_b=b, moments={}, seed=seed)
+
+
 def test_weight_matching_climbs_to_where_no_single_group_can_improve():
     model_a, model_b = trained_pair("resnet8", 0.25)
     spec = permutation_spec(model_a)
-    states = [dict(model.named_parameters()) for model in (model_a, model_b)]
-    permutation, history = match_weights(spec, *states, seed=1, solve=solve_assignment)
+    permutation, history = match_weights(
+        problem(spec, *(dict(model.named_parameters()) for model in (model_a, model_b)), seed=1)
+    )
     assert equal(permutation, match_models(model_a, model_b, None, "weight", seed=1))
 
     def objective(moving):
@@ -348,7 +354,7 @@ def test_one_group_is_matched_optimally():
     generator = torch.Generator().manual_seed(0)
     shapes = {"in": (5, 3), "bias": (5,), "out": (2, 5)}
     a, b = ({name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for _ in range(2))
-    permutation, history = match_weights(spec, a, b, seed=0, solve=solve_assignment)
+    permutation, history = match_weights(problem(spec, a, b))
 
     def objective(order):
         moved = apply_permutation(spec, {"g": torch.tensor(order)}, a)
@@ -364,7 +370,7 @@ def test_group_on_both_axes_of_a_tensor_still_climbs():
     generator = torch.Generator().manual_seed(0)
     b = {"in": torch.randn(8, 20, generator=generator), "loop": torch.randn(8, 8, generator=generator)}
     planted = {"g": torch.randperm(8, generator=generator)}
-    permutation, history = match_weights(spec, apply_permutation(spec, planted, b), b, seed=0, solve=solve_assignment)
+    permutation, history = match_weights(problem(spec, apply_permutation(spec, planted, b), b))
     assert equal(permutation, invert_permutation(planted))
     assert all(low < high for low, high in itertools.pairwise(history))
 

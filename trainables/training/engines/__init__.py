@@ -29,7 +29,6 @@ class Engine:
     """What a plan needs to know about an engine.
 
     Attributes:
-        description: one line.
         module: its module in this package.
         selected_by: the setting of a ``Way``, and its value, that select this engine; None for the default engine.
         goes_with: setting -> the values that this engine supports; settings not named here may have any value.
@@ -44,7 +43,6 @@ class Engine:
         convolutions_only: whether it trains only convolutional networks.
     """
 
-    description: str
     module: str
     selected_by: tuple[str, bool | str] | None = None
     goes_with: Mapping[str, tuple[bool | str, ...]] = field(default_factory=dict)
@@ -67,16 +65,14 @@ class Engine:
 
 
 ENGINES: Final[dict[str, Engine]] = {
-    "plain": Engine(description="PyTorch, operation by operation", module="plain"),
+    "plain": Engine(module="plain"),
     "compiled": Engine(
-        description="code that torch.compile makes of the network",
         module="compiled",
         selected_by=("compiled", True),
         needs_compiler=True,
         compiles=True,
     ),
     "sparse_cpu": Engine(
-        description="our own C++ kernels for CPUs, which leave masked weights out",
         module="sparse_cpu",
         selected_by=("kernels", "sparse"),
         goes_with={"precision": ("fp32",)},
@@ -87,7 +83,6 @@ ENGINES: Final[dict[str, Engine]] = {
         convolutions_only=True,
     ),
     "stacked": Engine(
-        description="several networks as one, in which each has channels of its own",
         module="stacked",
         selected_by=("stacked", True),
         shares_trial=True,
