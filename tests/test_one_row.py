@@ -79,9 +79,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     copy.insert("analysis/figures/table.py", f"    {FIGURE},\n", after="from analysis.figures import (\n")
     copy.insert("analysis/figures/table.py", f'    "{FIGURE}": {FIGURE},\n', after='    "sparsity": sparsity,\n')
     copy.write(f"trainables/training/engines/{ENGINE}.py", TRAINER)
-    row = (
-        f'    "{ENGINE}": Engine(module="{ENGINE}", selected_by=("kernels", "{ENGINE}")),\n'
-    )
+    row = f'    "{ENGINE}": Engine(module="{ENGINE}", selected_by=("kernels", "{ENGINE}")),\n'
     copy.insert("trainables/training/engines/__init__.py", row, after="ENGINES: Final[dict[str, Engine]] = {\n")
     copy.insert("trainables/knobs.py", f'    "{ENGINE}": "they delegate",\n', after="KERNELS: dict[str, str] = {\n")
     settings = [f"--set={each}" for each in SETTINGS]

@@ -22,41 +22,25 @@ from trainables.symmetry.repair import corrector
 from trainables.training.evaluation import Batches, Evaluation, evaluate, require_reiterable
 
 State = Mapping[str, Tensor]
+States = tuple[State, State, State]
+Point = tuple[float, float]
+Coordinates = tuple[Point, Point, Point]
+"""(x, y) of the three networks."""
 BUFFERS = (".running_mean", ".running_var")
 """Ends of BatchNorm buffers' names: these belong to the state dict but not to the parameter vector."""
 MIN_SINE = 1e-6
 """Three networks count as collinear if the sine of the angle at the first one is at most this."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlaneBasis:
-    """Orthonormal axes of the plane through three networks; the first lies at the origin, the second on the x axis.
+def plane_coordinates(state_1: State, state_2: State, state_3: State) -> Coordinates:
+    """Return the positions of three networks on the plane through them, in units of parameter-space distance.
 
-    Attributes:
-        x_axis: name -> float64 tensor; together a unit vector along network 2 - network 1.
-        y_axis: name -> float64 tensor; together the unit vector orthogonal to `x_axis`, towards network 3.
-        coordinates: (x, y) of the three networks, in units of parameter-space distance.
-    """
-
-    x_axis: Mapping[str, Tensor]
-    y_axis: Mapping[str, Tensor]
-    coordinates: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
-
-    def barycentric(self, x: float, y: float) -> tuple[float, float, float]:
-        """Return the three networks' mixing weights at the point (x, y); they sum to 1."""
-        _origin, (x_2, _zero), (x_3, y_3) = self.coordinates
-        third = y / y_3
-        second = (x - third * x_3) / x_2
-        return 1 - second - third, second, third
-
-
-def plane_basis(state_1: State, state_2: State, state_3: State) -> PlaneBasis:
-    """Span the plane through three networks (Gram-Schmidt on their parameter vectors, in float64).
-
-    The parameter vector consists of all floating-point tensors except BatchNorm's buffers.
+    The first network lies at the origin, the second on the x axis, the third at a positive y (Gram-Schmidt on their
+    parameter vectors, in float64). The parameter vector consists of all floating-point tensors except BatchNorm's
+    buffers.
 
     Args:
-        state_1: name -> tensor; the origin.
+        state_1: name -> tensor.
         state_2: the same names and shapes.
         state_3: the same names and shapes.
 
@@ -80,17 +64,24 @@ def plane_basis(state_1: State, state_2: State, state_3: State) -> PlaneBasis:
     y_3 = math.sqrt(_dot(rest, rest))
     if y_3 <= MIN_SINE * distance_3:
         raise ValueError("the three networks lie on one line and span no plane")
-    y_axis = {name: tensor / y_3 for name, tensor in rest.items()}
-    return PlaneBasis(x_axis=x_axis, y_axis=y_axis, coordinates=((0.0, 0.0), (distance_2, 0.0), (x_3 + leftover, y_3)))
+    return (0.0, 0.0), (distance_2, 0.0), (x_3 + leftover, y_3)
 
 
-def plane_state(states: tuple[State, State, State], basis: PlaneBasis, x: float, y: float) -> dict[str, Tensor]:
+def mixing_weights(coordinates: Coordinates, x: float, y: float) -> tuple[float, float, float]:
+    """Return the shares of the three networks in the point (x, y), its barycentric coordinates; they sum to 1."""
+    _origin, (x_2, _zero), (x_3, y_3) = coordinates
+    third = y / y_3
+    second = (x - third * x_3) / x_2
+    return 1 - second - third, second, third
+
+
+def plane_state(states: States, coordinates: Coordinates, x: float, y: float) -> dict[str, Tensor]:
     """Return the state dict at the point (x, y): the affine combination of the three states.
 
     Running statistics are combined like parameters, with variances clamped to at least 0. Integer tensors are copied
     from the network with the largest mixing weight.
     """
-    shares = basis.barycentric(x, y)
+    shares = mixing_weights(coordinates, x, y)
     nearest = states[shares.index(max(shares))]
     mixed: dict[str, Tensor] = {}
     for name, tensor in nearest.items():
@@ -122,14 +113,14 @@ class PlaneGrid:
     ys: tuple[float, ...]
     losses: tuple[tuple[float, ...], ...]
     errors: tuple[tuple[float, ...], ...]
-    coordinates: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+    coordinates: Coordinates
     network_losses: tuple[float, ...]
     network_errors: tuple[float, ...]
 
 
 def plane_grid(
     model: nn.Module,
-    states: tuple[State, State, State],
+    states: States,
     batches: Batches,
     *,
     resolution: int = 21,
@@ -160,26 +151,26 @@ def plane_grid(
         raise ValueError(f"margin must be finite and at least 0, got {margin}")
     require_reiterable(batches, "plane_grid()")
     require_plain_weights(model)
-    basis = plane_basis(*states)
+    coordinates = plane_coordinates(*states)
     worker = copy.deepcopy(model)
     known("correction of a plane", correction, ("none", "bn_reset"))
     correct = corrector(correction, worker, train_batches)
 
     def measure(x: float, y: float) -> Evaluation:
-        worker.load_state_dict(plane_state(states, basis, x, y))
+        worker.load_state_dict(plane_state(states, coordinates, x, y))
         correct(0)
         return evaluate(worker, batches)
 
-    xs = _axis([x for x, _y in basis.coordinates], resolution, margin)
-    ys = _axis([y for _x, y in basis.coordinates], resolution, margin)
+    xs = _axis([x for x, _y in coordinates], resolution, margin)
+    ys = _axis([y for _x, y in coordinates], resolution, margin)
     cells = {(x, y): measure(x, y) for y, x in itertools.product(ys, xs)}
-    corners = [measure(x, y) for x, y in basis.coordinates]
+    corners = [measure(x, y) for x, y in coordinates]
     return PlaneGrid(
         xs=xs,
         ys=ys,
         losses=tuple(tuple(cells[x, y].loss for x in xs) for y in ys),
         errors=tuple(tuple(100 - cells[x, y].accuracy for x in xs) for y in ys),
-        coordinates=basis.coordinates,
+        coordinates=coordinates,
         network_losses=tuple(corner.loss for corner in corners),
         network_errors=tuple(100 - corner.accuracy for corner in corners),
     )

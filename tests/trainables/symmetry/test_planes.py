@@ -7,7 +7,7 @@ import torch
 from small_nets import digits, random_batches, same, small_model, snapshot, trained_pair
 
 from trainables.models import build_model
-from trainables.symmetry.landscape import plane_basis, plane_grid, plane_state
+from trainables.symmetry.landscape import mixing_weights, plane_coordinates, plane_grid, plane_state
 from trainables.symmetry.repair import NoEffectWarning, reset_batchnorm
 from trainables.training.evaluation import evaluate
 
@@ -20,56 +20,60 @@ def flat(tensors, names):
     return torch.cat([tensors[name].double().flatten() for name in names])
 
 
-def test_axes_are_orthonormal_and_distances_are_true():
+def test_distances_are_those_of_the_parameter_vectors():
     states = states_of()
-    basis = plane_basis(*states)
-    names = list(basis.x_axis)
-    assert names == [name for name, _parameter in small_model("resnet8").named_parameters()]
-    x_axis, y_axis = flat(basis.x_axis, names), flat(basis.y_axis, names)
-    assert x_axis.norm().item() == pytest.approx(1, abs=1e-12)
-    assert y_axis.norm().item() == pytest.approx(1, abs=1e-12)
-    assert torch.dot(x_axis, y_axis).abs().item() < 1e-12
+    coordinates = plane_coordinates(*states)
+    names = [name for name, _parameter in small_model("resnet8").named_parameters()]
     vectors = [flat(state, names) for state in states]
     for first in range(3):
         for second in range(3):
             expected = (vectors[first] - vectors[second]).norm().item()
-            assert math.dist(basis.coordinates[first], basis.coordinates[second]) == pytest.approx(expected)
-    assert basis.coordinates[2][1] > 0
+            assert math.dist(coordinates[first], coordinates[second]) == pytest.approx(expected)
+    assert coordinates[0] == (0, 0)
+    assert coordinates[1][1] == 0
+    assert coordinates[2][1] > 0
 
 
 def test_plane_contains_the_three_networks():
     states = states_of()
-    basis = plane_basis(*states)
-    for state, (x, y) in zip(states, basis.coordinates, strict=True):
-        found = plane_state(states, basis, x, y)
+    coordinates = plane_coordinates(*states)
+    for state, (x, y) in zip(states, coordinates, strict=True):
+        found = plane_state(states, coordinates, x, y)
         for name, tensor in state.items():
             torch.testing.assert_close(found[name], tensor)
             assert found[name].dtype == tensor.dtype
 
 
-def test_point_of_the_plane_is_origin_plus_axes():
+def test_steps_of_length_one_along_the_axes_are_orthonormal():
     states = states_of()
-    basis = plane_basis(*states)
-    found = plane_state(states, basis, 1.5, -0.7)
-    expected = states[0]["conv1.weight"] + 1.5 * basis.x_axis["conv1.weight"] - 0.7 * basis.y_axis["conv1.weight"]
-    torch.testing.assert_close(found["conv1.weight"], expected.float())
-    assert sum(basis.barycentric(1.5, -0.7)) == pytest.approx(1)
+    coordinates = plane_coordinates(*states)
+    names = [name for name, _parameter in small_model("resnet8").named_parameters()]
+    states = tuple({name: tensor.double() for name, tensor in state.items()} for state in states)
+    origin, right, up, point = (
+        flat(plane_state(states, coordinates, x, y), names) for x, y in ((0, 0), (1, 0), (0, 1), (1.5, -0.7))
+    )
+    x_axis, y_axis = right - origin, up - origin
+    assert x_axis.norm().item() == pytest.approx(1, abs=1e-9)
+    assert y_axis.norm().item() == pytest.approx(1, abs=1e-9)
+    assert torch.dot(x_axis, y_axis).abs().item() < 1e-9
+    torch.testing.assert_close(point, origin + 1.5 * x_axis - 0.7 * y_axis)
+    assert sum(mixing_weights(coordinates, 1.5, -0.7)) == pytest.approx(1)
 
 
 def test_variances_never_become_negative():
     states = states_of()
-    basis = plane_basis(*states)
-    found = plane_state(states, basis, -50.0, -50.0)
+    coordinates = plane_coordinates(*states)
+    found = plane_state(states, coordinates, -50.0, -50.0)
     assert all(tensor.min() >= 0 for name, tensor in found.items() if name.endswith("running_var"))
 
 
 def test_networks_must_span_a_plane():
     first, second, _third = states_of()
     with pytest.raises(ValueError, match="three different networks"):
-        plane_basis(first, first, second)
+        plane_coordinates(first, first, second)
     middle = {name: (tensor + second[name]) / 2 for name, tensor in first.items()}
     with pytest.raises(ValueError, match="on one line"):
-        plane_basis(first, second, middle)
+        plane_coordinates(first, second, middle)
 
 
 def test_grid_holds_the_networks_and_reaches_beyond_them():
@@ -102,8 +106,8 @@ def test_rows_are_y_and_columns_are_x():
     states = states_of("mlp")
     batches = random_batches(1)
     grid = plane_grid(model, states, batches, resolution=2, margin=0, correction="none")
-    basis = plane_basis(*states)
-    model.load_state_dict(plane_state(states, basis, grid.xs[1], grid.ys[0]))
+    coordinates = plane_coordinates(*states)
+    model.load_state_dict(plane_state(states, coordinates, grid.xs[1], grid.ys[0]))
     assert grid.losses[0][1] == pytest.approx(evaluate(model, batches).loss, rel=1e-5)
     assert grid.losses[0][0] == pytest.approx(grid.network_losses[0], rel=1e-5)
 

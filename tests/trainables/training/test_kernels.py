@@ -26,7 +26,7 @@ from trainables.masks import apply_mask, magnitude_mask
 from trainables.models import MODELS, build_model
 from trainables.training.engines.sparse_cpu import library as libraries
 from trainables.training.engines.sparse_cpu.convolution import SparseConvolution
-from trainables.training.engines.sparse_cpu.lanes import from_lanes, on_lanes, to_lanes
+from trainables.training.engines.sparse_cpu.lanes import OnLanes, from_lanes, to_lanes
 from trainables.training.engines.sparse_cpu.normalization import Normalization
 from trainables.training.evaluation import eval_mode
 
@@ -216,7 +216,7 @@ def test_every_convolutional_network_computes_the_same_on_lanes(name: str) -> No
         torch.randn(4 * WIDEST_REGISTER, 3, 16, 16),
         torch.randint(0, 7, (4 * WIDEST_REGISTER,)),
     )
-    forward = on_lanes(model, mask)
+    forward = OnLanes(model, mask)
     logits, expected = forward(images), exact(images.double())
     torch.testing.assert_close(logits.double(), expected, atol=1e-3, rtol=1e-3)
     found, wanted = learnt(model, logits, labels), learnt(exact, expected, labels)
@@ -237,7 +237,7 @@ def test_the_network_itself_stays_as_it_was(name: str) -> None:
     model, mask = network(name)
     state, modules = list(model.state_dict()), list(model.modules())
     before = model.eval()(torch.zeros(1, 3, 16, 16))
-    on_lanes(model, mask)
+    OnLanes(model, mask)
     assert list(model.state_dict()) == state
     assert list(model.modules()) == modules
     assert torch.equal(model(torch.zeros(1, 3, 16, 16)), before)
@@ -247,7 +247,7 @@ def test_the_network_itself_stays_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_every_convolutional_network_evaluates_the_same_on_lanes(name: str, count: int) -> None:
     model, mask = network(name)
-    forward = on_lanes(model, mask)
+    forward = OnLanes(model, mask)
     forward(torch.randn(WIDEST_REGISTER, 3, 16, 16))  # statistics other than the initial ones
     images = torch.randn(count, 3, 16, 16)
     before = {each: buffer.clone() for each, buffer in model.named_buffers()}
@@ -277,7 +277,7 @@ def test_whatever_a_batchnorm_is_summed_with_takes_part() -> None:
     torch.manual_seed(0)
     model = Sums()
     images = torch.randn(WIDEST_REGISTER, 3, 6, 6)
-    ours = on_lanes(model, {})(images)
+    ours = OnLanes(model, {})(images)
     assert_near(ours, copy.deepcopy(model).double()(images.double()))
 
 
@@ -331,20 +331,20 @@ def test_a_batch_must_fill_its_lanes(count: int) -> None:
 
 def test_they_are_for_processors() -> None:
     with pytest.raises(ValueError, match="the network is on meta"):
-        on_lanes(network("resnet8")[0].to("meta"), {})
+        OnLanes(network("resnet8")[0].to("meta"), {})
 
 
 @pytest.mark.parametrize("step", [nn.AvgPool2d(2), nn.Dropout(), nn.Flatten()])
 def test_a_step_that_they_do_not_know_is_named(step: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"do not know the step .*Sequential"):
-        on_lanes(nn.Sequential(nn.Conv2d(3, 4, 3), step), {})
+        OnLanes(nn.Sequential(nn.Conv2d(3, 4, 3), step), {})
 
 
 def test_without_a_compiler_they_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     libraries.library.cache_clear()
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, one of g\+\+, clang\+\+"):
-        on_lanes(network("resnet8")[0], {})
+        OnLanes(network("resnet8")[0], {})
 
 
 def test_what_the_compiler_complains_of_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def test_what_differs_in_its_steps_does_not_fit(other: Callable[[], Training]) -
 
 @pytest.mark.parametrize("how", [{}, {"compiled": True}, {"kernels": "sparse"}], ids=str)
 def test_networks_of_other_engines_are_trained_alone(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
-    monkeypatch.setattr(sparse_cpu, "on_lanes", lambda model, mask: model)
+    monkeypatch.setattr(sparse_cpu, "OnLanes", lambda model, mask: model)
     nets = [net(double=False, stacked=False, **how) for _ in range(2)]
     assert nets[0].profile is None
     with pytest.raises(AssertionError, match="alone"):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from trainables.training.engines import plain
-from trainables.training.engines.sparse_cpu.lanes import on_lanes
+from trainables.training.engines.sparse_cpu.lanes import OnLanes
 
 
 class Trainer(plain.Trainer):
@@ -23,4 +23,4 @@ class Trainer(plain.Trainer):
             ValueError: the network is not on a CPU or has unsupported steps, or the kernels cannot be compiled.
         """
         super().__init__(model, mask)
-        self.network = self.forward = on_lanes(model, mask)
+        self.network = self.forward = OnLanes(model, mask)

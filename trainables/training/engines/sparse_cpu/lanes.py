@@ -33,10 +33,23 @@ class OnLanes(nn.Module):
     supported.
     """
 
-    def __init__(self, network: fx.GraphModule) -> None:
-        """Wrap the traced network of twins."""
+    def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
+        """Trace `model` and replace its steps.
+
+        Args:
+            model: a network on a CPU of convolutions, BatchNorm, ReLU, max-pooling and sums, then a mean over all
+                positions; any steps may follow the mean.
+            mask: name of a weight -> bool tensor, True where it is kept; weights without a mask are all kept.
+
+        Raises:
+            ValueError: the network is on another device or has other steps, or the kernels cannot be compiled.
+        """
         super().__init__()
-        self._network = network
+        devices = {parameter.device.type for parameter in model.parameters()}
+        if devices != {"cpu"}:
+            raise ValueError(f"kernels='sparse' are for CPUs, the network is on {', '.join(sorted(devices))}")
+        library()
+        self._network = _Exchange(model, mask).network()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""
@@ -47,24 +60,6 @@ class OnLanes(nn.Module):
     def _computed(self, images: Tensor) -> Tensor:
         logits: Tensor = self._network(images)
         return logits
-
-
-def on_lanes(model: nn.Module, mask: Mapping[str, Tensor]) -> OnLanes:
-    """Return a network's forward pass on lanes.
-
-    Args:
-        model: a network on a CPU of convolutions, BatchNorm, ReLU, max-pooling and sums, then a mean over all
-            positions; any steps may follow the mean.
-        mask: name of a weight -> bool tensor, True where it is kept; weights without a mask are all kept.
-
-    Raises:
-        ValueError: the network is on another device or has other steps, or the kernels cannot be compiled.
-    """
-    devices = {parameter.device.type for parameter in model.parameters()}
-    if devices != {"cpu"}:
-        raise ValueError(f"kernels='sparse' are for CPUs, the network is on {', '.join(sorted(devices))}")
-    library()
-    return OnLanes(_Exchange(model, mask).network())
 
 
 class _Exchange:
