@@ -71,7 +71,7 @@ class Trainer(plain.Trainer):
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     """The project with one more row in each table, and a study of it that was planned, run and reported."""
     copy = copy_project(tmp_path_factory.mktemp("extended"))
-    row = f'    "{METHOD}": Method(label="{LABEL}", init="a", mask="b", answers="does the mask of B help A?"),\n'
+    row = f'    "{METHOD}": Method(label="{LABEL}", init="a", mask="b"),\n'
     copy.insert("trainables/methods.py", row, after="METHODS: dict[str, Method] = {\n")
     row = f'    "{MATCHER}": Matcher(description="a control", solve="trainables.symmetry.matching:identity"),\n'
     copy.insert("trainables/methods.py", row, after="MATCHERS: dict[str, Matcher] = {\n")

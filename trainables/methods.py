@@ -28,38 +28,24 @@ class Method:
             follows pruning.
         mask: net whose mask is used, ``a`` or ``b``; None for dense training.
         transform: a name of ``TRANSFORMS``.
-        answers: the question that the method answers.
     """
 
     label: str
     init: Literal["a", "b", "fresh", "final"]
     mask: Literal["a", "b"] | None
     transform: str = "none"
-    answers: str
 
 
 METHODS: dict[str, Method] = {
-    "dense": Method(label="Dense", init="a", mask=None, answers="what does the unpruned network reach?"),
-    "imp": Method(
-        label="IMP", init="final", mask="a", answers="what does the pruned and fine-tuned network itself reach?"
-    ),
-    "lth": Method(label="LTH", init="a", mask="a", answers="what does the mask give to the net that it was found on?"),
-    "naive": Method(label="Naive", init="b", mask="a", answers="what does it give to another net as it is?"),
-    "permuted": Method(
-        label="Permuted", init="b", mask="a", transform="permute", answers="what does it give once aligned to that net?"
-    ),
-    "shuffled": Method(
-        label="Shuffled", init="b", mask="a", transform="shuffle", answers="is it the alignment, or any permutation?"
-    ),
-    "layerwise_random": Method(
-        label="Layerwise random",
-        init="b",
-        mask="a",
-        transform="layerwise_random",
-        answers="is it only the layer densities?",
-    ),
-    "own_mask": Method(label="Own mask", init="b", mask="b", answers="what would pruning the other net itself give?"),
-    "reinit": Method(label="Reinit", init="fresh", mask="a", answers="does the mask help a net of a third basin?"),
+    "dense": Method(label="Dense", init="a", mask=None),
+    "imp": Method(label="IMP", init="final", mask="a"),
+    "lth": Method(label="LTH", init="a", mask="a"),
+    "naive": Method(label="Naive", init="b", mask="a"),
+    "permuted": Method(label="Permuted", init="b", mask="a", transform="permute"),
+    "shuffled": Method(label="Shuffled", init="b", mask="a", transform="shuffle"),
+    "layerwise_random": Method(label="Layerwise random", init="b", mask="a", transform="layerwise_random"),
+    "own_mask": Method(label="Own mask", init="b", mask="b"),
+    "reinit": Method(label="Reinit", init="fresh", mask="a"),
 }
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainables.config import Task, model_options
+from trainables.config import Task
 from trainables.data import get_entry
-from trainables.models import SMALL_IMAGE, build_model, image_options, model_entry
+from trainables.models import SMALL_IMAGE, model_entry
 from trainables.models.network import CLASSIFIER, Network
 from trainables.schema import MASK, WEIGHTS
 from trainables.storage.artifacts import unpack, unpack_mask
@@ -61,11 +60,12 @@ def load_network(store_or_uri: Store | str | os.PathLike[str], key: str) -> Netw
 def _empty(task: Task, weights: Mapping[str, Tensor]) -> Network:
     """Return a task's network on the meta device; the weights' shapes give the image size and the number of classes."""
     entry, channels = model_entry(task.model), get_entry(task.dataset).in_channels
-    given: dict[str, Any] = {"width": task.width, "in_channels": channels, "init": task.init}
-    given |= model_options(task.shortcut, stream_taps="end")
+    classes, size = len(weights[f"{CLASSIFIER}.weight"]), entry.reference_image_size
     with torch.device("meta"):
-        first = next(iter(build_model(task.model, **given).state_dict()))
+        first = next(iter(task.network(image_size=size, num_classes=classes, in_channels=channels).state_dict()))
         side = math.isqrt(weights[first][0].numel() // channels)  # of the kernel; of the image without convolutions
-        small = SMALL_IMAGE if side < entry.first_kernel else entry.reference_image_size
-        given |= image_options(task.model, small if entry.convolutional else side)
-        return build_model(task.model, num_classes=len(weights[f"{CLASSIFIER}.weight"]), **given)
+        if not entry.convolutional:
+            size = side
+        elif side < entry.first_kernel:
+            size = SMALL_IMAGE
+        return task.network(image_size=size, num_classes=classes, in_channels=channels)

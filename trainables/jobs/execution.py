@@ -64,7 +64,7 @@ def compute_together(
 
     Args:
         wanted: the targets, all different, each with the outputs to publish as in :func:`compute`.
-        context: store, device and data.
+        context: as in :func:`compute`.
 
     Yields:
         After each round, the news: target key -> a row, the error that ended the target, or None once it is complete.

@@ -118,12 +118,8 @@ class Context:
 def publish(job: Job, context: Context, files: Files, metrics: Metrics, history: list[Row]) -> None:
     """Publish the final result of a job.
 
-    Args:
-        job: the computed job.
-        context: store, device and log.
-        files: artifacts other than the metrics, name -> content.
-        metrics: final metrics.
-        history: rows with ``step``, ``timestamp`` (ms since 1970) and the metrics at that step.
+    `files` are the artifacts other than metrics and log, name -> content. `history` has rows with ``step``,
+    ``timestamp`` (ms since 1970) and the metrics at that step.
     """
     seconds = context.log.seconds
     document = {"history": history, "final": {**metrics, schema.SECONDS: seconds}}

@@ -26,13 +26,9 @@ def resnet20(
 ) -> ResNet:
     """Build the paper's ResNet20: three stages of three basic blocks with 16, 32 and 64 channels.
 
-    Args:
-        width: channel multiplier.
-        num_classes: number of logits.
-        in_channels: channels of the images.
-        shortcut: kernel of the shortcut convolutions, ``conv3x3`` or ``conv1x1``.
-        stream_taps: where matching observes the residual streams: ``end`` is after each stage's last block;
-            ``paper_code`` observes stage 3 one block earlier, after block 8 of 9, as the paper's code does.
+    The shortcut convolutions' kernels are 3x3 (``conv3x3``) or 1x1 (``conv1x1``). Matching observes the residual
+    streams after each stage's last block (stream_taps ``end``), or that of stage 3 one block earlier, after block 8 of
+    9, as the paper's code does (``paper_code``).
     """
     return _basic(3, width, num_classes, in_channels, shortcut, early_tap=stream_taps == "paper_code")
 
@@ -56,13 +52,9 @@ def _basic(
 
 
 def resnet50(*, width: float, num_classes: int, in_channels: int, small_images: bool = False) -> ResNet:
-    """Build a ResNet50.
+    """Build a ResNet50; ``width`` multiplies all channel counts, including the stem's.
 
-    Args:
-        width: multiplier of all channel counts, including the stem's.
-        num_classes: number of logits.
-        in_channels: channels of the images.
-        small_images: begin with a 3x3 convolution of stride 1 and no max-pooling, for images of up to 64 pixels.
+    With `small_images` it begins with a 3x3 convolution of stride 1 and no max-pooling, for images of up to 64 pixels.
     """
     before = channels = scaled(64, width)
     kernel, stride = (3, 1) if small_images else (7, 2)

@@ -81,11 +81,6 @@ class ActivationMoments:
         self.b = UnitMoments()
         self._cross = torch.empty(0)
 
-    @property
-    def count(self) -> int:
-        """Number of positions so far."""
-        return self.b.count
-
     @torch.no_grad()
     def update(self, units_a: Tensor, units_b: Tensor) -> None:
         """Add one batch.
@@ -107,7 +102,7 @@ class ActivationMoments:
 
     def covariance(self) -> Tensor:
         """Return the biased covariance, float64 (units of B, units of A)."""
-        return -torch.outer(self.b.shifted_mean(), self.a.shifted_mean()) + self._cross / self.count
+        return -torch.outer(self.b.shifted_mean(), self.a.shifted_mean()) + self._cross / self.b.count
 
     def correlation(self) -> Tensor:
         """Return the Pearson correlation in [-1, 1], float64 (units of B, units of A); 0 for a dead unit."""

@@ -104,7 +104,6 @@ class Way:
 
 SETTINGS: Final = tuple(field.name for field in dataclasses.fields(Way))
 """Names of the settings, in the order of the fields."""
-_VALUES: Final[dict[str, tuple[Setting, ...]]] = {name: tuple(KNOBS[name].values or (False, True)) for name in SETTINGS}
 
 
 @cache
@@ -127,7 +126,7 @@ def _engine(*asked: tuple[str, Setting]) -> Engine:
 
 
 def _ways() -> Iterator[Way]:
-    for values in itertools.product(*_VALUES.values()):
+    for values in itertools.product(*(KNOBS[name].values or (False, True) for name in SETTINGS)):
         settings: dict[str, Any] = dict(zip(SETTINGS, values, strict=True))
         with contextlib.suppress(ValueError):  # settings that exclude each other
             yield Way(**settings)
