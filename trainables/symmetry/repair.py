@@ -100,6 +100,7 @@ def corrector(
         name = type(worker).__name__
         message = f"{name} has no BatchNorm layers: resetting them changes nothing (try correction 'repair')"
         warnings.warn(message, NoEffectWarning, stacklevel=3)
+        return lambda _alpha: None
     return lambda _alpha: _recompute_statistics(worker, layers, batches)
 
 

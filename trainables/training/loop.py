@@ -171,7 +171,7 @@ class Training:
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the network's state dict, masked weights exactly +0.0."""
         weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        return apply_mask({name: keep.to(self.device) for name, keep in self._mask.items()}, weights)
+        return apply_mask(self._mask, weights)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors and the plain data from which :meth:`restore` continues with the next epoch."""

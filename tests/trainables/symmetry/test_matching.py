@@ -179,7 +179,7 @@ def test_streamed_moments_equal_those_of_the_whole_data(offset):
     for part_a, part_b in zip(units_a.split([1, 700, 299]), units_b.split([1, 700, 299]), strict=True):
         moments.update(part_a, part_b)
     exact_a, exact_b = units_a.double(), units_b.double()
-    assert moments.count == 1000
+    assert moments.a.count == moments.b.count == 1000
     torch.testing.assert_close(moments.a.mean(), exact_a.mean(0), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(moments.b.variance(), exact_b.var(0, correction=0), rtol=1e-5, atol=0)
     both = torch.cat([exact_b, exact_a], dim=1).T
