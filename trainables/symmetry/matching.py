@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from trainables.checks import known
-from trainables.methods import MATCHERS, Matcher
+from trainables.methods import MATCHERS
 from trainables.symmetry.moments import ActivationMoments, positions
 from trainables.symmetry.permutations import (
     Permutation,
@@ -172,7 +172,10 @@ class Match:
     @property
     def moved(self) -> dict[str, float]:
         """Group -> share of its units that change place, in [0, 1]."""
-        return {group: _moved_share(indices) for group, indices in self.permutation.items()}
+        return {
+            group: (indices != torch.arange(len(indices))).double().mean().item()
+            for group, indices in self.permutation.items()
+        }
 
     @property
     def moved_units(self) -> float:
@@ -202,14 +205,14 @@ def match_models(
     Raises:
         ValueError: an unknown method, no batches for a method that needs them, or networks of different architectures.
     """
-    return _solve(model_a, model_b, batches if _matcher(method).needs_data else None, method, seed)[0]
+    return _solve(model_a, model_b, batches, method, seed, measured=False)[0]
 
 
 def match(
     model_a: nn.Module, model_b: nn.Module, batches: Batches | None, method: str = "activation", *, seed: int = 0
 ) -> Match:
     """Find the permutation that moves A onto B and measure it; arguments and errors as in `match_models`."""
-    permutation, moments = _solve(model_a, model_b, batches, method, seed)
+    permutation, moments = _solve(model_a, model_b, batches, method, seed, measured=True)
     matched: dict[str, float] = {}
     unmatched: dict[str, float] = {}
     for group, collected in moments.items():
@@ -232,13 +235,17 @@ def mean_over_groups(values: Mapping[str, float]) -> float:
 
 
 def _solve(
-    model_a: nn.Module, model_b: nn.Module, batches: Batches | None, method: str, seed: int
+    model_a: nn.Module, model_b: nn.Module, batches: Batches | None, method: str, seed: int, *, measured: bool
 ) -> tuple[Permutation, dict[str, ActivationMoments]]:
-    matcher = _matcher(method)
+    """Return the permutation, and the moments if there are batches and the method or `measured` asks for them."""
+    known("matching method", method, MATCHERS)
+    matcher = MATCHERS[method]
     if matcher.needs_data and batches is None:
         raise ValueError(f"matching method {method!r} needs batches, got None")
     spec = _common_spec(model_a, model_b)
-    moments = {} if batches is None else activation_moments(model_a, model_b, spec, batches)
+    moments: dict[str, ActivationMoments] = {}
+    if batches is not None and (measured or matcher.needs_data):
+        moments = activation_moments(model_a, model_b, spec, batches)
     device = model_device(model_a)
     problem = Problem(
         spec=spec,
@@ -251,11 +258,6 @@ def _solve(
     return solve(problem), moments
 
 
-def _matcher(method: str) -> Matcher:
-    known("matching method", method, MATCHERS)
-    return MATCHERS[method]
-
-
 def _common_spec(model_a: nn.Module, model_b: nn.Module) -> PermutationSpec:
     spec_a, spec_b = permutation_spec(model_a), permutation_spec(model_b)
     if spec_a != spec_b:
@@ -264,7 +266,3 @@ def _common_spec(model_a: nn.Module, model_b: nn.Module) -> PermutationSpec:
             f"units per group {dict(spec_a.sizes)} and {dict(spec_b.sizes)}"
         )
     return spec_a
-
-
-def _moved_share(indices: Tensor) -> float:
-    return (indices != torch.arange(len(indices))).double().mean().item()
