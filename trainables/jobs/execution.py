@@ -11,7 +11,7 @@ A process can also compute several jobs at a time and train compatible nets at o
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Hashable, Iterator, Sequence
+from collections.abc import Collection, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
 from trainables.graph import Closure, Job, Ref
@@ -78,71 +78,57 @@ def compute_together(
     keys = [job.key for job, _ in wanted]
     if twice := {key for key in keys if keys.count(key) > 1}:
         raise ValueError(f"jobs computed together must all be different, got more than once: {sorted(twice)}")
+    news: dict[str, News] = {}
+    wants: dict[str, EpochWanted] = {}
     with ExitStack() as stack:
-        targets = [stack.enter_context(closing(_Target(job, outputs, context))) for job, outputs in wanted]
-        while live := [target for target in targets if not target.ended]:
-            news: dict[str, News] = {}
-            for target in live:
-                if target.wants is None:
-                    news |= target.go_on()
-            training = [target for target in live if target.wants is not None]
-            if any(target.ended for target in live):
-                yield news
-                continue
-            yield news | _train(training)
-            if not training:
+        live = {job.key: stack.enter_context(closing(_course(job, outputs, context))) for job, outputs in wanted}
+
+        def advance(key: str) -> None:
+            """Advance a target until it has news or announces an epoch."""
+            try:
+                step = next(live[key])
+            except StopIteration:
+                news[key] = None
+                del live[key]
+            except Exception as error:
+                news[key] = error
+                del live[key]
+            else:
+                if isinstance(step, EpochWanted):
+                    wants[key] = step
+                else:
+                    news[key] = step
+
+        while live:
+            number = len(live)
+            for key in [key for key in live if key not in wants]:
+                advance(key)
+            ended = len(live) < number
+            training = {} if ended else dict(wants)
+            _train(training.values())
+            for key in training:
+                del wants[key]
+                advance(key)
+            yield dict(news)
+            news.clear()
+            if not training and not ended:
                 time.sleep(context.store.storage.poll_seconds)
 
 
-class _Target:
-    """One of several jobs that are computed together."""
-
-    def __init__(self, job: Job, outputs: Collection[int | None], context: Context) -> None:
-        self.wants: EpochWanted | None = None
-        """The epoch that must be trained before the job can continue."""
-        self.ended = False
-        self._key = job.key
-        self._course = _course(job, outputs, context)
-
-    def go_on(self) -> dict[str, News]:
-        """Advance the job until it has news or announces an epoch."""
-        self.wants = None
-        try:
-            step = next(self._course)
-        except StopIteration:
-            self.ended = True
-            return {self._key: None}
-        except Exception as error:
-            self.ended = True
-            return {self._key: error}
-        if isinstance(step, EpochWanted):
-            self.wants = step
-            return {}
-        return {self._key: step}
-
-    def close(self) -> None:
-        """Stop the job and release its lease."""
-        self._course.close()
-
-
-def _train(targets: Sequence[_Target]) -> dict[str, News]:
-    """Train the epochs that targets want; nets that fit each other are trained as one."""
+def _train(wants: Iterable[EpochWanted]) -> None:
+    """Train the epochs of nets that fit each other as one; the others are left to their jobs."""
     groups: dict[Hashable, list[EpochWanted]] = {}
-    for target in targets:
-        assert target.wants is not None
-        groups.setdefault(target.wants.training.profile or target, []).append(target.wants)
+    for each in wants:
+        groups.setdefault(each.training.profile or id(each), []).append(each)
     for group in groups.values():
-        if len(group) > 1:
-            with ExitStack() as logs:
-                for each in group:  # a warning cannot be attributed to one net, so it goes to all their logs
-                    logs.enter_context(each.log.capturing(share=1 / len(group)))
-                ends = train_epoch([each.training for each in group])
-            for each, end in zip(group, ends, strict=True):
-                each.end = end
-    news: dict[str, News] = {}
-    for target in targets:
-        news |= target.go_on()
-    return news
+        if len(group) == 1:
+            continue
+        with ExitStack() as logs:
+            for each in group:  # a warning cannot be attributed to one net, so it goes to all their logs
+                logs.enter_context(each.log.capturing(share=1 / len(group)))
+            ends = train_epoch([each.training for each in group])
+        for each, end in zip(group, ends, strict=True):
+            each.end = end
 
 
 def _course(job: Job, outputs: Collection[int | None], context: Context) -> Course:
