@@ -63,7 +63,8 @@ def _match(job: Job, context: Context) -> Outcome:
         return loss_barrier(curve)
 
     # The classifier of a network trained on another dataset cannot predict these labels.
-    comparable = same_labels(job.parent("a").job, job)
+    trained_on = job.parent("a").job.config.task
+    comparable = (trained_on.dataset, trained_on.data_version) == (config.task.dataset, config.task.data_version)
     metrics = {
         **({schema.LOSS_BARRIER_BEFORE: barrier(None)} if comparable else {}),
         **({schema.LOSS_BARRIER_AFTER: barrier(found.permutation)} if comparable else {}),
@@ -76,12 +77,6 @@ def _match(job: Job, context: Context) -> Outcome:
         by_weight = match(model_a, model_b, None, "weight", seed=seed)
         metrics[schema.AGREEMENT_WITH_WEIGHT] = agreement(found.permutation, by_weight.permutation)
     return {schema.PERMUTATION: pack(found.permutation)}, metrics, []
-
-
-def same_labels(first: Job, second: Job) -> bool:
-    """Return whether two jobs use the same dataset in the same version."""
-    one, other = first.config.task, second.config.task
-    return (one.dataset, one.data_version) == (other.dataset, other.data_version)
 
 
 def agreement(first: Permutation, second: Permutation) -> float:

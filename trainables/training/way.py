@@ -25,12 +25,7 @@ Setting = bool | str
 class Way:
     """How a network's training is computed. Every setting affects rounding, so it is part of the job's key.
 
-    Attributes:
-        precision: a name of ``knobs.PRECISIONS``.
-        compiled: whether ``torch.compile`` compiles the network for the training steps.
-        kernels: a name of ``knobs.KERNELS``: the implementation of the convolutions.
-        stacked: whether the network may be trained in one process with others of its architecture, with their layers
-            stacked. The result does not depend on which others, up to rounding.
+    The settings are knobs; ``trainables.knobs`` documents their values and meaning.
     """
 
     precision: str = of_knob("precision")

@@ -74,11 +74,8 @@ _ARGUMENTS = {
     "sparse_convolve": (Activations, _NUMBER, _NUMBER, Activations, _NUMBER, Taps, Numbers, _NUMBER, Numbers),
     "sparse_weight_gradients": (Activations, _NUMBER, _NUMBER, Activations, Taps, Numbers, _NUMBER, Numbers),
     "normalize": (
-        *(Activations, Activations, Numbers, Numbers, _REAL, _REAL, _FLAG, Activations),
+        *(Activations, Activations, Numbers, Numbers, _REAL, _REAL, _FLAG, _FLAG, Activations),
         *(Numbers, Numbers, Numbers, Numbers, _NUMBER),
-    ),
-    "normalize_by": (
-        *(Activations, Activations, Numbers, Numbers, _REAL, Numbers, Numbers, _FLAG, Activations, _NUMBER),
     ),
     "normalize_gradients": (
         *(Activations, Activations, Activations, Activations, Numbers, Numbers, Numbers, Numbers, _FLAG),

@@ -43,13 +43,20 @@ class Normalization(nn.Module):
             first, second = _Normalize.apply(x, residual, norm.weight, norm.bias, norm, self._rectified)
         else:
             assert not (torch.is_grad_enabled() and x.requires_grad), "gradients are for training"
-            first = second = torch.empty_like(x)
-            statistics = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-            threads = torch.get_num_threads()
-            library().normalize_by(
-                x, residual, norm.weight, norm.bias, norm.eps, *statistics, self._rectified, first, threads
-            )
+            first = second = _normalized(x, residual, norm, self._rectified)[0]
         return (first, second) if self._twice else first
+
+
+def _normalized(
+    x: Tensor, residual: Tensor | None, norm: nn.BatchNorm2d, rectified: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the result, and in training the mean and the inverse standard deviation of each channel."""
+    out = torch.empty_like(x)
+    statistics = torch.empty(2, x.shape[1]).unbind()
+    running = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    settings = norm.weight, norm.bias, norm.eps, norm.momentum, rectified, norm.training
+    library().normalize(x, residual, *settings, out, *statistics, *running, torch.get_num_threads())
+    return out, *statistics
 
 
 class _Normalize(torch.autograd.Function):
@@ -63,13 +70,7 @@ class _Normalize(torch.autograd.Function):
         norm: nn.BatchNorm2d,
         rectified: bool,
     ) -> tuple[Tensor, Tensor]:
-        out = torch.empty_like(x)
-        mean, inverse = torch.empty(2, x.shape[1]).unbind()
-        running = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-        threads = torch.get_num_threads()
-        library().normalize(
-            x, residual, weight, bias, norm.eps, norm.momentum, rectified, out, mean, inverse, *running, threads
-        )
+        out, mean, inverse = _normalized(x, residual, norm, rectified)
         ctx.save_for_backward(x, out if rectified and residual is not None else None, weight, bias, mean, inverse)
         ctx.rectified, ctx.summed = rectified, residual is not None
         ctx.set_materialize_grads(False)

@@ -198,18 +198,27 @@ extern "C" {
 
 extern const int32_t register_lanes = lanes;
 
-// out = max(0, (x - mean) * scale + shift + residual), with each channel's statistics over all images and positions.
-// Without the residual if its data are null, without the max if not `rectified`. Going channel by channel keeps a
-// channel's values in the cache for the three passes over them. The running statistics move towards the batch's by the
-// fraction `momentum`.
+// out = max(0, (x - mean) * scale + shift + residual). Without the residual if its data are null, without the max if not
+// `rectified`. In training the statistics are each channel's own, over all images and positions, and the running ones
+// move towards them by the fraction `momentum`. Otherwise they are the running ones. Going channel by channel keeps a
+// channel's values in the cache for the passes over them.
 void normalize(Activations x, Activations residual, const float* gamma, const float* beta, float eps, float momentum,
-               bool rectified, Activations out, float* means, float* inverses, float* running_means,
+               bool rectified, bool training, Activations out, float* means, float* inverses, float* running_means,
                float* running_variances, int64_t threads) {
     const int64_t positions = x.positions(), stride = x.size(), blocks = x.blocks;
     const float count = blocks * positions * lanes;
     share(x.channels, threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t c = first; c < last; ++c) {
             const vec* from = x.data + c * positions;
+            const auto scaled = [&](float scale, float shift) {
+                rescale(from, residual.data ? residual.data + c * positions : nullptr, scale, shift, rectified,
+                        out.data + c * positions, blocks, stride, positions);
+            };
+            if (!training) {
+                const float scale = gamma[c] / std::sqrt(running_variances[c] + eps);
+                scaled(scale, beta[c] - running_means[c] * scale);
+                continue;
+            }
             vec sums[slots] = {}, squares[slots] = {};
             through(blocks, stride, positions, [&](int64_t at, int slot) { sums[slot] += from[at]; });
             const float mean = total(sums) / count;
@@ -222,22 +231,7 @@ void normalize(Activations x, Activations residual, const float* gamma, const fl
             means[c] = mean, inverses[c] = inverse;
             running_means[c] += momentum * (mean - running_means[c]);
             running_variances[c] += momentum * (variance * (count / (count - 1)) - running_variances[c]);
-            rescale(from, residual.data ? residual.data + c * positions : nullptr, gamma[c] * inverse,
-                    beta[c] - mean * gamma[c] * inverse, rectified, out.data + c * positions, blocks, stride,
-                    positions);
-        }
-    });
-}
-
-// The same with given means and variances.
-void normalize_by(Activations x, Activations residual, const float* gamma, const float* beta, float eps,
-                  const float* means, const float* variances, bool rectified, Activations out, int64_t threads) {
-    const int64_t positions = x.positions();
-    share(x.channels, threads, [&](int64_t, int64_t first, int64_t last) {
-        for (int64_t c = first; c < last; ++c) {
-            const float scale = gamma[c] / std::sqrt(variances[c] + eps);
-            rescale(x.data + c * positions, residual.data ? residual.data + c * positions : nullptr, scale,
-                    beta[c] - means[c] * scale, rectified, out.data + c * positions, x.blocks, x.size(), positions);
+            scaled(gamma[c] * inverse, beta[c] - mean * gamma[c] * inverse);
         }
     });
 }
