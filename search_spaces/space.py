@@ -71,9 +71,11 @@ class SearchSpace(_Settings):
             value = plain_values(getattr(self, name))
             limit = {knob.limit: min(_values(getattr(self, knob.limit)))} if knob.limit else {}
             values = tuple(knob.checked(each, name, **limit) for each in _values(value))
-            if is_axis := knob.axis or isinstance(value, tuple):
-                self._check_axis(name, values)
-            object.__setattr__(self, name, values if is_axis else values[0])
+            if not values:
+                raise ValueError(f"{name} of space {self.name!r} has no values")
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} of space {self.name!r} repeats a value: {', '.join(map(str, values))}")
+            object.__setattr__(self, name, values if knob.axis or isinstance(value, tuple) else values[0])
         for name, value in self.preferred:
             known(f"setting preferred by space {self.name!r}", name, SETTINGS)
             SETTINGS[name].checked(value)
@@ -83,12 +85,6 @@ class SearchSpace(_Settings):
                     f"rewind epochs at width {width:g} must be some of {', '.join(map(str, self.rewind_epoch))}, "
                     f"got {', '.join(map(str, epochs)) or 'none'}"
                 )
-
-    def _check_axis(self, name: str, values: tuple[Scalar, ...]) -> None:
-        if not values:
-            raise ValueError(f"{name} of space {self.name!r} has no values")
-        if len(set(values)) != len(values):
-            raise ValueError(f"{name} of space {self.name!r} repeats a value: {', '.join(map(str, values))}")
 
     def cells(self) -> Iterator[dict[str, Any]]:
         """Yield one mapping per cell: name of a ``trainables.config.Cell`` field -> value."""

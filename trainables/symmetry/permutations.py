@@ -140,15 +140,8 @@ def compose_permutations(first: Permutation, second: Permutation) -> Permutation
     ``apply(second, apply(first, x)) == apply(compose(first, second), x)``. A group that only one of the two permutes is
     copied from that one.
     """
-    composed: Permutation = {}
-    for group in {**first, **second}:
-        if group not in second:
-            composed[group] = first[group].clone()
-        elif group not in first:
-            composed[group] = second[group].clone()
-        else:
-            composed[group] = first[group][second[group]]
-    return composed
+    both = {group: indices[second[group]] for group, indices in first.items() if group in second}
+    return {group: indices.clone() for group, indices in {**first, **second, **both}.items()}
 
 
 def identity_permutation(spec: PermutationSpec) -> Permutation:

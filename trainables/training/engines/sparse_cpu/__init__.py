@@ -17,10 +17,6 @@ class Trainer(plain.Trainer):
     """Trains and evaluates one network with the sparse kernels."""
 
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
-        """Replace the network's forward pass; its parameters and buffers stay.
-
-        Raises:
-            ValueError: the network is not on a CPU or has unsupported steps, or the kernels cannot be compiled.
-        """
+        """Replace the network's forward pass, and raise what ``OnLanes`` raises; parameters and buffers stay."""
         super().__init__(model, mask)
         self.network = self.forward = OnLanes(model, mask)
