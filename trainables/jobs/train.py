@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainables import schema
 from trainables.config import DenseConfig, PruneConfig, SparseConfig, nothing_left
@@ -53,7 +53,7 @@ from trainables.storage.artifacts import (
     read_weights,
     unpack_checkpoint,
 )
-from trainables.storage.store import DamagedArtifact, NotPublished, StorageError, Store
+from trainables.storage.store import DamagedArtifact, NotPublished, StorageError
 from trainables.symmetry.permutations import apply_permutation, permutation_spec, random_permutation
 from trainables.training.evaluation import evaluate, predict_logits
 from trainables.training.loop import Training, tensor_float
@@ -172,27 +172,22 @@ def _sparse(job: Job, context: Context) -> Course:
     config = job.config
     assert isinstance(config, SparseConfig)
     store, data = context.store, TaskData(config.task, context)
-    mask = _transform_mask(config, data.model(), read_mask(store, job.parent("mask").key), job, store)
+    mask = read_mask(store, job.parent("mask").key)
+    seed = derive_seed(config.transform_seed, config.transform)
+    if config.transform == "layerwise_random":
+        mask = layerwise_random_mask(mask, seed)
+    elif config.transform != "none":
+        spec = permutation_spec(data.model())
+        if config.transform == "permute":
+            permutation = read_permutation(store, job.parent("permutation").key)
+        else:
+            assert config.transform == "shuffle", config.transform
+            permutation = random_permutation(spec, seed)
+        mask = apply_permutation(spec, permutation, mask)
     start = read_weights(store, job.parent("init").key)
     # Data order 0 adds no counter: it is the order of all nets outside ensembles.
     order = derive_seed(config.seed, "sparse", *([config.order] if config.order else []))
     yield from _train_masked(job, context, data, start, mask, order)
-
-
-def _transform_mask(
-    config: SparseConfig, model: nn.Module, mask: dict[str, Tensor], job: Job, store: Store
-) -> dict[str, Tensor]:
-    """Return the mask for the sparse net, transformed as ``methods.TRANSFORMS`` describes."""
-    spec = permutation_spec(model)
-    seed = derive_seed(config.transform_seed, config.transform)
-    if config.transform == "permute":
-        return apply_permutation(spec, read_permutation(store, job.parent("permutation").key), mask)
-    if config.transform == "shuffle":
-        return apply_permutation(spec, random_permutation(spec, seed), mask)
-    if config.transform == "layerwise_random":
-        return layerwise_random_mask(mask, seed)
-    assert config.transform == "none", config.transform
-    return mask
 
 
 def _train_masked(
