@@ -205,12 +205,11 @@ def dense_job(cell: Cell, seed: int) -> Job:
 def prune_job(cell: Cell, seed: int) -> Job:
     """Return the pruning round that reaches the cell's sparsity; its parents are the rounds before it."""
     cell = _mask_cell(cell)
-    job = dense = dense_job(cell, seed)
+    dense, rewind = dense_job(cell, seed), None
     if cell.pruner == "imp_rewind":
-        rewind = {"rewind": Ref(dense, cell.rewind_epoch + cell.rewind_offset)}
+        rewind = Ref(dense, cell.rewind_epoch + cell.rewind_offset)
         recipe = _sparse_recipe(cell, cell.rewind_epoch)
     else:
-        rewind = {}
         recipe = dataclasses.replace(
             _recipe(cell, cell.imp_epochs, cell.imp_lr),
             momentum=cell.imp_momentum,
@@ -222,11 +221,16 @@ def prune_job(cell: Cell, seed: int) -> Job:
         sparsities: tuple[float, ...] = (cell.sparsity,)
     else:
         sparsities = round_sparsities(cell.sparsity, cell.prune_fraction, cell.prune_tolerance)
-    config = _config(PruneConfig, cell, recipe=recipe, round=0, seed=seed)
+    return _rounds(dense, _config(PruneConfig, cell, recipe=recipe, round=0, seed=seed), sparsities, rewind)
+
+
+@lru_cache(maxsize=1 << 14)
+def _rounds(dense: Job, config: PruneConfig, sparsities: tuple[float, ...], rewind: Ref | None) -> Job:
+    """Return the last of the rounds that reach these sparsities; `config` has the settings that they share."""
+    job = dense
     for number, sparsity in enumerate(sparsities, start=1):
-        # The round's sparsity, not the cell's: cells of all sparsities share the round.
-        config = dataclasses.replace(config, recipe=recipe.at(sparsity), sparsity=sparsity, round=number)
-        job = make_job(PRUNE, config, previous=Ref(job), **rewind)
+        own = dataclasses.replace(config, recipe=config.recipe.at(sparsity), sparsity=sparsity, round=number)
+        job = make_job(PRUNE, own, previous=Ref(job), **({"rewind": rewind} if rewind else {}))
     return job
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -39,7 +40,7 @@ class Way:
         Raises:
             ValueError: a value is unknown, or settings exclude each other; the message names them.
         """
-        _engine(*self.settings.items())
+        _engine(_values_of(self))
 
     @staticmethod
     def of(source: object) -> Way:
@@ -48,17 +49,17 @@ class Way:
         Raises:
             ValueError: the settings exclude each other.
         """
-        return Way(**{name: getattr(source, name) for name in SETTINGS})
+        return Way(**dict(zip(SETTINGS, _values_of(source), strict=True)))
 
     @property
     def settings(self) -> dict[str, Any]:
         """Name of each setting -> its value."""
-        return {name: getattr(self, name) for name in SETTINGS}
+        return dict(zip(SETTINGS, _values_of(self), strict=True))
 
     @property
     def engine(self) -> Engine:
         """The engine that trains this way."""
-        return _engine(*self.settings.items())
+        return _engine(_values_of(self))
 
     def __str__(self) -> str:
         """Return the way in words: its precision, then every setting that is not at its default."""
@@ -99,15 +100,16 @@ class Way:
 
 SETTINGS: Final = tuple(field.name for field in dataclasses.fields(Way))
 """Names of the settings, in the order of the fields."""
+_values_of = operator.attrgetter(*SETTINGS)
 
 
 @cache
-def _engine(*asked: tuple[str, Setting]) -> Engine:
-    """Return the engine that all settings, as (name, value), select; it raises what ``Way`` raises."""
-    settings = dict(asked)
-    for name, value in asked:
+def _engine(values: tuple[Setting, ...]) -> Engine:
+    """Return the engine that `values`, in the order of ``SETTINGS``, select; it raises what ``Way`` raises."""
+    settings = dict(zip(SETTINGS, values, strict=True))
+    for name, value in settings.items():
         KNOBS[name].checked(value)
-    selected = [engine for engine in ENGINES.values() if engine.selected_by in asked]
+    selected = [engine for engine in ENGINES.values() if engine.selected_by in settings.items()]
     if len(selected) > 1:
         both = " and ".join(engine.setting for engine in selected)
         raise ValueError(f"{both} exclude each other: each selects an engine of its own")
