@@ -36,9 +36,10 @@ class Task:
 
     def network(self, *, image_size: int, num_classes: int, in_channels: int, stream_taps: str = "end") -> Network:
         """Build the network, freshly initialised, for square images of `image_size` pixels a side."""
-        options = {**model_options(self.shortcut, stream_taps), **image_options(self.model, image_size)}
-        shape: dict[str, Any] = {"width": self.width, "num_classes": num_classes, "in_channels": in_channels}
-        return build_model(self.model, **shape, init=self.init, **options)
+        options: dict[str, Any] = {**model_options(self.shortcut, stream_taps), **image_options(self.model, image_size)}
+        return build_model(
+            self.model, width=self.width, num_classes=num_classes, in_channels=in_channels, init=self.init, **options
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,8 +20,8 @@ import hashlib
 import json
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar, get_args
 
 from trainables.config import (
     TRAINING_CONFIGS,
@@ -338,14 +338,18 @@ def _config(kind: type[Part], cell: Cell, **others: Any) -> Part:
 
 def _taken(kind: type[Part], cell: Cell, **others: Any) -> Part:
     """Return a configuration; its fields that are knobs take the cell's values unless `others` has them."""
-    return kind(**{name: getattr(cell, knob) for name, knob in _knobs_of(kind) if name not in others}, **others)
+    return kind(**{name: getattr(cell, knob) for name, knob in _KNOBS_OF[kind] if name not in others}, **others)
 
 
-@cache
-def _knobs_of(kind: Any) -> list[tuple[str, str]]:
-    """Return (name, knob) of each field of a configuration that is a knob."""
-    named = [(field.name, field.metadata.get("knob", field.name)) for field in dataclasses.fields(kind)]
-    return [(name, knob) for name, knob in named if knob in KNOBS]
+_KNOBS_OF: dict[type, list[tuple[str, str]]] = {
+    kind: [
+        (field.name, knob)
+        for field in dataclasses.fields(kind)
+        if (knob := field.metadata.get("knob", field.name)) in KNOBS
+    ]
+    for kind in (Task, Recipe, *get_args(Config))
+}
+"""Configuration -> (field, knob) of its fields that are knobs."""
 
 
 # --- walking the graph --------------------------------------------------------------------------------------------

@@ -161,7 +161,9 @@ class ResNet(Network):
         self.maxpool = pool
         for number, stage in enumerate(stages, start=1):
             self.add_module(f"layer{number}", stage)
-        self.fc = nn.Linear(stages[-1][-1].channels, num_classes)
+        last = stages[-1][-1]
+        assert isinstance(last, Block)
+        self.fc = nn.Linear(last.channels, num_classes)
         kaiming_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -90,11 +90,13 @@ def corrector(
     require_reiterable(batches, f"correction {correction!r}")
     if correction == "repair":
         points = repair_points(worker, batches)
-        statistics = []
-        for state in ends:
+
+        def measured(state: Mapping[str, Tensor]) -> ChannelStatistics:
             worker.load_state_dict(state)
-            statistics.append(channel_statistics(worker, points, batches))
-        return lambda alpha: _repair_in_place(worker, mix_statistics(*statistics, alpha), batches)
+            return channel_statistics(worker, points, batches)
+
+        first, second = map(measured, ends)
+        return lambda alpha: _repair_in_place(worker, mix_statistics(first, second, alpha), batches)
     layers = batchnorm_layers(worker)
     if not layers:
         name = type(worker).__name__

@@ -109,7 +109,7 @@ def _engine(values: tuple[Setting, ...]) -> Engine:
     settings = dict(zip(SETTINGS, values, strict=True))
     for name, value in settings.items():
         KNOBS[name].checked(value)
-    selected = [engine for engine in ENGINES.values() if engine.selected_by in settings.items()]
+    selected = [engine for engine in ENGINES.values() if engine.selected_by in [*settings.items()]]
     if len(selected) > 1:
         both = " and ".join(engine.setting for engine in selected)
         raise ValueError(f"{both} exclude each other: each selects an engine of its own")

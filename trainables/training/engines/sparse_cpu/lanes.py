@@ -155,8 +155,8 @@ def _pooling_on_lanes(pooling: nn.MaxPool2d) -> nn.MaxPool3d:
     """Return the same pooling with the lanes as a third dimension, which is not pooled."""
     sizes = pooling.kernel_size, pooling.stride, pooling.padding, pooling.dilation
     along_lanes = 1, 1, 0, 1
-    each = ((*_pair(size), one) for size, one in zip(sizes, along_lanes, strict=True))
-    return nn.MaxPool3d(*each, ceil_mode=pooling.ceil_mode)
+    kernel, stride, padding, dilation = ((*_pair(size), one) for size, one in zip(sizes, along_lanes, strict=True))
+    return nn.MaxPool3d(kernel, stride, padding, dilation, ceil_mode=pooling.ceil_mode)
 
 
 def _filled(images: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Activations(ctypes.Structure):
         return cls(tensor.data_ptr(), *tensor.shape[:4])
 
 
-class Numbers(_POINTER):
+class Numbers(ctypes.c_void_p):
     """The address of a tensor's data."""
 
     @classmethod

@@ -52,11 +52,11 @@ def _normalized(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result, and in training the mean and the inverse standard deviation of each channel."""
     out = torch.empty_like(x)
-    statistics = torch.empty(2, x.shape[1]).unbind()
+    mean, inverse = torch.empty(2, x.shape[1]).unbind()
     running = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
     settings = norm.weight, norm.bias, norm.eps, norm.momentum, rectified, norm.training
-    library().normalize(x, residual, *settings, out, *statistics, *running, torch.get_num_threads())
-    return out, *statistics
+    library().normalize(x, residual, *settings, out, mean, inverse, *running, torch.get_num_threads())
+    return out, mean, inverse
 
 
 class _Normalize(torch.autograd.Function):
