@@ -329,7 +329,7 @@ def problem(spec, a, b, seed=0):
 def test_weight_matching_climbs_to_where_no_single_group_can_improve():
     model_a, model_b = trained_pair("resnet8", 0.25)
     spec = permutation_spec(model_a)
-    a, b = (dict(model.named_parameters()) for model in (model_a, model_b))
+    a, b = ({name: p.detach() for name, p in model.named_parameters()} for model in (model_a, model_b))
     permutation, history = match_weights(problem(spec, a, b, seed=1))
     assert equal(permutation, match_models(model_a, model_b, None, "weight", seed=1))
 
