@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from search_spaces import SPACES, SearchSpace, get_space
 from study.fastest import Kept, called, chosen, kept, unreadable, ways_of
 from study.options import Options
-from study.plan import Network, Plan, make_plan, override
+from study.plan import Network, Plan, datasets, make_plan, override
 from study.preference import with_preferred
 from study.status import size_in_words
 from trainables.host.processes import host_of
@@ -40,7 +40,8 @@ def offer_cleaning(store: Store, options: Options) -> None:
     check_idle(store)
     choices = chosen(store)
     plans, missing = plan_all(named, options.data_dir, choices, kept(named, options.set) if named else {})
-    found = surplus(store, plans, datasets(missing), unreadable(store, choices))
+    unplanned = {dataset for name in missing for dataset in datasets(SPACES[name])}
+    found = surplus(store, plans, unplanned, unreadable(store, choices))
     print(*lines(found, missing), sep="\n")
     if not found.keys and not found.leftovers:
         return
@@ -180,16 +181,6 @@ def _plans(space: SearchSpace, data_dir: str | None, choices: Mapping[str, Kept]
         *(make_plan(each, data_dir) for each in spaces),
         *(make_plan(space, data_dir, each) for each in ways),
     ]
-
-
-def datasets(names: Iterable[str]) -> set[str]:
-    """Return the datasets of the named spaces, including those of their masks."""
-    found: set[str] = set()
-    for name in names:
-        space = SPACES[name]
-        masks = space.mask_dataset if isinstance(space.mask_dataset, tuple) else (space.mask_dataset,)
-        found |= {*space.dataset, *filter(None, masks)}
-    return found
 
 
 def lines(found: Surplus, missing: Collection[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,21 +60,25 @@ class Plan:
         return sum(job.epochs for job in self.jobs.values())
 
 
-def make_plan(space: SearchSpace, data_dir: str | None = None, ways: Ways | None = None) -> Plan:
+def make_plan(
+    space: SearchSpace,
+    data_dir: str | None = None,
+    ways: Ways | None = None,
+    facts_of: Callable[[str, str | None], DatasetFacts] | None = None,
+) -> Plan:
     """Return the plan of a search space.
 
     Args:
         space: the search space.
         data_dir: directory of the datasets.
         ways: network -> settings of its recipe that replace the space's.
+        facts_of: returns the facts about a dataset in `data_dir`; :func:`trainables.data.check_dataset` by default.
 
     Raises:
         ValueError: a value is out of bounds, a name is unknown, or data are missing; the message says how to get them.
     """
     _refuse_idle_settings(space)
-    masks = space.mask_dataset if isinstance(space.mask_dataset, tuple) else (space.mask_dataset,)
-    names = dict.fromkeys((*space.dataset, *filter(None, masks)))
-    facts = {name: check_dataset(name, data_dir) for name in names}
+    facts = {name: (facts_of or check_dataset)(name, data_dir) for name in datasets(space)}
     graph = Closure()
     cells: dict[str, Cell] = {}
     lth_keys: dict[str, str] = {}
@@ -115,6 +119,12 @@ def make_plan(space: SearchSpace, data_dir: str | None = None, ways: Ways | None
         separate_epochs=separate,
         ways=ways or {},
     )
+
+
+def datasets(space: SearchSpace) -> list[str]:
+    """Return the datasets of a space, including those of its masks."""
+    masks = space.mask_dataset if isinstance(space.mask_dataset, tuple) else (space.mask_dataset,)
+    return list(dict.fromkeys((*space.dataset, *filter(None, masks))))
 
 
 def _refuse_idle_settings(space: SearchSpace) -> None:

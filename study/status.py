@@ -16,7 +16,7 @@ from study import fastest
 from study.estimate import Estimates, duration, estimate
 from study.plan import Network, Plan
 from study.scheduling.states import BLOCKED, FAILED, RUNNING, WAITING
-from study.tracking.labels import run_name
+from study.tracking.labels import name_in
 from trainables import schema
 from trainables.host.processes import host_of
 from trainables.host.redaction import redact_text
@@ -168,12 +168,12 @@ def _pace(status: Status) -> list[str]:
 def _running(status: Status) -> list[str]:
     text = []
     for key, lease in list(status.leases.items())[:SHOWN]:
-        job, note = status.plan.jobs[key], lease["note"]
+        job, note, name = status.plan.jobs[key], lease["note"], name_in(status.plan, key)
         epoch = f"epoch {note.get('step', 0)}/{job.epochs}, " if job.epochs else ""
         host = host_of(lease["owner"])
         seen = duration(status.now - lease["renewed"])
         text.append(
-            f"  runs: {run_name(job, status.plan.cells[key])}  {epoch}on {host} for "
+            f"  runs: {name}  {epoch}on {host} for "
             f"{duration(status.now - lease['since'])}, last sign of life {seen} ago"
         )
     return text + _more(len(status.leases))
@@ -182,7 +182,7 @@ def _running(status: Status) -> list[str]:
 def _failed(status: Status) -> list[str]:
     text = []
     for key, note in list(status.failures.items())[:SHOWN]:
-        name = run_name(status.plan.jobs[key], status.plan.cells[key])
+        name = name_in(status.plan, key)
         ago = f" {duration(status.now - note['at'] / 1000)} ago" if "at" in note else ""
         text.append(f"  failed: {name} ({key[:12]}){ago}: {redact_text(note['error'])}")
     return text + _more(len(status.failures))
@@ -192,7 +192,7 @@ def _slowest(status: Status) -> list[str]:
     timed = {key: each[schema.SECONDS] for key, each in status.manifests.items() if schema.SECONDS in each}
     longest = sorted(timed, key=lambda key: timed[key], reverse=True)[:LONGEST]
     names = [
-        f"{run_name(status.plan.jobs[key], status.plan.cells[key])} {duration(timed[key])} "
+        f"{name_in(status.plan, key)} {duration(timed[key])} "
         f"({status.manifests[key].get('environment', {}).get('host', '?')})"
         for key in longest
     ]

@@ -124,12 +124,6 @@ def test_nothing_is_removed_while_something_runs(own_copy: Store) -> None:
     assert own_copy.keys() == found.keys
 
 
-def test_datasets_of_spaces_include_those_of_their_masks() -> None:
-    assert clean.datasets(["mask_reuse_svhn"] if "mask_reuse_svhn" in SPACES else []) <= {"svhn", "cifar10"}
-    for name, space in SPACES.items():
-        assert set(space.dataset) <= clean.datasets([name])
-
-
 @pytest.mark.usefixtures("only_tiny")
 @pytest.mark.parametrize("confirmed", [False, True])
 def test_on_the_command_line(own_copy: Store, capsys: pytest.CaptureFixture[str], confirmed: bool) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from small_spaces import small
 
 from search_spaces import RECIPES, SPACES, SearchSpace, get_space
-from study.plan import Plan, make_plan, override
+from study.plan import Plan, datasets, make_plan, override
 from study.tracking.labels import recipe_digest
 from trainables.config import TRAINING_CONFIGS, Cell
 from trainables.data import DATASETS
@@ -231,6 +231,11 @@ def images(root: Path, classes: int, size: int) -> None:
             folder = root / split / f"class{number:02}"
             folder.mkdir(parents=True)
             Image.new("RGB", (size, size)).save(folder / "image.png")
+
+
+def test_datasets_of_a_space_include_those_of_its_masks() -> None:
+    assert datasets(get_space("mask_transfer")) == ["svhn", "cifar10"]
+    assert datasets(get_space("mask_controls")) == ["cifar10"]
 
 
 def transfer(**settings: Any) -> SearchSpace:

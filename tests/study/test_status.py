@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from stored import file_of
+from tiny_images import write_folders
 from tiny_study import flip_bit, tiny_cell, tiny_space
 
 from study import run
+from study.known_data import known_facts, remember
 from study.plan import Plan, make_plan
 from study.scheduling.states import BLOCKED, FAILED, RUNNING, WAITING
 from study.status import PUBLISHED, lines, size_in_words, status
 from trainables import schema
 from trainables.graph import dense_job, match_job, prune_job, target
 from trainables.host.processes import host_of, me
-from trainables.host.terminal import WRONG_REQUEST
+from trainables.host.terminal import OK, WRONG_REQUEST
 from trainables.storage.store import Store
 
 CELL = tiny_cell()
@@ -131,6 +134,28 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert [line.split() for line in out.splitlines() if line.startswith("  all")] == [
         ["all", "296", "0", "0", "0", "0", "296"]
     ]
+
+
+def test_the_data_need_not_be_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--space", "mask_controls", "--status", "--storage", str(tmp_path)]
+    assert run.main(arguments) == OK
+    assert "  all          396" in capsys.readouterr().out
+    assert run.main([*arguments, "--data-dir", str(tmp_path)]) == WRONG_REQUEST, "asked for, so looked at"
+
+
+def test_images_in_folders_are_known_from_the_study_that_has_read_them(tmp_path: Path) -> None:
+    space, store = tiny_space(dataset="image_folder", batch_size=2), Store(tmp_path / "outputs")
+    there = make_plan(space, str(write_folders(tmp_path / "image_folder")))
+    look_up = partial(known_facts, store)
+    with pytest.raises(ValueError, match="needs --data-dir DIR"):
+        make_plan(space, facts_of=look_up)
+    remember(there, store)
+    assert make_plan(space, facts_of=look_up).jobs.keys() == there.jobs.keys()
+    (file,) = (store.root / "data").iterdir()
+    flip_bit(file, 3)
+    with pytest.raises(ValueError, match="needs --data-dir DIR"):
+        make_plan(space, facts_of=look_up)
+    assert not file.exists(), "set aside"
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,11 @@ CHOICE: Final = {"settings": {"*": _setting}, "given": {"*": _setting}}
 BENCHMARK: Final = {
     "measurements": [{"what": str, "settings": {"*": anything}, "rates": [_rate], "machine?": {"*": anything}}]
 }
+FACTS: Final = {
+    **dict.fromkeys(("dataset", "fingerprint", "source"), str),
+    **dict.fromkeys(("num_classes", "in_channels", "train_images", "test_images"), _count),
+    "image_size": (_NULL, _count),
+}
 PLACE: Final = {
     "stage": re.compile("|".join(schema.STAGES)),
     "width": within(2**-10, 2**10),

@@ -80,6 +80,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "FAILURE": {"error": "ValueError: no", "at": 1_700_000_000_000, "environment": {}, "log": "..."},
     "CHOICE": {"settings": {"precision": "fp32", "compiled": False}, "given": {}, "commit": None},
     "BENCHMARK": {"measurements": [{"what": "training", "settings": {}, "rates": [RATE]}]},
+    "FACTS": {
+        **dict.fromkeys(("dataset", "fingerprint", "source"), "image_folder"),
+        **dict.fromkeys(("num_classes", "in_channels", "train_images", "test_images"), 3),
+        "image_size": None,
+    },
     "PLACE": {
         "stage": "sparse",
         "method": "permuted",

@@ -1,0 +1,57 @@
+"""Facts about datasets, which studies leave in their storage for machines that lack the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+from study.plan import Plan
+from trainables.data import check_dataset
+from trainables.data.dataset import DatasetFacts
+from trainables.data.registry import get_entry
+from trainables.storage import documents
+from trainables.storage.documents import Malformed
+from trainables.storage.store import Store
+
+
+def remember(plan: Plan, store: Store) -> None:
+    """Record the facts about the plan's datasets for :func:`known_facts`."""
+    for name, facts in plan.facts.items():
+        if get_entry(name).needs_data_dir:
+            content = json.dumps(dataclasses.asdict(facts) | {"dataset": name}, indent=1).encode()
+            store.storage.write(_path(name), content)
+
+
+def known_facts(store: Store, name: str, data_dir: str | None) -> DatasetFacts:
+    """Return the facts about a dataset: those of the data in `data_dir`, else those that a study has recorded.
+
+    If no study has recorded any, they are those of the dataset as it was published.
+
+    Raises:
+        ValueError: as :func:`check_dataset`, if neither is known.
+    """
+    entry = get_entry(name)
+    if data_dir is not None or not entry.needs_data_dir:
+        return check_dataset(name, data_dir)
+    if (recorded := _recorded(store, name)) is not None:
+        return recorded
+    is_one_thing = None not in (entry.num_classes, entry.train_images, entry.test_images)
+    return entry.facts() if is_one_thing else check_dataset(name, data_dir)
+
+
+def _recorded(store: Store, name: str) -> DatasetFacts | None:
+    path = _path(name)
+    if (content := store.storage.read(path)) is None:
+        return None
+    try:
+        document = documents.parse(content, documents.FACTS)
+    except Malformed as error:
+        store.set_aside(path, content, str(error))
+        return None
+    fields = {field.name for field in dataclasses.fields(DatasetFacts)} - {"warnings"}
+    return DatasetFacts(**{field: document[field] for field in fields})
+
+
+def _path(name: str) -> str:
+    return f"data/{hashlib.sha256(name.encode()).hexdigest()[:12]}.json"
