@@ -35,8 +35,8 @@ def _zero_or_more(value: float) -> None:
 
 
 def _gpus(value: float) -> None:
-    if not (0 <= value <= 1 or (value > 1 and value.is_integer())):
-        raise ValueError(f"must be within 0 and 1, or a whole number, got {value:g}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"must be within 0 and 1 (no trial spans GPUs), got {value:g}")
 
 
 def _filled(value: str) -> None:
@@ -114,7 +114,7 @@ class Options:
         "most trials at the same time (default: what fits)", metavar="N", kind=int, check=_above_zero
     )
     gpus_per_trial: float | None = _option(
-        "GPUs of a trial, may be a fraction (default: what its job's memory needs, 1/8 to 1, if there are any)",
+        "share of a GPU that a trial gets, 0 to 1 (default: what its job's memory needs, 1/8 to 1, if there are any)",
         metavar="X",
         kind=float,
         check=_gpus,

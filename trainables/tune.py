@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import faulthandler
+import functools
 import json
+import logging
 import math
 import os
 import platform
@@ -66,6 +68,8 @@ _NAMED_METRICS = (
     schema.SPARSITY_NETWORK,
 )
 _SURROUNDINGS = ("storage", "data_dir", "checkpoint_seconds")
+
+_log = logging.getLogger(__name__)
 
 
 class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
@@ -322,6 +326,12 @@ class CellTrainable(JobTrainable):
 
     method: ClassVar[str]
 
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        """Request one CPU; log, once in the driver's process, where the trials run and their results go."""
+        _say_where(cls.__name__)
+        return super().default_resource_request(config)
+
     def step(self) -> dict[str, Any]:
         """Compute one epoch; metrics that are not known yet are NaN, also while an ancestor is computed.
 
@@ -368,6 +378,15 @@ class Permuted(CellTrainable):
     """Train net B from the rewind epoch under A's mask, permuted to align A with B."""
 
     method = "permuted"
+
+
+@functools.cache
+def _say_where(name: str) -> None:
+    """Log where the results of a Tuner's trials go, and on which Ray they run if this process has not started it."""
+    node = ray._private.worker._global_node
+    is_own = node is None or node.head
+    joined = "" if is_own else f"; they run on the Ray cluster at {node.gcs_address}, which was there before"
+    _log.warning("trials of %s publish in the storage and log nothing in MLflow by themselves%s", name, joined)
 
 
 def by_net(result: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:

@@ -32,6 +32,7 @@ def cluster_address(asked: str | None, environment: Mapping[str, str] = os.envir
             "ray job submit --address http://HEAD:8265 -- python -m study.run ..."
             + ("" if named else "; or unset RAY_ADDRESS to run on this machine")
         )
-    if address != "auto" and ":" not in address:
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and port.isdecimal() and int(port) < 65536):
         raise ClusterError(f"{source} takes auto or host:port, got {address!r}")
     return address

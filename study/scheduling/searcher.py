@@ -20,7 +20,7 @@ from study.plan import Plan
 from study.scheduling.hosts import Hosts, names
 from study.scheduling.placement import Group, Resources, group
 from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
-from study.tracking.labels import run_name
+from study.tracking.labels import name_in
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.host.redaction import redact_text
@@ -461,7 +461,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         return True
 
     def _tell(self, key: str, what: str) -> None:
-        name = run_name(self.plan.jobs[key], self.plan.cells[key])
+        name = name_in(self.plan, key)
         self._say(redact_text(f"again: {name} ({key[:12]}): {what}"))
 
     def _postpone(self, key: str, seconds: float) -> None:

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
+from ray._private import services
 from ray._private import state as _state  # the public API needs a dashboard, which a local Ray lacks
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from study.scheduling.address import ClusterError
@@ -188,16 +190,49 @@ def _init(address: str | None) -> None:
 
 
 def _reach(address: str) -> None:
-    """Wait until a cluster answers at its address.
+    """Wait until a Ray cluster answers at its address.
 
     Raises:
-        ClusterError: nothing answers within ``REACH_SECONDS``.
+        ClusterError: nothing answers within ``REACH_SECONDS``, or something else does.
     """
     end = time.monotonic() + REACH_SECONDS
     while not _answers(_endpoint(address)):
         if time.monotonic() >= end:
             raise ClusterError(f"Ray cluster {address}: nothing answers there for {REACH_SECONDS:.0f} s")
         time.sleep(min(1.0, REACH_SECONDS / 10))
+    # A tunnel or another program may accept the connection. Ray would wait minutes for an answer, uninterruptibly.
+    answered = threading.Event()
+    threading.Thread(target=_ask, args=(address, answered), daemon=True).start()
+    if not answered.wait(max(end - time.monotonic(), REACH_SECONDS / 2)):
+        raise ClusterError(f"Ray cluster {address}: something accepts connections there, but it does not answer as Ray")
+
+
+def _ask(address: str, answered: threading.Event) -> None:
+    """Set the event once the head of a cluster has answered, or denied access, which Ray explains better."""
+    for _ in range(round(REACH_SECONDS / PROBE_SECONDS)):
+        try:
+            GcsClient(address=address)
+        except ray.exceptions.AuthenticationError:
+            pass
+        except Exception:
+            time.sleep(PROBE_SECONDS)
+            continue
+        answered.set()
+        return
+
+
+def _started_here() -> str:
+    """Return the address of the cluster that ``ray start`` has started or joined on this machine.
+
+    If there is none, Ray itself would join any Ray that runs here, such as one that another program has started.
+    """
+    found = services.find_bootstrap_address(None)
+    if found is None:
+        raise ClusterError(
+            "Ray cluster auto: no `ray start` has started or joined a cluster on this machine; name one with "
+            "--address host:port"
+        )
+    return str(found)
 
 
 def place_of(actor_id: str) -> tuple[str, str]:
@@ -216,8 +251,8 @@ def connected(address: str | None) -> Iterator[Cluster]:
         ClusterError: the cluster cannot be reached, or Ray cannot be started.
     """
     on_termination = signal.getsignal(signal.SIGTERM)
-    if address is not None and address != "auto":
-        _reach(address)
+    if address is not None:
+        _reach(_started_here() if address == "auto" else address)
     try:
         _init(address)
     except Exception as error:  # Ray also raises plain exceptions

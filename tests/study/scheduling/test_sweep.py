@@ -227,7 +227,8 @@ def test_gpus_that_torch_does_not_see_are_named_before_anything_runs(cluster: Cl
 
 def test_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", refuse)
-    monkeypatch.setattr(session, "_answers", lambda endpoint: True)
+    monkeypatch.setattr(session, "_reach", lambda address: None)
+    monkeypatch.setattr(session.services, "find_bootstrap_address", lambda folder: "10.0.0.1:6379")
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     for address, message in {
         "10.0.0.1:6379": r"^Ray cluster 10.0.0.1:6379: cannot connect; if it asks for a token, set RAY_AUTH_MODE=token",
@@ -237,6 +238,13 @@ def test_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
             raise AssertionError("there is nothing to connect to")
 
 
+def test_auto_joins_no_ray_that_another_program_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", None)
+    monkeypatch.setattr(session.services, "find_bootstrap_address", lambda folder: None)
+    with pytest.raises(ClusterError, match=r"^Ray cluster auto: no `ray start` has"), connected("auto"):
+        raise AssertionError("this process has started it")
+
+
 def test_address_where_nothing_answers_is_an_error_before_ray_tries_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", None)
     monkeypatch.setattr(session, "REACH_SECONDS", 0.05)
@@ -244,6 +252,18 @@ def test_address_where_nothing_answers_is_an_error_before_ray_tries_it(monkeypat
         address = f"127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(ClusterError, match=f"^Ray cluster {address}: nothing answers there"), connected(address):
         raise AssertionError("there is nothing to connect to")
+
+
+def test_address_where_something_else_listens_is_an_error_before_ray_tries_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", None)
+    monkeypatch.setattr(session, "REACH_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and never answers
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with (
+            pytest.raises(ClusterError, match=f"^Ray cluster {address}: .* does not answer as Ray"),
+            connected(address),
+        ):
+            raise AssertionError("there is nothing to connect to")
 
 
 @pytest.mark.parametrize("failures", [1, 99])
@@ -433,9 +453,10 @@ def test_client_addresses_are_refused_with_what_to_do(address: str) -> None:
             cluster_address(asked, {"RAY_ADDRESS": address})
 
 
-def test_address_without_a_port() -> None:
-    with pytest.raises(ClusterError, match="takes auto or host:port, got 'head'"):
-        cluster_address("head", {})
+@pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port", "head:65536"])
+def test_address_without_a_host_or_a_port(address: str) -> None:
+    with pytest.raises(ClusterError, match=f"takes auto or host:port, got '{address}'"):
+        cluster_address(address, {})
 
 
 # --- what listens -----------------------------------------------------------------------------------------------------
