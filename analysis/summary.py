@@ -11,11 +11,11 @@ from analysis.drawing import facets
 from analysis.drawing.signs import DASH, MINUS
 from analysis.figures import accuracy_table
 from trainables import schema
+from trainables.schema import FINISHED
 
 COLUMNS = 100
 ROWS = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
 HEADER = ("width", "sparse", "rewind", *map(labels.method, ROWS), f"permuted {MINUS} naive")
-ABSENT = {"mean": stats.NAN, "std": stats.NAN, "n": 0}
 LAYOUTS = ((2, 2), (2, 1), (1, 2), (1, 1), (0, 1))
 """(decimals, blanks between columns), tried in this order until the table fits."""
 
@@ -25,7 +25,7 @@ def short_table(frame: pd.DataFrame) -> str:
 
     There is one block per task (and varied recipe): dense, LTH, permuted and naive as mean ± sample standard deviation
     (number of runs) in percent, and the paired difference permuted - naive in percentage points with its 95 % t
-    interval.
+    interval. ``(2/4)`` says that two of four runs have finished; a dash stands in place of the mean if none has.
 
     Args:
         frame: as returned by :func:`analysis.load.runs`.
@@ -33,11 +33,20 @@ def short_table(frame: pd.DataFrame) -> str:
     numbers = accuracy_table.table(frame)
     if numbers.empty:
         return "No accuracies yet: no run has finished."
-    apart = [name for name in cells.axes(frame) if name not in accuracy_table.GRID]
+    by = cells.axes(frame)
+    numbers = _counts(frame, by).merge(numbers, how="left", on=by)
+    apart = [name for name in by if name not in accuracy_table.GRID]
     lines = [f"Test accuracy (%), mean ± std (runs); permuted {MINUS} naive in points, paired, with 95 % interval"]
     for place, block in facets.places(numbers, apart):
         lines += ["", labels.cell(place, apart), *_block(block)]
     return "\n".join(lines + _footer(frame))
+
+
+def _counts(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return one line per cell, finished or not, with its axes and the number of its runs by row, ``<row>_all``."""
+    every = cells.scores(frame.assign(status=FINISHED))
+    counts = every.groupby([*by, cells.ROW], dropna=False).size().unstack(cells.ROW, fill_value=0)
+    return counts.add_suffix("_all").reset_index().rename_axis(columns=None)
 
 
 def _block(numbers: pd.DataFrame) -> list[str]:
@@ -53,13 +62,21 @@ def _cells(numbers: pd.DataFrame, decimals: int) -> list[list[str]]:
     body = []
     for _, line in numbers.iterrows():
         texts = [labels.value(name, line[name]).replace(" ", "") for name in accuracy_table.GRID]
-        for row in ROWS:
-            mean, std, n = (line.get(f"{row}_{what}", default) for what, default in ABSENT.items())
-            texts.append(stats.format_mean(mean, std, int(n), decimals=decimals, gap="") or DASH)
+        texts += [_entry(line, row, decimals) for row in ROWS]
         limits = (line["permuted_minus_naive"], line["ci_low"], line["ci_high"])
         difference = stats.format_difference(*limits, decimals=decimals).replace(", ", ",")
         body.append([*texts, difference or DASH])
     return body
+
+
+def _entry(line: pd.Series, row: str, decimals: int) -> str:
+    """Return ``90.00±0.26 (3)``, ``(2/3)`` in place of ``(3)`` if a run is missing; a dash if there is no mean."""
+    mean, std, n, planned = (line.get(f"{row}_{what}", stats.NAN) for what in ("mean", "std", "n", "all"))
+    if pd.isna(planned) or not planned:
+        return DASH
+    n = 0 if pd.isna(n) else int(n)
+    value = stats.format_mean(mean, std, n, decimals=decimals, gap="").partition(" (")[0] or DASH
+    return f"{value} ({n})" if n == planned else f"{value} ({n}/{planned:.0f})"
 
 
 def _aligned(table: Sequence[Sequence[str]], blanks: int) -> list[str]:

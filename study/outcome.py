@@ -7,15 +7,18 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from study.plan import Plan
-from study.scheduling.searcher import PlanSearcher
 from study.scheduling.states import BLOCKED, FAILED
 from study.tracking.delivery import Tracker
-from study.tracking.labels import run_name
+from study.tracking.labels import name_in
 from trainables.host.databases import DATABASE, sqlite_file
 from trainables.host.redaction import redact, redact_text
-from trainables.storage.store import Store
+from trainables.storage.store import StorageError, Store
+
+if TYPE_CHECKING:  # it imports ray
+    from study.scheduling.searcher import PlanSearcher
 
 NAMED_VICTIMS = 5
 NAMED_FAILURES = 100
@@ -42,7 +45,7 @@ def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str
     lines = []
     for key in failed[:NAMED_FAILURES]:
         blocked = victims.get(key, [])
-        text = f"failed: {_name(plan, key)} ({key[:12]}): {errors[key]}"
+        text = f"failed: {name_in(plan, key)} ({key[:12]}): {errors[key]}"
         text += f"; it blocked {len(blocked)} job{'' if len(blocked) == 1 else 's'}"
         lines.append(text + (f": {_names(plan, blocked)}" if blocked else ""))
     if len(failed) > NAMED_FAILURES:
@@ -78,18 +81,14 @@ def report_missing(plan: Plan, missing: list[str], command: str) -> None:
     """
     sys.stdout.flush()
     for key in missing[:NAMED_FAILURES]:
-        print(f"gone: {_name(plan, key)} ({key[:12]}) was published, but the store does not hold it", file=sys.stderr)
+        print(f"gone: {name_in(plan, key)} ({key[:12]}) was published, but the store does not hold it", file=sys.stderr)
     if len(missing) > NAMED_FAILURES:
         print(f"gone: {len(missing) - NAMED_FAILURES} more", file=sys.stderr)
     print(f"to compute just these again: {command}", file=sys.stderr, flush=True)
 
 
-def _name(plan: Plan, key: str) -> str:
-    return run_name(plan.jobs[key], plan.cells[key])
-
-
 def _names(plan: Plan, keys: list[str]) -> str:
-    names = ", ".join(_name(plan, key) for key in keys[:NAMED_VICTIMS])
+    names = ", ".join(name_in(plan, key) for key in keys[:NAMED_VICTIMS])
     return names + (f" and {len(keys) - NAMED_VICTIMS} more" if len(keys) > NAMED_VICTIMS else "")
 
 
@@ -111,20 +110,18 @@ def print_undelivered(plan: Plan, tracker: Tracker, tracking_uri: str, command: 
     print(f"to deliver it: {command}", flush=True)
 
 
-def print_results(plan: Plan, tracking_uri: str) -> None:
-    """Print the table of the study."""
-    from analysis.load import runs
+def print_results(plan: Plan, store: Store) -> None:
+    """Print the table of a study, finished or not, from what the store holds."""
     from analysis.records import AnalysisError
     from analysis.summary import short_table
+    from study.tracking.stored_runs import stored_runs
 
     try:
-        frame = runs(plan.space.name, tracking_uri)
-    except AnalysisError as error:  # for example because the database was just removed
-        print(f"warning: {error}")
-        return
-    print()
-    print(short_table(frame[frame["key"].isin(list(plan.jobs))]))
-    print()
+        frame = stored_runs(plan, store)
+    except (AnalysisError, StorageError) as error:
+        print(f"warning: there is no table: {redact_text(str(error))}", flush=True)
+    else:
+        print(f"\n{short_table(frame)}\n", flush=True)
 
 
 def print_next_steps(plan: Plan, store: Store, tracking_uri: str) -> None:

@@ -20,7 +20,7 @@ from trainables.training.engines import CPU
 from trainables.training.way import SETTINGS, Way
 
 
-def preferring(plan: Plan, given: Kept, store: Store, device: str, data_dir: str | None) -> Plan:
+def preferring(plan: Plan, given: Kept, store: Store, device: str) -> Plan:
     """Return the plan of the same space with its preferred settings if they can be used, and a note that says so.
 
     They are not used if the user's settings rule them out, if this machine lacks what their engine needs, or if the
@@ -31,7 +31,6 @@ def preferring(plan: Plan, given: Kept, store: Store, device: str, data_dir: str
         given: the settings of a ``Way`` that the user has given.
         store: has the earlier results.
         device: ``CPU`` or ``GPU``, where the networks will train.
-        data_dir: directory of the datasets.
     """
     wanted, space = dict(plan.space.preferred), with_preferred(plan.space, given)
     if space is None:
@@ -42,7 +41,7 @@ def preferring(plan: Plan, given: Kept, store: Store, device: str, data_dir: str
         return plan
     if engine.needs_compiler and device == CPU and find_compiler() is None:
         return _noted(plan, f"without {words}, which is faster: it needs a C++ compiler, one of {', '.join(COMPILERS)}")
-    preferred, published = make_plan(space, data_dir), store.keys()
+    preferred, published = make_plan(space, facts_of=lambda name, _: plan.facts[name]), store.keys()
     if len(plan.jobs.keys() & published) > len(preferred.jobs.keys() & published):
         return _noted(plan, f"without {words}, which is faster, because this study began without it")
     without = " ".join(f"--set {name}={written(getattr(plan.space, name))}" for name in wanted)

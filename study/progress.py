@@ -18,7 +18,7 @@ from rich.text import Text
 from study.estimate import Estimates, duration
 from study.plan import Plan
 from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, STATES, WAITING
-from study.tracking.labels import run_name
+from study.tracking.labels import name_in
 from trainables import schema
 from trainables.host.terminal import printable
 
@@ -214,4 +214,4 @@ class Progress:
 
     def _name(self, key: str) -> str:
         # Make the text printable before the layout, so that the columns fit it.
-        return printable(run_name(self._plan.jobs[key], self._plan.cells[key]), self._stream)
+        return printable(name_in(self._plan, key), self._stream)

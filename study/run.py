@@ -12,12 +12,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from search_spaces import SPACES, SearchSpace, get_space
 from study import fastest
 from study.clean import offer_cleaning
 from study.forecast import print_forecast
+from study.known_data import known_facts
 from study.options import Options, parse_options
 from study.plan import Network, Plan, make_plan, override
 from study.preference import preferring
@@ -83,10 +85,12 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
     uri = options.tracking_uri or default_tracking_uri(store.root if store.is_local else Path("outputs").absolute())
     choice = _choice(space, store, options) if options.fastest else None
     unmeasured = choice.missing if choice else ()
-    plan = make_plan(space, options.data_dir, choice.ways if choice else None)
+    ways = choice.ways if choice else None
     if options.status:
+        plan = make_plan(space, options.data_dir, ways, partial(known_facts, store))
         print_status(_preferring(plan, store, options), store, unmeasured)
         return None
+    plan = make_plan(space, options.data_dir, ways)
     on_cluster = options.cluster is not None
     if options.dry_run:
         print_forecast(_preferring(plan, store, options), store, options, unmeasured)
@@ -128,7 +132,7 @@ def _preferring(plan: Plan, store: Store, options: Options) -> Plan:
     if options.fastest or options.cluster is not None:
         return plan
     device = fastest.device_of_trials(options.gpus_per_trial, None, store)
-    return preferring(plan, fastest.kept(plan.space, options.set), store, device, options.data_dir)
+    return preferring(plan, fastest.kept(plan.space, options.set), store, device)
 
 
 def _refuse_to_measure(unmeasured: Sequence[Network], options: Options) -> None:

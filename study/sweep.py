@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING
 
 from study.estimate import Estimates, duration, estimate
 from study.forecast import print_plan
+from study.known_data import remember
 from study.options import Options
+from study.outcome import (
+    note_failures,
+    print_next_steps,
+    print_results,
+    print_undelivered,
+    report_failures,
+    report_missing,
+)
 from study.plan import Plan
 from study.scheduling.address import ClusterError
 from study.scheduling.states import DONE
@@ -37,6 +46,8 @@ if TYPE_CHECKING:  # ray reads parts of its environment on import
 
 LAST_DELIVERY_SECONDS = 10.0
 """Seconds for the last deliveries to MLflow after an interrupt or the loss of the cluster."""
+TABLE_SECONDS = 30.0
+"""Seconds for reading the results after the loss of the cluster, which may have taken the storage with it."""
 SHOW_SECONDS = 2.0
 """Seconds between two messages on the runs still to be recorded; ten times as long outside a terminal."""
 START_SECONDS = 20.0
@@ -90,8 +101,6 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
         ClusterError: there is no cluster, or it cannot run these trials; nothing was run.
         StorageError: the storage cannot be reached; what was published stays.
     """
-    from study.outcome import print_next_steps, print_results, print_undelivered, report_missing
-
     prepare_environment(options.cluster)
     store.sweep()
     published = store.keys()
@@ -103,11 +112,14 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
     sweep = _Sweep(plan, store, tracker, estimates, options, command)
     try:
         if todo:
+            remember(plan, store)
             registration = store.register_study({"space": plan.space.name, "jobs": len(plan.jobs)})
             with registration, _termination_as_interrupt():
                 sweep.run(todo, registration)
-    except BaseException:
+    except BaseException as error:
         tracker.close(LAST_DELIVERY_SECONDS)
+        if isinstance(error, KeyboardInterrupt):
+            print_results(plan, store)
         raise
     delivered, interrupted = _delivered(tracker)
     bad = sweep.report()
@@ -119,10 +131,9 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
         f"{sweep.done} jobs run, {len(plan.jobs) - len(todo)} were published before; {duration(sweep.seconds)}",
         flush=True,
     )
+    print_results(plan, store)
     if not delivered:
         print_undelivered(plan, tracker, tracking_uri, command, interrupted=interrupted)
-    elif not bad:
-        print_results(plan, tracking_uri)
     print_next_steps(plan, store, tracking_uri)
     if interrupted:
         return INTERRUPTED
@@ -240,8 +251,6 @@ class _Sweep:
                 self._ended = run_trials(cluster, searcher, attach, self._plan.space.name)
                 if self._ended is not None and (missing := cluster.missing()) is not None:
                     self._lose(f"{missing} is out of reach", cluster)
-        from study.outcome import note_failures
-
         with contextlib.suppress(StorageError):  # the summary also names the failures
             note_failures(self._store, searcher, round(1000 * time.time()))
 
@@ -254,8 +263,6 @@ class _Sweep:
 
     def report(self) -> bool:
         """Print the failures; return whether there were any."""
-        from study.outcome import report_failures
-
         return self._searcher is not None and report_failures(self._plan, self._searcher, self._command, self._ended)
 
     def _lose(self, reason: str, cluster: Cluster) -> None:
@@ -265,6 +272,9 @@ class _Sweep:
                 self._ended = f"{reason}; running jobs lose what they did after their last checkpoints"
                 self.report()
                 self._tracker.close(LAST_DELIVERY_SECONDS)
+                table = threading.Thread(target=print_results, args=(self._plan, self._store), daemon=True)
+                table.start()
+                table.join(TABLE_SECONDS)  # the storage may be lost with the cluster
                 cluster.abandon()
             finally:
                 sys.stdout.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import re
 import subprocess
 import tomllib
@@ -35,6 +37,31 @@ def test_the_lock_has_a_version_in_every_range(requirement: Requirement) -> None
     name = canonicalize_name(requirement.name)
     assert name in LOCK, f"constraints.txt does not have {name}"
     assert requirement.specifier.contains(LOCK[name]), f"constraints.txt has {name} {LOCK[name]}"
+
+
+def needed_here() -> set[str]:
+    """Return what the requirements install on this machine, directly or not."""
+    waiting, found = list(REQUIREMENTS), set[tuple[str, frozenset[str]]]()
+    while waiting:
+        requirement = waiting.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # an extra that is not installed
+            needs = map(Requirement, importlib.metadata.requires(name) or ())
+            if (name, extras) not in found:
+                found.add((name, extras))
+                waiting += [each for each in needs if _applies(each, extras)]
+    return {name for name, _ in found}
+
+
+def _applies(requirement: Requirement, extras: frozenset[str]) -> bool:
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
+
+
+def test_the_lock_has_everything_that_these_need_in_turn() -> None:
+    needed = needed_here()
+    assert {"torch", "alembic", "botocore"} <= needed, "the last two are needed by what the project needs"
+    assert needed <= LOCK.keys(), f"constraints.txt does not have {sorted(needed - LOCK.keys())}"
 
 
 def test_the_readme_says_which_versions_were_tested() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import importlib.metadata
 import importlib.util
@@ -17,7 +18,7 @@ import urllib.request
 from functools import partial
 
 from trainables.checks import known
-from trainables.host.databases import DELETED, deleted, refusal, sqlite_file
+from trainables.host.databases import DELETED, deleted, other_version, refusal, sqlite_file
 from trainables.host.redaction import redact, redact_text
 from trainables.storage import patiently
 from trainables.storage.store import StorageError
@@ -109,6 +110,12 @@ def _check_database(uri: str, driver: str, experiment: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise ValueError(f"tracking database {redact(uri)}: the Python package for it, {module!r}, is not installed")
     if not uri.startswith("sqlite"):
+        try:
+            problem = patiently(partial(_ask_database, uri, experiment))
+        except StorageError as error:
+            raise ValueError(str(error)) from error
+        if problem:
+            raise ValueError(f"tracking database {redact(uri)}: {problem}")
         return
     database = sqlite_file(uri)
     if database is None:
@@ -118,3 +125,27 @@ def _check_database(uri: str, driver: str, experiment: str) -> None:
     existing = next(path for path in (database.parent, *database.parents) if path.exists())
     if not os.access(existing, os.W_OK) or not existing.is_dir():
         raise ValueError(f"tracking database {redact(uri)}: directory {str(existing)!r} is not writable")
+
+
+def _ask_database(uri: str, experiment: str) -> str | None:
+    """Return why a database that is no file cannot take the runs of an experiment; None if it can.
+
+    Raises:
+        StorageError: the database cannot be reached.
+    """
+    from sqlalchemy import create_engine, inspect, text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with contextlib.closing(create_engine(uri).connect()) as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return None  # MLflow creates its tables
+            versions = set(connection.scalars(text("SELECT version_num FROM alembic_version")))
+            named = text("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = :name")
+            found = connection.execute(named, {"name": experiment}).first()
+    except SQLAlchemyError as error:
+        reason = redact_text(str(error)).strip().splitlines()[0]
+        raise StorageError(f"tracking database {redact(uri)} cannot be reached: {reason}") from error
+    if found is not None and found[1] == DELETED:
+        return deleted(redact(uri), experiment, str(found[0]))
+    return other_version(redact(uri), versions)

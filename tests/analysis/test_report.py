@@ -21,6 +21,7 @@ from scipy import stats as scipy_stats
 
 from analysis import cells, command, coverage, headline, how, load, report, summary, write
 from analysis.drawing import files, grid, hover, style
+from analysis.drawing.signs import DASH
 from analysis.figures import __main__ as figures_command
 from analysis.figures import accuracy_table, interpolation, landscape, learning, rewind, width
 from analysis.figures.table import FIGURES
@@ -243,6 +244,18 @@ def test_short_table_fits_a_terminal(frame, partial):
     assert "Also measured, see the report: Shuffled." in text
     assert "Failed and left out: 1 sparse." in summary.short_table(partial)
     assert "no run has finished" in summary.short_table(frame.assign(status="RUNNING"))
+
+
+def test_short_table_says_how_many_runs_of_a_cell_are_missing(frame):
+    place = (frame["width"] == 1) & (frame["sparsity"] == 0.95) & (frame["rewind_epoch"] == 10)
+    first, of_naive = frame["seed_a"] == 0, frame["method"] == "naive"
+    missing = place & (of_naive | (first & (frame["method"] == "permuted")))
+    text = summary.short_table(frame.assign(status=frame["status"].mask(missing, "SCHEDULED")))
+    (line,) = re.findall(r"^.*\b1 +95% +10 .*$", text, flags=re.MULTILINE)
+    assert re.search(rf"\(6\) .*\(3\) .*\(2/3\) .*{DASH} \(0/3\) +{DASH}$", line), line
+    whole = summary.short_table(frame)
+    assert "/" not in whole
+    assert len(whole.splitlines()) == len(text.splitlines())
 
 
 def test_short_table_gives_up_decimals_before_it_gets_too_wide(frame):

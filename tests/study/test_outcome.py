@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from tiny_study import tiny_space
 
+from analysis.drawing.signs import DASH
 from study.estimate import Estimates
-from study.outcome import NAMED_FAILURES, NAMED_VICTIMS, note_failures, report_failures, report_missing
+from study.outcome import NAMED_FAILURES, NAMED_VICTIMS, note_failures, print_results, report_failures, report_missing
 from study.plan import Plan, make_plan
 from study.scheduling.searcher import PlanSearcher
 from study.scheduling.states import DONE, FAILED
 from study.tracking.labels import run_name
 from trainables import schema
-from trainables.storage.store import Store
+from trainables.storage.store import StorageError, Store
 
 OK = {"status": "ok"}
 COMMAND = "python -m study.run --space tiny"
@@ -152,6 +154,28 @@ def test_sweep_that_tune_has_ended_says_why(plan: Plan, capsys: pytest.CaptureFi
     searcher = PlanSearcher(plan, plan.closure.todo(set()), Estimates(dict.fromkeys(plan.jobs, 1.0), 0), {})
     assert report_failures(plan, searcher, COMMAND, ended="the head is out of reach")
     assert "the study ended early: the head is out of reach\n" in capsys.readouterr().err
+
+
+def test_the_table_comes_with_what_the_store_has(own_copy: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = make_plan(tiny_space(interpolation_points=3))
+    print_results(plan, own_copy)
+    whole = capsys.readouterr().out
+    assert re.search(r"0\.25 +50% +1( +[\d.±]+ \(\d\)){4} ", whole), whole
+    gone = last(plan, schema.SPARSE)
+    own_copy.remove(gone)
+    print_results(plan, own_copy)
+    assert f"{DASH} (0/1)" in capsys.readouterr().out
+
+
+def test_a_storage_that_cannot_be_read_costs_the_table_alone(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: object) -> None:
+        raise StorageError("storage https://me:secret@host: gone")
+
+    monkeypatch.setattr(Store, "results", away)
+    print_results(plan, Store(tmp_path))
+    assert capsys.readouterr().out == "warning: there is no table: storage https://***@host: gone\n"
 
 
 def test_job_whose_process_died_gets_the_note_that_it_could_not_leave(plan: Plan, tmp_path: Path) -> None:

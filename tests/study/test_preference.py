@@ -29,7 +29,7 @@ def preferred(tmp_path: Path, *assignments: str, device: str = CPU) -> tuple[Pla
     """Return the plan of the quickstart as it is asked for, and as it runs."""
     space = override(get_space("digits_quickstart"), assignments)
     asked = make_plan(space)
-    return asked, preferring(asked, fastest.kept(space, assignments), Store(tmp_path), device, None)
+    return asked, preferring(asked, fastest.kept(space, assignments), Store(tmp_path), device)
 
 
 @pytest.mark.parametrize("space", PREFERRING, ids=lambda space: space.name)

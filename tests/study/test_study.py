@@ -103,6 +103,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 def test_interruption_keeps_what_is_published(story: Story) -> None:
     assert story.interrupted.code == 130, story.interrupted
     assert "the same command continues" in story.interrupted.err
+    assert "accurac" in story.interrupted.out, "the table, or that there is none yet"
     assert "Traceback" not in story.interrupted.err
     assert 0 < len(story.interrupted.published) < len(story.continued.published)
     assert story.interrupted.published <= story.continued.published
@@ -199,6 +200,7 @@ def test_failure_stops_nothing_else(failing: tuple[Path, Outcome]) -> None:
     good = {key for key, job in plan.jobs.items() if job.config.task.model == "resnet8"}
     assert plan.jobs.keys() & result.published == good
     assert f"{len(good)} jobs run" in result.out
+    assert "(0/1)" in result.out, "the table shows what is missing"
     assert {key: status for key, (_, status) in result.runs.items() if status == "FINISHED"}.keys() == good
 
 

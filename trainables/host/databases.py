@@ -86,7 +86,7 @@ def refusal(uri: str, experiment: str) -> str | None:
             if not {"experiments", "alembic_version"} <= tables:
                 return f"it is not a database of MLflow's, or only a part of one; {again}"
             versions = {version for (version,) in connection.execute("SELECT version_num FROM alembic_version")}
-            if other := _other_version(uri, versions):
+            if other := other_version(uri, versions):
                 return other
             found = connection.execute(
                 "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments WHERE name = ?",
@@ -108,11 +108,11 @@ def refusal(uri: str, experiment: str) -> str | None:
 def deleted(uri: str, experiment: str, number: str) -> str:
     """Return a message on a deleted experiment, given its name and MLflow's ID, that says what the user can do."""
     restore = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {number}"
-    remove = shlex.join(["mlflow", "gc", "--backend-store-uri", uri, "--experiment-ids", number])
-    return (
-        f"its experiment {experiment!r} has been deleted; restore it (`{restore}`), remove it for good (`{remove}`), "
-        "or record elsewhere (--tracking-uri)"
-    )
+    choices = f"restore it (`{restore}`)"
+    if not uri.startswith("http"):  # a server's database is elsewhere
+        remove = shlex.join(["mlflow", "gc", "--backend-store-uri", uri, "--experiment-ids", number])
+        choices += f", remove it for good (`{remove}`),"
+    return f"its experiment {experiment!r} has been deleted; {choices} or record elsewhere (--tracking-uri)"
 
 
 def misplaced(location: str, database: Path) -> str | None:
@@ -135,7 +135,13 @@ def misplaced(location: str, database: Path) -> str | None:
     return None
 
 
-def _other_version(uri: str, versions: set[str]) -> str | None:
+def other_version(uri: str, versions: set[str]) -> str | None:
+    """Return why a database is not one of the installed MLflow, and a remedy; None if it is.
+
+    Args:
+        uri: tracking URI of the database.
+        versions: revisions in its table ``alembic_version``.
+    """
     known, newest = _revisions()
     if not known or versions == newest:
         return None

@@ -75,8 +75,9 @@ def test_a_server_that_starts_again_is_waited_for_and_that_is_said(monkeypatch: 
 def test_an_experiment_deleted_on_a_server_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = {"experiment_id": "7", "lifecycle_stage": "deleted"}
     answering([(200, {}), (200, {"experiment": experiment})], monkeypatch)
-    with pytest.raises(ValueError, match="mlflow experiments restore --experiment-id 7"):
+    with pytest.raises(ValueError, match="mlflow experiments restore --experiment-id 7") as caught:
         check_tracking("http://tracking.example", "space")
+    assert "mlflow gc" not in str(caught.value), "it takes the server's own database"
 
 
 def test_a_server_that_is_not_there_is_an_error_without_the_password(

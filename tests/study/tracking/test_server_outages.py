@@ -284,6 +284,9 @@ def test_feeding_goes_on_while_the_server_hangs(
     assert sorted(values) == [(step, 0.1 * step) for step in range(640)], "everything, and nothing twice"
 
 
+TABLE = re.compile(r"0\.25 +50% +1 +[\d.]+")
+
+
 def published_study(plan: Plan, store: Store, uri: str) -> int:
     """Run a study that finds everything published; return its exit code."""
     return sweep.run_sweep(plan, uri, store, Options(space=plan.space.name), "python -m study.run --space tiny")
@@ -298,6 +301,7 @@ def test_what_a_tracking_server_that_is_away_lacks_is_named(
     out = capsys.readouterr().out
     assert f"reached http://***@127.0.0.1:9 (ConnectionError: connection refused); 13 of {len(plan.jobs)} runs" in out
     assert "dense · w0.25 · A0" in out
+    assert TABLE.search(out), "made from the store"
     assert "to deliver it: python -m study.run --space tiny\n" in out
     assert "secret" not in out
 
@@ -325,6 +329,7 @@ def test_who_does_not_want_to_wait_reads_what_is_missing(
     go_on.set()  # a driver would end here
     out = capsys.readouterr().out
     assert f"(interrupted); 10 of {len(plan.jobs)} runs are missing: " in out
+    assert TABLE.search(out)
     assert "to deliver it: python -m study.run --space tiny\n" in out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sqlite3
@@ -11,9 +12,10 @@ import pytest
 from mlflow import MlflowClient
 
 from analysis import records
-from study.tracking.destination import check_tracking
+from study.tracking.destination import _ask_database, check_tracking
 from trainables.host import databases
 from trainables.host.databases import default_tracking_uri, refusal, sqlite_file, sqlite_uri
+from trainables.storage import StorageError
 
 NAMES = ("plain", "a b", "a%20b", "a?b=c", "a#b", "100%", "it's", "ü&;=")
 
@@ -108,6 +110,21 @@ def test_what_mlflow_would_refuse_is_found_at_the_start_with_its_cure(name: str,
     with pytest.raises(ValueError, match=message.format(uri=shlex.quote(uri))) as caught:
         check_tracking(uri, "here")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["deleted experiment", "earlier version", "later version"])
+def test_a_database_that_is_no_file_is_asked_for_the_same(name: str, made: Path, tmp_path: Path) -> None:
+    damage, message = REFUSED[name]
+    uri = sqlite_uri(Path(shutil.copy(made, tmp_path)))  # in place of a server's, which SQLAlchemy asks likewise
+    assert _ask_database(uri, "here") is None
+    assert _ask_database(uri, "another") is None
+    damage(tmp_path / "mlflow.db")
+    assert re.search(message.format(uri=shlex.quote(uri)), _ask_database(uri, "here") or "")
+
+
+def test_a_database_that_does_not_answer_is_an_error_without_its_password() -> None:
+    with pytest.raises(StorageError, match=r"cannot be reached: .*unable to open"):
+        _ask_database("sqlite:////nowhere/at/all.db?password=secret", "here")
 
 
 def test_what_mlflow_takes_is_not_refused(made: Path, tmp_path: Path) -> None:
