@@ -7,11 +7,11 @@ object for every param and metric and takes ten times as long. The file is only 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import sqlite3
 import sys
 import tempfile
-from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,11 +104,44 @@ Point = tuple[int, int, float]
 """Step, timestamp (ms since 1970), value."""
 
 
-class Source(ABC):
-    """A tracking store to read from."""
+def source(tracking_uri: str) -> Source:
+    """Return a reader of a tracking store; a missing database is not created.
+
+    Raises:
+        AnalysisError: the file does not exist or is not an MLflow database, or the store cannot be reached.
+    """
+    file = sqlite_file(tracking_uri)
+    if file is not None and _has_layout(file):
+        return _Database(file, tracking_uri)
+    return Source(tracking_uri)
+
+
+def _value(value: float | None) -> float:
+    """Return a metric as it was logged; see ``INFINITE`` and ``VALUE``."""
+    if value is None:
+        return float("nan")
+    return float("inf") * (1 if value > 0 else -1) if abs(value) >= INFINITE else value
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AnalysisError(f"artifact {file.name} of a run cannot be read: {error}") from error
+
+
+# --- any tracking store ----------------------------------------------------------------------------------------
+class Source:
+    """A tracking store, read through MLflow's client."""
 
     def __init__(self, tracking_uri: str) -> None:
         self._uri = tracking_uri
+
+    @functools.cached_property
+    def _client(self) -> MlflowClient:
+        from mlflow import MlflowClient  # here: the import takes seconds, which a wrong path need not cost
+
+        return self._asked(partial(MlflowClient, tracking_uri=self._uri))
 
     def experiment(self, name: str) -> Experiment:
         """Return the experiment of this name.
@@ -122,48 +155,91 @@ class Source(ABC):
         what = "no experiment" if found is None else "deleted experiment"
         raise AnalysisError(f"{what} {name!r} in {redact(self._uri)}{suggestion(name, self.names())}")
 
-    @abstractmethod
     def _found(self, name: str) -> Experiment | None:
         """Return the experiment of this name, even if it has been deleted."""
+        found = self._asked(lambda: self._client.get_experiment_by_name(name))
+        if found is None:
+            return None
+        active = found.lifecycle_stage == ACTIVE
+        return Experiment(id=found.experiment_id, name=name, active=active, tags=dict(found.tags))
 
-    @abstractmethod
     def names(self) -> list[str]:
         """Return the names of the experiments that have not been deleted, sorted."""
+        return sorted(found.name for found in self._asked(lambda: self._client.search_experiments()))
 
-    @abstractmethod
     def records(self, experiment: Experiment, stage: str | None = None) -> list[Record]:
         """Return the runs of an experiment, or only those of one stage, in the order of their start."""
+        chosen = f"params.{schema.PARAM_STAGE} = '{stage}'" if stage is not None else ""
+        order = ["attributes.start_time ASC"]
+        search = partial(self._client.search_runs, [experiment.id], chosen, max_results=PAGE, order_by=order)
+        found: list[Record] = []
+        token: str | None = None
+        with _without_collector():
+            while True:
+                page = self._asked(partial(search, page_token=token))
+                found += map(_record, page)
+                token = page.token
+                if not token:
+                    return found
 
-    @abstractmethod
     def histories(self, run_ids: Sequence[str], metric: str) -> dict[str, list[Point]]:
         """Return all points of a metric of some runs: run ID -> points."""
+        history = self._client.get_metric_history
+        found = {run_id: self._asked(partial(history, run_id, metric)) for run_id in run_ids}
+        return {
+            run_id: [(each.step, each.timestamp, _value(each.value)) for each in of_run]
+            for run_id, of_run in found.items()
+        }
 
-    @abstractmethod
     def text(self, record: Record, artifact: str) -> str:
         """Return the text of a run's artifact.
 
         Raises:
             AnalysisError: the artifact cannot be read.
         """
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = self._asked(lambda: self._client.download_artifacts(record.run_id, artifact, folder))
+            except OSError as error:
+                raise AnalysisError(f"artifact {artifact} of run {record.run_id} cannot be read: {error}") from error
+            return _read(Path(path))
+
+    def _asked(self, question: Callable[[], T]) -> T:
+        """Return the tracking server's answer, or raise AnalysisError with the first line of its error."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            return question()
+        except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: no driver for the database
+            reason = redact_text(str(error)).strip().splitlines()[0]
+            raise AnalysisError(f"cannot read {redact(self._uri)}: {reason}") from error
 
 
-def source(tracking_uri: str) -> Source:
-    """Return a reader of a tracking store; a missing database is not created.
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause the garbage collector: with the many objects of a page of runs, it would cost more than the page itself."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
-    Raises:
-        AnalysisError: the file does not exist or is not an MLflow database, or the store cannot be reached.
-    """
-    file = sqlite_file(tracking_uri)
-    if file is not None and _has_layout(file):
-        return _Database(file, tracking_uri)
-    return _Server(tracking_uri)
 
-
-def _value(value: float | None) -> float:
-    """Return a metric as it was logged; see ``INFINITE`` and ``VALUE``."""
-    if value is None:
-        return float("nan")
-    return float("inf") * (1 if value > 0 else -1) if abs(value) >= INFINITE else value
+def _record(run: Run) -> Record:
+    return Record(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        status=run.info.status,
+        started=run.info.start_time,
+        ended=run.info.end_time,
+        params=dict(run.data.params),
+        metrics={name: _value(value) for name, value in run.data.metrics.items()},
+        tags=dict(run.data.tags),
+        artifacts=run.info.artifact_uri or "",
+    )
 
 
 # --- a file -----------------------------------------------------------------------------------------------------
@@ -253,7 +329,7 @@ class _Database(Source):
     def text(self, record: Record, artifact: str) -> str:
         parts = urlsplit(record.artifacts)
         if parts.scheme not in ("", "file"):
-            return _Server(self._uri).text(record, artifact)
+            return super().text(record, artifact)
         folder = Path(unquote(parts.path))
         if not folder.exists() and ARTIFACTS in folder.parts:  # in a copied storage they lie beside the database
             folder = self._file.parent.joinpath(*folder.parts[folder.parts.index(ARTIFACTS) :])
@@ -270,98 +346,3 @@ class _Database(Source):
                 yield connection
         except sqlite3.Error as error:  # the file is gone, damaged, or locked for too long
             raise AnalysisError(f"{self._file} cannot be read: {error}") from error
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AnalysisError(f"artifact {file.name} of a run cannot be read: {error}") from error
-
-
-# --- a server ---------------------------------------------------------------------------------------------------
-class _Server(Source):
-    """Reads any tracking store that MLflow knows, through its client."""
-
-    def __init__(self, tracking_uri: str) -> None:
-        from mlflow import MlflowClient  # here: the import takes seconds, which a wrong path need not cost
-
-        super().__init__(tracking_uri)
-        self._client: MlflowClient = self._asked(partial(MlflowClient, tracking_uri=tracking_uri))
-
-    def _found(self, name: str) -> Experiment | None:
-        found = self._asked(lambda: self._client.get_experiment_by_name(name))
-        if found is None:
-            return None
-        active = found.lifecycle_stage == ACTIVE
-        return Experiment(id=found.experiment_id, name=name, active=active, tags=dict(found.tags))
-
-    def names(self) -> list[str]:
-        return sorted(found.name for found in self._asked(self._client.search_experiments))
-
-    def records(self, experiment: Experiment, stage: str | None = None) -> list[Record]:
-        chosen = f"params.{schema.PARAM_STAGE} = '{stage}'" if stage is not None else ""
-        order = ["attributes.start_time ASC"]
-        search = partial(self._client.search_runs, [experiment.id], chosen, max_results=PAGE, order_by=order)
-        found: list[Record] = []
-        token: str | None = None
-        with _without_collector():
-            while True:
-                page = self._asked(partial(search, page_token=token))
-                found += map(_record, page)
-                token = page.token
-                if not token:
-                    return found
-
-    def histories(self, run_ids: Sequence[str], metric: str) -> dict[str, list[Point]]:
-        history = self._client.get_metric_history
-        found = {run_id: self._asked(partial(history, run_id, metric)) for run_id in run_ids}
-        return {
-            run_id: [(each.step, each.timestamp, _value(each.value)) for each in of_run]
-            for run_id, of_run in found.items()
-        }
-
-    def text(self, record: Record, artifact: str) -> str:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                path = self._asked(lambda: self._client.download_artifacts(record.run_id, artifact, folder))
-            except OSError as error:
-                raise AnalysisError(f"artifact {artifact} of run {record.run_id} cannot be read: {error}") from error
-            return _read(Path(path))
-
-    def _asked(self, question: Callable[[], T]) -> T:
-        """Return the tracking server's answer, or raise AnalysisError with the first line of its error."""
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            return question()
-        except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: no driver for the database
-            reason = redact_text(str(error)).strip().splitlines()[0]
-            raise AnalysisError(f"cannot read {redact(self._uri)}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Pause the garbage collector: with the many objects of a page of runs, it would cost more than the page itself."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _record(run: Run) -> Record:
-    return Record(
-        run_id=run.info.run_id,
-        name=run.info.run_name or "",
-        status=run.info.status,
-        started=run.info.start_time,
-        ended=run.info.end_time,
-        params=dict(run.data.params),
-        metrics={name: _value(value) for name, value in run.data.metrics.items()},
-        tags=dict(run.data.tags),
-        artifacts=run.info.artifact_uri or "",
-    )
