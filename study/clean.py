@@ -41,7 +41,7 @@ def offer_cleaning(store: Store, options: Options) -> None:
     choices = chosen(store)
     plans, missing = plan_all(named, options.data_dir, choices, kept(named, options.set) if named else {})
     unplanned = {dataset for name in missing for dataset in datasets(SPACES[name])}
-    found = surplus(store, plans, unplanned, unreadable(store, choices))
+    found = surplus(store, plans, unplanned, unreadable(choices))
     print(*lines(found, missing), sep="\n")
     if not found.keys and not found.leftovers:
         return
@@ -149,7 +149,7 @@ def _leftovers(
 def plan_all(
     named: SearchSpace | None,
     data_dir: str | None,
-    choices: Mapping[str, Kept],
+    choices: Mapping[str, Kept | None],
     given: Kept,
 ) -> tuple[list[Plan], dict[str, str]]:
     """Return the plans of all spaces, and a mapping from each space that cannot be planned to the reason.
@@ -157,7 +157,7 @@ def plan_all(
     Args:
         named: a space with overridden settings, whose results are needed, too.
         data_dir: directory of the datasets.
-        choices: file of a ``--fastest`` choice -> the chosen settings.
+        choices: file of a ``--fastest`` choice -> the chosen settings; None if it is damaged.
         given: settings of `named` that no choice replaces.
 
     Raises:
@@ -173,7 +173,7 @@ def plan_all(
     return plans, missing
 
 
-def _plans(space: SearchSpace, data_dir: str | None, choices: Mapping[str, Kept], given: Kept) -> list[Plan]:
+def _plans(space: SearchSpace, data_dir: str | None, choices: Mapping[str, Kept | None], given: Kept) -> list[Plan]:
     """Return the plans of a space as defined, with its preferred settings, and with the choices of ``--fastest``."""
     ways = filter(None, (ways_of(space, choices, device, given) for device in (CPU, GPU)))
     spaces = filter(None, (space, with_preferred(space, given)))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from study.benchmark.results import FILE, Rate, nearest, read_rates
+from study.benchmark.results import FILE, Rate, read_rates
 from study.plan import Plan
 from trainables import schema
 from trainables.config import (
@@ -33,7 +33,7 @@ from trainables.host import cpu
 from trainables.models import MODELS
 from trainables.storage.store import DamagedArtifact, Store
 from trainables.training import EVAL_BATCH
-from trainables.training.way import Way, in_words
+from trainables.training.way import Way
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +48,8 @@ SAMPLES_PER_CLASS = 5
 
 FIRST_GUESS = "a first guess for one core"
 
-_Class = tuple[str, str, float, str]
 
-
-class _Net(NamedTuple):
+class Net(NamedTuple):
     """The properties of a job that determine its speed."""
 
     model: str
@@ -59,14 +57,6 @@ class _Net(NamedTuple):
     image_size: int
     way: Way = Way()
     sparsity: float = 0.0
-
-
-class _Speed(NamedTuple):
-    """Speed of a job: multiply-adds per second, fixed seconds per pass, and seconds of compiling per job."""
-
-    rate: float
-    pass_seconds: float = SECONDS_PER_PASS
-    compile_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,18 +88,22 @@ class Estimates:
 
 
 def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
-    """Estimate every job of a plan.
-
-    Args:
-        plan: the plan.
-        store: has the times of published jobs.
-        published: keys of the jobs in the store.
-    """
-    speeds, basis = _speeds(plan, store)
-    first = {key: _first_guess(plan, job, speeds[_net(plan, job)]) for key, job in plan.jobs.items()}
-    ratios: dict[_Class, list[float]] = defaultdict(list)
-    for key, job in plan.jobs.items():
-        kind = _class(job)
+    """Estimate every job of a plan, from the times that the published ones among them took."""
+    path = benchmark_file(store)
+    try:
+        rates, basis = read_rates(path), FIRST_GUESS
+    except ValueError as error:  # an estimate does not need the file
+        _log.warning("%s: estimates do without it", error)
+        rates, basis = [], f"{FIRST_GUESS}: {error}"
+    nets = {key: _net(plan, job) for key, job in plan.jobs.items()}
+    found = {net: nearest(rates, net) for net in set(nets.values())}
+    if any(found.values()):
+        basis = f"from {path}"
+    first = {key: _first_guess(plan, job, nets[key], found[nets[key]]) for key, job in plan.jobs.items()}
+    tasks = {key: job.config.task for key, job in plan.jobs.items()}
+    classes = {key: (plan.jobs[key].kind, task.model, task.width, task.dataset) for key, task in tasks.items()}
+    ratios: dict[tuple[str, str, float, str], list[float]] = defaultdict(list)
+    for key, kind in classes.items():
         if key in published and len(ratios[kind]) < SAMPLES_PER_CLASS:
             seconds = _measured(store, key)
             if seconds is not None:
@@ -118,7 +112,7 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
     overall = statistics.median(measured) if measured else 1.0
     corrections = {kind: statistics.median(each) for kind, each in ratios.items() if each}
     return Estimates(
-        {key: first[key] * corrections.get(_class(job), overall) for key, job in plan.jobs.items()},
+        {key: first[key] * corrections.get(kind, overall) for key, kind in classes.items()},
         measured=len(measured),
         basis=f"from {len(measured)} published jobs" if measured else basis,
     )
@@ -130,22 +124,6 @@ def rates_here(store: Store) -> list[Rate]:
         return read_rates(benchmark_file(store), cpu.name())
     except ValueError:  # the basis of the estimates reports the damage
         return []
-
-
-def slower_ways(plan: Plan, rates: Sequence[Rate]) -> list[str]:
-    """Return a line on each network whose measured training is slower than a conventional loop."""
-    compared = [rate for rate in rates if rate.conventional is not None]
-    lines = []
-    for net in dict.fromkeys(_net(plan, job) for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)):
-        here = [rate for rate in compared if (rate.model, rate.width) == (net.model, net.width)]
-        own = [rate for rate in here if Way.of(rate) == net.way]
-        if not own or own[-1].conventional is None or own[-1].images_per_second >= own[-1].conventional:
-            continue
-        lines.append(
-            f"{net.model} x{net.width:g} with {in_words(net.way.settings)} is slower on this CPU than a conventional "
-            f"loop: {own[-1].images_per_second:,.0f} against {own[-1].conventional:,.0f} images/s"
-        )
-    return list(dict.fromkeys(lines))
 
 
 def benchmark_file(store: Store) -> Path:
@@ -166,45 +144,33 @@ def masked(job: Job) -> float:
     return job.config.sparsity if isinstance(job.config, PruneConfig) else 0.0
 
 
-def _speeds(plan: Plan, store: Store) -> tuple[dict[_Net, _Speed], str]:
-    """Return the speed of each network of the plan, and the source of these speeds in words."""
-    path = benchmark_file(store)
-    try:
-        rates, basis = read_rates(path), FIRST_GUESS
-    except ValueError as error:  # an estimate does not need the file
-        _log.warning("%s: estimates do without it", error)
-        rates, basis = [], f"{FIRST_GUESS}: {error}"
-    speeds = {}
-    for net in {_net(plan, job) for job in plan.jobs.values()}:
-        rate = _measured_rate(rates, net)
-        if rate is None:
-            speeds[net] = _Speed(MULTIPLY_ADDS_PER_SECOND)
-        else:
-            multiply_adds = multiply_adds_per_image(rate.model, rate.width, rate.image_size)
-            # A rate measured on images no larger than the job's already includes the fixed cost of a pass.
-            pass_seconds = SECONDS_PER_PASS if net.image_size < rate.image_size else 0.0
-            speeds[net] = _Speed(3 * rate.images_per_second * multiply_adds, pass_seconds, rate.compile_seconds)
-            basis = f"from {path}"
-    return speeds, basis
+def nearest(rates: Sequence[Rate], net: Net) -> Rate | None:
+    """Return the measured rate that is nearest to a network's; None if the model has no rate that tells about it.
 
+    A rate in the network's own way goes before one in the default way of the same precision. Among these, the nearest
+    in width counts; ties are broken by image size, then sparsity, then the latest measurement.
+    """
 
-def _measured_rate(rates: Sequence[Rate], net: _Net) -> Rate | None:
-    """Return a network's measured rate in its own way, else in the default way of the same precision, else None."""
+    def distance(rate: Rate) -> tuple[float, float, float]:
+        pairs = ((rate.width, net.width), (rate.image_size, net.image_size))
+        width, size = (max(pair) / min(pair) for pair in pairs)
+        return width, size, abs((rate.sparsity or 0.0) - net.sparsity)
+
     for way in (net.way, Way(precision=net.way.precision)):
-        rate = nearest(rates, net.model, net.width, way, image_size=net.image_size, sparsity=net.sparsity)
-        if rate is not None:
-            return rate
+        fitting = [rate for rate in rates if rate.model == net.model and Way.of(rate) == way]
+        if fitting:
+            return min(reversed(fitting), key=distance)
     return None
 
 
-def _net(plan: Plan, job: Job) -> _Net:
+def _net(plan: Plan, job: Job) -> Net:
     """Return what determines a job's speed; jobs that do not train compute in single precision."""
     config, size = job.config, image_size(plan, job)
     if not isinstance(config, TRAINING_CONFIGS):
-        return _Net(config.task.model, config.task.width, size)
+        return Net(config.task.model, config.task.width, size)
     way = Way.of(config.recipe)
     sparsity = masked(job) if way.engine.gains_from else 0.0
-    return _Net(config.task.model, config.task.width, size, way, sparsity)
+    return Net(config.task.model, config.task.width, size, way, sparsity)
 
 
 def multiply_adds_per_image(model: str, width: float, image_size: int) -> float:
@@ -220,20 +186,20 @@ def _measured(store: Store, key: str) -> float | None:
         return None
 
 
-def _class(job: Job) -> _Class:
-    task = job.config.task
-    return job.kind, task.model, task.width, task.dataset
-
-
-def _first_guess(plan: Plan, job: Job, speed: _Speed) -> float:
-    """Return the estimated seconds of a job at a speed."""
+def _first_guess(plan: Plan, job: Job, net: Net, rate: Rate | None) -> float:
+    """Return the estimated seconds of a job from the nearest measured rate."""
     config = job.config
     facts = plan.facts[config.task.dataset]
-    multiply_adds = multiply_adds_per_image(config.task.model, config.task.width, image_size(plan, job))
-    seconds_per_image = multiply_adds / speed.rate
+    per_second, pass_seconds, compile_seconds = MULTIPLY_ADDS_PER_SECOND, SECONDS_PER_PASS, 0.0
+    if rate is not None:
+        per_second = 3 * rate.images_per_second * multiply_adds_per_image(rate.model, rate.width, rate.image_size)
+        # A rate measured on images no larger than the job's already includes the fixed cost of a pass.
+        pass_seconds = SECONDS_PER_PASS if net.image_size < rate.image_size else 0.0
+        compile_seconds = rate.compile_seconds
+    seconds_per_image = multiply_adds_per_image(net.model, net.width, net.image_size) / per_second
 
     def forward(images: int, batch: int) -> float:
-        return images * seconds_per_image + -(-images // batch) * speed.pass_seconds
+        return images * seconds_per_image + -(-images // batch) * pass_seconds
 
     if isinstance(config, OverlapConfig):
         return SECONDS_PER_JOB
@@ -248,7 +214,7 @@ def _first_guess(plan: Plan, job: Job, speed: _Speed) -> float:
         return SECONDS_PER_JOB + (number**2 if isinstance(config, PlaneConfig) else number) * (test + estimation)
     epoch = 3 * forward(facts.train_images, config.recipe.batch_size) + test
     measuring = forward(facts.train_images, EVAL_BATCH) + 2 * test
-    return SECONDS_PER_JOB + speed.compile_seconds + config.recipe.epochs * epoch + measuring
+    return SECONDS_PER_JOB + compile_seconds + config.recipe.epochs * epoch + measuring
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from search_spaces import RECIPES, SearchSpace
-from study.benchmark.results import Rate, nearest
+from study.benchmark.results import Rate
 from study.estimate import image_size, masked
 from study.plan import Network, Plan, Ways
 from trainables.config import TRAINING_CONFIGS
@@ -43,6 +43,11 @@ _log = logging.getLogger(__name__)
 
 Kept = Mapping[str, Setting]
 """Setting -> the value that the user has given."""
+
+
+def left_open(space: SearchSpace, network: Network, given: Kept) -> list[Way]:
+    """Return the ways to train a network that the given settings leave open."""
+    return [way for way in WAYS if given.items() <= way.settings.items() and fits(way, space, network)]
 
 
 def fits(way: Way, space: SearchSpace, network: Network) -> bool:
@@ -85,10 +90,9 @@ class Choice:
             sparsity: sparsity, in [0, 1), of the sparsest mask that the network is trained under; engines that gain
                 nothing from it are left out.
         """
-        left = [way for way in WAYS if self.kept.items() <= way.settings.items() and fits(way, self.space, network)]
         possible = [
             way
-            for way in left
+            for way in left_open(self.space, network, self.kept)
             if self.device in way.engine.devices
             and sparsity >= way.engine.gains_from
             and (compiler or not way.engine.needs_compiler)
@@ -162,11 +166,11 @@ def device_of_trials(gpus_per_trial: float | None, address: str | None, store: S
     elif address is not None:
         has_gpus = any(path.startswith(f"{FOLDER}/{GPU}/") for path in _files(store))
     else:
-        has_gpus = _gpus_here() > 0
+        has_gpus = gpus_here() > 0
     return GPU if has_gpus else CPU
 
 
-def _gpus_here() -> int:
+def gpus_here() -> int:
     """Return the number of NVIDIA GPUs that this process may use, from the driver: importing torch takes seconds."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -178,23 +182,21 @@ def _gpus_here() -> int:
 
 
 # --- what has been chosen ---------------------------------------------------------------------------------------------
-def chosen(store: Store) -> dict[str, dict[str, Setting]]:
-    """Return file -> settings for all choices kept in a store; a warning names each damaged file, which is left out."""
-    found = {path: _read(store, path)[0] for path in _files(store)}
-    return {path: settings for path, settings in found.items() if settings is not None}
+def chosen(store: Store) -> dict[str, dict[str, Setting] | None]:
+    """Return file -> settings for all choices kept in a store; None for a damaged file, which a warning names."""
+    return {path: _read(store, path)[0] for path in _files(store)}
 
 
-def unreadable(store: Store, found: Mapping[str, object]) -> set[Network]:
-    """Return the networks with a kept choice that is not in `found`, the result of :func:`chosen`."""
-    named = [_FILE.fullmatch(path) for path in _files(store) if path not in found]
+def unreadable(found: Mapping[str, Kept | None]) -> set[Network]:
+    """Return the networks with a damaged choice in `found`, the result of :func:`chosen`."""
+    named = [_FILE.fullmatch(path) for path, settings in found.items() if settings is None]
     return {(name[1], float(name[2])) for name in named if name}
 
 
-def ways_of(space: SearchSpace, found: Mapping[str, Kept], device: str, given: Kept) -> Ways:
+def ways_of(space: SearchSpace, found: Mapping[str, Kept | None], device: str, given: Kept) -> Ways:
     """Return the choices for a space's networks that were made with the same given settings and fit the space."""
-    files = {network: file(device, network, given) for network in networks(space)}
-    ways = {network: found[path] for network, path in files.items() if path in found}
-    return {network: way for network, way in ways.items() if fits(_way(given, way), space, network)}
+    ways = {network: found.get(file(device, network, given)) for network in networks(space)}
+    return {network: way for network, way in ways.items() if way and fits(_way(given, way), space, network)}
 
 
 def file(device: str, network: Network, given: Kept) -> str:
@@ -207,12 +209,7 @@ def file(device: str, network: Network, given: Kept) -> str:
 def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, Any]) -> dict[str, Setting]:
     """Keep a choice unless another process has kept one; return the settings of the choice that is kept.
 
-    Args:
-        store: where choices are kept.
-        path: path of the choice, see :func:`file`.
-        way: the choice.
-        given: settings that the user has given.
-        evidence: the measurements behind the choice, for human readers.
+    The file (see :func:`file`) also has the measurements behind the choice, `evidence`, for human readers.
 
     Raises:
         ValueError: a damaged file holds the path and cannot be replaced.
@@ -264,11 +261,7 @@ def training_jobs(plan: Plan, network: Network) -> list[Job]:
 def seconds(plan: Plan, jobs: Iterable[Job], way: Way, rates: Mapping[Way, Rate]) -> float:
     """Return the estimated seconds of training some jobs of one network, one after another.
 
-    Args:
-        plan: the plan.
-        jobs: training jobs of the network.
-        way: the network's way; each job trains this way at the sparsity of its mask.
-        rates: way -> the network's rate.
+    Each job trains in the network's way at the sparsity of its mask, at the network's rate in that way.
     """
     total = 0.0
     for job in jobs:
@@ -283,49 +276,53 @@ def quickest(totals: Mapping[Way, float]) -> Way:
     return next(way for way, total in totals.items() if total < TIE * min(totals.values()))
 
 
-def faster_ways(plan: Plan, rates: Sequence[Rate], given: Kept) -> list[str]:
-    """Return a line on each network that another way, left open by the user, trains faster than the space's own.
+def advice(plan: Plan, rates: Sequence[Rate], given: Kept) -> list[str]:
+    """Return lines on the networks that train slower than a conventional loop, or than another way that is left open.
 
-    Only rates of the same width, image size and kind of measurement are compared.
+    Ways are compared by rates of the same width, image size and kind of measurement.
 
     Args:
-        plan: the plan; networks with a choice are skipped.
+        plan: the plan; its networks with a choice, and all if it has several values of a setting, keep their way.
         rates: rates measured on the machine that trains.
         given: settings that the user has given.
     """
-    space, found = plan.space, []
-    if any(isinstance(getattr(space, name), tuple) for name in SETTINGS):
-        return []
-    own = Way.of(space)
+    lines, space = [], plan.space
+    keep_all = any(isinstance(getattr(space, name), tuple) for name in SETTINGS)
     for network in networks(space):
-        jobs = training_jobs(plan, network)
-        base = _rate(own.at(0.0), network, rates, image_size(plan, jobs[0])) if jobs else None
-        if base is None or network in plan.ways:
-            continue
-        alike = [
-            each
-            for each in rates
-            if each.image_size == base.image_size and (each.conventional is None) == (base.conventional is None)
-        ]
-        measured = {way: each for way in WAYS if (each := _rate(way, network, alike, base.image_size))}
-        left = [way for way in measured if way.at(0.0) in measured and given.items() <= way.settings.items()]
-        totals = {way: seconds(plan, jobs, way, measured) for way in left if fits(way, space, network)}
-        best = min(totals, key=lambda way: totals[way], default=own)
-        if own in totals and totals[own] > NOTABLE * totals[best]:
-            changed = {name: value for name, value in best.settings.items() if value != own.settings[name]}
-            flags = " ".join(f"--set {each}" for each in in_words(changed).split())
-            found.append(
-                f"as measured on this CPU, {called(network)} trains {totals[own] / totals[best]:.1f} times faster with "
-                f"{in_words(changed)}: {flags}, or --fastest"
-            )
-    return found
+        what, jobs = called(network), training_jobs(plan, network)
+        ways = dict.fromkeys(Way.of(job.config.recipe) for job in jobs if isinstance(job.config, TRAINING_CONFIGS))
+        measured: dict[tuple[int, bool], dict[Way, Rate]] = {}
+        for rate in rates:
+            if (rate.model, rate.width) == network:
+                measured.setdefault((rate.image_size, rate.conventional is not None), {})[Way.of(rate)] = rate
+        for rate in (found[way] for way in ways for (_, beside), found in measured.items() if beside and way in found):
+            if rate.conventional and rate.images_per_second < rate.conventional:
+                lines.append(
+                    f"{what} with {in_words(rate.settings)} is slower on this CPU than a conventional loop: "
+                    f"{rate.images_per_second:,.0f} against {rate.conventional:,.0f} images/s"
+                )
+        if jobs and not keep_all and network not in plan.ways:
+            size = image_size(plan, jobs[0])
+            nearest_first = sorted(measured, key=lambda kind: max(kind[0], size) / min(kind[0], size))
+            found = next((measured[kind] for kind in nearest_first if Way.of(space).at(0.0) in measured[kind]), {})
+            lines += _faster(plan, network, jobs, found, given)
+    return lines
 
 
-def _rate(way: Way, network: Network, rates: Sequence[Rate], size: int) -> Rate | None:
-    """Return the measured rate of a network in a way, at exactly its width; None if there is none."""
-    model, width = network
-    own = [rate for rate in rates if rate.width == width]
-    return nearest(own, model, width, way, image_size=size, sparsity=way.engine.gains_from)
+def _faster(plan: Plan, network: Network, jobs: Sequence[Job], measured: Mapping[Way, Rate], given: Kept) -> list[str]:
+    """Return a line on the way that trains a network faster than its own by more than ``NOTABLE``, if there is one."""
+    own = Way.of(plan.space)
+    left = [way for way in left_open(plan.space, network, given) if {way, way.at(0.0)} <= measured.keys()]
+    totals = {way: seconds(plan, jobs, way, measured) for way in left}
+    best = min(totals, key=lambda way: totals[way], default=own)
+    if own not in totals or totals[own] <= NOTABLE * totals[best]:
+        return []
+    changed = {name: value for name, value in best.settings.items() if value != own.settings[name]}
+    flags = " ".join(f"--set {each}" for each in in_words(changed).split())
+    return [
+        f"as measured on this CPU, {called(network)} trains {totals[own] / totals[best]:.1f} times faster with "
+        f"{in_words(changed)}: {flags}, or --fastest"
+    ]
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------

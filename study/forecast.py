@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from study import fastest
-from study.estimate import Estimates, duration, estimate, rates_here, slower_ways
+from study.estimate import Estimates, duration, estimate, rates_here
 from study.options import Options
 from study.plan import Network, Plan
 from trainables import schema
@@ -17,13 +17,9 @@ from trainables.training.engines import CPU
 
 
 def print_forecast(plan: Plan, store: Store, options: Options, unmeasured: Sequence[Network]) -> None:
-    """Print the remaining jobs of a plan and how long they take; this is the dry run.
+    """Print the remaining jobs of a plan and how long they take with as many trials at a time as the options allow.
 
-    Args:
-        plan: the plan.
-        store: has the results.
-        options: number and location of concurrent trials.
-        unmeasured: networks for which ``--fastest`` has no choice yet.
+    This is the dry run. For the networks in `unmeasured`, ``--fastest`` has no choice yet.
     """
     published = store.keys()
     todo, estimates = plan.closure.todo(published), estimate(plan, store, published)
@@ -41,12 +37,7 @@ def print_plan(
 ) -> None:
     """Print the jobs of each kind (total, published, left to run, estimated time) and the networks that train slowly.
 
-    Args:
-        plan: the plan.
-        todo: key -> outputs, from ``plan.closure.todo(published)``.
-        estimates: seconds of each job.
-        store: has the measured rates.
-        options: say where the trials run.
+    Left are the outputs in `todo`, key of a job -> outputs, from ``plan.closure.todo(published)``.
     """
     space = plan.space
     print(f"{space.name}: {space.question}")
@@ -72,8 +63,7 @@ def _slow(plan: Plan, store: Store, options: Options) -> list[str]:
     """Return a line on each part of a plan that could be faster on this machine's CPU; none if trials run elsewhere."""
     if options.cluster is not None or fastest.device_of_trials(options.gpus_per_trial, None, store) != CPU:
         return []
-    rates = rates_here(store)
-    lines = slower_ways(plan, rates) + fastest.faster_ways(plan, rates, fastest.kept(plan.space, options.set))
+    lines = fastest.advice(plan, rates_here(store), fastest.kept(plan.space, options.set))
     trained = [job.config for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)]
     if cpu.emulates_bf16() and any(config.recipe.precision == "bf16" for config in trained):
         lines.append(

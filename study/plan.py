@@ -96,7 +96,9 @@ def make_plan(
     for cell in grid:
         job = target(cell)
         requests += 1
-        separate += _epochs_alone(job, own_epochs)
+        if job.key not in own_epochs:
+            own_epochs[job.key] = sum(each.epochs for each in Closure([Ref(job)]).jobs.values())
+        separate += own_epochs[job.key]
         ask(job, cell)
         if job.kind == schema.SPARSE and "lth" in space.method and job.key not in lth_keys:
             lth_keys[job.key] = target(dataclasses.replace(cell, method="lth", member=0)).key
@@ -164,20 +166,6 @@ def _shape(values: Mapping[str, Any], facts: DatasetFacts) -> tuple[object, ...]
 
 def _described(facts: DatasetFacts) -> str:
     return f"{facts.num_classes} classes, {facts.in_channels} channels, {facts.image_size or '?'} pixels a side"
-
-
-def _epochs_alone(job: Job, known: dict[str, int]) -> int:
-    """Return the epochs of a job and all its ancestors, each counted once."""
-    if job.key not in known:
-        seen: dict[str, int] = {}
-        stack = [job]
-        while stack:
-            current = stack.pop()
-            if current.key not in seen:
-                seen[current.key] = current.epochs
-                stack.extend(ref.job for _, ref in current.parents)
-        known[job.key] = sum(seen.values())
-    return known[job.key]
 
 
 # --- overriding fields of a space -----------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from study.estimate import Estimates, duration
 from study.plan import Plan
-from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, STATES, WAITING
+from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
 from study.tracking.labels import name_in
 from trainables import schema
 from trainables.host.terminal import printable
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 10.0
 """Seconds between two plain lines."""
-ESTIMATE_SECONDS = 2.0
-"""Seconds between two estimates of the time left in the live table; with 10,000 jobs an estimate takes 30 ms."""
 RUNNING_SHOWN, LAST = 12, 4
 """Number of running jobs and of most recently finished jobs in the live display."""
 BAR_WIDTH = 24
@@ -44,31 +43,18 @@ class Progress:
         plan: Plan,
         searcher: PlanSearcher,
         estimates: Estimates,
-        slots: Callable[[], int],
         stream: TextIO | None = None,
     ) -> None:
-        """Prepare the display.
-
-        Args:
-            plan: the study.
-            searcher: knows the state of every job.
-            estimates: seconds per job.
-            slots: returns how many trials can run at the same time on the current cluster.
-            stream: where to write; standard output by default.
-        """
-        self._plan, self._searcher, self._estimates, self._slots = plan, searcher, estimates, slots
+        """Prepare the display on `stream`, by default standard output."""
+        self._plan, self._searcher, self._estimates = plan, searcher, estimates
         self._stream = stream or sys.stdout
         self._console = Console(file=self._stream)
         self._started = time.monotonic()
         self._last_step: float | None = None
         self._slot_seconds = 0.0
-        self._estimated: tuple[float, float | None] = (-ESTIMATE_SECONDS, None)
         self._idle_since: float | None = None
         self._running: OrderedDict[str, tuple[str, str, str]] = OrderedDict()
         self._last: deque[tuple[str, str, str]] = deque(maxlen=LAST)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._live: Live | None = None
         self._last_line = ""
 
     # --- events, from the driver's loop -------------------------------------------------------------------------------
@@ -89,31 +75,29 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a permanent line, above the live table if there is one."""
-        if self._live is not None:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(line, file=self._stream, flush=True)
+        self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     # --- display ------------------------------------------------------------------------------------------------------
-    def __enter__(self) -> Progress:
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the progress during a ``with`` block."""
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=4, transient=True)
-            self._live.__enter__()
-        else:
-            self._thread = threading.Thread(target=self._print_lines, name="progress", daemon=True)
-            self._thread.start()
-        return self
+            with Live(get_renderable=self._table, console=self._console, refresh_per_second=1, transient=True):
+                yield
+            return
+        stop = threading.Event()
 
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        if self._live is not None:
-            self._live.__exit__(None, None, None)
-        if self._thread is not None:
-            self._thread.join()
-            self._write_line()
+        def print_lines() -> None:
+            while not stop.wait(LINE_SECONDS):
+                self._write_line()
 
-    def _print_lines(self) -> None:
-        while not self._stop.wait(LINE_SECONDS):
+        thread = threading.Thread(target=print_lines, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
             self._write_line()
 
     def _write_line(self) -> None:
@@ -124,21 +108,20 @@ class Progress:
 
     def line(self) -> str:
         """Return the state of the study as one plain line."""
-        counts = self._searcher.counts
-        parts = []
-        for kind in schema.STAGES:
-            total = sum(counts[kind, state] for state in STATES)
-            if total:
-                parts.append(f"{kind} {counts[kind, DONE]}/{total}")
-        states = self._states()
-        text = f"{duration(time.monotonic() - self._started):>10}  done: {', '.join(parts)}"
-        text += f"; {states[RUNNING]} running, {states[WAITING] + states[READY] + states[QUEUED]} waiting"
+        kinds = self._kinds()
+        states = sum(kinds.values(), Counter())
+        parts = ", ".join(f"{kind} {each[DONE]}/{each.total()}" for kind, each in kinds.items())
+        text = f"{duration(time.monotonic() - self._started):>10}  done: {parts}"
+        text += f"; {states[RUNNING]} running, {_waiting(states)} waiting"
         if states[FAILED] or states[BLOCKED]:
             text += f", {states[FAILED]} failed, {states[BLOCKED]} blocked"
         if states[NOT_RUN]:
             text += f", {states[NOT_RUN]} not run"
+        return text + self._left() + self._stall(states)
+
+    def _left(self) -> str:
         left = self.seconds_left()
-        return text + (f"; about {duration(left)} left" if left else "") + self._stall(states)
+        return f"; about {duration(left)} left" if left else ""
 
     def _stall(self, states: Counter[str]) -> str:
         """Return how long the study has waited for machines, if nothing runs: a cluster may have lost its last ones."""
@@ -149,19 +132,19 @@ class Progress:
         idle = time.monotonic() - self._idle_since
         return f"; waiting for machines for {duration(idle)}" if idle >= STALLED_SECONDS else ""
 
-    def _states(self) -> Counter[str]:
-        states: Counter[str] = Counter()
-        for (_, state), count in list(self._searcher.counts.items()):  # a copy: the driver's thread adds items
-            states[state] += count
-        return states
+    def _kinds(self) -> dict[str, Counter[str]]:
+        """Return the number of jobs of each kind by state; a kind without jobs is left out."""
+        found: dict[str, Counter[str]] = {kind: Counter() for kind in schema.STAGES}
+        for key, state in self._searcher.state.items():
+            found[self._plan.jobs[key].kind][state] += 1
+        return {kind: states for kind, states in found.items() if states}
 
     def seconds_left(self) -> float | None:
         """Return the estimated seconds to the end; None if nothing is left."""
-        state = dict(self._searcher.state)
+        state, slots = self._searcher.state, self._searcher.slots()
         left = {key for key, each in state.items() if each in OPEN}
         if not left:
             return None
-        slots = self._slots()
         remaining = self._estimates.makespan(self._plan, left, slots)
         done = self._estimates.total([key for key, each in state.items() if each == DONE])
         if self._last_step is None:
@@ -175,28 +158,17 @@ class Progress:
         weight = min(1.0, done / (0.1 * (done + self._estimates.total(left))))
         return remaining * ((1 - weight) + weight * self._slot_seconds / done)
 
-    def _recent_seconds_left(self) -> float | None:
-        if time.monotonic() - self._estimated[0] >= ESTIMATE_SECONDS:
-            self._estimated = time.monotonic(), self.seconds_left()
-        return self._estimated[1]
-
     def _table(self) -> Group:
-        counts = self._searcher.counts
-        table = Table(box=None, pad_edge=False, header_style="bold")
+        kinds, table = self._kinds(), Table(box=None, pad_edge=False, header_style="bold")
         for column in ("job", "", "done", "running", "waiting", "failed", "total"):
             table.add_column(column, justify="left" if column in ("job", "") else "right")
-        for kind in schema.STAGES:
-            each = [counts[kind, state] for state in STATES]
-            if total := sum(each):
-                waiting = counts[kind, WAITING] + counts[kind, READY] + counts[kind, QUEUED]
-                failed = counts[kind, FAILED] + counts[kind, BLOCKED] + counts[kind, NOT_RUN]
-                row = (counts[kind, DONE], counts[kind, RUNNING], waiting, failed, total)
-                bar = ProgressBar(total=total, completed=counts[kind, DONE], width=BAR_WIDTH)
-                table.add_row(kind, bar, *(str(number) for number in row))
-        left = self._recent_seconds_left()
+        for kind, states in kinds.items():
+            failed = states[FAILED] + states[BLOCKED] + states[NOT_RUN]
+            row = (states[DONE], states[RUNNING], _waiting(states), failed, states.total())
+            bar = ProgressBar(total=states.total(), completed=states[DONE], width=BAR_WIDTH)
+            table.add_row(kind, bar, *(str(number) for number in row))
         header = f"{self._plan.space.name}: {duration(time.monotonic() - self._started)} so far"
-        header += (f", about {duration(left)} left" if left else "") + self._stall(self._states())
-        return Group(Text(header), table, self._jobs())
+        return Group(Text(header + self._left() + self._stall(sum(kinds.values(), Counter()))), table, self._jobs())
 
     def _jobs(self) -> Table:
         """Return the running jobs, and below them the jobs that finished most recently."""
@@ -215,3 +187,7 @@ class Progress:
     def _name(self, key: str) -> str:
         # Make the text printable before the layout, so that the columns fit it.
         return printable(name_in(self._plan, key), self._stream)
+
+
+def _waiting(states: Counter[str]) -> int:
+    return states[WAITING] + states[READY] + states[QUEUED]

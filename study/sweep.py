@@ -39,8 +39,8 @@ from trainables.storage.store import Lease, StorageError, Store
 
 if TYPE_CHECKING:  # ray reads parts of its environment on import
     from study.scheduling.callback import StudyCallback
-    from study.scheduling.hosts import Hosts
-    from study.scheduling.placement import Resources
+    from study.scheduling.hosts import Hosts, Resources
+    from study.scheduling.placement import Group
     from study.scheduling.searcher import PlanSearcher
     from study.scheduling.session import Cluster
 
@@ -227,16 +227,15 @@ class _Sweep:
                 self._estimates,
                 surroundings,
                 options.retries,
+                hosts=hosts,
                 resources=_resources(self._plan, todo, cluster, hosts, options),
-                room=cluster.resources,
                 ahead=AHEAD_LOCAL if cluster.is_own else AHEAD_CLUSTER,
                 max_concurrent=options.max_concurrent,
                 nets_per_trial=options.nets_per_trial,
-                hosts=hosts,
                 held=looks.held,
                 say=say,
             )
-            progress = Progress(self._plan, searcher, self._estimates, searcher.slots)
+            progress = Progress(self._plan, searcher, self._estimates)
 
             def attach(callback: StudyCallback) -> None:
                 callback.attach(
@@ -247,7 +246,7 @@ class _Sweep:
                     published=looks.published,
                 )
 
-            with closing(looks), progress, cluster.watched(lambda reason: self._lose(reason, cluster)):
+            with closing(looks), progress.shown(), cluster.watched(lambda reason: self._lose(reason, cluster)):
                 self._ended = run_trials(cluster, searcher, attach, self._plan.space.name)
                 if self._ended is not None and (missing := cluster.missing()) is not None:
                     self._lose(f"{missing} is out of reach", cluster)
@@ -284,13 +283,13 @@ class _Sweep:
 
 def _resources(
     plan: Plan, todo: dict[str, set[int | None]], cluster: Cluster, hosts: Hosts, options: Options
-) -> dict[str, Resources]:
-    """Return the resources that each job requests; print them.
+) -> dict[Group, Resources]:
+    """Return the resources that the jobs of each group request; print them.
 
     Raises:
         ClusterError: this machine is too small for one of the jobs, or PyTorch cannot use the GPUs of a node.
     """
-    from study.scheduling.placement import GIB, requests
+    from study.scheduling.placement import GIB, group, requests
 
     gpus, memory = options.gpus_per_trial, options.gpu_memory and options.gpu_memory * GIB
     if gpus is None and memory is None:
@@ -303,7 +302,8 @@ def _resources(
         gpu_memory=memory,
         nets_per_trial=options.nets_per_trial,
     )
-    for each in {tuple(each.items()) for each in asked.values()}:
+    counts = Counter(tuple(asked[group(plan.jobs[key])].items()) for key in todo)
+    for each in counts:
         if not hosts.fit(dict(each)):
             problem = f"a trial asks for {_in_words(each)}, no node of the cluster has that much"
             if cluster.is_own:
@@ -311,9 +311,8 @@ def _resources(
             warnings.append(f"{problem} now; waiting for one that has")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    counts = Counter(tuple(each.items()) for each in asked.values())
     shapes = "; ".join(f"{count} with {_in_words(each)}" for each, count in counts.most_common())
-    hint = "" if cluster.is_own or cluster.resources().get("GPU") or gpus is not None or memory else _NO_GPUS
+    hint = "" if cluster.is_own or hosts.room().get("GPU") or gpus is not None or memory else _NO_GPUS
     trained = (plan.jobs[key].config for key in todo)
     stacked = sum(isinstance(each, TRAINING_CONFIGS) and each.recipe.engine.shares_trial for each in trained)
     together = f"; {stacked} networks stacked, up to {options.nets_per_trial} in a trial" if stacked else ""

@@ -40,7 +40,6 @@ LATE: dict[str, str] = {
     "analysis.report": "pandas and matplotlib are not for --help",
     "study.benchmark.__main__": "torch is not for --help and the printed table",
     "study.benchmark.sweep": "ray, once its environment has been set",
-    "study.benchmark.training": "what it is compared with is loaded only in the process that measures it",
     "study.outcome": "pandas, once a study has ended well",
     "study.run": "torch, once --fastest has something to measure",
     "study.scheduling.session": "torch, on a node that is asked for its GPUs",

@@ -16,7 +16,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -67,6 +68,8 @@ _NAMED_METRICS = (
     schema.SPARSITY_PRUNABLE,
     schema.SPARSITY_NETWORK,
 )
+Results = Generator[dict[str, Any], None, None]
+"""The results of a trial's steps."""
 _SURROUNDINGS = ("storage", "data_dir", "checkpoint_seconds")
 
 _log = logging.getLogger(__name__)
@@ -82,7 +85,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
     Only ``step()`` does work, because Tune may call a trial's ``setup()`` more than once.
     """
 
-    _rows: Iterator[Row] | None = None
+    _results: Results | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         """Prepare the job that `config` describes."""
@@ -101,20 +104,18 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
 
     def _begin(self, config: dict[str, Any]) -> None:
         surroundings = {name: config[name] for name in _SURROUNDINGS if config.get(name) is not None}
-        if "data_dir" in surroundings:
-            surroundings["data_dir"] = str(_absolute(surroundings["data_dir"]))
-        job, outputs = self._job(
-            {name: value for name, value in config.items() if name not in _SURROUNDINGS}, surroundings.get("data_dir")
-        )
+        own = {name: value for name, value in config.items() if name not in _SURROUNDINGS}
+        data_dir = _located(str(surroundings["data_dir"])) if "data_dir" in surroundings else None
+        job, outputs = self._job(own, data_dir)
         context = Context(
-            store=Store(_location(str(surroundings.pop("storage", "outputs")))),
+            store=Store(_located(str(surroundings.pop("storage", "outputs")))),
             device=self._device(),
-            **surroundings,
+            **{**surroundings, "data_dir": data_dir},
         )
         # One thread per CPU of the trial: more would compete for the cores of other trials.
         torch.set_num_threads(max(1, int(self._cpus())))
         self._target, self._context = job, context
-        self._rows = compute(job, outputs, context)
+        self._results = self._following(compute(job, outputs, context))
 
     def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
         """Return the job that the rest of the config names, and the outputs to publish."""
@@ -141,23 +142,22 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         Raises:
             RuntimeError: the trial has already ended or failed.
         """
-        if self._rows is None:
+        result = None if self._results is None else next(self._results, None)
+        if result is None:
             raise RuntimeError("this trial has ended: there is nothing left to compute")
-        try:
-            return self._advance(self._rows)
-        except BaseException:
-            self._close()  # a generator that has raised looks like one that is exhausted
-            raise
+        return result
 
-    def _advance(self, rows: Iterator[Row]) -> dict[str, Any]:
-        row = next(rows, None)
-        if row is None:
-            return self._finished(self._target)
-        if row["job_key"] == self._target.key and row.get("step") == self._target.epochs:
-            for _ in rows:  # publish before reporting: a scheduler may end the trial at its last epoch
-                pass
-            return {**row, **self._finished(self._target)}
-        return self._going_on(self._target, row)
+    def _following(self, computed: Generator[Row, None, None]) -> Results:
+        """Yield the result of each step of the job that `computed` computes."""
+        with closing(computed) as rows:
+            for row in rows:
+                if row["job_key"] == self._target.key and row.get("step") == self._target.epochs:
+                    for _ in rows:  # publish before reporting: a scheduler may end the trial at its last epoch
+                        pass
+                    yield {**row, **self._finished(self._target)}
+                    return
+                yield self._going_on(self._target, row)
+        yield self._finished(self._target)
 
     def _going_on(self, job: Job, row: Row) -> dict[str, Any]:
         return {"epoch": row.get("step", 0) if row["job_key"] == job.key else 0, **row, "done": False}
@@ -179,9 +179,8 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         self._close()
 
     def _close(self) -> None:
-        if self._rows is not None and hasattr(self._rows, "close"):
-            self._rows.close()
-        self._rows = None
+        if self._results is not None:
+            self._results.close()
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
@@ -206,8 +205,6 @@ class PlannedJob(JobTrainable):
     _fault: Exception | None = None
     """Why the job cannot begin here. The first step reports it; the error of a trial that dies earlier is lost."""
     _held_since: float | None = None
-    _rounds: Generator[dict[str, News], None, None] | None = None
-    """The rounds of several jobs; None for a single job."""
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._fault = None
@@ -224,8 +221,7 @@ class PlannedJob(JobTrainable):
         mates = [self._job(each, None) for each in json.loads(config.get("mates", "[]"))]
         if mates:
             wanted = [(self._target, list(config["outputs"])), *mates]
-            self._open = {job.key: job for job, _ in wanted}
-            self._rounds = compute_together(wanted, self._context)
+            self._results = self._following_all([job for job, _ in wanted], compute_together(wanted, self._context))
             self._max_silence = self._max_silence and len(wanted) * self._max_silence
 
     def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
@@ -270,55 +266,36 @@ class PlannedJob(JobTrainable):
             self._find_study()
             result = super().step()
         except Exception as error:
-            self._close()
             ended = _ended(error)
             if ended["status"] == STATUS_DIED:
                 raise
             return ended if self._fault is not None else {"stage": self._target.kind, **ended}
         finally:
             faulthandler.cancel_dump_traceback_later()
-        if not self._is_waiting(result):
+        if not all(each.get("waiting") for each in result.get("nets", [result])):
             self._held_since = None
             return result
         self._held_since = self._held_since or time.monotonic()
         if time.monotonic() - self._held_since < HELD_SECONDS:
             return result
-        together = self._rounds is not None
         self._close()
-        if together:
-            return self._news({key: _held(job) for key, job in self._open.items()})
-        return _held(self._target)
+        return {"stage": self._target.kind, "status": STATUS_HELD, "done": True}
 
-    def _advance(self, rows: Iterator[Row]) -> dict[str, Any]:
-        if self._rounds is None:
-            return super()._advance(rows)
-        news = {}
-        for key, event in next(self._rounds).items():
-            job = self._open[key]
-            if isinstance(event, Exception):
-                news[key] = {"stage": job.kind, **_ended(event)}
-            else:
-                news[key] = self._finished(job) if event is None else self._going_on(job, event)
-        return self._news(news)
-
-    def _news(self, news: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        """Return the result of a trial of several jobs, which ends when all of them have."""
-        for key, result in news.items():
-            if result["done"]:
-                del self._open[key]
-        if not self._open:
-            self._close()
-        nets = [{"key": key, **result} for key, result in news.items()]
-        return {"stage": self._target.kind, "nets": nets, "done": not self._open}
-
-    def _is_waiting(self, result: Mapping[str, Any]) -> bool:
-        return all(each.get("waiting") for each in result.get("nets", [result]))
-
-    def _close(self) -> None:
-        super()._close()
-        if self._rounds is not None:
-            self._rounds.close()
-        self._rounds = None
+    def _following_all(self, wanted: Sequence[Job], computed: Generator[dict[str, News], None, None]) -> Results:
+        """Yield the result of each step of several jobs that `computed` computes; the last one ends when all have."""
+        jobs = {job.key: job for job in wanted}
+        with closing(computed) as rounds:
+            for news in rounds:
+                nets = []
+                for key, event in news.items():
+                    if isinstance(event, Exception):
+                        result = {"stage": jobs[key].kind, **_ended(event)}
+                    else:
+                        result = self._finished(jobs[key]) if event is None else self._going_on(jobs[key], event)
+                    nets.append({"key": key, **result})
+                    if result["done"]:
+                        del jobs[key]
+                yield {"stage": self._target.kind, "nets": nets, "done": not jobs}
 
 
 class CellTrainable(JobTrainable):
@@ -402,10 +379,6 @@ def by_net(result: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Mapping[
     return {str(net["key"]): {**host, **net} for net in result["nets"] if net["key"] in keys}
 
 
-def _held(job: Job) -> dict[str, Any]:
-    return {"stage": job.kind, "status": STATUS_HELD, "done": True}
-
-
 def _ended(error: Exception) -> dict[str, Any]:
     """Return the last result of a job that an exception has ended; its status tells the searcher how to proceed."""
     named = f"{type(error).__name__}: {first_line(error)}"
@@ -432,11 +405,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _location(storage: str) -> str:
-    """Return a storage as the driver means it; a URI means the same everywhere."""
-    return storage if "://" in storage else str(_absolute(storage))
-
-
-def _absolute(path: str | os.PathLike[str]) -> Path:
-    """Resolve a path against the directory where the driver was started; a trial runs in a directory of Tune's."""
-    return Path(os.environ.get("TUNE_ORIG_WORKING_DIR") or os.getcwd()) / expanded(path)
+def _located(path: str) -> str:
+    """Return a path or URI as the driver means it: a trial runs in a directory of Tune's."""
+    return path if "://" in path else str(Path(os.environ.get("TUNE_ORIG_WORKING_DIR") or os.getcwd(), expanded(path)))

@@ -6,24 +6,33 @@ noise.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
 import platform
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
-from study.benchmark.results import Comparison
+from study.benchmark.results import Comparison, Row
 from trainables.host import cpu, usage
 from trainables.host.processes import cores
 
-_MEBIBYTE = 2**20
+MEBIBYTE = 2**20
+
+T = TypeVar("T")
+Name = TypeVar("Name")
+Part = Callable[[Iterable[int]], Iterator[Row]]
+"""Takes the numbers of the rounds, from 0, and yields each row of a measurement once it is measured."""
 
 
 class Workload(Protocol):
@@ -33,81 +42,91 @@ class Workload(Protocol):
         """Do the work once; return its amount, such as the number of images."""
 
 
-class Contestant:
-    """A workload in its own process, isolated from the memory and settings of the others."""
+class Team:
+    """Equal workloads that run at the same time, each in a process isolated from the memory and settings of others.
 
-    def __init__(self, name: str, threads: int, make: Callable[..., Workload], *arguments: Any) -> None:
-        """Start the process; it builds the workload and runs it once, uncounted.
+    When the parent ends, in whatever way, they end without a word.
+    """
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        name: str,
+        make: Callable[..., Workload],
+        *arguments: Any,
+        threads: int = 1,
+        count: int = 1,
+    ) -> None:
+        """Start the processes; each builds the workload and runs it once, uncounted.
 
         Args:
+            stack: ends the processes.
             name: for messages.
-            threads: torch's CPU threads.
             make: returns the workload; `make` and its arguments are pickled.
             *arguments: arguments of `make`.
+            threads: torch's CPU threads in each process.
+            count: number of processes.
         """
-        self.name = name
+        self._name = name
+        self._members = []
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        # Not a daemon: daemons cannot start loader processes.
-        self._process = context.Process(target=_serve, args=(theirs, threads, make, arguments), daemon=False)
-        self._process.start()
-        theirs.close()
+        stack.push(self._end)
+        # A terminal sends Ctrl-C to all processes. The members inherit that it is blocked, and the parent ends them.
+        resource_tracker.ensure_running()  # now, because starting it would unblock Ctrl-C
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            # Not a daemon: daemons cannot start loader processes.
+            process = context.Process(target=_serve, args=(theirs, threads, make, arguments), daemon=False)
+            process.start()
+            theirs.close()
+            self._members.append((ours, process))
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def begin(self, request: str = "run") -> None:
-        """Send a request ("run", "run afresh" or "memory") without waiting for the answer."""
-        self._pipe.send(request)
+    def wait(self) -> None:
+        """Wait for the uncounted run, and set `first` to its seconds; raises as :meth:`seconds` does."""
+        self.first = self._slowest(self._answers())
 
-    def answer(self) -> Any:
-        """Wait for the answer to the last request.
+    def seconds(self, request: str = "run") -> float:
+        """Run all workloads once, rebuilt before that for "run afresh"; return the seconds per unit of work.
 
         Raises:
-            RuntimeError: the process failed; the message contains its error.
+            RuntimeError: a process failed; the message contains its error.
         """
-        try:
-            fine, answer = self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            raise RuntimeError(f"{self.name}: its process ended with code {self._process.exitcode}") from None
-        if not fine:
-            raise RuntimeError(f"{self.name}: {answer}")
-        return answer
+        return self._slowest(self._answers(request))
 
     def memory(self) -> float:
-        """Return the process's peak memory in MiB, plus the memory that its child processes hold now, if known."""
-        self.begin("memory")
-        return float(self.answer())
+        """Return the largest peak memory of a process plus what its child processes hold now, if known, in MiB."""
+        return float(max(self._answers("memory")))
 
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.close()
-        self._process.join()
+    def _slowest(self, answers: list[tuple[float, int]]) -> float:
+        """Return the seconds per unit of work of all members together: the slowest determines the team's time."""
+        return max(seconds for seconds, _ in answers) / sum(done for _, done in answers)
 
+    def _answers(self, request: str | None = None) -> list[Any]:
+        """Return the members' answers to a request; without one, those to the first run, which needs none."""
+        for pipe, _ in self._members if request else ():
+            pipe.send(request)
+        answers = []
+        for pipe, process in self._members:
+            try:
+                fine, answer = pipe.recv()
+            except EOFError:
+                process.join()
+                raise RuntimeError(f"{self._name}: its process ended with code {process.exitcode}") from None
+            if not fine:
+                raise RuntimeError(f"{self._name}: {answer}")
+            answers.append(answer)
+        return answers
 
-class Team:
-    """Contestants that run at the same time; the slowest determines the team's time."""
-
-    def __init__(self, stack: ExitStack, *contestants: Contestant) -> None:
-        """Wait until all are ready; `stack` ends their processes."""
-        self.contestants = contestants
-        for each in contestants:
-            stack.callback(each.close)
-        self.first_seconds = max(each.answer() for each in contestants)
-        """Seconds of the slowest contestant's uncounted run."""
-
-    def seconds(self, request: str = "run") -> tuple[float, int]:
-        """Run all once; return the seconds of the slowest and the amount of work done by all."""
-        for each in self.contestants:
-            each.begin(request)
-        answers = [each.answer() for each in self.contestants]
-        return max(seconds for seconds, _ in answers), sum(done for _, done in answers)
-
-    def seconds_afresh(self) -> float:
-        """Rebuild every workload and run all once; return the seconds of the slowest run."""
-        return self.seconds("run afresh")[0]
-
-    def memory(self) -> float:
-        """Return the largest peak memory among the contestants, in MiB."""
-        return max(each.memory() for each in self.contestants)
+    def _end(self, kind: type[BaseException] | None, *details: object) -> None:
+        """End the processes, after an error without waiting for what they compute."""
+        for pipe, process in self._members:
+            pipe.close()
+            if kind is not None:
+                process.terminate()
+        for _, process in self._members:
+            process.join()
 
 
 class Budget:
@@ -123,78 +142,82 @@ class Budget:
             clock: returns seconds.
         """
         self._clock, self._repeats, self._parts = clock, repeats, parts
-        self._end = self._until = clock() + seconds
+        self._end = clock() + seconds
 
-    def begins(self, part: str) -> bool:
-        """Begin a part if time is left and print whether it is timed; return whether it is."""
-        now = self._clock()
-        left = self._end - now
-        print(f"timing {part}" if left > 0 else f"not measured, out of time: {part}", flush=True)
-        self._until = now + left / max(1, self._parts)
-        self._parts -= 1
-        return left > 0
+    def measure(self, parts: Mapping[str, Part]) -> Iterator[Row]:
+        """Yield the rows of parts, title -> part; say of each part that it is timed or that no time is left."""
+        for title, part in parts.items():
+            now = self._clock()
+            left = self._end - now
+            print(f"timing {title}" if left > 0 else f"not measured, out of time: {title}", flush=True)
+            if left > 0:
+                yield from part(self._rounds(now + left / max(1, self._parts)))
+            self._parts -= 1
 
-    def rounds(self) -> Iterator[int]:
-        """Yield the current part's rounds: one, then more as long as another one of the last one's length fits."""
+    def _rounds(self, until: float) -> Iterator[int]:
+        """Yield rounds: one, then more as long as another one of the last one's length fits."""
         for each in range(self._repeats):
             start = self._clock()
             yield each
             now = self._clock()
-            if now + (now - start) > self._until:
+            if now + (now - start) > until:
                 return
 
 
-def ready(stack: ExitStack, contestants: Mapping[str, Sequence[Contestant]]) -> dict[str, Team]:
-    """Return the teams whose contestants all ran once; print the error of every other team and leave it out."""
-    teams = {}
-    for name, members in contestants.items():
+def ready(teams: Iterable[tuple[Name, Team]]) -> dict[Name, Team]:
+    """Wait for the first run of each team; print the error of a team that fails and leave it out.
+
+    The teams of a list get ready in parallel; a generator starts each team when the one before it is ready.
+    """
+    able = {}
+    for name, team in teams:
         try:
-            teams[name] = Team(stack, *members)
+            team.wait()
         except RuntimeError as error:
             print(f"not measured: {error}", flush=True)
-    return teams
+        else:
+            able[name] = team
+    return able
 
 
-def in_turns(teams: Mapping[str, Team], rounds: Iterable[int]) -> dict[str, tuple[float, ...]]:
-    """Time teams alternately; return the seconds of each team per unit of work, one number per round.
-
-    Args:
-        teams: name -> team. A different team starts each round.
-        rounds: round numbers, counted from 0.
-    """
-    times: dict[str, list[float]] = {name: [] for name in teams}
-    names = list(teams)
+def in_turns(works: Mapping[Name, Callable[[], float]], rounds: Iterable[int]) -> dict[Name, tuple[float, ...]]:
+    """Run works alternately; return what each returns, one number per round. A different one starts each round."""
+    found: dict[Name, list[float]] = {name: [] for name in works}
+    names = list(works)
     for repeat in rounds:
-        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
-            seconds, done = teams[name].seconds()
-            times[name].append(seconds / done)
-    return {name: tuple(each) for name, each in times.items()}
+        first = repeat % max(1, len(names))
+        for name in names[first:] + names[:first]:
+            found[name].append(works[name]())
+    return {name: tuple(each) for name, each in found.items()}
 
 
-def compare(name: str, ours: Callable[[], object], other: Callable[[], object], rounds: Iterable[int]) -> Comparison:
-    """Time two functions alternately in this process, after one uncounted run of each."""
-    times: dict[Callable[[], object], list[float]] = {ours: [], other: []}
-    for way in times:
-        way()
+def compared(
+    pairs: Mapping[str, tuple[str, str]], seconds: Mapping[str, tuple[float, ...]], amount: int
+) -> Iterator[Comparison]:
+    """Yield the comparisons, name -> our work and the other one, of works that were timed.
+
+    The rounds' seconds per unit of work become the seconds of `amount` units.
+    """
+    for name, pair in pairs.items():
+        if seconds.keys() >= set(pair):
+            ours, other = (tuple(amount * each for each in seconds[work]) for work in pair)
+            yield Comparison(name=name, ours=ours, other=other)
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Run a function; return the seconds that it took, and its result."""
+    gc.collect()  # garbage of the last run must not slow this one
     synchronize()
-    for _ in rounds:
-        for way, seconds in times.items():
-            start = time.perf_counter()
-            way()
-            synchronize()
-            seconds.append(time.perf_counter() - start)
-    return Comparison(name=name, ours=tuple(times[ours]), other=tuple(times[other]))
+    start = time.perf_counter()
+    result = work()
+    synchronize()
+    return time.perf_counter() - start, result
 
 
 def synchronize() -> None:
-    """Wait until the GPU, if there is one, has finished all queued work."""
-    if torch.cuda.is_available():
+    """Wait until the GPU, if this process uses one, has finished all queued work."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
-
-
-def peak_memory() -> float:
-    """Return this process's peak memory, in MiB."""
-    return usage.peak_memory() / _MEBIBYTE
 
 
 def machine() -> dict[str, object]:
@@ -212,37 +235,25 @@ def machine() -> dict[str, object]:
     }
 
 
-# --- in the contestant's process ----------------------------------------------------------------------------------
-def _serve(pipe: Connection, threads: int, make: Callable[..., Workload], arguments: Sequence[Any]) -> None:
-    """Answer requests until the pipe is closed."""
+# --- in a team's process -------------------------------------------------------------------------------------------
+def _serve(pipe: Connection, threads: int, make: Callable[..., Workload], arguments: tuple[Any, ...]) -> None:
+    """Run the workload and answer requests until the pipe is closed or the workload fails."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # ends loader processes, too
     torch.set_num_threads(threads)
-    try:
-        workload = make(*arguments)
-        pipe.send((True, _timed(workload)[0]))
-        while True:
+    request, fine, answer, workload = "run afresh", True, object(), None
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended the benchmark, or has ended itself
+        while fine:
             try:
-                request = pipe.recv()
-            except EOFError:
-                return
-            if request == "memory":
-                children = (child.pid for child in multiprocessing.active_children())
-                answer: object = peak_memory() + sum(map(_own_memory, children))
-            else:
-                workload = make(*arguments) if request == "run afresh" else workload
-                answer = _timed(workload)
-            pipe.send((True, answer))
-    except BaseException as error:
-        pipe.send((False, f"{type(error).__name__}: {error}"))
-        raise
-
-
-def _timed(workload: Workload) -> tuple[float, int]:
-    gc.collect()  # garbage of the last run must not slow this one
-    synchronize()
-    start = time.perf_counter()
-    done = workload.run()
-    synchronize()
-    return time.perf_counter() - start, done
+                if request == "memory":
+                    children = (child.pid for child in multiprocessing.active_children())
+                    answer = usage.peak_memory() / MEBIBYTE + sum(map(_own_memory, children))
+                else:
+                    workload = workload if workload and request == "run" else make(*arguments)
+                    answer = timed(workload.run)
+            except Exception as error:
+                fine, answer = False, f"{type(error).__name__}: {error}"
+            pipe.send((fine, answer))
+            request = pipe.recv()
 
 
 def _own_memory(process: int | None) -> float:

@@ -8,20 +8,18 @@ both ways for each repeat, their ratios and the median ratio), ``figures`` (sing
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import logging
-import os
 import secrets
 import statistics
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from trainables.storage import documents
+from trainables.storage.local import LocalStorage
 from trainables.training.way import Way
 
 _log = logging.getLogger(__name__)
@@ -99,127 +97,76 @@ class Rate(Way):
     conventional: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """The results of one measurement.
-
-    Attributes:
-        what: the kind of measurement, by its name on the command line.
-        settings: the settings that were measured.
-        comparisons: comparisons of two ways.
-        figures: single numbers.
-        rates: training speeds for estimates and choices.
-    """
-
-    what: str
-    settings: dict[str, Any]
-    comparisons: Sequence[Comparison] = ()
-    figures: Sequence[Figure] = ()
-    rates: Sequence[Rate] = ()
-
-    def document(self) -> dict[str, Any]:
-        """Return the measurement as JSON data for the file."""
-        return {
-            "what": self.what,
-            "settings": self.settings,
-            "comparisons": [
-                {**asdict(each), "ratios": each.ratios, "median_ratio": statistics.median(each.ratios)}
-                for each in self.comparisons
-            ],
-            "figures": [asdict(each) for each in self.figures],
-            "rates": [asdict(each) for each in self.rates],
-        }
+Row = Comparison | Figure | Rate
 
 
-def store(path: Path, measurement: Measurement, machine: dict[str, Any], commit: str | None) -> None:
-    """Add a measurement to a file; it replaces an earlier one of the same kind and settings.
+def store(
+    path: Path,
+    what: str,
+    settings: Mapping[str, Any],
+    rows: Sequence[Row],
+    *,
+    machine: Mapping[str, Any],
+    commit: str | None,
+) -> None:
+    """Add the rows of a measurement to a file; they replace those of the same kind (`what`) and settings.
 
     Raises:
         ValueError: the file exists and is not a file of measurements.
+        StorageError: the file cannot be written.
     """
+    comparisons = [each for each in rows if isinstance(each, Comparison)]
     entry = {
         "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "machine": machine,
-        **json.loads(json.dumps(measurement.document())),
+        "what": what,
+        "settings": json.loads(json.dumps(settings)),
+        "comparisons": [
+            {**asdict(each), "ratios": each.ratios, "median_ratio": statistics.median(each.ratios)}
+            for each in comparisons
+        ],
+        "figures": [asdict(each) for each in rows if isinstance(each, Figure)],
+        "rates": [asdict(each) for each in rows if isinstance(each, Rate)],
     }
-    kept = [
-        each
-        for each in (_read(path) if path.exists() else [])
-        if (each["what"], each["settings"]) != (entry["what"], entry["settings"])
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"measurements": [*kept, entry]}, file, indent=1)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    kept = [each for each in read(path) if (each["what"], each["settings"]) != (what, entry["settings"])]
+    content = json.dumps({"measurements": [*kept, entry]}, indent=1)
+    LocalStorage(path.parent).write(path.name, content.encode())
 
 
 def set_aside(path: Path) -> None:
     """Rename the file of measurements if it is damaged, and log a warning."""
     try:
-        check_readable(path)
+        read(path)
     except ValueError as error:
         aside = path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}")
         path.rename(aside)
         _log.warning("%s: set aside as %s", error, aside.name)
 
 
-def check_readable(path: Path) -> None:
-    """Raise ValueError if the file exists and no measurement can be added to it."""
-    if path.exists():
-        _read(path)
-
-
 def read_rates(path: Path, cpu: str | None = None) -> list[Rate]:
-    """Return the rates in a file, an empty list if there is none; with `cpu`, only those measured on that CPU model.
+    """Return the rates in a file; with `cpu`, only those measured on that CPU model.
 
     Raises:
         ValueError: the file exists and is not a file of measurements, or it has rates of another version.
     """
-    if not path.exists():
-        return []
-    entries = [each for each in _read(path) if cpu is None or each.get("machine", {}).get("cpu") == cpu]
+    entries = [each for each in read(path) if cpu is None or each.get("machine", {}).get("cpu") == cpu]
     try:
         return [Rate(**rate) for entry in entries for rate in entry["rates"]]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} has rates of another version: {error}") from error
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the measurements in a file, an empty list if there is none.
+
+    Raises:
+        ValueError: the file exists and is not a file of measurements.
+    """
+    if not path.exists():
+        return []
     try:
         entries: list[dict[str, Any]] = documents.parse(path.read_bytes(), documents.BENCHMARK)["measurements"]
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no benchmark's result ({type(error).__name__}: {error})") from error
     return entries
-
-
-def nearest(
-    rates: Sequence[Rate],
-    model: str,
-    width: float,
-    way: Way,
-    *,
-    image_size: int,
-    sparsity: float | None = None,
-) -> Rate | None:
-    """Return the rate of a model trained this way at the nearest width; None if the model has no rate in this way.
-
-    Ties in width are broken by the nearest image size, then the nearest sparsity, then the latest measurement.
-    """
-    fitting = [rate for rate in rates if rate.model == model and Way.of(rate) == way]
-
-    def distance(rate: Rate) -> tuple[float, float, float]:
-        apart = abs((rate.sparsity or 0.0) - (sparsity or 0.0))
-        return _ratio(rate.width, width), _ratio(rate.image_size, image_size), apart
-
-    return min(reversed(fitting), key=distance, default=None)
-
-
-def _ratio(one: float, other: float) -> float:
-    return max(one, other) / min(one, other)

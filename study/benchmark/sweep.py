@@ -8,34 +8,22 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from search_spaces import SearchSpace, get_space
-from study.benchmark.contest import Budget, peak_memory
-from study.benchmark.results import Figure
+from study.benchmark.contest import MEBIBYTE, Part
+from study.benchmark.results import Figure, Row
+from study.benchmark.settings import Sweep
 from study.plan import Plan, make_plan, override
-from trainables.checks import bounded
+from trainables.host import usage
 
 SPACE = "digits_quickstart"
 DELIVERY_SECONDS = 3600.0
-MIN_JOBS = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """The size of the sweeps.
-
-    Attributes:
-        jobs: least number of jobs of the larger sweep; the smaller one has a tenth.
-    """
-
-    jobs: int = 1000
-
-    def __post_init__(self) -> None:
-        bounded("jobs", self.jobs, f"[{MIN_JOBS}, inf)", whole=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,53 +32,35 @@ class Cost:
 
     Attributes:
         jobs: number of jobs that were run.
-        plan_seconds: time to make the plan.
-        driver_seconds: processor time of all the driver's threads.
-        wall_seconds: from the start of the first job to the end of the last one.
-        delivery_seconds: from then until everything was in MLflow.
-        start_memory: the driver's peak memory before the first job, MiB.
         memory: the driver's peak memory at the end, MiB.
-        again: number of jobs that a second sweep over the same store would run.
+        figures: name -> number and unit.
     """
 
     jobs: int
-    plan_seconds: float
-    driver_seconds: float
-    wall_seconds: float
-    delivery_seconds: float
-    start_memory: float
     memory: float
-    again: int
+    figures: dict[str, tuple[float, str]]
 
 
-def parts(setting: Setting) -> int:
-    """Return the number of parts of the measurement."""
-    return 2
+def parts(setting: Sweep, stack: ExitStack) -> dict[str, Part]:
+    """Return the sweeps of two sizes without and with MLflow, title -> sweeps."""
+    sizes, kinds = (setting.jobs // 10, setting.jobs), {"without MLflow": False, "with MLflow": True}
+    return {
+        f"sweeps of {sizes[0]} and {sizes[1]} jobs {kind}": partial(_measure, sizes, kind, tracked)
+        for kind, tracked in kinds.items()
+    }
 
 
-def measure(setting: Setting, budget: Budget) -> Iterator[Figure]:
-    """Run sweeps of two sizes, with and without MLflow; each takes minutes, so none is repeated.
+def _measure(sizes: tuple[int, int], kind: str, tracked: bool, rounds: Iterable[int]) -> Iterator[Row]:
+    """Run sweeps of two sizes; each takes minutes, so none is repeated.
 
     Raises:
         RuntimeError: a sweep failed.
     """
-    for tracked in (False, True):
-        kind = f"{'with' if tracked else 'without'} MLflow"
-        if not budget.begins(f"sweeps of {setting.jobs // 10} and {setting.jobs} jobs {kind}"):
-            continue
-        small, large = (run_apart(jobs, tracked) for jobs in (setting.jobs // 10, setting.jobs))
-        kind = f"{large.jobs} jobs {kind}"
-        growth = 1024 * (large.memory - small.memory) / (large.jobs - small.jobs)
-        yield Figure(name=f"driver time per job, {kind}", value=1000 * large.driver_seconds / large.jobs, unit="ms")
-        yield Figure(name=f"wall time per job, {kind}", value=1000 * large.wall_seconds / large.jobs, unit="ms")
-        yield Figure(name=f"peak memory of the driver, {kind}", value=large.memory, unit="MiB")
-        yield Figure(name=f"peak memory before the first job, {kind}", value=large.start_memory, unit="MiB")
-        yield Figure(name=f"memory growth per job beyond {small.jobs}, {kind}", value=growth, unit="KiB")
-        yield Figure(name=f"jobs that a second sweep would run again, {kind}", value=large.again)
-        if tracked:
-            yield Figure(name=f"delivery to MLflow after the end, {kind}", value=large.delivery_seconds, unit="s")
-        else:
-            yield Figure(name=f"plan of {large.jobs} jobs", value=large.plan_seconds, unit="s")
+    small, large = (run_apart(jobs, tracked) for jobs in sizes)
+    growth = 1024 * (large.memory - small.memory) / (large.jobs - small.jobs)
+    figures = {**large.figures, f"memory growth per job beyond {small.jobs}": (growth, "KiB")}
+    for name, (value, unit) in figures.items():
+        yield Figure(name=f"{name}, {large.jobs} jobs {kind}", value=value, unit=unit)
 
 
 def plan_of(jobs: int) -> tuple[Plan, float]:
@@ -128,6 +98,7 @@ def run(jobs: int, tracked: bool) -> Cost:
 
     prepare_environment(None)
     from study.benchmark.trivial import TrivialJob
+    from study.scheduling.hosts import Hosts
     from study.scheduling.searcher import PlanSearcher
     from study.scheduling.session import connected
     from study.scheduling.trials import run_trials
@@ -138,11 +109,10 @@ def run(jobs: int, tracked: bool) -> Cost:
         store.check_writable()
         todo = plan.closure.todo(set())
         estimates = estimate(plan, store, set())
-        searcher = PlanSearcher(
-            plan, todo, estimates, {"storage": store.uri}, room=cluster.resources, ahead=AHEAD_LOCAL
-        )
+        hosts = Hosts(cluster.nodes)
+        searcher = PlanSearcher(plan, todo, estimates, {"storage": store.uri}, hosts=hosts, ahead=AHEAD_LOCAL)
         tracker = Tracker(plan, store, default_tracking_uri(store.root), fresh=set(todo)) if tracked else None
-        start_memory = peak_memory()
+        start_memory = usage.peak_memory() / MEBIBYTE
         start, driver_start = time.perf_counter(), time.process_time()
         if tracker is not None:
             tracker.start()
@@ -152,13 +122,15 @@ def run(jobs: int, tracked: bool) -> Cost:
             raise RuntimeError(f"the sweep failed: {reason or dict(searcher.errors)}")
         if tracker is not None and not tracker.close(DELIVERY_SECONDS):
             raise RuntimeError(f"not everything reached MLflow: {tracker.behind}")
-        return Cost(
-            jobs=len(todo),
-            plan_seconds=plan_seconds,
-            driver_seconds=time.process_time() - driver_start,
-            wall_seconds=end - start,
-            delivery_seconds=time.perf_counter() - end,
-            start_memory=start_memory,
-            memory=peak_memory(),
-            again=len(plan.closure.todo(store.keys())),
-        )
+        driver_seconds, delivery_seconds = time.process_time() - driver_start, time.perf_counter() - end
+        memory = usage.peak_memory() / MEBIBYTE
+        figures = {
+            "plan": (plan_seconds, "s"),
+            "driver time per job": (1000 * driver_seconds / len(todo), "ms"),
+            "wall time per job": (1000 * (end - start) / len(todo), "ms"),
+            "peak memory of the driver": (memory, "MiB"),
+            "peak memory before the first job": (start_memory, "MiB"),
+            **({"delivery to MLflow after the end": (delivery_seconds, "s")} if tracked else {}),
+            "jobs that a second sweep would run again": (len(plan.closure.todo(store.keys())), ""),
+        }
+        return Cost(jobs=len(todo), memory=memory, figures=figures)

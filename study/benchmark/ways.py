@@ -7,12 +7,10 @@ there and keeps the choices that ``python -m study.run --fastest`` then uses.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import math
-import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Final
@@ -22,9 +20,10 @@ import torch
 from search_spaces import get_space
 from study import fastest
 from study.benchmark import results
-from study.benchmark.contest import Contestant, Team, in_turns, machine, ready
-from study.benchmark.results import Measurement, Rate
-from study.benchmark.training import CLASSES, STACK, OurTrial, Setting, images_on_disk, rate
+from study.benchmark.contest import Team, in_turns, machine, ready
+from study.benchmark.results import Rate
+from study.benchmark.settings import CLASSES, Training
+from study.benchmark.workloads import OurTrial, images_on_disk, rate
 from study.estimate import benchmark_file, duration, image_size, masked, multiply_adds_per_image
 from study.fastest import Choice
 from study.options import parse_options
@@ -65,37 +64,36 @@ def measure(choice: Choice, plan: Plan, store: Store) -> None:
     out = benchmark_file(store)
     results.set_aside(out)
     surroundings, commit = machine(), project_commit()
-    with _on(choice.device):
-        for network in choice.missing:
-            if not (jobs := fastest.training_jobs(plan, network)):
-                continue
+    for network in choice.missing:
+        if not (jobs := fastest.training_jobs(plan, network)):
+            continue
+        ways = choice.candidates(
+            network,
+            compiler=choice.device == GPU or find_compiler() is not None,
+            sparsity=max(map(masked, jobs)),
+        )
+        if not ways:
+            given = in_words(choice.kept)
+            raise ValueError(f"{fastest.called(network)} cannot be trained with {given} on {choice.device}")
+        rates: Mapping[Way, Rate] = {}
+        if len(ways) > 1:
             setting = setting_for(plan, jobs, choice.device)
-            ways = choice.candidates(
-                network,
-                compiler=choice.device == GPU or find_compiler() is not None,
-                sparsity=max(map(masked, jobs)),
-            )
-            if not ways:
-                given = in_words(choice.kept)
-                raise ValueError(f"{fastest.called(network)} cannot be trained with {given} on {choice.device}")
-            rates = _rates(plan, jobs, setting, ways, choice.device) if len(ways) > 1 else {}
-            if rates:
-                measured = Measurement(what="fastest", settings=asdict(setting), rates=list(rates.values()))
-                results.store(out, measured, surroundings, commit)
-            totals = {way: fastest.seconds(plan, jobs, way, rates) for way in ways if way in rates}
-            way = fastest.quickest(totals) if totals else ways[0]
-            evidence = {
-                "seconds": {in_words(each.settings): round(total, 1) for each, total in totals.items()},
-                "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "commit": commit,
-                "machine": surroundings,
-            }
-            path = fastest.file(choice.device, network, choice.kept)
-            held = fastest.keep(store, path, way, choice.kept, evidence)
-            print(*_lines(network, rates, totals), *fastest.lines({network: held}), sep="\n", flush=True)
+            rates = _rates(plan, jobs, setting, ways)
+            found = list(rates.values())
+            results.store(out, "fastest", asdict(setting), found, machine=surroundings, commit=commit)
+        totals = {way: fastest.seconds(plan, jobs, way, rates) for way in rates}
+        evidence = {
+            "seconds": {in_words(way.settings): round(total, 1) for way, total in totals.items()},
+            "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "commit": commit,
+            "machine": surroundings,
+        }
+        path = fastest.file(choice.device, network, choice.kept)
+        held = fastest.keep(store, path, fastest.quickest(totals) if totals else ways[0], choice.kept, evidence)
+        print(*_lines(network, rates, totals), *fastest.lines({network: held}), sep="\n", flush=True)
 
 
-def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Setting:
+def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Training:
     """Return the setting in which a network of a plan is timed.
 
     Batch size and image size are those of the job that trains on the most images. The batch size is reduced to what a
@@ -103,61 +101,48 @@ def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Setting:
     some engine gains from, because sparser masks gain more; 0 means that there is no such mask.
     """
     job = max(jobs, key=lambda job: job.epochs * plan.facts[job.config.task.dataset].train_images)
+    assert isinstance(job.config, TRAINING_CONFIGS)
     task, size = job.config.task, image_size(plan, job)
     affordable = MULTIPLY_ADDS[device] / (3 * multiply_adds_per_image(task.model, task.width, size))
     images = int(min(affordable, PIXELS / size**2))
     multiple = math.lcm(*(engine.batch_multiple for engine in ENGINES.values()))
-    batch = max(CLASSES, min(_batch_size(job), max(multiple, images // multiple * multiple)))
+    batch = max(CLASSES, min(job.config.recipe.batch_size, max(multiple, images // multiple * multiple)))
     gains_from = [engine.gains_from for engine in ENGINES.values() if engine.gains_from]
     sparsities = [sparsity for each in jobs if any((sparsity := masked(each)) >= least for least in gains_from)]
-    return Setting(
+    return Training(
         model=task.model,
         width=task.width,
         sparsity=min(sparsities, default=0.0),
         batch_size=batch,
         image_size=size,
+        device=device,
         steps=max(1, min(MOST_STEPS, images // batch)),
     )
 
 
-def _batch_size(job: Job) -> int:
-    config = job.config
-    assert isinstance(config, TRAINING_CONFIGS)
-    return config.recipe.batch_size
-
-
-def _rates(plan: Plan, jobs: Sequence[Job], setting: Setting, ways: Sequence[Way], device: str) -> dict[Way, Rate]:
+def _rates(plan: Plan, jobs: Sequence[Job], setting: Training, ways: Sequence[Way]) -> dict[Way, Rate]:
     """Return the network's measured rate in every way that works here and may pay off."""
     size, what = setting.image_size, fastest.called((setting.model, setting.width))
     images = f"in batches of {setting.batch_size} images of {size} x {size} pixels"
     print(f"measuring {what} {images}; its {len(jobs)} jobs, one after the other, take", flush=True)
-    threads = 1 if device == CPU else cores()
+    threads = 1 if setting.device == CPU else cores()
     with images_on_disk(setting.images, size) as folder, ExitStack() as stack:
-        teams: dict[Way, Team] = {}
 
-        def enter(entering: Sequence[Way]) -> None:
-            contestants = {  # all started at once, so that they get ready in parallel
-                way: Contestant(in_words(way.settings), threads, OurTrial, setting, folder, way) for way in entering
-            }
-            able = ready(stack, {each.name: [each] for each in contestants.values()})
-            teams.update({way: able[each.name] for way, each in contestants.items() if each.name in able})
+        def enter(entering: Iterable[Way]) -> dict[Way, Team]:
+            each = [(way, Team(stack, str(way), OurTrial, setting, folder, way, threads=threads)) for way in entering]
+            return ready(each)
 
-        enter([way for way in ways if not way.engine.compiles or way == ways[0]])
-        first = {
-            way: rate(setting, way, team.first_seconds / (setting.images * (STACK if way.engine.shares_trial else 1)))
-            for way, team in teams.items()
-        }
+        teams = enter(way for way in ways if not way.engine.compiles or way == ways[0])
+        first = {way: rate(setting, way, team.first) for way, team in teams.items()}
         shortest = min((fastest.seconds(plan, jobs, way, first) for way in _complete(first)), default=float("inf"))
         if shortest >= COMPILED_FROM * len(jobs):
-            enter([way for way in ways[1:] if way.engine.compiles])
+            teams |= enter(way for way in ways[1:] if way.engine.compiles)
         if not teams:
             raise ValueError(f"{what} cannot be trained here in any of the ways that are left")
-        names = {in_words(way.settings): way for way in teams}
-        seconds = in_turns({name: teams[way] for name, way in names.items()}, range(REPEATS))
         found = {}
-        for name, way in names.items():
-            each = statistics.median(seconds[name])
-            compiling = teams[way].seconds_afresh() - each * setting.images if way.engine.compiles else 0.0
+        for way, seconds in in_turns({way: team.seconds for way, team in teams.items()}, range(REPEATS)).items():
+            each = statistics.median(seconds)
+            compiling = setting.images * (teams[way].seconds("run afresh") - each) if way.engine.compiles else 0.0
             found[way] = rate(setting, way, each, max(0.0, compiling))
     return {way: found[way] for way in _complete(found)}
 
@@ -176,21 +161,6 @@ def _lines(network: Network, rates: Mapping[Way, Rate], totals: Mapping[Way, flo
         yield f"  {in_words(way.settings):<46}{speed:>18}{duration(total):>14}{compiling}"
     if not totals:
         yield f"{fastest.called(network)} can be trained in one way only"
-
-
-@contextlib.contextmanager
-def _on(device: str) -> Iterator[None]:
-    """Make processes that are started within the block compute on this kind of device."""
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    try:
-        if device == CPU:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,11 +14,11 @@ import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune import Callback
 
-from study.scheduling.searcher import PlanSearcher
+from study.scheduling.searcher import PlanSearcher, Trial
 from study.scheduling.session import place_of
 from study.scheduling.states import DONE, FAILED, RUNNING
 from trainables import schema
-from trainables.tune import STATUS_OK, by_net
+from trainables.tune import by_net
 
 if TYPE_CHECKING:
     from study.progress import Progress
@@ -28,28 +26,12 @@ if TYPE_CHECKING:
 
 _PASSED_ON = ("timestamp", *schema.EPOCH_METRICS, *schema.SYSTEM_METRICS)
 
-
 ROUND_SECONDS: Final = 5.0
 """Seconds between two checks for silent trials."""
 GRACE_SECONDS: Final = 60.0
 """Seconds that the driver waits beyond the limit of a trial's own watchdog, which reports where the trial hung."""
 STILL_SECONDS: Final = 60.0
 """After this many seconds of silence the driver asks the store for the results: a trial may hang after publishing."""
-
-
-@dataclass
-class _Silence:
-    """The silence of a trial.
-
-    Attributes:
-        since: monotonic seconds of the trial's last result.
-        asked: monotonic seconds of the last question to the store about the trial's jobs; 0 if there was none.
-        published: the store's pending answers, one for each job.
-    """
-
-    since: float
-    asked: float = 0.0
-    published: Sequence[Future[bool]] = ()
 
 
 class Stuck(RuntimeError):
@@ -65,19 +47,11 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
 
     directory: Path | None = None
     """Directory of the experiment's files on this machine; None until a trial has started."""
-    _searcher: PlanSearcher | None = None
-    _tracker: Tracker | None = None
-    _progress: Progress | None = None
-
-    def __init__(self) -> None:
-        self._open: dict[str, list[str]] = {}
-        """Id of a trial -> keys of its jobs that have not ended."""
-        self._unconfirmed: set[str] = set()
-        """Jobs that their trials report as done and that the store has not confirmed yet."""
-        self._trials: Sequence[Any] = ()
-        self._silences: dict[str, _Silence] = {}
-        self._killed: dict[str, str] = {}
-        self._round = 0.0
+    _searcher: PlanSearcher
+    _tracker: Tracker | None
+    _progress: Progress | None
+    _trials: Sequence[Any] = ()
+    _round = 0.0
 
     def attach(
         self,
@@ -99,136 +73,89 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
         """
         self._searcher, self._tracker, self._progress = searcher, tracker, progress
         self._max_silence, self._published = max_silence, published
-        searcher.deaths = self.death
+        searcher.deaths, searcher.moved = self._death, self._moved
+
+    def _moved(self, key: str, state: str) -> None:
+        """Pass on that a job has stopped running, and how it ended; see ``PlanSearcher.moved``."""
+        if self._progress is not None and state != RUNNING:
+            self._progress.ended(key)
+        if self._tracker is not None and state == DONE:
+            self._tracker.done(key)
+        if self._tracker is not None and state == FAILED:
+            self._tracker.failed(key, self._searcher.errors[key])
 
     def on_step_begin(self, iteration: int, trials: Sequence[Any], **_: Any) -> None:
-        """Check for silent trials, and for jobs that the store has confirmed since the last call.
+        """Check for silent trials.
 
         Raises:
             Stuck: no node is left for the trials that Tune holds.
         """
         self._trials = trials
-        self.settle()
-        if self._searcher is None or time.monotonic() - self._round < ROUND_SECONDS:
+        if time.monotonic() - self._round < ROUND_SECONDS:
             return
         self._round = time.monotonic()
         if self._searcher.is_stuck():
             raise Stuck
-        for trial in trials:
-            if trial.status in ("PENDING", "RUNNING") and trial.temporary_state.ray_actor is not None:
-                self._listen(trial)
+        for each in trials:
+            its = self._searcher.trials.get(each.trial_id)
+            if its is not None and each.temporary_state.ray_actor is not None:
+                self._listen(its, each.temporary_state.ray_actor)
 
-    def settle(self) -> None:
-        """Tell the tracker which jobs the store has confirmed."""
-        for key in list(self._unconfirmed):
-            state = self._searcher.state[key] if self._searcher is not None else DONE
-            if state != RUNNING:
-                self._unconfirmed.discard(key)
-            if state == DONE and self._tracker is not None:
-                self._tracker.done(key)
-
-    def _listen(self, trial: Any) -> None:
+    def _listen(self, trial: Trial, actor: Any) -> None:
         """Kill a trial that has been silent for too long, or whose jobs are all published."""
-        silence = self._silences.setdefault(trial.trial_id, _Silence(time.monotonic()))
-        keys, seconds = self._keys(trial), time.monotonic() - silence.since
-        if self._max_silence and seconds > len(keys) * self._max_silence + GRACE_SECONDS:
-            self._kill(trial, f"nothing was heard of it for {seconds:.0f} s (--max-silence)")
-        elif silence.published and all(answer.done() for answer in silence.published):
-            answers, silence.published = silence.published, ()
+        now, reason = time.monotonic(), ""
+        trial.heard = trial.heard or now
+        seconds = now - trial.heard
+        if self._max_silence and seconds > len(trial.keys) * self._max_silence + GRACE_SECONDS:
+            reason = f"nothing was heard of it for {seconds:.0f} s (--max-silence)"
+        elif trial.answers and all(answer.done() for answer in trial.answers):
+            answers, trial.answers = trial.answers, []
             if all(answer.exception() is None and answer.result() for answer in answers):
-                self._kill(trial, f"silent for {seconds:.0f} s, and published")
-        elif time.monotonic() - max(silence.since, silence.asked) > STILL_SECONDS and self._published is not None:
-            silence.asked, silence.published = time.monotonic(), [self._published(key) for key in keys]
+                reason = f"silent for {seconds:.0f} s, and published"
+        elif now - max(trial.heard, trial.asked_store) > STILL_SECONDS and self._published is not None:
+            trial.asked_store, trial.answers = now, [self._published(key) for key in trial.keys]
+        if reason:
+            trial.killed, trial.heard = reason, now
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor)
 
-    def _kill(self, trial: Any, reason: str) -> None:
-        self._killed[trial.trial_id] = reason
-        self._silences.pop(trial.trial_id)
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(trial.temporary_state.ray_actor)
-
-    def death(self, trial_id: str) -> dict[str, str]:
+    def _death(self, trial_id: str) -> dict[str, str]:
         """Return why a trial has died, and its node if the node may be to blame; see ``PlanSearcher.deaths``."""
         trial = next((each for each in reversed(self._trials) if each.trial_id == trial_id), None)
         if trial is None:
             return {}
-        error, actor = _error(trial), trial.temporary_state.ray_actor
+        error, actor, its = _error(trial), trial.temporary_state.ray_actor, self._searcher.trials.get(trial_id)
+        killed = its.killed if its is not None else ""
         actor_id = actor._actor_id.hex() if actor is not None else getattr(error, "actor_id", None)
         node, hostname = place_of(actor_id) if actor_id else ("", "")
         # Other errors come from the network between nodes, or from a lost node.
         at_fault = isinstance(error, ActorDiedError | RayTaskError) and "node has died" not in str(error)
         return {
-            "error": self._killed.get(trial_id) or _reason(trial, error),
-            "node": node if at_fault or trial_id in self._killed else "",
+            "error": killed or _reason(trial, error),
+            "node": node if at_fault or killed else "",
             "hostname": hostname,
         }
 
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """Tell the searcher that a trial has got its resources."""
-        if self._searcher is not None:
-            self._searcher.on_trial_start(trial.trial_id)
+        self._searcher.on_trial_start(trial.trial_id)
         if self.directory is None and trial.local_path:
             self.directory = Path(trial.local_path).parents[1]  # .../EXPERIMENT/driver_artifacts/TRIAL
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """Pass on epochs, and the ends of jobs whose trial goes on with other jobs."""
-        self._silences[trial.trial_id] = _Silence(time.monotonic())
-        keys = self._keys(trial)
-        for key, row in by_net(result, keys).items():
-            self._epoch(key, row)
-            if row.get("done") and not result.get("done"):
-                keys.remove(key)
-                self.ended(key, has_result=row.get("status") == STATUS_OK)
-
-    def _epoch(self, key: str, result: Mapping[str, Any]) -> None:
-        if self._progress is not None:
-            self._progress.result(key, result)
-        if self._tracker is not None and result.get("job_key") == key and "step" in result:
-            row = {name: result[name] for name in _PASSED_ON if name in result}
-            self._tracker.epoch(key, {"step": result["step"], **row})
-
-    def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """Pass the end of its jobs on; the searcher knows it already."""
-        keys, result = self._keys(trial), trial.last_result or {}
-        rows = by_net(result, keys)
-        for key in keys:
-            self.ended(key, has_result=rows.get(key, result).get("status") == STATUS_OK)
-        self._forget(trial)
-
-    def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        """Pass the end of its jobs on; the searcher knows it already."""
-        for key in self._keys(trial):
-            self.ended(key)
-        self._forget(trial)
-
-    def _forget(self, trial: Any) -> None:
-        for of_trial in (self._open, self._silences, self._killed):
-            of_trial.pop(trial.trial_id, None)
-
-    def _keys(self, trial: Any) -> list[str]:
-        """Return the keys of a trial's jobs that have not ended; the caller may change the list in place."""
-        if trial.trial_id not in self._open:
-            mates = json.loads(trial.config.get("mates", "[]"))
-            self._open[trial.trial_id] = [str(each["key"]) for each in (trial.config, *mates)]
-        return self._open[trial.trial_id]
-
-    def ended(self, key: str, has_result: bool = False) -> None:
-        """Pass on that a job has ended, and how.
-
-        Args:
-            key: key of the job.
-            has_result: whether the trial reports the job as published.
-        """
-        if self._progress is not None:
-            self._progress.ended(key)
-        if self._tracker is None or self._searcher is None:
+        """Pass on epochs."""
+        its = self._searcher.trials.get(trial.trial_id)
+        if its is None:
             return
-        if has_result:
-            self._unconfirmed.add(key)
-            self.settle()
-        elif self._searcher.state.get(key) == FAILED:
-            self._tracker.failed(key, self._searcher.errors[key])
+        its.heard, its.answers = time.monotonic(), []
+        for key, row in by_net(result, its.keys).items():
+            if self._progress is not None:
+                self._progress.result(key, row)
+            if self._tracker is not None and row.get("job_key") == key and "step" in row:
+                metrics = {name: row[name] for name in _PASSED_ON if name in row}
+                self._tracker.epoch(key, {"step": row["step"], **metrics})
 
 
 def _error(trial: Any) -> Exception | None:

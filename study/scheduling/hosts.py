@@ -6,18 +6,20 @@ Ray's node id, so a machine that was repaired and has rejoined the cluster recei
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from study.scheduling.placement import Resources
 from trainables.host.redaction import redact_text
 
 FAILURES: Final = 3
 """A host gets no more jobs once this many different jobs have died on it, with no epoch or job done in between."""
-_TOLERANCE: Final = 1e-6
+TOLERANCE: Final = 1e-6
+"""Rounding error of sums of resource fractions."""
+
+Resources = Mapping[str, float]
+"""Ray's name of a resource (``CPU``, ``GPU``) -> amount, which may be a fraction."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,7 @@ class Hosts:
     """The nodes of the cluster and the failures of trials on them."""
 
     def __init__(self, nodes: Callable[[], Mapping[str, Node]]) -> None:
-        """Start without failures.
-
-        Args:
-            nodes: returns the current nodes of the cluster: id -> node.
-        """
+        """Start without failures; `nodes` returns the current nodes of the cluster, id -> node."""
         self.out: dict[str, str] = {}
         """Id of a node that gets no more jobs -> its hostname and the reason."""
         self._nodes = nodes
@@ -77,7 +75,7 @@ class Hosts:
     def fit(self, asked: Resources, avoided: Collection[str] = ()) -> bool:
         """Return whether any node outside `avoided` could run a trial if the node were idle."""
         return any(
-            all(amount <= node.resources.get(name, 0.0) + _TOLERANCE for name, amount in asked.items())
+            all(amount <= node.resources.get(name, 0.0) + TOLERANCE for name, amount in asked.items())
             for each, node in self._nodes().items()
             if each not in avoided
         )
@@ -86,14 +84,9 @@ class Hosts:
         """Return the ids of the nodes that are in the cluster now and get no more jobs."""
         return frozenset(self.out.keys() & self._nodes().keys())
 
-    def taken_out(self) -> Counter[str]:
-        """Return the total resources of the nodes that get no more jobs."""
-        nodes, lost = self._nodes(), Counter[str]()
-        for each in self.out.keys() & nodes.keys():
-            lost.update(nodes[each].resources)
-        return lost
-
-
-def names(text: str, host: str) -> bool:
-    """Return whether a text contains the name of a host."""
-    return re.search(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", text) is not None
+    def room(self) -> Resources:
+        """Return the total resources of the nodes that get jobs now, whether or not they are in use."""
+        total = Counter[str]()
+        for node in (node for each, node in self._nodes().items() if each not in self.out):
+            total.update(node.resources)
+        return total

@@ -18,13 +18,7 @@ class Looks:
     """Looks into the store for the results of a plan's jobs."""
 
     def __init__(self, plan: Plan, store: Store, outputs: dict[str, set[int | None]]) -> None:
-        """Start without questions.
-
-        Args:
-            plan: the study.
-            store: the store of results.
-            outputs: key of a job -> the outputs that its trial publishes.
-        """
+        """Start without questions; `outputs` are the ones that the trial of each job publishes, by the job's key."""
         self._plan, self._store, self._outputs = plan, store, outputs
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="looks")
 

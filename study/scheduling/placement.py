@@ -8,10 +8,11 @@ trial with exactly the same request as the last one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 from study.plan import Plan
+from study.scheduling.hosts import Resources
 from trainables.config import TRAINING_CONFIGS, MatchConfig
 from trainables.data.batches import RESIDENT_BYTES
 from trainables.data.dataset import DatasetFacts
@@ -20,12 +21,6 @@ from trainables.models import MODELS
 from trainables.training import EVAL_BATCH
 from trainables.training.engines import GPU
 from trainables.training.footprint import footprint
-from trainables.training.way import Way
-
-Resources = Mapping[str, float]
-"""Ray's name of a resource (``CPU``, ``GPU``) -> amount, which may be a fraction."""
-Group = tuple[str, float, str, str, bool]
-"""Model, width, shortcut, dataset, and whether a GPU can compute the job: jobs of one group request the same."""
 
 GIB: Final = 2**30
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -43,10 +38,22 @@ LAYER_COPIES: Final = 4
 """Momentary copies of the largest layer's output: its input, its output before and after normalisation, a sum."""
 
 
+class Group(NamedTuple):
+    """Jobs that request the same."""
+
+    model: str
+    width: float
+    shortcut: str
+    dataset: str
+    uses_gpu: bool
+    """Whether a GPU can compute the jobs."""
+
+
 def group(job: Job) -> Group:
     """Return the group of a job."""
-    task = job.config.task
-    return task.model, task.width, task.shortcut, task.dataset, _uses_gpu(job)
+    config, task = job.config, job.config.task
+    uses_gpu = not isinstance(config, TRAINING_CONFIGS) or GPU in config.recipe.engine.devices
+    return Group(task.model, task.width, task.shortcut, task.dataset, uses_gpu)
 
 
 def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
@@ -94,8 +101,8 @@ def requests(
     gpus: float | None,
     gpu_memory: float | None,
     nets_per_trial: int = 1,
-) -> tuple[dict[str, Resources], list[str]]:
-    """Return the resources that each job requests, and a warning for each group that may not fit the smallest GPU.
+) -> tuple[dict[Group, Resources], list[str]]:
+    """Return the resources that the jobs of each group request, and a warning if a group may not fit the smallest GPU.
 
     A job whose engine computes on CPUs only requests no GPU, whatever the arguments are.
 
@@ -103,45 +110,26 @@ def requests(
         plan: the study.
         keys: keys of the jobs.
         cpus: CPUs of each trial.
-        gpus: GPUs of each trial, whatever its job; None derives them from the job's memory.
+        gpus: GPUs of each trial, whatever its job; None derives them from the memory of the group's largest job.
         gpu_memory: bytes of the smallest GPU of the cluster; None if the cluster has no GPU.
         nets_per_trial: most networks that are stacked in one trial.
     """
-    keys = list(keys)
-    asked = {key: _resources(cpus, gpus or 0.0) for key in keys}
-    asked |= {key: _resources(cpus, 0.0) for key in keys if not _uses_gpu(plan.jobs[key])}
-    if gpus is not None or gpu_memory is None:
-        return asked, []
-    members: dict[Group, list[str]] = {}
+    members: dict[Group, list[Job]] = {}
     for key in keys:
-        if _uses_gpu(plan.jobs[key]):
-            members.setdefault(group(plan.jobs[key]), []).append(key)
+        members.setdefault(group(plan.jobs[key]), []).append(plan.jobs[key])
+    asked: dict[Group, Resources] = {}
     warnings = []
-    for each, its_keys in members.items():
-        # Within a group, a job's needs depend only on its kind and recipe.
-        kinds = {(plan.jobs[key].kind, _recipe(plan.jobs[key])): key for key in its_keys}
-        needed = {key: device_bytes(plan.jobs[key], plan.facts[each[3]], nets_per_trial) for key in kinds.values()}
-        worst = max(needed, key=lambda key: needed[key])
-        asked.update(dict.fromkeys(its_keys, _resources(cpus, gpu_share(needed[worst], gpu_memory))))
-        if needed[worst] > gpu_memory:
-            warnings.append(
-                f"{each[0]} of width {each[1]:g} on {each[3]} needs about {needed[worst] / GIB:.0f} GiB for its "
-                f"{plan.jobs[worst].kind} jobs, the smallest GPU has {gpu_memory / GIB:.0f}: they may run out of it "
-                "(a smaller batch_size, or precision=bf16, needs less)"
-            )
+    for each, jobs in members.items():
+        share = (gpus or 0.0) if each.uses_gpu else 0.0
+        if each.uses_gpu and gpus is None and gpu_memory is not None:
+            facts = plan.facts[each.dataset]
+            needed, kind = max((device_bytes(job, facts, nets_per_trial), job.kind) for job in jobs)
+            share = gpu_share(needed, gpu_memory)
+            if needed > gpu_memory:
+                warnings.append(
+                    f"{each.model} of width {each.width:g} on {each.dataset} needs about {needed / GIB:.0f} GiB for "
+                    f"its {kind} jobs, the smallest GPU has {gpu_memory / GIB:.0f}: they may run out of it "
+                    "(a smaller batch_size, or precision=bf16, needs less)"
+                )
+        asked[each] = {"CPU": cpus, **({"GPU": share} if share else {})}
     return asked, warnings
-
-
-def _uses_gpu(job: Job) -> bool:
-    return not isinstance(job.config, TRAINING_CONFIGS) or GPU in job.config.recipe.engine.devices
-
-
-def _recipe(job: Job) -> tuple[int, Way] | None:
-    if not isinstance(job.config, TRAINING_CONFIGS):
-        return None
-    recipe = job.config.recipe
-    return recipe.batch_size, Way.of(recipe)
-
-
-def _resources(cpus: float, gpus: float) -> Resources:
-    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}

@@ -7,18 +7,18 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
+from graphlib import TopologicalSorter
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from study.estimate import Estimates, duration
 from study.plan import Plan
-from study.scheduling.hosts import Hosts, names
-from study.scheduling.placement import Group, Resources, group
+from study.scheduling.hosts import TOLERANCE, Hosts, Resources
+from study.scheduling.placement import Group, group
 from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
 from study.tracking.labels import name_in
 from trainables.config import TRAINING_CONFIGS
@@ -46,24 +46,38 @@ LOOK_SECONDS = 0.05
 STARVING_SECONDS = 10.0
 """While a trial has waited longer than this many seconds for resources, no smaller one is handed out."""
 _ONE_CPU: Resources = {"CPU": 1.0}
-_TOLERANCE = 1e-6
-"""Rounding error of sums of resource fractions."""
 LIKE_LENGTH = 0.75
 """Only networks with at least this fraction of the longest one's epochs are stacked together; otherwise the stack would
 drain to a single network."""
 
 
 @dataclass
-class _Trial:
-    """A trial that Tune holds: one job, or several whose networks are stacked."""
+class Trial:
+    """A trial that Tune holds: one job, or several whose networks are stacked.
+
+    Attributes:
+        keys: keys of its jobs that have not ended.
+        asked: the resources that it requests.
+        avoided: nodes on which it must not run.
+        since: when it was handed out, in seconds of the searcher's clock.
+        started: whether it has got its resources.
+        worked: whether it has reported an epoch.
+        heard: monotonic seconds of its last result, or of the first check for silence; 0 before both.
+        asked_store: monotonic seconds of the last question to the store about its jobs; 0 if there was none.
+        answers: the store's pending answers, one for each job.
+        killed: why the driver has killed it; empty if it has not.
+    """
 
     keys: list[str]
     asked: Resources
+    avoided: frozenset[str]
     since: float
-    avoided: frozenset[str] = frozenset()
-    """Nodes on which the trial must not run."""
+    started: bool = False
     worked: bool = False
-    """Whether the trial has reported an epoch."""
+    heard: float = 0.0
+    asked_store: float = 0.0
+    answers: Sequence[Future[bool]] = ()
+    killed: str = ""
 
 
 class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
@@ -87,6 +101,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
 
     deaths: Callable[[str], Mapping[str, Any]] = staticmethod(lambda trial_id: {})
     """Returns ``error``, ``node`` and ``hostname`` of a trial that died; Tune does not pass them to a searcher."""
+    moved: Callable[[str, str], None] = staticmethod(lambda key, state: None)
+    """Called with a job's key and new state, after each change of state except for the first ones."""
 
     def __init__(
         self,
@@ -96,12 +112,11 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         surroundings: Mapping[str, Any],
         retries: int = 0,
         *,
-        resources: Mapping[str, Resources] | None = None,
-        room: Callable[[], Resources] | None = None,
+        hosts: Hosts,
+        resources: Mapping[Group, Resources] | None = None,
         ahead: int = 2,
         max_concurrent: int | None = None,
         nets_per_trial: int = 1,
-        hosts: Hosts | None = None,
         held: Callable[[str], Future[bool]] | None = None,
         say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
@@ -115,14 +130,13 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             surroundings: config entries that every trial gets (storage, data_dir, ...).
             retries: further attempts at a job that died; an attempt that gets further than all earlier ones resets
                 their count.
-            resources: key -> resources that the job requests; one CPU by default.
-            room: returns the resources of the whole cluster now, which may change; None: everything fits.
+            hosts: the nodes of the cluster, which may change, and the failures on them.
+            resources: group -> resources that its jobs request; one CPU by default.
             ahead: number of jobs handed to Ray beyond what fits, at least 1, so that free resources are used at once
                 and an autoscaler sees the demand. An urgent job that becomes ready later waits behind all of them.
             max_concurrent: most trials at the same time; None: as many as fit.
             nets_per_trial: most networks that are stacked; fewer when that keeps every GPU (or every CPU, without
                 GPUs) busy.
-            hosts: the nodes and the failures on them; None: trials may run anywhere.
             held: asks the store for a job's results; None: the searcher trusts the trial's report.
             say: shows a line about a further attempt, or about a node that gets no more jobs.
             clock: returns monotonic seconds.
@@ -138,42 +152,38 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         None."""
         self.recurring: set[str] = set()
         """Keys of failed jobs that would fail again in the same way."""
-        self.counts: Counter[tuple[str, str]] = Counter((plan.jobs[key].kind, WAITING) for key in self.todo)
         self._surroundings = dict(surroundings)
         self._retries, self._ahead, self._max_concurrent = retries, ahead, max_concurrent
         self._nets_per_trial = nets_per_trial
         self._most: dict[Group, int] = {}
-        self._hosts, self._held, self._say = hosts or Hosts(dict), held, say
-        self._clock, self._room = clock, room
-        self._room_now: Resources | None = None
-        self._resources = dict(resources) if resources is not None else dict.fromkeys(self.todo, _ONE_CPU)
+        self._hosts, self._held, self._say, self._clock = hosts, held, say, clock
+        self._room: Resources = {}
+        """What the nodes that get jobs had for trials at the last call of :meth:`suggest`."""
+        self._requests = dict.fromkeys((group(plan.jobs[key]) for key in self.todo), _ONE_CPU) | dict(resources or {})
         self._mean: Counter[str] = Counter()
-        for each in self._resources.values():
-            self._mean.update({name: amount / len(self._resources) for name, amount in each.items()})
-        self._least_share: dict[Group, float] = {}
+        for key in self.todo:
+            self._mean.update({name: amount / len(self.todo) for name, amount in self._asks(key).items()})
         self._vain = dict.fromkeys(self.todo, 0)
         self._furthest = dict.fromkeys(self.todo, 0)
         self._shunned: dict[str, set[str]] = {}
         """Key of a job -> nodes on which the job has died."""
-        self._looking: list[tuple[str, _Trial, Mapping[str, Any], Future[bool]]] = []
+        self._looking: list[tuple[str, Trial, Mapping[str, Any], Future[bool]]] = []
         """Jobs that their trials report as done and that the store has not confirmed yet."""
+        parents = {key: {ref.job.key for _, ref in plan.jobs[key].parents} & self.todo.keys() for key in self.todo}
         self._children: dict[str, list[str]] = {key: [] for key in self.todo}
-        self._open_parents: dict[str, int] = {}
-        for key in self.todo:
-            parents = {ref.job.key for _, ref in plan.jobs[key].parents} & self.todo.keys()
-            self._open_parents[key] = len(parents)
-            for parent in parents:
+        for key, its in parents.items():
+            for parent in its:
                 self._children[parent].append(key)
         self._urgency = self._longest_chains(estimates)
         self._ready: list[tuple[float, int, str]] = []
         self._pausing: list[tuple[float, int, str]] = []
-        self._trials: dict[str, _Trial] = {}
-        self._queued: dict[str, _Trial] = {}
-        self._taken: Counter[str] = Counter()
+        self.trials: dict[str, Trial] = {}
+        """Id of each trial that Tune holds -> the trial."""
         self._number = {key: number for number, key in enumerate(self.todo)}
-        for key, count in self._open_parents.items():
-            if not count:
-                self._release(key)
+        self._order = TopologicalSorter(parents)
+        self._order.prepare()
+        for key in self._order.get_ready():
+            self._release(key)
 
     def _longest_chains(self, estimates: Estimates) -> dict[str, float]:
         """Return for each job the seconds from its start to the end of the longest chain of its descendants."""
@@ -184,10 +194,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         return chains
 
     def _move(self, key: str, state: str) -> None:
-        kind = self.plan.jobs[key].kind
-        self.counts[kind, self.state[key]] -= 1
-        self.counts[kind, state] += 1
         self.state[key] = state
+        self.moved(key, state)
 
     def _release(self, key: str) -> None:
         self._move(key, READY)
@@ -197,17 +205,13 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the config of the most urgent ready job; None if no job may start now; FINISHED at the end."""
         now = self._clock()
-        for end in [end for end in self._looking if end[-1].done()]:
-            self._looking.remove(end)
-            self._confirm(*end)
-        if self._room is not None:
-            out = self._hosts.taken_out()
-            self._room_now = {name: amount - out[name] for name, amount in self._room().items()}
+        self._confirm()
+        self._room = self._hosts.room()
         while self._pausing and self._pausing[0][0] <= now:
             self._release(heapq.heappop(self._pausing)[2])
         while self._ready and self._is_homeless(self._ready[0][2]):
             self._fail(heapq.heappop(self._ready)[2], f"no host is left that it fits; {self._outs()}")
-        if not (self._trials or self._ready or self._pausing or self._looking):
+        if not (self.trials or self._ready or self._pausing or self._looking):
             return Searcher.FINISHED  # type: ignore[no-any-return]
         if not self._ready:
             return None
@@ -219,8 +223,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         for each in keys:
             self._move(each, QUEUED)
         avoided = self._avoided(key, asked)
-        self._trials[trial_id] = self._queued[trial_id] = _Trial(keys, asked, now, avoided)
-        self._taken.update(asked)
+        self.trials[trial_id] = Trial(keys, asked, avoided, now)
         nets = [
             {"cell": json.dumps(asdict(self.plan.cells[each])), "key": each, "outputs": self.todo[each]}
             for each in keys
@@ -231,17 +234,19 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
 
     def on_trial_start(self, trial_id: str) -> None:
         """Note that a trial has got its resources; Tune tells only callbacks, so ``StudyCallback`` passes it on."""
-        trial = self._queued.pop(trial_id, None)
-        for key in trial.keys if trial else ():
-            self._move(key, RUNNING)
+        if (trial := self.trials.get(trial_id)) is not None and not trial.started:
+            trial.started = True
+            for key in trial.keys:
+                self._move(key, RUNNING)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Reset a job's failed attempts once it gets further than them all; note which jobs of a stack have ended."""
-        trial = self._trials.get(trial_id)
+        trial = self.trials.get(trial_id)
         if trial is None:
             return
         for key, row in by_net(result, trial.keys).items():
-            self._note_progress(key, row)
+            if row.get("job_key") == key and row.get("step", 0) > self._furthest[key]:
+                self._furthest[key], self._vain[key] = row["step"], 0
             if "step" in row:
                 trial.worked = True
                 self._hosts.worked(str(row.get("node")))
@@ -249,30 +254,22 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
                 trial.keys.remove(key)
                 self._end(key, trial, row)
 
-    def _note_progress(self, key: str, row: Mapping[str, Any]) -> None:
-        step = row.get("step", 0)
-        if row.get("job_key") == key and step > self._furthest[key]:
-            self._furthest[key] = step
-            self._vain[key] = 0
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Release a finished job's children, schedule another attempt, or block a failed job's descendants."""
         result = {"status": STATUS_DIED, **self.deaths(trial_id)} if error else result or {}
         self._complete(trial_id, result)
 
     def _complete(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        trial = self._trials.pop(trial_id, None)
+        trial = self.trials.pop(trial_id, None)
         if trial is None:
             return
-        self._queued.pop(trial_id, None)
-        self._taken.subtract(trial.asked)
-        rows = by_net(result, trial.keys) if "nets" in result else {}
+        rows = by_net(result, trial.keys)
         if result.get("status") == STATUS_OUT_OF_MEMORY and self._unstack(trial):
             return
         for key in trial.keys:
             self._end(key, trial, rows.get(key, result))
 
-    def _end(self, key: str, trial: _Trial, result: Mapping[str, Any]) -> None:
+    def _end(self, key: str, trial: Trial, result: Mapping[str, Any]) -> None:
         """Act on the end of an attempt at a job."""
         status, text = result.get("status"), str(result.get("error") or "the trial died")
         if status == STATUS_OK:
@@ -292,37 +289,36 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
                 self.recurring.add(key)
             self._fail(key, text)
 
-    def _look(self, key: str, trial: _Trial, result: Mapping[str, Any]) -> None:
+    def _look(self, key: str, trial: Trial, result: Mapping[str, Any]) -> None:
         """Mark a job as done once the store confirms its trial's report."""
         self._hosts.worked(str(result.get("node")))
         if self._held is None:
             self._finish(key)
             return
         answer = self._held(key)
-        try:
-            answer.exception(LOOK_SECONDS)
-        except NotYet:
-            self._looking.append((key, trial, result, answer))
-            return
-        self._confirm(key, trial, result, answer)
+        self._looking.append((key, trial, result, answer))
+        wait([answer], LOOK_SECONDS)
+        self._confirm()
 
-    def _confirm(self, key: str, trial: _Trial, result: Mapping[str, Any], answer: Future[bool]) -> None:
-        error = answer.exception()
-        if error is not None:
+    def _confirm(self) -> None:
+        """Act on the store's answers so far."""
+        for end in [end for end in self._looking if end[-1].done()]:
+            self._looking.remove(end)
+            key, trial, result, answer = end
+            error = answer.exception()
+            if error is None and answer.result():
+                self._finish(key)
+                continue
             status = STATUS_STORAGE if isinstance(error, StorageError) else STATUS_DIED
-            self._end(key, trial, {**result, "status": status, "error": str(error)})
-        elif answer.result():
-            self._finish(key)
-        else:
-            text = "its trial has published it, but the store does not hold it"
-            self._end(key, trial, {**result, "status": STATUS_DIED, "error": text})
+            text = str(error or "its trial has published it, but the store does not hold it")
+            self._end(key, trial, {**result, "status": status, "error": text})
 
-    def _go_elsewhere(self, key: str, trial: _Trial, result: Mapping[str, Any], text: str) -> None:
+    def _go_elsewhere(self, key: str, trial: Trial, result: Mapping[str, Any], text: str) -> None:
         """Retry a job on another node, and exclude this node if it is to blame."""
         node, host, known = str(result.get("node", "")), str(result.get("hostname", "")), len(self._hosts.out)
         surely = result.get("status") == STATUS_HOST
         its_fault = (surely or not trial.worked) and self._hosts.failed(node, key, text, surely=surely)
-        why = f"{text} (on {host})" if host and not names(text, host) else text
+        why = f"{text} (on {host})" if host and host not in text else text
         if not its_fault:
             self._shunned.setdefault(key, set()).update({node} - {""})
             if not self._pause(key, why):
@@ -330,7 +326,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             return
         if len(self._hosts.out) > known:
             self._put_out(node)
-        if self._any_host():
+        if self._hosts.room().get("CPU"):
             self._tell(key, f"{why}; goes to another host, this attempt does not count")
         self._postpone(key, FIRST_PAUSE)
 
@@ -339,12 +335,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._say(f"no more jobs for {self._hosts.out[node]}")
         for key, failures in self._hosts.forgiven(node).items():
             self._vain[key] = max(0, self._vain[key] - failures)
-        if not self._any_host():
+        if not self._hosts.room().get("CPU"):
             self._halt(None, f"no host is left; {self._outs()}")
-
-    def _any_host(self) -> bool:
-        """Return whether there is a node that still gets jobs."""
-        return self._hosts.fit({"CPU": 1e-3}, self._hosts.present())
 
     def outs(self) -> list[str]:
         """Return the hosts that get no more jobs, each with the reason."""
@@ -365,41 +357,37 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         return wary if self._hosts.fit(asked, wary) else out
 
     def is_stuck(self) -> bool:
-        """Return whether Tune holds only queued trials, none of which may run on any remaining node."""
-        return len(self._queued) == len(self._trials) > 0 and all(
-            trial.avoided and not self._hosts.fit(trial.asked, trial.avoided) for trial in self._queued.values()
+        """Return whether Tune holds only trials that have not started and may run on none of the remaining nodes."""
+        return bool(self.trials) and all(
+            not trial.started and trial.avoided and not self._hosts.fit(trial.asked, trial.avoided)
+            for trial in self.trials.values()
         )
 
     def take_back(self) -> None:
         """Take back the trials that Tune holds, none of which has started, and make their jobs ready again."""
-        for trial in self._trials.values():
-            self._taken.subtract(trial.asked)
+        trials, self.trials = self.trials, {}
+        for trial in trials.values():
             for key in trial.keys:
                 self._postpone(key, 0.0)
-        self._trials.clear()
-        self._queued.clear()
 
-    def lose_trials(self) -> list[str]:
-        """Count the trials that Tune holds as dead, because Tune itself has ended; return the keys of their jobs."""
-        lost = {trial_id: list(trial.keys) for trial_id, trial in self._trials.items()}
-        for trial_id in lost:
+    def lose_trials(self) -> None:
+        """Count the trials that Tune holds as dead, because Tune itself has ended."""
+        for trial_id in list(self.trials):
             self._complete(trial_id, {"status": STATUS_DIED})
-        return [key for keys in lost.values() for key in keys]
 
     # --- what may start -----------------------------------------------------------------------------------------------
     def _asks(self, key: str) -> Resources:
-        asked = self._resources[key]
-        least = self._least_share.get(group(self.plan.jobs[key]), 0.0)
-        return {**asked, "GPU": least} if least > asked.get("GPU", 0.0) else asked
+        return self._requests[group(self.plan.jobs[key])]
 
     def _may_start(self, asked: Resources, now: float) -> bool:
-        if self._max_concurrent is not None and len(self._trials) >= self._max_concurrent:
+        if self._max_concurrent is not None and len(self.trials) >= self._max_concurrent:
             return False
-        for trial in self._queued.values():
+        queued = [trial for trial in self.trials.values() if not trial.started]
+        for trial in queued:
             larger = any(amount > asked.get(name, 0.0) for name, amount in trial.asked.items())
             if larger and now - trial.since > STARVING_SECONDS:
                 return False
-        return self._fits(asked) or len(self._queued) < self._ahead
+        return self._fits(asked) or len(queued) < self._ahead
 
     def _mates(self, key: str, asked: Resources) -> list[str]:
         """Remove the jobs to stack with a job from the ready ones and return them; empty if there are none."""
@@ -410,10 +398,9 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         like = sorted(
             entry for entry in self._ready if self._is_stackable(entry[2]) and _are_alike(job, self.plan.jobs[entry[2]])
         )
-        room = self._room_now or {}
         device = "GPU" if asked.get("GPU") else "CPU"
-        devices = int(room.get(device, 0.0) / (1.0 if device == "GPU" else asked["CPU"]))
-        idle = min(devices, self._max_concurrent or devices) - len(self._trials)
+        devices = int(self._room.get(device, 0.0) / (1.0 if device == "GPU" else asked["CPU"]))
+        idle = min(devices, self._max_concurrent or devices) - len(self.trials)
         # With every device busy, do not split the ready jobs further: a freed slot takes a full stack.
         wanted = min(most, math.ceil((1 + len(like)) / max(1, idle)))
         mates = [entry[2] for entry in like[: wanted - 1]]
@@ -427,24 +414,24 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         return isinstance(config, TRAINING_CONFIGS) and config.recipe.engine.shares_trial and not self._vain[key]
 
     def _fits(self, asked: Resources) -> bool:
-        room = self._room_now
-        if room is None:
-            return True
-        return all(self._taken[name] + amount <= room.get(name, 0.0) + _TOLERANCE for name, amount in asked.items())
+        taken: Counter[str] = Counter()
+        for trial in self.trials.values():
+            taken.update(trial.asked)
+        room = self._room
+        return all(taken[name] + amount <= room.get(name, 0.0) + TOLERANCE for name, amount in asked.items())
 
     def slots(self) -> int:
         """Return the number of trials of average size that fit the cluster now, at least 1."""
-        room = self._room_now or {}
-        fit = min((int(room.get(name, 0.0) / amount + _TOLERANCE) for name, amount in self._mean.items()), default=1)
-        running = len(self._trials) - len(self._queued)
-        return min(max(1, fit, running), self._max_concurrent or len(self.todo))
+        fits = (int(self._room.get(name, 0.0) / amount + TOLERANCE) for name, amount in self._mean.items())
+        running = sum(trial.started for trial in list(self.trials.values()))
+        return min(max(1, min(fits, default=1), running), self._max_concurrent or len(self.todo))
 
     # --- how a job ends -----------------------------------------------------------------------------------------------
     def _finish(self, key: str) -> None:
         self._move(key, DONE)
-        for child in self._children[key]:
-            self._open_parents[child] -= 1
-            if not self._open_parents[child] and self.state[child] == WAITING:
+        self._order.done(key)
+        for child in self._order.get_ready():
+            if self.state[child] == WAITING:
                 self._release(child)
 
     def _pause(self, key: str, why: str) -> bool:
@@ -471,7 +458,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._move(key, READY)
         heapq.heappush(self._pausing, (self._clock() + seconds, self._number[key], key))
 
-    def _unstack(self, trial: _Trial) -> bool:
+    def _unstack(self, trial: Trial) -> bool:
         """Release the jobs of a stack that ran out of memory again, and limit their group to half the stack's size."""
         if len(trial.keys) < 2 or self.halted is not None:
             return False
@@ -491,20 +478,21 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         if not 0.0 < share < 1.0 or self.halted is not None:
             return False
         like = group(self.plan.jobs[key])
-        self._least_share[like] = max(self._least_share.get(like, 0.0), min(1.0, 2 * share))
-        self._tell(key, f"{why}; with {self._least_share[like]:g} GPU")
+        share = max(self._requests[like].get("GPU", 0.0), min(1.0, 2 * share))
+        self._requests[like] = {**asked, "GPU": share}
+        self._tell(key, f"{why}; with {share:g} GPU")
         self._release(key)
         return True
 
     def _fail(self, key: str, error: str) -> None:
+        self.errors[key] = error
         self._move(key, FAILED)
-        self.errors.setdefault(key, error)
         blocked = list(self._children[key])
         while blocked:
             child = blocked.pop()
             if self.state[child] in (WAITING, NOT_RUN):
-                self._move(child, BLOCKED)
                 self.errors[child] = key
+                self._move(child, BLOCKED)
                 blocked.extend(self._children[child])
 
     def _halt(self, key: str | None, error: str) -> None:

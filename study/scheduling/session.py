@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import ray
 from ray._private import services
@@ -29,11 +29,8 @@ from study.scheduling.address import ClusterError
 from study.scheduling.hosts import Node
 from trainables.errors import first_line
 
-if TYPE_CHECKING:  # it imports torch, which takes as long as starting Ray
-    from study.scheduling.placement import Resources
-
 REFRESH_SECONDS: Final = 2.0
-"""Maximum age, in seconds, of the cached nodes and resources of the cluster."""
+"""Maximum age, in seconds, of the cached nodes of the cluster."""
 ANSWER_SECONDS: Final = 120.0
 """Seconds that nodes have to report their GPUs: the first task on a node starts a process that imports torch."""
 RECONNECT_VARIABLE: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
@@ -52,14 +49,11 @@ class Cluster:
     """A Ray to which this process is connected."""
 
     def __init__(self, *, is_own: bool, scratch: Path) -> None:
-        """Take over the connection.
+        """Take over the connection to a Ray that this process has started (`is_own`) or joined.
 
-        Args:
-            is_own: whether Ray was started by this process.
-            scratch: directory on this machine for Tune's files, which nothing needs afterwards.
+        Tune's files go to `scratch`, a directory on this machine; nothing needs them afterwards.
         """
         self.is_own, self.scratch = is_own, scratch
-        self._resources: tuple[float, Resources] = (-REFRESH_SECONDS, {})
         self._nodes: tuple[float, dict[str, Node]] = (-REFRESH_SECONDS, {})
         context = ray.get_runtime_context()
         own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
@@ -67,14 +61,6 @@ class Cluster:
             "the head of the Ray cluster": _endpoint(context.gcs_address),
             "Ray on this machine": (own["NodeManagerAddress"], int(own["NodeManagerPort"])),
         }
-
-    def resources(self) -> Resources:
-        """Return the total resources of all nodes, as of now or of the last time the cluster was reachable."""
-        now = time.monotonic()
-        if now - self._resources[0] >= REFRESH_SECONDS:
-            with contextlib.suppress(ray.exceptions.RayError):
-                self._resources = now, ray.cluster_resources()
-        return self._resources[1]
 
     def nodes(self) -> dict[str, Node]:
         """Return node id -> node, as of now or of the last time the cluster was reachable."""
@@ -127,12 +113,7 @@ class Cluster:
 
     def comes_back(self) -> bool:
         """Wait until the whole cluster is reachable; return False if that takes too long."""
-        end = time.monotonic() + _lost_after()
-        while self.missing() is not None:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(PROBE_SECONDS)
-        return True
+        return _comes_true(lambda: self.missing() is None, _lost_after(), PROBE_SECONDS)
 
     def abandon(self) -> None:
         """Leave a Ray that no longer answers; wait at most ``SHUTDOWN_SECONDS`` for it."""
@@ -189,17 +170,25 @@ def _init(address: str | None) -> None:
             time.sleep(pause)
 
 
+def _comes_true(condition: Callable[[], bool], seconds: float, pause: float) -> bool:
+    """Wait until a condition is true, looking again after each pause; return False if that takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(pause)
+    return True
+
+
 def _reach(address: str) -> None:
     """Wait until a Ray cluster answers at its address.
 
     Raises:
         ClusterError: nothing answers within ``REACH_SECONDS``, or something else does.
     """
-    end = time.monotonic() + REACH_SECONDS
-    while not _answers(_endpoint(address)):
-        if time.monotonic() >= end:
-            raise ClusterError(f"Ray cluster {address}: nothing answers there for {REACH_SECONDS:.0f} s")
-        time.sleep(min(1.0, REACH_SECONDS / 10))
+    end, endpoint = time.monotonic() + REACH_SECONDS, _endpoint(address)
+    if not _comes_true(lambda: _answers(endpoint), REACH_SECONDS, REACH_SECONDS / 30):
+        raise ClusterError(f"Ray cluster {address}: nothing answers there for {REACH_SECONDS:.0f} s")
     # A tunnel or another program may accept the connection. Ray would wait minutes for an answer, uninterruptibly.
     answered = threading.Event()
     threading.Thread(target=_ask, args=(address, answered), daemon=True).start()

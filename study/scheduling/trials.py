@@ -65,7 +65,6 @@ def run_trials(
             )
             attach(callback)  # only now: Tune has pickled the callback when the tuner was created
             tuner.fit()
-            callback.settle()
             return None
         except Exception as error:
             if searcher.is_stuck():
@@ -75,8 +74,7 @@ def run_trials(
         finally:
             if callback.directory is not None:
                 shutil.rmtree(callback.directory, ignore_errors=True)
-        for key in searcher.lose_trials():
-            callback.ended(key)
+        searcher.lose_trials()
         left = RESTARTS if _done(searcher) > done else left - 1
         if left < 0 or not cluster.comes_back():
             return reason
@@ -113,7 +111,7 @@ def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
 
 def _done(searcher: PlanSearcher) -> int:
-    return sum(count for (_, state), count in searcher.counts.items() if state == DONE)
+    return sum(state == DONE for state in searcher.state.values())
 
 
 def _in_words(error: BaseException) -> str:

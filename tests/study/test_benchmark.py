@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkout import ROOT
+from waiting import HANG_SECONDS
 
-from study.benchmark import contest, matching, results, sweep, table, training
+from study.benchmark import contest, matching, results, settings, sweep, table, training, workloads
 from study.benchmark.__main__ import main
-from study.benchmark.contest import Budget, Contestant, Team, in_turns, machine
-from study.benchmark.results import Comparison, Figure, Measurement, Rate, nearest, read_rates
-from study.benchmark.training import CONVENTIONAL, BareStep, OurTrial, Setting, conventional, images_on_disk
+from study.benchmark.contest import Budget, Part, Team, in_turns, machine
+from study.benchmark.results import Comparison, Figure, Rate, read_rates
+from study.benchmark.settings import CLASSES, Sweep, Training
+from study.benchmark.training import CONVENTIONAL
+from study.benchmark.workloads import STACK, BareStep, ConventionalLoop, OurTrial, images_on_disk
+from study.estimate import Net, nearest
 from trainables.host.processes import cores
 from trainables.host.toolchain import find_compiler
 from trainables.masks import mask_sparsity
 from trainables.models import MODELS, build_model
 from trainables.symmetry.matching import activation_moments
 from trainables.symmetry.permutations import permutation_spec
+from trainables.training.engines import CPU
 from trainables.training.way import Way
 
-SMALL = Setting(model="resnet8", width=0.25, batch_size=12, steps=2, trials=2)
+SMALL = Training(model="resnet8", width=0.25, batch_size=12, steps=2, trials=2)
 COMPARISON = Comparison(name="a thing", ours=(1.0, 2.0, 4.0), other=(8.0, 8.0, 8.0))
 RATE = Rate(model="mlp", width=2.0, precision="fp32", image_size=32, images_per_second=100.0)
 
@@ -57,7 +67,7 @@ def images() -> Iterator[Path]:
 @pytest.fixture
 def without_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load images in this process, which is faster for a few images."""
-    monkeypatch.setattr(training, "cores", lambda: 0)
+    monkeypatch.setattr(workloads, "cores", lambda: 0)
 
 
 @pytest.mark.usefixtures("without_loaders")
@@ -65,14 +75,14 @@ def test_all_ways_train_the_same_number_of_images(images: Path) -> None:
     for precision in SMALL.precisions:
         assert OurTrial(SMALL, images, Way(precision=precision)).run() == SMALL.images
         stacked = OurTrial(SMALL, images, Way(precision=precision, stacked=True))
-        assert stacked.run() == training.STACK * SMALL.images
+        assert stacked.run() == STACK * SMALL.images
         assert BareStep(SMALL, images, precision).run() == SMALL.images
-    assert conventional(SMALL, images).run() == SMALL.images
+    assert ConventionalLoop(SMALL, images).run() == SMALL.images
 
 
 @pytest.mark.usefixtures("without_loaders")
 def test_both_loops_train_the_same_network_under_the_same_mask(images: Path) -> None:
-    ours, other = OurTrial(SMALL, images, Way()), conventional(SMALL, images)
+    ours, other = OurTrial(SMALL, images, Way()), ConventionalLoop(SMALL, images)
     before = ours.trainings[0].weights()
 
     def effective() -> dict[str, torch.Tensor]:
@@ -103,9 +113,9 @@ def test_both_loops_train_the_same_network_under_the_same_mask(images: Path) -> 
 
 @pytest.mark.usefixtures("without_loaders")
 def test_the_conventional_loop_shows_every_image_once_and_augments_it(images: Path) -> None:
-    loop = conventional(dataclasses.replace(SMALL, batch_size=SMALL.images, steps=1), images)
+    loop = ConventionalLoop(dataclasses.replace(SMALL, batch_size=SMALL.images, steps=1), images)
     ((first, labels),), ((second, _),) = list(loop._loader), list(loop._loader)
-    assert sorted(labels.tolist()) == sorted(index % training.CLASSES for index in range(SMALL.images))
+    assert sorted(labels.tolist()) == sorted(index % CLASSES for index in range(SMALL.images))
     assert first.shape == second.shape == (SMALL.images, 3, SMALL.image_size, SMALL.image_size)
     assert not torch.equal(first, second)
 
@@ -121,11 +131,12 @@ def test_the_conventional_loop_shows_every_image_once_and_augments_it(images: Pa
         {"trials": 0},
         {"precisions": ("fp8",)},
         {"precisions": ()},
+        {"device": "tpu"},
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"got|unknown|known|out of bounds|fraction of a channel"):
-        Setting(**wrong)
+        Training(**wrong)
 
 
 # --- contests --------------------------------------------------------------------------------------------------------
@@ -144,83 +155,93 @@ class Counting:
         return self._done
 
 
-class Scripted:
-    """A team that reports the given seconds, for two images per run."""
-
-    def __init__(self, name: str, seconds: list[float], order: list[str]) -> None:
-        self._name, self._seconds, self._order = name, iter(seconds), order
-
-    def seconds(self) -> tuple[float, int]:
-        self._order.append(self._name)
-        return next(self._seconds), 2
-
-
-def test_teams_take_turns_and_nobody_is_always_first() -> None:
+def test_works_take_turns_and_none_is_always_first() -> None:
     order: list[str] = []
-    teams: Any = {"a": Scripted("a", [2.0, 4.0], order), "b": Scripted("b", [6.0, 8.0], order)}
-    assert in_turns(teams, range(2)) == {"a": (1.0, 2.0), "b": (3.0, 4.0)}
+
+    def scripted(name: str, seconds: list[float]) -> Callable[[], float]:
+        script = iter(seconds)
+
+        def work() -> float:
+            order.append(name)
+            return next(script)
+
+        return work
+
+    assert in_turns({"a": scripted("a", [1, 2]), "b": scripted("b", [3, 4])}, range(2)) == {"a": (1, 2), "b": (3, 4)}
     assert "".join(order) == "abba"
 
 
 class Fake:
-    """A contestant and a team; each run advances the test's clock by a minute."""
+    """A team; each run advances the test's clock by a minute."""
 
     now = 0.0
-    first_seconds = 60.0
+    first = 60.0
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, stack: ExitStack, name: str, *_: object, **__: object) -> None:
+        self.name = name
+
+    def wait(self) -> None:
         pass
 
-    def seconds(self) -> tuple[float, int]:
+    def seconds(self) -> float:
         Fake.now += 60
-        return 60.0, 1
+        return 60.0
 
     def memory(self) -> float:
         return 1.0
 
 
-def fake_contests(monkeypatch: pytest.MonkeyPatch, team: Callable[..., Fake]) -> None:
-    monkeypatch.setattr(contest, "Team", team)
-    monkeypatch.setattr(training, "Contestant", lambda name, *_: name)
+@pytest.fixture
+def fake_contests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contests of teams without processes, on two cores that have a compiler."""
+    monkeypatch.setattr(Fake, "now", 0.0)
+    monkeypatch.setattr(training, "Team", Fake)
     monkeypatch.setattr(training, "cores", lambda: 2)
-    monkeypatch.setattr(training, "find_compiler", lambda: Path("g++"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for module in (training, settings):
+        monkeypatch.setattr(module, "find_compiler", lambda: Path("g++"))
 
 
+@contextmanager
+def contests(**options: Any) -> Iterator[dict[str, Part]]:
+    with ExitStack() as stack:
+        yield training.parts(Training(steps=1, precisions=("fp32",), device=CPU, **options), stack)
+
+
+def compared(budget: Budget, parts: dict[str, Part]) -> set[str]:
+    return {row.name for row in budget.measure(parts) if isinstance(row, Comparison)}
+
+
+@pytest.mark.usefixtures("fake_contests")
 @pytest.mark.parametrize("dying", ["compiled", "stacked", "bare fp32", "ours fp32", CONVENTIONAL])
 def test_a_way_whose_process_dies_is_named_and_the_others_are_measured(
     dying: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def team(_: object, *names: str) -> Fake:
-        if dying in names:
+    def wait(team: Fake) -> None:
+        if team.name == dying:
             raise RuntimeError(f"{dying}: its process ended with code -11")
-        return Fake()
 
-    fake_contests(monkeypatch, team)
-    setting = Setting(steps=1, precisions=("fp32",))
-    rows = {row.name for row in training.measure(setting, Budget(1e6, 1, 1)) if isinstance(row, Comparison)}
+    with contests() as parts:
+        undisturbed = compared(Budget(1e6, 1, 1), parts)
+        monkeypatch.setattr(Fake, "wait", wait)
+        rows = compared(Budget(1e6, 1, 1), parts)
     assert f"not measured: {dying}: its process ended with code -11" in capsys.readouterr().out
-    fake_contests(monkeypatch, lambda *_: Fake())
-    undisturbed = {row.name for row in training.measure(setting, Budget(1e6, 1, 1)) if isinstance(row, Comparison)}
     assert set() < rows < undisturbed
 
 
+@pytest.mark.usefixtures("fake_contests")
 @pytest.mark.parametrize(("minutes", "repeats", "skipped"), [(1000, 5, 0), (60, 5, 0), (15, 1, 0), (6, 1, 3)])
 def test_a_measurement_keeps_to_its_time_and_names_what_did_not_fit(
-    minutes: int, repeats: int, skipped: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    minutes: int, repeats: int, skipped: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Fake, "now", 0.0)
-    fake_contests(monkeypatch, Fake)
-    setting = Setting(steps=1, precisions=("fp32",))
-    count = training.parts(setting)
-    budget = Budget(60 * minutes, count, repeats, clock=lambda: Fake.now)
     found: list[Comparison] = []
     printed = ""
-    for row in training.measure(setting, budget):
-        if isinstance(row, Comparison):
-            printed += capsys.readouterr().out
-            assert "timing" in printed, "a contest is announced before it is timed"
-            found.append(row)
+    with contests() as parts:
+        count = len(parts)
+        for row in Budget(60 * minutes, count, repeats, clock=lambda: Fake.now).measure(parts):
+            if isinstance(row, Comparison):
+                printed += capsys.readouterr().out
+                assert "timing" in printed, "a contest is announced before it is timed"
+                found.append(row)
     longest = 4  # contestants in one contest
     assert Fake.now <= 60 * (minutes + (longest if skipped else 0))
     printed += capsys.readouterr().out
@@ -235,22 +256,58 @@ def test_a_measurement_keeps_to_its_time_and_names_what_did_not_fit(
 
 
 @pytest.mark.slow  # each process imports torch
-def test_contestants_run_in_processes_of_their_own_and_say_what_went_wrong() -> None:
+def test_teams_run_in_processes_of_their_own_and_say_what_went_wrong() -> None:
     with ExitStack() as stack:
-        teams = {
-            "pair": Team(stack, *(Contestant("one of a pair", 2, Counting, 5) for _ in range(2))),
-            "alone": Team(stack, Contestant("alone", 2, Counting, 5)),
-        }
-        assert [teams[name].seconds()[1] for name in ("pair", "alone")] == [10, 5]
-        assert teams["alone"].first_seconds > 0
-        times = in_turns(teams, range(3))
+        pair, alone = (Team(stack, name, Counting, 5, threads=2, count=count) for name, count in (("a", 2), ("b", 1)))
+        for team in (pair, alone):
+            team.wait()
+            assert team.first > 0
+        times = in_turns({"pair": pair.seconds, "alone": alone.seconds}, range(3))
         assert {name: len(seconds) for name, seconds in times.items()} == {"pair": 3, "alone": 3}
         assert min(min(seconds) for seconds in times.values()) > 0
-        assert teams["pair"].memory() > 50
-        faulty = Team(stack, Contestant("faulty", 2, Counting, -1))
-        assert faulty.seconds_afresh() > 0, "a rebuilt workload starts from its first run"
+        assert pair.memory() > 50
+        faulty = Team(stack, "faulty", Counting, -1, threads=2)
+        faulty.wait()
+        faulty.seconds("run afresh")  # a rebuilt workload starts from its first run
         with pytest.raises(RuntimeError, match="faulty: ValueError: tired in 2 runs"):
             faulty.seconds()
+
+
+class Unlucky:
+    """A workload whose parent has gone when its second run ends."""
+
+    def __init__(self, parent: Connection) -> None:
+        self._parent, self._runs = parent, 0
+
+    def run(self) -> int:
+        self._runs += 1
+        if self._runs == 2:
+            self._parent.close()
+        return 1
+
+
+def test_a_member_of_a_team_whose_parent_has_gone_ends_without_an_error() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    ours.send("run")
+    contest._serve(theirs, torch.get_num_threads(), Unlucky, (ours,))
+    assert ours.closed
+
+
+@pytest.mark.slow  # each process imports torch
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_benchmark_that_is_ended_prints_no_traceback(end: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "study.benchmark", "training", "--model=resnet8", f"--out={tmp_path / 'out'}"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert any(line.startswith("timing") for line in process.stdout)
+    if end == signal.SIGINT:
+        os.killpg(process.pid, end)  # as a terminal does
+    else:
+        process.send_signal(end)
+    _, errors = process.communicate(timeout=HANG_SECONDS)  # until the last process of the benchmark has ended
+    assert "Traceback" not in errors
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -276,9 +333,8 @@ def test_measuring_again_replaces_only_what_was_measured(tmp_path: Path) -> None
     out = tmp_path / "benchmark.json"
 
     def keep(what: str, width: float, value: float) -> None:
-        figure = Figure(name="a number", value=value)
-        measurement = Measurement(what=what, settings={"width": width}, figures=[figure], comparisons=[COMPARISON])
-        results.store(out, measurement, machine={"cores": 2}, commit="abc")
+        rows = [Figure(name="a number", value=value), COMPARISON]
+        results.store(out, what, {"width": width}, rows, machine={"cores": 2}, commit="abc")
 
     for what, width, value in (
         ("training", 1.0, 1.0),
@@ -298,26 +354,27 @@ def test_rates_are_read_back_and_the_nearest_width_counts(tmp_path: Path) -> Non
     out = tmp_path / "benchmark.json"
     assert read_rates(out) == []
     wide = dataclasses.replace(RATE, width=8.0)
-    results.store(out, Measurement(what="training", settings={}, rates=[RATE, wide]), machine={}, commit=None)
+    results.store(out, "training", {}, [RATE, wide], machine={}, commit=None)
     rates = read_rates(out)
     assert rates == [RATE, wide]
-    found = [nearest(rates, "mlp", width, Way(), image_size=32) for width in (1.0, 2.0, 3.0, 5.0, 16.0)]
+    found = [nearest(rates, Net("mlp", width, 32)) for width in (1.0, 2.0, 3.0, 5.0, 16.0)]
     assert found == [RATE] * 3 + [wide] * 2
-    assert nearest(rates, "mlp", 1.0, Way(precision="bf16"), image_size=32) is None
-    assert nearest(rates, "mlp", 1.0, Way(compiled=True), image_size=32) is None
-    assert nearest(rates, "mlp", 1.0, Way(kernels="sparse"), image_size=32) is None
-    assert nearest(rates, "vgg11", 1.0, Way(), image_size=32) is None
+    assert nearest(rates, Net("mlp", 1.0, 32, Way(precision="bf16"))) is None
+    assert nearest(rates, Net("vgg11", 1.0, 32)) is None
+    for way in (Way(compiled=True), Way(kernels="sparse")):
+        assert nearest(rates, Net("mlp", 2.0, 32, way)) == RATE, "the default way of the same precision"
+        own = dataclasses.replace(wide, **way.settings)
+        assert nearest([own, *rates], Net("mlp", 2.0, 32, way)) == own
 
 
 def test_of_rates_at_one_width_the_like_images_then_the_like_sparsity_then_the_latest_count() -> None:
     small, later = dataclasses.replace(RATE, image_size=8), dataclasses.replace(RATE, images_per_second=200.0)
-    assert nearest([small, RATE], "mlp", 2.0, Way(), image_size=28) == RATE
-    assert nearest([small, RATE], "mlp", 2.0, Way(), image_size=8) == small
-    assert nearest([RATE, later], "mlp", 2.0, Way(), image_size=32) == later
+    assert nearest([small, RATE], Net("mlp", 2.0, 28)) == RATE
+    assert nearest([small, RATE], Net("mlp", 2.0, 8)) == small
+    assert nearest([RATE, later], Net("mlp", 2.0, 32)) == later
     sparse = [dataclasses.replace(RATE, kernels="sparse", sparsity=sparsity) for sparsity in (0.7, 0.95)]
     for sparsity, nearer in ((0.6, 0), (0.8, 0), (0.9, 1)):
-        found = nearest(sparse, "mlp", 2.0, Way(kernels="sparse"), image_size=32, sparsity=sparsity)
-        assert found == sparse[nearer]
+        assert nearest(sparse, Net("mlp", 2.0, 32, Way(kernels="sparse"), sparsity)) == sparse[nearer]
 
 
 def test_rates_of_older_files_are_read(tmp_path: Path) -> None:
@@ -393,11 +450,9 @@ def test_each_file_is_of_one_machine_and_each_row_of_the_table_was_measured_some
 def test_what_a_machine_was_not_measured_at_is_an_empty_cell_of_its_column(tmp_path: Path) -> None:
     first, second, *_ = table.ROWS.values()
     for machine_name, name in (("one", first), ("other", second)):
-        measurement = Measurement(
-            what="training", settings={}, comparisons=[dataclasses.replace(COMPARISON, name=name)]
-        )
+        rows = [dataclasses.replace(COMPARISON, name=name)]
         where = {"cpu": machine_name, "instructions": "AVX2", "cores": 2, "torch": "2.14.1+cpu"}
-        results.store(tmp_path / f"{machine_name}.json", measurement, where, None)
+        results.store(tmp_path / f"{machine_name}.json", "training", {}, rows, machine=where, commit=None)
     head, _, *rows = (line.split(" | ") for line in table.lines([tmp_path / "one.json", tmp_path / "other.json"]))
     assert head[1:] == ["AVX2: one, 2 cores, PyTorch 2.14.1", "AVX2: other, 2 cores, PyTorch 2.14.1 |"]
     assert [cells[1:] for cells in rows[:3]] == [["4.00 [2.00, 8.00]", " |"], ["", "4.00 [2.00, 8.00] |"], ["", " |"]]
@@ -421,21 +476,12 @@ def test_sweeps_for_which_there_is_no_time_are_named_and_left_out(
         nonlocal now
         now += 60
         found.append(tracked)
-        return sweep.Cost(
-            jobs=jobs,
-            plan_seconds=1.0,
-            driver_seconds=1.0,
-            wall_seconds=1.0,
-            delivery_seconds=1.0,
-            start_memory=1.0,
-            memory=1.0,
-            again=0,
-        )
+        return sweep.Cost(jobs=jobs, memory=1.0, figures={"driver time per job": (1.0, "ms")})
 
     monkeypatch.setattr(sweep, "run_apart", run_apart)
-    setting = sweep.Setting()
-    budget = Budget(60 * minutes, sweep.parts(setting), 5, clock=lambda: now)
-    names = [figure.name for figure in sweep.measure(setting, budget)]
+    with ExitStack() as stack:
+        parts = sweep.parts(Sweep(), stack)
+        names = [row.name for row in Budget(60 * minutes, len(parts), 5, clock=lambda: now).measure(parts)]
     assert found == [tracked for tracked in measured for _ in range(2)]
     assert any("with MLflow" in name for name in names) == (True in measured)
     assert ("not measured, out of time: sweeps of 100 and 1000 jobs with" in capsys.readouterr().out) == (
@@ -445,7 +491,7 @@ def test_sweeps_for_which_there_is_no_time_are_named_and_left_out(
 
 def test_a_sweep_so_small_that_both_sizes_are_the_same_is_refused() -> None:
     with pytest.raises(ValueError, match=r"jobs must be a whole number in \[100, inf\), got 99"):
-        sweep.Setting(jobs=99)
+        Sweep(jobs=99)
 
 
 @pytest.mark.slow
@@ -453,6 +499,7 @@ def test_a_sweep_so_small_that_both_sizes_are_the_same_is_refused() -> None:
 def test_a_sweep_of_trivial_jobs_ends_with_nothing_left_to_do(tracked: bool) -> None:
     cost = sweep.run_apart(20, tracked)
     assert cost.jobs >= 20
-    assert cost.again == 0
-    assert cost.driver_seconds > 0
-    assert 0 < cost.start_memory <= cost.memory
+    figures = {name: value for name, (value, _) in cost.figures.items()}
+    assert figures["jobs that a second sweep would run again"] == 0
+    assert figures["driver time per job"] > 0
+    assert 0 < figures["peak memory before the first job"] <= figures["peak memory of the driver"] == cost.memory

@@ -12,7 +12,7 @@ from stored import file_of
 
 from search_spaces import SearchSpace, get_space
 from study import fastest, run
-from study.benchmark.results import FILE, Measurement, Rate
+from study.benchmark.results import FILE, Rate
 from study.benchmark.results import store as keep
 from study.estimate import (
     FIRST_GUESS,
@@ -22,7 +22,6 @@ from study.estimate import (
     estimate,
     masked,
     rates_here,
-    slower_ways,
 )
 from study.plan import Plan, make_plan
 from trainables.host import cpu
@@ -102,7 +101,7 @@ def test_every_kind_of_job_of_every_shape_is_estimated(store: Store) -> None:
 
 # --- from the benchmark -----------------------------------------------------------------------------------------------
 def benchmarked(store: Store, *rates: Rate) -> None:
-    keep(store.root / FILE, Measurement(what="training", settings={}, rates=rates), machine={}, commit=None)
+    keep(store.root / FILE, "training", {}, rates, machine={}, commit=None)
 
 
 def rate(images_per_second: float, *, model: str = "mlp", width: float = 1.0, precision: str = "fp32") -> Rate:
@@ -302,8 +301,9 @@ def test_a_way_that_was_measured_slower_than_a_conventional_loop_is_named(
     rates: list[Rate], machine: str, words: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "name", lambda: "this")
-    keep(store.root / FILE, Measurement(what="training", settings={}, rates=rates), {"cpu": machine}, None)
-    lines = slower_ways(plan_of(), rates_here(store))
+    keep(store.root / FILE, "training", {}, rates, machine={"cpu": machine}, commit=None)
+    advice = fastest.advice(plan_of(), rates_here(store), {})
+    lines = [line for line in advice if "slower on this CPU than a conventional loop" in line]
     assert len(lines) == bool(words)
     assert all(word in lines[0] for word in words)
 
@@ -315,7 +315,7 @@ def test_bf16_that_the_cpu_only_emulates_is_warned_of_and_not_measured(
     flags: str | None, emulated: bool, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cpu, "_line", lambda field: flags or "" if field == "flags" else "")
-    monkeypatch.setattr(fastest, "_gpus_here", lambda: 0)
+    monkeypatch.setattr(fastest, "gpus_here", lambda: 0)
     asked = ["--space=digits_quickstart", "--dry-run", f"--storage={store.root}"]
     assert run.main([*asked, "--set=precision=bf16"]) == 0
     assert ("warning: this CPU" in capsys.readouterr().out) == emulated

@@ -18,7 +18,7 @@ from analysis.drawing.signs import TIMES
 from search_spaces import SPACES, SearchSpace
 from study import fastest, sweep
 from study.benchmark.__main__ import main as benchmark
-from study.benchmark.results import FILE, Measurement, Rate, read_rates
+from study.benchmark.results import FILE, Rate, read_rates
 from study.benchmark.results import store as keep
 from study.estimate import masked
 from study.fastest import choice, quickest
@@ -197,7 +197,7 @@ def test_sparse_kernels_pay_where_there_is_much_to_train_under_masks(store: Stor
 def faster(*measured: Mapping[Way, Rate], settings: Iterable[str] = (), **changes: Any) -> list[str]:
     """Return what the plan of a space with sparse jobs only says."""
     asked = override(space(sparsity=0.95, **changes), settings)
-    return fastest.faster_ways(
+    return fastest.advice(
         make_plan(asked), [rate for each in measured for rate in each.values()], fastest.kept(asked, settings)
     )
 
@@ -237,8 +237,8 @@ def test_a_plan_names_no_way_that_is_no_faster_or_was_not_measured_alike(
 
 def test_what_was_chosen_already_is_no_advice() -> None:
     measured = list(rates({PLAIN: 100.0, BF16: 900.0}).values())
-    assert fastest.faster_ways(make_plan(space()), measured, {})
-    assert fastest.faster_ways(make_plan(space(), ways={NET: PLAIN.settings}), measured, {}) == []
+    assert fastest.advice(make_plan(space()), measured, {})
+    assert fastest.advice(make_plan(space(), ways={NET: PLAIN.settings}), measured, {}) == []
 
 
 def test_a_run_says_at_its_start_what_its_dry_run_says(
@@ -252,11 +252,11 @@ def test_a_run_says_at_its_start_what_its_dry_run_says(
 
     monkeypatch.setattr(sweep, "Tracker", started)
     monkeypatch.setattr(sweep, "prepare_environment", lambda address: None)
-    monkeypatch.setattr(fastest, "_gpus_here", lambda: 0)
+    monkeypatch.setattr(fastest, "gpus_here", lambda: 0)
     monkeypatch.setitem(SPACES, "tiny", asked := space())
     slow, quick = rates({PLAIN: 100.0, BF16: 900.0}).values()
     measured = [dataclasses.replace(slow, conventional=170.0), dataclasses.replace(quick, conventional=170.0)]
-    keep(store.root / FILE, Measurement(what="training", settings={}, rates=measured), {"cpu": cpu.name()}, None)
+    keep(store.root / FILE, "training", {}, measured, machine={"cpu": cpu.name()}, commit=None)
     arguments = ["--space", "tiny", "--storage", str(store.root)]
     assert main([*arguments, "--dry-run"]) == OK
     dry = capsys.readouterr().out
@@ -349,7 +349,7 @@ def test_a_file_that_is_no_choice_is_named_and_replaced(
     found = chosen_for(space(), store)
     assert (found.ways, found.missing) == ({}, (NET,))
     assert "fastest/cpu/resnet8-x0.25.json is no choice of --fastest" in caplog.text
-    assert fastest.unreadable(store, fastest.chosen(store)) == {NET}
+    assert fastest.unreadable(fastest.chosen(store)) == {NET}
     assert store.storage.read(path()) == content.encode(), "looking changes nothing"
     assert fastest.keep(store, path(), SPARSE, {}, {}) == SPARSE.settings == fastest.chosen(store)[path()]
     (aside,) = store.storage.names("store/.damaged")
@@ -360,9 +360,9 @@ def test_on_what_trials_compute(store: Store, monkeypatch: pytest.MonkeyPatch) -
     def device(gpus: float | None, address: str | None) -> str:
         return fastest.device_of_trials(gpus, address, store)
 
-    monkeypatch.setattr(fastest, "_gpus_here", lambda: 1)
+    monkeypatch.setattr(fastest, "gpus_here", lambda: 1)
     assert [device(gpus, None) for gpus in (None, 0.0, 0.25)] == [GPU, CPU, GPU]
-    monkeypatch.setattr(fastest, "_gpus_here", lambda: 0)
+    monkeypatch.setattr(fastest, "gpus_here", lambda: 0)
     assert [device(gpus, None) for gpus in (None, 0.0, 0.25)] == [CPU, CPU, GPU]
     assert device(None, "auto") == CPU
     fastest.keep(store, path(device=GPU), BF16, {}, {})
@@ -395,11 +395,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[Way, float]:
     """Images per second that are found of every network, in place of measurements."""
     speeds = {PLAIN: 100.0, BF16: 300.0, SPARSE: 110.0}
 
-    def found(plan: Plan, jobs: object, setting: object, ways: Iterable[Way], device: str) -> dict[Way, Rate]:
+    def found(plan: Plan, jobs: object, setting: object, ways: Iterable[Way]) -> dict[Way, Rate]:
         return {way: rate for way, rate in rates(speeds).items() if way in ways}
 
     monkeypatch.setattr(measuring, "_rates", found)
-    monkeypatch.setattr(fastest, "_gpus_here", lambda: 0)
+    monkeypatch.setattr(fastest, "gpus_here", lambda: 0)
     return speeds
 
 

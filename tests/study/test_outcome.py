@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from one_node import one_node
 from tiny_study import tiny_space
 
 from analysis.drawing.signs import DASH
@@ -27,9 +28,14 @@ def plan() -> Plan:
     return make_plan(tiny_space(sparsity=(0.5, 0.9)))
 
 
+def new_searcher(plan: Plan) -> PlanSearcher:
+    estimates = Estimates(dict.fromkeys(plan.jobs, 1.0), 0)
+    return PlanSearcher(plan, plan.closure.todo(set()), estimates, {}, hosts=one_node())
+
+
 def run_all(plan: Plan, bad: dict[str, str], status: str = "died") -> PlanSearcher:
     """Play a sweep in which the jobs in `bad` fail with these errors."""
-    searcher = PlanSearcher(plan, plan.closure.todo(set()), Estimates(dict.fromkeys(plan.jobs, 1.0), 0), {})
+    searcher = new_searcher(plan)
     while isinstance(config := searcher.suggest("t"), dict):
         error = bad.get(config["key"])
         searcher.on_trial_complete("t", {"status": status, "error": error} if error else OK)
@@ -140,7 +146,7 @@ def test_hundreds_of_failures_are_named_by_their_causes(capsys: pytest.CaptureFi
 
 
 def test_storage_that_is_away_is_the_one_thing_that_is_said(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    searcher = PlanSearcher(plan, plan.closure.todo(set()), Estimates(dict.fromkeys(plan.jobs, 1.0), 0), {})
+    searcher = new_searcher(plan)
     searcher.suggest("t")
     searcher.on_trial_complete("t", {"status": "storage", "error": "storage /data: No space left on device"})
     assert report_failures(plan, searcher, COMMAND)
@@ -151,7 +157,7 @@ def test_storage_that_is_away_is_the_one_thing_that_is_said(plan: Plan, capsys: 
 
 
 def test_sweep_that_tune_has_ended_says_why(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    searcher = PlanSearcher(plan, plan.closure.todo(set()), Estimates(dict.fromkeys(plan.jobs, 1.0), 0), {})
+    searcher = new_searcher(plan)
     assert report_failures(plan, searcher, COMMAND, ended="the head is out of reach")
     assert "the study ended early: the head is out of reach\n" in capsys.readouterr().err
 

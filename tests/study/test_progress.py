@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from one_node import one_node
 from tiny_study import tiny_space
 from waiting import wait_until
 
@@ -43,8 +44,9 @@ def new_progress(
 ) -> tuple[PlanSearcher, Progress]:
     """Return searcher and display of a study whose jobs all take ten seconds."""
     estimates = Estimates(dict.fromkeys(plan.jobs, 10.0), 0)
-    searcher = PlanSearcher(plan, plan.closure.todo(set()), estimates, {})
-    return searcher, Progress(plan, searcher, estimates, slots, stream or io.StringIO())
+    searcher = PlanSearcher(plan, plan.closure.todo(set()), estimates, {}, hosts=one_node())
+    searcher.slots = slots  # type: ignore[method-assign]
+    return searcher, Progress(plan, searcher, estimates, stream or io.StringIO())
 
 
 def finish(searcher: PlanSearcher, count: int, error: bool = False) -> None:
@@ -159,7 +161,7 @@ def test_plain_output_is_lines_without_escapes(plan: Plan, monkeypatch: pytest.M
     monkeypatch.setattr(module, "LINE_SECONDS", 0.02)
     stream = io.StringIO()
     searcher, progress = new_progress(plan, stream=stream)
-    with progress:
+    with progress.shown():
         finish(searcher, 5)
         progress.result(next(iter(plan.jobs)), {"epoch": 1, schema.TEST_ACCURACY: 50.0})
         wait_until(lambda: "\n" in stream.getvalue(), "no line is written")
@@ -178,7 +180,7 @@ def test_terminal_shows_running_jobs_by_name(plan: Plan) -> None:
     searcher, progress = new_progress(plan, stream=stream)
     config = searcher.suggest("t")
     assert isinstance(config, dict)
-    with progress:
+    with progress.shown():
         progress.result(config["key"], {"epoch": 2, schema.TEST_ACCURACY: 71.25, "hostname": "worker-3.cluster.local"})
         wait_until(lambda: re.search(r"dense · w0\.25 · A0 +worker-3 +epoch 2/3 +71\.2 %", plain(stream)))
         progress.ended(config["key"])
@@ -196,7 +198,7 @@ def test_terminal_shows_what_ended_last_if_it_ended_well(plan: Plan) -> None:
         progress.result(config["key"], {"epoch": 3, schema.TEST_ACCURACY: accuracy})
         searcher.on_trial_complete(trial, OK if trial == "good" else None, error=trial == "bad")
         progress.ended(config["key"])
-    with progress:
+    with progress.shown():
         wait_until(lambda: re.search(r"dense · .* done +71\.2 %", plain(stream)))
     assert "12.5 %" not in plain(stream)
 
@@ -220,9 +222,9 @@ def test_display_survives_the_driver_changing_states_beside_it(plan: Plan) -> No
     thread = threading.Thread(target=look)
     thread.start()
     while thread.is_alive() and len(looks) < 100:
-        searcher.counts = type(searcher.counts)({(schema.DENSE, "waiting"): 2})
-        for number in range(200):
-            searcher.counts[f"kind{number}", "waiting"] += 1
+        searcher.suggest("t")
+        searcher.on_trial_start("t")
+        searcher.on_trial_complete("t", OK)
     stop.set()
     thread.join()
     assert failures == []

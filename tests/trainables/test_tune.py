@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from trainables.jobs.publishing import Context
 from trainables.storage.lease import Lease
 from trainables.storage.store import StorageError, Store
 from trainables.training.loop import Diverged
-from trainables.tune import PlannedJob, _absolute, _location, by_net
+from trainables.tune import PlannedJob, _located, by_net
 
 HERE = "0f1e"
 """Ray's id of the node."""
@@ -193,10 +193,10 @@ def test_planned_job_is_found_by_its_key_among_its_cells() -> None:
         asked(PlannedJob, {**config, "cell": json.dumps({**asdict(cell), "unheard_of": 1})})
 
 
-def planned(rows: Iterator[dict[str, Any]], context: Context | None = None) -> PlannedJob:
+def planned(rows: Generator[dict[str, Any], None, None], context: Context | None = None) -> PlannedJob:
     """Return a trial of a job whose rows are given."""
     trial = PlannedJob.__new__(PlannedJob)
-    trial._target, trial._rows = target(tiny_cell("dense", model="mlp", lr=90.0)), rows
+    trial._target, trial._results = target(tiny_cell("dense", model="mlp", lr=90.0)), trial._following(rows)
     if context is not None:
         trial._context = context
     return trial
@@ -207,7 +207,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_module, "_node", lambda: HERE)
 
 
-def failing(error: BaseException) -> Iterator[dict[str, Any]]:
+def failing(error: BaseException) -> Generator[dict[str, Any], None, None]:
     yield {"stage": "dense", "job_key": "of an ancestor"}
     raise error
 
@@ -244,7 +244,7 @@ def test_failure_of_which_it_is_known_what_to_do_is_a_status(error: Exception, s
 
 
 def test_full_memory_of_the_host_is_recognised() -> None:
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Generator[dict[str, Any], None, None]:
         yield {"stage": "dense", "job_key": "of an ancestor", "sum": float(torch.empty(1 << 50).sum())}
 
     assert planned(rows()).step()["status"] == "out_of_memory"
@@ -268,7 +268,7 @@ def test_trial_that_waits_for_another_study_gives_its_place_away(monkeypatch: py
     )
     closed = []
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Generator[dict[str, Any], None, None]:
         try:
             yield from (waiting, own, waiting, waiting, waiting)
         finally:
@@ -288,11 +288,11 @@ TWO = [dense_job(tiny_cell("dense", model="mlp"), seed) for seed in (0, 1)]
 KEYS = [job.key for job in TWO]
 
 
-def together(rounds: Iterator[dict[str, Any]], context: Context) -> PlannedJob:
+def together(rounds: Generator[dict[str, Any], None, None], context: Context) -> PlannedJob:
     """Return a trial of two jobs whose rounds are given."""
     trial = PlannedJob.__new__(PlannedJob)
-    trial._target, trial._context, trial._rows = TWO[0], context, iter(())
-    trial._open, trial._rounds = {job.key: job for job in TWO}, rounds
+    trial._target, trial._context = TWO[0], context
+    trial._results = trial._following_all(TWO, rounds)
     return trial
 
 
@@ -345,7 +345,7 @@ def test_what_ends_one_of_stacked_networks_leaves_the_other(
     assert list(by_net(trial.step(), KEYS)) == [two]
 
 
-def raising(error: Exception) -> Iterator[dict[str, Any]]:
+def raising(error: Exception) -> Generator[dict[str, Any], None, None]:
     yield from ()
     raise error
 
@@ -369,7 +369,7 @@ def test_only_a_trial_in_which_all_wait_gives_its_place_away(context: Context, m
     ]
     closed = []
 
-    def waiting() -> Iterator[dict[str, Any]]:
+    def waiting() -> Generator[dict[str, Any], None, None]:
         try:
             yield from rounds
         finally:
@@ -381,9 +381,7 @@ def test_only_a_trial_in_which_all_wait_gives_its_place_away(context: Context, m
         results.append(trial.step())
         now[0] += 0.6 * tune_module.HELD_SECONDS
     assert [result["done"] for result in results] == [False, False, False, False, False, True]
-    assert by_net(results[-1], KEYS) == {
-        one: {"hostname": "", "node": HERE, "key": one, "stage": "dense", "status": "held", "done": True}
-    }
+    assert results[-1] == {"node": HERE, "stage": "dense", "status": "held", "done": True}
     assert closed == [True]
 
 
@@ -421,7 +419,7 @@ def rows():
 
 trial = PlannedJob.__new__(PlannedJob)
 trial._target = type("Job", (), {"key": "k", "kind": "dense", "epochs": 1})
-trial._rows, trial._max_silence = rows(), 0.2
+trial._results, trial._max_silence = rows(), 0.2
 later, cancel = "dump_traceback_later", "cancel_dump_traceback_later"
 with patch.object(faulthandler, later) as armed, patch.object(faulthandler, cancel) as calmed:
     trial.step()  # one that does not hang, however slow the machine is
@@ -522,8 +520,7 @@ def test_settings_of_the_study_reach_the_trial(tmp_path: Path, monkeypatch: pyte
 def test_paths_are_the_drivers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TUNE_ORIG_WORKING_DIR", "/where/the/driver/is")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert _absolute("outputs") == Path("/where/the/driver/is/outputs")
-    assert _absolute("~/outputs") == Path("/home/somebody/outputs")
-    assert _absolute(tmp_path) == tmp_path
-    assert _location("outputs") == "/where/the/driver/is/outputs"
-    assert _location("s3://bucket/prefix") == "s3://bucket/prefix"
+    assert _located("outputs") == "/where/the/driver/is/outputs"
+    assert _located("~/outputs") == "/home/somebody/outputs"
+    assert _located(str(tmp_path)) == str(tmp_path)
+    assert _located("s3://bucket/prefix") == "s3://bucket/prefix"

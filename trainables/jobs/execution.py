@@ -11,7 +11,7 @@ A process can also compute several jobs at a time and train compatible nets at o
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Hashable, Iterable, Sequence
 from contextlib import ExitStack, closing
 
 from trainables.graph import Closure, Job, Ref
@@ -27,7 +27,7 @@ MAX_DAMAGES = 5
 """How often a job recovers from a damaged or missing artifact; more often means that the storage itself is broken."""
 
 
-def compute(job: Job, outputs: Collection[int | None], context: Context) -> Iterator[Row]:
+def compute(job: Job, outputs: Collection[int | None], context: Context) -> Generator[Row, None, None]:
     """Publish outputs of `job`, computing missing ancestors first.
 
     Args:

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from one_node import ask_by_width
 from ray.tune.search import Searcher
 from tiny_study import tiny_space
 
@@ -41,7 +42,8 @@ class Cluster:
             plan.closure.todo(set()),
             Estimates(dict.fromkeys(plan.jobs, 1.0), 0),
             {},
-            **{"hosts": self.hosts, "say": self.lines.append, "clock": lambda: self.now, "retries": 3, **options},
+            hosts=self.hosts,
+            **{"say": self.lines.append, "clock": lambda: self.now, "retries": 3, **options},
         )
         self.deaths: dict[str, dict[str, str]] = {}
         self.searcher.deaths = lambda trial_id: self.deaths[trial_id]
@@ -161,15 +163,14 @@ def test_study_ends_when_no_host_is_left_and_says_so(plan: Plan, nodes: list[str
     assert len(cluster.places) == len(set(nodes) - {"head"})
 
 
-def test_jobs_that_fit_only_nodes_that_are_out_fail_and_the_others_go_on(plan: Plan) -> None:
-    asked = {key: dict(CPUS if number else GPUS) for number, key in enumerate(plan.jobs)}
-    cluster = Cluster(plan, {"gpu": GPUS, "cpu": CPUS}, resources=asked)
+def test_jobs_that_fit_only_nodes_that_are_out_fail_and_the_others_go_on() -> None:
+    plan = make_plan(tiny_space(method=("dense",), seeds=(0, 1), epochs=2, width=(0.25, 0.5)))
+    cluster = Cluster(plan, {"gpu": GPUS, "cpu": CPUS}, resources=ask_by_width(plan, CPUS, GPUS))
     cluster.run({"gpu": BROKEN, "cpu": OK})
-    states = list(cluster.searcher.state.values())
-    assert states.count(FAILED) == 1
-    assert states.count(DONE) == len(plan.jobs) - 1
-    (error,) = cluster.searcher.errors.values()
-    assert error == "no host is left that it fits; no more jobs for host-gpu: no data here"
+    for key, job in plan.jobs.items():
+        assert cluster.searcher.state[key] == (FAILED if job.config.task.width == 0.5 else DONE)
+    errors = set(cluster.searcher.errors.values())
+    assert errors == {"no host is left that it fits; no more jobs for host-gpu: no data here"}
 
 
 def test_node_that_comes_back_repaired_gets_jobs_again(plan: Plan) -> None:
@@ -183,12 +184,10 @@ def test_node_that_comes_back_repaired_gets_jobs_again(plan: Plan) -> None:
 
 
 def test_what_a_node_that_is_out_has_is_no_room(plan: Plan) -> None:
-    room = {"CPU": 8.0}
-    cluster = Cluster(plan, {"a": CPUS, "b": CPUS}, room=lambda: room)
-    assert cluster.hosts.taken_out() == {}
+    cluster = Cluster(plan, {"a": CPUS, "b": GPUS})
+    assert cluster.hosts.room() == {"CPU": 8.0, "GPU": 1.0}
     cluster.hosts.failed("a", "job", "no data", surely=True)
-    cluster.suggest()
-    assert cluster.searcher._room_now == {"CPU": 4.0}
+    assert cluster.hosts.room() == GPUS
 
 
 def test_trials_that_may_run_nowhere_any_more_are_taken_back(plan: Plan) -> None:

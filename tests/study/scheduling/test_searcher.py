@@ -9,10 +9,11 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from one_node import ask, ask_by_width, one_node
 from ray.tune.search import Searcher
 from tiny_study import tiny_space
 
@@ -47,11 +48,13 @@ def new_searcher(
     published: set[str] | None = None,
     seconds: dict[str, float] | None = None,
     retries: int = 0,
+    room: Callable[[], Mapping[str, float]] | None = None,
     **options: Any,
 ) -> PlanSearcher:
     estimates = Estimates({key: (seconds or {}).get(key, 1.0) for key in plan.jobs}, 0)
     todo = plan.closure.todo(published or set())
-    return PlanSearcher(plan, todo, estimates, {"storage": "/somewhere"}, retries, **options)
+    hosts = one_node(room) if room is not None else one_node()
+    return PlanSearcher(plan, todo, estimates, {"storage": "/somewhere"}, retries, hosts=hosts, **options)
 
 
 class Clock:
@@ -79,13 +82,6 @@ def descendants(plan: Plan, keys: set[str]) -> set[str]:
         if any(ref.job.key in keys | found for _, ref in job.parents):
             found.add(key)
     return found
-
-
-def check_counts(searcher: PlanSearcher) -> None:
-    """The counts by kind and state are those of the states."""
-    kinds = searcher.plan.jobs
-    expected = Counter((kinds[key].kind, state) for key, state in searcher.state.items())
-    assert +searcher.counts == expected
 
 
 class Sweep:
@@ -128,7 +124,6 @@ class Sweep:
             self.searcher.on_trial_complete(trial, None, error=True)
         else:
             self.searcher.on_trial_complete(trial, {"status": "failed", "error": "loss is nan"})
-        check_counts(self.searcher)
 
     def run(self) -> None:
         while not self.start_what_fits():
@@ -202,14 +197,6 @@ def test_failure_blocks_its_descendants_and_nothing_else(plan: Plan, seed: int) 
             assert key not in errors
 
 
-def test_error_that_the_callback_knows_better_is_kept(plan: Plan) -> None:
-    searcher = new_searcher(plan)
-    key = searcher.suggest("t")["key"]
-    searcher.errors[key] = "CUDA out of memory"
-    searcher.on_trial_complete("t", None, error=True)
-    assert searcher.errors[key] == "CUDA out of memory"
-
-
 # --- attempts ---------------------------------------------------------------------------------------------------------
 def leaf(plan: Plan) -> str:
     """Return a job without children whose parents are wanted as a whole."""
@@ -233,7 +220,6 @@ def test_job_that_died_is_tried_again_after_pauses_that_double(plan: Plan) -> No
             break
         pauses.append(clock.now - died)
         searcher.on_trial_complete(f"t{attempt}", None, error=True)
-        check_counts(searcher)
     assert pauses == [0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
     assert (pauses[1], pauses[-1]) == (FIRST_PAUSE, LONGEST_PAUSE)
     assert searcher.state[leaf(plan)] == FAILED
@@ -321,8 +307,7 @@ def test_trials_that_tune_has_lost_are_tried_again(plan: Plan) -> None:
     clock = Clock()
     searcher = new_searcher(plan, retries=1, clock=clock)
     lost = {config["key"] for config in handed_out(searcher)}
-    assert set(searcher.lose_trials()) == lost
-    check_counts(searcher)
+    searcher.lose_trials()
     assert {key for key, state in searcher.state.items() if state == READY} == lost
     clock.now += FIRST_PAUSE
     assert {config["key"] for config in handed_out(searcher, "again")} == lost
@@ -356,7 +341,6 @@ def test_total_on_whatever_is_reported(plan: Plan) -> None:
     assert searcher.state[key] == DONE
     searcher.on_trial_complete("t", None, error=True)
     assert searcher.state[key] == DONE
-    check_counts(searcher)
 
 
 def test_states_on_the_way(plan: Plan) -> None:
@@ -368,7 +352,6 @@ def test_states_on_the_way(plan: Plan) -> None:
     assert searcher.state[key] == QUEUED
     searcher.on_trial_start("t")
     assert searcher.state[key] == RUNNING
-    check_counts(searcher)
 
 
 def test_job_that_another_study_computes_is_looked_at_again(plan: Plan) -> None:
@@ -377,7 +360,6 @@ def test_job_that_another_study_computes_is_looked_at_again(plan: Plan) -> None:
     for look in range(5):
         assert isinstance(searcher.suggest(f"t{look}"), dict)
         searcher.on_trial_complete(f"t{look}", {"status": "held", "done": True})
-        check_counts(searcher)
         assert searcher.suggest("at once") is None
         clock.now += HELD_PAUSE
     searcher.suggest("last")
@@ -398,12 +380,7 @@ def shares(searcher: PlanSearcher) -> list[float]:
         assert isinstance(offer, dict)
         asked.append(offer["resources"].get("GPU", 0.0))
         searcher.on_trial_complete(f"t{attempt}", NO_MEMORY)
-        check_counts(searcher)
     raise AssertionError
-
-
-def ask(plan: Plan, **amounts: float) -> dict[str, Mapping[str, float]]:
-    return dict.fromkeys(plan.jobs, amounts)
 
 
 def test_out_of_memory_doubles_the_share_up_to_a_whole_gpu(plan: Plan) -> None:
@@ -453,7 +430,6 @@ def test_storage_that_stays_away_halts_the_sweep(plan: Plan) -> None:
     for number in range(2, len(configs)):
         searcher.on_trial_complete(f"t{number}", None, error=True)
     assert searcher.suggest("more") == Searcher.FINISHED
-    check_counts(searcher)
     assert Counter(searcher.state.values()) == {DONE: 1, NOT_RUN: len(plan.jobs) - 1}
     assert set(searcher.unfinished()) == plan.jobs.keys() - {configs[1]["key"]}
     assert searcher.errors == {}
@@ -467,14 +443,9 @@ def test_failure_after_the_halt_still_blocks(plan: Plan) -> None:
     below = descendants(plan, {configs[1]["key"]})
     assert {key for key, state in searcher.state.items() if state == BLOCKED} == below
     assert searcher.state[configs[0]["key"]] == NOT_RUN
-    check_counts(searcher)
 
 
 # --- what may start ---------------------------------------------------------------------------------------------------
-def by_width(plan: Plan, small: Mapping[str, float], large: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
-    return {key: large if job.config.task.width == 0.5 else small for key, job in plan.jobs.items()}
-
-
 def test_no_more_trials_at_a_time_than_allowed(plan: Plan) -> None:
     searcher = new_searcher(plan, max_concurrent=3)
     assert len(handed_out(searcher)) == 3
@@ -492,7 +463,6 @@ def test_hands_out_what_fits_and_a_few_ahead(plan: Plan) -> None:
     assert len(handed_out(searcher, "ahead")) == 1
     room["CPU"] = 4.0  # a machine has joined
     assert len(handed_out(searcher, "joined")) == 1
-    check_counts(searcher)
 
 
 def test_fills_a_large_cluster_at_once(plan: Plan) -> None:
@@ -517,7 +487,7 @@ def test_fractions_add_up_to_a_whole_gpu(plan: Plan) -> None:
 
 def test_large_trial_is_not_starved_by_small_ones(plan: Plan) -> None:
     clock, room = Clock(), {"CPU": 99.0, "GPU": 1.0}
-    asks = by_width(plan, {"CPU": 1, "GPU": 0.25}, {"CPU": 1, "GPU": 1.0})
+    asks = ask_by_width(plan, {"CPU": 1, "GPU": 0.25}, {"CPU": 1, "GPU": 1.0})
     urgent = {key: 100.0 for key, job in plan.jobs.items() if job.config.task.width == 0.25}
     searcher = new_searcher(plan, seconds=urgent, resources=asks, room=lambda: room, ahead=9, clock=clock)
     waiting = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +11,7 @@ import ray
 
 from study.scheduling import callback as callback_module
 from study.scheduling.callback import GRACE_SECONDS, ROUND_SECONDS, STILL_SECONDS, StudyCallback
+from study.scheduling.searcher import Trial
 
 HOUR = 3600.0
 
@@ -25,8 +25,6 @@ class Watch:
         monkeypatch.setattr(ray, "kill", self.killed.append)
         self.trial: Any = SimpleNamespace(
             trial_id="t",
-            status="RUNNING",
-            config={"key": "one", "mates": json.dumps([{"key": "two"}])},
             temporary_state=SimpleNamespace(ray_actor="its actor"),
         )
         self.asked: list[str] = []
@@ -37,7 +35,8 @@ class Watch:
             future.set_result(key in published)
             return future
 
-        searcher: Any = SimpleNamespace(is_stuck=lambda: False, state={"one": "running", "two": "running"})
+        its = Trial(["one", "two"], {"CPU": 1.0}, frozenset(), since=0.0)
+        searcher: Any = SimpleNamespace(is_stuck=lambda: False, trials={"t": its})
         self.callback = StudyCallback()
         self.callback.attach(searcher, max_silence=max_silence, published=ask)
 

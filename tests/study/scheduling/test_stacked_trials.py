@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from one_node import ask, one_node
 from ray.tune.search import Searcher
 from tiny_study import tiny_space
 
@@ -43,7 +44,8 @@ def plan() -> Plan:
 def new_searcher(plan: Plan, **options: Any) -> PlanSearcher:
     estimates = Estimates(dict.fromkeys(plan.jobs, 1.0), 0)
     todo = plan.closure.todo(set())
-    return PlanSearcher(plan, todo, estimates, {"storage": "/somewhere"}, **{"nets_per_trial": 4, **options})
+    options = {"nets_per_trial": 4, "ahead": 10**6, "hosts": one_node(dict), **options}
+    return PlanSearcher(plan, todo, estimates, {"storage": "/somewhere"}, **options)
 
 
 def keys_of(config: dict[str, Any]) -> list[str]:
@@ -58,11 +60,6 @@ def net(key: str, **entries: Any) -> dict[str, Any]:
 def ends(keys: Iterable[str], **entries: Any) -> dict[str, Any]:
     """Return a last result in which all these jobs end."""
     return {"nets": [net(key, **{"status": "ok", "done": True, **entries}) for key in keys], "done": True}
-
-
-def check_counts(searcher: PlanSearcher) -> None:
-    jobs = searcher.plan.jobs
-    assert +searcher.counts == Counter((jobs[key].kind, state) for key, state in searcher.state.items())
 
 
 # --- who shares a trial -----------------------------------------------------------------------------------------------
@@ -90,7 +87,6 @@ def test_every_job_is_handed_out_once_with_its_like_after_its_parents(plan: Plan
         if running and (config is None or luck.random() < 0.4):
             trial = luck.choice(sorted(running))
             searcher.on_trial_complete(trial, ends(running.pop(trial)))
-        check_counts(searcher)
     assert sorted(handed_out) == sorted(plan.jobs)
     assert set(searcher.state.values()) == {DONE}
     assert max(sizes) == 4
@@ -132,8 +128,8 @@ def test_a_stack_leaves_no_device_without_work(
     share = {"GPU": options.pop("share")} if "share" in options else {}
     searcher = new_searcher(
         plan,
-        room=lambda: room,
-        resources={key: {"CPU": 1.0, **share} for key in plan.jobs},
+        hosts=one_node(lambda: room),
+        resources=ask(plan, CPU=1.0, **share),
         nets_per_trial=8,
         ahead=8,
         **options,
@@ -146,7 +142,7 @@ def test_a_stack_leaves_no_device_without_work(
 
 def test_stacks_do_not_dwindle_along_chains() -> None:
     plan = make_plan(tiny_space(method=("lth",), sparsity=0.9, seeds=(0, 1, 2, 3), stacked=True))
-    searcher = new_searcher(plan, room=lambda: {"CPU": 2.0}, nets_per_trial=8, ahead=2)
+    searcher = new_searcher(plan, hosts=one_node(lambda: {"CPU": 2.0}), nets_per_trial=8, ahead=2)
     running: deque[tuple[str, list[str]]] = deque()
     sizes: dict[str, list[int]] = {}
     while (config := searcher.suggest(trial := f"t{sum(map(len, sizes.values()))}")) != Searcher.FINISHED:
@@ -192,7 +188,6 @@ def test_what_waited_for_one_of_them_need_not_wait_for_the_others(plan: Plan) ->
     assert any(one in {ref.job.key for _, ref in plan.jobs[key].parents} for key in released)
     searcher.on_trial_complete("t", ends(others))
     assert {searcher.state[key] for key in others} == {DONE}
-    check_counts(searcher)
 
 
 def test_failure_of_one_blocks_only_what_hangs_on_it(plan: Plan) -> None:
@@ -205,7 +200,6 @@ def test_failure_of_one_blocks_only_what_hangs_on_it(plan: Plan) -> None:
     assert blocked
     searcher.on_trial_complete("t", ends(others))
     assert {searcher.state[key] for key in others} == {DONE}
-    check_counts(searcher)
 
 
 def hand_out(searcher: PlanSearcher, key: str, name: str) -> tuple[str, list[str]]:
@@ -263,13 +257,12 @@ def test_a_stack_too_large_for_the_memory_is_halved_without_counting_as_an_attem
         sizes.append(len(together))
         searcher.on_trial_complete(trial, ends(together))
     assert max(sizes) == 2
-    check_counts(searcher)
 
 
 def test_lost_trials_are_all_their_jobs(plan: Plan) -> None:
     searcher = new_searcher(plan, retries=1)
     keys = first_stack(searcher)
-    assert searcher.lose_trials() == keys
+    searcher.lose_trials()
     assert {searcher.state[key] for key in keys} == {READY}
 
 
@@ -336,7 +329,6 @@ def test_each_network_has_its_own_epochs_and_end(plan: Plan) -> None:
     last = {**ends([two, four]), "hostname": "node"}
     callback.on_trial_result(0, [], a_trial(config), last)
     searcher.on_trial_complete("t", last)
-    callback.on_trial_complete(0, [], a_trial(config, last))
     assert [each for each in hears.events if each[0] == "epoch"] == [("epoch", one, 1, 11.0), ("epoch", two, 4, 22.0)]
     assert [each for each in hears.events if each[0] in ("done", "failed")] == [
         ("done", one),
@@ -344,7 +336,8 @@ def test_each_network_has_its_own_epochs_and_end(plan: Plan) -> None:
         ("done", two),
         ("done", four),
     ]
-    assert Counter(each[1] for each in hears.events if each[0] == "over") == dict.fromkeys(keys_of(config), 1)
+    over = Counter(each[1] for each in hears.events if each[0] == "over")
+    assert {key: over[key] for key in keys_of(config)} == dict.fromkeys(keys_of(config), 1)
     assert {each[2] for each in hears.events if each[0] == "shown"} == {"node"}
 
 
@@ -357,7 +350,6 @@ def test_death_of_a_trial_is_that_of_those_that_had_not_ended(plan: Plan) -> Non
     searcher.on_trial_result("t", result)
     callback.on_trial_result(0, [], a_trial(config), result)
     searcher.on_trial_complete("t", error=True)
-    callback.on_trial_error(0, [], a_trial(config, result))
     assert [each for each in hears.events if each[0] in ("done", "failed")] == [
         ("done", one),
         *(("failed", key, "the trial died") for key in others),
@@ -372,12 +364,11 @@ def test_what_comes_after_the_end_is_nobody_s(plan: Plan) -> None:
     searcher.on_trial_result("t", result)
     callback.on_trial_result(0, [], a_trial(config), result)
     heard = list(hears.events)
-    assert len(heard) == 3 * 4
+    assert sum(each[1] in keys_of(config) for each in heard) == 2 * 4, "done and over"
     for late in (result, {"status": "out_of_memory", "done": True}):
         searcher.on_trial_result("t", late)
         callback.on_trial_result(0, [], a_trial(config), late)
     searcher.on_trial_complete("t", late)
-    callback.on_trial_complete(0, [], a_trial(config, late))
     assert hears.events == heard
     assert {searcher.state[key] for key in keys_of(config)} == {DONE}
 

@@ -21,6 +21,7 @@ import pytest
 import ray
 import torch
 from checkout import SUPPORT
+from one_node import ask
 from stub_trials import Dies, FindsNoStorage, Freezes, NeedsHalfAGpu, Raises, Stub, Together
 from tiny_study import assignments, python, tiny_space
 from waiting import HANG_SECONDS, wait_until
@@ -80,7 +81,7 @@ class Sweep:
             plan.closure.todo(set()),
             Estimates(dict.fromkeys(plan.jobs, 1.0), 0),
             {"notes": str(folder)},
-            **{"retries": 2, "room": cluster.resources, **options},
+            **{"retries": 2, "hosts": Hosts(cluster.nodes), **options},
         )
 
     def run(self, trainable: type[Stub], attach: Callable[[StudyCallback], None] | None = None) -> str | None:
@@ -147,8 +148,7 @@ def test_exception_is_named_without_its_trace(cluster: Cluster, plan: Plan, tmp_
 
 @pytest.mark.slow
 def test_trial_out_of_memory_gets_a_larger_share(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
-    asked = {key: {"CPU": 1.0, "GPU": 0.125} for key in plan.jobs}
-    sweep = Sweep(cluster, plan, tmp_path, resources=asked, retries=0)
+    sweep = Sweep(cluster, plan, tmp_path, resources=ask(plan, CPU=1.0, GPU=0.125), retries=0)
     assert sweep.run(NeedsHalfAGpu) is None
     assert sweep.states() == {DONE}, sweep.searcher.errors
     for shares in sweep.attempts():
@@ -215,7 +215,7 @@ def test_what_fits_on_a_node(cluster: Cluster) -> None:
     assert Hosts(cluster.nodes).fit({"CPU": 2, "GPU": 1})
     assert not Hosts(cluster.nodes).fit({"CPU": 3})
     assert not Hosts(cluster.nodes).fit({"CPU": 1, "GPU": 1.5})
-    assert cluster.resources()["CPU"] == 2
+    assert Hosts(cluster.nodes).room()["CPU"] == 2
     assert cluster.missing() is None
 
 
@@ -355,20 +355,20 @@ def test_cluster_that_is_away_for_a_moment_is_waited_for(monkeypatch: pytest.Mon
     assert not cluster.comes_back()
 
 
-def test_resources_are_the_last_known_ones_while_the_cluster_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([{"CPU": 4.0}, ray.exceptions.RaySystemError("no head"), {"CPU": 8.0}])
+def test_nodes_are_the_last_known_ones_while_the_cluster_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([4.0, ray.exceptions.RaySystemError("no head"), 8.0])
 
-    def ask() -> dict[str, float]:
+    def ask() -> list[dict[str, Any]]:
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return [{"NodeID": "a", "Alive": True, "NodeManagerHostname": "host-a", "Resources": {"CPU": answer}}]
 
-    monkeypatch.setattr(ray, "cluster_resources", ask)
+    monkeypatch.setattr(ray, "nodes", ask)
     monkeypatch.setattr(session, "REFRESH_SECONDS", 0.0)
     cluster = object.__new__(Cluster)
-    cluster._resources = (0.0, {})
-    assert [cluster.resources()["CPU"] for _ in range(3)] == [4.0, 4.0, 8.0]
+    cluster._nodes = (0.0, {})
+    assert [Hosts(cluster.nodes).room()["CPU"] for _ in range(3)] == [4.0, 4.0, 8.0]
 
 
 def test_what_answers_is_a_port_that_somebody_listens_on() -> None:

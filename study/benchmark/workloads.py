@@ -1,0 +1,196 @@
+"""Ways to train: our trial, the conventional loop that a user would run instead, and the bare model.
+
+All train the same network under the same mask on the same images. The images are noise of CIFAR's shape: their content
+does not affect the time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import prune
+from torch.utils.data import DataLoader, Dataset
+
+from study.benchmark.results import Rate
+from study.benchmark.settings import CLASSES, Training
+from trainables.config import Task
+from trainables.data import load_dataset
+from trainables.data.dataset import Split
+from trainables.host.processes import cores
+from trainables.jobs.publishing import Context
+from trainables.jobs.task import TaskData
+from trainables.masks import magnitude_mask
+from trainables.storage.store import Store
+from trainables.training.allocation import keep_freed_memory
+from trainables.training.engines import GPU
+from trainables.training.loop import tensor_float, train_epoch
+from trainables.training.way import Way
+
+STACK = 4
+"""Number of networks in a stacked trial."""
+
+
+def rate(setting: Training, way: Way, seconds: float, compile_seconds: float = 0.0) -> Rate:
+    """Return the rate of a trial that takes `seconds` per image."""
+    return Rate(
+        model=setting.model,
+        width=setting.width,
+        image_size=setting.image_size,
+        images_per_second=1 / seconds,
+        sparsity=setting.sparsity if way.engine.gains_from else None,
+        compile_seconds=compile_seconds,
+        **way.settings,
+    )
+
+
+# --- workloads --------------------------------------------------------------------------------------------------------
+class OurTrial:
+    """A workload that trains one epoch per run, as a trial of a study does, with only ``CLASSES`` test images."""
+
+    def __init__(self, setting: Training, folder: Path, way: Way) -> None:
+        recipe = replace(setting.recipe(), **way.settings)
+        self.trainings = []
+        for seed in range(STACK if way.engine.shares_trial else 1):
+            data, model, mask = _prepared(setting, folder)
+            self.trainings.append(data.training(model, recipe, seed, mask))
+        self._images = len(self.trainings) * setting.images
+
+    def run(self) -> int:
+        """Train one epoch; return the number of images."""
+        for finish in train_epoch(self.trainings):
+            finish()
+        return self._images
+
+
+class BareStep:
+    """Repeated forward and backward passes over one batch: a lower bound on the time of any loop around PyTorch."""
+
+    def __init__(self, setting: Training, folder: Path, precision: str) -> None:
+        keep_freed_memory()  # as our trial does
+        data, self._model, _ = _prepared(setting, folder)
+        images, labels = next(iter(data.train_plain))
+        self._images, self._labels = images[: setting.batch_size], labels[: setting.batch_size]
+        self._steps, self._precision = setting.steps, precision
+
+    def run(self) -> int:
+        """Run the steps; return the number of images."""
+        self._model.train()
+        with tensor_float(self._precision == "tf32"):
+            for _ in range(self._steps):
+                with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+                    logits = self._model(self._images)
+                cross_entropy(logits.float(), self._labels).backward()  # type: ignore[no-untyped-call]
+                for parameter in self._model.parameters():
+                    parameter.grad = None
+        return self._steps * len(self._labels)
+
+
+class ConventionalLoop:
+    """A workload that trains one epoch per run as a user would, carefully but without optimisations.
+
+    Loader processes augment PIL images one by one, pruning hooks apply the mask, SGD runs with PyTorch's defaults in
+    single precision and the default memory format, and every step reads loss and accuracy.
+    """
+
+    def __init__(self, setting: Training, folder: Path) -> None:
+        from torchvision import transforms  # the other workloads do not need it, and its memory would count as theirs
+
+        _, model, mask = _prepared(setting, folder)
+        self._device = torch.device(setting.device)
+        self.model = model.to(memory_format=torch.contiguous_format).to(self._device)
+        for name, keep in mask.items():
+            module, _, parameter = name.rpartition(".")
+            layer = self.model.get_submodule(module)
+            prune.custom_from_mask(layer, parameter, keep.to(self._device))  # type: ignore[no-untyped-call]
+        dataset, recipe, workers = load_dataset("image_folder", folder), setting.recipe(), cores()
+        augment = transforms.Compose(
+            [
+                transforms.RandomCrop(dataset.image_size, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(dataset.mean, dataset.std),
+            ]
+        )
+        self._loader = DataLoader(
+            _ImagesOneByOne(dataset.train, augment),
+            batch_size=recipe.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=setting.device == GPU,
+        )
+        torch.backends.cudnn.benchmark = True
+        self._optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+
+    def run(self) -> int:
+        """Train one epoch; return the number of images."""
+        self.model.train()
+        images_seen, total_loss, hits = 0, 0.0, 0
+        for images, labels in self._loader:
+            images = images.to(self._device, non_blocking=True)
+            labels = labels.to(self._device, non_blocking=True)
+            self._optimizer.zero_grad()
+            logits = self.model(images)
+            loss = cross_entropy(logits, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            total_loss += loss.item() * len(labels)
+            hits += int((logits.argmax(dim=1) == labels).sum().item())
+            images_seen += len(labels)
+        self.loss, self.accuracy = total_loss / images_seen, 100.0 * hits / images_seen
+        return images_seen
+
+
+class _ImagesOneByOne(Dataset[tuple[Tensor, int]]):
+    """Images in memory, converted to a PIL image on each access, as torchvision's CIFAR-10 does."""
+
+    def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]) -> None:
+        self._images = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self._labels = split.labels.tolist()
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._transform(Image.fromarray(self._images[index])), self._labels[index]
+
+
+def _prepared(setting: Training, folder: Path) -> tuple[TaskData, nn.Module, dict[str, Tensor]]:
+    """Return the data, the network and its magnitude mask; the same in every process."""
+    version = load_dataset("image_folder", folder).fingerprint
+    task = Task(model=setting.model, width=setting.width, dataset="image_folder", data_version=version)
+    data = TaskData(
+        task, Context(store=Store(folder / "outputs"), data_dir=str(folder), device=torch.device(setting.device))
+    )
+    torch.manual_seed(0)
+    model = data.model()
+    weights = {name: model.get_parameter(name).detach() for name in model.prunable_names()}
+    return data, model, magnitude_mask(weights, setting.sparsity)
+
+
+@contextmanager
+def images_on_disk(count: int, image_size: int) -> Iterator[Path]:
+    """Yield a folder of noise images in the layout of ``image_folder``, already decoded; remove it afterwards."""
+    noise = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        for split, number in (("train", count), ("test", CLASSES)):
+            for index in range(number):
+                folder = Path(name, split, f"{index % CLASSES}")
+                folder.mkdir(parents=True, exist_ok=True)
+                pixels = noise.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+        load_dataset("image_folder", name)
+        yield Path(name)
