@@ -36,7 +36,7 @@ def _zero_or_more(value: float) -> None:
 
 def _gpus(value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"must be within 0 and 1 (no trial spans GPUs), got {value:g}")
+        raise ValueError(f"must be within 0 and 1 because no trial spans GPUs, got {value:g}")
 
 
 def _filled(value: str) -> None:

@@ -186,8 +186,8 @@ def test_a_path_that_the_system_refuses_is_a_wrong_request(
         (["--max-concurrent", "0"], "must be above 0, got 0"),
         (["--max-concurrent", "1.5"], "invalid whole number value: '1.5'"),
         (["--cpus-per-trial", "0"], "must be above 0, got 0"),
-        (["--gpus-per-trial", "-1"], "must be within 0 and 1 (no trial spans GPUs), got -1"),
-        (["--gpus-per-trial", "1.5"], "must be within 0 and 1 (no trial spans GPUs), got 1.5"),
+        (["--gpus-per-trial", "-1"], "must be within 0 and 1 because no trial spans GPUs, got -1"),
+        (["--gpus-per-trial", "1.5"], "must be within 0 and 1 because no trial spans GPUs, got 1.5"),
         (["--gpu-memory", "0"], "must be above 0, got 0"),
         (["--checkpoint-seconds", "-1"], "must be at least 0, got -1"),
         (["--max-silence", "-1"], "must be at least 0, got -1"),
@@ -226,7 +226,7 @@ def test_the_process_itself_ends_with_the_code_and_no_traceback(folder: Path) ->
     ("values", "message"),
     [
         ({"retries": -1}, "--retries must be at least 0, got -1"),
-        ({"gpus_per_trial": 1.5}, "--gpus-per-trial must be within 0 and 1 (no trial spans GPUs), got 1.5"),
+        ({"gpus_per_trial": 1.5}, "--gpus-per-trial must be within 0 and 1 because no trial spans GPUs, got 1.5"),
         ({"storage": " "}, "--storage must not be empty"),
         (
             {"verify": True, "status": True},
