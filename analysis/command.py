@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from analysis.drawing.media import DEFAULT, STYLES, drawing_for
 from trainables.host.databases import default_tracking_uri
 from trainables.host.places import expanded
 from trainables.host.redaction import redact
@@ -36,6 +37,12 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
         "--tracking-uri", metavar="URI", help="MLflow tracking URI (default: sqlite:///STORAGE/mlflow.db)"
     )
     options.add_argument("--out", metavar="DIR", help="folder to write to (default: STORAGE/report/NAME/)")
+    options.add_argument(
+        "--style",
+        choices=list(STYLES),
+        default=DEFAULT,
+        help=f"what figures are sized for (default: {DEFAULT}); paper: text and column widths, 8-point labels",
+    )
     return options
 
 
@@ -74,12 +81,13 @@ def _local(storage: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
-def guarded(action: Callable[[], None]) -> int:
-    """Run an action and return the exit code: 0, or 2 after printing an error of one line."""
+def guarded(arguments: argparse.Namespace, action: Callable[[argparse.Namespace], None]) -> int:
+    """Run an action in the style asked for; return the exit code: 0, or 2 after printing an error of one line."""
     from analysis.records import AnalysisError
 
     try:
-        action()
+        with drawing_for(*STYLES[arguments.style]):
+            action(arguments)
     except (AnalysisError, OSError) as error:
         return refused(error)
     return OK

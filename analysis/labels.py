@@ -98,3 +98,8 @@ def listed(items: Iterable[str], most: int = 8) -> str:
     every = list(items)
     rest = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + rest
+
+
+def said(sentences: Mapping[str, Any]) -> list[str]:
+    """Return the sentences whose condition holds."""
+    return [sentence for sentence, holds in sentences.items() if holds]

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         help="log the report to MLflow, too, as the study's run 'report' (default: yes)",
     )
     arguments = options.parse_args(argv)
-    return command.guarded(lambda: _write(arguments))
+    return command.guarded(arguments, _write)
 
 
 def _seconds(text: str) -> int:

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,7 +21,7 @@ from analysis import cells, coverage, headline, how, labels, load, memo
 from analysis.drawing import files, style
 from analysis.drawing.parallel import write_figures
 from analysis.figures import accuracy_table
-from analysis.figures.table import FIGURES, FigureModule
+from analysis.figures.table import FIGURES, loader
 from analysis.mlflow_report import NotLogged, log_report
 from analysis.page import document
 
@@ -71,7 +72,7 @@ def write_files(
     written += files.write_tables(accuracy_table, ACCURACY, frame, out)
     shown, drawings = {}, {}
     for name, module in FIGURES.items():
-        shown[name] = frame if module.load is load.runs else module.load(space, tracking_uri)
+        shown[name] = frame if loader(module) is load.runs else loader(module)(space, tracking_uri)
         written += files.write_tables(module, name, shown[name], out)
         if not module.table(shown[name]).empty:
             drawings[name] = functools.partial(module.figure, shown[name])
@@ -144,16 +145,18 @@ def _accuracy(frame: pd.DataFrame) -> str:
     return _section(ACCURACY, accuracy_table.TITLE, body, accuracy_table.CAPTION, accuracy_table.notes(frame))
 
 
-def _figure(name: str, module: FigureModule, frame: pd.DataFrame, drawing: Path) -> str:
+def _figure(name: str, module: Any, frame: pd.DataFrame, drawing: Path) -> str:
     """Return a figure's section."""
     svg = style.on_page(drawing.read_text(encoding="utf-8"))
     body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}">{svg}</div>'
+    caption = module.CAPTION
     if hasattr(module, "formatted"):
         body += files.html_table(module.formatted(frame), texts=files.TEXTS)
-    return _section(name, module.TITLE, body, module.CAPTION, module.notes(frame))
+        caption += f" Table: {module.TABLE_CAPTION}" if hasattr(module, "TABLE_CAPTION") else ""
+    return _section(name, module.TITLE, body, caption, module.notes(frame))
 
 
-def _absent(name: str, module: FigureModule, frame: pd.DataFrame) -> str:
+def _absent(name: str, module: Any, frame: pd.DataFrame) -> str:
     """Return the section of a figure that has no data, which says why."""
     title, said = html.escape(module.TITLE), html.escape(" ".join(module.notes(frame)))
     return f'<section class="unmeasured" id="{name}"><p class="note"><strong>{title}</strong> {said}</p></section>'

@@ -32,8 +32,6 @@ MODULE = f'''"""Figure: how many runs there are."""
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.load import runs as load
-
 TITLE = "{TITLE}"
 CAPTION = "The number of runs."
 
@@ -76,8 +74,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     row = f'    "{MATCHER}": Matcher(description="a control", solve="trainables.symmetry.matching:identity"),\n'
     copy.insert("trainables/methods.py", row, after="MATCHERS: dict[str, Matcher] = {\n")
     copy.write(f"analysis/figures/{FIGURE}.py", MODULE)
-    copy.insert("analysis/figures/table.py", f"    {FIGURE},\n", after="from analysis.figures import (\n")
-    copy.insert("analysis/figures/table.py", f'    "{FIGURE}": {FIGURE},\n', after='    "sparsity": sparsity,\n')
+    copy.insert("analysis/figures/table.py", f'    "{FIGURE}",\n', after='    "sparsity",\n')
     copy.write(f"trainables/training/engines/{ENGINE}.py", TRAINER)
     row = f'    "{ENGINE}": Engine(module="{ENGINE}", selected_by=("kernels", "{ENGINE}")),\n'
     copy.insert("trainables/training/engines/__init__.py", row, after="ENGINES: Final[dict[str, Engine]] = {\n")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import cells, labels
+from analysis import cells, labels, stats
 from analysis.drawing.signs import DASH
 from trainables import schema
 from trainables.schema import FINISHED
@@ -86,6 +86,56 @@ def count(counts: pd.Series) -> str:
         return ""
     low, high = int(counts.min()), int(counts.max())
     return f"n = {low}" if low == high else f"n = {low}{DASH}{high}"
+
+
+def leads(frame: pd.DataFrame, over: str = cells.NAIVE) -> pd.DataFrame:
+    """Return how far each row is ahead of another row of its cell, one line per cell and row with pairs in common.
+
+    Columns: the cell's axes, ``row``, ``pairs``, ``lead``, ``ci_low``, ``ci_high`` (percentage points, 95 %), ``p``.
+    """
+    by = cells.axes(frame)
+    pairs = cells.paired(cells.scores(frame), by).reset_index()
+    lines = []
+    for place, group in places(pairs, by) if over in pairs else ():
+        for row in cells.row_order(pairs.columns.drop([*by, cells.PAIR, over])):
+            one = stats.paired_difference(group[row].tolist(), group[over].tolist())
+            if one.n:
+                lines.append([*place.values(), row, one.n, one.value, one.low, one.high, one.p])
+    found = pd.DataFrame(lines, columns=[*by, cells.ROW, "pairs", "lead", "ci_low", "ci_high", "p"])
+    return typed(found, frame, by)
+
+
+def typed(numbers: pd.DataFrame, frame: pd.DataFrame, by: Iterable[str]) -> pd.DataFrame:
+    """Return numbers whose axes have the types that they have in a frame, so that both can be joined."""
+    return numbers.astype({name: frame[name].dtype for name in by})
+
+
+def crossed(
+    numbers: pd.DataFrame,
+    by: Sequence[str],
+    named: Sequence[str],
+    *,
+    heads: Iterable[str],
+    texts: Iterable[str],
+    order: Iterable[str],
+) -> pd.DataFrame:
+    """Return a table for readers, with a line per place, in the order of the numbers, and a column per head.
+
+    Args:
+        numbers: a line per entry of the table.
+        by: the axes that tell the table's lines apart.
+        named: those among them that the table shows.
+        heads: the column of each entry.
+        texts: each entry.
+        order: all heads from left to right; those without an entry are left out.
+    """
+    entries = numbers.assign(head=list(heads), text=list(texts))
+    lines = [
+        labels.place(place, named) | dict(zip(group["head"], group["text"], strict=True))
+        for place, group in places(entries, by, sort=False)
+    ]
+    present = set(entries["head"])
+    return pd.DataFrame(lines, columns=[*map(labels.axis, named), *filter(present.__contains__, order)]).fillna("")
 
 
 def left_out(frame: pd.DataFrame) -> list[str]:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Collection, Iterable
+import textwrap
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analysis import labels
+from analysis.drawing import media
 from analysis.drawing.signs import ALPHA, DASH, MINUS, RHO, TIMES
+from trainables.knobs import KNOBS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PNG_DPI = 200
-SUFFIXES = (".csv", ".md", ".tex", ".png", ".svg", ".pdf")
-"""Suffixes of all files that are written here."""
+FORMATS = (".png", ".svg", ".pdf")
+SUFFIXES = (".csv", ".md", ".tex", *(f"{medium}{kind}" for medium in media.SUFFIXES for kind in FORMATS))
+"""Ends of the names of all files that are written here."""
 TEXTS = ("model", "dataset", "method", "job", "measure", "match", "outcome", "question", "compared")
 """Columns that are aligned left."""
-MOST_LINES = 45
-"""Lines of a LaTeX table that fit on a page; longer tables are broken."""
+PLACES = {*TEXTS, *labels.NAMES.values(), *KNOBS}
+"""Columns that say what a line is about; a LaTeX table that is split has them in all its parts."""
+MOST_LINES, MOST_CHARACTERS = 45, 145
+"""Lines and characters beside each other that a LaTeX table may have; larger tables are split."""
 LATEX_SIGNS = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -37,7 +43,10 @@ LATEX_SIGNS = str.maketrans(
         "<": "$<$",
         ">": "$>$",
         "±": r"$\pm$",
+        "|": "$|$",
         "→": r"$\rightarrow$",
+        "≥": r"$\geq$",
+        "\N{HORIZONTAL ELLIPSIS}": r"\dots{}",
         "π": r"$\pi$",
         ALPHA: r"$\alpha$",
         RHO: r"$\rho$",
@@ -55,40 +64,30 @@ FORMULA = ("=", "+", "-", "@")
 """First characters of what spreadsheets take for a formula."""
 MEASURED = re.compile(r"[+-][\d.]+(e[+-]?\d+)?[\d., ±()%]*", re.IGNORECASE)
 """Numbers with a sign, which are left unchanged: ``-1e-05``, ``+0.44 ± 0.10 (3)``."""
-LATEX = r"""\begin{{table}}
-\centering
+BRACKETS = re.compile(r"\[.*?\]|\(.*?\)")
+"""What a heading is not broken in."""
+LATEX = r"""\begin{{table*}}[t]
+\centering\small\setlength{{\tabcolsep}}{{4pt}}
 \caption{{{caption}}}\label{{tab:{label}}}
-\begin{{tabular}}{{{columns}}}
+\sbox0{{\begin{{tabular}}{{@{{}}{columns}@{{}}}}
 \toprule
 {head}
 \midrule
 {body}
 \bottomrule
-\end{{tabular}}
-\end{{table}}
+\end{{tabular}}}}
+\ifdim\wd0>\linewidth\resizebox{{\linewidth}}{{!}}{{\usebox0}}\else\usebox0\fi
+\end{{table*}}
 """
-LONG_LATEX = r"""\begin{{longtable}}{{{columns}}}
-\caption{{{caption}}}\label{{tab:{label}}} \\
-\toprule
-{head}
-\midrule
-\endfirsthead
-\toprule
-{head}
-\midrule
-\endhead
-\bottomrule
-\endfoot
-{body}
-\end{{longtable}}
-"""
+LATEX_NEEDS = r"% \usepackage{booktabs,graphicx}"
 
 
 def write_tables(module: Any, name: str, frame: pd.DataFrame, out: Path) -> list[Path]:
     """Write a module's table as CSV, and its formatted table as Markdown and LaTeX if it has one; return the paths.
 
-    The formatted table is the module's ``formatted(frame)``, followed by its ``imp(frame)`` and ``controls(frame)`` if
-    it has them. An empty table is not written.
+    The formatted table is the module's ``formatted(frame)``, with ``TABLE_CAPTION``, or ``CAPTION`` if the module has
+    no other. The tables in the module's ``MORE``, name of a function of the frame -> caption, follow. An empty table is
+    not written.
     """
     table = module.table(frame)
     if table.empty:
@@ -96,14 +95,16 @@ def write_tables(module: Any, name: str, frame: pd.DataFrame, out: Path) -> list
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.csv"]
     write_csv(table, paths[0])
-    parts = [getattr(module, part)(frame) for part in ("formatted", "imp", "controls") if hasattr(module, part)]
-    tables = [table for table in parts if len(table)]
-    if tables:
+    captions = {"formatted": getattr(module, "TABLE_CAPTION", module.CAPTION), **getattr(module, "MORE", {})}
+    tables = {part: getattr(module, part)(frame) for part in captions if hasattr(module, part)}
+    written = {part: shown for part, shown in tables.items() if len(shown)}
+    if written:
+        label = {part: name if part == "formatted" else f"{name}-{part}" for part in written}
         texts = {
-            ".md": [*map(markdown, tables), module.CAPTION, ""],
+            ".md": [f"{markdown(table)}\n{captions[part]}\n" for part, table in written.items()],
             ".tex": [
-                latex(table, caption=module.CAPTION, label=f"{name}-{number}" if number > 1 else name)
-                for number, table in enumerate(tables, start=1)
+                LATEX_NEEDS,
+                *(latex(table, caption=captions[part], label=label[part]) for part, table in written.items()),
             ],
         }
         for suffix, lines in texts.items():
@@ -126,38 +127,78 @@ def _inert(value: Any) -> Any:
     return f"'{value}" if value.lstrip().startswith(FORMULA) and not MEASURED.fullmatch(value) else value
 
 
-def write_figure(figure: Figure, name: str, out: Path) -> list[Path]:
-    """Write a figure to ``<name>.png``, ``<name>.svg`` and ``<name>.pdf`` and return the paths."""
+def write_figure(draw: Callable[[], Figure], name: str, out: Path) -> list[Path]:
+    """Draw a figure for each of the media asked for, write it as PNG, SVG and PDF, and return the paths."""
     from analysis.drawing import style
 
     out.mkdir(parents=True, exist_ok=True)
-    paths = figure_paths(name, out)
-    for path in paths:
-        style.save(figure, path, dpi=PNG_DPI)
+    paths = []
+    for medium in media.asked():
+        with media.drawing_for(medium):
+            figure = draw()
+            for kind in FORMATS:
+                paths.append(out / f"{name}{medium.suffix}{kind}")
+                style.save(figure, paths[-1], dpi=medium.dpi)
     return paths
 
 
-def figure_paths(name: str, out: Path) -> list[Path]:
-    """Return the paths that :func:`write_figure` writes."""
-    return [out / f"{name}{suffix}" for suffix in (".png", ".svg", ".pdf")]
+def latex(table: pd.DataFrame, *, caption: str, label: str) -> str:
+    r"""Return a table of texts in LaTeX, as one or several floats, for the packages booktabs and graphicx.
 
-
-def latex(table: pd.DataFrame, *, caption: str, label: str, texts: Collection[str] = TEXTS) -> str:
-    r"""Return a table of texts in LaTeX, for the packages booktabs and, if it is long, longtable.
+    A float is as wide as the text of a paper with one or two columns, at most. A table with too many lines or columns
+    for that is split, and all its parts have the columns that say what a line is about.
 
     Args:
         table: what to write; characters that LaTeX reserves are escaped.
         caption: plain text.
-        label: for ``\ref{tab:...}``.
-        texts: columns that are aligned left; all others are aligned right.
+        label: for ``\ref{tab:...}``; parts beyond the first have a number at its end.
     """
-    return (LONG_LATEX if len(table) > MOST_LINES else LATEX).format(
-        caption=_latex_text(caption),
-        label=label,
-        columns="".join("l" if name in texts else "r" for name in table.columns),
-        head=_latex_line(table.columns),
-        body="\n".join(_latex_line(line) for line in table.itertuples(index=False)),
-    )
+    blocks = _blocks(table)
+    parts = [block[start : start + MOST_LINES] for block in blocks for start in range(0, len(table), MOST_LINES)]
+    written = []
+    for number, part in enumerate(parts, start=1):
+        said = f"{caption} Part {number} of {len(parts)}." if len(parts) > 1 else caption
+        written.append(
+            LATEX.format(
+                caption=_latex_text(said),
+                label=label if number == 1 else f"{label}-{number}",
+                columns="".join("l" if name in TEXTS else "r" for name in part.columns),
+                head=" & ".join(_latex_head(name, part[name]) for name in part.columns) + r" \\",
+                body="\n".join(_latex_line(line) for line in part.itertuples(index=False)),
+            )
+        )
+    return "\n".join(written)
+
+
+def _blocks(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return a table as several that are narrow enough; all have the columns in ``PLACES``."""
+    sizes = {name: 2 + max(_longest(table[name]), *map(len, _broken(name, table[name]))) for name in table.columns}
+    places = [name for name in table.columns if name in PLACES]
+    room = MOST_CHARACTERS - sum(sizes[name] for name in places)
+    blocks: list[list[str]] = [[]]
+    for name in table.columns.drop(places):
+        if blocks[-1] and sum(sizes[each] for each in [*blocks[-1], name]) > room:
+            blocks.append([])
+        blocks[-1].append(name)
+    return [table[[*places, *block]] for block in blocks]
+
+
+def _longest(texts: Iterable[Any]) -> int:
+    return max((len(str(text)) for text in texts), default=0)
+
+
+def _broken(head: str, texts: Iterable[Any]) -> list[str]:
+    """Return a heading in lines that are no longer than the texts below, if words allow that."""
+    joined = BRACKETS.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), head)
+    return textwrap.wrap(joined, max(_longest(texts), 6), break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _latex_head(head: str, texts: Iterable[Any]) -> str:
+    lines = [_latex_text(line) for line in _broken(head, texts)]
+    if len(lines) == 1:
+        return lines[0]
+    side = "l" if head in TEXTS else "r"
+    return rf"\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}" + r"\\{}".join(lines) + r"\end{tabular}"
 
 
 def _latex_line(values: Iterable[Any]) -> str:
@@ -167,7 +208,13 @@ def _latex_line(values: Iterable[Any]) -> str:
 
 
 def _latex_text(text: str) -> str:
-    return text.translate(LATEX_SIGNS)
+    """Return a plain text in LaTeX; letters that LaTeX's own fonts lack become their code points."""
+    known = text.replace(" %", "\N{NO-BREAK SPACE}%").translate(LATEX_SIGNS)
+    return "".join(sign if sign < "\u0180" and (sign.isascii() or sign.isalpha()) else _code(sign) for sign in known)
+
+
+def _code(sign: str) -> str:
+    return f"U+{ord(sign):04X}"
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import labels
+from analysis import cells, labels
 from analysis.drawing import facets, style
 
-MOST_ROWS = 12
-"""Rows of panels in a figure, at most; the rest of a larger study (one of sampled recipes, say) is in the tables."""
+UNPAIRED = (cells.DENSE, cells.IMP)
+"""Rows without a net B, which the number of pairs in a title does not count."""
+APART = 0.011
+"""Distance between the markers of neighbouring lines at the same place, as a share of the axis."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +47,9 @@ def panels(
     by: Sequence[str],
     *,
     across: str,
-    x: str,
-    y: str = "",
+    x: str | Mapping[Any, str],
+    y: str | Mapping[Any, str] = "",
     without: Collection[str] = (),
-    columns: Sequence[Any] | None = None,
     names: Sequence[str] | None = None,
     absent: str = "no finished run",
     tall: float = 0.56,
@@ -54,45 +57,101 @@ def panels(
 ) -> tuple[Figure, list[list[Panel]]]:
     """Return a figure and its rows of panels, labelled but not drawn; no rows if there are no numbers.
 
+    A footnote says how many rows the medium has no room for.
+
     Args:
         numbers: what the figure shows, a line per place and whatever its panels compare.
         by: the axes of the grid.
         across: the axis whose values are the columns of panels; all axes not named otherwise make up the rows.
-        x: label of the horizontal axes.
-        y: label of the vertical axes.
+        x: label of the horizontal axes, for the lowest panels; or column -> its own, which says what columns there are.
+        y: label of the vertical axes, for the leftmost panels; or likewise.
         without: axes along which a panel draws.
-        columns: values of the columns; by default all that `numbers` has, sorted.
         names: axes that headings name; by default those of :func:`analysis.drawing.facets.told_apart`.
         absent: text of a panel without numbers.
         tall: as in :func:`analysis.drawing.style.panels`.
         wrap: likewise.
     """
-    rows = _rows(numbers, by, across, without).head(MOST_ROWS).to_dict("records")
-    values = sorted(numbers[across].unique()) if columns is None else columns
+    down = [name for name in by if name != across and name not in without]
+    rows = numbers[down].drop_duplicates().sort_values(down).to_dict("records")
+    named_columns = x if isinstance(x, Mapping) else y if isinstance(y, Mapping) else sorted(numbers[across].unique())
+    values = list(named_columns)
     figure, drawn = style.panels(max(len(rows), 1), max(len(values), 1), tall, wrap=wrap)
-    style.axis_labels(drawn, x, y)
     if not rows:
         for axes in drawn[0]:
             style.empty(axes, absent)
     named = facets.told_apart(numbers, by, hide=without) if names is None else names
     laid_out: list[list[Panel]] = []
+    lowest: dict[int, Axes] = {}
     for row, line in zip(rows, drawn, strict=False):
         laid_out.append([])
         for value, axes in zip(values, line, strict=True):
-            place = {**row, across: value}
+            place, spot = {**row, across: value}, style.place(axes)
+            lowest[spot.colspan.start] = axes
+            if not isinstance(y, str) or spot.is_first_col():
+                style.label(axes, y=y if isinstance(y, str) else y[value])
+            if not isinstance(x, str) and line is drawn[-1]:
+                style.label(axes, x=x[value])
             here = facets.at(numbers, place)
             if here.empty:
                 style.empty(axes, absent)
             laid_out[-1].append(Panel(axes=axes, place=place, heading=labels.cell(place, named), lines=here))
+    if isinstance(x, str):
+        for axes in lowest.values():
+            style.label(axes, x=x)
+    if len(rows) > len(drawn):
+        more = labels.plural(len(rows) - len(drawn), "more row")
+        with style.themed():
+            figure.supxlabel(f"{more} of panels left to the table.", x=0.99, ha="right", fontsize="small")
     return figure, laid_out
 
 
-def _rows(numbers: pd.DataFrame, by: Sequence[str], across: str, without: Collection[str]) -> pd.DataFrame:
-    down = [name for name in by if name != across and name not in without]
-    return numbers[down].drop_duplicates().sort_values(down)
+def means(
+    numbers: pd.DataFrame,
+    by: Sequence[str],
+    *,
+    along: str,
+    scale: Callable[[Axes, pd.Series], Callable[[Any], float]],
+    line: str = cells.ROW,
+    looks: Mapping[str, tuple[str, style.Look]] | None = None,
+    level: Collection[str] = (),
+    absent: str = "no finished run",
+    **layout: Any,
+) -> tuple[Figure, list[list[Panel]]]:
+    """Return a figure of means and standard deviations along an axis of the grid, several lines in each panel.
 
-
-def cut_off(numbers: pd.DataFrame, by: Sequence[str], across: str = "", without: Collection[str] = ()) -> list[str]:
-    """Return a sentence if there are more rows of panels than a figure holds."""
-    more = len(_rows(numbers, by, across, without)) - MOST_ROWS
-    return [f"{labels.plural(more, 'more row')} of panels left to the table."] if more > 0 else []
+    Args:
+        numbers: a line per place, position on the axis and line of a panel, with ``n``, ``mean`` and ``std``.
+        by: the axes of the grid.
+        along: the horizontal axis.
+        scale: one of the functions ``style.*_axis``, which prepares the axis for the given values.
+        line: column that tells the lines of a panel apart.
+        looks: value of that column -> name in the legend and look, in order; by default those of the methods.
+        level: lines that do not depend on the axis, and are drawn as a level line with a band.
+        absent: text of a panel without numbers.
+        layout: further arguments of :func:`panels`.
+    """
+    known = looks or {row: (labels.method(row), style.look(row)) for row in cells.row_order(numbers[line])}
+    layout = {"x": style.AXES.get(along, ""), "without": [along], **layout}
+    figure, laid_out = panels(numbers, by, absent=absent, **layout)
+    for panel in itertools.chain(*laid_out):
+        axes, flat = panel.axes, panel.lines[line].isin(level)
+        panel.title(panel.lines.loc[~panel.lines[line].isin(UNPAIRED), "n"])
+        if flat.all():
+            if len(flat):
+                style.empty(axes, absent)
+            continue
+        position = scale(axes, panel.lines.loc[~flat, along])
+        step = APART * float(np.ptp(axes.get_xlim()))
+        present = [name for name in known if (panel.lines.loc[~flat, line] == name).any()]
+        for place, name in enumerate(present):
+            means = panel.lines[panel.lines[line] == name].sort_values(along, key=lambda values: values.map(position))
+            shift = step * (place - (len(present) - 1) / 2)
+            style.errorbars(axes, [position(value) + shift for value in means[along]], means, known[name][1])
+        for name in level:
+            spread = panel.lines.loc[panel.lines[line] == name, ["mean", "std"]].drop_duplicates()
+            for mean, std in spread.itertuples(index=False):
+                style.level(axes, mean, std, known[name][1])
+    drawn = {name: look for key, (name, look) in known.items() if (numbers[line] == key).any()}
+    unmarked = {known[key][0]: {"marker": "None"} for key in level if key in known}
+    style.legend(figure, [style.handle(name, look, **unmarked.get(name, {})) for name, look in drawn.items()])
+    return figure, laid_out

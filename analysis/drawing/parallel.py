@@ -44,7 +44,7 @@ def write_figures(drawings: Drawings, out: Path, most: int | None = None) -> lis
         with contextlib.suppress(BrokenProcessPool), ProcessPoolExecutor(workers, fork, _inherit, (drawings,)) as pool:
             written = [pool.submit(_write, name, out) for name in drawings]
             return [path for paths in written for path in paths.result()]
-    return [path for name, draw in drawings.items() for path in files.write_figure(draw(), name, out)]
+    return [path for name, draw in drawings.items() for path in files.write_figure(draw, name, out)]
 
 
 def _inherit(drawings: Drawings) -> None:
@@ -53,4 +53,4 @@ def _inherit(drawings: Drawings) -> None:
 
 
 def _write(name: str, out: Path) -> list[Path]:
-    return files.write_figure(_inherited[name](), name, out)
+    return files.write_figure(_inherited[name], name, out)

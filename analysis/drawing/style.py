@@ -10,23 +10,26 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import matplotlib
+import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis import labels, stats
-from analysis.drawing import hover
+from analysis.drawing import hover, media
 from analysis.drawing.signs import ALPHA
 from trainables import schema
 
@@ -98,26 +101,20 @@ AXES = {
 }
 """Measure -> axis label with its unit; pp are percentage points."""
 
-PAGE_WIDTH = 10.4
-PANEL_WIDTHS = (2.3, 3.45)
-"""Bounds in inches: three panels in a row fill the page; with many, the figure grows wider than the page."""
-MOST_ACROSS = 4
-"""Panels per row, at most, if a single column of panels is wrapped."""
-LEAST_WIDTH = 5.6
-"""Inches that the legend needs."""
 LEGEND_HEIGHT = 0.4
+NARROW = 2.2
+"""Inches below which titles need more lines."""
+MOST_TICKS = 6
 GROUND = 'style="background: white"'
+OPEN = {"markerfacecolor": "none", "markeredgewidth": 1.2}
+"""How a hollow marker differs from a filled one."""
 HANDLE = 2.6
 """Length of a line in the legend, in units of the font size."""
 LEGEND_COLUMN = 0.68
 """Inches of a legend column without its text."""
-CHARACTER = 0.066
-"""Approximate width of a character of a title or legend in inches."""
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.titlesize": 8.5,
-    "axes.labelsize": 8.5,
+    "axes.titlesize": "medium",
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
@@ -134,12 +131,9 @@ RC: dict[str, Any] = {
     "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
     "xtick.major.size": 3,
     "ytick.major.size": 3,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
     "figure.facecolor": "none",
@@ -151,7 +145,9 @@ RC: dict[str, Any] = {
 
 def themed(**more: Any) -> AbstractContextManager[None]:
     """Return a context in which Matplotlib draws in the study's style and ignores the user's own settings."""
-    ours: dict[str, Any] = {**cast(Any, matplotlib.rcParamsDefault), **RC, **more}
+    font = media.current().font
+    sizes = {"font.size": font, "xtick.labelsize": font - 0.5, "ytick.labelsize": font - 0.5}
+    ours: dict[str, Any] = {**cast(Any, matplotlib.rcParamsDefault), **RC, **sizes, **more}
     ours.pop("backend")  # setting it would start a graphical backend
     return matplotlib.rc_context(cast(Any, ours))
 
@@ -167,37 +163,43 @@ def look(row: str) -> Look:
 
 
 def panels(rows: int, columns: int, tall: float = 0.56, *, wrap: bool = False) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure with a grid of empty panels, as a list of rows.
+    """Return a figure with a grid of empty panels, as a list of rows: those that the medium has room for.
+
+    A row is broken into several lines where the medium is too narrow for it.
 
     Args:
-        rows: number of rows.
-        columns: number of columns.
+        rows: number of rows, at least 1.
+        columns: number of columns, at least 1.
         tall: height of a panel over its width, without titles and labels.
-        wrap: whether a single column may be wrapped into several, which fills more of the page.
+        wrap: whether rows of a single panel may stand side by side, which fills more of the page.
     """
-    across = min(rows, MOST_ACROSS) if wrap and columns == 1 else columns
-    down = math.ceil(rows * columns / across)
-    width = min(max(PAGE_WIDTH / across, PANEL_WIDTHS[0]), PANEL_WIDTHS[1])
-    height = 0.55 + tall * width
+    medium = media.current()
+    fit = int(medium.width / medium.panel[0])
+    beside = wrap and columns == 1
+    across = min(rows, fit) if beside else math.ceil(columns / math.ceil(columns / fit))
+    slots = 1 if beside else across * math.ceil(columns / across)
+    width = min(medium.width / across, medium.panel[1])
+    room = medium.height - LEGEND_HEIGHT
+    around = 0.55 if width > NARROW else 0.8
+    height = min(around + tall * width, room / math.ceil(slots / across))
+    rows = min(rows, int(room / height + 1e-9) * across // slots)
+    down = math.ceil(rows * slots / across)
     with themed():
-        figure = Figure(figsize=(max(width * across, LEAST_WIDTH), height * down + LEGEND_HEIGHT), layout="constrained")
-        every = [axes for line in figure.subplots(down, across, squeeze=False) for axes in line]
-    for axes in every[rows * columns :]:
-        axes.remove()
-    return figure, [every[start : start + columns] for start in range(0, rows * columns, columns)]
+        size = (max(width * across, medium.least), height * down + LEGEND_HEIGHT)
+        figure = Figure(figsize=size, layout="constrained")
+        spec = figure.add_gridspec(down, across)
+        drawn = [
+            [figure.add_subplot(spec[divmod(row * slots + column, across)]) for column in range(columns)]
+            for row in range(rows)
+        ]
+    return figure, drawn
 
 
-def axis_labels(panels: Iterable[Iterable[Axes]], x: str, y: str) -> None:
-    """Label the axes below the lowest panel of each column and left of the first panel of each row."""
-    lowest: dict[int, Axes] = {}
-    for axes in (axes for line in panels for axes in line):
-        spec = axes.get_subplotspec()
-        assert spec is not None
-        if spec.is_first_col():
-            axes.set_ylabel(y)
-        lowest[spec.colspan.start] = axes
-    for axes in lowest.values():
-        axes.set_xlabel(x)
+def place(axes: Axes) -> SubplotSpec:
+    """Return where in its figure a panel is."""
+    spec = axes.get_subplotspec()
+    assert spec is not None
+    return spec
 
 
 def title(axes: Axes, left: str, n: str = "", beside: float = 0.0) -> None:
@@ -209,27 +211,53 @@ def title(axes: Axes, left: str, n: str = "", beside: float = 0.0) -> None:
         n: the number of pairs, in words.
         beside: inches of the panel that are taken by something to its right.
     """
-    figure, spec = axes.get_figure(root=True), axes.get_subplotspec()
-    assert figure is not None
-    assert spec is not None
-    room = (figure.get_size_inches()[0] / spec.get_gridspec().ncols - 0.75 - beside) / CHARACTER
+    room = _cell(axes)[0] - int((0.55 + beside) / _character())
+    lines = _broken(left, max(12, room))
+    if len(lines[-1]) + len(n) >= room:
+        lines.append(" ")  # for n, below the title
     with themed():
-        axes.set_title(_broken(left, max(12, int(room) - len(n))), loc="left")
+        axes.set_title("\n".join(lines), loc="left")
         axes.set_title(n, loc="right", alpha=FAINT)
 
 
-def _broken(text: str, room: int) -> str:
-    """Return a text with lines of at most `room` characters, as far as breaks after commas allow."""
-    blank = "\N{NO-BREAK SPACE}"
-    joined = text.replace(" ", blank).replace(f",{blank}", ", ")
-    return "\n".join(textwrap.wrap(joined, room, break_long_words=False)).replace(blank, " ")
+def label(axes: Axes, *, x: str | None = None, y: str | None = None) -> None:
+    """Label the axes of a panel, in several lines where a label is longer than the panel."""
+    wide, high = _cell(axes)
+    if x is not None:
+        axes.set_xlabel(textwrap.fill(x, wide - 4))
+    if y is not None:
+        axes.set_ylabel(textwrap.fill(y, high))
+
+
+def _cell(axes: Axes) -> tuple[int, int]:
+    """Return the width and the height of a panel with all that is around it, in characters."""
+    figure, spec = axes.get_figure(root=True), place(axes).get_gridspec()
+    assert figure is not None
+    width, height = figure.get_size_inches()
+    return int(width / spec.ncols / _character()), int(height / spec.nrows / _character())
+
+
+def _character() -> float:
+    """Return the approximate width of a character in inches."""
+    return 0.0077 * media.current().font
+
+
+def _broken(text: str, room: int) -> list[str]:
+    """Return the lines of a text, of at most `room` characters, broken after commas where that is enough."""
+    lines: list[str] = []
+    for part in text.replace(", ", ",\n").split("\n"):
+        if lines and len(lines[-1]) + len(part) < room:
+            lines[-1] += f" {part}"
+        else:
+            lines += textwrap.wrap(part, room, break_long_words=False) or [""]
+    return lines
 
 
 def empty(axes: Axes, text: str = "no finished run") -> None:
     """Mark a panel for which there is nothing to draw."""
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK, alpha=FAINT, fontsize=8)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK, alpha=FAINT)
 
 
 def mark(look: Look, size: float = 5.5) -> dict[str, Any]:
@@ -263,12 +291,16 @@ def level(axes: Axes, mean: float, std: float, drawn: Look) -> None:
         axes.axhspan(mean - std, mean + std, color=drawn.colour, alpha=0.12, linewidth=0)
 
 
-def legend(figure: Figure, drawn: Iterable[tuple[str, Look]]) -> None:
+def handle(name: str, drawn: Look, **changed: Any) -> Line2D:
+    """Return an entry of a legend; `changed` are properties of the line that differ from the look's."""
+    return Line2D([], [], label=name, **{"linestyle": drawn.dash, **mark(drawn, 4.5), **changed})
+
+
+def legend(figure: Figure, entries: Iterable[Artist | Container]) -> None:
     """Put one legend above all panels, with as many columns as fit."""
-    entries = list(drawn)
-    handles = [Line2D([], [], linestyle=look.dash, label=name, **mark(look, 4.5)) for name, look in entries]
+    handles = list(entries)
     if handles:
-        columns = _columns([name for name, _ in entries], figure.get_size_inches()[0])
+        columns = _columns([str(each.get_label()) for each in handles], figure.get_size_inches()[0])
         with themed():
             figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=HANDLE)
 
@@ -276,60 +308,67 @@ def legend(figure: Figure, drawn: Iterable[tuple[str, Look]]) -> None:
 def _columns(names: Sequence[str], room: float) -> int:
     """Return the largest number of columns, at most five, that keep a legend within `room` inches."""
     for columns in range(min(len(names), 5), 1, -1):
-        rows = math.ceil(len(names) / columns)
-        widest = (max(map(len, names[start : start + rows])) for start in range(0, len(names), rows))
-        if sum(LEGEND_COLUMN + CHARACTER * width for width in widest) <= room:
+        widest = (max(map(len, part)) for part in np.array_split(names, columns))
+        if sum(LEGEND_COLUMN + _character() * width for width in widest) <= room:
             return columns
     return 1
 
 
-def methods_legend(figure: Figure, rows: Iterable[str]) -> None:
-    """Put the legend of the given rows above all panels."""
-    legend(figure, [(labels.method(row), look(row)) for row in rows])
+def ticks(axes: Axes, positions: Sequence[float], texts: Iterable[str], margin: float = 0.5) -> None:
+    """Label positions on the horizontal axis, which ends a margin beyond the first and the last."""
+    axes.set_xticks(positions, list(texts))
+    axes.set_xlim(min(positions) - margin, max(positions) + margin)
 
 
-def width_axis(axes: Axes, widths: Sequence[float]) -> None:
-    """Make the horizontal axis a base-2 logarithmic scale with a tick at each width."""
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(list(widths)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([labels.value(schema.PARAM_WIDTH, width) for width in widths])
-    axes.set_xlim(min(widths) / 1.3, max(widths) * 1.3)
+def category_axis(axes: Axes, values: Iterable[Any], text: Callable[[Any], str] = str) -> Callable[[Any], float]:
+    """Make the horizontal axis one of evenly spaced values, in the order in which they come; return their positions."""
+    every = list(dict.fromkeys(values))
+    ticks(axes, range(len(every)), map(text, every))
+    return every.index
 
 
-def sparsity_position(sparsity: float) -> float:
-    """Return the position of a sparsity on :func:`sparsity_axis`: minus log2 of the remaining share of weights."""
-    return -math.log2(1 - sparsity)
+def epoch_axis(axes: Axes, epochs: Iterable[int]) -> Callable[[Any], float]:
+    """Make the horizontal axis one of epochs, labelled at each if they are few; return the positions of epochs."""
+    every = sorted({float(epoch) for epoch in epochs})
+    if len(every) <= MOST_TICKS:
+        axes.set_xticks(every)
+    margin = 0.05 * (every[-1] - every[0]) or 2.0
+    axes.set_xlim(every[0] - margin, every[-1] + margin)
+    return float
+
+
+def width_axis(axes: Axes, widths: Iterable[float]) -> Callable[[Any], float]:
+    """Make the horizontal axis one of log2 of the width, with a tick at each; return the positions of widths."""
+    every = sorted(set(widths))
+    ticks(axes, [math.log2(width) for width in every], [labels.value(schema.PARAM_WIDTH, width) for width in every])
+    return math.log2
 
 
 def sparsity_axis(
-    axes: Axes,
-    sparsities: Iterable[float],
-    *,
-    most: int = 6,
-    decimals: int = 1,
-    below: Mapping[float, str] | None = None,
-) -> None:
-    """Make the horizontal axis one of :func:`sparsity_position`, on which pruning rounds are evenly spaced.
+    axes: Axes, sparsities: Iterable[float], rounds: Mapping[float, int] | None = None
+) -> Callable[[Any], float]:
+    """Make the horizontal axis one on which pruning rounds are evenly spaced; return the positions of sparsities.
+
+    A position is minus log2 of the remaining share of weights.
 
     Args:
         axes: the panel.
-        sparsities: measured sparsities in [0, 1), which get the ticks.
-        most: number of ticks, at most; if there are more sparsities, the last one and evenly spaced ones before it.
-        decimals: digits after the decimal point, at most.
-        below: sparsity -> a second line under its tick.
+        sparsities: measured sparsities in [0, 1). If there are too many for ticks, the last one has a tick and evenly
+            spaced ones before it.
+        rounds: sparsity -> pruning round, written below it; sparsities are then whole percents.
     """
     every = sorted(set(sparsities))
-    step = math.ceil(len(every) / most)
-    shown = every[::-1][::step][::-1]
-    axes.xaxis.set_major_locator(FixedLocator([sparsity_position(sparsity) for sparsity in shown]))
-    texts = [f"{round(100 * sparsity, decimals):g}" for sparsity in shown]
-    axes.set_xticklabels(
-        ["\n".join([text, (below or {}).get(s, "")]).strip() for s, text in zip(shown, texts, strict=True)]
-    )
-    low, high = sparsity_position(every[0]), sparsity_position(every[-1])
+    shown = every[::-1][:: math.ceil(len(every) / MOST_TICKS)][::-1]
+    texts = [f"{100 * each:.0f}\n{rounds[each]}" if rounds else f"{round(100 * each, 1):g}" for each in shown]
+    axes.set_xticks([_halvings(each) for each in shown], texts)
+    low, high = _halvings(every[0]), _halvings(every[-1])
     margin = 0.06 * (high - low) or 0.5
     axes.set_xlim(low - margin, high + margin)
+    return _halvings
+
+
+def _halvings(sparsity: float) -> float:
+    return -math.log2(1 - sparsity)
 
 
 def _settle(figure: Figure) -> None:

@@ -9,15 +9,14 @@ import pandas as pd
 from analysis import cells, labels, stats
 from analysis.drawing import facets
 from analysis.drawing.signs import MINUS
-from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 
 GRID = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
 INTERVAL = "[95\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}CI] (n)"
 GAIN = f"Permuted {MINUS} naive {INTERVAL}"
-CELL = "cell"
-"""Column: number of a cell, in the order of the grid."""
+SPREAD = ("mean", "std", "n")
+COMPARED = ("permuted_minus_naive", "ci_low", "ci_high", "pairs", "p", "share_closed", "share_low", "share_high")
 MAIN = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
 """Rows of the main table; the others are in :func:`imp` and :func:`controls`."""
 KEPT = {labels.axis(name) for name in GRID}
@@ -28,8 +27,15 @@ CAPTION = (
     "pairs A, B that have both). p: paired t test, adjusted for the number of cells (Holm). Gap closed: "
     f"(permuted {MINUS} naive) / (LTH {MINUS} naive), if LTH is ahead of naive by more than a standard error."
 )
-
-load = runs
+MORE = {
+    "imp": "Test accuracy in percent of the pruned nets themselves: mean ± sample standard deviation (number of runs).",
+    "controls": (
+        "Test accuracy of the controls in percent: mean ± sample standard deviation (number of runs). Permuted "
+        f"{MINUS} each of them: mean of the paired differences in percentage points with its 95 % t interval (number "
+        "of pairs A, B that have both)."
+    ),
+}
+"""Function that returns a further table -> its caption."""
 
 
 @once
@@ -39,35 +45,17 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: the cell's axes; ``<row>_mean``, ``<row>_std``, ``<row>_n`` for each row (percent); then those of
     :func:`comparison`.
     """
-    places, scored = _numbered(frame)
-    spread = facets.spread(scored, [CELL, cells.ROW], [schema.TEST_ACCURACY]).set_index([CELL, cells.ROW])
-    rows = cells.row_order(scored[cells.ROW])
-    columns = {}
-    for row in rows:
-        of_row = spread.xs(row, level=cells.ROW).reindex(places.index) if row in spread.index.levels[1] else None
-        for what in ("mean", "std", "n"):
-            columns[f"{row}_{what}"] = of_row[what] if of_row is not None else stats.NAN
-    compared = pd.DataFrame([comparison(pairs) for pairs in _pairs(places, scored)], index=places.index)
-    result = pd.concat([places.assign(**columns), compared], axis="columns")
-    result = result.fillna({f"{row}_n": 0 for row in rows}).astype({f"{row}_n": int for row in rows})
-    if len(result):
-        result["p_holm"] = stats.holm(result["p"].tolist())
-    return result
-
-
-def _numbered(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the cells, by number, and the scores with the number of their cell."""
-    by = cells.axes(frame)
-    scored = cells.scores(frame)
-    scored = scored.assign(**{CELL: scored.groupby(by, dropna=False).ngroup()})
-    return scored[[*by, CELL]].drop_duplicates().set_index(CELL).sort_index(), scored
-
-
-def _pairs(places: pd.DataFrame, scored: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the pairs of each cell."""
-    every = cells.paired(scored, [CELL])
-    number = every.index.get_level_values(CELL)
-    return [every[number == cell] for cell in places.index]
+    by, scored = cells.axes(frame), cells.scores(frame)
+    spread = facets.spread(scored, [*by, cells.ROW], [schema.TEST_ACCURACY])
+    rows = [f"{row}_{what}" for row in cells.row_order(spread[cells.ROW]) for what in SPREAD]
+    wide = spread.groupby([*by, cells.ROW], dropna=False)[list(SPREAD)].first().unstack(cells.ROW)
+    wide = wide.set_axis([f"{row}_{what}" for what, row in wide.columns], axis="columns")[rows].reset_index()
+    pairs = facets.places(cells.paired(scored, by).reset_index(), by)
+    compared = pd.DataFrame([place | comparison(group) for place, group in pairs], columns=[*by, *COMPARED])
+    result = facets.typed(wide, frame, by).merge(facets.typed(compared, frame, by), how="left", on=by)
+    counts = [name for name in rows if name.endswith("_n")] + ["pairs"]
+    result = result.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(COMPARED, float) | dict.fromkeys(counts, int))
+    return result.assign(p_holm=stats.holm(result["p"].tolist()))
 
 
 def comparison(pairs: pd.DataFrame) -> dict[str, float]:
@@ -79,16 +67,8 @@ def comparison(pairs: pd.DataFrame) -> dict[str, float]:
     permuted, naive, lth = pairs.reindex(columns=[cells.PERMUTED, cells.NAIVE, cells.LTH]).to_numpy(dtype=float).T
     difference = stats.paired_difference(permuted, naive)
     share = stats.paired_share(permuted, naive, lth)
-    return {
-        "permuted_minus_naive": difference.value,
-        "ci_low": difference.low,
-        "ci_high": difference.high,
-        "pairs": difference.n,
-        "p": difference.p,
-        "share_closed": share.value,
-        "share_low": share.low,
-        "share_high": share.high,
-    }
+    gain = (difference.value, difference.low, difference.high, difference.n, difference.p)
+    return dict(zip(COMPARED, (*gain, share.value, share.low, share.high), strict=True))
 
 
 @once
@@ -129,8 +109,10 @@ def controls(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _ahead(frame: pd.DataFrame, row: str) -> list[str]:
     """Return permuted minus another row in each cell, paired, with its interval."""
-    every = [pairs.reindex(columns=[cells.PERMUTED, row]) for pairs in _pairs(*_numbered(frame))]
-    return [str(stats.paired_difference(pairs[cells.PERMUTED].tolist(), pairs[row].tolist())) for pairs in every]
+    by, leads = cells.axes(frame), facets.leads(frame, over=row)
+    found = table(frame)[by].merge(leads[leads[cells.ROW] == cells.PERMUTED], how="left", on=by)
+    limits = zip(found["lead"], found["ci_low"], found["ci_high"], found["pairs"], strict=True)
+    return [f"{stats.format_difference(lead, low, high)} ({n:.0f})" if n > 0 else "" for lead, low, high, n in limits]
 
 
 def _rows(numbers: pd.DataFrame) -> list[str]:
@@ -161,20 +143,18 @@ def notes(frame: pd.DataFrame) -> list[str]:
     """Return what the table leaves out, one sentence each."""
     by = cells.axes(frame)
     scored = cells.scores(frame)
-    said = []
     if scored.empty:
-        said.append("No run has finished yet.")
-    elif cells.indistinct(scored, by):
-        said.append(
-            f"{labels.plural(cells.indistinct(scored, by), 'entry', 'entries')} average several runs of one pair whose "
-            "recorded settings are the same."
-        )
+        return ["No run has finished yet."]
+    doubled = labels.plural(cells.indistinct(scored, by), "entry", "entries")
+    main = cells.main_matching(frame)
+    epoch = main[schema.PARAM_MATCH_EPOCH]
+    when = "at the end of B's training" if epoch == cells.END else f"after {epoch} epochs of B's training"
     variants = [row for row in cells.row_order(scored[cells.ROW]) if ":" in row]
-    if variants:
-        main = cells.main_matching(frame)
-        epoch = main[schema.PARAM_MATCH_EPOCH]
-        when = "at the end of B's training" if epoch == cells.END else f"after {epoch} epochs of B's training"
-        others = [f", {name}={main[name]}" for name in main if any(f"{name}=" in row for row in variants)]
-        how = f"matched by {main[schema.PARAM_MATCHER]}, {when}{''.join(others)}"
-        said.append(f"Permuted, if not stated otherwise: {how}.")
-    return said
+    others = [f", {name}={main[name]}" for name in main if any(f"{name}=" in row for row in variants)]
+    how = f"matched by {main[schema.PARAM_MATCHER]}, {when}{''.join(others)}"
+    return labels.said(
+        {
+            f"{doubled} average several runs of one pair whose recorded settings are the same.": doubled[0] != "0",
+            f"Permuted, if not stated otherwise: {how}.": variants,
+        }
+    )

@@ -11,17 +11,23 @@ from matplotlib.figure import Figure
 from analysis import cells, headline, labels, stats
 from analysis.drawing import facets, grid, intervals, style
 from analysis.drawing.signs import MINUS
-from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 
 TITLE = "Is it the alignment, the layer densities or the mask?"
+ROWS_EXPLAINED = (
+    "Shuffled: A's mask, permuted at random. Layerwise random: a random mask with A's layer densities. Own mask: the "
+    "mask found by pruning B. Reinit: A's mask on a third net, which starts from its initialisation at every rewind "
+    "epoch."
+)
 CAPTION = (
     f"Test accuracy {MINUS} that of the naive net of the same pair (A, B), in percentage points: mean and 95 % t "
-    "interval over n pairs, by rewind epoch; the line at 0 is naive. Shuffled: A's mask, permuted at random. Layerwise "
-    "random: a random mask with A's layer densities. Own mask: the mask found by pruning B. Reinit: A's mask on a "
-    "third net, which starts from its initialisation at every rewind epoch. An arrow means that the interval extends "
-    "beyond the panel. Table: means over the cells that all pairs have in common, intervals over pairs."
+    f"interval over n pairs, by rewind epoch; the line at 0 is naive. {ROWS_EXPLAINED} An arrow means that the "
+    "interval extends beyond the panel."
+)
+TABLE_CAPTION = (
+    "Differences in test accuracy between methods on the same pairs (A, B), in percentage points: means over the cells "
+    f"that all pairs have in common, with 95 % t intervals over pairs (n). {ROWS_EXPLAINED}"
 )
 CONTROLS = ("shuffled", "layerwise_random", "own_mask", "reinit")
 APART = (cells.DENSE, cells.IMP, cells.NAIVE)
@@ -35,8 +41,6 @@ QUESTIONS = (
 )
 """Question, the row that is ahead if the answer is yes, and the row it is compared with."""
 
-load = runs
-
 
 @once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -45,27 +49,10 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: the cell's axes, ``row``, ``pairs``, ``minus_naive``, ``ci_low``, ``ci_high`` (percentage points, 95 %),
     ``p`` and ``p_holm``, adjusted for the number of lines.
     """
-    by = cells.axes(frame)
-    pairs = cells.paired(cells.scores(frame), by).reset_index()
-    rows = [name for name in cells.row_order(pairs.columns.drop([*by, cells.PAIR])) if name not in APART]
-    lines = []
-    if cells.NAIVE in pairs and set(rows) & set(CONTROLS):
-        for place, group in facets.places(pairs, by):
-            naive = group[cells.NAIVE].tolist()
-            for row in rows:
-                one = stats.paired_difference(group[row].tolist(), naive)
-                if one.n:
-                    found = {
-                        "pairs": one.n,
-                        "minus_naive": one.value,
-                        "ci_low": one.low,
-                        "ci_high": one.high,
-                        "p": one.p,
-                    }
-                    lines.append({**place, cells.ROW: row, **found})
-    result = pd.DataFrame(lines, columns=[*by, cells.ROW, "pairs", "minus_naive", "ci_low", "ci_high", "p"])
-    result["p_holm"] = stats.holm(result["p"].tolist())
-    return result.astype({schema.PARAM_REWIND_EPOCH: "Int64"})
+    found = facets.leads(frame).rename(columns={"lead": "minus_naive"})
+    found = found[~found[cells.ROW].isin(APART)] if found[cells.ROW].isin(CONTROLS).any() else found.iloc[:0]
+    found = found.reset_index(drop=True).assign(p_holm=stats.holm(found["p"].tolist()))
+    return found.astype({schema.PARAM_REWIND_EPOCH: "Int64"})
 
 
 def figure(frame: pd.DataFrame) -> Figure:
@@ -85,27 +72,22 @@ def figure(frame: pd.DataFrame) -> Figure:
         panel.title(panel.lines["pairs"])
         if len(panel.lines):
             _draw(panel.axes, panel.lines, present)
-    style.methods_legend(drawn, [*present, cells.NAIVE] if present else [])
+    named = [*present, cells.NAIVE] if present else []
+    style.legend(drawn, [style.handle(labels.method(row), style.look(row)) for row in named])
     return drawn
 
 
 def _draw(axes: Axes, numbers: pd.DataFrame, rows: list[str]) -> None:
-    naive = style.look(cells.NAIVE)
-    axes.axhline(0, color=naive.colour, linewidth=1.1)
-    axes.set_ylim(*intervals.limits(*_values(numbers)))
+    axes.axhline(0, color=style.look(cells.NAIVE).colour, linewidth=1.1)
+    axes.set_ylim(*intervals.limits(numbers, "minus_naive"))
     epochs = sorted(numbers[schema.PARAM_REWIND_EPOCH].unique())
     for place, row in enumerate(rows):
         line = numbers[numbers[cells.ROW] == row].sort_values(schema.PARAM_REWIND_EPOCH)
         shift = 0.72 * ((place + 0.5) / len(rows) - 0.5)
         x = [epochs.index(epoch) + shift for epoch in line[schema.PARAM_REWIND_EPOCH]]
-        intervals.draw(axes, x, *_values(line), style.look(row), along="y")
-    axes.set_xticks(range(len(epochs)), [str(epoch) for epoch in epochs])
-    axes.set_xlim(-0.5, len(epochs) - 0.5)
+        intervals.draw(axes, x, line, "minus_naive", style.look(row), along="y")
+    style.ticks(axes, range(len(epochs)), map(str, epochs))
     axes.grid(False, axis="x")
-
-
-def _values(numbers: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
-    return numbers["minus_naive"], numbers["ci_low"], numbers["ci_high"]
 
 
 def answers(frame: pd.DataFrame) -> pd.DataFrame:
@@ -151,6 +133,4 @@ def notes(frame: pd.DataFrame) -> list[str]:
             f"No control was measured; a space asks for them by method={','.join(CONTROLS)}, as mask_controls does."
         ]
     missing = [labels.method(name) for name in CONTROLS if name not in set(numbers[cells.ROW])]
-    said = [f"Not measured: {labels.listed(missing)}."] if missing else []
-    cut = grid.cut_off(numbers, cells.axes(frame), schema.PARAM_WIDTH, [schema.PARAM_REWIND_EPOCH])
-    return said + facets.left_out(frame) + cut
+    return labels.said({f"Not measured: {labels.listed(missing)}.": missing}) + facets.left_out(frame)

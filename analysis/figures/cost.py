@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from analysis import labels
 from analysis.drawing import facets, style
 from analysis.drawing.signs import TIMES
-from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 from trainables.graph import snapshot_key
@@ -24,11 +22,11 @@ CAPTION = (
     "share of a device). Alone: the time if nothing were shared, so that every sparse net needed its own dense nets "
     "(up to the rewind epoch if that is all it uses), pruning rounds and matches; all other jobs count once."
 )
+TABLE_CAPTION = f"{CAPTION} Reused: the part whose results the store already had. Saved: alone minus took."
 HOUR = 3600.0
-UNITS = ((HOUR, "Device time (hours)"), (60.0, "Device time (minutes)"), (1.0, "Device time (seconds)"))
+UNITS = ((HOUR, "hours", "h"), (60.0, "minutes", "min"), (1.0, "seconds", "s"))
+"""Seconds of a unit of time, its name and its sign."""
 TOTAL = "total"
-
-load = runs
 
 
 @once
@@ -41,17 +39,15 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     ``hours``.
     """
     done = frame[(frame["status"] == FINISHED) & frame[schema.SECONDS].notna()]
-    seconds = dict(zip(done["key"], done[schema.SECONDS], strict=True))
-    times = times_needed(frame)
     hours = done[schema.SECONDS] / HOUR
-    alone = pd.Series([max(1.0, times.get(key, 0.0)) * seconds[key] / HOUR for key in done["key"]], index=done.index)
+    times = done["key"].map(times_needed(frame)).astype(float)
     costs = pd.DataFrame(
         {
             "job": done[schema.PARAM_STAGE],
             "jobs": 1,
             "hours": hours,
             "hours_reused": hours.where(done["reused"].astype(bool), 0.0),
-            "hours_alone": alone.astype(float),
+            "hours_alone": hours * times.fillna(1.0).clip(lower=1.0),
         }
     )
     sums = costs.groupby("job").sum()
@@ -111,55 +107,33 @@ def figure(frame: pd.DataFrame) -> Figure:
     total = numbers[numbers["job"] == TOTAL].iloc[0]
     said = f"{_duration(total['hours'])} instead of {_duration(total['hours_alone'])}"
     style.title(axes, f"{labels.task(frame)}, {said}", f"n = {total['jobs']:,} jobs")
-    _bars(axes, kinds, float(total["hours_alone"]))
-    with style.themed():
-        drawn.legend(
-            handles=[
-                Patch(facecolor=style.INK, label="took"),
-                Patch(facecolor=style.GREY, alpha=0.45, label="alone, without sharing"),
-            ],
-            loc="outside upper left",
-            ncols=2,
-        )
+    seconds, unit, _ = _unit(float(total["hours_alone"]))
+    took, alone = (kinds[name] * HOUR / seconds for name in ("hours", "hours_alone"))
+    places = np.arange(len(kinds))
+    bars = [
+        axes.barh(places - 0.19, took, height=0.36, color=style.INK, label="took"),
+        axes.barh(places + 0.19, alone, height=0.36, color=style.GREY, alpha=0.45, label="alone, without sharing"),
+    ]
+    ratios = [f"{TIMES}{ratio:.1f}" if np.isfinite(ratio) else "" for ratio in alone / took]
+    axes.bar_label(bars[1], ratios, padding=3, fontsize=7.5, color=style.INK)
+    axes.set_yticks(places, [f"{job} ({jobs:,})" for job, jobs in zip(kinds["job"], kinds["jobs"], strict=True)])
+    axes.set_ylim(len(kinds) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.margins(x=0.16)
+    axes.set_xlabel(f"Device time ({unit})")
+    style.legend(drawn, bars)
     return drawn
 
 
-def _bars(axes: Axes, kinds: pd.DataFrame, total: float) -> None:
-    seconds, label = _unit(total)
-    for height, line in enumerate(kinds.to_dict("records")):
-        alone, took = (line[name] * HOUR / seconds for name in ("hours_alone", "hours"))
-        axes.barh(height - 0.19, took, height=0.36, color=style.INK, linewidth=0)
-        axes.barh(height + 0.19, alone, height=0.36, color=style.GREY, alpha=0.45, linewidth=0)
-        if line["hours"] > 0:
-            axes.annotate(
-                f"{TIMES}{line['hours_alone'] / line['hours']:.1f}",
-                (alone, height + 0.19),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7.5,
-                color=style.INK,
-            )
-    axes.set_yticks(
-        range(len(kinds)), [f"{job} ({jobs:,})" for job, jobs in zip(kinds["job"], kinds["jobs"], strict=True)]
-    )
-    axes.set_ylim(len(kinds) - 0.5, -0.5)
-    axes.grid(False, axis="y")
-    axes.margins(x=0.12)
-    axes.set_xlabel(label)
-
-
-def _unit(hours: float) -> tuple[float, str]:
-    """Return the largest unit with a value of at least 2, in seconds, and the axis label for it."""
-    return next(((size, label) for size, label in UNITS if hours * HOUR >= 2 * size), UNITS[-1])
+def _unit(hours: float) -> tuple[float, str, str]:
+    """Return the largest of the units with a value of at least 2, else the smallest."""
+    return next((unit for unit in UNITS if hours * HOUR >= 2 * unit[0]), UNITS[-1])
 
 
 def _duration(hours: float) -> str:
-    """Return a duration with three significant digits, in hours, minutes or seconds."""
-    for size, unit in ((HOUR, "h"), (60.0, "min")):
-        if hours * HOUR >= 2 * size:
-            return f"{float(f'{hours * HOUR / size:.3g}'):,g} {unit}"
-    return f"{hours * HOUR:.3g} s"
+    """Return a duration with three significant digits."""
+    seconds, _, sign = _unit(hours)
+    return f"{float(f'{hours * HOUR / seconds:.3g}'):,g} {sign}"
 
 
 @once
@@ -168,8 +142,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = table(frame)
     if numbers.empty:
         return pd.DataFrame()
-    seconds, label = _unit(float(numbers["hours_alone"].iloc[-1]))
-    unit = label.partition("(")[2].removesuffix(")")
+    seconds, unit, _ = _unit(float(numbers["hours_alone"].iloc[-1]))
     columns = {"hours": f"took ({unit})", "hours_reused": f"reused ({unit})"}
     columns |= {"hours_alone": f"alone ({unit})", "hours_saved": f"saved ({unit})"}
     shown = {"job": numbers["job"], "jobs": [f"{jobs:,}" for jobs in numbers["jobs"]]}
@@ -183,19 +156,16 @@ def notes(frame: pd.DataFrame) -> list[str]:
     numbers = table(frame)
     if numbers.empty:
         return ["No job has finished with its time on record."]
-    total, said = numbers.iloc[-1], []
-    if total["hours_reused"] > 0:
-        said.append(
-            f"{_duration(total['hours_reused'])} of it was not spent for this study, which reused stored results."
-        )
+    reused = numbers.iloc[-1]["hours_reused"]
     devices = Counter(frame.loc[(frame["status"] == FINISHED) & (frame["device"] != ""), "device"])
-    if len(devices) > 1:
-        named = [f"{device} ({count} jobs)" for device, count in devices.most_common()]
-        said.append(f"Device-hours of different devices are added up: {labels.listed(named)}.")
+    named = [f"{device} ({count} jobs)" for device, count in devices.most_common()]
     timeless = int(((frame["status"] == FINISHED) & frame[schema.SECONDS].isna()).sum())
-    if timeless:
-        said.append(f"{labels.plural(timeless, 'finished job')} without a time on record, not counted.")
     failed = int((frame["status"] == "FAILED").sum())
-    if failed:
-        said.append(f"The time of {labels.plural(failed, 'failed job')} is not on record.")
-    return said
+    return labels.said(
+        {
+            f"{_duration(reused)} of it was not spent for this study, which reused stored results.": reused > 0,
+            f"Device-hours of different devices are added up: {labels.listed(named)}.": len(devices) > 1,
+            f"{labels.plural(timeless, 'finished job')} without a time on record, not counted.": timeless,
+            f"The time of {labels.plural(failed, 'failed job')} is not on record.": failed,
+        }
+    )

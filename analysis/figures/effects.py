@@ -7,13 +7,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from analysis import cells, labels, stats
 from analysis.drawing import facets, grid, intervals, style
 from analysis.drawing.signs import DASH, MINUS
 from analysis.figures import accuracy_table
-from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 
@@ -23,15 +21,21 @@ CAPTION = (
     "mean and 95 % t interval over n pairs, a line per rewind epoch. Filled markers: p < 0.05 in the paired t test "
     "after Holm's correction over all cells of the study. Diamonds: mean over the rewind epochs from 1 on, interval "
     f"over pairs. On the right: share of the gap from naive to LTH that permuting closes; {DASH} where LTH is not "
-    "ahead of naive by more than a standard error. In the table with Fieller's 95 % interval over pairs. The panels of "
-    "a row share their scale; an arrow means that the interval extends beyond the panel."
+    "ahead of naive by more than a standard error. The panels of a row share their scale; an arrow means that the "
+    "interval extends beyond the panel."
+)
+TABLE_CAPTION = (
+    f"Test accuracy of the permuted net {MINUS} that of the naive net of the same pair (A, B), in percentage points: "
+    "mean with its 95 % t interval (number of pairs); several rewind epochs are averaged within each pair. Gap closed: "
+    f"share of the gap LTH {MINUS} naive that permuting closes, with Fieller's 95 % interval over pairs; {DASH} where "
+    "LTH is not ahead of naive by more than a standard error."
 )
 DRAWN = style.look(cells.PERMUTED)
+POOLED = style.Look(colour=style.INK, marker="d", dash="None")
 COMPARED = (cells.PERMUTED, cells.NAIVE, cells.LTH)
-COLUMNS = ("permuted_minus_naive", "ci_low", "ci_high", "pairs", "p")
+MEAN = "permuted_minus_naive"
+COLUMNS = (MEAN, "ci_low", "ci_high", "pairs", "p")
 SHARES = ("lth_minus_naive", "lth_minus_permuted", "share_closed", "share_low", "share_high")
-
-load = runs
 
 
 @once
@@ -92,29 +96,31 @@ def figure(frame: pd.DataFrame) -> Figure:
         y=style.AXES[schema.PARAM_REWIND_EPOCH],
     )
     for line in panels:
-        limits = intervals.limits(*_values(pd.concat([panel.lines for panel in line])))
+        limits = intervals.limits(pd.concat([panel.lines for panel in line]), MEAN)
         for panel in line:
             panel.title(panel.lines["pairs"], beside=0.5)
             if len(panel.lines):
-                _draw(panel.axes, panel.lines, limits, last=panel is line[-1])
+                _draw(panel.axes, panel.lines, limits)
     if panels:
-        _legend(drawn, pooled=bool((numbers["cells"] > 1).any()))
+        handles = [
+            style.handle("p < 0.05 (Holm)", DRAWN),
+            style.handle("not significant", DRAWN, **style.OPEN),
+            style.handle("as good as naive", style.look(cells.NAIVE), marker="None"),
+        ]
+        if (numbers["cells"] > 1).any():
+            handles.append(style.handle("mean, rewind epochs ≥ 1", POOLED))
+        style.legend(drawn, handles)
     return drawn
 
 
-def _values(numbers: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
-    return numbers["permuted_minus_naive"], numbers["ci_low"], numbers["ci_high"]
-
-
-def _draw(axes: Axes, numbers: pd.DataFrame, limits: tuple[float, float], *, last: bool) -> None:
+def _draw(axes: Axes, numbers: pd.DataFrame, limits: tuple[float, float]) -> None:
     axes.set_xlim(*limits)
     axes.axvline(0, color=style.look(cells.NAIVE).colour, linewidth=1.1)
     axes.grid(False, axis="y")
     single, pooled = numbers[numbers["cells"] == 1], numbers[numbers["cells"] > 1]
     hollow = ~(single["p_holm"] < stats.LEVEL)
-    intervals.draw(axes, range(len(single)), *_values(single), DRAWN, along="x", hollow=hollow.tolist())
-    for height, (_, one) in enumerate(pooled.iterrows(), start=len(single)):
-        _diamond(axes, height, one, half=min(0.28, 0.04 * len(numbers)))
+    intervals.draw(axes, range(len(single)), single, MEAN, DRAWN, along="x", hollow=hollow)
+    intervals.draw(axes, range(len(single), len(numbers)), pooled, MEAN, POOLED, along="x")
     texts = [labels.value(schema.PARAM_REWIND_EPOCH, epoch) for epoch in single[schema.PARAM_REWIND_EPOCH]]
     heights = range(len(numbers))
     axes.set_yticks(heights, [*texts, *["mean"] * len(pooled)])
@@ -122,36 +128,12 @@ def _draw(axes: Axes, numbers: pd.DataFrame, limits: tuple[float, float], *, las
     with style.themed():
         beside = axes.twinx()
     beside.set_ylim(*axes.get_ylim())
-    beside.set_yticks(heights, [_share(share) for share in [*single["share_closed"], *pooled["share_closed"]]])
+    shares = [*single["share_closed"], *pooled["share_closed"]]
+    beside.set_yticks(heights, [stats.format_share(share, stats.NAN, stats.NAN) or DASH for share in shares])
     beside.tick_params(axis="y", length=0, labelsize=7.5)
     beside.grid(False)
     beside.spines[:].set_visible(False)
-    beside.set_ylabel("Share of gap closed" if last else "")
-
-
-def _diamond(axes: Axes, height: int, one: pd.Series, half: float) -> None:
-    """Draw a mean over several cells as a diamond as wide as its interval; without an interval, a small marker."""
-    mean = one["permuted_minus_naive"]
-    low, high = (mean if pd.isna(one[name]) else one[name] for name in ("ci_low", "ci_high"))
-    axes.fill([low, mean, high, mean], [height, height - half, height, height + half], color=style.INK, linewidth=0)
-    axes.plot(mean, height, marker="d", markersize=4, color=style.INK, linestyle="none")
-
-
-def _share(share: float) -> str:
-    return DASH if pd.isna(share) else f"{100 * share:.0f} %".replace("-", MINUS)
-
-
-def _legend(drawn: Figure, *, pooled: bool) -> None:
-    handles = [
-        Line2D([], [], **intervals.mark(DRAWN), label="p < 0.05 (Holm)"),
-        Line2D([], [], **intervals.mark(DRAWN, hollow=True), label="not significant"),
-        Line2D([], [], color=style.look(cells.NAIVE).colour, linewidth=1.1, label="as good as naive"),
-    ]
-    if pooled:
-        handles.append(Line2D([], [], linestyle="none", color=style.INK, marker="d", label="mean, rewind epochs ≥ 1"))
-    wide = drawn.get_size_inches()[0] > 7
-    with style.themed():
-        drawn.legend(handles=handles, loc="outside upper left", ncols=4 if wide else 2, handlelength=2.2)
+    style.label(beside, y="Share of gap closed" if style.place(axes).is_last_col() else "")
 
 
 @once
@@ -163,7 +145,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     for line in (numbers if pooled.empty else pooled).to_dict("records"):
         shown = labels.place(line, facets.told_apart(numbers, by, hide=[schema.PARAM_REWIND_EPOCH]))
         gap = stats.format_difference(line["lth_minus_naive"])
-        interval = stats.format_difference(*(line[name] for name in ("permuted_minus_naive", "ci_low", "ci_high")))
+        interval = stats.format_difference(line[MEAN], line["ci_low"], line["ci_high"])
         share = stats.format_share(*(line[name] for name in ("share_closed", "share_low", "share_high")))
         epoch = labels.value(schema.PARAM_REWIND_EPOCH, line[schema.PARAM_REWIND_EPOCH])
         shown["rewind epochs"] = f"{line['cells']} (all ≥ 1)" if line["cells"] > 1 else epoch
@@ -178,21 +160,15 @@ def notes(frame: pd.DataFrame) -> list[str]:
     single = numbers[numbers["cells"] == 1]
     if single.empty:
         return ["No pair of nets has both a permuted and a naive result yet."]
-    said = []
     alone = single["pairs"] == 1
-    if alone.any():
-        said.append(f"{labels.plural(int(alone.sum()), 'cell')} with a single pair, without an interval.")
     small = single["share_closed"].isna() & single["lth_minus_naive"].notna()
-    if small.any():
-        said.append(
-            f"In {labels.plural(int(small.sum()), 'cell')} the gap between naive and LTH is too small (within one "
-            "standard error of zero) for a share of it to mean anything."
-        )
     loose = single["share_closed"].notna() & single["share_low"].isna() & ~alone
-    if loose.any():
-        said.append(
-            f"In {labels.plural(int(loose.sum()), 'cell')} the share has no interval, because LTH is not significantly "
-            "ahead of naive or because the pairs do not vary."
-        )
-    cut = grid.cut_off(numbers, cells.axes(frame), schema.PARAM_WIDTH, [schema.PARAM_REWIND_EPOCH])
-    return said + facets.left_out(frame) + cut
+    found = {
+        "{} with a single pair, without an interval.": alone,
+        "In {} the gap between naive and LTH is too small (within one standard error of zero) for a share of it to "
+        "mean anything.": small,
+        "In {} the share has no interval, because LTH is not significantly ahead of naive or because the pairs do not "
+        "vary.": loose,
+    }
+    said = {text.format(labels.plural(int(cell.sum()), "cell")): cell.any() for text, cell in found.items()}
+    return labels.said(said) + facets.left_out(frame)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from analysis import cells, labels, stats
 from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import MINUS
-from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 from trainables.schema import FINISHED
@@ -31,13 +31,9 @@ NUMBERS = (
     schema.ENSEMBLE_ACCURACY,
     *MEASURES,
 )
-PLACE = (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH, schema.PARAM_SEED_A)
-OPEN = {"markerfacecolor": "none", "markeredgewidth": 1.2}
-"""How the marker of an ensemble differs from that of its members."""
+PLACE = (*cells.CELL, schema.PARAM_SEED_A)
 PERCENT = {schema.DISAGREEMENT: 100.0}
 """Measure -> factor from what is recorded to what is drawn."""
-
-load = runs
 
 
 @once
@@ -74,56 +70,41 @@ def _beside(found: pd.DataFrame) -> pd.DataFrame:
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: a row of panels per place in the grid, in each panel a line per method."""
     numbers = table(frame)
-    places = numbers[list(PLACE)].drop_duplicates()
-    names = facets.told_apart(numbers, PLACE)
-    drawn, panels = style.panels(max(min(len(places), grid.MOST_ROWS), 1), 1 + len(MEASURES))
-    for place, line in zip(places.to_dict("records"), panels, strict=False):
-        here = facets.at(numbers, place).iloc[::-1]
-        members = facets.count(here[schema.MEMBERS])
-        style.title(line[0], labels.cell(place, names), members)
-        _accuracies(line[0], here)
-        for measure, axes in zip(MEASURES, line[1:], strict=True):
-            style.title(axes, "", members)
-            _dots(axes, here, measure)
-    if places.empty:
-        for axes in panels[0]:
-            style.empty(axes, "not measured")
-    for name, axes in zip((schema.MEMBER_ACCURACY_MEAN, *MEASURES), panels[-1], strict=True):
-        axes.set_xlabel(style.AXES[name])
-    if len(places):
-        _legend(drawn)
+    columns = {name: style.AXES[name] for name in (schema.MEMBER_ACCURACY_MEAN, *MEASURES)}
+    drawn, panels = grid.panels(
+        pd.concat([numbers.assign(measure=name) for name in columns]),
+        PLACE,
+        across="measure",
+        x=columns,
+        absent="not measured",
+    )
+    for panel in itertools.chain(*panels):
+        accuracies = panel.place["measure"] == schema.MEMBER_ACCURACY_MEAN
+        style.title(panel.axes, panel.heading if accuracies else "", facets.count(panel.lines[schema.MEMBERS]))
+        _draw(panel.axes, panel.lines.iloc[::-1], panel.place["measure"])
+    member = style.Look(colour=style.INK, marker="o", dash="None")
+    handles = [style.handle("Members, mean ± std", member), style.handle("Ensemble", member, **style.OPEN)]
+    style.legend(drawn, handles if panels else [])
     return drawn
 
 
-def _accuracies(axes: Axes, numbers: pd.DataFrame) -> None:
-    """Draw the members' mean and standard deviation, the ensemble, and a line between the two."""
-    axes.set_yticks(range(len(numbers)), [labels.method(row) for row in numbers[cells.ROW]])
+def _draw(axes: Axes, numbers: pd.DataFrame, measure: str) -> None:
+    """Draw a measure from zero on; for accuracies the members' mean with its standard deviation, and the ensemble."""
+    named = style.place(axes).is_first_col()
+    axes.set_yticks(range(len(numbers)), [labels.method(row) if named else "" for row in numbers[cells.ROW]])
+    axes.set_ylim(-0.6, len(numbers) - 0.4)
     for height, one in enumerate(numbers.to_dict("records")):
         look = style.look(one[cells.ROW])
-        mean, ensemble = one[schema.MEMBER_ACCURACY_MEAN], one[schema.ENSEMBLE_ACCURACY]
-        axes.plot([mean, ensemble], [height, height], color=look.colour, linewidth=1.0, alpha=0.6)
-        axes.errorbar(mean, height, xerr=one[schema.MEMBER_ACCURACY_STD], color=look.colour, capsize=2, elinewidth=1.4)
-        axes.plot(mean, height, **style.mark(look))
-        axes.plot(ensemble, height, **style.mark(look) | OPEN)
-    axes.set_ylim(-0.6, len(numbers) - 0.4)
-
-
-def _dots(axes: Axes, numbers: pd.DataFrame, measure: str) -> None:
-    axes.set_yticks(range(len(numbers)), [""] * len(numbers))
-    for height, one in enumerate(numbers.to_dict("records")):
-        look, value = style.look(one[cells.ROW]), PERCENT.get(measure, 1.0) * one[measure]
-        axes.plot([0, value], [height, height], color=look.colour, linewidth=1.0, alpha=0.6)
+        value, start = PERCENT.get(measure, 1.0) * one[measure], 0.0
+        if measure == schema.MEMBER_ACCURACY_MEAN:
+            start = one[schema.ENSEMBLE_ACCURACY]
+            spread = one[schema.MEMBER_ACCURACY_STD]
+            axes.errorbar(value, height, xerr=spread, color=look.colour, capsize=2, elinewidth=1.4)
+            axes.plot(start, height, **style.mark(look) | style.OPEN)
+        axes.plot([start, value], [height, height], color=look.colour, linewidth=1.0, alpha=0.6)
         axes.plot(value, height, **style.mark(look))
-    axes.set_ylim(-0.6, len(numbers) - 0.4)
-    axes.set_xlim(left=0)
-
-
-def _legend(figure: Figure) -> None:
-    member = style.mark(style.Look(colour=style.INK, marker="o"))
-    kinds = {"Members, mean ± std": member, "Ensemble": member | OPEN}
-    handles = [Line2D([], [], linestyle="none", label=name, **kind) for name, kind in kinds.items()]
-    with style.themed():
-        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    if measure != schema.MEMBER_ACCURACY_MEAN:
+        axes.set_xlim(left=0)
 
 
 @once
@@ -153,7 +134,5 @@ def notes(frame: pd.DataFrame) -> list[str]:
     finished = ensembles["status"] == FINISHED
     if not finished.any():
         return ["No ensemble was measured; a space asks for them by members, as ensemble_diversity does."]
-    said = []
-    if not finished.all():
-        said.append(f"{labels.plural(int((~finished).sum()), 'ensemble')} without a result, left out.")
-    return said + grid.cut_off(table(frame), PLACE)
+    left = int((~finished).sum())
+    return [f"{labels.plural(left, 'ensemble')} without a result, left out."] if left else []

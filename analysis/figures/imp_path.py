@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import cells, labels
 from analysis.drawing import facets, grid, style
-from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 
@@ -29,10 +30,7 @@ CORRECTIONS = {
     "repair": ("REPAIR", style.Look(colour=style.BLUE, marker="o")),
 }
 """Correction -> its name, and how it is drawn."""
-ALONG = (schema.PARAM_CORRECTION, schema.PARAM_SPARSITY, schema.PARAM_ROUND)
-PLACE = (*cells.TASK, schema.PARAM_WIDTH, *ALONG)
-
-load = runs
+PLACE = (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_CORRECTION, schema.PARAM_SPARSITY, schema.PARAM_ROUND)
 
 
 @once
@@ -54,11 +52,15 @@ def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: a row of panels per task, a column per width."""
     numbers = table(frame)
     numbers = numbers[numbers["measure"] == schema.ERROR_BARRIER]
-    drawn, panels = grid.panels(
+    rounds = numbers.set_index(schema.PARAM_SPARSITY)[schema.PARAM_ROUND].astype(int).to_dict()
+    drawn, panels = grid.means(
         numbers,
-        PLACE,
+        (*cells.TASK, schema.PARAM_WIDTH),
         across=schema.PARAM_WIDTH,
-        without=ALONG,
+        along=schema.PARAM_SPARSITY,
+        scale=functools.partial(style.sparsity_axis, rounds=rounds),
+        line=schema.PARAM_CORRECTION,
+        looks=CORRECTIONS,
         names=[*facets.several_tasks(numbers), schema.PARAM_WIDTH],
         x=f"{style.AXES[schema.PARAM_SPARSITY]}, pruning round",
         y=style.AXES[schema.ERROR_BARRIER],
@@ -68,25 +70,8 @@ def figure(frame: pd.DataFrame) -> Figure:
         here = pd.concat([panel.lines for panel in line])
         top = max(float((here["mean"] + here["std"].fillna(0)).max()), 1.0)
         for panel in line:
-            _panel(panel)
             panel.axes.set_ylim(-0.04 * top, 1.06 * top)
-    present = set(numbers[schema.PARAM_CORRECTION])
-    style.legend(drawn, [drawn_as for name, drawn_as in CORRECTIONS.items() if name in present])
     return drawn
-
-
-def _panel(panel: grid.Panel) -> None:
-    axes, numbers = panel.axes, panel.lines
-    if numbers.empty:
-        return
-    panel.title(numbers["n"])
-    for correction, (_, look) in CORRECTIONS.items():
-        line = numbers[numbers[schema.PARAM_CORRECTION] == correction].sort_values(schema.PARAM_SPARSITY)
-        style.errorbars(axes, map(style.sparsity_position, line[schema.PARAM_SPARSITY]), line, look)
-    rounds = numbers.drop_duplicates(schema.PARAM_SPARSITY).set_index(schema.PARAM_SPARSITY)[schema.PARAM_ROUND]
-    style.sparsity_axis(
-        axes, numbers[schema.PARAM_SPARSITY], most=5, decimals=0, below={s: str(r) for s, r in rounds.items()}
-    )
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
@@ -94,16 +79,15 @@ def notes(frame: pd.DataFrame) -> list[str]:
     measured = _paths(frame)
     if measured.empty:
         return ["No path from a dense net to a pruned one was measured; set imp_path=true in a space to measure them."]
-    said = []
     infinite = int((~np.isfinite(measured[list(BARRIERS)])).any(axis="columns").sum())
-    if infinite:
-        said.append(f"{labels.plural(infinite, 'path')} with a missing or infinite barrier, left out.")
     corrections = set(measured[schema.PARAM_CORRECTION])
-    if "none" not in corrections:
-        said.append("Nothing was measured without a correction yet.")
-    elif corrections == {"none"}:
-        said.append("Nothing was measured with a correction yet.")
-    counts = measured.groupby([*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_CORRECTION])[schema.PARAM_ROUND].nunique()
-    if counts.nunique() > 1:
-        said.append(f"Some lines do not have all rounds yet: the lines have {counts.min()} to {counts.max()}.")
-    return said
+    rounds = measured.groupby([*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_CORRECTION])[schema.PARAM_ROUND].nunique()
+    partial = f"Some lines do not have all rounds yet: the lines have {rounds.min()} to {rounds.max()}."
+    return labels.said(
+        {
+            f"{labels.plural(infinite, 'path')} with a missing or infinite barrier, left out.": infinite,
+            "Nothing was measured without a correction yet.": "none" not in corrections,
+            "Nothing was measured with a correction yet.": corrections == {"none"},
+            partial: rounds.nunique() > 1,
+        }
+    )

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import cells, labels
-from analysis.drawing import facets, style
+from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import ALPHA
 from analysis.load import curves
 from analysis.memo import once
@@ -35,6 +35,9 @@ PLACE = (*cells.TASK, schema.PARAM_MATCH_EPOCH)
 """Axes that have rows of panels: B after some epochs of training is another net than B at the end."""
 CURVES = (schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS)
 BARRIERS = (schema.ERROR_BARRIER, schema.LOSS_BARRIER)
+CURVE = "curve"
+BESIDE = ""
+"""Column of the panels that show barriers; the others are those of a width."""
 ABSENT = "no pair measured"
 BEFORE = style.Look(colour=style.VERMILLION, marker="s")
 DASHES: tuple[style.Dash, ...] = ("-", "--", ":")
@@ -61,27 +64,27 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: two rows of panels per task (and match epoch), a column per width and one for the barriers."""
-    frame = _with_epoch(frame)
-    places = frame[list(PLACE)].drop_duplicates().sort_values(list(PLACE)).to_dict("records")
+    frame, drawn_as = _with_epoch(frame), looks(frame)
     widths = sorted(frame[schema.PARAM_WIDTH].unique())
+    columns = {**dict.fromkeys(widths, style.AXES["alpha"]), BESIDE: style.AXES[schema.PARAM_WIDTH]}
+    spots = frame[list(PLACE)].drop_duplicates()
+    for name, values in {CURVE: CURVES, schema.PARAM_WIDTH: columns}.items():
+        spots = spots.merge(pd.Series(list(values), dtype=object, name=name), how="cross")
     names = facets.told_apart(frame, PLACE, always=())
     names = [*dict.fromkeys([*(cells.TASK if set(names) & set(cells.TASK) else ()), *names]), schema.PARAM_WIDTH]
-    drawn_as = looks(frame)
-    drawn, panels = style.panels(2 * max(len(places), 1), max(len(widths), 1) + 1)
-    for number, place in enumerate(places):
-        here = facets.at(frame, place)
-        for curve, barrier, line in zip(CURVES, BARRIERS, panels[2 * number : 2 * number + 2], strict=True):
-            for width, axes in zip(widths, line, strict=False):
-                panel = {**place, schema.PARAM_WIDTH: width}
-                _curve(axes, curve, facets.at(here, panel), drawn_as, labels.cell(panel, names))
-            _barrier(line[-1], barrier, table(here), drawn_as)
-            line[0].set_ylabel(style.AXES[curve])
-    for axes in panels[-1][:-1]:
-        axes.set_xlabel(style.AXES["alpha"])
-    panels[-1][-1].set_xlabel(style.AXES[schema.PARAM_WIDTH])
-    for axes in itertools.chain(*panels) if not places else ():
-        style.empty(axes, ABSENT)
-    style.legend(drawn, [(_name(how, drawn_as), look) for how, look in drawn_as.items()])
+    drawn, panels = grid.panels(
+        spots, [*PLACE, CURVE], across=schema.PARAM_WIDTH, names=names, x=columns, absent=ABSENT
+    )
+    for panel in itertools.chain(*panels):
+        curve, width = panel.place[CURVE], panel.place[schema.PARAM_WIDTH]
+        here = facets.at(frame, {name: panel.place[name] for name in PLACE})
+        if width == BESIDE:
+            _barrier(panel.axes, BARRIERS[CURVES.index(curve)], table(here), drawn_as)
+        else:
+            _curve(panel.axes, curve, here[here[schema.PARAM_WIDTH] == width], drawn_as, panel.heading)
+            if style.place(panel.axes).is_first_col():
+                style.label(panel.axes, y=style.AXES[curve])
+    style.legend(drawn, [style.handle(_name(how, drawn_as), look) for how, look in drawn_as.items()])
     return drawn
 
 
@@ -92,7 +95,7 @@ def _with_epoch(frame: pd.DataFrame) -> pd.DataFrame:
 
 def looks(frame: pd.DataFrame) -> dict[How, style.Look]:
     """Return how the lines are drawn, by (matcher, correction): colour tells matchers apart, the dash corrections."""
-    hows = sorted({(str(how[0]), str(how[1])) for how in frame[list(HOW)].itertuples(index=False)}, key=_first_identity)
+    hows = sorted(map(tuple, frame[list(HOW)].drop_duplicates().to_numpy()), key=lambda how: (how[0] != IDENTITY, how))
     matchers = list(dict.fromkeys(matcher for matcher, _ in hows if matcher != IDENTITY))
     corrections = sorted({correction for _, correction in hows})
     drawn = {}
@@ -101,10 +104,6 @@ def looks(frame: pd.DataFrame) -> dict[How, style.Look]:
         dash = DASHES[corrections.index(correction) % len(DASHES)]
         drawn[matcher, correction] = dataclasses.replace(look, dash=dash)
     return drawn
-
-
-def _first_identity(how: How) -> tuple[bool, How]:
-    return how[0] != IDENTITY, how
 
 
 def _name(how: How, drawn: Iterable[How]) -> str:
@@ -132,16 +131,16 @@ def _curve(axes: Axes, curve: str, frame: pd.DataFrame, drawn: Mapping[How, styl
 
 def _barrier(axes: Axes, barrier: str, numbers: pd.DataFrame, drawn: Mapping[How, style.Look]) -> None:
     """Draw one barrier against width."""
-    axes.set_ylabel(style.AXES[barrier])
+    style.label(axes, y=style.AXES[barrier])
     numbers = numbers[numbers["measure"] == barrier]
     if numbers.empty:
         style.empty(axes, ABSENT)
         return
+    position = style.width_axis(axes, numbers[schema.PARAM_WIDTH])
     for how, look in drawn.items():
         line = facets.at(numbers, dict(zip(HOW, how, strict=True))).sort_values(schema.PARAM_WIDTH)
-        style.errorbars(axes, line[schema.PARAM_WIDTH], line, look)
+        style.errorbars(axes, map(position, line[schema.PARAM_WIDTH]), line, look)
     style.title(axes, "", facets.count(numbers["n"]))
-    style.width_axis(axes, sorted(numbers[schema.PARAM_WIDTH].unique()))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
 
@@ -149,15 +148,12 @@ def notes(frame: pd.DataFrame) -> list[str]:
     """Return what the figure leaves out, one sentence each."""
     if frame.empty:
         return ["No interpolation between A and B has finished; a space asks for it by interpolation_points."]
-    said = []
     infinite = frame.loc[~np.isfinite(frame[list(CURVES)].astype(float)).all(axis=1), "run_id"].nunique()
-    if infinite:
-        said.append(
-            f"{labels.plural(infinite, 'curve')} with a missing or infinite value at some {ALPHA}, left out there."
-        )
-    matchers = set(frame[schema.PARAM_MATCHER])
-    if IDENTITY not in matchers:
-        said.append("Nothing was measured before matching.")
-    elif matchers == {IDENTITY}:
-        said.append("Nothing was measured after matching yet.")
-    return said
+    curves, matchers = labels.plural(infinite, "curve"), set(frame[schema.PARAM_MATCHER])
+    return labels.said(
+        {
+            f"{curves} with a missing or infinite value at some {ALPHA}, left out there.": infinite,
+            "Nothing was measured before matching.": IDENTITY not in matchers,
+            "Nothing was measured after matching yet.": matchers == {IDENTITY},
+        }
+    )

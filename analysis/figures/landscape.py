@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -26,15 +25,7 @@ CAPTION = (
     "three nets for all n pairs."
 )
 NETS = (cells.DENSE, cells.LTH, cells.PERMUTED)
-PLACE = (
-    *cells.TASK,
-    schema.PARAM_WIDTH,
-    schema.PARAM_SPARSITY,
-    schema.PARAM_REWIND_EPOCH,
-    schema.PARAM_MATCHER,
-    schema.PARAM_MATCH_EPOCH,
-    schema.PARAM_CORRECTION,
-)
+PLACE = (*cells.CELL, schema.PARAM_MATCHER, schema.PARAM_MATCH_EPOCH, schema.PARAM_CORRECTION)
 LEVELS = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 95, 99)
 """Errors in percent at which contours may be drawn."""
 MOST_LEVELS = 8
@@ -43,10 +34,6 @@ GROUND = LinearSegmentedColormap.from_list("error", ["#f7fbff", "#c9ddf0", "#7fb
 CONTOUR = "#26323d"
 CLEAR = (0.1, 0.05)
 """Shares of the panel's width and height, around nets and along the edges, that are kept free of contour labels."""
-SHAPES = (0.6, 1.4)
-"""Bounds of a panel's height over its width."""
-PLOTTED = 0.93
-"""Approximate share of a panel's width that is left for the plane beside the tick labels."""
 
 load = planes
 
@@ -72,24 +59,17 @@ def figure(frame: pd.DataFrame) -> Figure:
         x="Distance in weight space",
         y="Distance in weight space",
         absent="not measured",
-        tall=_tallest(frame),
+        tall=0.9,
     )
     for panel in itertools.chain(*panels):
         pairs = panel.lines["run_id"].nunique()
         style.title(panel.axes, f"{panel.heading}, n = 1 of {pairs}" if pairs else panel.heading)
         if pairs:
             _draw(panel.axes, panel.lines)
-    looks = [(labels.method(net), dataclasses.replace(style.look(net), dash="None")) for net in NETS]
-    looks.append(("Contours: test error (%)", style.Look(colour=style.INK, marker="None")))
-    style.legend(drawn, looks if panels else ())
+    handles = [style.handle(labels.method(net), style.look(net), linestyle="None") for net in NETS]
+    handles.append(style.handle("Contours: test error (%)", style.Look(colour=style.INK, marker="None")))
+    style.legend(drawn, handles if panels else ())
     return drawn
-
-
-def _tallest(frame: pd.DataFrame) -> float:
-    """Return the height of a panel over its width that the planes need, bounded by ``SHAPES``."""
-    extents = frame.groupby("run_id")[["x", "y"]].agg(np.ptp)
-    ratio = float((extents["y"] / extents["x"]).max()) if len(extents) else 1.0
-    return PLOTTED * min(max(ratio, SHAPES[0]), SHAPES[1])
 
 
 def _draw(axes: Axes, frame: pd.DataFrame) -> None:
@@ -130,14 +110,10 @@ def chosen_levels(low: float, high: float) -> list[float]:
 def notes(frame: pd.DataFrame) -> list[str]:
     """Return what the figure leaves out, one sentence each."""
     unreadable = frame.attrs.get("unreadable", 0)
-    said = []
-    if unreadable:
-        said.append(
-            f"{labels.plural(unreadable, 'plane')} whose file {schema.PLANE_GRID} is not among the artifacts, left out."
-        )
+    planes = labels.plural(unreadable, "plane")
+    said = labels.said({f"{planes} whose file {schema.PLANE_GRID} is not among the artifacts, left out.": unreadable})
     if frame.empty:
         return said or ["No plane was measured; a space asks for them by plane_resolution."]
     undefined = frame.loc[~np.isfinite(frame["error"]), "run_id"].nunique()
-    if undefined:
-        said.append(f"{labels.plural(undefined, 'plane')} with points without an error, left blank.")
-    return said + grid.cut_off(table(frame), PLACE, schema.PARAM_WIDTH)
+    planes = labels.plural(undefined, "plane")
+    return said + labels.said({f"{planes} with points without an error, left blank.": undefined})

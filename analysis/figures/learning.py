@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import cells
+from analysis import cells, labels
 from analysis.drawing import facets, grid, style
 from analysis.load import DEFAULT_TRACKING_URI, histories, runs
 from analysis.memo import once
@@ -14,9 +14,8 @@ from trainables import schema
 TITLE = "Learning curves"
 CAPTION = (
     "Accuracy after each epoch of a net's own training: mean over n nets, with a band of ± one sample standard "
-    "deviation. "
-    "Shown is the sparsest cell in which the most methods have results, at the largest width and rewind epoch. "
-    "Training accuracy is that of the augmented batches while the weights change."
+    "deviation. Shown is the sparsest cell in which the most methods have results, at the largest width and rewind "
+    "epoch. Training accuracy is that of the augmented batches while the weights change."
 )
 EPOCH = "epoch"
 MEASURES = (schema.TEST_ACCURACY, schema.TRAIN_ACCURACY)
@@ -65,17 +64,17 @@ def figure(frame: pd.DataFrame) -> Figure:
         numbers,
         by,
         across="measure",
-        columns=MEASURES,
         without=[EPOCH],
         names=facets.told_apart(numbers, by, always=cells.CELL[2:]),
         x="Epoch",
+        y={name: style.AXES[name] for name in MEASURES},
         absent="not recorded",
     )
     for line in panels:
         for panel in line:
-            panel.axes.set_ylabel(style.AXES[panel.place["measure"]])
             _panel(panel)
-    style.methods_legend(drawn, cells.row_order(numbers[cells.ROW]))
+    rows = cells.row_order(numbers[cells.ROW])
+    style.legend(drawn, [style.handle(labels.method(row), style.look(row), marker="None") for row in rows])
     return drawn
 
 

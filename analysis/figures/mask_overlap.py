@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import cells, labels, stats
 from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import MINUS
-from analysis.load import recipe_fields, runs
+from analysis.load import recipe_fields
 from analysis.memo import once
 from trainables import schema
 from trainables.schema import FINISHED
@@ -20,6 +19,7 @@ CAPTION = (
     "is, and the mask found by pruning B itself. Mean ± sample standard deviation over n pairs (A, B). By chance: the "
     "expected value for random masks with the same layer densities. 1 means identical masks."
 )
+TABLE_CAPTION = f"{CAPTION} Last column: mean of the paired differences with its 95 % t interval."
 CHANCE = style.Look(colour=style.GREY, marker="p", dash=":")
 CURVES: dict[str, tuple[str, style.Look]] = {
     schema.MASK_OVERLAP: ("Permuted", style.look(cells.PERMUTED)),
@@ -27,8 +27,6 @@ CURVES: dict[str, tuple[str, style.Look]] = {
     schema.MASK_OVERLAP_RANDOM: ("By chance", CHANCE),
 }
 """Metric -> its name, and how it is drawn."""
-APART = 0.06
-"""Distance between the markers at one sparsity; neighbouring sparsities are 1 apart."""
 PLACE = (
     *cells.TASK,
     schema.PARAM_WIDTH,
@@ -38,8 +36,6 @@ PLACE = (
     schema.PARAM_SPARSITY,
 )
 """Axes of the table; a mask has a rewind epoch only where pruning rewinds."""
-
-load = runs
 
 
 @once
@@ -76,35 +72,27 @@ def _measured(frame: pd.DataFrame) -> pd.DataFrame:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: a row of panels per task (and matcher, and rewind epoch), a column per width."""
-    drawn, panels = grid.panels(
-        table(frame),
+    numbers = table(frame).rename(columns={"pairs": "n"})
+    parts = [
+        numbers.rename(columns={f"{metric}_{what}": what for what in ("mean", "std")}).assign(mask=metric)
+        for metric in CURVES
+    ]
+    drawn, panels = grid.means(
+        pd.concat(parts),
         grid_axes(frame),
         across=schema.PARAM_WIDTH,
-        without=[schema.PARAM_SPARSITY],
-        x=style.AXES[schema.PARAM_SPARSITY],
+        along=schema.PARAM_SPARSITY,
+        scale=style.sparsity_axis,
+        line="mask",
+        looks=CURVES,
         y="Overlap with B's mask (IoU)",
         absent="not measured",
     )
     for line in panels:
-        for panel in line:
-            panel.title(panel.lines["pairs"])
-            if len(panel.lines):
-                _draw(panel.axes, panel.lines)
         top = max(panel.axes.get_ylim()[1] for panel in line)
         for panel in line:
             panel.axes.set_ylim(0, top)
-    style.legend(drawn, CURVES.values() if panels else [])
     return drawn
-
-
-def _draw(axes: Axes, numbers: pd.DataFrame) -> None:
-    sparsities = range(len(numbers))
-    for number, (metric, (_, look)) in enumerate(CURVES.items()):
-        means = numbers.rename(columns={f"{metric}_{what}": what for what in ("mean", "std")})
-        style.errorbars(axes, [place + APART * (number - 1) for place in sparsities], means, look)
-    texts = [f"{100 * sparsity:g}" for sparsity in numbers[schema.PARAM_SPARSITY]]
-    axes.set_xticks(sparsities, texts)
-    axes.set_xlim(-0.5, len(numbers) - 0.5)
 
 
 @once
@@ -132,5 +120,4 @@ def notes(frame: pd.DataFrame) -> list[str]:
             "It requires pruning B, too."
         ]
     open_jobs = frame[(frame[schema.PARAM_STAGE] == schema.OVERLAP) & (frame["status"] != FINISHED)]
-    said = [f"{labels.plural(len(open_jobs), 'measurement')} without a result, left out."] if len(open_jobs) else []
-    return said + grid.cut_off(numbers, grid_axes(frame), schema.PARAM_WIDTH, [schema.PARAM_SPARSITY])
+    return [f"{labels.plural(len(open_jobs), 'measurement')} without a result, left out."] if len(open_jobs) else []

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import cells, labels, stats
+from analysis import cells, stats
 from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import MINUS
 from analysis.figures import match_quality
-from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 from trainables.methods import MATCHERS
@@ -27,6 +26,12 @@ CAPTION = (
     "the BatchNorm statistics there. Middle: share of units that weight matching, which uses no images, assigns alike. "
     f"Right: test accuracy of the nets permuted by the match {MINUS} naive, mean over the cells of the grid. Mean ± "
     "sample standard deviation over n pairs (A, B)."
+)
+TABLE_CAPTION = (
+    "Matches of net A onto net B that use different numbers of training images: test loss at the midpoint of the two "
+    "nets minus the mean of their own losses, with A as it is and matched; share of units that weight matching "
+    f"assigns alike; test accuracy of the nets permuted by the match {MINUS} naive. Mean ± sample standard deviation "
+    "(number of pairs A, B)."
 )
 Curve = tuple[str, str, style.Look]
 MATCHED = style.look(cells.PERMUTED)
@@ -43,8 +48,6 @@ MEASURES = (schema.LOSS_BARRIER_BEFORE, schema.LOSS_BARRIER_AFTER, schema.AGREEM
 PERCENT = (schema.AGREEMENT_WITH_WEIGHT,)
 """Measures that are recorded as shares and shown in percent."""
 PLACE = (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_MATCHER, schema.PARAM_MATCH_EPOCH)
-
-load = runs
 
 
 @once
@@ -71,35 +74,20 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: a row of panels per task and width (and matcher), a column per measure."""
     numbers = table(frame)
-    places = numbers[list(PLACE)].drop_duplicates().head(grid.MOST_ROWS).to_dict("records")
-    drawn, panels = style.panels(max(len(places), 1), len(PANELS))
-    names = facets.told_apart(numbers, PLACE)
-    for place, line in zip(places, panels, strict=False):
-        here = facets.at(numbers, place)
-        for (label, curves), axes in zip(PANELS.items(), line, strict=True):
-            shown = here[here["measure"].isin([measure for measure, _, _ in curves])]
-            style.title(axes, labels.cell(place, names), facets.count(shown["n"]))
-            axes.set_ylabel(label)
-            _panel(axes, shown, curves)
-    if not places:
-        style.empty(panels[0][0], "not measured")
-    for axes in panels[-1]:
-        axes.set_xlabel("Images")
-    style.legend(drawn, [curve[1:] for curve in next(iter(PANELS.values()))] if places else [])
+    column = {measure: label for label, curves in PANELS.items() for measure, _, _ in curves}
+    drawn, _ = grid.means(
+        numbers.assign(label=numbers["measure"].map(column)),
+        PLACE,
+        across="label",
+        along=IMAGES,
+        scale=functools.partial(style.category_axis, text=_images),
+        line="measure",
+        looks={measure: (name, look) for curves in PANELS.values() for measure, name, look in curves},
+        x="Images",
+        y={label: label for label in PANELS},
+        absent="not measured",
+    )
     return drawn
-
-
-def _panel(axes: Axes, numbers: pd.DataFrame, curves: tuple[Curve, ...]) -> None:
-    if numbers.empty:
-        style.empty(axes, "not measured")
-        return
-    counts = list(dict.fromkeys(numbers[IMAGES]))
-    for measure, _, look in curves:
-        found = numbers[numbers["measure"] == measure].set_index(IMAGES)
-        there = [images for images in counts if images in found.index]
-        style.errorbars(axes, map(counts.index, there), found.loc[there], look)
-    axes.set_xticks(range(len(counts)), [_images(images) for images in counts])
-    axes.set_xlim(-0.5, len(counts) - 0.5)
 
 
 def _images(count: int) -> str:
@@ -110,26 +98,28 @@ def _images(count: int) -> str:
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it: a line per number of images."""
     numbers = table(frame)
-    names = facets.told_apart(numbers, PLACE)
     columns = {
         schema.LOSS_BARRIER_BEFORE: ("barrier as it is (nats)", 3),
         schema.LOSS_BARRIER_AFTER: ("barrier matched (nats)", 3),
         schema.AGREEMENT_WITH_WEIGHT: ("same as by weights (%)", 1),
         GAIN: (f"permuted {MINUS} naive (pp)", 2),
     }
-    lines = []
-    for place, group in facets.places(numbers, [*PLACE, IMAGES], sort=False):
-        line = labels.place(place, names) | {"images": _images(place[IMAGES])}
-        for one in group.itertuples():
-            name, decimals = columns[str(one.measure)]
-            line[name] = stats.format_mean(one.mean, one.std, one.n, decimals=decimals)
-        lines.append(line)
-    return pd.DataFrame(lines).fillna("")
+    shown = facets.crossed(
+        numbers,
+        [*PLACE, IMAGES],
+        [*facets.told_apart(numbers, PLACE), IMAGES],
+        heads=[columns[measure][0] for measure in numbers["measure"]],
+        texts=[
+            stats.format_mean(one.mean, one.std, one.n, decimals=columns[str(one.measure)][1])
+            for one in numbers.itertuples()
+        ],
+        order=[name for name, _ in columns.values()],
+    )
+    return shown.assign(**{IMAGES: [_images(int(count)) for count in shown[IMAGES]]}).rename(columns={IMAGES: "images"})
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
     """Return what the figure leaves out, one sentence each."""
-    numbers = table(frame)
-    if numbers.empty:
-        return [f"All matches use the same number of images; --set {IMAGES}=100,1000,10000 makes it an axis."]
-    return grid.cut_off(numbers, PLACE)
+    if not table(frame).empty:
+        return []
+    return [f"All matches use the same number of images; --set {IMAGES}=100,1000,10000 makes it an axis."]

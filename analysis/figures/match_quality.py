@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pandas as pd
@@ -13,9 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis import cells, labels, stats
-from analysis.drawing import facets, style
+from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import DASH, MINUS, RHO
-from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 
@@ -25,7 +25,13 @@ CAPTION = (
     "unmatched units, and the loss barrier that remains at the midpoint of the matched nets. Vertical: test accuracy "
     f"of the nets permuted by the match {MINUS} naive, and the share of the gap from naive to LTH that this closes, "
     f"both as means over the cells that all pairs of a width have in common. {RHO}: Spearman's rank correlation over n "
-    "matches with its 95 % interval; inside: the same within widths only, because width changes match and gain alike."
+    "matches; inside: the same within widths only, because width changes match and gain alike."
+)
+TABLE_CAPTION = (
+    f"Spearman's rank correlation {RHO} over n matches of a net A onto a net B, with its 95 % interval, between the "
+    f"quality of the match and what the nets permuted by it gain: test accuracy permuted {MINUS} naive, and the share "
+    "of the gap from naive to LTH that this closes. Inside widths: the same within widths only, because width changes "
+    "match and gain alike."
 )
 EXCESS = "correlation_excess"
 QUALITIES = {
@@ -39,8 +45,6 @@ PLACE = (*cells.TASK, schema.PARAM_WIDTH, cells.ROW)
 UNMOVED = f"{cells.PERMUTED}:identity"
 """Permuting by the identity reuses the mask as it is: these nets serve as naive in a study that has no naive nets."""
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-
-load = runs
 
 
 @once
@@ -115,26 +119,30 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: two rows of panels per task, a column per quality; colour: width, marker: the matching."""
-    numbers, found = table(frame), correlations(frame)
-    tasks, named = numbers[list(cells.TASK)].drop_duplicates().to_dict("records"), facets.several_tasks(numbers)
+    numbers = table(frame)
     widths, rows = sorted(numbers[schema.PARAM_WIDTH].unique()), cells.row_order(numbers[cells.ROW])
-    places = [{**task, "outcome": outcome} for task in tasks for outcome in OUTCOMES]
-    drawn, panels = style.panels(max(len(places), 1), len(QUALITIES))
-    for place, line in zip(places, panels, strict=False):
-        here = facets.at(numbers, {name: place[name] for name in cells.TASK})
-        outcome = str(place["outcome"])
-        for quality, axes in zip(QUALITIES, line, strict=True):
-            said = facets.at(found, {**place, "quality": quality}).iloc[0]
-            present = here.dropna(subset=[quality, outcome])
-            style.title(axes, _said(said), f"n = {len(present)}")
-            _panel(axes, present, quality, outcome, widths, rows)
-        line[0].set_ylabel("\n".join(filter(None, [labels.cell(place, named), OUTCOMES[outcome]])))
-    if not places:
-        for axes in panels[0]:
-            style.empty(axes, "no match to compare")
-    for quality, axes in zip(QUALITIES, panels[-1], strict=True):
-        axes.set_xlabel(QUALITIES[quality])
-    _legend(drawn, widths, rows)
+    drawn, panels = grid.panels(
+        correlations(frame),
+        [*cells.TASK, "outcome"],
+        across="quality",
+        names=facets.several_tasks(numbers),
+        x=QUALITIES,
+        absent="no match to compare",
+    )
+    for panel in itertools.chain(*panels):
+        quality, outcome = panel.place["quality"], panel.place["outcome"]
+        here = facets.at(numbers, {name: panel.place[name] for name in cells.TASK}).dropna(subset=[quality, outcome])
+        style.title(panel.axes, _said(panel.lines.iloc[0]), f"n = {len(here)}")
+        if style.place(panel.axes).is_first_col():
+            style.label(panel.axes, y=", ".join(filter(None, [panel.heading, OUTCOMES[outcome]])))
+        _panel(panel.axes, here, quality, outcome, widths, rows)
+    handles = [
+        Line2D([], [], **_mark(_colour(widths, width), 0), label=f"width {labels.value(schema.PARAM_WIDTH, width)}")
+        for width in widths
+    ]
+    for number, row in enumerate(rows if len(rows) > 1 else ()):
+        handles.append(Line2D([], [], **_mark(style.GREY, number), label=labels.method(row)))
+    style.legend(drawn, handles)
     return drawn
 
 
@@ -158,32 +166,10 @@ def _mark(colour: str, row: int) -> dict[str, Any]:
     return {"color": colour, "marker": MARKERS[row % len(MARKERS)], "markersize": 5.5, "linestyle": "none", **rim}
 
 
-def _legend(drawn: Figure, widths: list[float], rows: list[str]) -> None:
-    """Name the widths, and the matchings if there are several."""
-    handles = [
-        Line2D([], [], **_mark(_colour(widths, width), 0), label=f"width {labels.value(schema.PARAM_WIDTH, width)}")
-        for width in widths
-    ]
-    if len(rows) > 1:
-        handles += [
-            Line2D([], [], **_mark(style.GREY, number), label=labels.method(row)) for number, row in enumerate(rows)
-        ]
-    with style.themed():
-        drawn.legend(handles=handles, loc="outside upper left", ncols=5, handletextpad=0.2)
-
-
 def _said(found: pd.Series) -> str:
     """Return the rank correlation, and the one within widths if there are several widths."""
-    if pd.isna(found["rho"]):
-        return ""
-    inside = "" if pd.isna(found["inside"]) else f", inside {_rho(found['inside'], found, 'inside_')}"
-    return f"{RHO} = {_rho(found['rho'], found, '')}{inside}"
-
-
-def _rho(value: float, found: pd.Series, prefix: str) -> str:
-    low, high = found[f"{prefix}low"], found[f"{prefix}high"]
-    limits = "" if pd.isna(low) else f" [{low:+.2f} to {high:+.2f}]"
-    return f"{value:+.2f}{limits}".replace("-", MINUS)
+    values = {RHO: found["rho"], "inside": found["inside"]}
+    return ", ".join(f"{name} = {stats.format_difference(rho)}" for name, rho in values.items() if not pd.isna(rho))
 
 
 @once
@@ -207,14 +193,15 @@ def notes(frame: pd.DataFrame) -> list[str]:
     numbers = table(frame)
     if numbers.empty:
         return ["No match has permuted nets yet that can be compared with naive ones of the same pair and cell."]
-    said = []
     absent = [label.removesuffix(" (nats)") for name, label in QUALITIES.items() if numbers[name].isna().all()]
-    if absent:
-        said.append(f"Not recorded by these matches: {labels.listed(absent)}.")
     sparse = frame.loc[frame[schema.PARAM_STAGE] == schema.SPARSE, schema.PARAM_METHOD]
-    if not (sparse == cells.NAIVE).any():
-        said.append("Naive: here, nets whose mask was permuted by the identity, which is equivalent.")
+    unmoved = "Naive: here, nets whose mask was permuted by the identity, which is equivalent."
     gaps = int(numbers["share"].isna().sum())
-    if gaps:
-        said.append(f"No share for {labels.plural(gaps, 'match', 'matches')}: LTH is missing or not ahead of naive.")
-    return said
+    matches = labels.plural(gaps, "match", "matches")
+    return labels.said(
+        {
+            f"Not recorded by these matches: {labels.listed(absent)}.": absent,
+            unmoved: not (sparse == cells.NAIVE).any(),
+            f"No share for {matches}: LTH is missing or not ahead of naive.": gaps,
+        }
+    )

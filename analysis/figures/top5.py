@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from analysis import cells, labels, stats
 from analysis.drawing import facets
 from analysis.figures import rewind
-from analysis.load import runs
 from analysis.memo import once
 from trainables import schema
 
@@ -17,9 +16,11 @@ CAPTION = (
     "Percentage of test images whose label is among the five largest logits: mean ± sample standard deviation over n "
     "pairs (A, B); dashed: the dense nets. The figure before shows top-1 accuracy against the rewind epoch."
 )
+TABLE_CAPTION = (
+    "Top-1 and top-5 test accuracy in percent after the last epoch, of each sparse method: mean ± sample standard "
+    "deviation (number of pairs A, B)."
+)
 MEASURES = {schema.TEST_ACCURACY: "top-1", schema.TEST_TOP5_ACCURACY: "top-5"}
-
-load = runs
 
 
 @once
@@ -39,21 +40,18 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it: a line per cell, two columns per sparse method."""
     numbers, by = table(frame), cells.axes(frame)
     numbers = numbers[~numbers[cells.ROW].isin(rewind.HIDDEN)]
-    shown = facets.told_apart(numbers, by)
-    rows = cells.row_order(numbers[cells.ROW])
-    lines = []
-    for place, group in facets.places(numbers, by):
-        found = {
-            (one.row, one.measure): stats.format_mean(one.mean, one.std, one.n, decimals=2)
-            for one in group.itertuples()
-        }
-        texts = {
-            f"{labels.method(row)}, {name} (%)": found.get((row, measure), "")
-            for row in rows
-            for measure, name in MEASURES.items()
-        }
-        lines.append(labels.place(place, shown) | texts)
-    return pd.DataFrame(lines)
+    return facets.crossed(
+        numbers,
+        by,
+        facets.told_apart(numbers, by),
+        heads=map(_head, numbers[cells.ROW], numbers["measure"]),
+        texts=[stats.format_mean(one.mean, one.std, one.n, decimals=2) for one in numbers.itertuples()],
+        order=[_head(row, measure) for row in cells.row_order(numbers[cells.ROW]) for measure in MEASURES],
+    )
+
+
+def _head(row: str, measure: str) -> str:
+    return f"{labels.method(row)}, {MEASURES[measure]} (%)"
 
 
 def notes(frame: pd.DataFrame) -> list[str]:

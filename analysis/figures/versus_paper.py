@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Patch, Rectangle
 
 from analysis import cells, labels, stats
-from analysis.drawing import facets, style
+from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import MINUS
-from analysis.load import recipe_fields, runs
 from analysis.memo import once
 from analysis.paper import numbers as published
 from trainables import schema
 
 TITLE = "Ours beside the paper's"
 CAPTION = (
-    f"Our mean {MINUS} the paper's, in percentage points for accuracies. In brackets: the difference in units of its "
-    "standard error (Welch, from both standard deviations and numbers of runs), if both have a standard deviation. "
-    "Differences of two standard errors or more are coloured and marked; with three runs on each side they are not "
-    "rare (p = 0.12). Table: ours / the paper's, with the same brackets."
+    f"Ours {MINUS} the paper's against the paper's, a point per number that both have; accuracies in percent. Bars: "
+    "standard error of the difference (Welch, from both standard deviations and numbers of runs n), if both have a "
+    "standard deviation. Filled markers: two standard errors or more apart; with three runs on each side they are not "
+    "rare (p = 0.12). The grey line is agreement."
 )
-CLEAR, LARGE = 2.0, 3.0
-"""Standard errors from which a difference is marked, and strongly marked."""
-ABOVE, BELOW = ("#cce8f7", "#8ccbef"), ("#f9e3b8", "#efbe59")
-"""Backgrounds of marked and of strongly marked numbers: tints of the palette's sky and orange."""
-ON_GROUND = "#111111"
-"""Colour of the text on these backgrounds, in any theme of the page."""
-LEAST_COLUMNS = 5
-"""A panel is at least this many columns wide, so that backgrounds have about the same size in all panels."""
-MOST_SHEETS = 12
+TABLE_CAPTION = (
+    "Our means / the paper's; accuracies in percent, all else in the units stated. In brackets: ours minus the paper's "
+    "in units of the standard error of the difference (Welch), if both have a standard deviation."
+)
+CLEAR = 2.0
+"""Standard errors from which a difference is marked."""
 ROWS = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
 ORDER = {row: place for place, row in enumerate(("", cells.DENSE, cells.IMP, *ROWS[1:]))}
 NUMBERS = ("mean", "std", "n")
@@ -58,8 +51,6 @@ MEASURES = {
 """Measure -> its name; accuracies in percent."""
 SMALL = (schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE, schema.LOSS_BARRIER)
 """Measures with three decimals."""
-
-load = runs
 
 
 # --- ours -----------------------------------------------------------------------------------------------------------
@@ -153,134 +144,35 @@ def _barriers(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 # --- the figure -----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sheet:
-    """A panel: numbers in rows and columns, each a line of :func:`table`."""
-
-    title: str
-    rows: list[str]
-    columns: list[str]
-    across: str
-    cells: dict[tuple[str, str], Mapping[Any, Any]]
-
-
 def figure(frame: pd.DataFrame) -> Figure:
-    """Return the figure: a panel per task and width (and varied recipe) for each kind of number."""
-    sheets = list(_sheets(table(frame)))[:MOST_SHEETS]
-    if not sheets:
-        drawn, panels = style.panels(1, 1)
-        style.empty(panels[0][0], "nothing in common with the paper")
-        return drawn
-    beside = 2 if len(sheets) > 1 else 1
-    lines = [sheets[start : start + beside] for start in range(0, len(sheets), beside)]
-    heights = [max(len(sheet.rows) for sheet in line) for line in lines]
-    with style.themed():
-        size = (
-            max(style.PAGE_WIDTH * beside / 2, style.LEAST_WIDTH),
-            0.4 + sum(0.33 * each + 0.85 for each in heights),
-        )
-        drawn = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.09))
-        grid = drawn.subplots(len(lines), beside, squeeze=False, height_ratios=[height + 2 for height in heights])
-    for axes in grid.flat[len(sheets) :]:
-        axes.set_axis_off()
-    for number, (sheet, axes) in enumerate(zip(sheets, grid.flat, strict=False)):
-        _draw(axes, sheet, heights[number // beside])
-    grounds = [(f"▲ ours above by ≥ {CLEAR:g} SE", ABOVE[0]), (f"▲ ≥ {LARGE:g} SE", ABOVE[1])]
-    grounds += [(f"▼ ours below by ≥ {CLEAR:g} SE", BELOW[0]), (f"▼ ≥ {LARGE:g} SE", BELOW[1])]
-    with style.themed():
-        handles = [Patch(facecolor=colour, label=label) for label, colour in grounds]
-        drawn.legend(handles=handles, loc="outside upper left", ncols=4 if beside > 1 else 2)
+    """Return the figure: a row of panels per task, a column per measure."""
+    numbers = table(frame)
+    present = {name: f"The paper's {text}" for name, text in MEASURES.items() if name in set(numbers["measure"])}
+    drawn, panels = grid.panels(
+        numbers,
+        [*cells.TASK, "measure"],
+        across="measure",
+        names=cells.TASK,
+        x=present,
+        y=f"Ours {MINUS} the paper's",
+        absent="nothing in common with the paper",
+    )
+    for panel in itertools.chain(*panels):
+        ours, theirs = facets.count(panel.lines["ours_n"]), facets.count(panel.lines["paper_n"])
+        style.title(panel.axes, panel.heading, f"{ours}, paper {theirs.removeprefix('n = ')}".strip(", "))
+        if len(panel.lines):
+            panel.axes.axhline(0, color=style.GREY, linewidth=1.1)
+        for (row, far), points in panel.lines.groupby(["method", panel.lines["in_standard_errors"].abs() >= CLEAR]):
+            marked = style.mark(style.look(row), 4.5) | ({} if far else style.OPEN)
+            x, y, bars = (points[name].tolist() for name in ("paper_mean", "difference", "standard_error"))
+            panel.axes.errorbar(x, y, yerr=bars, linestyle="none", elinewidth=0.8, **marked)
+    rows = [row for row in ORDER if row in set(numbers["method"])]
+    style.legend(drawn, [style.handle(_method(row), style.look(row), linestyle="none") for row in rows])
     return drawn
 
 
-def _sheets(numbers: pd.DataFrame) -> Iterator[Sheet]:
-    apart = [*cells.TASK, schema.PARAM_WIDTH, *sorted(set(recipe_fields(numbers)) - COMPUTED)]
-    accuracies = numbers[numbers["measure"].isin([schema.TEST_ACCURACY, schema.TEST_TOP5_ACCURACY])]
-    early = accuracies[schema.PARAM_MATCH_EPOCH].notna()
-    for at, group in facets.places(accuracies[~early], [*apart, "measure"]):
-        yield _accuracies_sheet(labels.cell(at, apart), at["measure"], group)
-    for at, group in facets.places(accuracies[early], [*apart, schema.PARAM_REWIND_EPOCH]):
-        rows = [labels.value(schema.PARAM_SPARSITY, value) for value in group[schema.PARAM_SPARSITY]]
-        title = f"permuted, {labels.cell(at, at)}"
-        yield _sheet(title, "Epoch of B when matched", rows, group[schema.PARAM_MATCH_EPOCH].astype(str), group)
-    votes = numbers[numbers["measure"].isin([schema.MEMBER_ACCURACY_MEAN, *published.VOTES])]
-    for at, group in facets.places(votes, [*apart, schema.PARAM_SPARSITY]):
-        rows = [
-            labels.method(name) + ("" if pd.isna(epoch) else f", epoch {epoch:g}")
-            for name, epoch in zip(group["method"], group[schema.PARAM_REWIND_EPOCH], strict=True)
-        ]
-        columns = [MEASURES[name].replace(" ", "\n", 1) for name in group["measure"]]
-        yield _sheet(f"ensembles, {labels.cell(at, at)}", "", rows, columns, group)
-    for at, group in facets.places(numbers[numbers["measure"].isin(published.BARRIERS.values())], list(cells.TASK)):
-        rows = [MEASURES[name].replace(" (", "\n(") for name in group["measure"]]
-        columns = [labels.value(schema.PARAM_WIDTH, width) for width in group[schema.PARAM_WIDTH]]
-        yield _sheet(f"from π(A) to B, {labels.cell(at, at)}", "Width multiplier", rows, columns, group)
-
-
-def _accuracies_sheet(place: str, measure: str, group: pd.DataFrame) -> Sheet:
-    title = place if measure == schema.TEST_ACCURACY else f"{MEASURES[measure]}, {place}"
-    dense = group[group["method"] == cells.DENSE]
-    sparse = group[group["method"] != cells.DENSE].sort_values(
-        [schema.PARAM_SPARSITY, "method"], key=lambda column: column.map(ORDER) if column.name == "method" else column
-    )
-    if sparse.empty:
-        return _sheet(title, "", [labels.method(cells.DENSE)], [""], dense)
-    if len(dense):
-        title += f", dense {_text(dense.to_dict('records')[0])}"
-    rows = [
-        f"{labels.value(schema.PARAM_SPARSITY, sparsity)} {labels.method(row)}"
-        for sparsity, row in zip(sparse[schema.PARAM_SPARSITY], sparse["method"], strict=True)
-    ]
-    return _sheet(title, "Rewind epoch", rows, sparse[schema.PARAM_REWIND_EPOCH].astype(str), sparse)
-
-
-def _sheet(title: str, across: str, rows: Iterable[str], columns: Iterable[str], group: pd.DataFrame) -> Sheet:
-    places = list(zip(rows, columns, strict=True))
-    heads = list(dict.fromkeys(column for _, column in places))
-    return Sheet(
-        title=title,
-        rows=list(dict.fromkeys(row for row, _ in places)),
-        columns=sorted(heads, key=int) if all(map(str.isdigit, heads)) else heads,
-        across=across,
-        cells=dict(zip(places, group.to_dict("records"), strict=True)),
-    )
-
-
-def _draw(axes: Axes, sheet: Sheet, height: int) -> None:
-    counts = pd.DataFrame(sheet.cells.values())
-    n = f"{facets.count(counts['ours_n'])}, paper {facets.count(counts['paper_n']).removeprefix('n = ')}"
-    style.title(axes, sheet.title, n, beside=0.6)
-    axes.set_xlim(0, max(len(sheet.columns), LEAST_COLUMNS))
-    axes.set_ylim(height, 0)
-    axes.set_xticks([place + 0.5 for place in range(len(sheet.columns))], sheet.columns)
-    axes.set_yticks([place + 0.5 for place in range(len(sheet.rows))], sheet.rows)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0, labelsize=7.5)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.xaxis.set_label_position("top")
-    axes.set_xlabel(sheet.across, loc="left")
-    for (row, column), line in sheet.cells.items():
-        x, y = sheet.columns.index(column), sheet.rows.index(row)
-        size, colour = abs(line["in_standard_errors"]), style.INK
-        if size >= CLEAR:
-            ground = (ABOVE if line["difference"] > 0 else BELOW)[size >= LARGE]
-            axes.add_patch(Rectangle((x + 0.02, y + 0.04), 0.96, 0.92, color=ground, linewidth=0))
-            colour = ON_GROUND
-        axes.text(x + 0.5, y + 0.5, _text(line, broken=True), ha="center", va="center", fontsize=6.5, color=colour)
-
-
-def _text(line: Mapping[Any, Any], *, broken: bool = False) -> str:
-    """Return a difference, also in standard errors, with an arrow from two standard errors on."""
-    size = line["in_standard_errors"]
-    decimals = 3 if line["measure"] in SMALL else 2
-    arrow = "" if not abs(size) >= CLEAR else "▲ " if size > 0 else "▼ "
-    errors = "" if pd.isna(size) else f"{chr(10) if broken else ' '}({_signed(size, 1)})"
-    return f"{arrow}{_signed(line['difference'], decimals)}{errors}"
-
-
-def _signed(value: float, decimals: int) -> str:
-    return stats.format_difference(round(value, decimals) + 0.0, decimals=decimals)  # + 0.0: no negative zero
+def _method(row: str) -> str:
+    return labels.method(row) or "A to B"
 
 
 @once
@@ -288,21 +180,22 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return ours beside the paper's as people read it, a line per cell (or per measure of an ensemble or path)."""
     numbers = table(frame)
     apart = [name for name in numbers.columns if name not in COMPUTED - {"measure"} and name != "method"]
-    told = [name for name in apart if numbers[name].nunique(dropna=False) > 1]
-    lines = []
-    for at, group in facets.places(numbers, apart):
-        line = labels.place(at | {"measure": MEASURES[at["measure"]]}, told)
-        lines.append(line | {one["method"]: _both(one) for one in group.to_dict("records")})
-    heads = sorted(set(numbers["method"]), key=ORDER.__getitem__)
-    shown = pd.DataFrame(lines, columns=[*map(labels.axis, told), *heads]).fillna("")
-    return shown.rename(columns={name: labels.method(name) or "A to B" for name in heads})
+    numbers = numbers.sort_values(apart)
+    return facets.crossed(
+        numbers.assign(measure=numbers["measure"].map(MEASURES)),
+        apart,
+        [name for name in apart if numbers[name].nunique(dropna=False) > 1],
+        heads=[_method(row) for row in numbers["method"]],
+        texts=[_both(line) for line in numbers.to_dict("records")],
+        order=[_method(row) for row in ORDER],
+    )
 
 
 def _both(line: Mapping[Any, Any]) -> str:
     """Return both means and their difference in standard errors."""
     decimals = 3 if line["measure"] in SMALL else 2
-    size = "" if pd.isna(line["in_standard_errors"]) else f" ({_signed(line['in_standard_errors'], 1)})"
-    return f"{line['ours_mean']:.{decimals}f} / {line['paper_mean']:.{decimals}f}{size}"
+    apart = stats.format_difference(round(line["in_standard_errors"], 1) + 0.0, decimals=1)  # + 0.0: no negative zero
+    return f"{line['ours_mean']:.{decimals}f} / {line['paper_mean']:.{decimals}f}" + (f" ({apart})" if apart else "")
 
 
 # --- notes ----------------------------------------------------------------------------------------------
@@ -314,18 +207,16 @@ def notes(frame: pd.DataFrame) -> list[str]:
             "This study has no number in common with the paper, which has ResNet20 on CIFAR-10 and CIFAR-100, VGG11 on "
             "CIFAR-10 and ResNet50 on ImageNet at some sparsities and rewind epochs."
         ]
-    said = [*_agreement(numbers), *_by_method(numbers), *_recipe(frame, numbers)]
-    if numbers["dataset"].isin(published.DATASETS.values()).any():
-        said.append("The folder of images is assumed to be ImageNet.")
-    if numbers["measure"].isin(published.BARRIERS.values()).any():
-        said.append(
-            "Our barriers are the largest on the path; they are compared with those stored with REPAIR's code, which "
-            "are taken at the midpoint."
-        )
-    if numbers["measure"].isin(published.VOTES).any():
-        said.append("The paper states neither the rewind epoch of its ensembles nor the logarithm of its divergences.")
-    more = len(list(_sheets(numbers))) - MOST_SHEETS
-    return said + ([f"{labels.plural(more, 'more panel')} left to the table."] if more > 0 else [])
+    measures = numbers["measure"]
+    assumed = {
+        "The folder of images is assumed to be ImageNet.": numbers["dataset"].isin(published.DATASETS.values()).any(),
+        "Our barriers are the largest on the path; they are compared with those stored with REPAIR's code, which are "
+        "taken at the midpoint.": measures.isin(published.BARRIERS.values()).any(),
+        "The paper states neither the rewind epoch of its ensembles nor the logarithm of its divergences.": (
+            measures.isin(published.VOTES).any()
+        ),
+    }
+    return [*_agreement(numbers), *_by_method(numbers), *_recipe(frame, numbers), *labels.said(assumed)]
 
 
 def _agreement(numbers: pd.DataFrame) -> Iterator[str]:

@@ -1,14 +1,17 @@
-"""Figures that several processes draw are the files that one process would write."""
+"""Figures fit what they are drawn for, and those that several processes draw are the files of one process."""
 
 import functools
+import itertools
 import os
 import signal
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.drawing import files, parallel
+from analysis import cells
+from analysis.drawing import files, grid, media, parallel, style
 from analysis.drawing.parallel import write_figures
 
 
@@ -24,7 +27,7 @@ DRAWINGS = {name: functools.partial(figure, height) for height, name in enumerat
 @pytest.mark.parametrize("most", [0, 1, 2, 9])
 def test_figures_are_those_of_one_process(tmp_path: Path, most: int) -> None:
     paths = write_figures(DRAWINGS, tmp_path / "ours", most)
-    alone = [path for name, draw in DRAWINGS.items() for path in files.write_figure(draw(), name, tmp_path / "alone")]
+    alone = [path for name, draw in DRAWINGS.items() for path in files.write_figure(draw, name, tmp_path / "alone")]
     assert [path.name for path in paths] == [path.name for path in alone]
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in alone]
 
@@ -51,3 +54,66 @@ def test_beside_other_threads_nothing_is_forked(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(parallel.threading, "active_count", lambda: 2)
     monkeypatch.setattr(parallel.multiprocessing, "get_context", lambda method: pytest.fail("forked"))
     assert all(path.exists() for path in write_figures(DRAWINGS, tmp_path, 2))
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------
+PRINTED = media.STYLES["paper"]
+
+
+@pytest.fixture(scope="module")
+def numbers() -> pd.DataFrame:
+    """Means in six columns and thirty rows: more than any page is wide or high."""
+    lines = [
+        {
+            "width": width,
+            "sparsity": sparsity,
+            "rewind_epoch": epoch,
+            "row": row,
+            "n": 3,
+            "mean": 90.0 + epoch,
+            "std": 1.0,
+        }
+        for width in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+        for sparsity in [0.6 + 0.01 * step for step in range(30)]
+        for epoch, row in itertools.product((0, 5), ("lth", "naive"))
+    ]
+    return pd.DataFrame(lines).assign(model="resnet20", dataset="cifar10")
+
+
+def drawn(numbers: pd.DataFrame) -> tuple[Figure, list[list[grid.Panel]]]:
+    return grid.means(
+        numbers, cells.CELL, across="width", along="rewind_epoch", scale=style.epoch_axis, y="Test accuracy (%)"
+    )
+
+
+@pytest.mark.parametrize("medium", [*itertools.chain(*media.STYLES.values())])
+def test_a_figure_fits_what_it_is_drawn_for_and_says_what_it_leaves_out(
+    medium: media.Medium, numbers: pd.DataFrame
+) -> None:
+    with media.drawing_for(medium):
+        figure, panels = drawn(numbers)
+        figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    assert medium.least <= width <= medium.width
+    assert height <= medium.height + 1e-9
+    assert [len(line) for line in panels] == [6] * len(panels)
+    assert figure.get_supxlabel() == f"{30 - len(panels)} more rows of panels left to the table."
+    for axes in figure.axes:
+        box = axes.get_tightbbox().transformed(figure.dpi_scale_trans.inverted())
+        assert -0.01 <= box.x0 < box.x1 <= width + 0.01
+        assert axes.xaxis.label.get_fontsize() == medium.font
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_figures_for_papers_are_written_at_every_width_with_fonts_that_publishers_accept(tmp_path: Path) -> None:
+    with media.drawing_for(*PRINTED):
+        paths = files.write_figure(lambda: style.panels(1, 1)[0], "one", tmp_path)
+    assert {path.name for path in paths if path.suffix == ".pdf"} == {"one.pdf", "one-5.5in.pdf", "one-3.25in.pdf"}
+    for path in paths:
+        assert path.name.removeprefix("one") in files.SUFFIXES
+    for medium in PRINTED:
+        content = (tmp_path / f"one{medium.suffix}.pdf").read_bytes()
+        assert f"/MediaBox [ 0 0 {72 * medium.width:g} ".encode() in content
+        assert b"/CIDFontType2" in content
+        assert b"/Type3" not in content

@@ -135,12 +135,13 @@ def test_the_share_stands_beside_its_cell(frame):
 
 
 def test_an_axis_is_not_stretched_by_the_interval_of_two_pairs():
-    mean, low, high = pd.Series([1.0, 2.0]), pd.Series([0.5, -60.0]), pd.Series([1.5, 64.0])
-    bottom, top = intervals.limits(mean, low, high)
+    wide = pd.DataFrame({"lead": [1.0, 2.0], "ci_low": [0.5, -60.0], "ci_high": [1.5, 64.0]})
+    bottom, top = intervals.limits(wide, "lead")
     assert -intervals.REACH * 2 * 1.2 < bottom < 0 < 2 < top < intervals.REACH * 2 * 1.2
-    assert intervals.limits(mean, mean, mean) == pytest.approx((-0.12, 2.12))
-    nothing = pd.Series([0.0])
-    assert intervals.limits(nothing, nothing * math.nan, nothing * math.nan) == (-1.0, 1.0)
+    narrow = wide.assign(ci_low=wide["lead"], ci_high=wide["lead"])
+    assert intervals.limits(narrow, "lead") == pytest.approx((-0.12, 2.12))
+    nothing = pd.DataFrame({"lead": [0.0], "ci_low": [math.nan], "ci_high": [math.nan]})
+    assert intervals.limits(nothing, "lead") == (-1.0, 1.0)
 
 
 # --- controls -------------------------------------------------------------------------------------------------------

@@ -25,36 +25,58 @@ def body(text):
     return text.split(r"\midrule")[-1].split(r"\bottomrule")[0].strip().splitlines()
 
 
+def parts(table, label="x"):
+    """Return the floats of a LaTeX table."""
+    text = files.latex(table, caption="c", label=label)
+    return re.findall(r"\\begin\{table\*\}.*?\\end\{table\*\}\n", text, re.DOTALL)
+
+
 def test_latex_is_a_table_of_booktabs():
     text = files.latex(TABLE, caption="50 % of A_i", label="x")
-    assert text.startswith("\\begin{table}\n")
-    assert text.endswith("\\end{table}\n")
-    assert r"\caption{50 \% of A\_i}\label{tab:x}" in text
-    assert r"\begin{tabular}{lrrr}" in text
+    assert text.startswith("\\begin{table*}")
+    assert text.endswith("\\end{table*}\n")
+    assert r"\caption{50~\% of A\_i}\label{tab:x}" in text
+    assert r"\begin{tabular}{@{}lrrr@{}}" in text
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
     assert len(body(text)) == len(TABLE)
     assert all(line.endswith(r" \\") for line in body(text))
-    assert r"stream\_taps \& more & Permuted $-$ naive \\" in text
 
 
 def test_latex_escapes_what_it_reserves():
     first, second = body(files.latex(TABLE, caption="", label="x"))
     assert first == r"Layerwise random & $\times$0.5 & a\_b \{c\} & +0.44 $\pm$ 0.10 (3) \\"
-    assert second == r"Permuted (t=5) & $\times$16 & 10 \% \textbackslash{} \#3 \textasciitilde{} \$ & -- \\"
+    assert second == r"Permuted (t=5) & $\times$16 & 10~\% \textbackslash{} \#3 \textasciitilde{} \$ & -- \\"
     greek = files.latex(pd.DataFrame({"x": [f"{ALPHA}, π, A→B"]}), caption="", label="x")
     assert body(greek) == [r"$\alpha$, $\pi$, A$\rightarrow$B \\"]
     assert greek.isascii()
 
 
-def test_a_long_latex_table_breaks_over_pages():
+def test_letters_that_latex_lacks_become_their_code_points():
+    assert body(files.latex(pd.DataFrame({"x": ["naïve 中"]}), caption="", label="x")) == [r"naïve U+4E2D \\"]
+
+
+def test_a_long_heading_is_broken_to_the_width_of_its_column():
+    text = files.latex(pd.DataFrame({"a long heading & more": ["0.123456"]}), caption="", label="x")
+    assert r"\begin{tabular}[b]{@{}r@{}}a long\\{}heading\\{}\& more\end{tabular} \\" in text
+
+
+def test_a_long_latex_table_is_several_floats():
     long = pd.concat([TABLE] * files.MOST_LINES, ignore_index=True)
-    text = files.latex(long, caption="c", label="x")
-    assert r"\begin{longtable}{lrrr}" in text
-    assert r"\begin{tabular}" not in text
-    head = r"method & width & stream\_taps \& more & Permuted $-$ naive \\"
-    assert text.count(head) == 2  # on the first page and on all others
-    lines = text.split(r"\endfoot")[1].split(r"\end{longtable}")[0].strip().splitlines()
-    assert len(lines) == len(long)
+    texts = parts(long)
+    assert [line for text in texts for line in body(text)] == body(parts(TABLE)[0]) * files.MOST_LINES
+    assert max(len(body(text)) for text in texts) == files.MOST_LINES
+    assert [re.findall(r"\\caption\{(.*?)\}\\label\{(.*?)\}", text) for text in texts] == [
+        [("c Part 1 of 2.", "tab:x")],
+        [("c Part 2 of 2.", "tab:x-2")],
+    ]
+
+
+def test_a_wide_latex_table_is_several_that_say_what_their_lines_are_about():
+    wide = TABLE.assign(**{f"measure {number}": ["+0.44 ± 0.10 (3)"] * 2 for number in range(12)})
+    texts = parts(wide)
+    assert len(texts) == 3
+    assert all(r"\toprule" "\nmethod & width & " in text for text in texts)
+    assert re.findall(r"measure \d+", "".join(texts)) == [f"measure {number}" for number in range(12)]
 
 
 def module(**parts):
@@ -69,13 +91,15 @@ def test_numbers_are_written_and_forms_only_where_there_are_any(tmp_path):
 
 
 def test_every_form_is_in_both_kinds_of_file(tmp_path):
-    both = module(formatted=lambda frame: frame.head(1), controls=lambda frame: frame.tail(1))
+    both = module(
+        formatted=lambda frame: frame.head(1), controls=lambda frame: frame.tail(1), MORE={"controls": "More."}
+    )
     paths = {path.suffix: path.read_text(encoding="utf-8") for path in files.write_tables(both, "t", TABLE, tmp_path)}
     assert set(paths) == {".csv", ".md", ".tex"}
     for text in (paths[".md"], paths[".tex"]):
         assert text.index("Layerwise random") < text.index("Permuted (t=5)")
-        assert "What it shows." in text
-    assert re.findall(r"\\label\{(.*?)\}", paths[".tex"]) == ["tab:t", "tab:t-2"]
+        assert text.index("What it shows.") < text.index("More.")
+    assert re.findall(r"\\label\{(.*?)\}", paths[".tex"]) == ["tab:t", "tab:t-controls"]
 
 
 @pytest.fixture
@@ -88,7 +112,7 @@ def figure():
 
 
 def test_a_figure_is_written_in_three_formats(figure, tmp_path):
-    paths = files.write_figure(figure, "rewind", tmp_path)
+    paths = files.write_figure(lambda: figure, "rewind", tmp_path)
     starts = {path.name: path.read_bytes()[:4] for path in paths}
     assert starts == {"rewind.png": b"\x89PNG", "rewind.svg": b"<svg", "rewind.pdf": b"%PDF"}
     drawing = ElementTree.parse(tmp_path / "rewind.svg").getroot()
@@ -97,8 +121,8 @@ def test_a_figure_is_written_in_three_formats(figure, tmp_path):
 
 
 def test_a_figure_written_twice_is_the_same_file(figure, tmp_path):
-    once = [path.read_bytes() for path in files.write_figure(figure, "rewind", tmp_path / "before")]
-    again = [path.read_bytes() for path in files.write_figure(figure, "rewind", tmp_path)]
+    once = [path.read_bytes() for path in files.write_figure(lambda: figure, "rewind", tmp_path / "before")]
+    again = [path.read_bytes() for path in files.write_figure(lambda: figure, "rewind", tmp_path)]
     assert once == again
 
 

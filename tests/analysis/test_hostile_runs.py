@@ -14,7 +14,7 @@ import synthetic_runs as synthetic
 
 from analysis import load, summary, write
 from analysis.drawing import files
-from analysis.figures.table import FIGURES
+from analysis.figures.table import FIGURES, loader
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def written(uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_written_as_a_whole(uri: str, written: dict[str, Path], name: str) -> None:
     module = FIGURES[name]
-    frame = module.load("hostile", uri)
+    frame = loader(module)("hostile", uri)
     assert module.table(frame).empty == (f"{name}.svg" not in written)
     assert all(isinstance(note, str) for note in module.notes(frame))
 

@@ -29,7 +29,7 @@ from analysis.figures import (
     width,
 )
 from analysis.figures.__main__ import main
-from analysis.figures.table import FIGURES
+from analysis.figures.table import FIGURES, loader
 from search_spaces import SPACES
 from trainables import schema
 
@@ -77,9 +77,10 @@ def read(uri):
     known = {}
 
     def loaded(module, study):
-        if (module.load, study) not in known:
-            known[module.load, study] = module.load(study, uri)
-        return known[module.load, study]
+        load = loader(module)
+        if (load, study) not in known:
+            known[load, study] = load(study, uri)
+        return known[load, study]
 
     return loaded
 

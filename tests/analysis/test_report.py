@@ -20,11 +20,11 @@ from mlflow import MlflowClient
 from scipy import stats as scipy_stats
 
 from analysis import cells, command, coverage, headline, how, load, report, summary, write
-from analysis.drawing import files, grid, hover, style
+from analysis.drawing import files, hover, media, style
 from analysis.drawing.signs import DASH
 from analysis.figures import __main__ as figures_command
 from analysis.figures import accuracy_table, interpolation, landscape, learning, rewind, width
-from analysis.figures.table import FIGURES
+from analysis.figures.table import FIGURES, loader
 from analysis.page import STYLE
 from trainables import schema
 from trainables.methods import METHODS
@@ -66,13 +66,13 @@ def curves(uri):
 @pytest.fixture(scope="module")
 def sources(uri):
     """What each way to load returns of the full study."""
-    return {each: each("full", uri) for each in {module.load for module in FIGURES.values()}}
+    return {each: each("full", uri) for each in {loader(module) for module in FIGURES.values()}}
 
 
 @pytest.fixture(scope="module")
 def drawn(sources):
     """Names of the figures for which the full study has numbers."""
-    return [name for name, module in FIGURES.items() if len(module.table(sources[module.load]))]
+    return [name for name, module in FIGURES.items() if len(module.table(sources[loader(module)]))]
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,7 @@ def test_figures_leave_infinite_losses_out_and_say_so(curves):
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_survive_whatever_is_there(name, sources):
     module = FIGURES[name]
-    source = sources[module.load]
+    source = sources[loader(module)]
     for part in (source.iloc[:0], source.iloc[:1], source.iloc[-1:], source[source["width"] == 1.0]):
         module.figure(part)
         module.table(part)
@@ -353,8 +353,9 @@ def test_many_recipes_do_not_make_an_endless_figure(frame):
     parts = [frame.assign(lr=str(n), key=frame["key"] + str(n)) for n in range(12)]
     sampled = pd.concat([part[part["stage"] == "sparse"] for part in parts], ignore_index=True)
     sampled.attrs["varied"] = ["lr"]
-    assert len(rewind.figure(sampled).axes) == 2 * grid.MOST_ROWS
-    assert any("12 more rows of panels" in note for note in rewind.notes(sampled))
+    figure = rewind.figure(sampled)
+    assert figure.get_size_inches()[1] <= media.current().height
+    assert figure.get_supxlabel() == f"{24 - len(figure.axes) // 2} more rows of panels left to the table."
 
 
 def test_every_method_has_a_look_of_its_own():
@@ -387,7 +388,7 @@ def test_the_page_has_everything(pages, frame, drawn, sources):
     assert page.count("<svg") == len(drawn)
     for name, module in FIGURES.items():
         assert f'id="{name}"' in page
-        shown = module.CAPTION if name in drawn else module.notes(sources[module.load])[0]
+        shown = module.CAPTION if name in drawn else module.notes(sources[loader(module)])[0]
         assert html.escape(shown) in page
     assert "90.00 ± 0.26 (3)" in page
     assert "Nothing: all jobs on record have finished" in page

@@ -16,7 +16,7 @@ import synthetic_spaces
 
 from analysis import load, write
 from analysis.figures import accuracy_table
-from analysis.figures.table import FIGURES
+from analysis.figures.table import FIGURES, loader
 from search_spaces import SPACES
 
 LARGE = dataclasses.replace(
@@ -44,9 +44,9 @@ def filled(space, uri, names=tuple(FIGURES)):
     """The figures, of some, for which a study has numbers."""
     frames = {}
     for module in (FIGURES[name] for name in names):
-        if module.load not in frames:
-            frames[module.load] = module.load(space, uri)
-    return {name for name in names if len(FIGURES[name].table(frames[FIGURES[name].load]))}
+        if loader(module) not in frames:
+            frames[loader(module)] = loader(module)(space, uri)
+    return {name for name in names if len(FIGURES[name].table(frames[loader(FIGURES[name])]))}
 
 
 def check_report(space, uri, out):

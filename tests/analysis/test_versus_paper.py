@@ -7,6 +7,7 @@ import pytest
 import synthetic_effects as synthetic
 from scipy import stats as scipy_stats
 
+from analysis.drawing.signs import DASH
 from analysis.figures import versus_paper
 from analysis.paper import numbers
 from search_spaces import SearchSpace
@@ -137,7 +138,7 @@ def test_early_matches_are_compared_with_table_15():
     ]
     assert permuted.loc["Table 5", ["paper_mean", "ours_mean"]].tolist() == [89.50, pytest.approx(89.6)]
     assert len(permuted) == 2
-    assert len(versus_paper.figure(synthetic.runs(lines)).axes) == 2
+    assert len(versus_paper.figure(synthetic.runs(lines)).axes) == 1
 
 
 def test_barriers_are_compared_with_those_of_repair():
@@ -231,16 +232,19 @@ def test_a_study_without_counterpart_says_so(frame):
     versus_paper.figure(ours)
 
 
-def test_large_differences_are_coloured_and_marked(frame):
+def test_numbers_are_drawn_against_the_papers_and_clear_differences_are_filled(frame):
     axes = versus_paper.figure(frame).axes[0]
-    texts = [text.get_text() for text in axes.texts]
+    assert axes.get_title(loc="right") == f"n = 3{DASH}6, paper 3"
     found = versus_paper.table(frame)
-    sparse = found[found["method"] != "dense"]
-    assert len(texts) == len(sparse) == 3
-    marked = (sparse["in_standard_errors"].abs() >= versus_paper.CLEAR).sum()
-    assert len(axes.patches) == marked == sum(text[0] in "▲▼" for text in texts) > 0
-    assert "dense +0.12" in axes.get_title(loc="left")
-    assert axes.get_title(loc="right") == "n = 3, paper 3"
+    points = [
+        (*point, line.get_markerfacecolor() != "none")
+        for line in (container.lines[0] for container in axes.containers)
+        for point in line.get_xydata()
+    ]
+    far = found["in_standard_errors"].abs() >= versus_paper.CLEAR
+    assert 0 < far.sum() < len(found)
+    expected = zip(found["paper_mean"], found["difference"], far, strict=True)
+    assert sorted(points) == [pytest.approx(point) for point in sorted(expected)]
 
 
 def test_image_folders_are_taken_for_imagenet_and_it_is_said():

@@ -1,0 +1,74 @@
+"""Tables of a report as LaTeX sets them in papers of one and of two columns."""
+
+import dataclasses
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+import synthetic_runs as synthetic
+import synthetic_spaces
+from waiting import HANG_SECONDS
+
+from analysis import load
+from analysis.drawing import files
+from analysis.figures.__main__ import MODULES
+from analysis.figures.table import loader
+from search_spaces import SPACES
+
+pytestmark = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+
+PAPERS = {
+    "one column": r"\documentclass{article}\setlength{\textwidth}{5.5in}",
+    "two columns": r"\documentclass[twocolumn]{article}\setlength{\textwidth}{6.75in}\setlength{\columnsep}{0.25in}",
+}
+
+
+def check_set(folder, tables):
+    """Assert that papers with these tables compile, and that nothing in them sticks out."""
+    for name, head in PAPERS.items():
+        text = "\n".join([head, r"\usepackage{booktabs,graphicx}", r"\begin{document}", "Text."])
+        text += "".join(f"\n{table}\n\\clearpage" for table in tables) + "\n\\end{document}\n"
+        (folder / "paper.tex").write_text(text, encoding="utf-8")
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=HANG_SECONDS)
+        log = (folder / "paper.log").read_text(encoding="latin-1")
+        assert done.returncode == 0, f"{name}: {log[-3000:]}"
+        assert (folder / "paper.pdf").exists()
+        for sign in ("Overfull", "Missing character", "multiply defined"):
+            assert sign not in log, f"{name}: {log[log.find(sign) :][:300]}"
+
+
+def written_tables(space, uri, out):
+    """Write the tables of a study and return those in LaTeX."""
+    frames = {}
+    for name, module in MODULES.items():
+        load_frame = loader(module)
+        if load_frame not in frames:
+            frames[load_frame] = load_frame(space, uri)
+        files.write_tables(module, name, frames[load_frame], out)
+    return [path.read_text(encoding="utf-8") for path in sorted(out.glob("*.tex"))]
+
+
+def test_tables_of_a_study(tmp_path):
+    synthetic.write_study(tmp_path, "small")
+    check_set(tmp_path, written_tables("small", synthetic.tracking_uri(tmp_path), tmp_path / "out"))
+
+
+def test_names_and_signs_of_all_kinds_and_tables_of_all_sizes(tmp_path):
+    odd = "a_b {c} $x^2$ # ~ % \\input{x} & é 中 \N{ROCKET} ±→π≥… <|> [x] -- \N{NO-BREAK SPACE}*"
+    table = pd.DataFrame({"method": [odd, "[x]", "*"], odd: [odd] * 3, "width": ["1", "2", "3"]})
+    wide = table.assign(**{f"measure {number} [95 % CI] (n)": "+0.44 ± 0.10 (3)" for number in range(30)})
+    long = pd.concat([table] * 40)
+    tables = {"odd": table, "wide": wide, "long": long}
+    check_set(tmp_path, [files.latex(each, caption=odd, label=name) for name, each in tables.items()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPACES)
+def test_tables_of_every_space(tmp_path, name):
+    few = {axis: getattr(SPACES[name], axis)[:3] for axis in ("width", "sparsity", "rewind_epoch", "seeds")}
+    space = dataclasses.replace(SPACES[name], rewind_epochs_of_width=(), **few)
+    synthetic_spaces.write_space(tmp_path, space)
+    assert len(load.runs(name, synthetic.tracking_uri(tmp_path)))
+    check_set(tmp_path, written_tables(name, synthetic.tracking_uri(tmp_path), tmp_path / "out"))
