@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -21,7 +22,7 @@ from trainables.schema import FINISHED
 
 TASK = (schema.PARAM_MODEL, schema.PARAM_DATASET)
 CELL = (*TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
-ROW, PAIR = "row", "pair"
+ROW, PAIR = schema.PARAM_ROW, "pair"
 NETS = (schema.PARAM_SEED_A, schema.PARAM_SEED_B, schema.PARAM_DATA_ORDER)
 DENSE, IMP, LTH, NAIVE, PERMUTED = "dense", "imp", "lth", "naive", "permuted"
 MEASURES = (
@@ -157,6 +158,39 @@ def paired(scored: pd.DataFrame, by: list[str], measure: str = schema.TEST_ACCUR
     wide[PAIR] = wide[PAIR].fillna("A" + wide[schema.PARAM_SEED_A].astype(str))
     wide = wide.set_index([*by, PAIR]).drop(columns=schema.PARAM_SEED_A).sort_index()
     return wide.rename_axis(columns=ROW)
+
+
+def over_rewind_epochs(
+    frame: pd.DataFrame, epochs: pd.DataFrame, by: list[str], measures: Sequence[str]
+) -> pd.DataFrame:
+    """Return each run's or pair's means over rewind epochs, a line per place, row, pair and data order.
+
+    Args:
+        frame: lines with the columns of `by`, ``row``, ``pair``, ``data_order`` and the measures.
+        epochs: the rewind epochs to average over, as :func:`shared_epochs` returns them.
+        by: the axes of a cell.
+        measures: what to average; missing where a line lacks one of the epochs.
+    """
+    apart = [name for name in by if name != schema.PARAM_REWIND_EPOCH]
+    kept = frame.merge(epochs, on=by)
+    wanted = kept.groupby(apart, dropna=False)[schema.PARAM_REWIND_EPOCH].transform("nunique").clip(lower=1)
+    groups = kept.assign(wanted=wanted).groupby([*apart, ROW, PAIR, schema.PARAM_DATA_ORDER], dropna=False)
+    values = groups[[*measures]]
+    return values.mean().where(values.count().ge(groups["wanted"].first(), axis="index")).reset_index()
+
+
+def shared_epochs(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return the cells whose results may be averaged over rewind epochs: those with the most runs at their place.
+
+    The initialisation, epoch 0, counts only where there is no other rewind epoch.
+    """
+    apart = [name for name in by if name != schema.PARAM_REWIND_EPOCH]
+    counts = scored.groupby(by, dropna=False).size().rename("runs").reset_index()
+    late = counts[schema.PARAM_REWIND_EPOCH].fillna(0) > 0
+    some = late.groupby([counts[name] for name in apart], dropna=False).transform("any")
+    counts = counts[late | ~some]
+    most = counts.groupby(apart, dropna=False)["runs"].transform("max")
+    return counts.loc[counts["runs"] == most, by]
 
 
 def _means(scored: pd.DataFrame, place: list[str], measure: str) -> pd.DataFrame:

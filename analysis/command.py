@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 DEFAULT_STORAGE = "outputs"
 
 
-def parser(program: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that every command has."""
+def parser(program: str, description: str, *, out: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with the options that every command has; `out`: also those of what it writes."""
     options = argparse.ArgumentParser(prog=f"python -m analysis.{program}", description=description)
     options.add_argument(
         "--space", required=True, metavar="NAME", help="search space, the name of its MLflow experiment"
@@ -36,6 +36,8 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     options.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow tracking URI (default: sqlite:///STORAGE/mlflow.db)"
     )
+    if not out:
+        return options
     options.add_argument("--out", metavar="DIR", help="folder to write to (default: STORAGE/report/NAME/)")
     options.add_argument(
         "--style",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.records import AnalysisError, Experiment, Record, Source, source
+from analysis.records import AnalysisError, Experiment, NoRuns, Record, Source, source
 from trainables import schema
 from trainables.host import databases
 from trainables.host.redaction import redact, redact_text
@@ -232,14 +232,15 @@ def _of_stage(space: str, tracking_uri: str, stage: str) -> tuple[Source, list[J
 def _checked(experiment: Experiment, found: Sequence[Record], uri: str) -> tuple[list[Job], list[str]]:
     """Return what :func:`_jobs` returns; raise AnalysisError if there is no job."""
     named = f"experiment {experiment.name!r}"
+    found = [record for record in found if not {schema.TAG_LEVEL, schema.TAG_STUDY} & record.tags.keys()]
     if not found:
-        raise AnalysisError(f"{named} has no runs yet ({redact(uri)})")
+        raise NoRuns(f"{named} has no runs yet ({redact(uri)})")
     ours = sum(schema.TAG_KEY in record.tags for record in found)
     if not ours:
-        raise AnalysisError(f"{named} has {len(found)} runs, but none is a study's job (no tag {schema.TAG_KEY!r})")
+        raise NoRuns(f"{named} has {len(found)} runs, but none is a study's job (no tag {schema.TAG_KEY!r})")
     jobs, left_out = _jobs(experiment, found)
     if not jobs and not left_out:
-        raise AnalysisError(f"{named} has no runs yet of its latest recipe, and {ours} of earlier ones")
+        raise NoRuns(f"{named} has no runs yet of its latest recipe, and {ours} of earlier ones")
     if not jobs:
         raise AnalysisError(left_out[0])
     return jobs, left_out

@@ -1,7 +1,7 @@
-"""The report as an artifact of the study: one run named ``report`` in the study's MLflow experiment.
+"""The report as an artifact of the study: the files of the parent run in the study's MLflow experiment.
 
 The run has no job key, so readers of the study's jobs skip it. It has a tag of its own, by which the next report of the
-same study finds the run and replaces its files.
+same study finds the run and replaces its files. If an earlier version recorded the study, the report creates the run.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-RUN_NAME = "report"
-TAG = "study_report"
-"""Tag of the run that holds the report; the runs of jobs have the tag `job_key` instead."""
+RUN_NAME = "study"
 
 
 class NotLogged(RuntimeError):
@@ -42,7 +40,7 @@ def log_report(space: str, tracking_uri: str, files: Sequence[Path], description
         space: name of the search space.
         tracking_uri: where the study recorded its runs.
         files: the report's files, with distinct names; they become the run's only artifacts.
-        description: the run's description, Markdown.
+        description: what the report says, Markdown; it follows what the study says of itself.
 
     Raises:
         NotLogged: the experiment does not exist, the tracking server or its artifact store fails or refuses, or an
@@ -60,7 +58,7 @@ def log_report(space: str, tracking_uri: str, files: Sequence[Path], description
         run = _only_run(client, experiment.experiment_id)
         known = run is not None
         if run is None:
-            tags = {TAG: "true", "mlflow.source.name": "analysis.report"}
+            tags = {schema.TAG_STUDY: "true", "mlflow.source.name": "analysis.report"}
             run = client.create_run(experiment.experiment_id, tags=tags, run_name=RUN_NAME)
         run_id: str = run.info.run_id
         try:
@@ -70,14 +68,23 @@ def log_report(space: str, tracking_uri: str, files: Sequence[Path], description
                 with contextlib.suppress(Exception):  # the first error is the one to report
                     client.delete_run(run_id)
             raise
-        client.set_tag(run_id, schema.NOTE, description)
+        client.set_tag(run_id, schema.NOTE, _beside(run, description))
         client.set_terminated(run_id, FINISHED)
         return run_id
 
 
+def _beside(run: Run, description: str) -> str:
+    """Return the description of a run: first what the study says of itself, then what its report says."""
+    described = schema.TAG_RECIPE in run.data.tags
+    study = run.data.tags[schema.NOTE].partition(schema.RULE)[0] if described else ""
+    return study + schema.RULE + description if study else description
+
+
 def _only_run(client: MlflowClient, experiment_id: str) -> Run | None:
     """Return the report's run, if there is one; of several, created by concurrent reports, keep the oldest."""
-    found = client.search_runs([experiment_id], f"tags.{TAG} = 'true'", order_by=["attributes.start_time ASC"])
+    found = client.search_runs(
+        [experiment_id], f"tags.{schema.TAG_STUDY} = 'true'", order_by=["attributes.start_time ASC"]
+    )
     for other in found[1:]:
         client.delete_run(other.info.run_id)
     return found[0] if found else None

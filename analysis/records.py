@@ -56,6 +56,10 @@ class AnalysisError(ValueError):
     """A request cannot be answered; the message gives the reason in one line."""
 
 
+class NoRuns(AnalysisError):
+    """The experiment has no run of a job yet."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
     """An experiment.

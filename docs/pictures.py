@@ -8,16 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +20,8 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from analysis import cells, command, load, write
+from study.browse import pages
+from study.tracking.views import CELLS, address
 from trainables import schema
 from trainables.host import terminal
 
@@ -38,8 +34,6 @@ MOST_COLOURS = 128
 """Colours of a picture: enough for lines and text, at a fraction of the file size."""
 MOST_PIXELS = 1200
 """Width of a picture, at most."""
-STARTING = 90.0
-"""Seconds that MLflow's server may take to start."""
 NO_ASSISTANT = """try {
   localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
   localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
@@ -74,16 +68,16 @@ class Shot:
 
 def of_report(page: Path) -> list[Shot]:
     """Return the pictures of a report: its top, in the dark, and on a phone."""
-    address = page.absolute().as_uri()
+    uri = page.absolute().as_uri()
     return [
-        Shot(name="report", address=address, height=1700),
-        Shot(name="report-dark", address=f"{address}#width", dark=True, height=760),
-        Shot(name="report-phone", address=address, width=390, height=844, phone=True),
+        Shot(name="report", address=uri, height=1700),
+        Shot(name="report-dark", address=f"{uri}#width", dark=True, height=760),
+        Shot(name="report-phone", address=uri, width=390, height=844, phone=True),
     ]
 
 
 def of_mlflow(base: str, experiment: str, run: str) -> list[Shot]:
-    """Return the pictures of a study in MLflow: its runs, their gaps across the grid, and one run.
+    """Return the pictures of a study in MLflow: its cells, their gaps across the grid, and the run of a job.
 
     Args:
         base: address of the server, without a slash at the end.
@@ -91,16 +85,18 @@ def of_mlflow(base: str, experiment: str, run: str) -> list[Shot]:
         run: id of the run to show.
     """
     kind = "workflowType=machine_learning"  # one of two kinds that the pages have
-    study = f"{base}/#/experiments/{experiment}/runs"
-    runs = f"{study}?{kind}&viewStateShareKey={schema.VIEW}&compareRunsMode="
     rows = "document.querySelectorAll('[role=row] a[href*=\"/runs/\"]').length > 0"
-    lines = "document.querySelectorAll('.parcoords canvas, .parcoords-line-layers canvas').length > 0"
+    lines = "document.querySelectorAll('.js-plotly-plot .scatterlayer .trace').length > 0"
     named = f"document.body.innerText.includes('{schema.TEST_ACCURACY}')"
     banner = "div:has(> [aria-label='Hide banner'])"
     return [
-        Shot(name="mlflow-runs", address=f"{runs}TABLE", height=760, ready=rows, hidden=banner),
-        Shot(name="mlflow-charts", address=f"{runs}CHART", height=900, ready=f"{rows} && {lines}", hidden=banner),
-        Shot(name="mlflow-run", address=f"{study}/{run}?{kind}", height=900, ready=named),
+        Shot(
+            name="mlflow-runs", address=f"{base}/#{address(experiment, CELLS)}", height=760, ready=rows, hidden=banner
+        ),
+        Shot(name="mlflow-charts", address=f"{base}/#{address(experiment)}", height=1200, ready=lines, hidden=banner),
+        Shot(
+            name="mlflow-run", address=f"{base}/#/experiments/{experiment}/runs/{run}?{kind}", height=900, ready=named
+        ),
     ]
 
 
@@ -155,43 +151,6 @@ def shrunk(png: bytes) -> bytes:
     return stream.getvalue()
 
 
-@contextlib.contextmanager
-def mlflow_pages(tracking_uri: str) -> Iterator[str]:
-    """Yield the address of MLflow's pages; a server is started unless the URI is that of one.
-
-    Raises:
-        AnalysisError: the server does not start.
-    """
-    if urlsplit(tracking_uri).scheme in ("http", "https"):
-        yield tracking_uri.rstrip("/")
-        return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1"]
-    server += ["--host", "127.0.0.1", "--port", port, "--uvicorn-opts", "--log-level=error"]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with tempfile.TemporaryDirectory(prefix="mlflow-") as folder:  # the server writes to its working directory
-        process = subprocess.Popen(server, cwd=folder, env={**os.environ, **quiet}, start_new_session=True)
-        try:
-            _await_server(process, f"http://127.0.0.1:{port}")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-
-
-def _await_server(process: subprocess.Popen[bytes], address: str) -> None:
-    end = time.monotonic() + STARTING
-    while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError):  # it does not listen yet
-            urllib.request.urlopen(f"{address}/health", timeout=5).close()
-            return
-        time.sleep(0.2)
-    raise load.AnalysisError("MLflow's server does not start")
-
-
 def write_pictures(space: str, tracking_uri: str, out: Path, program: str) -> list[Path]:
     """Write a report to a temporary folder, take all pictures and return their paths.
 
@@ -202,7 +161,8 @@ def write_pictures(space: str, tracking_uri: str, out: Path, program: str) -> li
         program: path of a Chromium.
 
     Raises:
-        AnalysisError: there is no such study, or MLflow's server does not start.
+        AnalysisError: there is no such study.
+        OSError: MLflow's server does not start.
     """
     from mlflow import MlflowClient
     from playwright.sync_api import sync_playwright
@@ -216,7 +176,7 @@ def write_pictures(space: str, tracking_uri: str, out: Path, program: str) -> li
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         page = write.write_report(space, tracking_uri, Path(folder))
         with (
-            mlflow_pages(tracking_uri) as base,
+            pages(tracking_uri) as base,
             sync_playwright() as playwright,
             playwright.chromium.launch(executable_path=program) as browser,
         ):

@@ -124,18 +124,28 @@ def print_results(plan: Plan, store: Store) -> None:
         print(f"\n{short_table(frame)}\n", flush=True)
 
 
-def print_next_steps(plan: Plan, store: Store, tracking_uri: str) -> None:
-    """Print the commands that show the results."""
-    report = ["python", "-m", "analysis.report", "--space", plan.space.name]
+def print_next_steps(plan: Plan, store: Store, tracking_uri: str, page: str | None) -> None:
+    """Print the commands that show the results.
+
+    Args:
+        plan: the study.
+        store: where its results are.
+        tracking_uri: MLflow tracking URI.
+        page: address of the study's view within MLflow's pages; None if the tracker has not found the experiment.
+    """
+    options = ["--space", plan.space.name]
     if not _is_default(store):
-        report += ["--storage", _shown(store)]
+        options += ["--storage", _shown(store)]
     if not (store.is_local and sqlite_file(tracking_uri) == store.root / DATABASE):
-        report += ["--tracking-uri", redact(tracking_uri)]
-    print(f"report:  {shlex.join(report)}")
-    if sqlite_file(tracking_uri) is not None:
-        print(f"browse:  {shlex.join(['mlflow', 'ui', '--backend-store-uri', tracking_uri])}")
-    else:
-        print(f"browse:  {redact(tracking_uri)}")
+        options += ["--tracking-uri", redact(tracking_uri)]
+    print(f"report:  {shlex.join(['python', '-m', 'analysis.report', *options])}")
+    if tracking_uri.startswith(("http://", "https://")):
+        print(f"browse:  {redact(tracking_uri).rstrip('/')}/{f'#{page}' if page else ''}")
+        return
+    print(f"browse:  {shlex.join(['python', '-m', 'study.browse', *options])}")
+    if page:
+        server = shlex.join(["mlflow", "ui", "--backend-store-uri", redact(tracking_uri)])
+        print(f"         or {server}, then http://127.0.0.1:5000/#{page}")
 
 
 def _is_default(store: Store) -> bool:

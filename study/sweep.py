@@ -32,6 +32,7 @@ from study.outcome import (
 from study.plan import Plan
 from study.scheduling.address import ClusterError
 from study.scheduling.states import DONE
+from study.tracking.cell_runs import CellRuns
 from study.tracking.delivery import Tracker
 from trainables.config import TRAINING_CONFIGS
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK
@@ -107,7 +108,8 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
     todo = plan.closure.todo(published)
     estimates = estimate(plan, store, published)
     print_plan(plan, todo, estimates, store, options)
-    tracker = Tracker(plan, store, tracking_uri, fresh=set(todo))
+    average = CellRuns(plan, tracking_uri, command).update
+    tracker = Tracker(plan, store, tracking_uri, fresh=set(todo), average=average)
     tracker.start(START_SECONDS if todo else 0.0)
     sweep = _Sweep(plan, store, tracker, estimates, options, command)
     try:
@@ -134,7 +136,7 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
     print_results(plan, store)
     if not delivered:
         print_undelivered(plan, tracker, tracking_uri, command, interrupted=interrupted)
-    print_next_steps(plan, store, tracking_uri)
+    print_next_steps(plan, store, tracking_uri, tracker.page)
     if interrupted:
         return INTERRUPTED
     return OK if delivered and not bad else FAILURES

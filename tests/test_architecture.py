@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
 
 PLACES: dict[str, tuple[str, ...]] = {
     "ray": ("trainables/tune.py", "study/"),
-    "mlflow": ("study/tracking/mlflow_runs.py", "analysis/"),
+    "mlflow": ("study/tracking/experiment.py", "study/tracking/mlflow_runs.py", "analysis/"),
     "torch": ("trainables/", "study/benchmark/"),
     "scipy": ("trainables/", "analysis/"),
     "pandas": ("analysis/", "study/tracking/stored_runs.py"),
@@ -44,6 +44,7 @@ LATE: dict[str, str] = {
     "study.run": "torch, once --fastest has something to measure",
     "study.scheduling.session": "torch, on a node that is asked for its GPUs",
     "study.sweep": "ray, once its environment has been set; rich, once there is something to show",
+    "study.tracking.cell_runs": "pandas and matplotlib, once there are results to average",
     "trainables.data.__main__": "torchvision, where something is downloaded",
     "trainables.storage": "the library of a file system, where an object store is used",
 }
@@ -90,6 +91,8 @@ TORCH_FREE = (
     "trainables.storage.store",
     "study.estimate",
     "study.fastest",
+    "study.tracking.cell_runs",
+    "study.tracking.experiment",
     "study.tracking.labels",
     "study.tracking.destination",
     "study.plan",

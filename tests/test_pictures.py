@@ -9,11 +9,12 @@ import pytest
 import synthetic_runs as synthetic
 import synthetic_spaces
 from checkout import ROOT
-from mlflow import MlflowClient
 from PIL import Image, ImageDraw
 
 from search_spaces import SPACES
-from study.tracking.views import experiment_tags
+from study.tracking.cell_runs import CellRuns
+from study.tracking.experiment import Experiment
+from trainables.storage.store import Store
 
 IMAGES = sorted((ROOT / "docs" / "images").iterdir())
 PROGRAM = next(filter(None, map(shutil.which, pictures.BROWSERS)), None)
@@ -56,11 +57,10 @@ def test_without_a_browser_nothing_is_written(tmp_path, monkeypatch, capsys):
 @pytest.mark.skipif(not BROWSES, reason="needs playwright and Chromium")
 def test_pictures_of_a_study(tmp_path):
     space, uri = SPACES["ensemble_diversity"], synthetic.tracking_uri(tmp_path)
-    synthetic_spaces.write_space(tmp_path, space)
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(space.name).experiment_id
-    for name, value in experiment_tags(space, experiment, 0, {}).items():
-        client.set_experiment_tag(experiment, name, value)
+    plan = synthetic_spaces.write_space(tmp_path, space)
+    experiment = Experiment(space, Store(str(tmp_path)), uri)
+    experiment.open()
+    CellRuns(plan, uri, "python -m study.run").update(experiment)
     made = pictures.write_pictures(space.name, uri, tmp_path / "images", PROGRAM)
     assert [path.stem for path in made] == [shot.name for shot in shots(tmp_path)]
     sizes = {path.stem: Image.open(path).size for path in made}

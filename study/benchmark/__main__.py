@@ -13,9 +13,9 @@ from pathlib import Path
 from study.benchmark import results, table
 from study.benchmark.results import Rate, Row
 from study.benchmark.settings import KINDS
-from study.tracking.contents import project_commit
 from trainables.checks import bounded
 from trainables.host.terminal import OK, command, refused
+from trainables.host.version import project_commit
 
 
 @command

@@ -28,12 +28,12 @@ from study.estimate import benchmark_file, duration, image_size, masked, multipl
 from study.fastest import Choice
 from study.options import parse_options
 from study.plan import Network, Plan, make_plan, override
-from study.tracking.contents import project_commit
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.host.processes import cores
 from trainables.host.terminal import OK, refused
 from trainables.host.toolchain import find_compiler
+from trainables.host.version import project_commit
 from trainables.storage.store import StorageError, Store
 from trainables.training.engines import CPU, ENGINES, GPU
 from trainables.training.way import Way, in_words

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import subprocess
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from study.plan import Plan
 from study.tracking.labels import place_tags, recipe_digest, run_name, run_params
 from trainables import schema
+from trainables.host.places import user
+from trainables.host.redaction import redact
+from trainables.host.version import project_commit
 from trainables.storage.store import Result, Store
 
 SOURCE, SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"
+USER, TRIAL_NAME = "mlflow.user", "trial_name"
 GAPS = {schema.GAP_TO_DENSE: schema.TAG_DENSE_KEY, schema.GAP_TO_LTH: schema.TAG_LTH_KEY}
 """Metric -> the tag that names the job with which it compares a run."""
 
@@ -57,21 +57,23 @@ class Contents:
         """
         self._plan, self._fresh = plan, fresh
         self.recipe = recipe_digest(plan.space, plan.ways)
-        self.storage = hashlib.sha256(store.uri.encode()).hexdigest()[:12]
+        self.storage = redact(store.uri)
         self._places = place_tags(plan)
-        self._commit = project_commit() if fresh else None
+        self._commit, self._user = project_commit() if fresh else None, user()
 
     def spec(self, key: str) -> RunSpec:
         """Return the run data of a job of the plan."""
         job, cell = self._plan.jobs[key], self._plan.cells[key]
-        fresh = key in self._fresh
+        fresh, name = key in self._fresh, run_name(job, cell)
         tags = {
             schema.TAG_KEY: key,
             schema.TAG_REUSED: "false" if fresh else "true",
-            schema.TAG_STORAGE: self.storage,
+            schema.TAG_STORE: self.storage,
             schema.TAG_PARENTS: ",".join(ref.key for _, ref in job.parents),
             SOURCE: "study.run",
             SOURCE_TYPE: "LOCAL",
+            USER: self._user,
+            TRIAL_NAME: name,
             **self.shared_tags(key),
         }
         if fresh and self._commit:
@@ -79,7 +81,7 @@ class Contents:
         if job.config.task.data_version:
             tags[schema.TAG_DATA_VERSION] = job.config.task.data_version
         params = {name: str(value) for name, value in run_params(job, cell).items()}
-        return RunSpec(key, run_name(job, cell), job.epochs, params, tags)
+        return RunSpec(key, name, job.epochs, params, tags)
 
     def shared_tags(self, key: str) -> dict[str, str]:
         """Return the tags that a study also adds to another study's run: place in the grid, jobs compared with."""
@@ -104,7 +106,7 @@ class Outcome:
 
     Attributes:
         metrics: those of the epochs, then the final ones.
-        tags: the device, and the versions of PyTorch and Python.
+        tags: the device, the versions of PyTorch and Python, and the commit of the project.
         accuracy: final test accuracy in percent; None if the job has none.
         started: ms since 1970; after an interruption, the time at which the job would have started without one.
         finished: ms since 1970.
@@ -131,6 +133,8 @@ def outcome_of(result: Result, epochs: int) -> Outcome:
     metrics += [(name, value, finished, epochs) for name, value in final.items() if name not in by_epoch]
     environment = manifest["environment"]
     tags = {name: str(environment[name]) for name in ("device", "torch", "python") if name in environment}
+    if "commit" in environment:  # results of earlier versions do not say
+        tags[schema.TAG_COMMIT] = environment["commit"]
     started = finished - round(1000 * final[schema.SECONDS])
     return Outcome(metrics, tags, final.get(schema.TEST_ACCURACY), started, finished)
 
@@ -155,14 +159,3 @@ def gaps(key: str, references: Mapping[str, str], accuracy: Callable[[str], floa
     """
     found = {gap: (accuracy(other), accuracy(key)) for gap, other in references.items()}
     return {gap: theirs - own for gap, (theirs, own) in found.items() if theirs is not None and own is not None}
-
-
-def project_commit() -> str | None:
-    """Return the commit of the project's code; None if it does not run from a repository or git cannot read it."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):  # git is missing, or refuses to read the repository
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    return None

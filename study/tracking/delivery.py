@@ -25,7 +25,9 @@ from typing import Any
 
 from study.plan import Plan
 from study.tracking.contents import Row
-from study.tracking.mlflow_runs import DatabaseGone, Runs, Unattached
+from study.tracking.experiment import DatabaseGone, Experiment
+from study.tracking.mlflow_runs import Runs, Unattached
+from study.tracking.views import address
 from trainables.host.processes import me
 from trainables.host.redaction import redact_text
 from trainables.storage.store import DamagedArtifact, Result, StorageError, Store
@@ -40,6 +42,10 @@ CLOSING_PAUSE, CLOSING_PATIENCE = 1.0, 20.0
 """At the end of a study: the longest pause, and the longest wait for a server that does not answer, in seconds."""
 AT_ONCE = 32
 """Results that are read in parallel and then logged in one go, during which no other driver can create runs."""
+AVERAGE_SECONDS, AVERAGE_REST = 60.0, 20.0
+"""Pause between two updates of the averages: at least so many seconds, and so many times as long as the last took."""
+AVERAGE_RESULTS, AVERAGE_GROWTH = 8, 0.25
+"""The averages are updated after this many more results, and after this share of the results before."""
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 """MLflow's error codes that a retry rarely cures, such as that for a run deleted by someone else."""
 REFUSALS = 3
@@ -64,10 +70,27 @@ class _Live:
 class Tracker:
     """Writes a study's runs from a thread of its own; jobs are logged in the order in which they ended."""
 
-    def __init__(self, plan: Plan, store: Store, uri: str, *, fresh: set[str]) -> None:
-        """Prepare; :meth:`start` starts the thread. Arguments as in :class:`study.tracking.mlflow_runs.Runs`."""
-        self._plan, self._store = plan, store
-        self._runs = Runs(plan, store, uri, fresh=fresh)
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        uri: str,
+        *,
+        fresh: set[str],
+        average: Callable[[Experiment], None] = lambda _: None,
+    ) -> None:
+        """Prepare; :meth:`start` starts the thread.
+
+        Args:
+            plan: the study's plan.
+            store: holds the results and the leases.
+            uri: MLflow tracking URI.
+            fresh: keys of the jobs that this study computes itself; the runs of the others are tagged as reused.
+            average: brings the runs that show averages up to date; called after batches of results, and at the end.
+        """
+        self._plan, self._store, self._average = plan, store, average
+        self._experiment = Experiment(plan.space, store, uri)
+        self._runs = Runs(plan, store, self._experiment, fresh=fresh)
         self._expected = plan.jobs.keys() - fresh
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._changed = threading.Condition()
@@ -79,6 +102,7 @@ class Tracker:
         self._failing_since: float | None = None
         self._problem: str | None = None
         self._refused: str | None = None
+        self._logged, self._averaged, self._rested = 0, 0, 0.0
 
     @property
     def behind(self) -> str | None:
@@ -91,6 +115,11 @@ class Tracker:
         expected = self._expected.copy()
         return [key for key in self._plan.jobs if key in expected and not self._runs.is_recorded(key)]
 
+    @property
+    def page(self) -> str | None:
+        """Address of the study's view within MLflow's pages; None if the experiment has not been opened."""
+        return address(self._experiment.id) if self._experiment.is_open else None
+
     # --- the driver's side: nothing here waits or raises ------------------------------------------------------------
     def start(self, delay: float = 0.0) -> None:
         """Start the thread, which connects and delivers what the store holds and MLflow lacks.
@@ -99,7 +128,7 @@ class Tracker:
             delay: seconds to wait first, cut short by the first epoch or end of a job. Importing MLflow takes CPU time
                 that starting trials need.
         """
-        self._delay = delay
+        self._delay, self._rested = delay, time.monotonic() + AVERAGE_SECONDS
         self._thread.start()
 
     def epoch(self, key: str, row: Mapping[str, Any]) -> None:
@@ -169,13 +198,28 @@ class Tracker:
     def _work(self) -> None:
         self._wanted.wait(self._delay)
         try:
-            if not self._attempt(self._runs.connect) or self._refused is not None:
+            if not self._attempt(self._connect) or self._refused is not None:
                 return  # without an experiment there is nowhere to log to
-            if self._catch_up() and self._follow():
-                self._catch_up()
+            if self._catch_up() and self._follow() and self._catch_up():
+                self._attempt(self._update_averages)
         except Exception as error:  # a bug of ours: the study goes on, and the next start delivers
             self._problem = redact_text(f"{type(error).__name__}: {error}")
             _log.warning("tracking has stopped: %s", redact_text(traceback.format_exc()))
+
+    def _connect(self) -> None:
+        self._experiment.open()
+        self._runs.connect()
+
+    def _update_averages(self) -> None:
+        began, logged = time.monotonic(), self._logged
+        self._average(self._experiment)
+        ended = time.monotonic()
+        self._averaged, self._rested = logged, ended + max(AVERAGE_SECONDS, AVERAGE_REST * (ended - began))
+
+    def _averages_are_due(self) -> bool:
+        """Return whether enough results have come, and enough time has passed, since the last update."""
+        few = max(AVERAGE_RESULTS, AVERAGE_GROWTH * self._averaged)
+        return self._logged - self._averaged >= few and time.monotonic() >= self._rested
 
     def _catch_up(self) -> bool:
         """Deliver what the store holds and MLflow lacks; return False if told to stop."""
@@ -234,6 +278,8 @@ class Tracker:
             while not self._ended:
                 if self._closing.is_set():
                     return None
+                if self._averages_are_due():
+                    return self._update_averages
                 waiting = {key: live.since for key, live in self._live.items() if live.rows}
                 if not waiting:
                     self._changed.wait()
@@ -244,6 +290,7 @@ class Tracker:
                     rows, self._live[oldest].rows = self._live[oldest].rows, []
                     return partial(self._runs.add_epochs, oldest, rows)
                 self._changed.wait(pause)
+            self._logged += 1
             return self._ended.popleft()
 
     def _attempt(self, action: Callable[[], object]) -> bool:
@@ -254,7 +301,7 @@ class Tracker:
         refusals = 0
         for pause in _pauses():
             try:
-                self._runs.check()
+                self._check()
                 action()
                 self._problem, self._failing_since = self._refused, None
                 return True
@@ -273,6 +320,14 @@ class Tracker:
                 if self._waited(pause):
                     return False
         raise AssertionError("pauses do not end")
+
+    def _check(self) -> None:
+        """Raise DatabaseGone if the database is gone, and forget what it held."""
+        try:
+            self._experiment.check()
+        except DatabaseGone:
+            self._runs.forget()
+            raise
 
     def _waited(self, pause: float) -> bool:
         """Wait before the next attempt; return whether to give up."""

@@ -8,27 +8,22 @@ value per step.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from study.plan import Plan
 from study.tracking.contents import GAPS, SOURCE, Contents, Metric, Row, RunSpec, epoch_metrics, gaps, outcome_of
+from study.tracking.experiment import Experiment
 from study.tracking.labels import settings_tag
-from study.tracking.views import experiment_tags
 from trainables import schema
-from trainables.host.databases import ARTIFACTS, sqlite_file, sqlite_uri
-from trainables.host.redaction import redact, redact_text
+from trainables.host.redaction import redact_text
 from trainables.schema import FAILED, FINISHED, KILLED, RUNNING
 from trainables.storage.store import DamagedArtifact, Result, Store
 
@@ -36,8 +31,6 @@ STANDARD = "standard"
 """Version of every dataset that its name alone identifies."""
 DIGEST_LENGTH = 36
 """Maximum length of a dataset's version in MLflow, in characters."""
-LEASE_WAIT = 2.0
-"""Seconds to wait while another driver creates runs; after that, the attempt has failed."""
 ATTACH_ATTEMPTS = 3
 """After this many failures, a run does without an artifact, provided that the tracking server itself answers."""
 ERROR_LENGTH, LOG_LENGTH = 4000, 200_000
@@ -51,10 +44,6 @@ _Point = tuple[str, int]
 
 class Unattached(RuntimeError):
     """A run lacks an artifact that could not be attached; everything else is complete. The next start tries again."""
-
-
-class DatabaseGone(RuntimeError):
-    """The study's SQLite database has been removed or replaced while the study ran."""
 
 
 @dataclass
@@ -91,22 +80,19 @@ class _Run:
 class Runs:
     """The runs of a study. Methods that change a run raise whatever MLflow's client raises."""
 
-    def __init__(self, plan: Plan, store: Store, uri: str, *, fresh: set[str]) -> None:
+    def __init__(self, plan: Plan, store: Store, experiment: Experiment, *, fresh: set[str]) -> None:
         """Prepare; :meth:`connect` sends the first request.
 
         Args:
             plan: the study's plan.
-            store: holds the results and the leases.
-            uri: MLflow tracking URI.
+            store: holds the results.
+            experiment: the study's experiment; open by the time of :meth:`connect`.
             fresh: keys of the jobs that this study computes itself; the runs of the others are tagged as reused.
         """
-        self._plan, self._store, self._uri, self._fresh = plan, store, uri, fresh
-        self._database = sqlite_file(uri)
-        self._inode: tuple[int, int] | None = None
+        self._plan, self._store, self._experiment, self._fresh = plan, store, experiment, fresh
         self._contents = Contents(plan, store, fresh)
         self._runs: dict[str, _Run] = {}
         self._doubtful: set[str] = set()
-        self._is_sole_creator = False
         self._accuracies: dict[str, tuple[float | None, int]] = {}
         self._attempts: Counter[tuple[str, str]] = Counter()
         self._compared_with: dict[str, list[str]] = defaultdict(list)
@@ -114,63 +100,24 @@ class Runs:
             for other in self._contents.references(key).values():
                 self._compared_with[other].append(key)
 
+    @property
+    def _client(self) -> Any:
+        return self._experiment.client
+
     # --- finding runs -----------------------------------------------------------------------------------------------
     def connect(self) -> None:
-        """Open the experiment, or create it, and list its runs."""
-        # The tracker retries by itself, and first checks what became of the last attempt.
-        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # also saves a request per run
-        for chatty in ("alembic", "mlflow.store.db.utils"):  # the latter prints a traceback per attempt
-            logging.getLogger(chatty).setLevel(logging.CRITICAL)
-        from mlflow import MlflowClient
-
-        space, database = self._plan.space, self._database
-        location = (database.parent / ARTIFACTS / space.name).as_uri() if database else None
-        with _locked(database) if database else contextlib.nullcontext():
-            if database and not (database.exists() and database.stat().st_size):
-                _make_tables(database)
-            self._client = MlflowClient(tracking_uri=self._uri)
-        self._inode = _inode(database)
-        with self._sole_creator():
-            experiment = self._client.get_experiment_by_name(space.name)
-            if experiment is None:
-                made = self._client.create_experiment(space.name, artifact_location=location)
-                experiment = self._client.get_experiment(made)
-        self._experiment = experiment.experiment_id
-        tags = {
-            # Makes MLflow open its page for trained models, which has charts, not the one for language models.
-            "mlflow.experimentKind": "custom_model_development",
-            schema.TAG_RECIPE: self._contents.recipe,
-            schema.TAG_SETTINGS: settings_tag(space),
-            **experiment_tags(space, self._experiment, int(experiment.creation_time or 0), experiment.tags),
-        }
-        for name, value in tags.items():
-            if experiment.tags.get(name) != value:
-                self._client.set_experiment_tag(self._experiment, name, value)
+        """List the runs of the open experiment."""
+        settings = settings_tag(self._plan.space)
+        self._experiment.set_tags({schema.TAG_RECIPE: self._contents.recipe, schema.TAG_SETTINGS: settings})
         found = defaultdict(list)
-        for run in self._listed():
+        for run in self._experiment.runs():
             if key := run.data.tags.get(schema.TAG_KEY):
                 found[key].append(run)
         self._runs = {key: self._known(key, self._only_one(key, runs)) for key, runs in found.items()}
 
-    def check(self) -> None:
-        """Raise DatabaseGone if the database is no longer the file that :meth:`connect` opened.
-
-        SQLite would go on writing to a removed file, and MLflow would write to a new file without tables.
-        """
-        if self._inode is not None and _inode(self._database) != self._inode:
-            self._runs = {}
-            raise DatabaseGone(f"{redact(self._uri)} has been removed or replaced while the study ran")
-
-    def _listed(self) -> Iterator[Any]:
-        token = None
-        while True:
-            page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
+    def forget(self) -> None:
+        """Forget the known runs: the database is gone, and none of them has been delivered any more."""
+        self._runs = {}
 
     def _known(self, key: str, run: Any) -> _Run:
         """Convert an MLflow run."""
@@ -210,7 +157,7 @@ class Runs:
         return first
 
     def _find(self, key: str) -> _Run | None:
-        found = self._client.search_runs([self._experiment], f"tags.{schema.TAG_KEY} = '{key}'", max_results=10)
+        found = self._client.search_runs([self._experiment.id], f"tags.{schema.TAG_KEY} = '{key}'", max_results=10)
         return self._known(key, self._only_one(key, list(found))) if found else None
 
     @contextlib.contextmanager
@@ -226,7 +173,7 @@ class Runs:
         if run is not None and not run.doubted:
             yield run
             return
-        with self._sole_creator():
+        with self._experiment.sole_creator():
             run = self._find(spec.key) or run or self._created(spec, started, tags)
             self._runs[spec.key] = run
             yield run
@@ -234,35 +181,11 @@ class Runs:
     def _created(self, spec: RunSpec, started: int, tags: Mapping[str, str] | None) -> _Run:
         all_tags = {**spec.tags, **(tags or {})}
         try:
-            created = self._client.create_run(self._experiment, started, all_tags, spec.name)
+            created = self._client.create_run(self._experiment.id, started, all_tags, spec.name)
         except Exception:
             self._doubtful.add(spec.key)  # the server may still create it
             raise
         return _Run(created.info.run_id, tags=all_tags)
-
-    @contextlib.contextmanager
-    def _sole_creator(self) -> Iterator[None]:
-        """Keep other drivers from creating runs of this experiment meanwhile; nested uses cost nothing.
-
-        Raises:
-            TimeoutError: another driver is creating runs, or died on another host while it did and its lease has not
-                yet expired.
-        """
-        if self._is_sole_creator:
-            yield
-            return
-        name = hashlib.sha256(f"runs of experiment {self._plan.space.name}".encode()).hexdigest()
-        end = time.monotonic() + LEASE_WAIT
-        while (lease := self._store.lease(name)) is None:
-            if time.monotonic() > end:
-                raise TimeoutError("another driver is creating runs")
-            time.sleep(0.02)
-        with lease:
-            self._is_sole_creator = True
-            try:
-                yield
-            finally:
-                self._is_sole_creator = False
 
     # --- what happens to jobs ---------------------------------------------------------------------------------------
     def outdated(self) -> list[str]:
@@ -287,11 +210,8 @@ class Runs:
             known: keys of the jobs that are published or being computed; their runs stay as they are.
         """
         for key, run in self._runs.items():
-            if (
-                run.status == RUNNING
-                and key not in known
-                and run.tags.get(schema.TAG_STORAGE) == self._contents.storage
-            ):
+            ours = run.tags.get(schema.TAG_STORE) == self._contents.storage
+            if run.status == RUNNING and key not in known and ours:
                 info = self._client.get_run(run.id).info  # another driver may have ended the run since we listed it
                 run.status, run.ended = info.status, info.end_time or 0
                 if run.status == RUNNING:
@@ -372,7 +292,7 @@ class Runs:
         """Log published jobs of the plan one by one; errors as in :meth:`finish`."""
         if all(map(self.is_finished, results)):
             return
-        with self._sole_creator():
+        with self._experiment.sole_creator():
             for key, result in results.items():
                 self.finish(key, result)
 
@@ -406,7 +326,7 @@ class Runs:
             if self._contradicts(run, metrics):
                 run = self._replaced(spec, started, tags)
             # An earlier study may have made the run: add this study's tags, but keep that study's `reused`.
-            tags |= {name: value for name, value in spec.tags.items() if name != schema.TAG_REUSED}
+            tags = {name: value for name, value in spec.tags.items() if name != schema.TAG_REUSED} | tags
             self._send(run, metrics + self._due_gaps(spec, run), spec.params, tags)
             self._name_dataset(run, spec)
         missing = self._attach(key, run, {name: content.decode(errors="replace") for name, content in files.items()})
@@ -438,7 +358,7 @@ class Runs:
 
     def _replaced(self, spec: RunSpec, started: int, tags: Mapping[str, str]) -> _Run:
         """Delete a job's run and return a new one."""
-        with self._sole_creator():
+        with self._experiment.sole_creator():
             self._client.delete_run(self._runs.pop(spec.key).id)
             self._runs[spec.key] = run = self._created(spec, started, tags)
             return run
@@ -471,8 +391,6 @@ class Runs:
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """Send the metrics, params and tags that a run lacks, in as few requests as MLflow allows."""
-        from mlflow.entities import Metric, Param, RunTag
-
         wanted = {(name, step): (name, value, stamp, step) for name, value, stamp, step in metrics}
         self._look(run, {name for name, _ in wanted})
         new = {point: metric for point, metric in wanted.items() if point not in run.sent}
@@ -481,12 +399,7 @@ class Runs:
         new_tags = {name: value for name, value in (tags or {}).items() if run.tags.get(name) != value}
         if new or new_params or new_tags:
             run.doubted = True  # until the server answers
-            self._client.log_batch(
-                run.id,
-                [Metric(*metric) for metric in new.values()],
-                [Param(name, value) for name, value in new_params.items()],
-                [RunTag(name, value) for name, value in new_tags.items()],
-            )
+            self._experiment.log(run.id, list(new.values()), new_params, new_tags)
             run.doubted = False
         run.sent |= {point: _stored(value) for point, (_, value, *_) in new.items()}
         run.params |= new_params.keys()
@@ -556,37 +469,3 @@ def _stored(value: float) -> float | None:
     """
     largest = sys.float_info.max
     return None if math.isnan(value) else max(-largest, min(largest, value))
-
-
-def _inode(database: Path | None) -> tuple[int, int] | None:
-    """Return device and inode, which tell a file from a later one of the same name; None if there is no file."""
-    with contextlib.suppress(OSError):
-        if database is not None:
-            found = database.stat()
-            return found.st_dev, found.st_ino
-    return None
-
-
-def _make_tables(database: Path) -> None:
-    """Let MLflow create its tables in a temporary file, then rename that file to the database.
-
-    MLflow takes seconds and many steps. If a driver were killed halfway, a database with only some of the tables would
-    remain, which neither MLflow nor a later driver could use.
-    """
-    from mlflow import MlflowClient
-
-    unfinished = database.with_name(f"{database.name}.new")
-    for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
-        left.unlink(missing_ok=True)  # left by a driver that was killed
-    MlflowClient(tracking_uri=sqlite_uri(unfinished))
-    unfinished.replace(database)
-
-
-@contextlib.contextmanager
-def _locked(database: Path) -> Iterator[None]:
-    """Keep other drivers from opening a database meanwhile, so that only one of them creates its tables."""
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f"{database.name}.lock").open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: the tracker retries what fails
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

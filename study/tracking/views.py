@@ -1,87 +1,192 @@
-"""A study in MLflow's pages: the description of its experiment, and a saved view with charts of the gaps.
+"""A study in MLflow's pages: the description of its experiment, and saved views with charts of all averages.
 
 A view is a tag of the experiment, in the format in which MLflow's own pages save views since version 3.17. Older pages
-load it too, or open without it. A description or view that exists is never overwritten: a user may have edited it.
+load it too, or open without it. A description or view that a user has edited is never overwritten.
 """
 
 from __future__ import annotations
 
+import base64
 import json
-from typing import Any
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from search_spaces import SearchSpace
 from trainables import schema
 
-NOTE = "mlflow.note.content"
-VIEW_TITLE = "Gaps across the grid"
-ADDRESS = f"workflowType=machine_learning&viewStateShareKey={schema.VIEW}&compareRunsMode=CHART"
-"""Query of the view's address, after the path of the experiment's runs."""
-_PLACE = (schema.PARAM_METHOD, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
-_GAPS = {
+if TYPE_CHECKING:  # pandas and matplotlib are not for a plan
+    from analysis.drawing.averages import Chart
+
+PACKED = "deflate;"
+"""How MLflow's pages mark a state that is compressed."""
+HEIGHT, ACROSS = 260, (1, 4)
+"""Height of a chart in pixels; bounds of the number of charts in a row."""
+CELLS = "cells"
+VIEWS = {
+    schema.VIEW: "Gaps by width, sparsity and rewind epoch",
+    "gap_by_width": "Gap by width",
+    "gap_by_sparsity": "Gap by sparsity",
+    "by_rewind_epoch": "Accuracy and gap by rewind epoch",
+    CELLS: "Cells: mean, std, n, 95 % interval",
+}
+"""Name of a view in addresses -> its title."""
+_MEASURES = {
     schema.GAP_TO_DENSE: "Gap to dense (pp)",
     schema.GAP_TO_LTH: "Gap to LTH (pp)",
+    schema.TEST_ACCURACY: "Test accuracy (%)",
     schema.GENERALIZATION_GAP: "Training minus test accuracy (pp)",
 }
+_AXES = {
+    schema.PARAM_WIDTH: "by width, mean over k",
+    schema.PARAM_SPARSITY: "by sparsity, mean over k",
+    schema.PARAM_REWIND_EPOCH: "by rewind epoch k",
+}
+_SHOWN = {
+    schema.VIEW: [(schema.GAP_TO_DENSE, axis) for axis in _AXES],
+    "gap_by_width": [(measure, schema.PARAM_WIDTH) for measure in _MEASURES],
+    "gap_by_sparsity": [(measure, schema.PARAM_SPARSITY) for measure in _MEASURES],
+    "by_rewind_epoch": [(measure, schema.PARAM_REWIND_EPOCH) for measure in sorted(_MEASURES, reverse=True)],
+}
+"""View of method runs -> its sections: measure and axis of the charts."""
+_GROUPS = (schema.OVER_REWIND_EPOCHS, "Model metrics")
+"""Sections that MLflow's pages give to metrics by the group in their name; the last one has those of no group."""
 _NOTE = """\
 {question}
 
-**[{title}](#/experiments/{experiment}/runs?{address})** charts how far each sparse net is from dense, from LTH and \
-from its own training accuracy, against method, width, sparsity and rewind epoch. It is among the *Views*, too.
+**[{title}](#{link})** has one line per method, averaged over seeds. The *Views* of this experiment show more: {others}.
 
-- A run is a job. `permuted · w4 · S=95% · k=10 · A0→B1` trains net B1, four times as wide, from epoch 10 on under the \
-mask of net A0, which removes 95 % of the prunable weights, permuted as A0 matches B1.
-- `gap_to_dense`, `gap_to_lth` and `generalization_gap` are percentage points; less is better.
-- To filter: `params.stage = 'sparse' and params.method = 'permuted'`, `params.width = '1'`, `tags.reused = 'true'`.
+- A *cell run* is one method at one width and sparsity: `test_accuracy`, `generalization_gap`, `gap_to_dense` and \
+`gap_to_lth` (percentage points; less is better) as means over seeds, with `_std`, `_n`, `_low` and `_high` (95 % \
+interval), at step = rewind epoch. To find cell runs: `tags.level = 'cell'`.
+- Every other run is a job. `permuted · w4 · S=95% · k=10 · A0→B1` trains net B1, four times as wide, from epoch 10 on \
+under the mask of net A0, which removes 95 % of the prunable weights, permuted as A0 matches B1.
+- To find jobs: `params.stage = 'sparse' and params.method = 'permuted'`, `params.width = '1'`, `tags.reused = 'true'`.
 - Tables, figures and intervals: `python -m analysis.report --space {space}`
 """
 """Markdown. MLflow's pages keep its line breaks, so each paragraph is one line."""
 
 
-def experiment_tags(space: SearchSpace, experiment: str, created: int, present: dict[str, str]) -> dict[str, str]:
-    """Return the description and the saved view, as tags, unless the experiment has them.
+def note(space: SearchSpace, experiment: str) -> str:
+    """Return the description of a study's experiment, whose ID in MLflow is given."""
+    (first, title), *others = VIEWS.items()
+    links = ", ".join(f"[{other}](#{address(experiment, view)})" for view, other in others)
+    names = {"question": space.question, "space": space.name, "title": title, "others": links}
+    return _NOTE.format(**names, link=address(experiment, first))
+
+
+def address(experiment: str, view: str = schema.VIEW) -> str:
+    """Return the address of a view within MLflow's pages, after the ``#``."""
+    kind = "workflowType=machine_learning"  # one of two kinds of page
+    mode = "TABLE" if view == CELLS else "CHART"
+    return f"/experiments/{experiment}/runs?{kind}&viewStateShareKey={view}&compareRunsMode={mode}"
+
+
+def view_tags(charts: Sequence[Chart], created: int, present: dict[str, str]) -> dict[str, str]:
+    """Return the saved views, as tags, except those that a user has edited.
 
     Args:
-        space: the study's search space.
-        experiment: the experiment's ID in MLflow.
+        charts: the charts of the study's method runs.
         created: creation time of the experiment, ms since 1970.
         present: the experiment's tags.
     """
-    wanted = {NOTE: _note(space, experiment), schema.TAG_VIEW: _saved_view(created)}
-    return {name: value for name, value in wanted.items() if name not in present}
-
-
-def _note(space: SearchSpace, experiment: str) -> str:
-    names = {"space": space.name, "question": space.question, "experiment": experiment}
-    return _NOTE.format(**names, title=VIEW_TITLE, address=ADDRESS)
-
-
-def _saved_view(created: int) -> str:
-    """Return a view of the sparse runs, as JSON: a parallel-coordinates chart per gap, and the table columns."""
-    charts = [
-        {
-            "type": "PARALLEL",
-            "uuid": gap,
-            "metricSectionId": schema.VIEW,
-            "displayName": title,
-            "selectedParams": _PLACE,
-            "selectedMetrics": [gap],
-            "showAllRuns": True,
-            "deleted": False,
-            "isGenerated": False,
-        }
-        for gap, title in _GAPS.items()
-    ]
-    section = {"uuid": schema.VIEW, "name": VIEW_TITLE, "columns": 1, "cardHeight": 330, "display": True}
-    state: dict[str, Any] = {
-        "searchFilter": f"params.{schema.PARAM_STAGE} = '{schema.SPARSE}'",
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": True,
-        "runsHiddenMode": "SHOW_ALL",
-        "selectedColumns": [
-            *(f"params.`{name}`" for name in (*_PLACE, schema.PARAM_SEED_A, schema.PARAM_SEED_B)),
-            *(f"metrics.`{name}`" for name in (schema.TEST_ACCURACY, *_GAPS)),
-        ],
-        "compareRunSections": [{**section, "isReordered": False, "deleted": False, "isGenerated": False}],
-        "compareRunCharts": charts,
+    views = {view: _of_methods(_SHOWN[view], charts) for view in _SHOWN} | {CELLS: _of_cells()}
+    names = {schema.VIEW_TAG + view: view for view in views}
+    return {
+        name: _saved(VIEWS[view], created, views[view])
+        for name, view in names.items()
+        if name not in present or _is_ours(present[name])
     }
-    return json.dumps({"name": VIEW_TITLE, "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
+
+
+def _is_ours(saved: str) -> bool:
+    """Return whether nobody has edited a saved view: MLflow's pages would have noted the time."""
+    try:
+        envelope = json.loads(saved)
+        return bool(envelope["createdAt"] == envelope["updatedAt"])
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _saved(title: str, created: int, state: dict[str, Any]) -> str:
+    packed = PACKED + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
+    return json.dumps({"name": title, "createdAt": created, "updatedAt": created, "state": packed})
+
+
+def _of_methods(shown: Iterable[tuple[str, str]], charts: Sequence[Chart]) -> dict[str, Any]:
+    """Return the state of a page with method runs: a section for each measure and group of charts."""
+    sections, cards = [], []
+    for measure, axis in shown:
+        place = f"{measure} {axis}"
+        chosen = [chart for chart in charts if (chart.measure, chart.axis) == (measure, axis)]
+        sections.append(_section(place, f"{_MEASURES[measure]} {_AXES[axis]}", len(chosen)))
+        cards += [_line(place, chart.metric, axis) for chart in chosen]
+    columns = [f"params.`{schema.PARAM_METHOD}`"]
+    return _state(schema.METHOD, sections, cards, columns)
+
+
+def _of_cells() -> dict[str, Any]:
+    """Return the state of a page with cell runs: a table of all statistics, and charts of all cells."""
+    over = f"{schema.OVER_REWIND_EPOCHS}/"
+    cards = [
+        _scatter(CELLS, axis, over + measure)
+        for measure in (schema.GAP_TO_DENSE, schema.GAP_TO_LTH)
+        for axis in (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
+    ]
+    cards += [_line(CELLS, measure, schema.PARAM_REWIND_EPOCH) for measure in _MEASURES]
+    places = (schema.PARAM_METHOD, schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
+    measures = (over + schema.TEST_ACCURACY, over + schema.GAP_TO_DENSE, over + schema.GAP_TO_LTH)
+    gain = over + schema.PERMUTED_MINUS_NAIVE
+    metrics = [name + suffix for name in measures for suffix in ("", schema.STD, schema.N)]
+    metrics += [gain + suffix for suffix in ("", schema.LOW, schema.HIGH, schema.N)]
+    columns = [*(f"params.`{name}`" for name in places), *(f"metrics.`{name}`" for name in metrics)]
+    return _state(schema.CELL, [_section(CELLS, VIEWS[CELLS], len(cards))], cards, columns)
+
+
+def _state(
+    level: str, sections: list[dict[str, Any]], cards: list[dict[str, Any]], columns: list[str]
+) -> dict[str, Any]:
+    return {
+        "searchFilter": f"tags.{schema.TAG_LEVEL} = '{level}'",
+        # Not by time, by which the page would show children of the parent run only after a click on it.
+        "orderByKey": "tags.`mlflow.runName`",
+        "orderByAsc": True,
+        "runsHiddenMode": "SHOW_ALL",  # by default, charts show ten runs
+        "selectedColumns": columns,
+        # The page adds a chart of each other metric to the section of its group, which would bury these: closed.
+        "compareRunSections": [*sections, *(_section(name, name, 0) | {"display": False} for name in _GROUPS)],
+        "compareRunCharts": cards,
+        "isAccordionReordered": True,  # keeps the order of the sections
+    }
+
+
+def _section(name: str, title: str, charts: int) -> dict[str, Any]:
+    across = min(max(charts, ACROSS[0]), ACROSS[1])
+    placed = {"uuid": name, "name": title, "columns": across, "cardHeight": HEIGHT, "display": True}
+    return placed | {"isReordered": False, "deleted": False, "isGenerated": False}
+
+
+def _line(section: str, metric: str, axis: str) -> dict[str, Any]:
+    """Return a chart of one metric by rewind epoch, which is MLflow's step, or by a metric of the axis' name."""
+    rewound = axis == schema.PARAM_REWIND_EPOCH
+    return _card("LINE", section, metric) | {
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "xAxisKey": "step" if rewound else "metric",
+        "selectedXAxisMetricKey": "" if rewound else axis,
+        "useGlobalXaxisKey": False,
+        "lineSmoothness": 0,
+        "useGlobalLineSmoothing": False,
+        "displayPoints": True,
+    }
+
+
+def _scatter(section: str, axis: str, metric: str) -> dict[str, Any]:
+    """Return a chart of a metric by a param; MLflow's pages name it after both."""
+    axes = {"xaxis": {"key": axis, "type": "PARAM"}, "yaxis": {"key": metric, "type": "METRIC"}}
+    return _card("SCATTER", section, f"{axis} {metric}") | axes
+
+
+def _card(kind: str, section: str, name: str) -> dict[str, Any]:
+    known = {"type": kind, "uuid": f"{section} {name}", "metricSectionId": section}
+    return known | {"runsCountToCompare": 100, "deleted": False, "isGenerated": False}

@@ -58,7 +58,7 @@ def test_a_report_is_a_finished_run_that_says_what_it_is(recorder, uri, tmp_path
     paths = files(tmp_path / "report", "index.html", "rewind.png", "accuracy.csv")
     run_id = mlflow_report.log_report(request.node.name, uri, paths, "It helps.")
     (run,) = reports(recorder)
-    assert (run.info.run_id, run.info.run_name, run.info.status) == (run_id, "report", "FINISHED")
+    assert (run.info.run_id, run.info.run_name, run.info.status) == (run_id, "study", "FINISHED")
     assert run.data.tags["mlflow.note.content"] == "It helps."
     assert artifacts(recorder, run_id) == ["accuracy.csv", "index.html", "rewind.png"]
 
@@ -77,7 +77,7 @@ def test_the_next_report_takes_its_place_and_leaves_nothing_of_it(recorder, uri,
 
 def test_of_two_reports_that_were_logged_at_once_one_stays(recorder, uri, tmp_path, request):
     for _ in range(2):
-        recorder.client.create_run(recorder.experiment_id, tags={mlflow_report.TAG: "true"})
+        recorder.client.create_run(recorder.experiment_id, tags={schema.TAG_STUDY: "true"})
     mlflow_report.log_report(request.node.name, uri, files(tmp_path / "a", "index.html"), "")
     assert len(reports(recorder)) == 1
 

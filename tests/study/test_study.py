@@ -63,8 +63,9 @@ def runs(store: Store) -> dict[str, tuple[str, str]]:
     experiment = client.get_experiment_by_name(SPACE)
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id], max_results=1000)
-    keyed = {run.data.tags[schema.TAG_KEY]: (run.info.run_id, run.info.status) for run in found}
-    assert len(keyed) == len(found)
+    jobs = [run for run in found if schema.TAG_KEY in run.data.tags]
+    keyed = {run.data.tags[schema.TAG_KEY]: (run.info.run_id, run.info.status) for run in jobs}
+    assert len(keyed) == len(jobs)
     return keyed
 
 
@@ -144,7 +145,8 @@ def test_prints_a_table_and_what_to_do_next(story: Story) -> None:
     for out in (story.continued.out, story.again.out):
         assert re.search(r"0\.25 +50% +1 ", out)
         assert f"report:  python -m analysis.report --space {SPACE}\n" in out
-        assert f"browse:  mlflow ui --backend-store-uri sqlite:///{story.folder}/outputs/mlflow.db\n" in out
+        assert f"browse:  python -m study.browse --space {SPACE}\n" in out
+        assert f"or mlflow ui --backend-store-uri sqlite:///{story.folder}/outputs/mlflow.db, then http://" in out
         assert "\x1b" not in out
 
 

@@ -123,12 +123,13 @@ def tracked(database: Path) -> tuple[dict[str, str], list[Row], list[Row]]:
     client = MlflowClient(default_tracking_uri(database.parent))
     experiment = client.get_experiment_by_name(SPACE)
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    runs = [run for run in found if schema.TAG_KEY in run.data.tags]
     keys = {run.info.run_id: run.data.tags[schema.TAG_KEY] for run in runs}
     assert len(set(keys.values())) == len(keys), "a job has two runs"
     with sqlite3.connect(database) as connection:
         points = connection.execute("SELECT run_uuid, key, step, value FROM metrics").fetchall()
-    timeless = sorted((keys[run], *rest) for run, *rest in points if rest[0] not in TIMES)
+    timeless = sorted((keys[run], *rest) for run, *rest in points if run in keys and rest[0] not in TIMES)
     params = sorted((keys[run.info.run_id], *each) for run in runs for each in run.data.params.items())
     return {keys[run.info.run_id]: run.info.status for run in runs}, timeless, params
 

@@ -59,7 +59,7 @@ def all_runs(uri: str, space: SearchSpace = SPACE) -> list[Run]:
 
 def by_key(uri: str) -> dict[str, Run]:
     """Return the runs by their job; no job has two."""
-    runs = all_runs(uri)
+    runs = [run for run in all_runs(uri) if schema.TAG_KEY in run.data.tags]
     found = {run.data.tags[schema.TAG_KEY]: run for run in runs}
     assert len(found) == len(runs)
     return found

@@ -76,7 +76,13 @@ def settle() -> None:
         except ValueError:  # the folder belongs to another user
             home = tempfile.mkdtemp(prefix=f"{CACHE}-")
         os.environ["HOME"] = home
+    if (name := user()) == f"uid{os.getuid()}":  # the machine does not know it
+        os.environ["USER"] = name
+
+
+def user() -> str:
+    """Return the user's name, or ``uid1000`` where the machine does not know it."""
     try:
-        getpass.getuser()
+        return getpass.getuser()
     except (KeyError, OSError):  # OSError from Python 3.13 on
-        os.environ["USER"] = f"uid{os.getuid()}"
+        return f"uid{os.getuid()}"

@@ -18,6 +18,7 @@ from trainables import schema
 from trainables.graph import Job, canonical
 from trainables.host import cpu
 from trainables.host.redaction import redact_text
+from trainables.host.version import project_commit
 from trainables.storage.artifacts import pack_json
 from trainables.storage.store import Store
 
@@ -130,12 +131,13 @@ def publish(job: Job, context: Context, files: Files, metrics: Metrics, history:
 
 def manifest(job: Job, context: Context) -> dict[str, Any]:
     """Return the record that is published with a job's files: configuration, parents and environment."""
+    commit = project_commit()
     return {
         "kind": job.kind,
         "config": canonical(job.config),
         "parents": {role: ref.key for role, ref in job.parents},
         "finished": now(),
-        "environment": environment(context.device),
+        "environment": environment(context.device) | ({"commit": commit} if commit else {}),
     }
 
 

@@ -218,7 +218,7 @@ MANIFEST: Final = {
     "config?": {"task?": {"dataset?": str, "model?": str, "width?": _positive}},
     "parents?": {"*": _key},
     "finished?": _milliseconds,
-    "environment?": {"host?": str},
+    "environment?": {"host?": str, "commit?": str},
     "seconds?": _seconds,
     "epoch?": _count,
 }

@@ -34,6 +34,7 @@ from waiting import HANG_SECONDS
 from study.plan import Plan
 from study.tracking import delivery
 from study.tracking import mlflow_runs as study_runs
+from study.tracking.experiment import Experiment
 from trainables import schema
 from trainables.storage.store import Store
 
@@ -120,10 +121,8 @@ def test_of_two_runs_of_a_job_the_finished_one_stays(dense_plan: Plan, published
 
 def test_mlflow_client_does_not_try_again_by_itself(dense_plan: Plan, published: Store, tmp_path: Path) -> None:
     # It would repeat the creation of a run without looking what became of the first attempt.
-    with refusing_server() as (address, asked):
-        runs = study_runs.Runs(dense_plan, published, f"http://{address}", fresh=set())
-        with pytest.raises(MlflowException):
-            runs.connect()
+    with refusing_server() as (address, asked), pytest.raises(MlflowException):
+        Experiment(dense_plan.space, published, f"http://{address}").open()
     assert len(asked) == 1
 
 

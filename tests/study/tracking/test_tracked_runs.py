@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -36,6 +35,8 @@ from study.tracking.labels import recipe_digest
 from trainables import schema
 from trainables.data import check_dataset
 from trainables.host.databases import default_tracking_uri
+from trainables.host.places import user
+from trainables.host.version import project_commit
 from trainables.storage.artifacts import read_metrics
 from trainables.storage.store import Store
 
@@ -321,12 +322,29 @@ def test_artifact_store_that_is_closed_to_us_costs_only_the_artifacts(
     assert artifact(uri, run, schema.LOG) == own_copy.read(job.key, schema.LOG).decode()
 
 
-def test_runs_of_jobs_computed_here_name_the_commit(plan: Plan, published: Store, uri: str) -> None:
-    fresh = {job_of(plan, schema.SPARSE, "permuted").key}
-    log_all(plan, published, uri, fresh)
-    root = Path(contents.__file__).parents[2]
-    here = (root / ".git").exists()
-    for key, run in by_key(uri).items():
-        assert (schema.TAG_COMMIT in run.data.tags) == (here and key in fresh)
-        assert re.fullmatch("[0-9a-f]{40}", run.data.tags.get(schema.TAG_COMMIT, "0" * 40))
+def test_runs_name_the_commit_that_the_store_has(plan: Plan, published: Store, logged: Logged) -> None:
+    for key, run in logged[1].items():
+        commit = published.manifest(key)["environment"].get("commit")
+        assert run.data.tags.get(schema.TAG_COMMIT) == commit == project_commit()
         assert run.data.tags[contents.SOURCE] == "study.run"
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_results_that_name_no_commit_are_of_this_one_only_if_computed_now(
+    dense_plan: Plan, published: Store, uri: str, tmp_path: Path, fresh: bool
+) -> None:
+    (key,) = dense_plan.jobs
+    manifest = published.manifest(key)
+    del manifest["environment"]["commit"]
+    earlier = Store(str(tmp_path / "earlier"))
+    earlier.publish(key, {name: published.read(key, name) for name in manifest["files"]}, manifest)
+    log_all(dense_plan, earlier, uri, {key} if fresh else set())
+    assert by_key(uri)[key].data.tags.get(schema.TAG_COMMIT) == (project_commit() if fresh else None)
+
+
+def test_runs_have_the_tags_that_other_tools_expect(plan: Plan, published: Store, logged: Logged) -> None:
+    for run in logged[1].values():
+        tags = run.data.tags
+        assert tags["mlflow.runName"] == tags["trial_name"] == run.info.run_name
+        assert tags["mlflow.user"] == user()
+        assert tags[schema.TAG_STORE] == published.uri

@@ -1,0 +1,112 @@
+"""A study in MLflow's pages: ``python -m study.browse --space digits_quickstart``.
+
+The command starts MLflow's server on the study's database, prints the address of the study's saved view once the server
+answers, and ends the server on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
+
+from analysis import command
+from study.tracking.views import address
+from trainables.host import terminal
+from trainables.host.databases import sqlite_file, sqlite_uri
+from trainables.host.redaction import redact
+
+HOST, PORT = "127.0.0.1", 5000
+"""Where MLflow's server listens by default."""
+STARTING = 90.0
+"""Seconds that the server may take to start."""
+
+
+@contextlib.contextmanager
+def pages(tracking_uri: str, port: int | None = None) -> Iterator[str]:
+    """Yield the address of MLflow's pages; a server is started unless the URI is that of one.
+
+    Args:
+        tracking_uri: what the pages show.
+        port: where a new server listens; None: on MLflow's usual port if that is free, else on any free one.
+
+    Raises:
+        OSError: the port is not free, or the server does not start.
+    """
+    if urlsplit(tracking_uri).scheme in ("http", "https"):
+        yield tracking_uri.rstrip("/")
+        return
+    port, database = _free(port), sqlite_file(tracking_uri)
+    uri = sqlite_uri(database) if database else tracking_uri  # absolute: the server runs in a folder of its own
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    server += ["--host", HOST, "--port", str(port), "--uvicorn-opts", "--log-level=error"]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with tempfile.TemporaryDirectory(prefix="mlflow-") as folder:  # the server writes to its working directory
+        process = subprocess.Popen(
+            server, cwd=folder, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            _await(process, f"http://{HOST}:{port}")
+            yield f"http://{HOST}:{port}"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+def _free(port: int | None) -> int:
+    """Return a free port: the given one, or else the usual one or any."""
+    for wanted in (PORT, 0) if port is None else (port,):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            probe.bind((HOST, wanted))
+            return int(probe.getsockname()[1])
+    raise OSError(f"port {port} is not free: name another one, or leave --port out")
+
+
+def _await(process: subprocess.Popen[bytes], url: str) -> None:
+    end = time.monotonic() + STARTING
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError):  # it does not listen yet
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+            return
+        time.sleep(0.2)
+    raise OSError("MLflow's server does not start")
+
+
+@terminal.command
+def main(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit code: 0, or 2 if the request cannot be answered."""
+    parser = command.parser("browse", "Show a study in MLflow's pages until Ctrl-C.", out=False)
+    parser.prog = "python -m study.browse"
+    parser.add_argument("--port", type=int, metavar="N", help=f"where to listen (default: {PORT}, or a free one)")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends with this process
+
+    def show() -> None:
+        from analysis import load, records
+
+        uri = load.working_tracking_uri(options.storage, options.tracking_uri)
+        load.quiet_retries()
+        experiment = records.source(uri).experiment(options.space)
+        if experiment is None or not experiment.active:
+            raise records.AnalysisError(f"no study {options.space!r} in {redact(uri)}: run it first")
+        with pages(uri, options.port) as base, contextlib.suppress(KeyboardInterrupt):
+            print(f"{redact(base)}/#{address(experiment.id)}", flush=True)
+            if base != uri.rstrip("/"):
+                print("Ctrl-C ends the server", flush=True)
+                signal.pause()
+
+    return command.guarded(show)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Means over seeds as MLflow shows them: the numbers are those of the tables, and every chart has its metric."""
+
+import itertools
+import math
+import re
+
+import pytest
+import synthetic_runs as synthetic
+import synthetic_spaces
+
+from analysis import cells, load, stats
+from analysis.drawing import style
+from analysis.drawing.averages import AXES, MEASURES, averages
+from analysis.figures import accuracy_table
+from search_spaces import SPACES
+from trainables import schema
+
+MOST_RUNS = 100
+"""Runs that MLflow's pages load at first."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return synthetic.with_tables(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def frame(folder):
+    synthetic.write_study(folder, "whole")
+    return load.runs("whole", synthetic.tracking_uri(folder))
+
+
+def found(frame, level=schema.CELL):
+    """Return the runs of one level, by their row, width and sparsity."""
+    runs = [run for run in averages(frame)[0] if run.level == level]
+    return {(run.params["row"], run.params.get("width"), run.params.get("sparsity")): run for run in runs}
+
+
+def test_a_run_for_each_row_width_and_sparsity_and_dense_nets_once_per_width(frame):
+    runs = found(frame)
+    methods = ("lth", "naive", "permuted", "imp")
+    grid = {(row, f"{w:g}", f"{s:g}") for row in methods for w in synthetic.WIDTHS for s in synthetic.SPARSITIES}
+    assert runs.keys() == grid | {("dense", f"{width:g}", None) for width in synthetic.WIDTHS}
+    assert len({run.key for run in runs.values()}) == len(runs)
+    for (row, *_), run in runs.items():
+        assert {step for _, step in run.points} == set(synthetic.REWINDS)
+        assert run.colour == style.look(row).colour
+
+
+def test_values_are_those_of_the_statistics_over_seeds(frame):
+    run = found(frame)["permuted", "0.5", "0.95"]
+    for rewind in synthetic.REWINDS:
+        values = [synthetic.accuracy("permuted", 0.5, 0.95, rewind, pair[0]) for pair in synthetic.PAIRS]
+        spread, mean = stats.summarize(values), stats.interval(values)
+        shown = {suffix: run.points[schema.TEST_ACCURACY + suffix, rewind] for suffix in ("", "_std", "_n")}
+        assert shown == pytest.approx({"": spread.mean, "_std": spread.std, "_n": spread.n})
+        ends = [run.points[schema.TEST_ACCURACY + suffix, rewind] for suffix in ("_low", "_high")]
+        assert ends == pytest.approx([mean.low, mean.high])
+
+
+def test_paired_difference_is_that_of_the_table(frame):
+    for line in accuracy_table.table(frame).to_dict("records"):
+        run = found(frame)["permuted", f"{line['width']:g}", f"{line['sparsity']:g}"]
+        step = int(line["rewind_epoch"])
+        shown = [run.points[schema.PERMUTED_MINUS_NAIVE + suffix, step] for suffix in ("", "_low", "_high", "_n")]
+        assert shown == pytest.approx([line[name] for name in ("permuted_minus_naive", "ci_low", "ci_high", "pairs")])
+
+
+def test_means_over_rewind_epochs_leave_the_initialisation_out(frame):
+    run, over = found(frame)["naive", "1", "0.8"], f"{schema.OVER_REWIND_EPOCHS}/"
+    late = max(synthetic.REWINDS)
+    for suffix in ("", "_std", "_n", "_low", "_high"):
+        name = schema.TEST_ACCURACY + suffix
+        assert run.points[over + name, 0] == pytest.approx(run.points[name, late])
+
+
+def test_what_a_row_lacks_is_not_logged(frame):
+    runs = found(frame)
+    assert not [name for name, _ in runs["lth", "1", "0.8"].points if schema.GAP_TO_LTH in name]
+    assert not [name for name, _ in runs["naive", "1", "0.8"].points if schema.PERMUTED_MINUS_NAIVE in name]
+    assert all(math.isfinite(value) for run in runs.values() for value in run.points.values())
+
+
+def test_an_incomplete_study_says_how_many_seeds_there_are(folder):
+    synthetic.write_partial(folder, "partial")
+    runs = found(load.runs("partial", synthetic.tracking_uri(folder)))
+    counts = {row: run.points[schema.TEST_ACCURACY + "_n", 10] for (row, _, s), run in runs.items() if s}
+    assert counts == {"lth": 2, "naive": 1, "permuted": 1}
+    one = runs["permuted", "1", "0.95"]
+    assert one.name.endswith("n = 1")
+    assert not [name for name, _ in one.points if name.endswith(("_std", "_low", "_high"))]
+
+
+def test_digests_tell_a_changed_run_from_the_same(frame):
+    before, after = found(frame), found(frame[frame["seed_a"] != 0])
+    assert {place: run.key for place, run in before.items()} == {place: run.key for place, run in after.items()}
+    assert all(before[place].content != after[place].content for place in before)
+    assert [run.content for run in averages(frame)[0]] == [run.content for run in averages(frame)[0]]
+
+
+def test_method_runs_have_the_points_of_the_cells(frame):
+    runs, methods = found(frame), found(frame, schema.METHOD)
+    assert {row for row, *_ in methods} == {"dense", "lth", "naive", "permuted"}
+    for row in ("lth", "naive", "permuted"):
+        points = methods[row, None, None].points
+        for (_, width, sparsity), cell in ((place, run) for place, run in runs.items() if place[0] == row):
+            for measure in MEASURES:
+                panel = f"w{width} S{sparsity} - {measure} by rewind_epoch"
+                curve = {step: value for (name, step), value in points.items() if name == panel}
+                shown = {step: value for (name, step), value in cell.points.items() if name == measure}
+                assert curve == pytest.approx(shown)
+            step = [f"{each:g}" for each in synthetic.WIDTHS].index(width)
+            assert points["width", step] == float(width)
+            mean = cell.points[f"{schema.OVER_REWIND_EPOCHS}/{schema.TEST_ACCURACY}", 0]
+            assert points[f"S{sparsity} - {schema.TEST_ACCURACY} by width", step] == pytest.approx(mean)
+
+
+def test_every_chart_has_a_metric_of_its_own_that_some_run_has(frame):
+    runs, charts = averages(frame)
+    metrics = {name for run in runs if run.level == schema.METHOD for name, _ in run.points}
+    assert sorted(chart.metric for chart in charts) == sorted(metrics - {"width", "sparsity"})
+    assert {(chart.axis, chart.measure) for chart in charts} == set(itertools.product(AXES, MEASURES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPACES)
+def test_every_space_has_names_that_mlflow_takes_and_few_enough_method_runs(tmp_path, name):
+    synthetic_spaces.write_space(synthetic.with_tables(tmp_path), SPACES[name])
+    frame = load.runs(name, synthetic.tracking_uri(tmp_path))
+    runs, charts = averages(frame)
+    assert charts
+    assert sum(run.level == schema.METHOD for run in runs) <= MOST_RUNS
+    assert len({run.key for run in runs}) == len(runs)
+    for run in runs:
+        assert all(re.fullmatch(r"[\w\-./ :]{1,250}", metric) for metric, _ in run.points)
+        assert all(math.isfinite(value) for value in run.points.values())
+    assert {run.params["row"] for run in runs} == set(cells.scores(frame)[cells.ROW])

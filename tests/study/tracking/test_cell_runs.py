@@ -1,0 +1,237 @@
+"""Averages in MLflow: one run each, nothing twice, what has changed is replaced, and jobs are listed without them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic_runs as synthetic
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from tracked import SPACE, all_runs, log_all, track
+from waiting import HANG_SECONDS
+
+from analysis import load, mlflow_report
+from study.plan import Plan
+from study.tracking.cell_runs import CellRuns
+from study.tracking.delivery import Tracker
+from study.tracking.experiment import Experiment
+from study.tracking.views import VIEWS
+from trainables import schema
+from trainables.storage.store import Store
+
+COMMAND = "python -m study.run --space tiny"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> bytes:
+    """The database of a finished study with known numbers, recorded under the tiny study's name."""
+    folder = tmp_path_factory.mktemp("written")
+    (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
+    synthetic.write_study(folder, SPACE.name)
+    return (folder / "mlflow.db").read_bytes()
+
+
+@pytest.fixture
+def study(tmp_path: Path, written: bytes) -> str:
+    """A copy of the study's database."""
+    (tmp_path / "mlflow.db").write_bytes(written)
+    return synthetic.tracking_uri(tmp_path)
+
+
+def update(plan: Plan, uri: str, store: Store, command: str = COMMAND) -> Experiment:
+    experiment = Experiment(plan.space, store, uri)
+    experiment.open()
+    CellRuns(plan, uri, command).update(experiment)
+    return experiment
+
+
+def derived(uri: str) -> dict[str, Run]:
+    """Return the runs that show averages, by their digest; none is there twice."""
+    runs = [run for run in all_runs(uri) if schema.TAG_AVERAGE in run.data.tags]
+    found = {run.data.tags[schema.TAG_AVERAGE]: run for run in runs}
+    assert len(found) == len(runs)
+    return found
+
+
+def parent(uri: str) -> Run:
+    (run,) = [run for run in all_runs(uri) if schema.TAG_STUDY in run.data.tags]
+    return run
+
+
+def rows(uri: str) -> list[Any]:
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
+        tables = ("runs", "tags", "params", "metrics", "experiment_tags")
+        return [sorted(map(str, database.execute(f"SELECT * FROM {table}"))) for table in tables]
+
+
+def test_updating_again_adds_nothing(plan: Plan, study: str, own_copy: Store) -> None:
+    update(plan, study, own_copy)
+    before = rows(study)
+    update(plan, study, own_copy)
+    assert rows(study) == before
+
+
+def test_averages_are_finished_children_of_the_study_without_a_key(plan: Plan, study: str, own_copy: Store) -> None:
+    update(plan, study, own_copy)
+    runs = derived(study).values()
+    assert {run.data.tags[schema.TAG_LEVEL] for run in runs} == {schema.CELL, schema.METHOD}
+    for run in runs:
+        assert schema.TAG_KEY not in run.data.tags
+        assert run.data.tags["mlflow.parentRunId"] == parent(study).info.run_id
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.runColor"].startswith("#")
+    (cell,) = [run for run in runs if run.info.run_name == "permuted · w0.5 · S0.8 · n = 3"]
+    assert cell.data.params == {
+        "row": "permuted",
+        "method": "permuted",
+        "model": "resnet20",
+        "dataset": "cifar10",
+        "width": "0.5",
+        "sparsity": "0.8",
+    }
+    history = MlflowClient(study).get_metric_history(cell.info.run_id, schema.TEST_ACCURACY)
+    assert sorted(point.step for point in history) == list(synthetic.REWINDS)
+
+
+def test_a_deleted_cell_run_comes_back(plan: Plan, study: str, own_copy: Store) -> None:
+    update(plan, study, own_copy)
+    before = derived(study)
+    key, gone = next(iter(before.items()))
+    MlflowClient(study).delete_run(gone.info.run_id)
+    update(plan, study, own_copy)
+    after = derived(study)
+    assert after.keys() == before.keys()
+    assert [name for name in before if after[name].info.run_id != before[name].info.run_id] == [key]
+    assert after[key].data.metrics == gone.data.metrics
+
+
+def test_a_run_that_a_killed_driver_left_incomplete_is_replaced(plan: Plan, study: str, own_copy: Store) -> None:
+    update(plan, study, own_copy)
+    client, (key, run) = MlflowClient(study), next(iter(derived(study).items()))
+    client.delete_tag(run.info.run_id, schema.TAG_CONTENT)
+    update(plan, study, own_copy)
+    assert derived(study)[key].info.run_id != run.info.run_id
+
+
+def test_only_what_has_changed_is_replaced(plan: Plan, study: str, own_copy: Store, tmp_path: Path) -> None:
+    update(plan, study, own_copy)
+    before = derived(study)
+    late = synthetic.Recorder(tmp_path, SPACE.name)
+    late.sparse("naive", 1.0, 0.8, 10, (0, 7))  # a pair more in one cell
+    update(plan, study, own_copy)
+    after = derived(study)
+    changed = {after[key].info.run_name for key in before if after[key].info.run_id != before[key].info.run_id}
+    assert "naive · w1 · S0.8 · n = 3-4".replace("-", "\N{EN DASH}") in changed
+    assert not [name for name in changed if "w0.5" in name]
+
+
+def test_readers_of_jobs_pass_averages_and_the_parent_over(plan: Plan, study: str, own_copy: Store) -> None:
+    before = load.runs(SPACE.name, study)
+    update(plan, study, own_copy)
+    assert load.runs(SPACE.name, study).equals(before)
+
+
+def test_without_results_there_is_a_parent_and_views_and_nothing_else(plan: Plan, uri: str, own_copy: Store) -> None:
+    experiment = update(plan, uri, own_copy)
+    assert [run.info.run_id for run in all_runs(uri)] == [parent(uri).info.run_id]
+    assert {schema.VIEW_TAG + view for view in VIEWS} <= experiment.tags.keys()
+    with pytest.raises(load.AnalysisError, match="no runs yet"):
+        load.runs(SPACE.name, uri)
+
+
+def test_the_parent_says_what_was_asked_and_how_and_keeps_the_report(
+    plan: Plan, study: str, own_copy: Store, tmp_path: Path
+) -> None:
+    update(plan, study, own_copy)
+    page = tmp_path / "index.html"
+    page.write_text("report")
+    assert mlflow_report.log_report(SPACE.name, study, [page], "It helps.") == parent(study).info.run_id
+    update(plan, study, own_copy, command := f"{COMMAND} --retries 3")
+    run = parent(study)
+    said, _, report = run.data.tags[schema.NOTE].partition(schema.RULE)
+    assert report == "It helps."
+    assert said.startswith(SPACE.question)
+    assert f"{len(plan.jobs)} jobs" in said
+    assert f"`{command}`" in said
+    assert run.data.tags[schema.TAG_COMMAND] == command
+    assert [each.path for each in MlflowClient(study).list_artifacts(run.info.run_id)] == ["index.html"]
+
+
+def test_the_run_of_an_earlier_report_becomes_the_parent(
+    plan: Plan, study: str, own_copy: Store, tmp_path: Path
+) -> None:
+    page = tmp_path / "index.html"
+    page.write_text("report")
+    run_id = mlflow_report.log_report(SPACE.name, study, [page], "It helps.")
+    update(plan, study, own_copy)
+    assert parent(study).info.run_id == run_id
+    assert parent(study).data.tags[schema.NOTE].startswith(SPACE.question)
+
+
+def test_views_that_a_user_has_edited_stay_and_others_are_brought_up_to_date(
+    plan: Plan, study: str, own_copy: Store
+) -> None:
+    experiment = update(plan, study, own_copy)
+    tags = dict(experiment.tags)
+    ours, edited = schema.VIEW_TAG + schema.VIEW, schema.VIEW_TAG + "gap_by_width"
+    mine = json.dumps({**json.loads(tags[edited]), "updatedAt": 1})
+    for name, value in (
+        (ours, json.dumps({"name": "Old", "createdAt": 5, "updatedAt": 5, "state": "{}"})),
+        (edited, mine),
+    ):
+        experiment.client.set_experiment_tag(experiment.id, name, value)
+    now = update(plan, study, own_copy).tags
+    assert now == {**tags, edited: mine}
+
+
+def test_a_view_draws_only_metrics_that_the_runs_it_shows_have(plan: Plan, study: str, own_copy: Store) -> None:
+    experiment = update(plan, study, own_copy)
+    for view in VIEWS:
+        packed = json.loads(experiment.tags[schema.VIEW_TAG + view])["state"]
+        state = json.loads(zlib.decompress(b64decode(packed.removeprefix("deflate;"))))
+        shown = experiment.client.search_runs([experiment.id], state["searchFilter"], max_results=1000)
+        assert 0 < len(shown) <= 100
+        metrics = {name for run in shown for name in run.data.metrics}
+        params = {name for run in shown for name in run.data.params}
+        assert state["compareRunCharts"]
+        for chart in state["compareRunCharts"]:
+            if chart["type"] == "LINE":
+                assert {chart["metricKey"], *chart["selectedMetricKeys"]} <= metrics
+                assert chart["selectedXAxisMetricKey"] in {"", *metrics}
+            else:
+                assert chart["type"] == "SCATTER"
+                assert chart["xaxis"]["key"] in params
+                assert chart["yaxis"]["key"] in metrics
+
+
+def test_the_tracker_updates_averages_after_the_last_result(plan: Plan, published: Store, uri: str) -> None:
+    tracker = Tracker(plan, published, uri, fresh=set(plan.jobs), average=CellRuns(plan, uri, COMMAND).update)
+    tracker.start()
+    assert tracker.close(HANG_SECONDS), tracker.behind
+    assert tracker.page is not None
+    assert f"viewStateShareKey={schema.VIEW}" in tracker.page
+    methods = {run.data.params["row"] for run in derived(uri).values()}
+    assert methods == {"dense", "lth", "naive", "permuted", "imp"}
+
+
+def test_the_tracker_updates_averages_while_results_come_but_not_after_each(
+    plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.tracking.delivery.AVERAGE_SECONDS", 0.0)
+    monkeypatch.setattr("study.tracking.delivery.AVERAGE_REST", 0.0)
+    log_all(plan, published, uri)
+    calls: list[int] = []
+    tracker = track(plan, published, uri)
+    tracker._average = lambda _: calls.append(tracker._logged)
+    tracker.start()
+    for key in plan.jobs:
+        tracker.done(key)
+    assert tracker.close(HANG_SECONDS), tracker.behind
+    assert calls[-1] == len(plan.jobs)
+    assert len(calls) <= 2

@@ -1,0 +1,20 @@
+"""Which version of the project's code a process runs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import subprocess
+from pathlib import Path
+
+
+@functools.cache
+def project_commit() -> str | None:
+    """Return the commit of the project's code; None if it does not run from a repository or git cannot read it."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # git is missing, or refuses to read the repository
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    return None
