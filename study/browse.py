@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
-from analysis import command
+from analysis import command, records
 from study.tracking.views import address
 from trainables.host import terminal
 from trainables.host.databases import sqlite_file, sqlite_uri
@@ -92,10 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends with this process
 
     def show() -> None:
-        from analysis import load, records
-
-        uri = load.working_tracking_uri(options.storage, options.tracking_uri)
-        load.quiet_retries()
+        uri = command.tracking_uri(options)
         experiment = records.source(uri).experiment(options.space)
         if experiment is None or not experiment.active:
             raise records.AnalysisError(f"no study {options.space!r} in {redact(uri)}: run it first")
