@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 DEFAULT_STORAGE = "outputs"
 
 
-def parser(program: str, description: str, *, out: bool = True) -> argparse.ArgumentParser:
-    """Return a parser with the options that every command has; `out`: also those of what it writes."""
+def parser(program: str, description: str, *, out: str | None = "STORAGE/report/NAME/") -> argparse.ArgumentParser:
+    """Return a parser with the options that every command has.
+
+    Args:
+        program: name of the command.
+        description: what it does.
+        out: the default of ``--out``, in words; None for a command that writes no files.
+    """
     options = argparse.ArgumentParser(prog=f"python -m analysis.{program}", description=description)
     options.add_argument(
         "--space", required=True, metavar="NAME", help="search space, the name of its MLflow experiment"
@@ -36,9 +42,9 @@ def parser(program: str, description: str, *, out: bool = True) -> argparse.Argu
     options.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow tracking URI (default: sqlite:///STORAGE/mlflow.db)"
     )
-    if not out:
+    if out is None:
         return options
-    options.add_argument("--out", metavar="DIR", help="folder to write to (default: STORAGE/report/NAME/)")
+    options.add_argument("--out", metavar="DIR", help=f"folder to write to (default: {out})")
     options.add_argument(
         "--style",
         choices=list(STYLES),
@@ -63,7 +69,7 @@ def tracking_uri(arguments: argparse.Namespace) -> str:
     Raises:
         AnalysisError: the storage is not local, so its name does not reveal the tracking server.
     """
-    from analysis.records import AnalysisError
+    from analysis.sources import AnalysisError
 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -85,7 +91,7 @@ def _local(storage: str) -> Path | None:
 
 def guarded(arguments: argparse.Namespace, action: Callable[[argparse.Namespace], None]) -> int:
     """Run an action in the style asked for; return the exit code: 0, or 2 after printing an error of one line."""
-    from analysis.records import AnalysisError
+    from analysis.sources import AnalysisError
 
     try:
         with drawing_for(*STYLES[arguments.style]):

@@ -66,13 +66,17 @@ def facts(frame: pd.DataFrame, space: str, tracking_uri: str) -> dict[str, str]:
 
 def settings(frame: pd.DataFrame) -> dict[str, str]:
     """Return the study's settings that are no axes of every grid: name -> value, or its values if it is varied."""
-    try:
-        fixed = documents.parse(frame.attrs.get("settings", "{}"), documents.SETTINGS)
-    except documents.Malformed:  # anyone can write to an experiment
-        fixed = {}
-    values: dict[str, Iterable[Any]] = {name: [value] for name, value in fixed.items()}
+    values: dict[str, Iterable[Any]] = {name: [value] for name, value in fixed_settings(frame).items()}
     values |= {name: sorted(set(frame[name].dropna())) for name in frame.attrs.get(schema.VARIED, ())}
     return {name: " and ".join(labels.short(str(value)) for value in each) for name, each in values.items()}
+
+
+def fixed_settings(frame: pd.DataFrame) -> dict[str, Any]:
+    """Return the study's settings that are the same in all of its cells; none if they cannot be read."""
+    try:
+        return documents.parse(frame.attrs.get("settings", "{}"), documents.SETTINGS)
+    except documents.Malformed:  # anyone can write to an experiment
+        return {}
 
 
 def _recipe(frame: pd.DataFrame) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.records import AnalysisError, Experiment, NoRuns, Record, Source, source
+from analysis.sources import AnalysisError, Experiment, NoRuns, Record, Source, source
 from trainables import schema
 from trainables.host import databases
 from trainables.host.redaction import redact, redact_text

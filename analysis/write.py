@@ -11,9 +11,9 @@ import html
 import itertools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -24,6 +24,7 @@ from analysis.figures import accuracy_table
 from analysis.figures.table import FIGURES, loader
 from analysis.mlflow_report import NotLogged, log_report
 from analysis.page import document
+from analysis.record.folder import is_record
 
 PAGE, RUNS, ACCURACY = "index.html", "runs.csv", "accuracy"
 MOST_FAILURES = 25
@@ -66,23 +67,11 @@ def write_files(
     Raises:
         AnalysisError: as :func:`write_report`.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    written = [out / RUNS]
-    files.write_csv(frame, written[0])
-    written += files.write_tables(accuracy_table, ACCURACY, frame, out)
-    shown, drawings = {}, {}
-    for name, module in FIGURES.items():
-        shown[name] = frame if loader(module) is load.runs else loader(module)(space, tracking_uri)
-        written += files.write_tables(module, name, shown[name], out)
-        if not module.table(shown[name]).empty:
-            drawings[name] = functools.partial(module.figure, shown[name])
-    written += write_figures(drawings, out)
-    written = _without_copies(written)
-    for name, suffix in itertools.product((ACCURACY, *FIGURES), files.SUFFIXES):
-        if (path := out / f"{name}{suffix}") not in written:
-            path.unlink(missing_ok=True)
-    figures = [_figure(name, FIGURES[name], shown[name], out / f"{name}.svg") for name in drawings]
-    absent = [_absent(name, FIGURES[name], shown[name]) for name in FIGURES if name not in drawings]
+    parts = write_parts(frame, space, tracking_uri, out)
+    runs = out / RUNS
+    files.write_csv(frame, runs)
+    figures = [_figure(name, FIGURES[name], parts.shown[name], out / f"{name}.svg") for name in parts.drawn]
+    absent = [_absent(name, FIGURES[name], parts.shown[name]) for name in FIGURES if name not in parts.drawn]
     sections = [
         *figures[:1],  # the answer at a glance
         _accuracy(frame),
@@ -90,11 +79,53 @@ def write_files(
         *figures[1:],
         *(["<h2>Not in this study</h2>", *absent] if absent else []),
         _coverage(frame),
-        _downloads(written),
+        _downloads([runs, *parts.written]),
     ]
     page, question = out / PAGE, frame.attrs.get("question") or QUESTION
     replace_text(page, document(question, _head(space, question, frame), sections, refresh))
-    return [page, *written]
+    return [page, runs, *parts.written]
+
+
+class Parts(NamedTuple):
+    """Tables and figures of a study.
+
+    Attributes:
+        shown: name of a figure -> the frame that it shows.
+        drawn: names of the figures that have data.
+        written: the files.
+    """
+
+    shown: dict[str, pd.DataFrame]
+    drawn: list[str]
+    written: list[Path]
+
+
+def write_parts(
+    frame: pd.DataFrame, space: str, tracking_uri: str, out: Path, suffixes: Collection[str] = files.SUFFIXES
+) -> Parts:
+    """Write the tables and figures of a study; delete those of an earlier report that this one lacks.
+
+    Args:
+        frame: the study's runs.
+        space: name of the search space.
+        tracking_uri: where to read curves and planes.
+        out: folder to write to; created if missing.
+        suffixes: the kinds of files to write.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    written = files.write_tables(accuracy_table, ACCURACY, frame, out)
+    shown, drawings = {}, {}
+    for name, module in FIGURES.items():
+        shown[name] = frame if loader(module) is load.runs else loader(module)(space, tracking_uri)
+        written += files.write_tables(module, name, shown[name], out)
+        if not module.table(shown[name]).empty:
+            drawings[name] = functools.partial(module.figure, shown[name])
+    written += write_figures(drawings, out)
+    written = [path for path in _without_copies(written) if path.suffix in suffixes]
+    for name, suffix in itertools.product((ACCURACY, *FIGURES), files.SUFFIXES):
+        if (path := out / f"{name}{suffix}") not in written:
+            path.unlink(missing_ok=True)
+    return Parts(shown, list(drawings), written)
 
 
 def _without_copies(written: list[Path]) -> list[Path]:
@@ -205,7 +236,9 @@ def description(frame: pd.DataFrame) -> str:
 
 
 def log(frame: pd.DataFrame, space: str, tracking_uri: str, written: list[Path]) -> None:
-    """Log a report to MLflow; on failure, print a warning of one line."""
+    """Log a report to MLflow, unless it is of a record; on failure, print a warning of one line."""
+    if is_record(tracking_uri):
+        return
     try:
         log_report(space, tracking_uri, written, description(frame))
     except NotLogged as error:

@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
-from analysis import command, records
+from analysis import command, sources
 from study.tracking.views import address
 from trainables.host import terminal
 from trainables.host.databases import sqlite_file, sqlite_uri
@@ -85,7 +85,7 @@ def _await(process: subprocess.Popen[bytes], url: str) -> None:
 @terminal.command
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code: 0, or 2 if the request cannot be answered."""
-    parser = command.parser("browse", "Show a study in MLflow's pages until Ctrl-C.", out=False)
+    parser = command.parser("browse", "Show a study in MLflow's pages until Ctrl-C.", out=None)
     parser.prog = "python -m study.browse"
     parser.add_argument("--port", type=int, metavar="N", help=f"where to listen (default: {PORT}, or a free one)")
     options = parser.parse_args(arguments)
@@ -93,9 +93,9 @@ def main(arguments: Sequence[str]) -> int:
 
     def show() -> None:
         uri = command.tracking_uri(options)
-        experiment = records.source(uri).experiment(options.space)
+        experiment = sources.source(uri).experiment(options.space)
         if experiment is None or not experiment.active:
-            raise records.AnalysisError(f"no study {options.space!r} in {redact(uri)}: run it first")
+            raise sources.AnalysisError(f"no study {options.space!r} in {redact(uri)}: run it first")
         with pages(uri, options.port) as base, contextlib.suppress(KeyboardInterrupt):
             print(f"{redact(base)}/#{address(experiment.id)}", flush=True)
             if base != uri.rstrip("/"):

@@ -27,9 +27,13 @@ def print_forecast(plan: Plan, store: Store, options: Options, unmeasured: Seque
     for line in fastest.lines({}, unmeasured):
         print(line)
     if todo:
-        slots = options.max_concurrent or max(1, int((os.cpu_count() or 1) / options.cpus_per_trial))
-        seconds = estimates.makespan(plan, todo, slots)
-        print(f"about {duration(seconds)} with {slots} trials at a time ({estimates.basis})")
+        seconds = estimates.makespan(plan, todo, slots(options))
+        print(f"about {duration(seconds)} with {slots(options)} trials at a time ({estimates.basis})")
+
+
+def slots(options: Options) -> int:
+    """Return how many trials run at a time on this machine."""
+    return options.max_concurrent or max(1, int((os.cpu_count() or 1) / options.cpus_per_trial))
 
 
 def print_plan(

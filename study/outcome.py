@@ -112,7 +112,7 @@ def print_undelivered(plan: Plan, tracker: Tracker, tracking_uri: str, command: 
 
 def print_results(plan: Plan, store: Store) -> None:
     """Print the table of a study, finished or not, from what the store holds."""
-    from analysis.records import AnalysisError
+    from analysis.sources import AnalysisError
     from analysis.summary import short_table
     from study.tracking.stored_runs import stored_runs
 

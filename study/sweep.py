@@ -18,7 +18,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from study.estimate import Estimates, duration, estimate
-from study.forecast import print_plan
+from study.forecast import print_plan, slots
 from study.known_data import remember
 from study.options import Options
 from study.outcome import (
@@ -36,6 +36,7 @@ from study.tracking.cell_runs import CellRuns
 from study.tracking.delivery import Tracker
 from trainables.config import TRAINING_CONFIGS
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK
+from trainables.storage.starts import noted
 from trainables.storage.store import Lease, StorageError, Store
 
 if TYPE_CHECKING:  # ray reads parts of its environment on import
@@ -116,7 +117,13 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
         if todo:
             remember(plan, store)
             registration = store.register_study({"space": plan.space.name, "jobs": len(plan.jobs)})
-            with registration, _termination_as_interrupt():
+            note = {
+                "space": plan.space.name,
+                "command": command,
+                "seconds": estimates.makespan(plan, todo, slots(options)),
+                "jobs": {key: estimates.seconds[key] for key in plan.jobs if key in todo},
+            }
+            with registration, noted(store, note), _termination_as_interrupt():
                 sweep.run(todo, registration)
     except BaseException as error:
         tracker.close(LAST_DELIVERY_SECONDS)

@@ -68,7 +68,7 @@ class CellRuns:
     def _averages(self) -> tuple[Sequence[Average], Sequence[Chart]]:
         from analysis.drawing.averages import averages
         from analysis.load import runs
-        from analysis.records import NoRuns
+        from analysis.sources import NoRuns
 
         try:
             return averages(runs(self._plan.space.name, self._uri))

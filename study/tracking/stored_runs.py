@@ -7,7 +7,7 @@ from collections.abc import Collection
 import pandas as pd
 
 from analysis.load import frame_of
-from analysis.records import Experiment, Record
+from analysis.sources import Experiment, Record
 from study.plan import Plan
 from study.tracking.contents import Contents, RunSpec, gaps, outcome_of
 from study.tracking.labels import settings_tag

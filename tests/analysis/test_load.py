@@ -11,7 +11,7 @@ import pytest
 import synthetic_runs as synthetic
 from mlflow import MlflowClient
 
-from analysis import command, load, records
+from analysis import command, load, sources
 from trainables import schema
 
 
@@ -178,7 +178,7 @@ def test_infinite_and_undefined_metrics_are_read_as_such_and_left_out_of_the_fra
     recorder = synthetic.Recorder(folder, "diverged")
     metrics = {schema.TEST_LOSS: float("inf"), schema.TRAIN_LOSS: float("nan")}
     recorder.run(metrics, stage="dense", method="dense", width=1.0, seed_a=0)
-    reader = records.source(uri)
+    reader = sources.source(uri)
     experiment = reader.experiment("diverged")
     assert reader.records(experiment)[0].metrics["test_loss"] == float("inf")
     frame = load.runs("diverged", uri)

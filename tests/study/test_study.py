@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -23,6 +24,7 @@ from study.run import main
 from study.tracking.delivery import Tracker
 from trainables import schema
 from trainables.host.databases import default_tracking_uri
+from trainables.storage.starts import starts
 from trainables.storage.store import Store
 
 SPACE = "digits_quickstart"
@@ -157,6 +159,16 @@ def test_finished_study_runs_nothing_and_adds_nothing(story: Story) -> None:
     assert story.again.runs == story.continued.runs
     assert story.again.points == story.continued.points
     assert story.again.published == story.continued.published
+
+
+def test_each_start_that_had_jobs_to_run_is_kept(story: Story) -> None:
+    plan, (first, second) = plan_of(), starts(Store(story.folder / "outputs"), SPACE).values()
+    assert first["jobs"].keys() == plan.jobs.keys()
+    assert second["jobs"].keys() < first["jobs"].keys(), "what was published is not expected again"
+    for each in (first, second):
+        assert each["command"] == shlex.join(["python", "-m", "study.run", *command(story.folder)])
+        assert 0 < max(each["jobs"].values()) <= each["seconds"] <= sum(each["jobs"].values())
+    assert first["started"] < first["ended"] < second["started"] < second["ended"]
 
 
 def test_nothing_is_left_beside_the_results(story: Story) -> None:

@@ -262,3 +262,27 @@ PLACE: Final = {
 }
 VARIED: Final = {"varied": {"*": _scalar}}
 SETTINGS: Final = {"*": anything}
+START: Final = {
+    "space": str,
+    "command": str,
+    "started": _milliseconds,
+    "ended?": _milliseconds,
+    "seconds": _seconds,
+    "jobs": {"*": _seconds},
+}
+_time = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00")
+RECORD: Final = {
+    "space": str,
+    "question": str,
+    "recipe": str,
+    "settings": SETTINGS,
+    "starts": [
+        {
+            **dict.fromkeys(("id", "command"), str),
+            **dict.fromkeys(("started", "ended"), _time),
+            **dict.fromkeys(("jobs", "new_jobs"), _count),
+            "estimated_seconds": _seconds,
+            "end_noted": bool,
+        }
+    ],
+}

@@ -10,6 +10,7 @@ Layout below the storage, a directory or an object store::
     leases/<key>           who is computing a key now
     studies/<id>           a lease for each running driver
     data/<name>.json       facts about a dataset, for machines that lack the data
+    starts/<id>.json       what each start of a driver had to compute, with an estimate (trainables.storage.starts)
 
 There is one way to publish. An attempt writes its files to a folder of its own; then it creates the manifest on the
 condition that there is none. So a reader sees all of a result or nothing, and of two writers of one key the first

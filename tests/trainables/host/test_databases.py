@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from analysis import records
+from analysis import sources
 from study.tracking.destination import _ask_database, check_tracking
 from trainables.host import databases
 from trainables.host.databases import default_tracking_uri, refusal, sqlite_file, sqlite_uri
@@ -37,7 +37,7 @@ def test_study_analysis_and_mlflow_read_one_name_alike(name: str, made: Path, tm
     assert sqlite_file(uri) == folder / "mlflow.db"
     shutil.copy(made, folder)
     assert MlflowClient(uri).get_experiment_by_name("here") is not None
-    assert records.source(uri).experiment("here") is not None
+    assert sources.source(uri).experiment("here") is not None
     files = [path for path in tmp_path.rglob("*") if path.is_file()]  # MLflow leaves empty folders behind
     assert files == [folder / "mlflow.db"], "nobody makes another one"
 
@@ -146,6 +146,6 @@ def test_analysis_says_in_one_line_what_it_cannot_read(name: str, made: Path, tm
     file = tmp_path / "mlflow.db"
     shutil.copy(made, file)
     REFUSED[name][0](file)
-    with pytest.raises(records.AnalysisError, match=r"mlflow\.db") as caught:
-        records.source(sqlite_uri(file)).names()
+    with pytest.raises(sources.AnalysisError, match=r"mlflow\.db") as caught:
+        sources.source(sqlite_uri(file)).names()
     assert "\n" not in str(caught.value)

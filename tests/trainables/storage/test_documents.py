@@ -23,7 +23,7 @@ from tiny_study import tiny_space
 from waiting import wait_until
 
 from analysis import load, watch
-from analysis.records import Record
+from analysis.sources import Record
 from search_spaces import SPACES
 from study import fastest, run
 from study.benchmark.results import Rate
@@ -95,6 +95,32 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "SETTINGS": {"lr": 0.1, "augment": True, "init": "default"},
     "VARIED": {"varied": {"lr": 0.1, "augment": True, "init": "default"}},
+    "START": {
+        "space": "tiny",
+        "command": "python -m study.run --space tiny",
+        "started": 1_700_000_000_000,
+        "ended": 1_700_000_001_000,
+        "seconds": 12.5,
+        "jobs": {KEY: 1.5},
+    },
+    "RECORD": {
+        "space": "tiny",
+        "question": "Does it work?",
+        "recipe": "ab",
+        "settings": {"lr": 0.1},
+        "starts": [
+            {
+                "id": "ab",
+                "command": "python -m study.run --space tiny",
+                "started": "2026-01-02T03:04:05.678+00:00",
+                "ended": "2026-01-02T03:04:06.000+00:00",
+                "jobs": 7,
+                "new_jobs": 7,
+                "estimated_seconds": 12.5,
+                "end_noted": True,
+            }
+        ],
+    },
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import json
 import sqlite3
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from analysis.record import folder
 from trainables import schema
 from trainables.checks import suggestion
 from trainables.host.databases import ARTIFACTS, opened, sqlite_file
@@ -109,11 +111,13 @@ Point = tuple[int, int, float]
 
 
 def source(tracking_uri: str) -> Source:
-    """Return a reader of a tracking store; a missing database is not created.
+    """Return a reader of a tracking store, or of a record's folder; a missing database is not created.
 
     Raises:
         AnalysisError: the file does not exist or is not an MLflow database, or the store cannot be reached.
     """
+    if folder.is_record(tracking_uri):
+        return _Folder(tracking_uri)
     file = sqlite_file(tracking_uri)
     if file is not None and _has_layout(file):
         return _Database(file, tracking_uri)
@@ -201,9 +205,9 @@ class Source:
         Raises:
             AnalysisError: the artifact cannot be read.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as place:
             try:
-                path = self._asked(lambda: self._client.download_artifacts(record.run_id, artifact, folder))
+                path = self._asked(lambda: self._client.download_artifacts(record.run_id, artifact, place))
             except OSError as error:
                 raise AnalysisError(f"artifact {artifact} of run {record.run_id} cannot be read: {error}") from error
             return _read(Path(path))
@@ -350,3 +354,37 @@ class _Database(Source):
                 yield connection
         except sqlite3.Error as error:  # the file is gone, damaged, or locked for too long
             raise AnalysisError(f"{self._file} cannot be read: {error}") from error
+
+
+# --- a record ---------------------------------------------------------------------------------------------------
+class _Folder(Source):
+    """Reads a study's record (``analysis.record``), which needs neither MLflow nor the storage."""
+
+    def _found(self, name: str) -> Experiment | None:
+        study = self._file(folder.read_study)
+        if study["space"] != name:
+            return None
+        tags = {schema.TAG_SETTINGS: json.dumps(study["settings"]), schema.NOTE: study["question"]}
+        tags |= {schema.TAG_RECIPE: study["recipe"]} if study["recipe"] else {}
+        return Experiment(id="", name=name, active=True, tags=tags)
+
+    def names(self) -> list[str]:
+        return [str(self._file(folder.read_study)["space"])]
+
+    def records(self, experiment: Experiment, stage: str | None = None) -> list[Record]:
+        found = [Record(**run, artifacts="") for run in self._file(folder.read_runs)]
+        return [run for run in found if stage in (None, run.params.get(schema.PARAM_STAGE))]
+
+    def histories(self, run_ids: Sequence[str], metric: str) -> dict[str, list[Point]]:
+        curves = self._file(folder.read_curves)
+        found = {run_id: curves.get((run_id, metric), {}) for run_id in run_ids}
+        return {run_id: [(step, 0, value) for step, value in points.items()] for run_id, points in found.items()}
+
+    def text(self, record: Record, artifact: str) -> str:
+        raise AnalysisError(f"a record does not keep {artifact}")
+
+    def _file(self, read: Callable[[Path], T]) -> T:
+        try:
+            return read(Path(self._uri))
+        except (OSError, ValueError) as error:
+            raise AnalysisError(f"the record {self._uri} cannot be read: {error}") from error

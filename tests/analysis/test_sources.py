@@ -13,7 +13,7 @@ import synthetic_spaces
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from analysis import load, records
+from analysis import load, sources
 from search_spaces import SPACES
 from trainables import schema
 
@@ -37,22 +37,22 @@ def uri(folder):
 @pytest.fixture
 def through_the_client(monkeypatch):
     """Read as from a tracking server, whatever the URI."""
-    monkeypatch.setattr(load, "source", records.Source)
+    monkeypatch.setattr(load, "source", sources.Source)
 
 
 READERS = (load.runs, load.curves, load.planes)
 
 
 def test_a_file_is_read_without_the_client_and_a_server_with_it(uri):
-    assert type(records.source(uri)) is records._Database
-    assert type(records.source("sqlite:///:memory:")) is records.Source
+    assert type(sources.source(uri)) is sources._Database
+    assert type(sources.source("sqlite:///:memory:")) is sources.Source
 
 
 @pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
 def test_file_and_client_give_the_same_frames(uri, read, monkeypatch):
     from_file = read(SPACE.name, uri)
-    monkeypatch.setattr(load, "source", records.Source)
-    monkeypatch.setattr(records, "PAGE", 3)  # so that pages are joined, too
+    monkeypatch.setattr(load, "source", sources.Source)
+    monkeypatch.setattr(sources, "PAGE", 3)  # so that pages are joined, too
     from_client = read(SPACE.name, uri)
     assert len(from_file) > 3
     assert from_file.attrs == from_client.attrs
@@ -73,11 +73,11 @@ def test_what_only_a_client_can_write_is_read_alike(tmp_path, monkeypatch):
     from_file = load.runs("odd", uri)
     assert from_file["key"].tolist() == [key]
     assert pd.isna(from_file[schema.TEST_LOSS].iloc[0])
-    for reader in (records.source(uri), records.Source(uri)):
+    for reader in (sources.source(uri), sources.Source(uri)):
         experiment = reader.experiment("odd")
         metrics = reader.records(experiment)[0].metrics
         assert (metrics[schema.TRAIN_LOSS], metrics[schema.LOSS_BARRIER]) == (float("inf"), -float("inf"))
-    monkeypatch.setattr(load, "source", records.Source)
+    monkeypatch.setattr(load, "source", sources.Source)
     pd.testing.assert_frame_equal(from_file, load.runs("odd", synthetic.tracking_uri(tmp_path)))
 
 
@@ -88,7 +88,7 @@ def test_a_database_of_another_layout_is_left_to_the_client(folder, tmp_path):
     connection = sqlite3.connect(other)
     connection.execute("ALTER TABLE latest_metrics RENAME COLUMN is_nan TO not_a_number")
     connection.close()
-    assert type(records.source(f"sqlite:///{other}")) is records.Source
+    assert type(sources.source(f"sqlite:///{other}")) is sources.Source
 
 
 def test_reading_does_not_write(folder, uri):
@@ -140,11 +140,11 @@ def test_a_server_that_has_lost_an_artifact(folder, uri):
 
 def test_the_client_names_what_it_cannot_reach():
     with pytest.raises(load.AnalysisError, match=r"cannot read postgresql\+nosuchdriver://\*\*\*@db/x"):
-        records.Source("postgresql+nosuchdriver://me:secret@db/x").names()
+        sources.Source("postgresql+nosuchdriver://me:secret@db/x").names()
 
 
 def test_runs_of_one_stage_only(uri):
-    reader = records.source(uri)
+    reader = sources.source(uri)
     experiment = reader.experiment(SPACE.name)
     stages = [record.params.get(schema.PARAM_STAGE) for record in reader.records(experiment, schema.MATCH)]
     assert set(stages) == {schema.MATCH}

@@ -1,0 +1,157 @@
+"""The texts of a record: its README.md, and the table of results that the project's README shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis import cells, headline, how, labels, load, stats
+from analysis.drawing import facets, files
+from analysis.drawing.signs import MINUS
+from analysis.figures import accuracy_table, versus_paper
+from analysis.figures.table import FIGURES
+from analysis.record import folder
+from analysis.sources import AnalysisError
+from trainables import schema
+from trainables.knobs import KNOBS
+from trainables.schema import FAILED, FINISHED
+
+PAGE = "README.md"
+SECTION = re.compile(r"(?<=<!-- results: )(?P<record>\S+) -->\n.*?(?=<!-- results end -->)", re.DOTALL)
+"""What a page shows of a record, between two marks of which the first names the record's folder."""
+CAPTION = (
+    "Test accuracy in percent: mean ± half the width of its 95 % t interval (number of nets). "
+    f"Permuted {MINUS} naive: mean of the paired differences in percentage points with its 95 % t interval (number of "
+    "pairs A, B)."
+)
+PAPER = " Paper: the mean in the paper for the same cell."
+FACTS = ("Precision and engine", "Hardware", "Software", "Commit", "Started", "Ended")
+HOUR = 3600.0
+
+
+def page(frame: pd.DataFrame, record: Path, written: Iterable[Path]) -> str:
+    """Return the README.md of a record.
+
+    Args:
+        frame: its runs.
+        record: its folder.
+        written: the files of its tables and figures.
+
+    Raises:
+        AnalysisError: a file of the record cannot be read.
+    """
+    try:
+        study, runs = folder.read_study(record), folder.read_runs(record)
+    except (OSError, ValueError) as error:
+        raise AnalysisError(f"the record {record} cannot be read: {error}") from error
+    space, names = study["space"], {path.name for path in written}
+    facts = _facts(frame, space) | _times(study["starts"], runs)
+    parts = [f"# {space}", study["question"], headline.headline(frame), *headline.details(frame)]
+    parts = [files.markdown_text(text) for text in parts if text]
+    parts += ["\n".join(results(frame)), "## How it was computed"]
+    parts += ["\n".join(f"- {name}: {files.markdown_text(text)}" for name, text in facts.items())]
+    if study["starts"]:
+        parts += ["Commands, with the number of jobs that each start had to run:"]
+        parts += ["```sh\n" + "".join(f"{each['command']}  # {each['jobs']}\n" for each in study["starts"]) + "```"]
+    parts += ["## Figures"]
+    for name, module in FIGURES.items():
+        if f"{name}.svg" in names:
+            parts += [f"### {module.TITLE}", f"![{module.TITLE}]({name}.svg)", files.markdown_text(module.CAPTION)]
+    parts += [f"`python -m analysis.record --space {space} --tracking-uri records/{space}` writes this folder again."]
+    return "\n\n".join(parts) + "\n"
+
+
+def refreshed(text: str, root: Path) -> str:
+    """Return a page with the table of results of each record that it has marks for.
+
+    Args:
+        text: the page.
+        root: the folder that the names of the records in the marks start from.
+
+    Raises:
+        AnalysisError: a record cannot be read.
+    """
+
+    def section(found: re.Match[str]) -> str:
+        record = root / found["record"]
+        table = "\n".join(results(load.runs(record.name, str(record))))
+        return f"{found['record']} -->\n{table}\n"
+
+    return SECTION.sub(section, text)
+
+
+def results(frame: pd.DataFrame) -> list[str]:
+    """Return the lines of a table in Markdown: every method in every cell, with the paper's numbers, and a caption."""
+    scored, by, numbers = cells.scores(frame), cells.axes(frame), accuracy_table.table(frame)
+    paper = versus_paper.table(frame)
+    paper = paper[paper["measure"] == schema.TEST_ACCURACY]
+    others = [row for row in cells.row_order(scored[cells.ROW]) if row not in (*accuracy_table.MAIN, cells.IMP)]
+    rows = [row for row in (*accuracy_table.MAIN, *others) if row in set(scored[cells.ROW])]
+    shown = facets.told_apart(numbers, by, always=accuracy_table.GRID)
+    lines = [[*map(labels.axis, shown), *map(labels.method, rows), accuracy_table.GAIN]]
+    for place, cell in facets.places(numbers, by):
+        of_cell = facets.at(scored, place)
+        texts = [labels.value(name, place[name]) for name in shown]
+        for row in rows:
+            mean = stats.interval(of_cell.loc[of_cell[cells.ROW] == row, schema.TEST_ACCURACY])
+            text = stats.format_mean(mean.value, mean.high - mean.value, mean.n, decimals=2)
+            texts.append("".join([text, *_of_paper(paper, place, row)]))
+        gain = cell.iloc[0]
+        limits = (gain["permuted_minus_naive"], gain["ci_low"], gain["ci_high"])
+        lines.append([*texts, str(stats.Estimate(int(gain["pairs"]), *limits))])
+    said = [files.markdown_text(text) for text in accuracy_table.notes(frame)]
+    rule = [":--" if name in map(labels.axis, cells.TASK) else "--:" for name in lines[0]]
+    table = [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
+    return [*table, "", CAPTION + (PAPER if len(paper) else ""), *said]
+
+
+def _of_paper(paper: pd.DataFrame, place: Mapping[str, Any], row: str) -> Iterator[str]:
+    """Yield the paper's accuracy of a row in a cell, if it has one."""
+    where = {name: place[name] for name in cells.CELL}
+    if row == cells.DENSE:
+        where |= {schema.PARAM_SPARSITY: stats.NAN, schema.PARAM_REWIND_EPOCH: pd.NA}
+    found = facets.at(paper, {**where, "method": row, schema.PARAM_MATCH_EPOCH: pd.NA})
+    if len(found):
+        yield f"<br>paper {found['paper_mean'].iloc[0]:.2f}"
+
+
+def _facts(frame: pd.DataFrame, space: str) -> dict[str, str]:
+    """Return how a study was computed: name -> fact."""
+    known, settings = how.facts(frame, space, ""), how.settings(frame)
+    own = [f"{name} {text}" for name, text in settings.items() if name in KNOBS and text != str(KNOBS[name].default)]
+    counts = {name: int((frame["status"] == name).sum()) for name in (FINISHED, FAILED)}
+    return {
+        "Jobs": ", ".join(f"{count} {name.lower()}" for name, count in counts.items() if count),
+        "Settings that are not the default": labels.listed(own, most=len(own)),
+        **{name: known[name] for name in FACTS},
+    }
+
+
+def _times(starts: list[dict[str, Any]], runs: Iterable[folder.Run]) -> dict[str, str]:
+    """Return how long a study took, beside its estimates: name -> fact."""
+    timed = [run for run in runs if run["status"] == FINISHED and schema.SECONDS in run["metrics"]]
+    estimates = [float(run["tags"].get(folder.ESTIMATE, "nan")) for run in timed]
+    jobs = _beside(sum(run["metrics"][schema.SECONDS] for run in timed), sum(estimates))
+    facts = {"Time of the finished jobs": jobs}
+    if starts:
+        taken = sum(folder.milliseconds(each["ended"]) - folder.milliseconds(each["started"]) for each in starts) / 1000
+        whole = _beside(taken, sum(each["estimated_seconds"] for each in starts))
+        killed = sum(not each["end_noted"] for each in starts)
+        last = f", {killed} of which counts up to its last result" if killed else ""
+        facts["Wall-clock time"] = f"{whole}, in {labels.plural(len(starts), 'start')}{last}"
+    return facts
+
+
+def _beside(taken: float, estimated: float) -> str:
+    """Return a time beside its estimate, which is NaN if there is none."""
+    if not estimated > 0:
+        return _duration(taken)
+    return f"{_duration(taken)} ({taken / estimated:.2f} times the estimate of {_duration(estimated)})"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / HOUR:.1f} h" if seconds > HOUR else f"{seconds / 60:.1f} min"
