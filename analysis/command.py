@@ -43,6 +43,7 @@ def parser(program: str, description: str, *, out: str | None = "STORAGE/report/
         "--tracking-uri", metavar="URI", help="MLflow tracking URI (default: sqlite:///STORAGE/mlflow.db)"
     )
     if out is None:
+        options.set_defaults(style=DEFAULT)
         return options
     options.add_argument("--out", metavar="DIR", help=f"folder to write to (default: {out})")
     options.add_argument(

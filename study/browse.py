@@ -6,6 +6,7 @@ answers, and ends the server on Ctrl-C.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -90,19 +91,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, metavar="N", help=f"where to listen (default: {PORT}, or a free one)")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends with this process
+    return command.guarded(options, _show)
 
-    def show() -> None:
-        uri = command.tracking_uri(options)
-        experiment = sources.source(uri).experiment(options.space)
-        if experiment is None or not experiment.active:
-            raise sources.AnalysisError(f"no study {options.space!r} in {redact(uri)}: run it first")
-        with pages(uri, options.port) as base, contextlib.suppress(KeyboardInterrupt):
-            print(f"{redact(base)}/#{address(experiment.id)}", flush=True)
-            if base != uri.rstrip("/"):
-                print("Ctrl-C ends the server", flush=True)
-                signal.pause()
 
-    return command.guarded(show)
+def _show(options: argparse.Namespace) -> None:
+    uri = command.tracking_uri(options)
+    experiment = sources.source(uri).experiment(options.space)
+    with pages(uri, options.port) as base, contextlib.suppress(KeyboardInterrupt):
+        print(f"{redact(base)}/#{address(experiment.id)}", flush=True)
+        if base != uri.rstrip("/"):
+            print("Ctrl-C ends the server", flush=True)
+            signal.pause()
 
 
 if __name__ == "__main__":
