@@ -54,7 +54,7 @@ def facts(frame: pd.DataFrame, space: str, tracking_uri: str) -> dict[str, str]:
             for version in _distinct(frame[column])
         ),
         "Commit": labels.listed(_distinct(frame["commit"])),
-        "Command": f"python -m study.run --space {space}",
+        "Command": frame.attrs.get("command", ""),
         "Started": f"{started:%Y-%m-%d %H:%M} UTC" if started == started else "not recorded",
         "Ended": f"{ended:%Y-%m-%d %H:%M} UTC" if ended == ended else "not yet",
         "Runs": f"{len(frame)} of {where}{shared}; runs.csv has the name, key and ID of each",

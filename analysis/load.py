@@ -115,8 +115,8 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     If the space was run with several recipes, the frame holds the runs of the latest one, and
     ``frame.attrs["set_aside"]`` counts the others. ``frame.attrs["left_out"]`` has one line for each run that was left
     out because its place in the grid cannot be read, and for each metric with unusable values. ``frame.attrs`` also has
-    the study's ``question``, its ``settings`` (JSON, see :func:`analysis.how.settings`) and the ID of its
-    ``experiment``.
+    the study's ``question``, its last ``command``, its ``settings`` (JSON, see :func:`analysis.how.settings`) and the
+    ID of its ``experiment``.
 
     Args:
         space: name of the search space, which is the name of the experiment.
@@ -151,6 +151,9 @@ def frame_of(experiment: Experiment, records: Sequence[Record], uri: str) -> pd.
         "left_out": left_out + [f"metric {name} of {n} runs, not a number" for name, n in sorted(no_numbers.items())],
         "question": printed(experiment.tags.get(schema.NOTE, "")).partition("\n\n")[0],
         "settings": experiment.tags.get(schema.TAG_SETTINGS, "{}"),
+        "command": printed(
+            next((record.tags[schema.TAG_COMMAND] for record in records if schema.TAG_COMMAND in record.tags), "")
+        ),
         "experiment": experiment.id,
     }
     return frame
