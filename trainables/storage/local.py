@@ -104,7 +104,7 @@ class LocalStorage(Storage):
 
     def _names(self, directory: str) -> list[str]:
         def refuse(error: OSError) -> None:
-            if not isinstance(error, _MISSING):
+            if not isinstance(error, FileNotFoundError):
                 raise error
 
         start = len(os.path.join(self.root, ""))
