@@ -115,8 +115,8 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     If the space was run with several recipes, the frame holds the runs of the latest one, and
     ``frame.attrs["set_aside"]`` counts the others. ``frame.attrs["left_out"]`` has one line for each run that was left
     out because its place in the grid cannot be read, and for each metric with unusable values. ``frame.attrs`` also has
-    the study's ``question``, its last ``command``, its ``settings`` (JSON, see :func:`analysis.how.settings`) and the
-    ID of its ``experiment``.
+    the study's ``question``, its last ``command``, its ``settings`` (JSON, see :func:`analysis.page.how.settings`) and
+    the ID of its ``experiment``.
 
     Args:
         space: name of the search space, which is the name of the experiment.

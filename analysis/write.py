@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis import cells, coverage, headline, how, labels, load, memo
+from analysis import cells, labels, load, memo
 from analysis.drawing import files, style
 from analysis.drawing.parallel import write_figures
 from analysis.figures import accuracy_table
 from analysis.figures.table import FIGURES, loader
 from analysis.mlflow_report import NotLogged, log_report
-from analysis.page import document
+from analysis.page import coverage, document, headline, how
 from analysis.record.folder import is_record
 
 PAGE, RUNS, ACCURACY = "index.html", "runs.csv", "accuracy"

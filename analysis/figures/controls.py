@@ -8,10 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import cells, headline, labels, stats
+from analysis import cells, labels, stats
 from analysis.drawing import facets, grid, intervals, style
 from analysis.drawing.signs import MINUS
 from analysis.memo import once
+from analysis.page import headline
 from trainables import schema
 
 TITLE = "Is it the alignment, the layer densities or the mask?"

@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import cells, headline, how, labels, load, stats
+from analysis import cells, labels, load, stats
 from analysis.drawing import facets, files
 from analysis.drawing.signs import MINUS
 from analysis.figures import accuracy_table, versus_paper
 from analysis.figures.table import FIGURES
+from analysis.page import headline, how
 from analysis.record import folder
 from analysis.sources import AnalysisError
 from trainables import schema

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import how, load, memo, write
+from analysis import load, memo, write
+from analysis.page import how
 from analysis.record import folder, readme
 from analysis.record.folder import Curves, Run
 from analysis.sources import AnalysisError, Record, Source, source

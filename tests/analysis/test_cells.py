@@ -12,8 +12,9 @@ import pytest
 import synthetic_runs as synthetic
 import synthetic_spaces
 
-from analysis import cells, coverage, labels, load
+from analysis import cells, labels, load
 from analysis.figures import accuracy_table
+from analysis.page import coverage
 from search_spaces import SPACES
 from trainables import schema
 

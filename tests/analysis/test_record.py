@@ -15,10 +15,11 @@ import pytest
 import synthetic_runs as synthetic
 from checkout import ROOT
 
-from analysis import how, load, sources, write
+from analysis import load, sources, write
 from analysis.drawing.signs import MINUS, TIMES
 from analysis.figures import accuracy_table
 from analysis.figures.table import FIGURES
+from analysis.page import how
 from analysis.record import __main__ as command
 from analysis.record import folder, readme, update
 from trainables import schema

@@ -19,13 +19,13 @@ import synthetic_runs as synthetic
 from mlflow import MlflowClient
 from scipy import stats as scipy_stats
 
-from analysis import cells, command, coverage, headline, how, load, report, summary, write
+from analysis import cells, command, load, report, summary, write
 from analysis.drawing import files, hover, media, style
 from analysis.drawing.signs import DASH
 from analysis.figures import __main__ as figures_command
 from analysis.figures import accuracy_table, interpolation, landscape, learning, rewind, width
 from analysis.figures.table import FIGURES, loader
-from analysis.page import STYLE
+from analysis.page import STYLE, coverage, headline, how
 from trainables import schema
 from trainables.methods import METHODS
 

@@ -25,7 +25,7 @@ USE = """
 REACHED = """
 import json, sys
 import pandas as pd
-from analysis import how
+from analysis.page import how
 from search_spaces import get_space
 from study.plan import make_plan, override
 from study.tracking.labels import run_params, settings_tag
