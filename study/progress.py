@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import threading
 import time
@@ -21,7 +22,9 @@ from study.plan import Plan
 from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
 from study.tracking.labels import name_in
 from trainables import schema
+from trainables.graph import target
 from trainables.host.terminal import printable
+from trainables.methods import METHODS
 
 if TYPE_CHECKING:
     from study.scheduling.searcher import PlanSearcher
@@ -31,6 +34,8 @@ LINE_SECONDS = 10.0
 RUNNING_SHOWN, LAST = 12, 4
 """Number of running jobs and of most recently finished jobs in the live display."""
 BAR_WIDTH = 24
+COMPARED = frozenset({"lth", "naive", "permuted"})
+"""The methods that a study is about."""
 STALLED_SECONDS = 30.0
 """After this many seconds without a running trial, the display says that the study waits for machines."""
 
@@ -55,6 +60,8 @@ class Progress:
         self._idle_since: float | None = None
         self._running: OrderedDict[str, tuple[str, str, str]] = OrderedDict()
         self._last: deque[tuple[str, str, str]] = deque(maxlen=LAST)
+        self._accuracies: dict[str, str] = {}
+        self._compared = False
         self._last_line = ""
 
     # --- events, from the driver's loop -------------------------------------------------------------------------------
@@ -72,6 +79,19 @@ class Progress:
         host, _, accuracy = self._running.pop(key, ("", "", ""))
         if accuracy and self._searcher.state.get(key) == DONE:
             self._last.appendleft((key, host, accuracy))
+            self._accuracies[key] = accuracy
+            self._compare(key)
+
+    def _compare(self, key: str) -> None:
+        """Print the accuracies of the first cell in which all methods of ``COMPARED`` are done, once."""
+        job, cell = self._plan.jobs[key], self._plan.cells[key]
+        if self._compared or job.kind != schema.SPARSE or cell.method not in COMPARED:
+            return
+        methods = [method for method in METHODS if method in COMPARED.intersection(self._plan.space.method)]
+        keys = [target(dataclasses.replace(cell, method=method)).key for method in methods]
+        if len(keys) > 1 and self._accuracies.keys() >= {*keys}:
+            self._compared = True
+            self.say("first result: " + ", ".join(f"{self._name(each)} {self._accuracies[each]}" for each in keys))
 
     def say(self, line: str) -> None:
         """Print a permanent line, above the live table if there is one."""

@@ -19,6 +19,8 @@ from study.estimate import Estimates, duration
 from study.plan import Plan, make_plan
 from study.progress import Progress
 from study.scheduling.searcher import PlanSearcher
+from study.scheduling.states import DONE
+from study.tracking.labels import name_in
 from trainables import schema
 
 OK = {"status": "ok"}
@@ -72,6 +74,21 @@ def finish(searcher: PlanSearcher, count: int, error: bool = False) -> None:
 )
 def test_durations_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_first_comparison_of_methods_is_printed_once_it_is_complete(plan: Plan) -> None:
+    stream = io.StringIO()
+    searcher, progress = new_progress(plan, stream=stream)
+    sparse = [key for key, job in plan.jobs.items() if job.kind == schema.SPARSE]
+    assert {plan.cells[key].method for key in sparse} == {"lth", "naive", "permuted"}
+    for number, key in enumerate(sparse, 1):
+        assert "first result" not in stream.getvalue()
+        progress.result(key, {"epoch": 1, schema.TEST_ACCURACY: 90.0 + number})
+        searcher.state[key] = DONE
+        progress.ended(key)
+    (line,) = stream.getvalue().splitlines()
+    for number, key in enumerate(sparse, 1):
+        assert f"{name_in(plan, key)} {90 + number}.0 %" in line
 
 
 def test_line_at_the_start_and_at_the_end(plan: Plan) -> None:
