@@ -23,7 +23,7 @@ from study.status import size_in_words
 from trainables.host.processes import host_of
 from trainables.schema import MANIFEST
 from trainables.storage.lease import renewal_seconds
-from trainables.storage.store import Store, owner
+from trainables.storage.store import Store, owner, published
 from trainables.training.engines import CPU, GPU
 
 _Group = tuple[str, str, str, str]
@@ -97,8 +97,8 @@ def surplus(
         needed |= {root.key for root in plan.closure.roots}
         needed |= {ref.key for job in plan.jobs.values() for _, ref in job.parents}
     files = {**store.storage.sizes("store"), **store.storage.sizes("work"), **store.storage.sizes("failed")}
-    published = store.keys()
-    found, damaged = store.results(sorted(published - needed))
+    present = published(files)
+    found, damaged = store.results(sorted(present - needed))
     results: dict[_Group, list[str]] = defaultdict(list)
     kept: dict[str, int] = defaultdict(int)
     for key, result in found.items():
@@ -112,7 +112,7 @@ def surplus(
             results[dataset, model, f"{width:g}", result.manifest.get("kind", "?")].append(key)
     strange = [path for path in files if owner(path) is None]
     ours = [path for path in files if owner(path) is not None]
-    leftovers = _leftovers(store, ours, published, needed, bool(unplanned) or bool(unchosen))
+    leftovers = _leftovers(store, ours, present, needed, bool(unplanned) or bool(unchosen))
     return Surplus(
         results=dict(sorted(results.items())),
         leftovers=leftovers,
@@ -124,7 +124,7 @@ def surplus(
 
 
 def _leftovers(
-    store: Store, files: Iterable[str], published: Collection[str], needed: Collection[str], careful: bool
+    store: Store, files: Iterable[str], present: Collection[str], needed: Collection[str], careful: bool
 ) -> list[str]:
     """Return the files that belong to no result; `careful` keeps checkpoints and notes of jobs in no known plan."""
     found, folders = [], defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
@@ -132,9 +132,9 @@ def _leftovers(
         key, within = owner(path), path.split("/")[3:]
         assert key is not None, "files of others are left alone"
         if not path.startswith("store/"):
-            if key in published or (key not in needed and not careful):
+            if key in present or (key not in needed and not careful):
                 found.append(path)
-        elif key not in published:
+        elif key not in present:
             found.append(path)
         elif within != [MANIFEST]:
             folders[key][within[0] if len(within) > 1 else ""].append(path)

@@ -103,14 +103,18 @@ class LocalStorage(Storage):
                 raise
 
     def _names(self, directory: str) -> list[str]:
-        def refuse(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):
-                raise error
-
-        start = len(os.path.join(self.root, ""))
+        names = []
         with self._translated(directory):
-            walk = os.walk(self.root / directory, onerror=refuse)
-            return [os.path.join(folder, name)[start:] for folder, _, names in walk for name in names]
+            try:
+                with os.scandir(self.root / directory) as found:
+                    entries = list(found)
+            except FileNotFoundError:
+                return []
+            for entry in entries:
+                path = os.path.join(directory, entry.name)
+                # os.walk would take a directory for a file if the file system failed at this moment.
+                names += self._names(path) if entry.is_dir(follow_symlinks=False) else [path]
+        return names
 
     def _sizes(self, directory: str) -> dict[str, int]:
         sizes = {}

@@ -27,7 +27,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +153,7 @@ class Store:
 
     def keys(self) -> set[str]:
         """Return the keys of all published results, in one sweep over the storage."""
-        files = map(_RESULT.fullmatch, self.storage.names("store"))
-        return {found["key"] for found in files if found and found["file"] == MANIFEST}
+        return published(self.storage.names("store"))
 
     def manifest(self, key: str) -> dict[str, Any]:
         """Return the manifest of a published result: kind, configuration, parents, files, environment.
@@ -414,6 +413,12 @@ class Store:
     def studies(self) -> list[dict[str, Any]]:
         """Return the studies that are running: ``owner``, ``since`` (seconds since 1970), ``note``."""
         return list(live_leases(self.storage, "studies").values())
+
+
+def published(paths: Iterable[str]) -> set[str]:
+    """Return the keys of the results whose manifests are among some paths."""
+    files = map(_RESULT.fullmatch, paths)
+    return {found["key"] for found in files if found and found["file"] == MANIFEST}
 
 
 def owner(path: str) -> str | None:

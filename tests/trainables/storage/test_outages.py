@@ -20,6 +20,7 @@ import pytest
 from s3_server import BUCKET, environment
 from waiting import HANG_SECONDS
 
+from study.clean import surplus
 from trainables.schema import MANIFEST, METRICS
 from trainables.storage import LocalStorage, local, objects, patience
 from trainables.storage.objects import ObjectStorage
@@ -339,6 +340,50 @@ def test_a_result_is_not_missing_because_its_directory_cannot_be_looked_at(
     monkeypatch.setattr(io, "open", stale)
     assert KEY not in store
     assert len(asked) == 3
+
+
+class StaleOnce:
+    """A directory's entry that cannot be looked at the first time."""
+
+    def __init__(self, entry: os.DirEntry[str], looked_at: set[str]) -> None:
+        self.entry, self.name, self.looked_at = entry, entry.name, looked_at
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        if self.entry.path not in self.looked_at:
+            self.looked_at.add(self.entry.path)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return self.entry.is_dir(follow_symlinks=follow_symlinks)
+
+
+def test_a_directory_that_cannot_be_looked_at_is_not_listed_as_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, looked_at, scandir = Store(tmp_path), set[str](), os.scandir
+    store.publish(KEY, {METRICS: METRICS_FILE}, {})
+    expected = sorted(store.storage.names("store"))
+
+    class Stale:
+        """What os.scandir returns."""
+
+        def __init__(self, path: Any) -> None:
+            with scandir(path) as found:
+                self.entries = iter([StaleOnce(entry, looked_at) for entry in found])
+
+        def __enter__(self) -> Iterator[StaleOnce]:
+            return self.entries
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def __next__(self) -> StaleOnce:
+            return next(self.entries)
+
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(os, "scandir", Stale)
+    assert sorted(store.storage.names("store")) == expected
+    looked_at.clear()
+    assert store.keys() == {KEY}
+    looked_at.clear()
+    assert list(surplus(store, [], []).results.values()) == [[KEY]]
 
 
 @pytest.mark.parametrize(("given", "seconds"), [("0", 0.0), ("7.5", 7.5), ("86400", 86400.0), (None, 120.0)])
