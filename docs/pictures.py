@@ -6,6 +6,7 @@ MLflow server runs on the study's database meanwhile. The pages can reach no oth
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import shutil
@@ -192,17 +193,16 @@ def main(argv: Sequence[str]) -> int:
     options = command.parser("pictures", "Take pictures of a study's report and of its runs in MLflow.")
     options.prog = "python docs/pictures.py"
     options.add_argument("--browser", metavar="PROGRAM", help=f"a Chromium (default: one of {', '.join(BROWSERS)})")
-    arguments = options.parse_args(argv)
+    return command.guarded(options.parse_args(argv), _take_all)
 
-    def take_all() -> None:
-        program = next(filter(None, map(shutil.which, [arguments.browser] if arguments.browser else BROWSERS)), None)
-        if program is None:
-            raise load.AnalysisError("no browser: name a Chromium by --browser")
-        tracking_uri = command.tracking_uri(arguments)
-        out = Path(arguments.out or Path(__file__).with_name("images"))
-        print(*write_pictures(arguments.space, tracking_uri, out, program), sep="\n")
 
-    return command.guarded(take_all)
+def _take_all(arguments: argparse.Namespace) -> None:
+    program = next(filter(None, map(shutil.which, [arguments.browser] if arguments.browser else BROWSERS)), None)
+    if program is None:
+        raise load.AnalysisError("no browser: name a Chromium by --browser")
+    tracking_uri = command.tracking_uri(arguments)
+    out = Path(arguments.out or Path(__file__).with_name("images"))
+    print(*write_pictures(arguments.space, tracking_uri, out, program), sep="\n")
 
 
 if __name__ == "__main__":

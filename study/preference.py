@@ -15,36 +15,42 @@ from study.fastest import Kept, fits, networks
 from study.plan import Plan, make_plan
 from trainables.host.toolchain import COMPILERS, find_compiler
 from trainables.knobs import Scalar, written
+from trainables.storage.starts import starts
 from trainables.storage.store import Store
 from trainables.training.engines import CPU
 from trainables.training.way import SETTINGS, Way
 
 
-def preferring(plan: Plan, given: Kept, store: Store, device: str) -> Plan:
+def preferring(plan: Plan, given: Kept, store: Store, device: str | None) -> Plan:
     """Return the plan of the same space with its preferred settings if they can be used, and a note that says so.
 
-    They are not used if the user's settings rule them out, if this machine lacks what their engine needs, or if the
-    storage holds more of the results that the space needs without them: a study goes on as it began.
+    A study goes on as it began: the plan is the one of which more jobs have been published or started. If neither has
+    more, the settings are used unless this machine lacks what their engine needs. The user's own settings come first.
 
     Args:
         plan: the plan of the space, with the user's settings applied.
         given: the settings of a ``Way`` that the user has given.
-        store: has the earlier results.
-        device: ``CPU`` or ``GPU``, where the networks will train.
+        store: has the earlier results and starts.
+        device: ``CPU`` or ``GPU``, where the networks will train; None for the nodes of a cluster, which may lack what
+            the engine needs.
     """
     wanted, space = dict(plan.space.preferred), with_preferred(plan.space, given)
     if space is None:
         return plan
     words = " ".join(f"{name}={written(value)}" for name, value in wanted.items())
+    without = " ".join(f"--set {name}={written(getattr(plan.space, name))}" for name in wanted)
+    preferred = make_plan(space, facts_of=lambda name, _: plan.facts[name])
+    known = store.keys() | {key for start in starts(store, space.name).values() for key in start["jobs"]}
+    lead = len(preferred.jobs.keys() & known) - len(plan.jobs.keys() & known)
+    if lead > 0:
+        return _noted(preferred, f"with {words}, because this study began with it ({without} trains without it)")
+    if lead < 0:
+        return _noted(plan, f"without {words}, which is faster on most CPUs, because this study began without it")
     engine = Way.of(space).engine
     if device not in engine.devices:
         return plan
     if engine.needs_compiler and device == CPU and find_compiler() is None:
         return _noted(plan, f"without {words}, which is faster: it needs a C++ compiler, one of {', '.join(COMPILERS)}")
-    preferred, published = make_plan(space, facts_of=lambda name, _: plan.facts[name]), store.keys()
-    if len(plan.jobs.keys() & published) > len(preferred.jobs.keys() & published):
-        return _noted(plan, f"without {words}, which is faster, because this study began without it")
-    without = " ".join(f"--set {name}={written(getattr(plan.space, name))}" for name in wanted)
     return _noted(preferred, f"with {words}, which is faster on most CPUs ({without} trains without it)")
 
 

@@ -128,10 +128,11 @@ def _choice(space: SearchSpace, store: Store, options: Options) -> fastest.Choic
 
 
 def _preferring(plan: Plan, store: Store, options: Options) -> Plan:
-    """Return the plan with the settings that its space prefers; the nodes of a cluster may lack what these need."""
-    if options.fastest or options.cluster is not None:
+    """Return the plan with the settings that its space prefers, as far as they can be used."""
+    if options.fastest:
         return plan
-    device = fastest.device_of_trials(options.gpus_per_trial, None, store)
+    on_cluster = options.cluster is not None
+    device = None if on_cluster else fastest.device_of_trials(options.gpus_per_trial, None, store)
     return preferring(plan, fastest.kept(plan.space, options.set), store, device)
 
 

@@ -77,7 +77,7 @@ class Status:
 
 def print_status(plan: Plan, store: Store, unmeasured: Sequence[Network]) -> None:
     """Print a study's status and the networks without a choice of ``--fastest``; raises the errors of `status`."""
-    print(*lines(status(plan, store)), *fastest.lines({}, unmeasured), sep="\n")
+    print(*lines(status(plan, store)), *plan.notes, *fastest.lines({}, unmeasured), sep="\n")
 
 
 def status(plan: Plan, store: Store) -> Status:

@@ -18,7 +18,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from study.estimate import Estimates, duration, estimate
-from study.forecast import print_plan, slots
+from study.forecast import print_plan
 from study.known_data import remember
 from study.options import Options
 from study.outcome import (
@@ -117,18 +117,12 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
         if todo:
             remember(plan, store)
             registration = store.register_study({"space": plan.space.name, "jobs": len(plan.jobs)})
-            note = {
-                "space": plan.space.name,
-                "command": command,
-                "seconds": estimates.makespan(plan, todo, slots(options)),
-                "jobs": {key: estimates.seconds[key] for key in plan.jobs if key in todo},
-            }
-            with registration, noted(store, note), _termination_as_interrupt():
+            with registration, _termination_as_interrupt():
                 sweep.run(todo, registration)
     except BaseException as error:
         tracker.close(LAST_DELIVERY_SECONDS)
         if isinstance(error, KeyboardInterrupt):
-            print_results(plan, store)
+            _print_results_in_time(plan, store)
         raise
     delivered, interrupted = _delivered(tracker)
     bad = sweep.report()
@@ -147,6 +141,13 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
     if interrupted:
         return INTERRUPTED
     return OK if delivered and not bad else FAILURES
+
+
+def _print_results_in_time(plan: Plan, store: Store) -> None:
+    """Print the table of a study that ends early, unless its storage takes too long."""
+    table = threading.Thread(target=print_results, args=(plan, store), daemon=True)
+    table.start()
+    table.join(TABLE_SECONDS)
 
 
 def _delivered(tracker: Tracker) -> tuple[bool, bool]:
@@ -255,7 +256,14 @@ class _Sweep:
                     published=looks.published,
                 )
 
-            with closing(looks), progress.shown(), cluster.watched(lambda reason: self._lose(reason, cluster)):
+            note = {
+                "space": self._plan.space.name,
+                "command": self._command,
+                "seconds": self._estimates.makespan(self._plan, todo, searcher.slots()),
+                "jobs": {key: self._estimates.seconds[key] for key in self._plan.jobs if key in todo},
+            }
+            watched = cluster.watched(lambda reason: self._lose(reason, cluster))
+            with noted(self._store, note), closing(looks), progress.shown(), watched:
                 self._ended = run_trials(cluster, searcher, attach, self._plan.space.name)
                 if self._ended is not None and (missing := cluster.missing()) is not None:
                     self._lose(f"{missing} is out of reach", cluster)
@@ -280,9 +288,7 @@ class _Sweep:
                 self._ended = f"{reason}; running jobs lose what they did after their last checkpoints"
                 self.report()
                 self._tracker.close(LAST_DELIVERY_SECONDS)
-                table = threading.Thread(target=print_results, args=(self._plan, self._store), daemon=True)
-                table.start()
-                table.join(TABLE_SECONDS)  # the storage may be lost with the cluster
+                _print_results_in_time(self._plan, self._store)  # the storage may be lost with the cluster
                 cluster.abandon()
             finally:
                 sys.stdout.flush()

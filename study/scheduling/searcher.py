@@ -157,8 +157,8 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._nets_per_trial = nets_per_trial
         self._most: dict[Group, int] = {}
         self._hosts, self._held, self._say, self._clock = hosts, held, say, clock
-        self._room: Resources = {}
-        """What the nodes that get jobs had for trials at the last call of :meth:`suggest`."""
+        self._room: Resources = hosts.room()
+        """What the nodes that get jobs had for trials at the last call of :meth:`suggest`, or at the start."""
         self._requests = dict.fromkeys((group(plan.jobs[key]) for key in self.todo), _ONE_CPU) | dict(resources or {})
         self._mean: Counter[str] = Counter()
         for key in self.todo:

@@ -101,8 +101,8 @@ def test_a_figure_by_itself(name, folder, tmp_path, capsys):
     """As ``python -m analysis.figures NAME`` does it."""
     assert main([name, "--space", "partial_mode", "--storage", str(folder), "--out", str(tmp_path)]) == 0
     written = {path.name for path in tmp_path.iterdir()}
-    assert f"{name}.csv" in written
     said = capsys.readouterr().out.splitlines()
+    assert f"{name}.csv" in written or (not written and said), "without numbers it says why, and writes nothing"
     assert {line.rpartition("/")[2] for line in said if line.startswith(str(tmp_path))} == written
 
 

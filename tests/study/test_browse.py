@@ -57,4 +57,4 @@ def test_the_printed_address_answers_and_an_interrupt_ends_the_server(tmp_path: 
             process.send_signal(signal.SIGINT)
             assert process.wait(HANG_SECONDS) == 0
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"{found[1]}/health", timeout=5)
+        urllib.request.urlopen(f"{found[1]}/health", timeout=HANG_SECONDS)

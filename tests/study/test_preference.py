@@ -12,6 +12,7 @@ from study.clean import plan_all
 from study.plan import Plan, make_plan, override
 from study.preference import preferring, with_preferred
 from trainables import schema
+from trainables.storage.starts import noted
 from trainables.storage.store import Store
 from trainables.training.engines import CPU, GPU
 from trainables.training.way import SETTINGS
@@ -25,7 +26,7 @@ def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preference, "find_compiler", lambda: "g++")
 
 
-def preferred(tmp_path: Path, *assignments: str, device: str = CPU) -> tuple[Plan, Plan]:
+def preferred(tmp_path: Path, *assignments: str, device: str | None = CPU) -> tuple[Plan, Plan]:
     """Return the plan of the quickstart as it is asked for, and as it runs."""
     space = override(get_space("digits_quickstart"), assignments)
     asked = make_plan(space)
@@ -71,13 +72,26 @@ def test_gpus_do_without_an_engine_for_cpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("began", ["dense", "sparse"])
-def test_a_study_goes_on_as_it_was_begun(began: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", [CPU, GPU, None])
+def test_a_study_goes_on_as_it_was_begun(
+    began: str, device: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preference, "find_compiler", lambda: None)
     earlier = make_plan(override(get_space("digits_quickstart"), [*FEW, f"kernels={began}"]))
     done = {key for key, job in earlier.jobs.items() if job.kind in (schema.DENSE, schema.PRUNE, schema.SPARSE)}
     monkeypatch.setattr(Store, "keys", lambda self: done)
-    _, plan = preferred(tmp_path, *FEW)
+    _, plan = preferred(tmp_path, *FEW, device=device)
     assert plan.jobs.keys() == earlier.jobs.keys()
-    assert ("began" in plan.notes[0]) == (began == "dense")
+    assert "began" in plan.notes[0]
+
+
+@pytest.mark.parametrize("began", ["dense", "sparse"])
+def test_a_study_that_has_only_started_goes_on_as_it_began(began: str, tmp_path: Path) -> None:
+    earlier = make_plan(override(get_space("digits_quickstart"), [*FEW, f"kernels={began}"]))
+    note = {"space": "digits_quickstart", "command": "?", "seconds": 1.0, "jobs": dict.fromkeys(earlier.jobs, 1.0)}
+    with noted(Store(tmp_path), note):
+        _, plan = preferred(tmp_path, *FEW)
+    assert plan.jobs.keys() == earlier.jobs.keys()
 
 
 def test_results_that_both_ways_share_leave_the_choice_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
