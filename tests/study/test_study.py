@@ -182,6 +182,16 @@ def test_nothing_is_left_beside_the_results(story: Story) -> None:
     assert not (root / "ray").exists(), "Tune's own files are nowhere near the results"
 
 
+@pytest.mark.slow
+def test_a_start_that_is_refused_is_no_start(tmp_path: Path) -> None:
+    arguments = [*command(tmp_path), "--cpus-per-trial", "100000"]
+    with python("-m", "study.run", *arguments, cwd=str(tmp_path)) as process:
+        _, err = process.communicate(timeout=HANG_SECONDS)
+    assert process.returncode == 2
+    assert "asks for 100000 CPU, no node of the cluster has that much" in err
+    assert not starts(Store(tmp_path / "outputs"), SPACE)
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
