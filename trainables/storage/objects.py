@@ -11,7 +11,7 @@ import copy
 import urllib.parse
 from typing import Any
 
-from trainables.errors import first_line
+from trainables.errors import causes, first_line
 from trainables.storage.base import Storage
 from trainables.storage.patience import StorageError
 
@@ -32,6 +32,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "adlfs": {"connection_timeout": CONNECT_SECONDS, "read_timeout": SILENCE_SECONDS},
 }
 """Library -> options of its file system."""
+_NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound", "container does not exist")
+"""Phrases by which object stores say that the whole bucket is missing, not only the object."""
 
 
 class ObjectStorage(Storage):
@@ -77,6 +79,8 @@ class ObjectStorage(Storage):
     def _sizes(self, directory: str) -> dict[str, int]:
         found: dict[str, Any] = self._ask("find", directory, detail=True, seconds=TRANSFER_SECONDS)
         if not found:
+            if self._scheme in ("az", "abfs"):  # a container that was deleted lists as an empty one
+                self._bucket_is_known = False
             self._check_bucket()
         start = self._root.lstrip("/") + "/"
         return {path.lstrip("/").removeprefix(start): int(info["size"] or 0) for path, info in found.items()}
@@ -95,8 +99,14 @@ class ObjectStorage(Storage):
         try:
             return self._request(request, f"{self._root}/{path}", *values, seconds=seconds, **options)
         except FileNotFoundError as error:
+            needs_object = request in ("cat_file", "rm_file")
+            said = "\n".join(map(str, causes(error, contexts=True)))
+            if not needs_object or any(phrase in said for phrase in _NO_BUCKET):
+                self._bucket_is_known = False  # it may have been deleted in the middle of a study
             self._check_bucket(error)
-            raise
+            if needs_object:
+                raise
+            raise StorageError(f"storage {self.uri}/{path}: {first_line(error)}") from error
 
     def _request(self, request: str, path: str, *values: Any, seconds: float | None = None, **options: Any) -> Any:
         if self._filesystem.async_impl:  # only these methods take a time-out
@@ -115,7 +125,7 @@ class ObjectStorage(Storage):
         if self._bucket_is_known:
             return
         with contextlib.suppress(FileNotFoundError):  # listing fails only if the bucket is missing
-            if self._scheme in ("az", "abfs"):  # a missing container lists as an empty one
+            if self._scheme in ("az", "abfs"):  # see _sizes
                 self._bucket_is_known = bool(self._request("exists", self._bucket))
             else:
                 self._request("find", f"{self._root}/{self._probe}")

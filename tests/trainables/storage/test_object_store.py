@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 import threading
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -311,6 +312,30 @@ def test_a_bucket_that_is_not_there(server: int, monkeypatch: pytest.MonkeyPatch
     fresh_s3()
     with pytest.raises(ValueError, match=r"storage 's3://no-such-bucket/x' is not writable: .*; choose another"):
         Store("s3://no-such-bucket/x").check_writable()
+
+
+@pytest.mark.parametrize("_", [pytest.param(None, marks=s3)])
+def test_a_bucket_that_is_deleted_in_the_middle_of_a_study(monkeypatch: pytest.MonkeyPatch, _: None) -> None:
+    with s3_server() as port:
+        for name, value in environment(port).items():
+            monkeypatch.setenv(name, value)
+        storage = fresh_s3().storage
+        storage.write("a/file", b"content")
+        assert storage.names("another") == []
+        storage.remove("a/file")
+        assert storage.read("a/file") is None
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="DELETE")
+        urllib.request.urlopen(request, timeout=HANG_SECONDS)
+        operations: list[Callable[[], object]] = [
+            lambda: storage.read("a/file"),
+            lambda: storage.write("a/file", b""),
+            lambda: storage.create("a/file", b""),
+            lambda: storage.names("a"),
+            lambda: storage.remove("a/file"),
+        ]
+        for operation in operations:
+            with pytest.raises(StorageError, match=f"there is no bucket '{BUCKET}'"):
+                operation()
 
 
 def test_schema_names_are_artifact_names() -> None:

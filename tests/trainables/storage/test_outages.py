@@ -199,12 +199,18 @@ def test_an_error_of_the_library_is_one_of_the_storage(
 
 
 @pytest.mark.parametrize("operation", OBJECTS)
-@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
-def test_a_bucket_that_is_missing_does_not_read_as_empty(operation: str, scheme: str) -> None:
-    """As the libraries behave: S3's says so, Google's only raises, Azure's finds nothing."""
+@pytest.mark.parametrize(("scheme", "deleted"), [("s3", 0), ("gs", 0), ("az", 0), ("s3", 1), ("gs", 1), ("az", 1)])
+def test_a_bucket_that_is_missing_does_not_read_as_empty(operation: str, scheme: str, deleted: int) -> None:
+    """As the libraries behave: S3's and Azure's say so, Google's only raises, Azure's finds nothing.
+
+    A bucket that is deleted in the middle of a study was known before.
+    """
+    if deleted and scheme == "gs" and operation in ("read", "move", "remove"):
+        pytest.skip("the answer is that of a bucket without the object")
+    said = {"s3": "The specified bucket does not exist", "gs": "", "az": "ErrorCode:ContainerNotFound"}
     storage = ObjectStorage("memory://bucket/x")
-    storage._scheme, storage._bucket_is_known = scheme, False
-    storage._filesystem = away = Failing(FileNotFoundError("The specified bucket does not exist" * (scheme == "s3")))
+    storage._scheme, storage._bucket_is_known = scheme, bool(deleted)
+    storage._filesystem = away = Failing(FileNotFoundError(said[scheme]))
     if scheme == "az":
         away.find = lambda *_, **__: {}  # type: ignore[attr-defined]
         away.exists = lambda *_, **__: False  # type: ignore[attr-defined]
