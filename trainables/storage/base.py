@@ -46,10 +46,8 @@ class Storage(abc.ABC):
         patiently(lambda: self._fill(directory, files))
 
     def move(self, path: str, to: str) -> None:
-        """Copy a file to another path, then remove it; do nothing if there is none."""
-        if (content := self.read(path)) is not None:
-            self.write(to, content)
-            self.remove(path)
+        """Move a file to another path; do nothing if there is none."""
+        patiently(lambda: self._move(path, to))
 
     def remove(self, path: str) -> None:
         """Remove a file; do nothing if there is none."""
@@ -93,6 +91,11 @@ class Storage(abc.ABC):
     def _fill(self, directory: str, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             self._write(f"{directory}/{name}", content)
+
+    def _move(self, path: str, to: str) -> None:
+        if (content := self._read(path)) is not None:
+            self._write(to, content)
+            self._remove(path)
 
     def _holds(self, path: str, content: bytes) -> bool:
         # A file that is there may be ours, created by a request whose answer was lost.

@@ -82,10 +82,21 @@ class LocalStorage(Storage):
                 return False
             return True
 
+    def _move(self, path: str, to: str) -> None:
+        # A file is renamed, not copied: a full disk has no space for a copy, and a damaged file may be unreadable.
+        with self._translated(path), contextlib.suppress(FileNotFoundError):
+            _make((self.root / to).parent)
+            os.replace(self.root / path, self.root / to)
+        self._remove_empty(path)
+
     def _remove(self, path: str) -> None:
         file = self.root / path
         with self._translated(path), contextlib.suppress(*_MISSING):
             file.unlink()
+        self._remove_empty(path)
+
+    def _remove_empty(self, path: str) -> None:
+        """Remove the directories above a path that are empty, but not those at the top."""
         with contextlib.suppress(OSError):  # a directory that is not empty stays
             for above in Path(path).parents[:-2]:
                 (self.root / above).rmdir()

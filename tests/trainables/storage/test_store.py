@@ -27,7 +27,7 @@ from study import clean
 from study.clean import surplus
 from trainables.host.processes import me
 from trainables.schema import MANIFEST, METRICS, WEIGHTS
-from trainables.storage import LocalStorage, patience
+from trainables.storage import LocalStorage, local, patience
 from trainables.storage import lease as lease_module
 from trainables.storage.lease import LEASE_SECONDS, STALE_SECONDS
 from trainables.storage.store import DamagedArtifact, Lease, NotPublished, StorageError, Store
@@ -229,6 +229,32 @@ def test_what_was_damaged_can_be_published_again(full: Store) -> None:
         full.read(KEY, WEIGHTS)
     assert full.publish(KEY, FILES, {})
     assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
+
+
+def test_damage_is_set_aside_on_a_full_disk(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so is a file that cannot be read."""
+    halve(file_of(full, KEY, METRICS))
+    expected = {path.name: path.read_bytes() for path in full.directory(KEY).rglob("*.*")}
+    unreadable, read = file_of(full, KEY, WEIGHTS), Path.read_bytes
+
+    def no_space(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def read_in_part(path: Path) -> bytes:
+        if path == unreadable:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    with monkeypatch.context() as disk:
+        disk.setattr(local, "_write_synced", no_space)
+        disk.setattr(Path, "read_bytes", read_in_part)
+        with pytest.raises(DamagedArtifact):
+            full.read(KEY, METRICS)
+    assert KEY not in full
+    (aside,) = (full.root / "store" / ".damaged").iterdir()
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == expected
+    full.storage.move(f"store/{KEY}", "store/elsewhere")  # which does not exist
 
 
 def test_remains_without_a_manifest_are_no_result_and_are_removed(full: Store) -> None:
