@@ -50,6 +50,7 @@ def written_tables(space, uri, out):
     return [path.read_text(encoding="utf-8") for path in sorted(out.glob("*.tex"))]
 
 
+@pytest.mark.slow
 def test_tables_of_a_study(tmp_path):
     synthetic.write_study(tmp_path, "small")
     check_set(tmp_path, written_tables("small", synthetic.tracking_uri(tmp_path), tmp_path / "out"))

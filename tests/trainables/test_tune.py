@@ -74,6 +74,7 @@ def fit(trainable: type, space: dict[str, Any], folder: Path, stop: Any = None, 
 
 
 # --- in a Tuner -------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_two_trials_from_nothing_train_each_shared_job_once(cluster: None, published: Store, tmp_path: Path) -> None:
     space = tiny_space(sparse_lr=(0.02, 0.05)).param_space(storage=str(tmp_path / "outputs"))
     scheduler = ASHAScheduler(time_attr="epoch", max_t=2, grace_period=2)

@@ -99,6 +99,7 @@ class Sweep:
 
 
 # --- outcomes ---------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_jobs_whose_processes_die_twice_are_done_in_the_end(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
     sweep = Sweep(cluster, plan, tmp_path)
     assert sweep.run(Dies) is None

@@ -99,6 +99,7 @@ def test_averages_are_finished_children_of_the_study_without_a_key(plan: Plan, s
     assert sorted(point.step for point in history) == list(synthetic.REWINDS)
 
 
+@pytest.mark.slow
 def test_a_deleted_cell_run_comes_back(plan: Plan, study: str, own_copy: Store) -> None:
     update(plan, study, own_copy)
     before = derived(study)
@@ -111,6 +112,7 @@ def test_a_deleted_cell_run_comes_back(plan: Plan, study: str, own_copy: Store) 
     assert after[key].data.metrics == gone.data.metrics
 
 
+@pytest.mark.slow
 def test_a_run_that_a_killed_driver_left_incomplete_is_replaced(plan: Plan, study: str, own_copy: Store) -> None:
     update(plan, study, own_copy)
     client, (key, run) = MlflowClient(study), next(iter(derived(study).items()))

@@ -48,6 +48,7 @@ def run(folder: Path, arguments: list[str], environment: dict[str, str], **how: 
     )
 
 
+@pytest.mark.slow
 def test_commands_end_as_they_do_when_nobody_reads_them_or_the_terminal_lacks_letters(tmp_path: Path) -> None:
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     for number, (name, (arguments, code)) in enumerate(COMMANDS.items()):
