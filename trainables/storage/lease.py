@@ -89,16 +89,21 @@ class Lease:
         while not self._released.wait(renewal_seconds()):
             # While the storage is out of reach, no other process can take the lease, either.
             with contextlib.suppress(StorageError):
-                if self._is_lost():
+                found = self.storage.read(self.path)
+                if found is None:
+                    self.storage.create(self.path, self._content())  # unless another process takes it at this moment
+                elif self._is_lost(found):
                     return
-                self.storage.write(self.path, self._content())
+                else:
+                    self.storage.write(self.path, self._content())
         with contextlib.suppress(StorageError):  # if that fails, the lease expires
-            if not self._is_lost():
+            found = self.storage.read(self.path)
+            if found is not None and not self._is_lost(found):
                 self.storage.remove(self.path)
 
-    def _is_lost(self) -> bool:
+    def _is_lost(self, content: bytes) -> bool:
         """Return whether another process has taken over the lease. Then both compute, and the first to publish wins."""
-        found = _parsed(self.storage.read(self.path))
+        found = _parsed(content)
         return found is not None and found["token"] != self._token
 
     def release(self) -> None:
@@ -192,15 +197,15 @@ def _clear_away(storage: Storage, path: str) -> bool:
     if claim is None:
         return False
     with claim:
-        is_left = storage.read(path) not in (seen, None)
-        if not is_left:
+        found = storage.read(path)
+        if found == seen:
             storage.remove(path)
-    return not is_left
+    return found in (seen, None)
 
 
-def _parsed(content: bytes | None) -> dict[str, Any] | None:
-    """Return a lease's document; None if it is damaged or gone."""
+def _parsed(content: bytes) -> dict[str, Any] | None:
+    """Return a lease's document; None if it is damaged."""
     try:
-        return None if content is None else documents.parse(content, documents.LEASE)
+        return documents.parse(content, documents.LEASE)
     except Malformed:
         return None

@@ -704,6 +704,45 @@ def test_a_lease_that_was_taken_a_moment_ago_is_left_alone(store: Store, monkeyp
     assert json.loads(path.read_text())["owner"] == "third-host:1:1"
 
 
+class Overtaking(LocalStorage):
+    """A storage in which another process takes the lease on KEY just after this one has seen that it is gone."""
+
+    def _read(self, path: str) -> bytes | None:
+        content = super()._read(path)
+        if content is None and path == f"leases/{KEY}":
+            lease_file(Store(self.root), "third-host:1:1")
+        return content
+
+
+def test_a_lease_that_is_taken_as_an_abandoned_one_disappears_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, create = Overtaking(tmp_path), LocalStorage.create
+    path = lease_file(Store(tmp_path), ELSEWHERE, age=10_000)
+
+    def late(storage: LocalStorage, name: str, content: bytes) -> bool:
+        if name.startswith(f"leases/{KEY}."):  # another process has cleared it away
+            path.unlink()
+        return create(storage, name, content)
+
+    monkeypatch.setattr(LocalStorage, "create", late)
+    assert Lease.acquire(storage, f"leases/{KEY}") is None
+    assert json.loads(path.read_text())["owner"] == "third-host:1:1"
+
+
+@pytest.mark.parametrize("lease_seconds", [0.3, 2 * HANG_SECONDS], ids=["renewing", "releasing"])
+def test_a_holder_whose_lease_is_gone_leaves_that_of_the_next_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lease_seconds: float
+) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", lease_seconds)
+    path = tmp_path / "leases" / KEY
+    with Lease.acquire(Overtaking(tmp_path), f"leases/{KEY}") or pytest.fail("nobody holds it"):
+        path.unlink()
+        if lease_seconds < 1:
+            wait_until(lambda: not renewing(), "it is still kept alive")
+    assert json.loads(path.read_text())["owner"] == "third-host:1:1"
+
+
 def test_who_dies_while_clearing_a_lease_away_blocks_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     path = lease_file(store, ELSEWHERE, age=10_000)
     claim = path.with_name(f"{KEY}.{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}")
