@@ -5,6 +5,7 @@ A host is a host name with the namespace of process ids, because containers may 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -50,6 +51,13 @@ def _started(pid: int) -> str:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
-        return "" if Path("/proc/self/stat").exists() else "unknown"  # as on macOS
+        if Path("/proc/self/stat").exists():
+            return ""
+        with contextlib.suppress(PermissionError):  # as on macOS; it exists, but belongs to another user
+            try:
+                os.kill(pid, 0)
+            except (ProcessLookupError, OverflowError):
+                return ""
+        return "unknown"
     state, *rest = stat.rsplit(")", 1)[1].split()
     return "" if state in "ZX" else rest[18]
