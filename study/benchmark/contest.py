@@ -74,14 +74,16 @@ class Team:
         # A terminal sends Ctrl-C to all processes. The members inherit that it is blocked, and the parent ends them.
         resource_tracker.ensure_running()  # now, because starting it would unblock Ctrl-C
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            # Not a daemon: daemons cannot start loader processes.
-            process = context.Process(target=_serve, args=(theirs, threads, make, arguments), daemon=False)
-            process.start()
-            theirs.close()
-            self._members.append((ours, process))
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                # Not a daemon: daemons cannot start loader processes.
+                process = context.Process(target=_serve, args=(theirs, threads, make, arguments), daemon=False)
+                process.start()
+                theirs.close()
+                self._members.append((ours, process))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def wait(self) -> None:
         """Wait for the uncounted run, and set `first` to its seconds; raises as :meth:`seconds` does."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -169,6 +170,16 @@ def test_works_take_turns_and_none_is_always_first() -> None:
 
     assert in_turns({"a": scripted("a", [1, 2]), "b": scripted("b", [3, 4])}, range(2)) == {"a": (1, 2), "b": (3, 4)}
     assert "".join(order) == "abba"
+
+
+def test_a_team_that_cannot_start_leaves_ctrl_c_as_it_was() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        with ExitStack() as stack, pytest.raises((AttributeError, pickle.PicklingError)):
+            Team(stack, "a team", lambda: Counting(1))  # which cannot be pickled
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Fake:
