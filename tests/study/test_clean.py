@@ -86,7 +86,7 @@ def test_what_belongs_to_nothing(plan: Plan, own_copy: Store) -> None:
     own_copy.storage.write(f"store/.damaged/{OTHER}-12/{schema.WEIGHTS}", b"damaged")
     found = surplus(own_copy, [plan], [])
     assert set(found.leftovers) == {
-        f"work/{published}/checkpoint",
+        f"work/{published}/checkpoint.safetensors",
         f"failed/{OTHER}.json",
         f"store/.damaged/{OTHER}-12/{schema.WEIGHTS}",
     }
@@ -94,7 +94,7 @@ def test_what_belongs_to_nothing(plan: Plan, own_copy: Store) -> None:
     assert f"failed/{OTHER}.json" not in careful.leftovers, "it may be of a space that is not known here"
     clean.remove(own_copy, found)
     gone = {path for path in before if path.split("/")[2] in {missing, *unneeded}}
-    assert paths(own_copy) == before - gone | {f"work/{missing}/checkpoint", f"failed/{missing}.json"}
+    assert paths(own_copy) == before - gone | {f"work/{missing}/checkpoint.safetensors", f"failed/{missing}.json"}
 
 
 @pytest.mark.parametrize("location", ["directory", "memory"])

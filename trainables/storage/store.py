@@ -452,8 +452,9 @@ def _folder(key: str, manifest: Mapping[str, Any]) -> str:
 
 
 def _checkpoint(key: str) -> str:
+    """Return the path of a checkpoint, the same as in earlier versions, so that the job's log reports one of theirs."""
     _place(key)
-    return f"work/{key}/checkpoint"
+    return f"work/{key}/checkpoint.safetensors"
 
 
 def _failure(key: str) -> str:

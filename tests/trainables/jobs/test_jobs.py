@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from stored import file_of
@@ -522,6 +523,17 @@ def test_damaged_checkpoint_costs_time_but_not_the_result(published: Store, own_
     rows = list(run_job(DENSE_A, {None}, context))
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert_same_result(published, own_copy, DENSE_A.key)
+
+
+def test_a_checkpoint_of_an_earlier_version_costs_time_and_the_log_says_so(published: Store, own_copy: Store) -> None:
+    path = f"work/{DENSE_A.key}/checkpoint.safetensors"
+    context = Context(store=without(own_copy, DENSE_A.key), checkpoint_seconds=0.0)
+    metadata = {"format": "2", "job": DENSE_A.key}
+    own_copy.storage.write(path, safetensors.torch.save({"weight": torch.ones(2)}, metadata))
+    assert [row["step"] for row in run_job(DENSE_A, {None}, context)] == [1, 2, 3]
+    assert_same_result(published, own_copy, DENSE_A.key)
+    assert "starting from the first epoch: " in own_copy.read(DENSE_A.key, schema.LOG).decode()
+    assert own_copy.storage.read(path) is None
 
 
 TRAINED = {job.kind: job for job in (DENSE_A, PRUNED, target(CELL))}

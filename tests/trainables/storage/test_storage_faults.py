@@ -154,7 +154,7 @@ def test_damage_in_every_kind_of_file(study: Study, undisturbed: Study, plan_of_
 
 def killed_in_the_middle_of_a_job(study: Study) -> list[Path]:
     """Kill the study, as often as it takes, until a job has left a checkpoint; return the checkpoints."""
-    pattern = "work/*/checkpoint"
+    pattern = "work/*/checkpoint.safetensors"
     while True:
         process = study.start("--checkpoint-seconds", "0.001")
         while process.poll() is None and not any(study.store.root.glob(pattern)):

@@ -519,7 +519,7 @@ def test_sweeping_removes_leases_of_the_dead_and_checkpoints_of_what_is_publishe
         assert len([*full.storage.names("leases"), *full.storage.names("studies")]) == 3
         full.sweep()
         assert [*full.storage.names("leases"), *full.storage.names("studies")] == [f"leases/{other}"]
-    assert [*full.storage.names("work")] == [f"work/{other}/checkpoint"]
+    assert [*full.storage.names("work")] == [f"work/{other}/checkpoint.safetensors"]
 
 
 def test_sweeping_passes_over_what_is_of_no_study(full: Store) -> None:
