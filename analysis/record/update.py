@@ -51,7 +51,8 @@ def add(space: str, tracking_uri: str, store: Store | None, out: Path) -> None:
     found = reader.records(experiment)
     frame = load.frame_of(experiment, found, tracking_uri)  # chooses one of several runs of a job
     ended = frame[frame["status"].isin([FINISHED, FAILED])]
-    runs = {run["run_id"]: run for run in map(_run, found) if run["run_id"] in set(ended["key"])}
+    chosen = set(ended["run_id"])
+    runs = {run["run_id"]: run for run in (_run(each) for each in found if each.run_id in chosen)}
     curves = _curves(reader, ended)
     study: documents.Document = {
         "space": space,

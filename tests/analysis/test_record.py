@@ -78,6 +78,10 @@ def of_pair(pair):
     return lambda run: int(run["params"]["seed_a"]) in pair
 
 
+def outputs_of(uri):
+    return Path(uri.removeprefix("sqlite:///")).parent
+
+
 def content(out):
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -155,6 +159,15 @@ def test_a_result_takes_the_place_of_an_earlier_one_but_no_failure_does(study, t
         frame = load.runs(SPACE, str(out))
         naive = frame[frame["method"] == "naive"]
         assert list(zip(naive["status"], naive["test_accuracy"], strict=True)) == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize("status", ["KILLED", "RUNNING"])
+def test_a_duplicate_does_not_take_the_place_of_a_finished_run(uri, tmp_path, status):
+    recorder = synthetic.Recorder(outputs_of(uri), f"twice_{status}")
+    recorder.sparse("naive", 1.0, 0.9, 10, FIRST)
+    recorder.sparse("naive", 1.0, 0.9, 10, FIRST, status=status)
+    update.add(f"twice_{status}", uri, None, tmp_path / "record")
+    assert [run["status"] for run in folder.read_runs(tmp_path / "record")] == ["FINISHED"]
 
 
 def test_a_record_is_drawn_from_its_own_files(study, tmp_path, monkeypatch, capsys):
