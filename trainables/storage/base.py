@@ -104,12 +104,14 @@ class Storage(abc.ABC):
     def _check_writable(self) -> None:
         content = self._probe.encode()  # the same in each attempt, so that none is left behind
         self._holds(self._probe, content)
-        if self._read(self._probe) != content:
-            raise StorageError("it returns other bytes than were written", passing=False)
-        if self._holds(self._probe, content + b"2"):
-            raise StorageError(
-                "it does not support conditional writes (If-None-Match), without which two writers could overwrite "
-                "each other",
-                passing=False,
-            )
-        self._remove(self._probe)
+        try:
+            if self._read(self._probe) != content:
+                raise StorageError("it returns other bytes than were written", passing=False)
+            if self._holds(self._probe, content + b"2"):
+                raise StorageError(
+                    "it does not support conditional writes (If-None-Match), without which two writers could "
+                    "overwrite each other",
+                    passing=False,
+                )
+        finally:
+            self._remove(self._probe)

@@ -166,7 +166,7 @@ def bury(storage: Storage, directory: str) -> bool:
     for path in storage.names(directory):
         name = path.removeprefix(f"{directory}/")
         if half := unfinished(name):
-            if _LEASE.fullmatch(half[0]) and not alive(half[1]):
+            if _ANY.fullmatch(half[0]) and not alive(half[1]):
                 storage.remove(path)
         elif not _ANY.fullmatch(name) or (content := storage.read(path)) is None:
             continue

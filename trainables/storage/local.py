@@ -16,7 +16,7 @@ from trainables.host.processes import me
 from trainables.storage.base import Storage
 from trainables.storage.patience import StorageError
 
-_UNFINISHED = re.compile(r"((?:.*/)?[^/-]+)-([^/]+)-[0-9a-f]{8}\.tmp")
+_UNFINISHED = re.compile(r"((?:.*/)?(?:[^/]+?\.json|[^/-]+))-([^/]+)-[0-9a-f]{8}\.tmp")
 _MISSING = (FileNotFoundError, NotADirectoryError)
 _PASSING = frozenset(
     getattr(errno, name)

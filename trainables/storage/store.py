@@ -10,6 +10,7 @@ Layout below the storage, a directory or an object store::
     leases/<key>           who is computing a key now
     studies/<id>           a lease for each running driver
     data/<name>.json       facts about a dataset, for machines that lack the data
+    fastest/<device>/      choices of ``--fastest``
     starts/<id>.json       what each start of a driver had to compute, with an estimate (trainables.storage.starts)
 
 There is one way to publish. An attempt writes its files to a folder of its own; then it creates the manifest on the
@@ -33,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainables.host.processes import alive
 from trainables.schema import MANIFEST, METRICS, PLANE_GRID
 from trainables.storage import LocalStorage, StorageError, documents, open_storage
 from trainables.storage.documents import Malformed
@@ -47,6 +49,8 @@ READERS = 16
 """Results that are read from an object store at the same time."""
 DAMAGED = "store/.damaged"
 """Where results and documents that failed their checks are moved."""
+_DOCUMENTS = ("data", "fastest", "starts")
+"""Folders of documents that are kept for good."""
 _KEY = re.compile(documents.KEY_FORM)
 _NAME = re.compile(documents.ARTIFACT_FORM)
 _RESULT = re.compile(
@@ -343,8 +347,11 @@ class Store:
             ) from error
 
     def sweep(self) -> None:
-        """Remove leases of dead processes and checkpoints of jobs that are published."""
+        """Remove leases and half-written documents of dead processes, and checkpoints of jobs that are published."""
         self.forget_damaged_leases()
+        for path in (each for folder in _DOCUMENTS for each in self.storage.names(folder)):
+            if (half := unfinished(path)) and not alive(half[1]):
+                self.storage.remove(path)
         for path in self.storage.names("work"):
             if (found := _CHECKPOINT.fullmatch(path)) and found["key"] in self:
                 self.storage.remove(path)

@@ -237,6 +237,7 @@ def test_a_store_without_conditional_writes_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(store.storage._filesystem, "pipe_file", lambda path, value, mode="": pipe(path, value))
     with pytest.raises(ValueError, match="does not support conditional writes"):
         store.check_writable()
+    assert store.storage.names("") == []
 
 
 def test_a_store_that_alters_what_is_written_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +245,7 @@ def test_a_store_that_alters_what_is_written_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(ObjectStorage, "_read", lambda storage, path: b"something else")
     with pytest.raises(ValueError, match="returns other bytes than were written"):
         store.check_writable()
+    assert store.storage.names("") == []
 
 
 def test_a_local_uri_is_a_directory(tmp_path: Path) -> None:

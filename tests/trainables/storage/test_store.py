@@ -522,6 +522,27 @@ def test_sweeping_removes_leases_of_the_dead_and_checkpoints_of_what_is_publishe
     assert [*full.storage.names("work")] == [f"work/{other}/checkpoint.safetensors"]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"starts/{'ab' * 6}.json",
+        f"data/{'ab' * 6}.json",
+        "fastest/cpu/resnet20-x1-given.json",
+        f"leases/{KEY}",
+        f"leases/{KEY}.{'ab' * 8}",
+        f"studies/{'ab' * 8}",
+    ],
+)
+def test_sweeping_removes_what_dead_processes_left_half_written(full: Store, path: str) -> None:
+    host, number, _ = me().rsplit(":", 2)
+    dead, writing = f"{path}-{host}:{number}:1-0123abcd.tmp", f"{path}-{me()}-0123abcd.tmp"
+    others = f"{path}-another-host:1:1-0123abcd.tmp"
+    for each in (dead, writing, others):
+        full.storage.write(each, b"half")
+    full.sweep()
+    assert sorted(full.storage.names(path.split("/")[0])) == sorted([writing, others])
+
+
 def test_sweeping_passes_over_what_is_of_no_study(full: Store) -> None:
     strays = {f"{folder}/{name}" for folder in ("store", "work", "leases") for name in (".DS_Store", "a-b/c")}
     for path in strays:
