@@ -205,16 +205,16 @@ def indistinct(scored: pd.DataFrame, by: list[str]) -> int:
 
 
 def _grid(named: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return the cells of the recorded sparse runs, finished or not, or of the dense runs if there are no sparse ones.
+    """Return the cells of the recorded runs, finished or not, that make up the grid.
 
-    Runs of ``NO_REWIND`` methods count only if there are no other sparse runs.
+    These are the sparse runs, without those of ``NO_REWIND`` methods if there are others; without sparse runs, the
+    pruned nets of all rounds; without pruned nets, the dense runs.
     """
-    sparse = named[(named["stage"] == schema.SPARSE) & ~named[ROW].isin(NO_REWIND)]
-    if sparse.empty:
-        sparse = named[named["stage"] == schema.SPARSE]
-    if sparse.empty:
-        sparse = named[named["stage"] == schema.DENSE]
-    return sparse[by].drop_duplicates()
+    sparse = named["stage"] == schema.SPARSE
+    pruned = (named["stage"] == schema.PRUNE) & (named[ROW] == IMP)
+    choices = (sparse & ~named[ROW].isin(NO_REWIND), sparse, pruned, named["stage"] == schema.DENSE)
+    chosen = next((choice for choice in choices if choice.any()), choices[-1])
+    return named.loc[chosen, by].drop_duplicates()
 
 
 def _beside(found: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -226,11 +226,13 @@ def _beside(found: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFr
 def _dense(named: pd.DataFrame, done: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Repeat dense runs for each cell of their task and width.
 
-    If further settings vary, the cells are instead those whose sparse runs name the dense run in ``dense_key``.
+    If further settings vary, the cells are instead those whose sparse runs name the dense run in ``dense_key``; without
+    such runs, those with the dense run's own values of the settings in which dense runs differ.
     """
     dense = done[done["stage"] == schema.DENSE]
-    if by == list(CELL):
-        shared = [*TASK, schema.PARAM_WIDTH]
-        return dense.drop(columns=[name for name in by if name not in shared]).merge(grid, on=shared)
     links = named.loc[named["dense_key"] != "", [*by, "dense_key"]].drop_duplicates()
+    if by == list(CELL) or links.empty:
+        own = [name for name in by[len(CELL) :] if dense[name].nunique() > 1]
+        shared = [*TASK, schema.PARAM_WIDTH, *own]
+        return dense.drop(columns=[name for name in by if name not in shared]).merge(grid, on=shared)
     return dense.drop(columns=by).merge(links, left_on="key", right_on="dense_key")

@@ -15,7 +15,8 @@ from trainables.schema import FINISHED
 
 COLUMNS = 100
 ROWS = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
-HEADER = ("width", "sparse", "rewind", *map(labels.method, ROWS), f"permuted {MINUS} naive")
+PRUNED = (cells.DENSE, cells.IMP)
+"""Columns of a study that trains no sparse nets besides the pruned ones."""
 LAYOUTS = ((2, 2), (2, 1), (1, 2), (1, 1), (0, 1))
 """(decimals, blanks between columns), tried in this order until the table fits."""
 
@@ -23,7 +24,8 @@ LAYOUTS = ((2, 2), (2, 1), (1, 2), (1, 1), (0, 1))
 def short_table(frame: pd.DataFrame) -> str:
     """Return test accuracy by width, sparsity and rewind epoch in at most 100 columns.
 
-    There is one block per task (and varied recipe): dense, LTH, permuted and naive as mean ± sample standard deviation
+    There is one block per task (and varied recipe): dense, LTH, permuted and naive (dense and IMP if the study has
+    nothing else) as mean ± sample standard deviation
     (number of runs) in percent, and the paired difference permuted - naive in percentage points with its 95 % t
     interval. ``(2/4)`` says that two of four runs have finished; a dash stands in place of the mean if none has.
 
@@ -35,10 +37,12 @@ def short_table(frame: pd.DataFrame) -> str:
         return "No accuracies yet: no run has finished."
     by = cells.axes(frame)
     numbers = _counts(frame, by).merge(numbers, how="left", on=by)
+    planned = {name.removesuffix("_all") for name in numbers if name.endswith("_all")}
+    rows = PRUNED if cells.IMP in planned <= {*PRUNED} else ROWS
     apart = [name for name in by if name not in accuracy_table.GRID]
     lines = [f"Test accuracy (%), mean ± std (runs); permuted {MINUS} naive in points, paired, with 95 % interval"]
     for place, block in facets.places(numbers, apart):
-        lines += ["", labels.cell(place, apart), *_block(block)]
+        lines += ["", labels.cell(place, apart), *_block(block, rows)]
     return "\n".join(lines + _footer(frame))
 
 
@@ -49,20 +53,21 @@ def _counts(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return counts.add_suffix("_all").reset_index().rename_axis(columns=None)
 
 
-def _block(numbers: pd.DataFrame) -> list[str]:
+def _block(numbers: pd.DataFrame, rows: Sequence[str]) -> list[str]:
     """Return the lines of a block in the first layout that fits."""
+    header = ("width", "sparse", "rewind", *map(labels.method, rows), f"permuted {MINUS} naive")
     for decimals, blanks in LAYOUTS:
-        lines = _aligned([HEADER, *_cells(numbers, decimals)], blanks)
+        lines = _aligned([header, *_cells(numbers, rows, decimals)], blanks)
         if max(map(len, lines)) <= COLUMNS:
             break
     return lines
 
 
-def _cells(numbers: pd.DataFrame, decimals: int) -> list[list[str]]:
+def _cells(numbers: pd.DataFrame, rows: Sequence[str], decimals: int) -> list[list[str]]:
     body = []
     for _, line in numbers.iterrows():
         texts = [labels.value(name, line[name]).replace(" ", "") for name in accuracy_table.GRID]
-        texts += [_entry(line, row, decimals) for row in ROWS]
+        texts += [_entry(line, row, decimals) for row in rows]
         limits = (line["permuted_minus_naive"], line["ci_low"], line["ci_high"])
         difference = stats.format_difference(*limits, decimals=decimals).replace(", ", ",")
         body.append([*texts, difference or DASH])

@@ -12,7 +12,7 @@ import pytest
 import synthetic_runs as synthetic
 import synthetic_spaces
 
-from analysis import cells, labels, load
+from analysis import cells, labels, load, summary
 from analysis.figures import accuracy_table
 from analysis.page import coverage
 from search_spaces import SPACES
@@ -38,6 +38,11 @@ STUDIES = {
         sparse_lr=(0.01, 0.02), interpolation_points=(3, 5), mask_overlap=False, **SMALL,
     ),
 }  # fmt: skip
+STUDIES["pruned_rates"] = dataclasses.replace(
+    STUDIES["rates"], name="pruned_rates", method=("dense", "imp"), sparse_lr=0.01, interpolation_points=3
+)
+STUDIES["pruned"] = dataclasses.replace(STUDIES["pruned_rates"], name="pruned", lr=0.1)
+STUDIES["dense_rates"] = dataclasses.replace(STUDIES["pruned_rates"], name="dense_rates", method=("dense",))
 STUDIES["images"] = dataclasses.replace(STUDIES["images"], match_images=(1_000, 10_000))
 
 
@@ -182,3 +187,21 @@ def test_pruning_that_stops_within_a_tolerance_stands_beside_its_target(frames):
         frame.loc[pruned.index, "sparsity"] == pruned["sparsity"]
     ).all()  # the runs themselves keep what they reached
     assert schema.PARAM_ROUND in frame
+
+
+@pytest.mark.parametrize(("study", "rates"), [("pruned", 1), ("pruned_rates", 2), ("dense_rates", 2)])
+def test_without_sparse_nets_the_pruned_and_dense_nets_are_shown(frames, study, rates):
+    frame = frames[study]
+    found = by_row(frame)
+    for row, runs in found.items():
+        of_row = frame[frame["method"] == row].set_index("run_id")
+        assert set(runs["run_id"]) == set(of_row.index)
+        for name in cells.varied(frame):
+            assert runs[name].tolist() == of_row.loc[runs["run_id"], name].tolist()
+    assert len(cells.varied(frame)) == rates - 1
+    text = summary.short_table(frame)
+    assert "Dense" in text
+    if "imp" in set(frame["method"]):
+        assert "IMP" in text
+        assert found["imp"]["sparsity"].max() == 0.9
+        assert len(accuracy_table.imp(frame)) == rates * found["imp"]["sparsity"].nunique()
