@@ -163,7 +163,8 @@ def _method_runs(scored: pd.DataFrame, pooled: pd.DataFrame, by: list[str]) -> t
                 of_row.update({(axis, step): value for value, step in ticks.items()})
         shown = facets.told_apart(numbers, [name for name in places if name != axis])
         for measure in MEASURES:
-            for line in facets.spread(numbers, [*places, cells.ROW], [measure]).to_dict("records"):
+            lines = facets.spread(numbers.dropna(subset=axis), [*places, cells.ROW], [measure])
+            for line in lines.to_dict("records"):
                 metric = _metric(measure, axis, line, shown)
                 points[line[cells.ROW]][metric, _step(line) if rewound else ticks[line[axis]]] = line["mean"]
                 charts.setdefault(metric, Chart(measure=measure, axis=axis, metric=metric))

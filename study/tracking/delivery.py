@@ -212,9 +212,19 @@ class Tracker:
 
     def _update_averages(self) -> None:
         began, logged = time.monotonic(), self._logged
-        self._average(self._experiment)
-        ended = time.monotonic()
-        self._averaged, self._rested = logged, ended + max(AVERAGE_SECONDS, AVERAGE_REST * (ended - began))
+        try:
+            self._average(self._experiment)
+            self._averaged = logged
+        finally:
+            ended = time.monotonic()
+            self._rested = ended + max(AVERAGE_SECONDS, AVERAGE_REST * (ended - began))
+
+    def _try_averages(self) -> None:
+        """Update the averages; a failure holds up no job, because a later update can do without this one."""
+        try:
+            self._update_averages()
+        except Exception:
+            _log.debug("averages are behind: %s", redact_text(traceback.format_exc()))
 
     def _averages_are_due(self) -> bool:
         """Return whether enough results have come, and enough time has passed, since the last update."""
@@ -279,7 +289,7 @@ class Tracker:
                 if self._closing.is_set():
                     return None
                 if self._averages_are_due():
-                    return self._update_averages
+                    return self._try_averages
                 waiting = {key: live.since for key, live in self._live.items() if live.rows}
                 if not waiting:
                     self._changed.wait()

@@ -91,6 +91,22 @@ def test_an_incomplete_study_says_how_many_seeds_there_are(folder):
     assert not [name for name, _ in one.points if name.endswith(("_std", "_low", "_high"))]
 
 
+@pytest.mark.parametrize("pruned", [False, True])
+def test_before_the_first_sparse_run_there_are_averages_of_dense_nets(folder, pruned):
+    recorder = synthetic.Recorder(folder, f"early {pruned}")
+    for seed in (0, 1):
+        recorder.dense(1.0, seed)
+    if pruned:
+        recorder.run({schema.TEST_ACCURACY: 80.0}, stage=schema.PRUNE, method="imp", width=1.0, sparsity=0.8, seed_a=0)
+    frame = load.runs(f"early {pruned}", synthetic.tracking_uri(folder))
+    dense = found(frame)["dense", "1", None]
+    assert dense.points[schema.TEST_ACCURACY + "_n", 0] == 2
+    runs, charts = averages(frame)
+    (method,) = [run for run in runs if run.level == schema.METHOD]
+    assert method.params["row"] == "dense"
+    assert {chart.axis for chart in charts} == {schema.PARAM_WIDTH, *([schema.PARAM_SPARSITY] if pruned else [])}
+
+
 def test_digests_tell_a_changed_run_from_the_same(frame):
     before, after = found(frame), found(frame[frame["seed_a"] != 0])
     assert {place: run.key for place, run in before.items()} == {place: run.key for place, run in after.items()}

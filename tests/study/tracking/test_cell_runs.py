@@ -13,7 +13,7 @@ import pytest
 import synthetic_runs as synthetic
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from tracked import SPACE, all_runs, log_all, track
+from tracked import SPACE, all_runs, by_key, curve, job_of, log_all, track, wait_for, without
 from waiting import HANG_SECONDS
 
 from analysis import load, mlflow_report
@@ -237,3 +237,33 @@ def test_the_tracker_updates_averages_while_results_come_but_not_after_each(
     assert tracker.close(HANG_SECONDS), tracker.behind
     assert calls[-1] == len(plan.jobs)
     assert len(calls) <= 2
+
+
+@pytest.mark.parametrize("last_works", [True, False])
+def test_averages_that_fail_hold_up_no_epoch_and_only_the_last_failure_is_said(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch, last_works: bool
+) -> None:
+    monkeypatch.setattr("study.tracking.delivery.AVERAGE_RESULTS", 0)
+    monkeypatch.setattr("study.tracking.delivery.RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr("study.tracking.delivery.FLUSH_SECONDS", 0.0)
+    job, fails = job_of(dense_plan, schema.DENSE), [True]
+    without(own_copy, job)
+    tracker = track(dense_plan, own_copy, uri)
+
+    def average(_: Experiment) -> None:
+        calls.append(tracker._logged)
+        if fails:
+            raise KeyError("no such cell")
+
+    calls: list[int] = []
+    tracker._average = average
+    tracker.start()
+    tracker._rested = 0.0
+    tracker.epoch(job.key, {"step": 1, "timestamp": 1, schema.TEST_LOSS: 1.0})
+    wait_for(lambda: curve(uri, by_key(uri)[job.key], schema.TEST_LOSS) == [(1, 1.0)])
+    assert calls == [0]
+    assert tracker.behind is None
+    if last_works:
+        fails.clear()
+    assert tracker.close(HANG_SECONDS) is last_works
+    assert (tracker.behind is None) is last_works
