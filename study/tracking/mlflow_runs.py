@@ -8,6 +8,7 @@ value per step.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -19,7 +20,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from study.plan import Plan
-from study.tracking.contents import GAPS, SOURCE, Contents, Metric, Row, RunSpec, epoch_metrics, gaps, outcome_of
+from study.tracking.contents import (
+    GAPS,
+    SOURCE,
+    TRIAL_NAME,
+    Contents,
+    Metric,
+    Row,
+    RunSpec,
+    epoch_metrics,
+    gaps,
+    outcome_of,
+)
 from study.tracking.experiment import Experiment
 from study.tracking.labels import settings_tag
 from trainables import schema
@@ -35,6 +47,9 @@ ATTACH_ATTEMPTS = 3
 """After this many failures, a run does without an artifact, provided that the tracking server itself answers."""
 ERROR_LENGTH, LOG_LENGTH = 4000, 200_000
 """Maximum length in characters of an error (an MLflow tag holds 8,000) and of a failed job's log (its end is kept)."""
+
+_TAG_STORAGE = "storage"
+"""Tag of an earlier version's runs: a digest of the storage's URI, where runs now have ``TAG_STORE``."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +106,7 @@ class Runs:
         """
         self._plan, self._store, self._experiment, self._fresh = plan, store, experiment, fresh
         self._contents = Contents(plan, store, fresh)
+        self._digest = hashlib.sha256(store.uri.encode()).hexdigest()[:12]
         self._runs: dict[str, _Run] = {}
         self._doubtful: set[str] = set()
         self._accuracies: dict[str, tuple[float | None, int]] = {}
@@ -196,8 +212,18 @@ class Runs:
         return self._runs[key].tags.items()
 
     def _added(self, key: str) -> dict[str, str]:
-        """Return the tags that a study adds to another study's run."""
-        return self._contents.shared_tags(key)
+        """Return the tags that a study adds to another study's run, and those that an earlier version's run lacks."""
+        tags = self._contents.shared_tags(key)
+        if self._runs[key].tags.get(_TAG_STORAGE) == self._digest:
+            spec = self._contents.spec(key)
+            tags |= {name: spec.tags[name] for name in (schema.TAG_STORE, TRIAL_NAME)}
+        return tags
+
+    def _is_ours(self, run: _Run) -> bool:
+        """Return whether a run's job belongs to this storage."""
+        if schema.TAG_STORE in run.tags:
+            return run.tags[schema.TAG_STORE] == self._contents.storage
+        return run.tags.get(_TAG_STORAGE) == self._digest
 
     def describe(self, key: str) -> None:
         """Bring the tags of a job's run up to date."""
@@ -210,8 +236,7 @@ class Runs:
             known: keys of the jobs that are published or being computed; their runs stay as they are.
         """
         for key, run in self._runs.items():
-            ours = run.tags.get(schema.TAG_STORE) == self._contents.storage
-            if run.status == RUNNING and key not in known and ours:
+            if run.status == RUNNING and key not in known and self._is_ours(run):
                 info = self._client.get_run(run.id).info  # another driver may have ended the run since we listed it
                 run.status, run.ended = info.status, info.end_time or 0
                 if run.status == RUNNING:

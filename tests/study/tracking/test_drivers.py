@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import http.server
 import json
@@ -168,6 +169,25 @@ def test_run_of_a_driver_that_was_killed_does_not_say_for_ever_that_it_is_runnin
     run = by_key(uri)[job.key]
     assert run.info.status == "FINISHED"
     assert curve(uri, run, schema.TEST_LOSS) == [(row["step"], row[schema.TEST_LOSS]) for row in history]
+    assert killed.close(HANG_SECONDS)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_running_run_of_an_earlier_version_is_ended_and_names_its_storage(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    monkeypatch.setattr(delivery, "FLUSH_SECONDS", 0.0)
+    killed, job, _ = computing(dense_plan, own_copy, uri, 1)
+    run_id, client = by_key(uri)[job.key].info.run_id, MlflowClient(uri)
+    for tag in (schema.TAG_STORE, "trial_name"):
+        client.delete_tag(run_id, tag)
+    digest = hashlib.sha256(own_copy.uri.encode()).hexdigest()[:12]
+    client.set_tag(run_id, "storage", digest if ours else "another")
+    log_all(dense_plan, own_copy, uri, beside=killed)
+    run = by_key(uri)[job.key]
+    assert run.info.status == ("KILLED" if ours else "RUNNING")
+    assert run.data.tags.get(schema.TAG_STORE) == (own_copy.uri if ours else None)
+    assert run.data.tags.get("trial_name") == (run.info.run_name if ours else None)
     assert killed.close(HANG_SECONDS)
 
 
