@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
@@ -29,6 +32,12 @@ HOST, PORT = "127.0.0.1", 5000
 """Where MLflow's server listens by default."""
 STARTING = 90.0
 """Seconds that the server may take to start."""
+TOKEN = "X-Study-Browse"
+"""Header by which the answers of the started server are told from those of another one on its port."""
+
+
+class _PortTaken(OSError):
+    """Another server has taken the port since it was found to be free."""
 
 
 @contextlib.contextmanager
@@ -45,17 +54,31 @@ def pages(tracking_uri: str, port: int | None = None) -> Iterator[str]:
     if urlsplit(tracking_uri).scheme in ("http", "https"):
         yield tracking_uri.rstrip("/")
         return
-    port, database = _free(port), sqlite_file(tracking_uri)
+    database = sqlite_file(tracking_uri)
     uri = sqlite_uri(database) if database else tracking_uri  # absolute: the server runs in a folder of its own
+    with contextlib.ExitStack() as stack:
+        try:
+            base = stack.enter_context(_server(uri, _free(port)))
+        except _PortTaken:
+            if port is not None:
+                raise
+            base = stack.enter_context(_server(uri, _free(0)))
+        yield base
+
+
+@contextlib.contextmanager
+def _server(uri: str, port: int) -> Iterator[str]:
+    """Start MLflow's server, yield its address once it answers, and end it."""
+    token = secrets.token_hex(8)
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-    server += ["--host", HOST, "--port", str(port), "--uvicorn-opts", "--log-level=error"]
+    server += ["--host", HOST, "--port", str(port), "--uvicorn-opts", f"--log-level=error --header {TOKEN}:{token}"]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with tempfile.TemporaryDirectory(prefix="mlflow-") as folder:  # the server writes to its working directory
         process = subprocess.Popen(
             server, cwd=folder, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            _await(process, f"http://{HOST}:{port}")
+            _await(process, port, token)
             yield f"http://{HOST}:{port}"
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -73,13 +96,23 @@ def _free(port: int | None) -> int:
     raise OSError(f"port {port} is not free: name another one, or leave --port out")
 
 
-def _await(process: subprocess.Popen[bytes], url: str) -> None:
-    end = time.monotonic() + STARTING
+def _await(process: subprocess.Popen[bytes], port: int, token: str) -> None:
+    """Wait until the server answers with its token; raise OSError if it ends, or does not answer in time."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach this machine's server
+    end, taken = time.monotonic() + STARTING, False
     while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError):  # it does not listen yet
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            return
+        try:
+            with direct.open(f"http://{HOST}:{port}/health", timeout=5) as answer:
+                if answer.headers.get(TOKEN) == token:
+                    return
+            taken = True
+        except (urllib.error.HTTPError, http.client.HTTPException):
+            taken = True
+        except OSError:
+            pass  # it does not listen yet
         time.sleep(0.2)
+    if taken:
+        raise _PortTaken(f"another server has taken port {port}: try again, or name another port")
     raise OSError("MLflow's server does not start")
 
 
@@ -90,7 +123,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.prog = "python -m study.browse"
     parser.add_argument("--port", type=int, metavar="N", help=f"where to listen (default: {PORT}, or a free one)")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends with this process
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # the server ends with this process
+        if signal.getsignal(ending) != signal.SIG_IGN:  # as under nohup
+            signal.signal(ending, signal.default_int_handler)
     return command.guarded(options, _show)
 
 
