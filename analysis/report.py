@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         "--log",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="log the report to MLflow, too, as the study's run 'report' (default: yes)",
+        help="log the report to MLflow, too, in its experiment's run 'study' (default: yes)",
     )
     arguments = options.parse_args(argv)
     return command.guarded(arguments, _write)

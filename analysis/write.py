@@ -1,7 +1,7 @@
 """The report of a study: one page, and its tables and figures as separate files in the same folder.
 
 The page is self-contained (its figures are inline SVG), so it can be mailed or archived as it is. All files become
-artifacts of the run ``report`` in the study's MLflow experiment.
+artifacts of the run ``study`` in the study's MLflow experiment.
 """
 
 from __future__ import annotations

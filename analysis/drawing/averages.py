@@ -84,10 +84,18 @@ def averages(frame: pd.DataFrame) -> tuple[list[Average], list[Chart]]:
     """
     by, scored = cells.axes(frame), cells.scores(frame)
     epochs = cells.shared_epochs(scored, by)
+    scored = _nets(scored, by)
     pooled = cells.over_rewind_epochs(scored, epochs, by, MEASURES)
     found = _cell_runs(scored, epochs, pooled, by)
     rows, charts = _method_runs(scored[scored[cells.ROW] != cells.IMP], pooled[pooled[cells.ROW] != cells.IMP], by)
     return [*found, *rows], charts
+
+
+def _nets(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return the scores with one line per cell, row and pair: data orders are averaged, as they share seeds."""
+    place = [*by, cells.ROW, cells.PAIR, schema.PARAM_SEED_A, schema.PARAM_SEED_B]
+    means = scored.groupby(place, dropna=False)[[*MEASURES]].mean().reset_index()
+    return means.assign(**{schema.PARAM_DATA_ORDER: pd.NA})
 
 
 # --- cell runs --------------------------------------------------------------------------------------------------
@@ -125,7 +133,8 @@ def _alone(numbers: pd.DataFrame) -> pd.DataFrame:
     """Return numbers in which dense nets, repeated for each sparsity to be compared there, stand once."""
     dense = numbers[cells.ROW] == cells.DENSE
     alone = numbers.assign(**{schema.PARAM_SPARSITY: numbers[schema.PARAM_SPARSITY].mask(dense)})
-    return alone[~(dense & alone.duplicated())]
+    nets = [name for name in alone if name not in MEASURES]  # not the means, which differ in their last digits
+    return alone.groupby(nets, dropna=False, sort=False).first().reset_index()
 
 
 def _statistics(name: str, step: int, values: pd.Series) -> Iterator[tuple[tuple[str, int], float]]:

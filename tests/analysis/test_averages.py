@@ -9,6 +9,7 @@ import synthetic_runs as synthetic
 import synthetic_spaces
 
 from analysis import cells, load, stats
+from analysis.drawing import averages as drawing
 from analysis.drawing import style
 from analysis.drawing.averages import AXES, MEASURES, averages
 from analysis.figures import accuracy_table
@@ -105,6 +106,27 @@ def test_before_the_first_sparse_run_there_are_averages_of_dense_nets(folder, pr
     (method,) = [run for run in runs if run.level == schema.METHOD]
     assert method.params["row"] == "dense"
     assert {chart.axis for chart in charts} == {schema.PARAM_WIDTH, *([schema.PARAM_SPARSITY] if pruned else [])}
+
+
+def test_dense_nets_count_once_although_means_of_other_cells_may_round_differently(frame):
+    scored = cells.scores(frame)
+    wobbly = scored.assign(**{name: scored[name] + 1e-12 * scored["sparsity"] for name in MEASURES})
+    dense = drawing._alone(wobbly[wobbly["row"] == "dense"])
+    assert (
+        len(dense)
+        == len(synthetic.WIDTHS) * len(synthetic.REWINDS) * frame.query("stage == 'dense'")["seed_a"].nunique()
+    )
+
+
+def test_data_orders_of_a_pair_count_as_one(folder):
+    recorder = synthetic.Recorder(folder, "orders")
+    for pair in ((0, 1), (2, 3)):
+        for order in (0, 1, 2):
+            recorder.sparse("naive", 1.0, 0.8, 10, pair, data_order=order)
+    run = found(load.runs("orders", synthetic.tracking_uri(folder)))["naive", "1", "0.8"]
+    over = f"{schema.OVER_REWIND_EPOCHS}/{schema.TEST_ACCURACY}_n"
+    assert (run.points[schema.TEST_ACCURACY + "_n", 10], run.points[over, 0]) == (2, 2)
+    assert run.name.endswith("n = 2")
 
 
 def test_digests_tell_a_changed_run_from_the_same(frame):
