@@ -34,6 +34,7 @@ from study.scheduling.address import ClusterError
 from study.scheduling.states import DONE
 from study.tracking.cell_runs import CellRuns
 from study.tracking.delivery import Tracker
+from study.tracking.labels import recipe_digest
 from trainables.config import TRAINING_CONFIGS
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK
 from trainables.storage.starts import noted
@@ -258,6 +259,7 @@ class _Sweep:
 
             note = {
                 "space": self._plan.space.name,
+                "recipe": recipe_digest(self._plan.space, self._plan.ways),
                 "command": self._command,
                 "seconds": self._estimates.makespan(self._plan, todo, searcher.slots()),
                 "jobs": {key: self._estimates.seconds[key] for key in self._plan.jobs if key in todo},

@@ -43,14 +43,15 @@ def add(space: str, tracking_uri: str, store: Store | None, out: Path) -> None:
         out: folder of the record; created if missing.
 
     Raises:
-        AnalysisError: the runs or the record cannot be read, or the record holds runs of another recipe.
+        AnalysisError: the runs or the record cannot be read, the record holds runs of another recipe, or no job has
+            finished or failed yet.
         StorageError: the starts cannot be read.
     """
     reader = source(tracking_uri)
     experiment = reader.experiment(space)
     found = reader.records(experiment)
     frame = load.frame_of(experiment, found, tracking_uri)  # chooses one of several runs of a job
-    ended = frame[frame["status"].isin([FINISHED, FAILED])]
+    ended = frame[frame["status"].isin([FINISHED, FAILED]) & frame["key"].str.fullmatch(documents.KEY_FORM)]
     chosen = set(ended["run_id"])
     runs = {run["run_id"]: run for run in (_run(each) for each in found if each.run_id in chosen)}
     curves = _curves(reader, ended)
@@ -71,6 +72,8 @@ def add(space: str, tracking_uri: str, store: Store | None, out: Path) -> None:
             elif folder.ESTIMATE in old["tags"]:
                 new["tags"][folder.ESTIMATE] = old["tags"][folder.ESTIMATE]
         curves, study["starts"] = old_curves | curves, old_study["starts"]
+    if not runs:
+        raise AnalysisError(f"no job of {space} has finished or failed yet")
     if store is not None:
         _add_starts(starts(store, space), study, runs)
     out.mkdir(parents=True, exist_ok=True)
@@ -148,9 +151,18 @@ def _check_recipe(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 def _add_starts(found: Mapping[str, documents.Document], study: dict[str, Any], runs: Mapping[str, Run]) -> None:
     """Add the starts in a storage to a record: how long each ran, and the estimate of the jobs that were new to it.
 
+    Starts of other recipes are left out. A start that does not name its recipe counts if it had a job of the record to
+    run.
     A job that was interrupted is in several starts; the estimate of the first one counts, and the result belongs to the
     last one. A start that was killed has ended with its last result.
     """
+
+    def belongs(start: documents.Document) -> bool:
+        if study["recipe"] and "recipe" in start:
+            return bool(start["recipe"] == study["recipe"])
+        return not runs.keys().isdisjoint(start["jobs"])
+
+    found = {name: start for name, start in found.items() if belongs(start)}
     estimates: dict[str, float] = {}
     added = {}
     for name, start in found.items():

@@ -205,6 +205,23 @@ def test_runs_of_another_recipe_or_study_are_refused(study, tmp_path):
     assert content(out) == before
 
 
+def test_a_record_of_jobs_that_have_not_ended_is_refused_before_there_is_a_folder(study, tmp_path, capsys):
+    out = tmp_path / "record"
+    source = study(of_pair(FIRST), lambda run: {**run, "status": "RUNNING"})
+    assert command.main(["--space", SPACE, "--tracking-uri", source, "--out", str(out)]) == 2
+    assert f"no job of {SPACE} has finished or failed yet" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_runs_whose_key_is_no_key_are_left_out(uri, tmp_path):
+    recorder = synthetic.Recorder(outputs_of(uri), "forged")
+    recorder.connect(1.0, FIRST, "identity", tags={schema.TAG_KEY: "=1+1"})
+    key = recorder.connect(1.0, SECOND, "identity")
+    update.add("forged", uri, None, tmp_path)
+    assert [run["run_id"] for run in folder.read_runs(tmp_path)] == [key]
+    assert {of_run for of_run, _ in folder.read_curves(tmp_path)} == {key}
+
+
 @pytest.mark.parametrize("name", [folder.RUNS, folder.CURVES, folder.STUDY])
 @pytest.mark.parametrize("damaged", ["", "key\nab", "{}", "\x00", 'key,"a'])
 def test_a_damaged_record_is_named(study, name, damaged, capsys):
@@ -216,12 +233,12 @@ def test_a_damaged_record_is_named(study, name, damaged, capsys):
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
-def note_start(store, name, *, jobs, started, ended=None, seconds, space=SPACE):
+def note_start(store, name, *, jobs, started, ended=None, seconds, space=SPACE, **more):
     """Keep a document of a start; times in hours."""
     document = {"space": space, "command": f"python -m study.run --space {space} --storage=/home/me/x --set seeds=0"}
     document |= {"started": round(3_600_000 * started), "seconds": 3600.0 * seconds}
     document |= {"jobs": {key: 3600.0 * each for key, each in jobs.items()}}
-    document |= {"ended": round(3_600_000 * ended)} if ended is not None else {}
+    document |= more | ({"ended": round(3_600_000 * ended)} if ended is not None else {})
     store.storage.write(f"starts/{name * 12}.json", json.dumps(document).encode())
 
 
@@ -255,6 +272,22 @@ def test_time_taken_stands_beside_the_first_estimate_of_each_job(study, record, 
     update.add(SPACE, source, Store(tmp_path / "lost"), out)
     assert (out / folder.STUDY).read_bytes() == whole, "starts of a storage that is gone stay in the record"
     assert "(1.00 times the estimate of 3.0 h)" in readme.page(load.runs(SPACE, str(out)), out, [])
+
+
+def test_starts_of_other_recipes_are_left_out(study, record, tmp_path):
+    out, store = tmp_path / "record", Store(tmp_path / "outputs")
+    first, *_ = [run["run_id"] for run in folder.read_runs(record) if of_pair(FIRST)(run)]
+    when = {"started": 10, "ended": 11, "seconds": 1.0}
+    note_start(store, "a", jobs={first: 1.0}, **when)
+    note_start(store, "b", jobs={"f" * 64: 1.0}, **when)
+    note_start(store, "c", jobs={first: 1.0}, **when, recipe="0ld")
+    note_start(store, "d", jobs={"f" * 64: 1.0}, **when, recipe="ab")
+
+    def tagged(run):
+        return {**run, "tags": {**run["tags"], f"{schema.TAG_RECIPE}.ab": '{"varied": {}}'}}
+
+    update.add(SPACE, study(of_pair(FIRST), tagged, recipe="ab"), store, out)
+    assert sorted(each["id"][0] for each in folder.read_study(out)["starts"]) == ["a", "d"]
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------

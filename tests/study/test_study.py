@@ -22,6 +22,7 @@ from search_spaces import get_space
 from study.plan import Plan, make_plan, override
 from study.run import main
 from study.tracking.delivery import Tracker
+from study.tracking.labels import recipe_digest
 from trainables import schema
 from trainables.host.databases import default_tracking_uri
 from trainables.storage.starts import starts
@@ -169,6 +170,7 @@ def test_each_start_that_had_jobs_to_run_is_kept(story: Story) -> None:
     assert len(second["jobs"]) == int(left[1]), "what was published is not expected again"
     for each in (first, second):
         assert each["command"] == shlex.join(["python", "-m", "study.run", *command(story.folder)])
+        assert each["recipe"] == recipe_digest(plan.space, plan.ways)
         assert 0 < max(each["jobs"].values()) <= each["seconds"] <= sum(each["jobs"].values())
     assert first["started"] < first["ended"] < second["started"] < second["ended"]
 

@@ -264,6 +264,7 @@ VARIED: Final = {"varied": {"*": _scalar}}
 SETTINGS: Final = {"*": anything}
 START: Final = {
     "space": str,
+    "recipe?": str,
     "command": str,
     "started": _milliseconds,
     "ended?": _milliseconds,

@@ -29,8 +29,9 @@ def noted(store: Store, note: Mapping[str, Any]) -> Iterator[None]:
 
     Args:
         store: where the study keeps its results.
-        note: ``space``; ``command``, the command line without passwords; ``seconds``, the estimated time until all jobs
-            are published; ``jobs``, the key of each job to run -> estimated seconds of its own work.
+        note: ``space``; ``recipe``, the digest of its settings other than the axes of every grid; ``command``, the
+            command line without passwords; ``seconds``, the estimated time until all jobs are published; ``jobs``, the
+            key of each job to run -> estimated seconds of its own work.
 
     Raises:
         StorageError: the storage cannot be written.
