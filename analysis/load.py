@@ -145,15 +145,14 @@ def frame_of(experiment: Experiment, records: Sequence[Record], uri: str) -> pd.
     jobs, left_out = _checked(experiment, records, uri)
     no_numbers = Counter(name for job in jobs for name, value in job.record.metrics.items() if _finite(value) != value)
     ours = sum(schema.TAG_KEY in record.tags for record in records)
+    of_study = [record.tags for record in records if record.tags.get(schema.TAG_STUDY) == "true"]
     frame = _frame(jobs)
     frame.attrs |= {
         "set_aside": ours - len(_latest(experiment, records)),
         "left_out": left_out + [f"metric {name} of {n} runs, not a number" for name, n in sorted(no_numbers.items())],
         "question": printed(experiment.tags.get(schema.NOTE, "")).partition("\n\n")[0],
         "settings": experiment.tags.get(schema.TAG_SETTINGS, "{}"),
-        "command": printed(
-            next((record.tags[schema.TAG_COMMAND] for record in records if schema.TAG_COMMAND in record.tags), "")
-        ),
+        "command": _said(next((tags[schema.TAG_COMMAND] for tags in of_study if schema.TAG_COMMAND in tags), "")),
         "experiment": experiment.id,
     }
     return frame

@@ -129,6 +129,19 @@ def test_a_job_recorded_twice_is_one_row_the_finished_one(folder, uri):
     assert load.runs("twice", uri)["status"].tolist() == ["FINISHED"]
 
 
+def test_the_command_is_that_of_the_study_s_own_run_without_credentials(folder, uri):
+    recorder = synthetic.Recorder(folder, "commanded")
+    recorder.dense(1.0, 0, tags={schema.TAG_COMMAND: "rm -r /"})
+    command = "python -m study.run --tracking-uri postgresql://me:secret@db/x\x1b[2J"
+    for study, text in (("false", "echo"), ("true", command)):
+        tags = {schema.TAG_STUDY: study, schema.TAG_COMMAND: text}
+        recorder.client.create_run(recorder.experiment_id, tags=tags)
+    said = load.runs("commanded", uri).attrs["command"]
+    assert said.startswith("python -m study.run --tracking-uri postgresql://")
+    assert "secret" not in said
+    assert "\x1b" not in said
+
+
 def test_runs_of_an_earlier_version_are_named_with_what_brings_them_up_to_date(folder, uri):
     recorder = synthetic.Recorder(folder, "earlier")
     recipe = f"{schema.TAG_RECIPE}.new"
