@@ -29,7 +29,7 @@ def parser(program: str, description: str, *, out: str | None = "STORAGE/report/
         description: what it does.
         out: the default of ``--out``, in words; None for a command that writes no files.
     """
-    options = argparse.ArgumentParser(prog=f"python -m analysis.{program}", description=description)
+    options = argparse.ArgumentParser(prog=f"python -m analysis.{program}", description=description, allow_abbrev=False)
     options.add_argument(
         "--space", required=True, metavar="NAME", help="search space, the name of its MLflow experiment"
     )

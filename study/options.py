@@ -203,7 +203,9 @@ def parse_options(
     Raises:
         ValueError: as :class:`Options`.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description, epilog=epilog)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program}", description=description, epilog=epilog, allow_abbrev=False
+    )
     for field in dataclasses.fields(Options):
         about: dict[str, Any] = {"help": field.metadata["help"]}
         if isinstance(field.default, tuple):

@@ -201,6 +201,7 @@ def test_a_path_that_the_system_refuses_is_a_wrong_request(
         (["--gpu-memory", "1e400"], "must be a finite number, 0 or at least 0.0001, got inf"),
         (["--storage", ""], "must not be empty"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
+        (["--dat", "images"], "unrecognized arguments: --dat images"),
     ],
 )
 def test_a_wrong_flag_is_refused_likewise(
