@@ -53,8 +53,11 @@ class CellRuns:
         Raises:
             AnalysisError: the tracking store cannot be read.
         """
-        wanted, charts = self._averages()
+        import analysis.drawing.averages  # noqa: F401  # takes seconds, in which other drivers can still create runs
+
         with experiment.sole_creator():
+            experiment.refresh()
+            wanted, charts = self._averages()  # in here, so that no driver puts older averages in place of newer ones
             parent = self._parent(experiment)
             found = defaultdict(list)
             for run in experiment.runs(f"tags.{schema.TAG_AVERAGE} LIKE '%'"):
@@ -63,7 +66,7 @@ class CellRuns:
                 _show(experiment, parent, average, found.pop(average.key, []))
             for outdated in found.values():  # of another recipe, or of results that are gone
                 _delete(experiment, outdated)
-        experiment.set_tags(view_tags(charts, experiment.created, experiment.tags))
+            experiment.set_tags(view_tags(charts, experiment.created, experiment.tags))
 
     def _averages(self) -> tuple[Sequence[Average], Sequence[Chart]]:
         from analysis.drawing.averages import averages
@@ -76,7 +79,11 @@ class CellRuns:
             return [], []
 
     def _parent(self, experiment: Experiment) -> str:
-        """Return the ID of the study's parent run, brought up to date; an earlier report's run becomes one."""
+        """Return the ID of the study's parent run, brought up to date; an earlier report's run becomes one.
+
+        The run describes the study of the experiment's recipe, so a driver that still computes an earlier recipe lets
+        it be.
+        """
         client, tags = experiment.client, self._parent_tags(experiment)
         found = list(experiment.runs(f"tags.{schema.TAG_STUDY} = 'true'"))
         if not found:
@@ -84,6 +91,8 @@ class CellRuns:
             client.set_terminated(run.info.run_id, FINISHED)
             return str(run.info.run_id)
         run = min(found, key=lambda each: each.info.start_time)
+        if experiment.tags.get(schema.TAG_RECIPE, tags[schema.TAG_RECIPE]) != tags[schema.TAG_RECIPE]:
+            return str(run.info.run_id)
         said = run.data.tags
         tags[schema.NOTE] += "".join(said.get(schema.NOTE, "").partition(schema.RULE)[1:])
         if new := {name: value for name, value in tags.items() if said.get(name) != value}:

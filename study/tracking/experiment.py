@@ -14,7 +14,7 @@ from typing import Any
 
 from search_spaces import SearchSpace
 from study.tracking.contents import Metric
-from study.tracking.views import note
+from study.tracking.views import earlier_note, note
 from trainables import schema
 from trainables.host.databases import ARTIFACTS, sqlite_file, sqlite_uri
 from trainables.host.redaction import redact
@@ -38,7 +38,7 @@ class Experiment:
         store: holds the lease under which runs are created.
         client: MLflow's client, once the experiment is open.
         id: MLflow's experiment ID, likewise.
-        tags: the experiment's tags when it was opened, and those set since.
+        tags: the experiment's tags when it was opened or refreshed, and those set since.
         created: creation time, ms since 1970.
     """
 
@@ -84,13 +84,18 @@ class Experiment:
         self.id, self.tags, self.created = found.experiment_id, dict(found.tags), int(found.creation_time or 0)
         # Makes MLflow open its page for trained models, which has charts, not the one for language models.
         self.set_tags({"mlflow.experimentKind": "custom_model_development"})
-        if schema.NOTE not in self.tags:  # a user may have edited it
+        said = self.tags.get(schema.NOTE)
+        if said is None or said == earlier_note(self.space, self.id):  # a user may have edited it
             self.set_tags({schema.NOTE: note(self.space, self.id)})
 
     @property
     def is_open(self) -> bool:
         """Whether :meth:`open` has succeeded."""
         return hasattr(self, "created")
+
+    def refresh(self) -> None:
+        """Fetch the experiment's tags, which another driver or a user may have changed."""
+        self.tags = dict(self.client.get_experiment(self.id).tags)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the experiment, unless it has them."""

@@ -65,6 +65,25 @@ under the mask of net A0, which removes 95 % of the prunable weights, permuted a
 - Tables, figures and intervals: `python -m analysis.report --space {space}`
 """
 """Markdown. MLflow's pages keep its line breaks, so each paragraph is one line."""
+_EARLIER_NOTE = """\
+{question}
+
+**[Gaps across the grid](#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=gaps\
+&compareRunsMode=CHART)** charts how far each sparse net is from dense, from LTH and from its own training accuracy, \
+against method, width, sparsity and rewind epoch. It is among the *Views*, too.
+
+- A run is a job. `permuted · w4 · S=95% · k=10 · A0→B1` trains net B1, four times as wide, from epoch 10 on under the \
+mask of net A0, which removes 95 % of the prunable weights, permuted as A0 matches B1.
+- `gap_to_dense`, `gap_to_lth` and `generalization_gap` are percentage points; less is better.
+- To filter: `params.stage = 'sparse' and params.method = 'permuted'`, `params.width = '1'`, `tags.reused = 'true'`.
+- Tables, figures and intervals: `python -m analysis.report --space {space}`
+"""
+"""Description by an earlier version, which knew neither cell runs nor the present views."""
+
+
+def earlier_note(space: SearchSpace, experiment: str) -> str:
+    """Return an earlier version's description of a study's experiment, which :func:`note` replaces."""
+    return _EARLIER_NOTE.format(question=space.question, space=space.name, experiment=experiment)
 
 
 def note(space: SearchSpace, experiment: str) -> str:

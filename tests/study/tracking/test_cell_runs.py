@@ -18,6 +18,7 @@ from waiting import HANG_SECONDS
 
 from analysis import load, mlflow_report
 from study.plan import Plan
+from study.tracking import views
 from study.tracking.cell_runs import CellRuns
 from study.tracking.delivery import Tracker
 from study.tracking.experiment import Experiment
@@ -163,6 +164,43 @@ def test_the_parent_says_what_was_asked_and_how_and_keeps_the_report(
     assert f"`{command}`" in said
     assert run.data.tags[schema.TAG_COMMAND] == command
     assert [each.path for each in MlflowClient(study).list_artifacts(run.info.run_id)] == ["index.html"]
+
+
+def test_a_driver_of_an_earlier_recipe_leaves_the_parent_as_it_is(plan: Plan, uri: str, own_copy: Store) -> None:
+    update(plan, uri, own_copy)
+    earlier = Experiment(plan.space, own_copy, uri)
+    earlier.open()
+    MlflowClient(uri).set_experiment_tag(earlier.id, schema.TAG_RECIPE, "that of a later driver")
+    before = parent(uri).data.tags
+    CellRuns(plan, uri, "another command").update(earlier)
+    assert parent(uri).data.tags == before
+
+
+def test_averages_are_computed_while_no_other_driver_can_create_runs(
+    plan: Plan, uri: str, own_copy: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = Experiment(plan.space, own_copy, uri)
+    experiment.open()
+    alone: list[bool] = []
+
+    def averages(_: CellRuns) -> tuple[list[Any], list[Any]]:
+        alone.append(experiment._is_sole_creator)
+        return [], []
+
+    monkeypatch.setattr(CellRuns, "_averages", averages)
+    CellRuns(plan, uri, COMMAND).update(experiment)
+    assert alone == [True]
+
+
+def test_an_earlier_version_s_description_is_renewed_and_a_user_s_is_not(plan: Plan, uri: str, own_copy: Store) -> None:
+    experiment = Experiment(plan.space, own_copy, uri)
+    experiment.open()
+    new = experiment.tags[schema.NOTE]
+    for said, expected in ((views.earlier_note(plan.space, experiment.id), new), ("mine", "mine")):
+        experiment.client.set_experiment_tag(experiment.id, schema.NOTE, said)
+        experiment.open()
+        experiment.refresh()
+        assert experiment.tags[schema.NOTE] == expected
 
 
 def test_the_run_of_an_earlier_report_becomes_the_parent(
