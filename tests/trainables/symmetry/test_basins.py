@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from trainables import config
 from trainables.config import Cell
 from trainables.graph import measurements
-from trainables.jobs import task
 from trainables.jobs.execution import compute
 from trainables.jobs.publishing import Context
 from trainables.models import MODELS, build_model
@@ -72,7 +72,7 @@ def build_with_kaiming_weights(name: str, **options: Any) -> Network:
 def test_matching_lowers_the_barrier_between_two_trained_nets(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task, "build_model", build_with_kaiming_weights)
+    monkeypatch.setattr(config, "build_model", build_with_kaiming_weights)
     before, after = barriers(tmp_path, model=model, **OF_MODEL[model])
     assert before > 0.05, "there is no barrier to lower: the nets did not learn"
     assert after < 0.8 * before
