@@ -20,6 +20,7 @@ from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import get_space
 from study.plan import Plan, make_plan, override
+from study.preference import with_preferred
 from study.run import main
 from study.tracking.delivery import Tracker
 from study.tracking.labels import recipe_digest
@@ -165,12 +166,14 @@ def test_finished_study_runs_nothing_and_adds_nothing(story: Story) -> None:
 def test_each_start_that_had_jobs_to_run_is_kept(story: Story) -> None:
     plan, (first, second) = plan_of(), starts(Store(story.folder / "outputs"), SPACE).values()
     assert first["jobs"].keys() == plan.jobs.keys()
+    recipes = {recipe_digest(each) for each in (plan.space, with_preferred(plan.space, {})) if each is not None}
+    assert first["recipe"] == second["recipe"]
     left = re.search(r"^(\d+) jobs run", story.continued.out, re.MULTILINE)
     assert left is not None
     assert len(second["jobs"]) == int(left[1]), "what was published is not expected again"
     for each in (first, second):
         assert each["command"] == shlex.join(["python", "-m", "study.run", *command(story.folder)])
-        assert each["recipe"] == recipe_digest(plan.space, plan.ways)
+        assert each["recipe"] in recipes
         assert 0 < max(each["jobs"].values()) <= each["seconds"] <= sum(each["jobs"].values())
     assert first["started"] < first["ended"] < second["started"] < second["ended"]
 
