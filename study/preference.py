@@ -14,11 +14,11 @@ from search_spaces import SearchSpace
 from study.fastest import Kept, fits, networks
 from study.plan import Plan, make_plan
 from trainables.host.toolchain import COMPILERS, find_compiler
-from trainables.knobs import Scalar, written
+from trainables.knobs import Scalar
 from trainables.storage.starts import starts
 from trainables.storage.store import Store
 from trainables.training.engines import CPU
-from trainables.training.way import SETTINGS, Way
+from trainables.training.way import SETTINGS, Way, in_words
 
 
 def preferring(plan: Plan, given: Kept, store: Store, device: str | None) -> Plan:
@@ -34,11 +34,12 @@ def preferring(plan: Plan, given: Kept, store: Store, device: str | None) -> Pla
         device: ``CPU`` or ``GPU``, where the networks will train; None for the nodes of a cluster, which may lack what
             the engine needs.
     """
-    wanted, space = dict(plan.space.preferred), with_preferred(plan.space, given)
+    wanted: dict[str, Any] = dict(plan.space.preferred)
+    space = with_preferred(plan.space, given)
     if space is None:
         return plan
-    words = " ".join(f"{name}={written(value)}" for name, value in wanted.items())
-    without = " ".join(f"--set {name}={written(getattr(plan.space, name))}" for name in wanted)
+    words, own = in_words(wanted), in_words({name: getattr(plan.space, name) for name in wanted})
+    without = " ".join(f"--set {each}" for each in own.split())
     preferred = make_plan(space, facts_of=lambda name, _: plan.facts[name])
     known = store.keys() | {key for start in starts(store, space.name).values() for key in start["jobs"]}
     lead = len(preferred.jobs.keys() & known) - len(plan.jobs.keys() & known)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # ray reads parts of its environment on import
 LAST_DELIVERY_SECONDS = 10.0
 """Seconds for the last deliveries to MLflow after an interrupt or the loss of the cluster."""
 TABLE_SECONDS = 30.0
-"""Seconds for reading the results after the loss of the cluster, which may have taken the storage with it."""
+"""Seconds for reading the results after an interrupt or the loss of the cluster: the storage may be lost, too."""
 SHOW_SECONDS = 2.0
 """Seconds between two messages on the runs still to be recorded; ten times as long outside a terminal."""
 START_SECONDS = 20.0
