@@ -12,7 +12,6 @@ from urllib.parse import unquote, urlsplit
 from analysis.drawing.media import DEFAULT, STYLES, drawing_for
 from trainables.host.databases import default_tracking_uri
 from trainables.host.places import expanded
-from trainables.host.redaction import redact
 from trainables.host.terminal import OK, refused
 
 if TYPE_CHECKING:
@@ -59,35 +58,27 @@ def folder(arguments: argparse.Namespace) -> Path:
     """Return the folder to write to: ``--out``, or a folder in the storage (in the default storage if not local)."""
     if arguments.out:
         return expanded(str(arguments.out))
-    return (_local(arguments.storage) or Path(DEFAULT_STORAGE)) / "report" / str(arguments.space)
+    return _local(arguments.storage) / "report" / str(arguments.space)
 
 
 def tracking_uri(arguments: argparse.Namespace) -> str:
-    """Return ``--tracking-uri``, or else the URI of the database in ``--storage``.
+    """Return ``--tracking-uri``, or else the URI of the database that ``study.run`` fills for ``--storage``.
 
     From then on, requests to an unreachable tracking server fail in seconds instead of minutes.
-
-    Raises:
-        AnalysisError: the storage is not local, so its name does not reveal the tracking server.
     """
-    from analysis.sources import AnalysisError
-
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     if arguments.tracking_uri:
         return str(arguments.tracking_uri)
-    if (folder := _local(arguments.storage)) is None:
-        storage = redact(arguments.storage)
-        raise AnalysisError(f"storage {storage} is not a local folder: name the tracking server (--tracking-uri)")
-    return default_tracking_uri(folder)
+    return default_tracking_uri(_local(arguments.storage))
 
 
-def _local(storage: str) -> Path | None:
-    """Return a path or ``file://`` URI as a path; None for any other URI."""
+def _local(storage: str) -> Path:
+    """Return a path or ``file://`` URI as a path; the default storage for an object store, which holds no database."""
     if "://" not in storage:
         return expanded(storage)
     parts = urlsplit(storage)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+    return Path(unquote(parts.path)) if parts.scheme == "file" else Path(DEFAULT_STORAGE)
 
 
 def guarded(arguments: argparse.Namespace, action: Callable[[argparse.Namespace], None]) -> int:

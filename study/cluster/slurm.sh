@@ -3,8 +3,9 @@
 #
 #   sbatch [options of sbatch] study/cluster/slurm.sh --space NAME --storage DIR --data-dir DIR [options of study.run]
 #
-# in an activated environment that all nodes can access. Options on sbatch's command line override those below. Shortly
-# before the time limit the driver is stopped and the job is requeued; it continues from the epoch checkpoints.
+# in an activated environment that all nodes can access. Options on sbatch's command line override those below; ask for
+# 8 CPUs per GPU, since up to 8 trials share one. Shortly before the time limit the driver is stopped and the job is
+# requeued; it continues from the epoch checkpoints.
 #SBATCH --job-name=sparse-symmetry
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -271,13 +271,12 @@ def asked(*options):
         ("outputs", "sqlite:///outputs/mlflow.db"),
         ("/data/study", "sqlite:////data/study/mlflow.db"),
         ("file:///data/my%20study", "sqlite:////data/my study/mlflow.db"),
+        ("s3://bucket/study", "sqlite:///outputs/mlflow.db"),
     ],
 )
 def test_the_tracking_store_lies_in_the_storage(storage, expected):
     assert asked("--storage", storage) == expected
 
 
-def test_a_remote_storage_needs_a_tracking_uri():
-    with pytest.raises(load.AnalysisError, match=r"s3://\*\*\*@bucket/x is not a local folder.*--tracking-uri"):
-        asked("--storage", "s3://key:secret@bucket/x")
+def test_a_named_tracking_store_goes_before_the_storage():
     assert asked("--storage", "s3://bucket/x", "--tracking-uri", "http://server") == "http://server"

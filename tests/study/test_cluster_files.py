@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,14 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
 import yaml
 from checkout import ROOT
 from launch_files import FILES, LAUNCHER, PLACEHOLDER, RAY_SETTINGS, VALUES, filled, free_port, launcher
-from pages import GUIDE, blocks, lines_of_words
+from pages import GUIDE, blocks, inline_code, lines_of_words
 from studies import MARK, SPACE, Study
 from tiny_study import assignments, python
 from waiting import HANG_SECONDS, wait_until
@@ -33,6 +35,8 @@ from waiting import HANG_SECONDS, wait_until
 from search_spaces import get_space
 from study.options import parse_options
 from study.plan import override
+from study.scheduling.placement import SHARES
+from trainables.storage.store import _checkpoint
 
 util = pytest.importorskip("ray.autoscaler._private.util", reason="Ray has moved its checks of launch files")
 
@@ -54,7 +58,12 @@ def test_the_guide_explains_every_placeholder() -> None:
 
 def test_the_guide_names_every_file() -> None:
     for path in FILES.iterdir():
-        assert path == GUIDE or path.name in GUIDE.read_text()
+        assert f"`{path.name}`" in GUIDE.read_text()
+
+
+def as_many_cpus_as_trials(resources: Mapping[str, float]) -> bool:
+    """Return whether a node's CPUs allow as many trials as may share its GPUs."""
+    return resources["GPU"] >= 1 and resources["CPU"] >= resources["GPU"] / min(SHARES)
 
 
 # --- Ray's cluster launcher -------------------------------------------------------------------------------------------
@@ -67,7 +76,9 @@ def test_ray_accepts_the_launch_file(name: str) -> None:
     assert types["head"]["resources"] == {"CPU": 0}
     assert types["gpu"]["min_workers"] == 0
     assert types["gpu"]["max_workers"] == config["max_workers"] > 0
-    assert types["gpu"]["resources"]["GPU"] == 1
+    assert as_many_cpus_as_trials(types["gpu"]["resources"])
+    assert "spot" in json.dumps(types["gpu"]["node_config"]).lower()
+    assert "spot" not in json.dumps(types["head"]["node_config"]).lower(), "a lost head ends the sweep"
     assert config["provider"]["cache_stopped_nodes"] is False
     assert 0 < config["idle_timeout_minutes"] <= 15
     (start,) = [command for command in config["head_start_ray_commands"] if "ray start" in command]
@@ -85,15 +96,15 @@ def test_ray_refuses_a_misspelt_field(path: list[str]) -> None:
         util.validate_config(config)
 
 
-def test_google_knows_every_field_of_the_instances() -> None:
-    """Against the description of the Compute API that Google's client brings along."""
+def check_against_google(document: str, name: str, value: Any, path: str) -> None:
+    """Check a value against the description of an API that Google's client brings along."""
     googleapiclient = pytest.importorskip("googleapiclient")
     documents = Path(googleapiclient.__file__).with_name("discovery_cache") / "documents"
-    schemas = json.loads((documents / "compute.v1.json").read_text())["schemas"]
+    schemas = json.loads((documents / document).read_text())["schemas"]
 
     def check(value: Any, schema: Mapping[str, Any], path: str) -> None:
         schema = schemas[schema["$ref"]] if "$ref" in schema else schema
-        kind = {"object": dict, "array": list, "boolean": bool, "string": (str, int)}[schema["type"]]
+        kind = {"object": dict, "array": list, "boolean": bool, "string": (str, int), "integer": int}[schema["type"]]
         assert isinstance(value, kind), path
         assert value in schema.get("enum", [value]), path
         for each in value if isinstance(value, list) else []:
@@ -102,8 +113,12 @@ def test_google_knows_every_field_of_the_instances() -> None:
             assert name in schema["properties"], f"{path}.{name}"
             check(each, schema["properties"][name], f"{path}.{name}")
 
+    check(value, {"$ref": name}, path)
+
+
+def test_google_knows_every_field_of_the_instances() -> None:
     for name, kind in launcher("gcp.yaml")["available_node_types"].items():
-        check(kind["node_config"], {"$ref": "Instance"}, name)
+        check_against_google("compute.v1.json", "Instance", kind["node_config"], name)
 
 
 class Ssh:
@@ -154,7 +169,7 @@ def test_ray_up_on_simulated_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 for each in found
             )
 
-        assert instances() == [("g6.xlarge", "spot", "running"), ("m7i.large", "on demand", "running")]
+        assert instances() == [("g6.2xlarge", "spot", "running"), ("m7i.large", "on demand", "running")]
         (group,) = ec2.describe_security_groups(GroupNames=["ray-autoscaler-sparse-symmetry"])["SecurityGroups"]
         open_to_all = [rule["FromPort"] for rule in group["IpPermissions"] if rule["IpRanges"]]
         assert open_to_all == [22]
@@ -162,7 +177,7 @@ def test_ray_up_on_simulated_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert [state for *_, state in instances()] == ["terminated", "running"]
     text = "\n".join(ssh.commands)
     assert text.index("/.ray/auth_token") < text.index("ray_bootstrap_config.yaml") < text.index("study.env")
-    assert text.index("pip install") < text.index("fsspec") < text.index("ray start --head")
+    assert text.index("study.env") < text.index("bash ~/set-up-node.sh") < text.index("ray start --head")
     assert """RAY_OVERRIDE_RESOURCES='"'"'{"CPU":0}'""" in text
 
 
@@ -170,46 +185,139 @@ FAKE_CURL = """#!/bin/sh
 cat <<'END'
 import pathlib, sys
 pip = pathlib.Path(sys.prefix, "bin", "pip")
-pip.write_text('#!/bin/sh\\necho "$@" >> ~/pip.log\\n')
+pip.write_text('#!/bin/sh\\necho "$@" >> ~/pip.log; touch "$(dirname "$0")/installed by $(basename ~)"\\n')
 pip.chmod(0o755)
 END
 """
 UBUNTU_BASHRC = "case $- in *i*) ;; *) return;; esac\n"
 
 
-@pytest.mark.parametrize("name", LAUNCHER)
-def test_setting_up_a_node(name: str, tmp_path: Path) -> None:
-    """The commands that Ray runs on a new node, run in the home of nobody yet; twice, as ``ray up`` may do."""
-    from ray.autoscaler._private.command_runner import _with_interactive
+class NewNode:
+    """A home directory as on a machine that has just started, with replaced downloads."""
 
-    home, tools, bucket = tmp_path / "home", tmp_path / "tools", tmp_path / "bucket"
-    for directory in (home, tools, bucket / "data" / "cifar-10-batches-py"):
-        directory.mkdir(parents=True)
-    (bucket / "data" / "cifar-10-batches-py" / "data_batch_1").write_text("images")
-    (tools / "curl").write_text(FAKE_CURL)
-    (tools / "curl").chmod(0o755)
-    (home / ".bashrc").write_text(f"{UBUNTU_BASHRC}export PATH={tools}:{Path(sys.executable).parent}:$PATH\n")
-    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": sysconfig.get_path("purelib")}
+    def __init__(self, folder: Path, name: str) -> None:
+        self.home = folder / name
+        (self.home / ".ray").mkdir(parents=True)
+        tools = folder / "tools"
+        tools.mkdir(exist_ok=True)
+        (tools / "curl").write_text(FAKE_CURL)
+        (tools / "curl").chmod(0o755)
+        path = f"{tools}:{Path(sys.executable).parent}"
+        (self.home / ".bashrc").write_text(f"{UBUNTU_BASHRC}export PATH={path}:$PATH\n")
+        self.environment = {
+            "HOME": str(self.home),
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": sysconfig.get_path("purelib"),
+        }
 
-    def run(command: str) -> str:
+    def run(self, command: str) -> str:
+        """Run a command as Ray does on a node, and return what it prints."""
+        from ray.autoscaler._private.command_runner import _with_interactive
+
         line = " ".join(_with_interactive(command))
-        done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(line, shell=True, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (command, done.stderr)
         return done.stdout
 
-    config = yaml.safe_load(re.sub(r"(s3|gs)://bucket", f"file://{bucket}", filled(name)))
-    for _ in range(2):
+    def set_up(self, config: Mapping[str, Any]) -> None:
+        for place, source in config["file_mounts"].items():
+            if not source.startswith("~"):
+                shutil.copy(ROOT / source, self.home / place.removeprefix("~/"))
         for command in config["setup_commands"]:
-            run(command)
-    assert (home / "data" / "cifar-10-batches-py" / "data_batch_1").read_text() == "images"
-    installed = (home / "pip.log").read_text().splitlines()[0]
-    assert "@ git+repository_url@git_tag_or_commit" in installed
-    assert "$" not in installed
-    variables = dict(line.split("=", 1) for line in run("env").splitlines() if "=" in line)
-    assert RAY_SETTINGS.items() <= variables.items()
-    assert variables["RAY_AUTH_MODE"] == "token"
-    assert run("command -v python").strip() == str(home / "study-env" / "bin" / "python")
-    assert (home / ".bashrc").read_text().count("study.env") == 1
+            self.run(command)
+
+    def installed(self) -> list[str]:
+        """Return the arguments of each call of pip."""
+        return (self.home / "pip.log").read_text().splitlines()
+
+
+def tagged(repository: Path, *tags: str) -> None:
+    """Make a repository for nodes to clone: the project's versions of packages, and a commit for each tag."""
+    git = ["git", "-C", str(repository), "-c", "user.name=-", "-c", "user.email=-", "-c", "commit.gpgsign=false"]
+    repository.mkdir()
+    shutil.copy(ROOT / "constraints.txt", repository)
+    for command in (["init", "--quiet"], ["add", "."]):
+        subprocess.run([*git, *command], check=True)
+    for tag in tags:
+        subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "-"], check=True)
+        subprocess.run([*git, "tag", tag], check=True)
+
+
+def test_setting_up_nodes(tmp_path: Path) -> None:
+    """The commands that Ray runs on a new head, on a worker, on both again, and on a head of another version."""
+    repository, bucket = tmp_path / "repository", tmp_path / "bucket"
+    tagged(repository, "v1", "v2")
+    (bucket / "data" / "cifar-10-batches-py").mkdir(parents=True)
+    (bucket / "data" / "cifar-10-batches-py" / "data_batch_1").write_text("images")
+    (bucket / "installed").mkdir()  # an object store has no folders to be made
+    configs = {}
+    for version in ("v1", "v2"):
+        text = filled("aws.yaml", REPOSITORY_URL=str(repository), GIT_TAG_OR_COMMIT=version)
+        configs[version] = yaml.safe_load(text.replace("s3://bucket", f"file://{bucket}"))
+    head, worker = NewNode(tmp_path, "head"), NewNode(tmp_path, "worker")
+    for node in (head, worker, worker):
+        node.set_up(configs["v1"])
+    (library,) = worker.installed()
+    assert library.endswith(f" -c {worker.home}/study/constraints.txt s3fs"), "what it needs to read the bucket"
+    library, project = head.installed()
+    assert library.endswith(f" -c {head.home}/study/constraints.txt s3fs")
+    assert project.endswith(f" -c {head.home}/study/constraints.txt -e {head.home}/study[s3] ray[default] boto3")
+    for node in (head, worker):
+        assert (node.home / "study-env" / "bin" / "installed by head").exists()
+        assert (node.home / "data" / "cifar-10-batches-py" / "data_batch_1").read_text() == "images"
+        assert (node.home / ".bashrc").read_text().count("study.env") == 1
+        variables = dict(line.split("=", 1) for line in node.run("env").splitlines() if "=" in line)
+        assert RAY_SETTINGS.items() <= variables.items()
+        assert variables["RAY_AUTH_MODE"] == "token"
+        assert node.run("command -v python").strip() == str(node.home / "study-env" / "bin" / "python")
+    head.set_up(configs["v2"])
+    assert head.installed() == [library, project, library, project]
+    assert len(list((bucket / "installed").iterdir())) == 2
+
+
+def test_clouds_set_up_nodes_alike() -> None:
+    aws, gcp = (launcher(name) for name in LAUNCHER)
+    commands = json.dumps(aws["setup_commands"])
+    for of_aws, of_gcp in {"s3://": "gs://", "s3fs boto3": "gcsfs google-api-python-client"}.items():
+        commands = commands.replace(of_aws, of_gcp)
+    assert json.loads(commands) == gcp["setup_commands"]
+    for name in ("file_mounts", "head_start_ray_commands", "worker_start_ray_commands", "idle_timeout_minutes"):
+        assert aws[name] == gcp[name]
+
+
+# --- buckets ----------------------------------------------------------------------------------------------------------
+def rules_of_buckets() -> tuple[dict[str, Any], dict[str, Any]]:
+    aws, gcp = (json.loads((FILES / f"lifecycle-{cloud}.json").read_text()) for cloud in ("aws", "gcp"))
+    return aws, gcp
+
+
+def test_clouds_understand_the_rules_for_buckets() -> None:
+    """Against the descriptions of their APIs that the clients of Amazon and Google bring along."""
+    pytest.importorskip("botocore")
+    from botocore.session import Session
+    from botocore.validate import validate_parameters
+
+    aws, gcp = rules_of_buckets()
+    shape = Session().get_service_model("s3").shape_for("BucketLifecycleConfiguration")
+    validate_parameters(aws, shape)
+    check_against_google("storage.v1.json", "Bucket", {"lifecycle": gcp}, "bucket")
+
+
+def test_buckets_forget_checkpoints_and_unfinished_uploads_but_no_results() -> None:
+    aws, gcp = rules_of_buckets()
+    for rule in aws["Rules"]:
+        assert rule["Status"] == "Enabled"
+    forgotten = {rule["Filter"]["Prefix"] for rule in aws["Rules"] if "Expiration" in rule}
+    (deletion,) = [rule["condition"] for rule in gcp["rule"] if rule["action"]["type"] == "Delete"]
+    assert forgotten == set(deletion["matchesPrefix"])
+    storages = {place for words in study_commands() for place in words if re.match(r"(s3|gs)://", place)}
+    (prefix,) = {urlsplit(place).path.strip("/") for place in storages}
+    checkpoints = _checkpoint("0" * 64).partition("/")[0]
+    assert forgotten == {f"{prefix}/{checkpoints}/", "installed/"}
+    assert any(rule.get("AbortIncompleteMultipartUpload") and not rule["Filter"]["Prefix"] for rule in aws["Rules"])
+    assert {"type": "AbortIncompleteMultipartUpload"} in [rule["action"] for rule in gcp["rule"]]
+    (creation,) = [line for line in GUIDE.read_text().split("gcloud ") if line.startswith("storage buckets create")]
+    assert "--soft-delete-duration 0" in creation
 
 
 @pytest.fixture
@@ -308,7 +416,7 @@ def test_ray_derives_the_node_types_from_the_rayjob(rayjob: dict[str, Any]) -> N
     head, gpu = config["available_node_types"]["headgroup"], config["available_node_types"]["gpu"]
     assert head["resources"]["CPU"] == 0
     assert (gpu["min_workers"], gpu["max_workers"], gpu["resources"]["GPU"]) == (0, 8, 1)
-    assert gpu["resources"]["CPU"] > 1
+    assert as_many_cpus_as_trials(gpu["resources"])
 
 
 def test_the_rayjob_ends_and_is_tried_again(rayjob: dict[str, Any]) -> None:
@@ -379,24 +487,27 @@ def _status(port: int, path: str, host: str) -> int | None:
 def test_the_image_has_what_the_project_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     dockerfile = (FILES / "Dockerfile").read_text()
-    copied = {word for line in re.findall(r"^COPY (.*) \S+$", dockerfile, flags=re.MULTILINE) for word in line.split()}
-    packages = {each.rstrip("*") for each in project["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"], *packages} == copied
+    (copied,) = re.findall(r"^COPY (.*) \S+$", dockerfile, flags=re.MULTILINE)
+    needed = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
+    assert set(copied.split()) == {*needed, "constraints.txt"}
     extras = {extra for name in ("Dockerfile", *LAUNCHER) for extra in _extras((FILES / name).read_text())}
     assert extras == {"s3", "gcs"} <= project["project"]["optional-dependencies"].keys()
 
 
 def _extras(text: str) -> Iterator[str]:
-    for extras in re.findall(r"(?:sparse-symmetry-study|\.)\[([a-z0-9,]+)\]", text):
+    for extras in re.findall(r"requirements\[([a-z0-9,]+)\]", text):
         yield from extras.split(",")
+    yield from re.findall(r"set-up-node\.sh (\w+)fs ", text)
 
 
 def test_all_nodes_have_the_same_packages(rayjob: dict[str, Any]) -> None:
-    texts = {name: (FILES / name).read_text() for name in (*LAUNCHER, "Dockerfile")}
-    versions = {name: re.findall(r"ray\[default\]==([0-9.]+)", text) for name, text in texts.items()}
-    assert set(map(tuple, versions.values())) == {(rayjob["spec"]["rayClusterSpec"]["rayVersion"],)}
-    days = {name: re.findall(r"\d{4}-\d\d-\d\dT00:00:00Z", text) for name, text in texts.items()}
-    assert len(set(map(tuple, days.values()))) == 1
+    """The versions of ``constraints.txt``, wherever packages are installed."""
+    texts = [(FILES / name).read_text() for name in ("Dockerfile", "set-up-node.sh")]
+    texts += blocks(GUIDE.read_text(), "sh") + inline_code(GUIDE.read_text())
+    lines = [line for text in texts for line in text.splitlines() if "pip install" in line and "--no-deps" not in line]
+    assert len(lines) > 4
+    assert [line for line in lines if not re.search(r" -c \S*constraints\.txt ", line)] == []
+    assert f"ray=={rayjob['spec']['rayClusterSpec']['rayVersion']}" in (ROOT / "constraints.txt").read_text().split()
 
 
 # --- command lines ----------------------------------------------------------------------------------------------------

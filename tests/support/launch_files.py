@@ -7,11 +7,11 @@ import socket
 from typing import Any
 
 import yaml
-from pages import GUIDE
+from checkout import ROOT
 
 from study.sweep import _ENVIRONMENT
 
-FILES = GUIDE.parent
+FILES = ROOT / "study" / "cluster"
 LAUNCHER = ("aws.yaml", "gcp.yaml")
 """Those for ``ray up``."""
 PLACEHOLDER = re.compile(r"<([A-Z][A-Z_]*)>")

@@ -11,11 +11,10 @@ from typing import Final
 from checkout import ROOT
 
 README: Final = ROOT / "README.md"
-GUIDE: Final = ROOT / "study" / "cluster" / "README.md"
+GUIDE: Final = ROOT / "docs" / "cluster.md"
 PAGES: Final = (
     README,
     *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "analysis/paper/README.md")),
-    GUIDE,
     *sorted((ROOT / "docs").glob("*.md")),
 )
 _BLOCK: Final = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
@@ -76,7 +75,7 @@ def _of_line(words: list[str]) -> Iterator[list[str]]:
     for place, word in enumerate(words):
         if re.fullmatch(r"python3?", word) and words[place + 1 : place + 2] == ["-m"]:
             rest = words[place + 2 :]
-            end = next((n for n, each in enumerate(rest) if each in ("&&", "||", "|", ";", "2>&1", "&")), len(rest))
+            end = next((n for n, each in enumerate(rest) if each in ("&&", "||", "|", ";", ">", "2>&1", "&")), len(rest))
             if rest and rest[0].partition(".")[0] in ("study", "trainables", "analysis"):
                 yield [_PLACEHOLDER.sub(lambda match: _VALUES[match[1]], each) for each in rest[:end]]
 
