@@ -41,8 +41,8 @@ def test_the_lock_has_a_version_in_every_range(requirement: Requirement) -> None
 
 
 def needed_here() -> set[str]:
-    """Return what the requirements install on this machine, directly or not."""
-    waiting, found = list(REQUIREMENTS), set[tuple[str, frozenset[str]]]()
+    """Return what the requirements install on this machine, directly or not, and on clusters."""
+    waiting, found = [*REQUIREMENTS, Requirement("ray[default]")], set[tuple[str, frozenset[str]]]()
     while waiting:
         requirement = waiting.pop()
         name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)

@@ -12,6 +12,7 @@ export PATH=$HOME/study-env/bin:$PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLE
 export RAY_memory_monitor_refresh_ms=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1
 END
 grep -q study.env ~/.bashrc || echo '. ~/study.env' >> ~/.bashrc
+# shellcheck source=/dev/null
 . ~/study.env
 
 # bucket has URI | bucket get URI PATH | bucket put URI PATH

@@ -400,6 +400,13 @@ def test_sweep_on_a_cluster_that_has_no_worker_yet(tmp_path: Path, short_path: P
         study.kill_all()
 
 
+# --- machines with ssh ------------------------------------------------------------------------------------------------
+def test_the_guide_sets_what_ray_reads_at_its_start() -> None:
+    lines = [words for text in blocks(GUIDE.read_text(), "sh") for words in lines_of_words(text)]
+    (exported,) = [words[1:] for words in lines if words[:1] == ["export"] and "RAY_AUTH_MODE=token" in words]
+    assert RAY_SETTINGS.items() <= dict(word.split("=") for word in exported).items()
+
+
 # --- KubeRay ----------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def rayjob() -> dict[str, Any]:
