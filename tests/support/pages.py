@@ -19,6 +19,7 @@ PAGES: Final = (
 )
 _BLOCK: Final = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 _COMMAND: Final = re.compile(r"\bpython3? -m (?=(?:study|trainables|analysis)\b)")
+_END: Final = ("&&", "||", "|", ";", ">", "2>&1", "&")
 _VALUES: Final = {"NAME": "digits_quickstart", "DIR": "outputs", "URI": "s3://bucket/prefix", "FIGURE": "rewind"}
 _PLACEHOLDER: Final = re.compile(rf"\b({'|'.join(_VALUES)})$")
 
@@ -75,7 +76,7 @@ def _of_line(words: list[str]) -> Iterator[list[str]]:
     for place, word in enumerate(words):
         if re.fullmatch(r"python3?", word) and words[place + 1 : place + 2] == ["-m"]:
             rest = words[place + 2 :]
-            end = next((n for n, each in enumerate(rest) if each in ("&&", "||", "|", ";", ">", "2>&1", "&")), len(rest))
+            end = next((n for n, each in enumerate(rest) if each in _END), len(rest))
             if rest and rest[0].partition(".")[0] in ("study", "trainables", "analysis"):
                 yield [_PLACEHOLDER.sub(lambda match: _VALUES[match[1]], each) for each in rest[:end]]
 
