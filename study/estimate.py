@@ -33,6 +33,7 @@ from trainables.host import cpu
 from trainables.models import MODELS
 from trainables.storage.store import DamagedArtifact, Store
 from trainables.training import EVAL_BATCH
+from trainables.training.engines import CPU
 from trainables.training.way import Way
 
 _log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
 def rates_here(store: Store) -> list[Rate]:
     """Return the rates that were measured on this model of CPU; an empty list if their file is damaged."""
     try:
-        return read_rates(benchmark_file(store), cpu.name())
+        return read_rates(benchmark_file(store), cpu=cpu.name(), device=CPU)
     except ValueError:  # the basis of the estimates reports the damage
         return []
 

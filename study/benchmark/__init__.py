@@ -1,1 +1,1 @@
-"""Measurements of this machine: ``python -m study.benchmark [training|matching|sweep|all]``."""
+"""Measurements of this machine: ``python -m study.benchmark [training|matching|sweep|gpu|all]``."""

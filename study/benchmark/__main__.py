@@ -1,4 +1,4 @@
-"""The benchmark's command line; its subcommand ``fastest`` has its own parser in ``ways``."""
+"""The benchmark's command line; its subcommands ``fastest`` and ``gpu`` have parsers of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
+from importlib.util import find_spec
 from pathlib import Path
 
 from study.benchmark import results, table
@@ -25,11 +26,23 @@ def main(arguments: Sequence[str]) -> int:
         from study.benchmark.ways import main as choose
 
         return choose(arguments[1:])
+    if arguments[:1] == ["gpu"]:
+        from study.benchmark.gpu.command import main as check
+
+        return check(arguments[1:])
     if arguments == ["table"]:
         print(*table.lines(table.measured()), sep="\n")
         return OK
     options = _parser().parse_args(arguments)
-    asked = [what for what in KINDS if options.what in (what, "all")]
+    asked = []
+    for what in (each for each in KINDS if options.what in (each, "all")):
+        if missing := [library for library in KINDS[what].needs if find_spec(library) is None]:
+            words = f"{what} is not measured: it needs {' and '.join(missing)}"
+            if options.what == what:
+                return refused(ValueError(words))
+            print(words)
+        else:
+            asked.append(what)
     try:
         results.read(options.out)
         bounded("repeats", options.repeats, "[1, inf)", whole=True)
@@ -67,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m study.benchmark",
         description="Measure this machine: ratios of two ways to do the same work, timed alternately.",
-        epilog="python -m study.benchmark fastest --space NAME: measure the settings that study.run --fastest uses. "
+        epilog="python -m study.benchmark gpu: check and measure a GPU in 8 minutes. "
+        "python -m study.benchmark fastest --space NAME: measure the settings that study.run --fastest uses. "
         "python -m study.benchmark table: print the README's table of the measured machines.",
     )
     parser.add_argument("what", nargs="?", default="all", choices=(*KINDS, "all"))

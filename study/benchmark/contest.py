@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -68,34 +69,35 @@ class Team:
             count: number of processes.
         """
         self._name = name
-        self._members = []
-        context = multiprocessing.get_context("spawn")
+        self._members: list[tuple[Connection, SpawnProcess]] = []
         stack.push(self._end)
-        # A terminal sends Ctrl-C to all processes. The members inherit that it is blocked, and the parent ends them.
-        resource_tracker.ensure_running()  # now, because starting it would unblock Ctrl-C
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            for _ in range(count):
-                ours, theirs = context.Pipe()
-                # Not a daemon: daemons cannot start loader processes.
-                process = context.Process(target=_serve, args=(theirs, threads, make, arguments), daemon=False)
-                process.start()
-                theirs.close()
-                self._members.append((ours, process))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for _ in range(count):
+            self._members.append(started(_serve, threads, make, arguments))
 
     def wait(self) -> None:
         """Wait for the uncounted run, and set `first` to its seconds; raises as :meth:`seconds` does."""
         self.first = self._slowest(self._answers())
 
-    def seconds(self, request: str = "run") -> float:
-        """Run all workloads once, rebuilt before that for "run afresh"; return the seconds per unit of work.
+    def seconds(self, request: str = "run", count: int | None = None) -> float:
+        """Run the workloads once, rebuilt before that for "run afresh"; return the seconds per unit of work.
+
+        Args:
+            request: "run" or "run afresh".
+            count: how many of the processes run, the first ones; None for all of them.
 
         Raises:
             RuntimeError: a process failed; the message contains its error.
         """
-        return self._slowest(self._answers(request))
+        return self._slowest(self._answers(request, count))
+
+    def ask(self, method: str) -> Any:
+        """Return what a method of the first process's workload returns, called without arguments.
+
+        Raises:
+            RuntimeError: the process failed; the message contains its error.
+        """
+        (answer,) = self._answers(method, 1)
+        return answer
 
     def memory(self) -> float:
         """Return the largest peak memory of a process plus what its child processes hold now, if known, in MiB."""
@@ -105,12 +107,13 @@ class Team:
         """Return the seconds per unit of work of all members together: the slowest determines the team's time."""
         return max(seconds for seconds, _ in answers) / sum(done for _, done in answers)
 
-    def _answers(self, request: str | None = None) -> list[Any]:
-        """Return the members' answers to a request; without one, those to the first run, which needs none."""
-        for pipe, _ in self._members if request else ():
+    def _answers(self, request: str | None = None, count: int | None = None) -> list[Any]:
+        """Return the answers of the first `count` members; without a request, those to the first run."""
+        asked = self._members[:count]
+        for pipe, _ in asked if request else ():
             pipe.send(request)
         answers = []
-        for pipe, process in self._members:
+        for pipe, process in asked:
             try:
                 fine, answer = pipe.recv()
             except EOFError:
@@ -129,6 +132,24 @@ class Team:
                 process.terminate()
         for _, process in self._members:
             process.join()
+
+
+def started(target: Callable[..., None], *arguments: Any) -> tuple[Connection, SpawnProcess]:
+    """Start a process that runs ``target(pipe, *arguments)``; return the other end of the pipe, and the process.
+
+    The process ignores Ctrl-C, which a terminal sends to all processes: the caller ends it. It may start processes.
+    """
+    context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # now, because starting it would unblock Ctrl-C
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits that it is blocked
+    try:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=target, args=(theirs, *arguments), daemon=False)  # daemons cannot start any
+        process.start()
+        theirs.close()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return ours, process
 
 
 class Budget:
@@ -249,9 +270,11 @@ def _serve(pipe: Connection, threads: int, make: Callable[..., Workload], argume
                 if request == "memory":
                     children = (child.pid for child in multiprocessing.active_children())
                     answer = usage.peak_memory() / MEBIBYTE + sum(map(_own_memory, children))
-                else:
+                elif request in ("run", "run afresh"):
                     workload = workload if workload and request == "run" else make(*arguments)
                     answer = timed(workload.run)
+                else:
+                    answer = getattr(workload, request)()
             except Exception as error:
                 fine, answer = False, f"{type(error).__name__}: {error}"
             pipe.send((fine, answer))

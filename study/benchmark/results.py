@@ -144,13 +144,18 @@ def set_aside(path: Path) -> None:
         _log.warning("%s: set aside as %s", error, aside.name)
 
 
-def read_rates(path: Path, cpu: str | None = None) -> list[Rate]:
-    """Return the rates in a file; with `cpu`, only those measured on that CPU model.
+def read_rates(path: Path, **machine: str) -> list[Rate]:
+    """Return the rates in a file.
+
+    Args:
+        path: the file.
+        **machine: what the rates were measured on, such as the model of the ``cpu`` or, as ``device``, the name of a
+            GPU or "cpu"; others are left out.
 
     Raises:
         ValueError: the file exists and is not a file of measurements, or it has rates of another version.
     """
-    entries = [each for each in read(path) if cpu is None or each.get("machine", {}).get("cpu") == cpu]
+    entries = [each for each in read(path) if machine.items() <= each.get("machine", {}).items()]
     try:
         return [Rate(**rate) for entry in entries for rate in entry["rates"]]
     except (TypeError, ValueError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from study.fastest import gpus_here
 from trainables.checks import bounded, known
@@ -44,7 +44,13 @@ def _precisions() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of a measurement; a wrong value raises ValueError."""
+    """Settings of a measurement; a wrong value raises ValueError.
+
+    Attributes:
+        needs: libraries that the measurement needs, apart from PyTorch.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -123,6 +129,8 @@ class Matching(_Network):
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Settings):
     """Scheduling: the size of the sweeps."""
+
+    needs: ClassVar[tuple[str, ...]] = ("ray", "mlflow")
 
     jobs: int = option(1000, "least number of trivial jobs in a sweep; another one has a tenth", "[100, inf)")
 

@@ -103,8 +103,7 @@ def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Training:
     job = max(jobs, key=lambda job: job.epochs * plan.facts[job.config.task.dataset].train_images)
     assert isinstance(job.config, TRAINING_CONFIGS)
     task, size = job.config.task, image_size(plan, job)
-    affordable = MULTIPLY_ADDS[device] / (3 * multiply_adds_per_image(task.model, task.width, size))
-    images = int(min(affordable, PIXELS / size**2))
+    images = images_in_a_second(task.model, task.width, size, device)
     multiple = math.lcm(*(engine.batch_multiple for engine in ENGINES.values()))
     batch = max(CLASSES, min(job.config.recipe.batch_size, max(multiple, images // multiple * multiple)))
     gains_from = [engine.gains_from for engine in ENGINES.values() if engine.gains_from]
@@ -118,6 +117,12 @@ def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Training:
         device=device,
         steps=max(1, min(MOST_STEPS, images // batch)),
     )
+
+
+def images_in_a_second(model: str, width: float, image_size: int, device: str) -> int:
+    """Return how many images a run trains on to take about a second, as far as the disk affords them."""
+    affordable = MULTIPLY_ADDS[device] / (3 * multiply_adds_per_image(model, width, image_size))
+    return int(min(affordable, PIXELS / image_size**2))
 
 
 def _rates(plan: Plan, jobs: Sequence[Job], setting: Training, ways: Sequence[Way]) -> dict[Way, Rate]:

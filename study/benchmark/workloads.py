@@ -7,9 +7,12 @@ does not affect the time.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +21,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import prune
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
+from study.benchmark.contest import synchronize
 from study.benchmark.results import Rate
 from study.benchmark.settings import CLASSES, Training
 from trainables.config import Task
 from trainables.data import load_dataset
+from trainables.data.batches import Batch
 from trainables.data.dataset import Split
 from trainables.host.processes import cores
 from trainables.jobs.publishing import Context
@@ -32,11 +38,16 @@ from trainables.masks import magnitude_mask
 from trainables.storage.store import Store
 from trainables.training.allocation import keep_freed_memory
 from trainables.training.engines import GPU
+from trainables.training.evaluation import evaluate
 from trainables.training.loop import tensor_float, train_epoch
 from trainables.training.way import Way
 
 STACK = 4
 """Number of networks in a stacked trial."""
+FEW_STEPS = 4
+"""Steps whose kernels fit into a GPU's queue."""
+_LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpy", "cudaMemset")
+"""How the names of the calls that enqueue something on a GPU begin."""
 
 
 def rate(setting: Training, way: Way, seconds: float, compile_seconds: float = 0.0) -> Rate:
@@ -54,14 +65,17 @@ def rate(setting: Training, way: Way, seconds: float, compile_seconds: float = 0
 
 # --- workloads --------------------------------------------------------------------------------------------------------
 class OurTrial:
-    """A workload that trains one epoch per run, as a trial of a study does, with only ``CLASSES`` test images."""
+    """A workload that trains one epoch per run and evaluates the networks, as a trial of a study does.
 
-    def __init__(self, setting: Training, folder: Path, way: Way) -> None:
+    By default, an engine that can train several networks at once trains ``STACK``, others one.
+    """
+
+    def __init__(self, setting: Training, folder: Path, way: Way, nets: int | None = None) -> None:
         recipe = replace(setting.recipe(), **way.settings)
         self.trainings = []
-        for seed in range(STACK if way.engine.shares_trial else 1):
-            data, model, mask = _prepared(setting, folder)
-            self.trainings.append(data.training(model, recipe, seed, mask))
+        for seed in range(nets or (STACK if way.engine.shares_trial else 1)):
+            self._data, model, mask = prepared(setting, folder)
+            self.trainings.append(self._data.training(model, recipe, seed, mask))
         self._images = len(self.trainings) * setting.images
 
     def run(self) -> int:
@@ -70,16 +84,71 @@ class OurTrial:
             finish()
         return self._images
 
+    def host_share(self) -> float:
+        """Return the time that the host needs to enqueue training steps, as a share of the time that they take.
+
+        Near 1, the host sets the pace and the GPU waits. The steps are few, because a full queue would make the host
+        wait for the GPU.
+        """
+        with self._few_steps() as enqueued:
+            synchronize()
+            start = time.perf_counter()
+            train_epoch(self.trainings)
+            synchronize()
+            end = time.perf_counter()
+        return (max(enqueued) - start) / (end - start)
+
+    def launches(self) -> dict[str, float]:
+        """Return what PyTorch's profiler counts per training step of all networks.
+
+        Returns:
+            ``kernels`` that the GPU runs, ``launches`` and ``synchronisations`` by the host.
+        """
+        with self._few_steps(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            train_epoch(self.trainings)
+            synchronize()
+        events = profiler.events() or []
+        by_host = [event.name for event in events if event.device_type.name == "CPU"]
+        counts = {
+            "kernels": sum(event.device_type.name == "CUDA" for event in events),
+            "launches": sum(name.startswith(_LAUNCHES) for name in by_host),
+            "synchronisations": sum(name.startswith("cuda") and "Synchronize" in name for name in by_host),
+        }
+        return {name: count / FEW_STEPS for name, count in counts.items()}
+
+    def device_bytes(self) -> int:
+        """Return the most GPU memory that PyTorch has reserved for training and for evaluation in full batches."""
+        evaluate(self.trainings[0].trainer.network, self._data.train_plain)
+        return torch.cuda.max_memory_reserved()
+
+    @contextmanager
+    def _few_steps(self) -> Iterator[list[float]]:
+        """Make epochs ``FEW_STEPS`` long at most; yield the list of the times at which each network's are enqueued."""
+        enqueued: list[float] = []
+
+        def shortened(steps: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+            yield from islice(steps(), FEW_STEPS)
+            enqueued.append(time.perf_counter())
+
+        for training in self.trainings:
+            vars(training)["steps"] = partial(shortened, training.steps)
+        try:
+            yield enqueued
+        finally:
+            for training in self.trainings:
+                del vars(training)["steps"]
+
 
 class BareStep:
     """Repeated forward and backward passes over one batch: a lower bound on the time of any loop around PyTorch."""
 
     def __init__(self, setting: Training, folder: Path, precision: str) -> None:
         keep_freed_memory()  # as our trial does
-        data, self._model, _ = _prepared(setting, folder)
+        data, self._model, _ = prepared(setting, folder)
         images, labels = next(iter(data.train_plain))
         self._images, self._labels = images[: setting.batch_size], labels[: setting.batch_size]
         self._steps, self._precision = setting.steps, precision
+        torch.backends.cudnn.benchmark = True
 
     def run(self) -> int:
         """Run the steps; return the number of images."""
@@ -104,7 +173,7 @@ class ConventionalLoop:
     def __init__(self, setting: Training, folder: Path) -> None:
         from torchvision import transforms  # the other workloads do not need it, and its memory would count as theirs
 
-        _, model, mask = _prepared(setting, folder)
+        _, model, mask = prepared(setting, folder)
         self._device = torch.device(setting.device)
         self.model = model.to(memory_format=torch.contiguous_format).to(self._device)
         for name, keep in mask.items():
@@ -168,7 +237,7 @@ class _ImagesOneByOne(Dataset[tuple[Tensor, int]]):
         return self._transform(Image.fromarray(self._images[index])), self._labels[index]
 
 
-def _prepared(setting: Training, folder: Path) -> tuple[TaskData, nn.Module, dict[str, Tensor]]:
+def prepared(setting: Training, folder: Path) -> tuple[TaskData, nn.Module, dict[str, Tensor]]:
     """Return the data, the network and its magnitude mask; the same in every process."""
     version = load_dataset("image_folder", folder).fingerprint
     task = Task(model=setting.model, width=setting.width, dataset="image_folder", data_version=version)

@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -18,11 +16,15 @@ from trainables.storage.store import Store
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """Return tensors (any device) as the bytes of a safetensors file; equal tensors give equal bytes."""
+    import safetensors.torch  # a machine that only trains, as for a benchmark, may lack it
+
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, in alphabetical order, on the CPU."""
+    import safetensors.torch
+
     return dict(sorted(safetensors.torch.load(content).items()))  # it returns them in random order
 
 
@@ -79,6 +81,8 @@ def unpack_checkpoint(content: bytes, key: str) -> tuple[dict[str, Tensor], dict
     Raises:
         ValueError: the file is damaged, or the checkpoint of another job or version.
     """
+    import safetensors
+
     try:
         line, _, tensors = documents.unseal(content).partition(b"\n")
         about = documents.parse(line, documents.CHECKPOINT)

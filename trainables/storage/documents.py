@@ -246,6 +246,14 @@ CHOICE: Final = {"settings": {"*": _setting}, "given": {"*": _setting}}
 BENCHMARK: Final = {
     "measurements": [{"what": str, "settings": {"*": anything}, "rates": [_rate], "machine?": {"*": anything}}]
 }
+GPU_CHECK: Final = {
+    **dict.fromkeys(("check", "error"), str),
+    "ok": (bool, _NULL),
+    "seconds": _seconds,
+    "found": {"*": anything},
+    "rows": [{"kind": str, "*": anything}],
+    "on": {"*": anything},
+}
 FACTS: Final = {
     **dict.fromkeys(("dataset", "fingerprint", "source"), str),
     **dict.fromkeys(("num_classes", "in_channels", "train_images", "test_images"), _count),
