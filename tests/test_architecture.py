@@ -282,6 +282,17 @@ def test_analysis_loads_neither_torch_nor_ray() -> None:
     assert not guilty, f"{min(guilty)} loads torch or ray: results are read on machines that have neither"
 
 
+def test_a_gpu_is_measured_without_the_libraries_of_studies() -> None:
+    todo, seen = [name for name in MODULES if name.startswith("study.benchmark.gpu")], set()
+    while todo:
+        if (name := todo.pop()) in MODULES and name not in seen:
+            seen.add(name)
+            found = imported_on_import(MODULES[name])
+            assert not {top(each) for each in found} & {"ray", "mlflow", "rich", "matplotlib", "safetensors"}, name
+            todo += found
+    assert "trainables.training.loop" in seen
+
+
 # --- names ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("path", TREES, ids=IDS)
 def test_a_file_is_named_after_what_it_is_about(path: Path) -> None:

@@ -131,8 +131,13 @@ def run_section(
 
 
 def serve(pipe: Connection, name: str, scale: Scale, done: Collection[str], failed: Collection[str]) -> None:
-    """Make the checks of a section: send the name of each, then its outcome with its error; None at the end."""
+    """Make the checks of a section in a process of their own, see :func:`make`."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # removes temporary files
+    make(pipe, name, scale, done, failed)
+
+
+def make(pipe: Connection, name: str, scale: Scale, done: Collection[str], failed: Collection[str]) -> None:
+    """Make the checks of a section: send the name of each, then its outcome with its error; None at the end."""
     section = SECTIONS[name]
     module = importlib.import_module(f"{__package__}.{section.module}")
     width = {} if section.width is None else {"width": section.width}

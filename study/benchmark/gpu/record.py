@@ -71,15 +71,12 @@ class Line:
         return Line(outcome=outcome, **named)
 
 
-def _row(document: dict[str, Any]) -> Row:
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
-    }
+def _row(document: dict[str, Any]) -> Any:
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
     try:
-        row: Row = _ROWS[fields.pop("kind")](**fields)
+        return _ROWS[str(fields.pop("kind"))](**fields)
     except (KeyError, TypeError) as error:
         raise documents.Malformed(f"no result of a benchmark: {error}") from error
-    return row
 
 
 def _short(value: Any) -> str:

@@ -30,6 +30,8 @@ from trainables.training.engines import CPU, GPU
 from trainables.training.evaluation import evaluate
 from trainables.training.way import WAYS, Way
 
+_ON: Final = {GPU: "GPU", CPU: "CPU"}
+"""Device -> its name in results."""
 PACKED_PRECISION: Final = "tf32"
 """Precision of several trials on a GPU; a CPU has single precision instead."""
 
@@ -122,7 +124,7 @@ class _Contest:
         """Time trials of one precision, the bare step and the conventional loop, alternately."""
         setting, folder = self._setting, self.images()
         bare = f"bare {its[0].way.precision}"
-        what, on = f"training {setting.model} x{setting.width:g}", setting.device.upper()
+        what, on = f"training {setting.model} x{setting.width:g}", _ON[setting.device]
         pairs = {
             f"{what} {each}, {on}, against the {against}": (str(each), other)
             for each in its
@@ -186,7 +188,7 @@ def processes(scale: Scale, stack: ExitStack) -> Checks:
     precision = PACKED_PRECISION if PACKED_PRECISION in setting.precisions else setting.precisions[0]
 
     def measure(entrant: Entrant) -> Outcome:
-        what, on = f"training {setting.model} x{setting.width:g} {entrant}", setting.device.upper()
+        what, on = f"training {setting.model} x{setting.width:g} {entrant}", _ON[setting.device]
         conventional = contest.conventional()
         with ExitStack() as own:
             arguments = (setting, contest.images(), entrant.way, entrant.nets)
@@ -197,6 +199,7 @@ def processes(scale: Scale, stack: ExitStack) -> Checks:
         pairs = {
             f"{what}, {count} processes, {on}, against one conventional": (str(count), CONVENTIONAL)
             for count in scale.processes
+            if count > 1
         }
         speeds = {count: 1 / statistics.median(seconds[str(count)]) for count in scale.processes}
         best = max(speeds, key=lambda count: speeds[count])
@@ -218,7 +221,7 @@ def launches(scale: Scale, stack: ExitStack) -> Checks:
         trial = OurTrial(setting, contest.images(), entrant.way, entrant.nets)
         trial.run()
         counts = trial.launches()
-        name = f"training {setting.model} x{setting.width:g} {entrant}, {setting.device.upper()}"
+        name = f"training {setting.model} x{setting.width:g} {entrant}, {_ON[setting.device]}"
         return Outcome(found=counts, rows=[Figure(name=f"{name}: {of} per step", value=counts[of]) for of in counts])
 
     return {f"launches {each}": partial(measure, each) for each in entrants(scale, 1.0, compiling=False)}
