@@ -59,7 +59,7 @@ def watch(
         OSError: the report cannot be written to the folder.
     """
     watched = _Watch(space, tracking_uri, storage, out, seconds)
-    print(f"watching {space} every {seconds} s, until the study has ended or Ctrl-C", flush=True)
+    print(f"watching {space} every {seconds} s until the study ends; Ctrl-C stops watching", flush=True)
     why = "the study has ended"
     try:
         while not watched.look():
@@ -124,7 +124,7 @@ class _Watch:
         if found:
             self.left, self.jobs = None, max(self.jobs, 1, *found)
         elif not self.jobs:
-            self._tell(f"no study of {self.space} runs on {redact(self.storage)} now; Ctrl-C ends this")
+            self._tell(f"no study of {self.space} is running on {redact(self.storage)}; Ctrl-C stops watching")
         elif self.left is None:
             self.left = time.monotonic()
 

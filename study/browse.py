@@ -93,7 +93,7 @@ def _free(port: int | None) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
             probe.bind((HOST, wanted))
             return int(probe.getsockname()[1])
-    raise OSError(f"port {port} is not free: name another one, or leave --port out")
+    raise OSError(f"port {port} is in use: choose another one, or leave out --port")
 
 
 def _await(process: subprocess.Popen[bytes], port: int, token: str) -> None:
@@ -113,7 +113,7 @@ def _await(process: subprocess.Popen[bytes], port: int, token: str) -> None:
         time.sleep(0.2)
     if taken:
         raise _PortTaken(f"another server has taken port {port}: try again, or name another port")
-    raise OSError("MLflow's server does not start")
+    raise OSError("MLflow's server did not start")
 
 
 @terminal.command

@@ -49,7 +49,7 @@ def offer_cleaning(store: Store, options: Options) -> None:
         remove(store, found)
         print("removed")
     else:
-        print("nothing was removed; --yes confirms")
+        print("nothing was removed; confirm with --yes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +197,9 @@ def lines(found: Surplus, missing: Collection[str]) -> list[str]:
         text.append(f"not planned, because data are missing: {', '.join(sorted(missing))} (--data-dir)")
     for dataset, count in found.kept.items():
         text.append(f"  kept: {count} results on {dataset}")
-    text += [f"left alone, because no study has written it: {ascii(path)[1:-1]}" for path in found.strange]
+    text += [f"left alone, because no study wrote it: {ascii(path)[1:-1]}" for path in found.strange]
     text += [f"damaged: {line}" for line in found.damaged]
-    text.append("results of a run with --set are needed only if you name that run here: --space NAME --set ...")
+    text.append("results of a run with --set count as needed only if you name it here: --space NAME --set ...")
     return text
 
 
@@ -227,4 +227,5 @@ def check_idle(store: Store) -> None:
         time.sleep(2 * renewal_seconds())  # by then a live holder has renewed its lease
     owners = {host_of(lease["owner"]) for lease in (*store.studies(), *store.leases().values())}
     if owners:
-        raise ValueError(f"something runs on {store.uri} ({', '.join(sorted(owners))}): clean when it has ended")
+        hosts = ", ".join(sorted(owners))
+        raise ValueError(f"a study or a job is running on {store.uri} ({hosts}): clean up once it has ended")

@@ -53,14 +53,14 @@ def report_failures(plan: Plan, searcher: PlanSearcher, command: str, ended: str
         lines += [f"failed: {count} more: {error}" for error, count in rest.most_common(NAMED_VICTIMS)]
     unfinished = searcher.unfinished()
     if unfinished:
-        lines.append(f"the study ended early: {searcher.halted or ended or 'Ray Tune stopped without a word'}")
+        lines.append(f"the study ended early: {searcher.halted or ended or 'Ray Tune stopped and gave no reason'}")
         by_kind = Counter(plan.jobs[key].kind for key in unfinished)
         kinds = ", ".join(f"{count} {kind}" for kind, count in by_kind.items())
         lines.append(f"not run: {len(unfinished)} jobs ({kinds})")
     if failed and not unfinished and searcher.recurring.issuperset(failed):
-        lines.append(f"they would fail again: change what the errors say, and then: {command}")
+        lines.append(f"these jobs would fail again: fix what the errors name, then run: {command}")
     elif lines:
-        what = "retry just these" if not unfinished else "go on with these; what was published stays"
+        what = "retry only these" if not unfinished else "run the remaining jobs (published results are kept)"
         lines.append(f"to {what}: {command}")
     bad = bool(lines)
     if not searcher.halted:  # a halt for lack of hosts has named them above
@@ -81,10 +81,10 @@ def report_missing(plan: Plan, missing: list[str], command: str) -> None:
     """
     sys.stdout.flush()
     for key in missing[:NAMED_FAILURES]:
-        print(f"gone: {name_in(plan, key)} ({key[:12]}) was published, but the store does not hold it", file=sys.stderr)
+        print(f"gone: {name_in(plan, key)} ({key[:12]}) was published but is no longer in the store", file=sys.stderr)
     if len(missing) > NAMED_FAILURES:
         print(f"gone: {len(missing) - NAMED_FAILURES} more", file=sys.stderr)
-    print(f"to compute just these again: {command}", file=sys.stderr, flush=True)
+    print(f"to compute only these again: {command}", file=sys.stderr, flush=True)
 
 
 def _names(plan: Plan, keys: list[str]) -> str:
@@ -102,12 +102,12 @@ def print_undelivered(plan: Plan, tracker: Tracker, tracking_uri: str, command: 
         command: the command line, without passwords.
         interrupted: whether the user interrupted the delivery.
     """
-    missing, reason = tracker.undelivered, tracker.behind or ("interrupted" if interrupted else "it takes too long")
-    what = (
-        f"{len(missing)} of {len(plan.jobs)} runs are missing: {_names(plan, missing)}" if missing else "the last words"
-    )
+    missing, reason = tracker.undelivered, tracker.behind or ("interrupted" if interrupted else "it took too long")
+    what = "every run has its results"
+    if missing:
+        what = f"{len(missing)} of {len(plan.jobs)} runs are missing: {_names(plan, missing)}"
     print(f"warning: not everything reached {redact(tracking_uri)} ({reason}); {what}")
-    print(f"to deliver it: {command}", flush=True)
+    print(f"to deliver the rest: {command}", flush=True)
 
 
 def print_results(plan: Plan, store: Store) -> None:
@@ -119,7 +119,7 @@ def print_results(plan: Plan, store: Store) -> None:
     try:
         frame = stored_runs(plan, store)
     except (AnalysisError, StorageError) as error:
-        print(f"warning: there is no table: {redact_text(str(error))}", flush=True)
+        print(f"warning: the table of results cannot be made: {redact_text(str(error))}", flush=True)
     else:
         print(f"\n{short_table(frame)}\n", flush=True)
 

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     except ClusterError as error:
         return refused(error)
     except (StorageError, OSError) as error:
-        return refused(error, FAILURES, "what was published stays, the same command continues")
+        return refused(error, FAILURES, "published results are kept; the same command continues")
     except KeyboardInterrupt:
         return _interrupted()
 

@@ -137,7 +137,7 @@ def lines(status: Status) -> list[str]:
     text += _running(status) + _failed(status) + _slowest(status)
     text += [f"damaged: {redact_text(line)}" for line in status.damaged]
     sizes = ", ".join(f"{size_in_words(status.bytes.get(name, 0))} {words}" for name, words in _DIRECTORIES.items())
-    return [*text, f"disk: {sizes}; {size_in_words(status.own_bytes)} of these are this study's results"]
+    return [*text, f"disk: {sizes}; {size_in_words(status.own_bytes)} of the results belong to this study"]
 
 
 _DIRECTORIES = {"store": "results", "work": "checkpoints", "damaged": "set aside as damaged"}
@@ -173,7 +173,7 @@ def _running(status: Status) -> list[str]:
         host = host_of(lease["owner"])
         seen = duration(status.now - lease["renewed"])
         text.append(
-            f"  runs: {name}  {epoch}on {host} for "
+            f"  running: {name}  {epoch}on {host} for "
             f"{duration(status.now - lease['since'])}, last sign of life {seen} ago"
         )
     return text + _more(len(status.leases))

@@ -287,7 +287,7 @@ class _Sweep:
         """End the process: the cluster is lost, and any call to it, even ``ray.shutdown``, may hang forever."""
         with self._ending:  # never released: two threads may get here, and the first one ends the process
             try:
-                self._ended = f"{reason}; running jobs lose what they did after their last checkpoints"
+                self._ended = f"{reason}; running jobs lose their work since their last checkpoints"
                 self.report()
                 self._tracker.close(LAST_DELIVERY_SECONDS)
                 _print_results_in_time(self._plan, self._store)  # the storage may be lost with the cluster

@@ -93,8 +93,8 @@ def test_from_before_the_experiment_to_the_end_of_the_study(scene, capsys):
         *(lambda: scene.record(1, "RUNNING"), keep, scene.end),
     )
     lines = said(capsys)
-    assert lines[0] == f"watching {scene.space} every 7 s, until the study has ended or Ctrl-C"
-    assert lines[1].startswith(f"no study of {scene.space} runs on ")
+    assert lines[0] == f"watching {scene.space} every 7 s until the study ends; Ctrl-C stops watching"
+    assert lines[1].startswith(f"no study of {scene.space} is running on ")
     assert lines[2].startswith(f"waiting: no experiment '{scene.space}' in ")
     assert lines[3:] == [
         f"1 of 9 jobs finished  {scene.page}",

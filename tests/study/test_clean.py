@@ -119,7 +119,7 @@ def test_nothing_is_removed_while_something_runs(own_copy: Store) -> None:
     found = surplus(own_copy, [], [])
     for lease in (own_copy.register_study({"space": "tiny"}), own_copy.lease(OTHER)):
         assert lease is not None
-        with lease, pytest.raises(ValueError, match=r"something runs on .*: clean when it has ended"):
+        with lease, pytest.raises(ValueError, match=r"is running on .*: clean up once it has ended"):
             clean.remove(own_copy, found)
     assert own_copy.keys() == found.keys
 
@@ -151,7 +151,7 @@ def test_files_that_no_study_has_put_there_are_named_and_stay(
     for command in (["--clean"], ["--clean", "--yes"]):
         assert run.main([*command, "--storage", store.uri]) == 0
         out = capsys.readouterr().out
-        assert all(f"left alone, because no study has written it: {path}" in out for path in strays)
+        assert all(f"left alone, because no study wrote it: {path}" in out for path in strays)
     assert {path for folder in ("store", "work", "failed") for path in store.storage.names(folder)} == {*strays}
 
 
@@ -167,7 +167,7 @@ def test_a_space_named_with_settings_is_needed(own_copy: Store) -> None:
 def test_not_under_a_running_study(own_copy: Store, capsys: pytest.CaptureFixture[str]) -> None:
     with own_copy.register_study({"space": "tiny"}):
         assert run.main(["--clean", "--yes", "--storage", str(own_copy.root)]) == 2
-    assert "something runs on" in capsys.readouterr().err
+    assert "a study or a job is running on" in capsys.readouterr().err
 
 
 def test_a_storage_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def test_failure_is_named_with_its_error_and_its_victims(plan: Plan, capsys: pyt
     names = ", ".join(name(plan, key) for key in victims)
     assert capsys.readouterr().err.splitlines() == [
         f"failed: {name(plan, bad)} ({bad[:12]}): loss is nan; it blocked {len(victims)} jobs: {names}",
-        f"to retry just these: {COMMAND}",
+        f"to retry only these: {COMMAND}",
     ]
 
 
@@ -78,11 +78,11 @@ def test_a_retry_is_offered_only_where_it_can_help(plan: Plan, capsys: pytest.Ca
     bad, other = last(plan, schema.PRUNE), last(plan, schema.MATCH)
     report_failures(plan, run_all(plan, {bad: "lr=90 diverged"}, "failed"), COMMAND)
     closing = capsys.readouterr().err.splitlines()[-1]
-    assert closing == f"they would fail again: change what the errors say, and then: {COMMAND}"
+    assert closing == f"these jobs would fail again: fix what the errors name, then run: {COMMAND}"
     searcher = run_all(plan, {bad: "lr=90 diverged", other: "the GPU fell off the bus"}, "failed")
     searcher.recurring.discard(other)
     report_failures(plan, searcher, COMMAND)
-    assert capsys.readouterr().err.splitlines()[-1] == f"to retry just these: {COMMAND}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"to retry only these: {COMMAND}"
 
 
 def test_hosts_that_are_out_are_named_but_leave_a_study_complete(
@@ -98,8 +98,8 @@ def test_results_that_are_gone_are_named(plan: Plan, capsys: pytest.CaptureFixtu
     gone = last(plan, schema.SPARSE)
     report_missing(plan, [gone], COMMAND)
     assert capsys.readouterr().err.splitlines() == [
-        f"gone: {name(plan, gone)} ({gone[:12]}) was published, but the store does not hold it",
-        f"to compute just these again: {COMMAND}",
+        f"gone: {name(plan, gone)} ({gone[:12]}) was published but is no longer in the store",
+        f"to compute only these again: {COMMAND}",
     ]
 
 
@@ -153,7 +153,7 @@ def test_storage_that_is_away_is_the_one_thing_that_is_said(plan: Plan, capsys: 
     early, left, command = capsys.readouterr().err.splitlines()
     assert early == "the study ended early: storage /data: No space left on device"
     assert left == f"not run: {len(plan.jobs)} jobs ({by_kind(plan)})"
-    assert command == f"to go on with these; what was published stays: {COMMAND}"
+    assert command == f"to run the remaining jobs (published results are kept): {COMMAND}"
 
 
 def test_sweep_that_tune_has_ended_says_why(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +181,7 @@ def test_a_storage_that_cannot_be_read_costs_the_table_alone(
 
     monkeypatch.setattr(Store, "results", away)
     print_results(plan, Store(tmp_path))
-    assert capsys.readouterr().out == "warning: there is no table: storage https://***@host: gone\n"
+    assert capsys.readouterr().out == "warning: the table of results cannot be made: storage https://***@host: gone\n"
 
 
 def test_job_whose_process_died_gets_the_note_that_it_could_not_leave(plan: Plan, tmp_path: Path) -> None:

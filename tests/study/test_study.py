@@ -218,7 +218,7 @@ def test_failure_is_named_with_what_it_blocked_and_how_to_go_on(failing: tuple[P
     assert re.search(rf"{message}; it blocked {len(blocked)} jobs: imp · w0\.25 · ", result.err)
     assert len(blocked) == 5
     assert "retry" not in result.err, "it would fail again"
-    retry = re.search(r"they would fail again: change what the errors say, and then: (.*)", result.err)
+    retry = re.search(r"these jobs would fail again: fix what the errors name, then run: (.*)", result.err)
     assert retry is not None
     assert "--space digits_quickstart" in retry[1]
     assert f"--storage {folder}/outputs" in retry[1]
@@ -309,5 +309,5 @@ def test_a_result_that_is_removed_meanwhile_is_named_and_the_study_is_not_comple
     monkeypatch.setattr(Tracker, "start", begin_and_remove)
     assert main(command(tmp_path)) == 1
     err = capsys.readouterr().err
-    assert f"({gone[:12]}) was published, but the store does not hold it\n" in err
-    assert re.search("^to compute just these again: python -m study.run --space ", err, re.M)
+    assert f"({gone[:12]}) was published but is no longer in the store\n" in err
+    assert re.search("^to compute only these again: python -m study.run --space ", err, re.M)

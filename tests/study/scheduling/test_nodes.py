@@ -123,7 +123,7 @@ def test_the_cluster_is_lost_under_a_driver(
     cluster.kill(2)
     out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1, (out, err)
-    assert "what was published stays" in out + err
+    assert "published results are kept" in out + err
     assert_whole(study.store)
     study.arguments, study.prefix = (), ()
     study.finish()

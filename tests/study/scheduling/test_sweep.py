@@ -397,7 +397,7 @@ def test_study_whose_head_is_killed_ends_with_a_message(tmp_path: Path, short_fo
         r"^the study ended early: the head of the Ray cluster has been out of reach for \d+ s; ", err, re.M
     )
     assert re.search(r"^not run: \d+ jobs ", err, re.M)
-    assert re.search(r"^to go on with these; what was published stays: python -m study.run --space ", err, re.M)
+    assert re.search(r"^to run the remaining jobs \(published results are kept\): python -m study.run ", err, re.M)
     assert "Traceback" not in err
     assert not list(Path(short_folder).glob("study-*")), "nothing is left of what nobody needs"
 

@@ -302,7 +302,7 @@ def test_what_a_tracking_server_that_is_away_lacks_is_named(
     assert f"reached http://***@127.0.0.1:9 (ConnectionError: connection refused); 13 of {len(plan.jobs)} runs" in out
     assert "dense · w0.25 · A0" in out
     assert TABLE.search(out), "made from the store"
-    assert "to deliver it: python -m study.run --space tiny\n" in out
+    assert "to deliver the rest: python -m study.run --space tiny\n" in out
     assert "secret" not in out
 
 
@@ -330,7 +330,7 @@ def test_who_does_not_want_to_wait_reads_what_is_missing(
     out = capsys.readouterr().out
     assert f"(interrupted); 10 of {len(plan.jobs)} runs are missing: " in out
     assert TABLE.search(out)
-    assert "to deliver it: python -m study.run --space tiny\n" in out
+    assert "to deliver the rest: python -m study.run --space tiny\n" in out
 
 
 def test_a_slow_server_gets_the_time_that_it_takes(

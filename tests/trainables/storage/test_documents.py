@@ -355,7 +355,7 @@ def trial(scene: Scene, what: str, damage: str, luck: random.Random, said: Calla
         scene.damage(what, damaged)
         code = run.main(["--space", "tiny", "--storage", scene.store.uri, *command])
         text = said()
-        busy = command[0] == "--clean" and what in ("lease", "registration") and "something runs on" in text
+        busy = command[0] == "--clean" and what in ("lease", "registration") and "is running on" in text
         assert code == 0 or (busy and damage not in CERTAIN), (command, damaged, text)
         assert "Traceback" not in text
         if damage in CERTAIN and command in readers[what]:
@@ -428,7 +428,7 @@ def test_cleaning_waits_for_a_holder_to_mend_its_registration(
     with store.register_study({"space": "tiny"}) as held:
         store.storage.write(held.path, b"")
         assert run.main(["--clean", "--yes", "--storage", store.uri]) == 2
-        assert "something runs on" in said()
+        assert "a study or a job is running on" in said()
     assert run.main(["--clean", "--yes", "--storage", store.uri]) == 0
 
 

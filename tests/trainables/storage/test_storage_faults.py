@@ -52,7 +52,7 @@ def test_a_full_disk_ends_the_study_with_a_clear_error(
     out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1, (out, err)
     assert "No space left on device" in out + err
-    assert "what was published stays" in out + err
+    assert "published results are kept" in out + err
     assert 0 < len(study.store.keys()) < len(undisturbed.store.keys())
     assert_whole(study.store)
     enlarge(small_disk)
