@@ -271,7 +271,9 @@ def _serve(pipe: Connection, threads: int, make: Callable[..., Workload], argume
                     children = (child.pid for child in multiprocessing.active_children())
                     answer = usage.peak_memory() / MEBIBYTE + sum(map(_own_memory, children))
                 elif request in ("run", "run afresh"):
-                    workload = workload if workload and request == "run" else make(*arguments)
+                    if workload is None or request == "run afresh":
+                        workload = None  # releases its memory first
+                        workload = make(*arguments)
                     answer = timed(workload.run)
                 else:
                     answer = getattr(workload, request)()

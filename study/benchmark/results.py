@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from trainables.storage import documents
 from trainables.storage.local import LocalStorage
+from trainables.training.engines import CPU
 from trainables.training.way import Way
 
 _log = logging.getLogger(__name__)
@@ -150,12 +151,12 @@ def read_rates(path: Path, **machine: str) -> list[Rate]:
     Args:
         path: the file.
         **machine: what the rates were measured on, such as the model of the ``cpu`` or, as ``device``, the name of a
-            GPU or "cpu"; others are left out.
+            GPU or "cpu", which is also meant where a file does not say; others are left out.
 
     Raises:
         ValueError: the file exists and is not a file of measurements, or it has rates of another version.
     """
-    entries = [each for each in read(path) if machine.items() <= each.get("machine", {}).items()]
+    entries = [each for each in read(path) if machine.items() <= {"device": CPU, **each.get("machine", {})}.items()]
     try:
         return [Rate(**rate) for entry in entries for rate in entry["rates"]]
     except (TypeError, ValueError) as error:

@@ -79,6 +79,7 @@ class Training(_Network):
     batch_size: int = option(128, "images per training step", f"[{CLASSES}, inf)")
     image_size: int = option(32, "side of the square training images, pixels", "[1, inf)")
     steps: int = option(10, "training steps per run", "[1, inf)")
+    test_images: int = option(CLASSES, "test images that our trials evaluate after each run", f"[{CLASSES}, inf)")
     device: str = option(_device, "cpu or cuda")
     precisions: tuple[str, ...] = option(_precisions, "precisions of our trials; the conventional loop has fp32")
     trials: int = option(8, "trials that a grid trains at a time, on a CPU at most one per core", "[1, inf)")

@@ -24,7 +24,7 @@ CONVENTIONAL = "conventional"
 
 def parts(setting: Training, stack: ExitStack) -> dict[str, Part]:
     """Return the contests between the ways to train, title -> contest; `stack` removes the images that they need."""
-    folder = stack.enter_context(images_on_disk(setting.images, setting.image_size))
+    folder = stack.enter_context(images_on_disk(setting.images, setting.image_size, setting.test_images))
     network = f"{setting.model} x{setting.width:g}"
     ways = ", ".join([CONVENTIONAL, *map(str, setting.ways)])
     found: dict[str, Part] = {}

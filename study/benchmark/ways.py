@@ -98,7 +98,8 @@ def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Training:
 
     Batch size and image size are those of the job that trains on the most images. The batch size is reduced to what a
     run of about a second affords, in multiples that suit every engine. The sparsity is that of the densest mask that
-    some engine gains from, because sparser masks gain more; 0 means that there is no such mask.
+    some engine gains from, because sparser masks gain more; 0 means that there is no such mask. As many test images are
+    evaluated per training image as in an epoch.
     """
     job = max(jobs, key=lambda job: job.epochs * plan.facts[job.config.task.dataset].train_images)
     assert isinstance(job.config, TRAINING_CONFIGS)
@@ -108,6 +109,8 @@ def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Training:
     batch = max(CLASSES, min(job.config.recipe.batch_size, max(multiple, images // multiple * multiple)))
     gains_from = [engine.gains_from for engine in ENGINES.values() if engine.gains_from]
     sparsities = [sparsity for each in jobs if any((sparsity := masked(each)) >= least for least in gains_from)]
+    steps = max(1, min(MOST_STEPS, images // batch))
+    facts = plan.facts[task.dataset]
     return Training(
         model=task.model,
         width=task.width,
@@ -115,7 +118,8 @@ def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Training:
         batch_size=batch,
         image_size=size,
         device=device,
-        steps=max(1, min(MOST_STEPS, images // batch)),
+        steps=steps,
+        test_images=max(CLASSES, round(steps * batch * facts.test_images / facts.train_images)),
     )
 
 
@@ -131,7 +135,7 @@ def _rates(plan: Plan, jobs: Sequence[Job], setting: Training, ways: Sequence[Wa
     images = f"in batches of {setting.batch_size} images of {size} x {size} pixels"
     print(f"measuring {what} {images}; its {len(jobs)} jobs, one after the other, take", flush=True)
     threads = 1 if setting.device == CPU else cores()
-    with images_on_disk(setting.images, size) as folder, ExitStack() as stack:
+    with images_on_disk(setting.images, size, setting.test_images) as folder, ExitStack() as stack:
 
         def enter(entering: Iterable[Way]) -> dict[Way, Team]:
             each = [(way, Team(stack, str(way), OurTrial, setting, folder, way, threads=threads)) for way in entering]

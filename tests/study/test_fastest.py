@@ -375,6 +375,8 @@ def test_what_is_timed_is_what_the_plan_trains() -> None:
     setting = measuring.setting_for(plan, fastest.training_jobs(plan, NET), CPU)
     assert (setting.model, setting.width, setting.batch_size, setting.image_size) == ("resnet8", 0.25, 64, 8)
     sparsities = {masked(job) for job in plan.jobs.values()}
+    facts = plan.facts["digits"]
+    assert setting.test_images / setting.images == pytest.approx(facts.test_images / facts.train_images, abs=0.01)
     assert setting.sparsity == min(sparsity for sparsity in sparsities if sparsity >= SPARSE.engine.gains_from)
     dense = make_plan(space(method="dense"))
     assert measuring.setting_for(dense, fastest.training_jobs(dense, NET), CPU).sparsity == 0

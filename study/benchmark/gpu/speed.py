@@ -114,11 +114,14 @@ class _Contest:
     """Contests at one setting, which share the images and the process of the conventional loop."""
 
     def __init__(self, setting: Training, scale: Scale, stack: ExitStack) -> None:
-        self._setting, self._scale = setting, scale
+        self._setting, self._scale, self._stack = setting, scale, stack
         self.images = cache(lambda: stack.enter_context(images_on_disk(setting.images, setting.image_size)))
-        self.conventional = cache(
-            lambda: Team(stack, CONVENTIONAL, ConventionalLoop, setting, self.images(), threads=cores())
-        )
+        self.conventional = cache(self._conventional)
+
+    def _conventional(self) -> Team:
+        team = Team(self._stack, CONVENTIONAL, ConventionalLoop, self._setting, self.images(), threads=cores())
+        team.wait()
+        return team
 
     def measure(self, its: Sequence[Entrant]) -> Outcome:
         """Time trials of one precision, the bare step and the conventional loop, alternately."""
@@ -144,12 +147,13 @@ class _Contest:
             fits = []
             for each in (each for each in its if str(each) in teams):
                 team, name = teams[str(each)], f"{what} {each}, {on}"
-                lost = max(0.0, setting.images * each.nets * (team.seconds("run afresh") - median[str(each)]))
                 used, predicted = team.ask("device_bytes"), self._predicted(each)
+                host_share = team.ask("host_share")
+                lost = max(0.0, setting.images * each.nets * (team.seconds("run afresh") - median[str(each)]))
                 fits.append(used <= predicted)
                 rows += [
                     Figure(name=name, value=1 / median[str(each)], unit="images/s"),
-                    Figure(name=f"{name}: host's share of the time", value=team.ask("host_share")),
+                    Figure(name=f"{name}: host's share of the time", value=host_share),
                     Figure(name=f"{name}: lost at the start of a job", value=lost, unit="s"),
                     Figure(name=f"{name}: memory", value=used / MEBIBYTE, unit="MiB"),
                     Figure(name=f"{name}: predicted memory", value=predicted / MEBIBYTE, unit="MiB"),
