@@ -89,6 +89,7 @@ TORCH_FREE = (
     "trainables.schema",
     "trainables.seeding",
     "trainables.storage.store",
+    "study.benchmark.gpu.command",
     "study.estimate",
     "study.fastest",
     "study.tracking.cell_runs",

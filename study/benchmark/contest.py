@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from study.benchmark.processes import started
 from study.benchmark.results import Comparison, Row
 from trainables.host import cpu, usage
 from trainables.host.processes import cores
@@ -132,24 +132,6 @@ class Team:
                 process.terminate()
         for _, process in self._members:
             process.join()
-
-
-def started(target: Callable[..., None], *arguments: Any) -> tuple[Connection, SpawnProcess]:
-    """Start a process that runs ``target(pipe, *arguments)``; return the other end of the pipe, and the process.
-
-    The process ignores Ctrl-C, which a terminal sends to all processes: the caller ends it. It may start processes.
-    """
-    context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # now, because starting it would unblock Ctrl-C
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits that it is blocked
-    try:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=target, args=(theirs, *arguments), daemon=False)  # daemons cannot start any
-        process.start()
-        theirs.close()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return ours, process
 
 
 class Budget:

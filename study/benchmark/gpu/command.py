@@ -17,9 +17,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from study.benchmark import results
-from study.benchmark.contest import started
 from study.benchmark.gpu.record import Line, Record, read
 from study.benchmark.gpu.sections import ENVIRONMENT, REDUCED, SECTIONS, Outcome, Scale
+from study.benchmark.processes import started
 from study.fastest import gpus_here
 from trainables.checks import bounded, known
 from trainables.host.terminal import FAILURES, OK, refused

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from study.benchmark.contest import MEBIBYTE, Team, started
+from study.benchmark.contest import MEBIBYTE, Team
 from study.benchmark.gpu.sections import Checks, Outcome, Scale
 from study.benchmark.gpu.speed import setting_of
+from study.benchmark.processes import started
 from study.benchmark.workloads import OurTrial, images_on_disk, prepared
 from study.scheduling.placement import PROCESS_BYTES, device_bytes
 from trainables.config import Cell
