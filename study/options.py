@@ -142,7 +142,7 @@ class Options:
     )
     checkpoint_seconds: float = _option(
         "a job saves a checkpoint at the first end of an epoch after this many seconds; a killed job loses at most "
-        "that and one epoch",
+        "that, one epoch, and the time in which a checkpoint is written",
         30.0,
         metavar="S",
         kind=float,

@@ -106,23 +106,24 @@ def random_resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return ``(images / 255 - mean) / std`` per channel.
+def byte_scale(values: Sequence[float]) -> Tensor:
+    """Return values per channel on the scale of bytes, where white is 255, instead of 1: float32 (C, 1, 1)."""
+    return torch.tensor(values, dtype=torch.float32).mul_(255)[:, None, None]
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return ``(images - mean) / std`` per channel.
 
     Args:
         images: uint8 (N, C, H, W) in any memory format, which is preserved.
-        mean: C values on the scale where white is 1.
-        std: C values on the same scale, > 0.
+        mean: float32 (C, 1, 1) on the images' device, on the scale of bytes, see `byte_scale`.
+        std: float32 (C, 1, 1) on the same device and scale, > 0.
 
     Returns:
         float32 (N, C, H, W).
     """
     assert images.dtype == torch.uint8, f"{images.dtype} images would be changed in place"
-    scaled_mean, scaled_std = (
-        torch.tensor(values, dtype=torch.float32, device=images.device).mul_(255)[:, None, None]
-        for values in (mean, std)
-    )
-    return images.to(torch.float32).sub_(scaled_mean).div_(scaled_std)
+    return images.to(torch.float32).sub_(mean).div_(std)
 
 
 def _draw_boxes(count: int, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import torch
 from torch import Tensor
 
-from trainables.data.augmentation import augment, draw, normalize
+from trainables.data.augmentation import Draws, augment, byte_scale, draw, normalize
 from trainables.data.dataset import Augmentation, Split
 from trainables.seeding import derive_seed
 
@@ -62,8 +62,8 @@ class _Batches:
 
     Attributes:
         split: the images.
-        mean: per channel, see `normalize`.
-        std: per channel, see `normalize`.
+        mean: per channel, on the scale where white is 1.
+        std: per channel, on the same scale, > 0.
         batch_size: images in a batch.
         device: of the batches.
         channels_last: memory format of the images; some devices convolve it faster.
@@ -80,26 +80,26 @@ class _Batches:
 
     def __post_init__(self) -> None:
         self.split, self.device = _resident(self.split, self.device), torch.device(self.device)
+        # On the device once and for all: this process would wait for a copy to a GPU with every chunk.
+        self._mean, self._std = (byte_scale(values).to(self.device) for values in (self.mean, self.std))
 
-    def _batches(
-        self, count: int, order: Tensor | None, augmentation: Augmentation, generator: torch.Generator
-    ) -> Iterator[Batch]:
+    def _drawn(self, augmentation: Augmentation, count: int, generator: torch.Generator) -> Draws:
+        """Return the augmentation of `count` images, drawn by `generator`, on the device."""
+        device = torch.device(self.device)
+        return {name: _sent(values, device) for name, values in draw(augmentation, count, generator).items()}
+
+    def _batches(self, count: int, order: Tensor | None, augmentation: Augmentation, draws: Draws) -> Iterator[Batch]:
         """Yield the first `count` images in an order, by default their own, in batches; the last one may be smaller."""
         device, size = torch.device(self.device), self.batch_size
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         batch_bytes = size * self.split.images[0].numel() * 4
         chunk = max(1, self.chunk_bytes // batch_bytes) * size
         parts = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-        # Drawn for all images, so that the change of an image does not depend on the batch size.
-        drawn = draw(augmentation, count if order is None else len(order), generator)
-        draws = {name: values.to(device) for name, values in drawn.items()}
-        if order is not None:
-            order = order.to(self.split.images.device)
         chunks = (part if order is None else order[part] for part in parts)
         for part, (images, labels) in zip(parts, _on_device(self.split, chunks, device), strict=True):
             images = augment(images, augmentation, {name: values[part] for name, values in draws.items()})
             # Rearranged first, while a pixel has one byte instead of four.
-            images = normalize(images.contiguous(memory_format=memory_format), self.mean, self.std)
+            images = normalize(images.contiguous(memory_format=memory_format), self._mean, self._std)
             for first in range(0, len(labels), size):
                 yield images[first : first + size], labels[first : first + size]
 
@@ -137,9 +137,12 @@ class TrainBatches(_Batches):
         """
         if number < 0:
             raise ValueError(f"epochs count from 0, got {number}")
-        order = torch.randperm(len(self.split), generator=cpu_generator(self.seed, "order", number))
-        generator = cpu_generator(self.seed, "augment", number)
-        yield from self._batches(self.steps_per_epoch * self.batch_size, order, self.augmentation, generator)
+        images = len(self.split)
+        order = torch.randperm(images, generator=cpu_generator(self.seed, "order", number))
+        # Drawn for all images, so that the change of an image does not depend on the batch size.
+        draws = self._drawn(self.augmentation, images, cpu_generator(self.seed, "augment", number))
+        count = self.steps_per_epoch * self.batch_size
+        yield from self._batches(count, _sent(order, self.split.images.device), self.augmentation, draws)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -168,13 +171,16 @@ class EvalBatches(_Batches):
             raise ValueError("cannot evaluate on a split without images")
         super().__post_init__()
         self.num_images = len(self.split) if self.order is None else len(self.order)
+        if self.order is not None:
+            self.order = _sent(self.order, self.split.images.device)
+        self._changes = self.augmentation or Augmentation()
+        self._draws = self._drawn(self._changes, self.num_images, cpu_generator(self.seed, "augment"))
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        generator = cpu_generator(self.seed, "augment")
-        yield from self._batches(self.num_images, self.order, self.augmentation or Augmentation(), generator)
+        yield from self._batches(self.num_images, self.order, self._changes, self._draws)
 
 
 def _on_device(split: Split, chunks: Iterable[Tensor | slice], device: torch.device) -> Iterator[Batch]:
@@ -194,6 +200,13 @@ def _on_device(split: Split, chunks: Iterable[Tensor | slice], device: torch.dev
     else:
         for images, labels in one_ahead(pinned if device.type == "cuda" else gathered, chunks):
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; this process does not wait for a copy to a GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # without it, `non_blocking` has no effect
+    return tensor.to(device, non_blocking=True)
 
 
 def one_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

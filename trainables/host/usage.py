@@ -16,10 +16,12 @@ SAMPLE_SECONDS = 30.0
 
 
 class Usage:
-    """Samples of memory and processor time."""
+    """Samples of the memory and the processor time of one job, from its start on."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        if device.type == "cuda":  # its peak is this job's then, not that of the process
+            torch.cuda.reset_peak_memory_stats(device)
         self._wall, self._busy = time.monotonic(), time.process_time()
 
     def sample(self) -> dict[str, float]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
+import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -86,14 +87,33 @@ class JobLog:
             self._seconds += share * (time.perf_counter() - start)
             logging.getLogger().removeHandler(handler)
 
+    @contextlib.contextmanager
+    def hearing(self) -> Iterator[None]:
+        """Record what this thread logs (WARNING and above); no block of :meth:`capturing` of any job does."""
+        thread = threading.get_ident()
+        handler = _Handler(self, thread)
+        _Handler.taken.add(thread)
+        logging.getLogger().addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(handler)
+            _Handler.taken.remove(thread)
+
 
 class _Handler(logging.Handler):
-    def __init__(self, log: JobLog) -> None:
+    """Records what one thread logs; without one, what all threads log that work for no job in particular."""
+
+    taken: ClassVar[set[int]] = set()
+    """The threads that have handlers of their own."""
+
+    def __init__(self, log: JobLog, thread: int | None = None) -> None:
         super().__init__(logging.WARNING)
-        self._log = log
+        self._log, self._thread = log, thread
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._log.write(f"{record.levelname.lower()}: {record.getMessage()}".rstrip())
+        if record.thread == self._thread or (self._thread is None and record.thread not in self.taken):
+            self._log.write(f"{record.levelname.lower()}: {record.getMessage()}".rstrip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +125,7 @@ class Context:
         data_dir: directory of the datasets that do not come with a library.
         device: where to compute.
         checkpoint_seconds: the job saves a checkpoint at the first end of an epoch after this time; a killed job loses
-            at most this time and one epoch.
+            at most this time, one epoch, and the time in which the checkpoint is written while the job trains on.
         log: the job's log and time.
     """
 

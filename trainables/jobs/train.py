@@ -21,6 +21,7 @@ from trainables.config import DenseConfig, PruneConfig, SparseConfig, nothing_le
 from trainables.errors import Verdict, verdict
 from trainables.graph import Job, Ref
 from trainables.host.usage import Usage
+from trainables.jobs.checkpoints import CheckpointWriter
 from trainables.jobs.measure import measure
 from trainables.jobs.publishing import (
     Context,
@@ -47,7 +48,6 @@ from trainables.masks import (
 from trainables.seeding import derive_seed
 from trainables.storage.artifacts import (
     pack,
-    pack_checkpoint,
     read_mask,
     read_permutation,
     read_weights,
@@ -247,25 +247,27 @@ class _Session:
     def epochs(self, stop: int, ended: Callable[[int], None] = lambda _epoch: None) -> Course:
         """Train until `stop` epochs are complete; call `ended` with the number of each before its row is yielded."""
         training, log = self._training, self._context.log
-        while training.epoch < stop:
-            wanted = EpochWanted(training=training, log=log, end=training.run_epoch)
-            yield wanted
-            metrics = wanted.end()
-            row = {"step": training.epoch, "timestamp": now(), **metrics, **self._usage.sample()}
-            self._history.append(row)
-            log.write(f"epoch {training.epoch}/{training.recipe.epochs}: {in_words(metrics)}")
-            ended(training.epoch)
-            self._save_if_due()
-            yield row
+        with CheckpointWriter(self._job.key, self._context) as checkpoints:
+            while training.epoch < stop:
+                wanted = EpochWanted(training=training, log=log, end=training.run_epoch)
+                yield wanted
+                metrics = wanted.end()
+                row = {"step": training.epoch, "timestamp": now(), **metrics, **self._usage.sample()}
+                self._history.append(row)
+                log.write(f"epoch {training.epoch}/{training.recipe.epochs}: {in_words(metrics)}")
+                ended(training.epoch)
+                self._save_if_due(checkpoints)
+                yield row
 
-    def _save_if_due(self) -> None:
-        """Write a checkpoint if the last one is at least ``context.checkpoint_seconds`` old."""
+    def _save_if_due(self, checkpoints: CheckpointWriter) -> None:
+        """Save a checkpoint if the last one is at least ``context.checkpoint_seconds`` old."""
         if time.perf_counter() - self._saved < self._context.checkpoint_seconds:
             return
+        checkpoints.wait()  # memory holds one copy of the state, not two
         tensors, data = self._training.state()
         log = self._context.log
-        document = {**data, "history": self._history, "seconds": log.seconds, "log": log.lines}
-        self._context.store.write_checkpoint(self._job.key, pack_checkpoint(self._job.key, tensors, document))
+        document = {**data, "history": list(self._history), "seconds": log.seconds, "log": log.lines}
+        checkpoints.write(tensors, document)
         self._saved = time.perf_counter()
 
     def publish(self, metrics: Metrics, files: Files | None = None) -> None:

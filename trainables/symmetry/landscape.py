@@ -19,7 +19,7 @@ from trainables.checks import known
 from trainables.symmetry.connectivity import require_same_tensors
 from trainables.symmetry.permutations import require_plain_weights
 from trainables.symmetry.repair import corrector
-from trainables.training.evaluation import Batches, Evaluation, evaluate, require_reiterable
+from trainables.training.evaluation import Batches, Evaluation, evaluate, model_device, require_reiterable
 
 State = Mapping[str, Tensor]
 States = tuple[State, State, State]
@@ -153,11 +153,13 @@ def plane_grid(
     require_plain_weights(model)
     coordinates = plane_coordinates(*states)
     worker = copy.deepcopy(model)
+    device = model_device(worker)
+    first, second, third = ({name: tensor.to(device) for name, tensor in state.items()} for state in states)
     known("correction of a plane", correction, ("none", "bn_reset"))
     correct = corrector(correction, worker, train_batches)
 
     def measure(x: float, y: float) -> Evaluation:
-        worker.load_state_dict(plane_state(states, coordinates, x, y))
+        worker.load_state_dict(plane_state((first, second, third), coordinates, x, y))
         correct(0)
         return evaluate(worker, batches)
 

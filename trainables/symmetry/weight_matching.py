@@ -40,8 +40,8 @@ def match_weights(problem: Problem) -> tuple[Permutation, tuple[float, ...]]:
     touched = {group: [name for name in used if group in spec.axes[name]] for group in spec.groups}
     permutation = identity_permutation(spec)
     # Float64 throughout, to resolve a relative gain of MIN_GAIN.
-    scale = sum(_inner(tensor, tensor) for tensor in tensors_b.values()) or 1.0
-    parts = {name: _inner(tensors_a[name], tensors_b[name]) for name in used}
+    scale = sum(_inner(tensors_b, tensors_b).values()) or 1.0
+    parts = _inner(tensors_a, tensors_b)
     history = [sum(parts.values())]
     generator = torch.Generator().manual_seed(problem.seed)
     pending = set(spec.groups)
@@ -54,7 +54,7 @@ def match_weights(problem: Problem) -> tuple[Permutation, tuple[float, ...]]:
             score = _score(spec, permutation, group, tensors_a, tensors_b)
             candidate = {**permutation, group: solve_assignment(score.cpu().numpy())}
             moved = apply_permutation(spec, candidate, {name: tensors_a[name] for name in touched[group]})
-            candidate_parts = {**parts, **{name: _inner(moved[name], tensors_b[name]) for name in touched[group]}}
+            candidate_parts = {**parts, **_inner(moved, tensors_b)}
             objective = sum(candidate_parts.values())
             if objective - history[-1] <= MIN_GAIN * scale:
                 continue
@@ -100,5 +100,7 @@ def _score(
     return score
 
 
-def _inner(first: Tensor, second: Tensor) -> float:
-    return torch.dot(first.reshape(-1).double(), second.reshape(-1).double()).item()
+def _inner(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the inner product of each tensor in `first` with that of the same name in `second`."""
+    products = [torch.dot(tensor.reshape(-1).double(), second[name].reshape(-1).double()) for name, tensor in first.items()]
+    return dict(zip(first, torch.stack(products).tolist(), strict=True))

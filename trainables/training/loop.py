@@ -169,18 +169,18 @@ class Training:
 
     # --- state --------------------------------------------------------------------------------------------------
     def weights(self) -> dict[str, Tensor]:
-        """Return a copy of the network's state dict, masked weights exactly +0.0."""
-        weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        return apply_mask(self._mask, weights)
+        """Return a copy of the network's state dict on the CPU, masked weights exactly +0.0."""
+        return apply_mask(self._mask, _on_host(self.model.state_dict()))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors and the plain data from which :meth:`restore` continues with the next epoch."""
-        tensors = {_MODEL + name: tensor for name, tensor in self.weights().items()}
+        """Return the tensors, on the CPU, and the plain data from which :meth:`restore` continues after this epoch."""
+        tensors = {_MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             buffer = self._optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
-                tensors[_MOMENTUM + name] = buffer.detach().clone()
-        return tensors, {"epoch": self.epoch, "train_seconds": self.train_seconds}
+                tensors[_MOMENTUM + name] = buffer
+        mask = {_MODEL + name: keep for name, keep in self._mask.items()}
+        return apply_mask(mask, _on_host(tensors)), {"epoch": self.epoch, "train_seconds": self.train_seconds}
 
     def restore(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
         """Restore a state that :meth:`state` returned.
@@ -208,6 +208,14 @@ class Training:
             own = {**network, **momenta}.get(name)
             if own is None or (own.shape, own.dtype) != (tensor.shape, tensor.dtype):
                 raise ValueError(f"{name} of {tensor.dtype}, {tuple(tensor.shape)}, fits nothing of the network")
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of tensors on the CPU; this process waits for a GPU only once, after the last of them."""
+    copies = {name: tensor.detach().to("cpu", non_blocking=True, copy=True) for name, tensor in tensors.items()}
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
 
 
 def train_epoch(trainings: Sequence[Training]) -> list[Callable[[], dict[str, float]]]:

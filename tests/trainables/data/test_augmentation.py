@@ -12,6 +12,7 @@ from torch import Tensor
 from trainables.data import Augmentation
 from trainables.data.augmentation import (
     augment,
+    byte_scale,
     draw,
     horizontal_flip,
     normalize,
@@ -142,7 +143,7 @@ def test_normalize(memory_format: torch.memory_format) -> None:
     images = pictures(4, 3, 5, 6).contiguous(memory_format=memory_format)
     before = images.clone()
     mean, std = (0.5, 0.25, 0.1), (0.2, 0.3, 0.4)
-    result = normalize(images, mean, std)
+    result = normalize(images, byte_scale(mean), byte_scale(std))
     expected = (images.numpy() / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-5)
     assert result.dtype == torch.float32
