@@ -1,8 +1,9 @@
 """A CUDA device that is pretended: tensors that say they are on ``cuda:0``, with values that the CPU's kernels compute.
 
-Within :func:`pretended_cuda`, code for GPUs runs where there is none. What CUDA refuses is refused: operands on different
-devices, NumPy arrays of tensors on the device, pinning them. Copies that the host does not wait for arrive only when it
-does, so a program that reads them too early reads garbage. Each copy and each wait is recorded with its line of code.
+Within :func:`pretended_cuda`, code for GPUs runs where there is none. What CUDA refuses is refused: operands on
+different devices, NumPy arrays of tensors on the device, pinning them. Copies that the host does not wait for arrive
+only when it does, so a program that reads them too early reads garbage. Each copy and each wait is recorded with its
+line of code.
 
 Not pretended: bfloat16 autocast (operations stay in float32), CUDA graphs, and streams that run side by side.
 """
@@ -179,7 +180,7 @@ class _Device(TorchDispatchMode):
         return destination
 
     def _check(self, func: Any, on_host: list[Tensor]) -> None:
-        """Raise RuntimeError for operands on the host, unless CUDA takes them: numbers, and indices, which it copies."""
+        """Raise RuntimeError for operands on the host, except numbers, and indices, which are copied."""
         for tensor in on_host:
             if tensor.dim() == 0:
                 continue
@@ -220,7 +221,7 @@ def _to(tensor: OnDevice, *args: Any, copy: bool = False, **kwargs: Any) -> Tens
 
 
 def _to_host(tensor: OnDevice, *, non_blocking: bool = False) -> Tensor:
-    """Return a copy on the host, without its history in autograd; if it is asynchronous, its content is still garbage."""
+    """Return a copy on the host, without its history in autograd; `non_blocking` leaves garbage in it for a while."""
     traffic = tensor.owner.traffic
     traffic.to_host.append(_line())
     content = tensor.values.detach().clone()
@@ -238,7 +239,9 @@ def _to_list(tensor: OnDevice) -> Any:
 
 
 def _no_array(tensor: OnDevice, *args: Any, **kwargs: Any) -> None:
-    raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory.")
+    raise TypeError(
+        "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory."
+    )
 
 
 def _set_data(tensor: OnDevice, data: OnDevice) -> None:

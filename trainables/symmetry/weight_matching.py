@@ -102,5 +102,7 @@ def _score(
 
 def _inner(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the inner product of each tensor in `first` with that of the same name in `second`."""
-    products = [torch.dot(tensor.reshape(-1).double(), second[name].reshape(-1).double()) for name, tensor in first.items()]
+    products = [
+        torch.dot(tensor.reshape(-1).double(), second[name].reshape(-1).double()) for name, tensor in first.items()
+    ]
     return dict(zip(first, torch.stack(products).tolist(), strict=True))
