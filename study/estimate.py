@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from study.benchmark.results import FILE, Rate, read_rates
 from study.plan import Plan
+from study.scheduling.cards import Card
 from trainables import schema
 from trainables.config import (
     TRAINING_CONFIGS,
@@ -119,6 +120,26 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
     )
 
 
+def on_card(plan: Plan, job: Job, card: Card) -> tuple[float, float]:
+    """Return the seconds of a job on a kind of GPU, and the fraction of them, in (0, 1], for which it keeps it busy.
+
+    Both are arithmetic: multiply-adds over the card's rate, but at least the time that launching the kernels takes.
+    """
+    net = _net(plan, job)
+    precision = net.way.precision
+
+    def seconds(launching: float) -> float:
+        def forward(images: int, batch: int) -> float:
+            passes = -(-images // batch)
+            multiply_adds = images * multiply_adds_per_image(net.model, net.width, net.image_size)
+            return card.seconds(multiply_adds, passes * launching, precision)
+
+        return _seconds(plan, job, forward)
+
+    whole = seconds(SECONDS_PER_PASS)
+    return whole, (seconds(0.0) - SECONDS_PER_JOB) / whole
+
+
 def rates_here(store: Store) -> list[Rate]:
     """Return the rates that were measured on this model of CPU; an empty list if their file is damaged."""
     try:
@@ -189,8 +210,6 @@ def _measured(store: Store, key: str) -> float | None:
 
 def _first_guess(plan: Plan, job: Job, net: Net, rate: Rate | None) -> float:
     """Return the estimated seconds of a job from the nearest measured rate."""
-    config = job.config
-    facts = plan.facts[config.task.dataset]
     per_second, pass_seconds, compile_seconds = MULTIPLY_ADDS_PER_SECOND, SECONDS_PER_PASS, 0.0
     if rate is not None:
         per_second = 3 * rate.images_per_second * multiply_adds_per_image(rate.model, rate.width, rate.image_size)
@@ -202,6 +221,13 @@ def _first_guess(plan: Plan, job: Job, net: Net, rate: Rate | None) -> float:
     def forward(images: int, batch: int) -> float:
         return images * seconds_per_image + -(-images // batch) * pass_seconds
 
+    return compile_seconds + _seconds(plan, job, forward)
+
+
+def _seconds(plan: Plan, job: Job, forward: Callable[[int, int], float]) -> float:
+    """Return the seconds of a job from those of forward passes over a number of images in batches."""
+    config = job.config
+    facts = plan.facts[config.task.dataset]
     if isinstance(config, OverlapConfig):
         return SECONDS_PER_JOB
     test = forward(facts.test_images, EVAL_BATCH)
@@ -215,7 +241,7 @@ def _first_guess(plan: Plan, job: Job, net: Net, rate: Rate | None) -> float:
         return SECONDS_PER_JOB + (number**2 if isinstance(config, PlaneConfig) else number) * (test + estimation)
     epoch = 3 * forward(facts.train_images, config.recipe.batch_size) + test
     measuring = forward(facts.train_images, EVAL_BATCH) + 2 * test
-    return SECONDS_PER_JOB + compile_seconds + config.recipe.epochs * epoch + measuring
+    return SECONDS_PER_JOB + config.recipe.epochs * epoch + measuring
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,8 @@ from study import fastest
 from study.estimate import Estimates, duration, estimate, rates_here
 from study.options import Options
 from study.plan import Network, Plan
+from study.scheduling.cards import machines
+from study.scheduling.simulation import Schedule, simulate
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.host import cpu
@@ -23,17 +25,50 @@ def print_forecast(plan: Plan, store: Store, options: Options, unmeasured: Seque
     """
     published = store.keys()
     todo, estimates = plan.closure.todo(published), estimate(plan, store, published)
-    print_plan(plan, todo, estimates, store, options)
+    schedule = _schedule(plan, todo, estimates, options) if todo and options.on else None
+    shown = Estimates({**estimates.seconds, **schedule.alone}, 0) if schedule else estimates
+    print_plan(plan, todo, shown, store, options)
     for line in fastest.lines({}, unmeasured):
         print(line)
-    if todo:
+    if schedule:
+        print(*_on_machines(schedule, estimates, options), sep="\n")
+    elif todo:
         seconds = estimates.makespan(plan, todo, slots(options))
         print(f"about {duration(seconds)} with {slots(options)} trials at a time ({estimates.basis})")
 
 
+def _schedule(plan: Plan, todo: Mapping[str, set[int | None]], on_core: Estimates, options: Options) -> Schedule:
+    """Lay a plan on the machines of ``--on``."""
+    return simulate(
+        plan,
+        todo,
+        machines(options.on or ""),
+        on_core,
+        cpus=options.cpus_per_trial,
+        gpus=options.gpus_per_trial,
+        max_concurrent=options.max_concurrent,
+        nets_per_trial=options.nets_per_trial,
+    )
+
+
+def _on_machines(schedule: Schedule, on_core: Estimates, options: Options) -> list[str]:
+    """Return lines on how long a plan takes on the machines of ``--on``, and on what that is based."""
+    devices = machines(options.on or "")
+    hours = schedule.seconds / 3600
+    spent = {"GPU": sum(number for name, number in devices.items() if name != CPU), "core": devices.get(CPU, 0)}
+    occupied = ", ".join(f"{number * hours:,.0f} {unit}-hours" for unit, number in spent.items() if number)
+    basis = {"GPUs by arithmetic, not measured": spent["GPU"], f"cores {on_core.basis}": spent["core"]}
+    return [
+        *(f"warning: {line}" for line in schedule.warnings),
+        f"on {options.on}: about {duration(schedule.seconds)}, and at least {duration(schedule.bound)} in any order of "
+        f"work; {occupied}, {100 * schedule.idle:.0f} % of them without a trial",
+        f"({'; '.join(text for text, number in basis.items() if number)})",
+    ]
+
+
 def slots(options: Options) -> int:
     """Return how many trials run at a time on this machine."""
-    return options.max_concurrent or max(1, int((os.cpu_count() or 1) / options.cpus_per_trial))
+    return options.max_concurrent or max(1, int((os.cpu_count() or 1) / (options.cpus_per_trial or 1.0)))
 
 
 def print_plan(
@@ -65,7 +100,11 @@ def print_plan(
 
 def _slow(plan: Plan, store: Store, options: Options) -> list[str]:
     """Return a line on each part of a plan that could be faster on this machine's CPU; none if trials run elsewhere."""
-    if options.cluster is not None or fastest.device_of_trials(options.gpus_per_trial, None, store) != CPU:
+    if (
+        options.on
+        or options.cluster is not None
+        or fastest.device_of_trials(options.gpus_per_trial, None, store) != CPU
+    ):
         return []
     lines = fastest.advice(plan, rates_here(store), fastest.kept(plan.space, options.set))
     trained = [job.config for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)]

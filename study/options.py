@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from study.scheduling.address import cluster_address
+from study.scheduling.cards import machines
 from trainables.host.places import expanded
 
 LEAST = 1e-4
@@ -42,6 +43,10 @@ def _gpus(value: float) -> None:
 def _filled(value: str) -> None:
     if not value.strip():  # an unset shell variable gives "", which would mean the current directory
         raise ValueError("must not be empty")
+
+
+def _machines(text: str) -> None:
+    machines(text)
 
 
 def _directory(text: str) -> str | None:
@@ -82,6 +87,12 @@ class Options:
     space: str | None = _option("the search space (python -m study.run --list shows all)", metavar="NAME")
     list: bool = _option("list the search spaces", False)
     dry_run: bool = _option("print the plan and stop", False)
+    on: str | None = _option(
+        "with --dry-run: how long the plan takes on machines that need not exist; kinds of GPUs, or cpu for cores: "
+        "8xH100, 8xH100+16xA100-40GB, 16xcpu",
+        metavar="MACHINES",
+        check=_machines,
+    )
     status: bool = _option("print how far the study is and stop; works from anywhere, also while it runs", False)
     clean: bool = _option("list the results that no space needs, and remove them after a confirmation", False)
     verify: bool = _option("read every published file first; damaged results are computed again", False)
@@ -125,7 +136,12 @@ class Options:
         kind=float,
         check=_above_zero,
     )
-    cpus_per_trial: float = _option("CPUs of a trial", 1.0, metavar="N", kind=float, check=_above_zero)
+    cpus_per_trial: float | None = _option(
+        "CPUs of a trial (default: 1, or less if more trials share a GPU than its machine has CPUs for)",
+        metavar="N",
+        kind=float,
+        check=_above_zero,
+    )
     nets_per_trial: int = _option(
         "most networks that a trial trains as one, where the space says stacked=true",
         8,
@@ -168,6 +184,13 @@ class Options:
             raise ValueError("which space? --space NAME; python -m study.run --list shows them")
         if self.verify and (self.dry_run or self.status):
             raise ValueError("--verify sets damaged results aside, --dry-run and --status change nothing: choose one")
+
+        if self.on and not self.dry_run:
+            raise ValueError(
+                "--on goes with --dry-run: it says how long the plan takes on machines that need not exist"
+            )
+        if self.on and self.gpu_memory:
+            raise ValueError("--on names the GPUs, and so their memory: leave out --gpu-memory")
 
     @property
     def cluster(self) -> str | None:

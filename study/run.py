@@ -24,6 +24,7 @@ from study.options import Options, parse_options
 from study.plan import Network, Plan, make_plan, override
 from study.preference import preferring
 from study.scheduling.address import ClusterError
+from study.scheduling.cards import machines
 from study.status import print_status
 from study.sweep import run_sweep
 from study.tracking.destination import check_tracking
@@ -123,16 +124,24 @@ def _interrupted() -> int:
 
 def _choice(space: SearchSpace, store: Store, options: Options) -> fastest.Choice:
     """Return the choices of ``--fastest`` so far."""
-    device = fastest.device_of_trials(options.gpus_per_trial, options.cluster, store)
+    device = _device(options) or fastest.device_of_trials(options.gpus_per_trial, options.cluster, store)
     return fastest.choice(space, options.set, store, device)
+
+
+def _device(options: Options) -> str | None:
+    """Return the kind of device of the machines that ``--on`` names; None without the option."""
+    if options.on is None:
+        return None
+    return CPU if machines(options.on).keys() == {CPU} or options.gpus_per_trial == 0 else GPU
 
 
 def _preferring(plan: Plan, store: Store, options: Options) -> Plan:
     """Return the plan with the settings that its space prefers, as far as they can be used."""
     if options.fastest:
         return plan
-    on_cluster = options.cluster is not None
-    device = None if on_cluster else fastest.device_of_trials(options.gpus_per_trial, None, store)
+    device = _device(options)
+    if device is None and options.cluster is None:
+        device = fastest.device_of_trials(options.gpus_per_trial, None, store)
     return preferring(plan, fastest.kept(plan.space, options.set), store, device)
 
 

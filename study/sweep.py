@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,9 @@ from trainables.storage.store import Lease, StorageError, Store
 
 if TYPE_CHECKING:  # ray reads parts of its environment on import
     from study.scheduling.callback import StudyCallback
-    from study.scheduling.hosts import Hosts, Resources
-    from study.scheduling.placement import Group
+    from study.scheduling.cards import Card
+    from study.scheduling.hosts import Hosts
+    from study.scheduling.placement import Group, Need
     from study.scheduling.searcher import PlanSearcher
     from study.scheduling.session import Cluster
 
@@ -55,8 +57,10 @@ SHOW_SECONDS = 2.0
 """Seconds between two messages on the runs still to be recorded; ten times as long outside a terminal."""
 START_SECONDS = 20.0
 """Seconds that the tracker waits at first, unless a job reports earlier, so that it does not slow the first trials."""
-AHEAD_LOCAL, AHEAD_CLUSTER = 2, 16
-"""Number of jobs handed to Ray beyond what fits; on a cluster an autoscaler starts machines for them."""
+AHEAD_LOCAL, AHEAD_CLUSTER, AHEAD_IN_GROWTH = 2, 16, 128
+"""Number of jobs handed to Ray beyond what fits: on this machine, on a cluster, and on one to which machines are being
+added. Ray's autoscaler starts machines for them. They vanish with the driver, unlike ``ray.autoscaler.sdk``'s requests,
+which would keep machines alive, and paid for, after the driver has died."""
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON or TensorBoard files per trial
@@ -226,6 +230,7 @@ class _Sweep:
                 "study": registration.name,
             }
             hosts, looks = Hosts(cluster.nodes), Looks(self._plan, self._store, todo)
+            needs, expected = _needs(self._plan, todo, cluster, hosts, options)
 
             def say(line: str) -> None:
                 progress.say(line)
@@ -239,8 +244,10 @@ class _Sweep:
                 surroundings,
                 options.retries,
                 hosts=hosts,
-                resources=_resources(self._plan, todo, cluster, hosts, options),
+                needs=needs,
+                expected=expected,
                 ahead=AHEAD_LOCAL if cluster.is_own else AHEAD_CLUSTER,
+                ahead_in_growth=0 if cluster.is_own else AHEAD_IN_GROWTH,
                 max_concurrent=options.max_concurrent,
                 nets_per_trial=options.nets_per_trial,
                 held=looks.held,
@@ -298,50 +305,50 @@ class _Sweep:
                 os._exit(1)
 
 
-def _resources(
+def _needs(
     plan: Plan, todo: dict[str, set[int | None]], cluster: Cluster, hosts: Hosts, options: Options
-) -> dict[Group, Resources]:
-    """Return the resources that the jobs of each group request; print them.
+) -> tuple[dict[Group, Need], Card | None]:
+    """Return what the trials of each group need, and the kind of GPU of nodes that are yet to come; print both.
 
     Raises:
         ClusterError: this machine is too small for one of the jobs, or PyTorch cannot use the GPUs of a node.
     """
-    from study.scheduling.placement import GIB, group, requests
+    from study.scheduling.cards import GIB
+    from study.scheduling.hosts import in_words
+    from study.scheduling.placement import Pool, group, needs
 
-    gpus, memory = options.gpus_per_trial, options.gpu_memory and options.gpu_memory * GIB
-    if gpus is None and memory is None:
-        memory = cluster.gpu_memory()
-    asked, warnings = requests(
+    gpus = options.gpus_per_trial
+    cards = cluster.know_cards(options.gpu_memory and options.gpu_memory * GIB) if gpus is None else []
+    found, warnings = needs(
         plan,
         todo,
         cpus=options.cpus_per_trial,
         gpus=gpus,
-        gpu_memory=memory,
+        cards=cards,
         nets_per_trial=options.nets_per_trial,
     )
+    expected, pool = (cards[0] if cards else None), Pool(hosts.available())
+    asked = {each: pool.request(need, math.inf, expected).resources for each, need in found.items()}
     counts = Counter(tuple(asked[group(plan.jobs[key])].items()) for key in todo)
     for each in counts:
         if not hosts.fit(dict(each)):
-            problem = f"a trial asks for {_in_words(each)}, no node of the cluster has that much"
+            problem = f"a trial asks for {in_words(dict(each))}, no node of the cluster has that much"
             if cluster.is_own:
                 raise ClusterError(problem)
             warnings.append(f"{problem} now; waiting for one that has")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    shapes = "; ".join(f"{count} with {_in_words(each)}" for each, count in counts.most_common())
-    hint = "" if cluster.is_own or hosts.room().get("GPU") or gpus is not None or memory else _NO_GPUS
+    shapes = "; ".join(f"{count} with {in_words(dict(each))}" for each, count in counts.most_common())
+    hint = "" if cluster.is_own or hosts.room().get("GPU") or gpus is not None or cards else _NO_GPUS
     trained = (plan.jobs[key].config for key in todo)
     stacked = sum(isinstance(each, TRAINING_CONFIGS) and each.recipe.engine.shares_trial for each in trained)
     together = f"; {stacked} networks stacked, up to {options.nets_per_trial} in a trial" if stacked else ""
-    print(f"trials: {shapes}{together}{hint}", flush=True)
-    return asked
+    more = ", more while GPUs are idle" if cards else ""
+    print(f"trials: {shapes}{more}{together}{hint}", flush=True)
+    return found, expected
 
 
 _NO_GPUS = " (the cluster has no GPUs now; if it starts machines with GPUs, --gpu-memory makes trials ask for them)"
-
-
-def _in_words(asked: Iterable[tuple[str, float]]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in asked)
 
 
 @contextlib.contextmanager

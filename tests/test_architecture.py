@@ -42,6 +42,7 @@ LATE: dict[str, str] = {
     "study.benchmark.sweep": "ray, once its environment has been set",
     "study.outcome": "pandas, once a study has ended well",
     "study.run": "torch, once --fastest has something to measure",
+    "study.scheduling.placement": "torch, for the memory of jobs on GPUs",
     "study.scheduling.session": "torch, on a node that is asked for its GPUs",
     "study.sweep": "ray, once its environment has been set; rich, once there is something to show",
     "study.tracking.cell_runs": "pandas and matplotlib, once there are results to average",
@@ -98,6 +99,7 @@ TORCH_FREE = (
     "study.tracking.destination",
     "study.plan",
     "study.run",
+    "study.scheduling.simulation",
     "study.tracking.mlflow_runs",
     "study.tracking.delivery",
 )

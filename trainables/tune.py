@@ -16,7 +16,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,19 +38,16 @@ from trainables.jobs.publishing import Context, Row
 from trainables.storage.artifacts import read_metrics
 from trainables.storage.store import StorageError, Store
 from trainables.training.allocation import give_back
+from trainables.trial_results import (
+    STATUS_DIED,
+    STATUS_FAILED,
+    STATUS_HELD,
+    STATUS_HOST,
+    STATUS_OK,
+    STATUS_OUT_OF_MEMORY,
+    STATUS_STORAGE,
+)
 
-STATUS_OK = "ok"
-STATUS_FAILED = "failed"
-"""The job would fail again in the same way."""
-STATUS_HOST = "host"
-"""The job would fail again on this host, but perhaps not on another."""
-STATUS_OUT_OF_MEMORY = "out_of_memory"
-STATUS_STORAGE = "storage"
-"""The storage could not be read or written, which affects every job."""
-STATUS_HELD = "held"
-"""Another process is computing the job."""
-STATUS_DIED = "died"
-"""The job failed for another reason, which may not recur."""
 HELD_SECONDS = 10.0
 """After waiting this long for another process's result, a trial gives up its place."""
 SIGHT_PAUSES = (0.0, 1.0, 2.0, 4.0)
@@ -58,8 +55,6 @@ SIGHT_PAUSES = (0.0, 1.0, 2.0, 4.0)
 _OTHER_VERSION = "this node runs another version of the study than the driver"
 _STDERR = 2
 """File descriptor. In a worker it leads to the worker's file among Ray's logs, even if ``sys.stderr`` was replaced."""
-HOST = ("hostname", "node")
-"""Entries in each result of a planned job: the name of the machine, and Ray's id of the node."""
 _NAMED_METRICS = (
     *schema.EPOCH_METRICS,
     schema.FINAL_TRAIN_LOSS,
@@ -195,7 +190,7 @@ class PlannedJob(JobTrainable):
     from the planner's: the key is then not among those that the cell needs.
 
     The ``mates`` of a job are named in the same way. A result of such a trial has ``nets``: for each job with news, the
-    result that a trial of this job alone would have, and its ``key``; see :func:`by_net`.
+    result that a trial of this job alone would have, and its ``key``; see :func:`trainables.trial_results.by_net`.
     """
 
     _max_silence: float | None = None
@@ -364,19 +359,6 @@ def _say_where(name: str) -> None:
     is_own = node is None or node.head
     joined = "" if is_own else f"; they run on the Ray cluster at {node.gcs_address}, which was there before"
     _log.warning("trials of %s publish in the storage and log nothing in MLflow by themselves%s", name, joined)
-
-
-def by_net(result: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Return the part of a trial's result that concerns each job: key -> part.
-
-    Args:
-        result: a result of a :class:`PlannedJob`.
-        keys: keys of the jobs of interest. A result of the whole trial is attributed to the first one.
-    """
-    if "nets" not in result:
-        return dict.fromkeys(keys[:1], result)
-    host = {name: result.get(name, "") for name in HOST}
-    return {str(net["key"]): {**host, **net} for net in result["nets"] if net["key"] in keys}
 
 
 def _ended(error: Exception) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from trainables.graph import snapshot_key
 from trainables.jobs.publishing import environment, now
 from trainables.storage.artifacts import pack_json
 from trainables.storage.store import Store
-from trainables.tune import STATUS_OK
+from trainables.trial_results import STATUS_OK
 
 
 class TrivialJob(Trainable):  # type: ignore[misc] # ray is untyped

@@ -18,7 +18,7 @@ from study.scheduling.searcher import PlanSearcher, Trial
 from study.scheduling.session import place_of
 from study.scheduling.states import DONE, FAILED, RUNNING
 from trainables import schema
-from trainables.tune import by_net
+from trainables.trial_results import by_net
 
 if TYPE_CHECKING:
     from study.progress import Progress

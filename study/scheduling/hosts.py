@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from study.scheduling.cards import Card
 from trainables.host.redaction import redact_text
 
 FAILURES: Final = 3
@@ -22,12 +23,24 @@ Resources = Mapping[str, float]
 """Ray's name of a resource (``CPU``, ``GPU``) -> amount, which may be a fraction."""
 
 
+def in_words(asked: Resources) -> str:
+    """Return resources as ``1 CPU and 0.5 GPU``."""
+    return " and ".join(f"{amount:g} {name}" for name, amount in asked.items())
+
+
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster and its resources for trials, whether or not they are in use."""
+    """A machine of the cluster and its resources for trials, whether or not they are in use.
+
+    Attributes:
+        name: its hostname.
+        resources: what it has for trials.
+        card: the kind of its smallest GPU; None if it has none, or has not been asked yet.
+    """
 
     name: str
     resources: Resources
+    card: Card | None = None
 
 
 class Hosts:
@@ -84,9 +97,13 @@ class Hosts:
         """Return the ids of the nodes that are in the cluster now and get no more jobs."""
         return frozenset(self.out.keys() & self._nodes().keys())
 
+    def available(self) -> dict[str, Node]:
+        """Return the nodes that get jobs now, id -> node."""
+        return {each: node for each, node in self._nodes().items() if each not in self.out}
+
     def room(self) -> Resources:
         """Return the total resources of the nodes that get jobs now, whether or not they are in use."""
         total = Counter[str]()
-        for node in (node for each, node in self._nodes().items() if each not in self.out):
+        for node in self.available().values():
             total.update(node.resources)
         return total

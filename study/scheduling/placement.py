@@ -1,31 +1,42 @@
-"""The resources that a trial requests: CPUs, and the share of a GPU that its job's memory needs.
+"""The resources that a trial requests: CPUs, and a share of a GPU.
 
-Ray only books GPU fractions; it does not enforce them, so the share must be large enough for the job's memory. It is
-computed from the job: the network at its width, the batch, the dataset that stays on the device. All jobs of a network
-on one dataset request the same, because Tune reuses a worker process, with its imports and its CUDA context, only for a
-trial with exactly the same request as the last one.
+Ray only books GPU fractions; it does not enforce them. The share must be large enough for the job's memory, and trials
+that share a GPU slow each other down unless it has time for all of them. Both follow from the job: the network at its
+width, the batch, the dataset that stays on the device. All jobs of a network on one dataset need the same, because Tune
+reuses a worker process, with its imports and its CUDA context, only for a trial with exactly the same request as the
+last one.
+
+Ray fills one GPU with fractions before it uses the next one, on a node and across nodes. Trials are therefore spread by
+requesting more than they need while GPUs are idle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from study.estimate import SECONDS_PER_PASS, image_size, multiply_adds_per_image
 from study.plan import Plan
-from study.scheduling.hosts import Resources
+from study.scheduling.cards import GIB, Card
+from study.scheduling.hosts import TOLERANCE, Node, Resources
 from trainables.config import TRAINING_CONFIGS, MatchConfig
-from trainables.data.batches import RESIDENT_BYTES
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Job
 from trainables.models import MODELS
 from trainables.training import EVAL_BATCH
 from trainables.training.engines import GPU
-from trainables.training.footprint import footprint
 
-GIB: Final = 2**30
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Shares of a GPU that a trial may get. An eighth is the least: processes on one GPU compute one after another, and
-each occupies a CPU, so more processes would only wait for each other."""
+"""Shares of a GPU that a trial may get. An eighth is the least: processes on one GPU compute one after another, so more
+processes would only wait for each other."""
+ROUNDING: Final = 0.75
+"""A trial that keeps a GPU busy for a fraction of the time gets the next smaller share if that is at least this part of
+the fraction. Each trial on a full GPU may then be slower, but the GPU is never idle while trials wait for one."""
+STEPS: Final = 10_000
+"""Ray counts resources in steps of this fraction."""
 PROCESS_BYTES: Final = GIB
 """Memory that every process takes on a GPU before its first tensor: CUDA context, loaded kernels, workspaces of cuDNN
 and cuBLAS. It is about 0.4 to 0.9 GiB, more on newer devices."""
@@ -64,6 +75,9 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
         facts: facts about its dataset.
         nets: number of jobs of its group that share its trial if their networks may be stacked.
     """
+    from trainables.data.batches import RESIDENT_BYTES
+    from trainables.training.footprint import footprint
+
     config, task = job.config, job.config.task
     size = facts.image_size or MODELS[task.model].reference_image_size
     net = footprint(task, image_size=size, num_classes=facts.num_classes, in_channels=facts.in_channels)
@@ -93,43 +107,182 @@ def gpu_share(needed: float, memory: float) -> float:
     return next((share for share in SHARES if needed <= share * memory), SHARES[-1])
 
 
-def requests(
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What the trials of a group need.
+
+    Attributes:
+        cpus: CPUs of a trial.
+        cpus_may_shrink: whether a trial on a share of a GPU may get fewer CPUs, so that CPUs do not limit their number.
+        share: share of a GPU, whatever the card; None: what `memory` and `multiply_adds` need.
+        memory: bytes of GPU memory.
+        multiply_adds: multiply-adds of a training step of all networks that are stacked.
+        precision: number format of the step.
+    """
+
+    cpus: float = 1.0
+    cpus_may_shrink: bool = False
+    share: float | None = 0.0
+    memory: float = 0.0
+    multiply_adds: float = 0.0
+    precision: str = "fp32"
+
+    def busy(self, card: Card) -> float:
+        """Return the fraction of the time, in (0, 1], for which a trial alone on a card keeps it busy."""
+        step = card.seconds(self.multiply_adds, 3 * SECONDS_PER_PASS, self.precision)
+        return card.computing(self.multiply_adds, self.precision) / step
+
+    def fits(self, card: Card) -> bool:
+        """Return whether a card has the memory for a trial."""
+        return self.memory <= card.memory
+
+    def share_of(self, card: Card) -> float:
+        """Return the share of a card that a trial needs."""
+        if self.share is not None:
+            return self.share
+        return max(gpu_share(self.memory, card.memory), gpu_share(ROUNDING * self.busy(card), 1.0))
+
+    def after_running_out(self, card: Card | None, share: float) -> Need:
+        """Return the need of a job that ran out of memory with a share of a card: twice as much."""
+        if self.share is not None or card is None:
+            return dataclasses.replace(self, share=max(self.share or 0.0, min(1.0, 2 * share)))
+        return dataclasses.replace(self, memory=max(self.memory, 2 * share * card.memory))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a trial asks Ray for.
+
+    Attributes:
+        resources: CPUs and share of a GPU.
+        card: the kind of GPU that it is meant for; None if the kind does not matter.
+        avoided: nodes on which it must not run, because their GPUs are of another kind.
+    """
+
+    resources: Resources
+    card: Card | None = None
+    avoided: frozenset[str] = frozenset()
+
+
+class Pool:
+    """The GPUs of the nodes that get jobs, by kind, and what trials have taken of them."""
+
+    def __init__(self, nodes: Mapping[str, Node], taken: Iterable[Request] = ()) -> None:
+        """Count the GPUs of `nodes`, id -> node, and the requests of the trials that Ray holds."""
+        self._nodes: dict[Card, list[str]] = {}
+        self._gpus: dict[Card, float] = {}
+        self._used: dict[Card, float] = {}
+        self._trials: dict[Card, int] = {}
+        self._cpus: dict[Card, float] = {}
+        for each, node in nodes.items():
+            if node.card is not None and (gpus := node.resources.get("GPU", 0.0)):
+                self._nodes.setdefault(node.card, []).append(each)
+                self._gpus[node.card] = self._gpus.get(node.card, 0.0) + gpus
+                per_gpu = node.resources.get("CPU", 0.0) / gpus
+                self._cpus[node.card] = min(self._cpus.get(node.card, per_gpu), per_gpu)
+        for request in taken:
+            if request.card is not None:
+                self._used[request.card] = self._used.get(request.card, 0.0) + request.resources.get("GPU", 0.0)
+                self._trials[request.card] = self._trials.get(request.card, 0) + 1
+
+    def idle(self, card: Card) -> float:
+        """Return the number of GPUs of a kind that are idle for certain, wherever Ray has put the trials."""
+        return max(0.0, self._gpus.get(card, 0.0) - self._trials.get(card, 0))
+
+    def has_room(self, card: Card, share: float) -> bool:
+        """Return whether GPUs of a kind have a share left in total."""
+        return self._used.get(card, 0.0) + share <= self._gpus.get(card, 0.0) + TOLERANCE
+
+    def request(self, need: Need, ready: float, expected: Card | None = None) -> Request:
+        """Return what the next trial of a group asks for.
+
+        It gets the kind of GPU that trains it fastest among those with room, and the smallest of equally fast ones: a
+        step of a small network takes the same time on any card. While there are more idle GPUs than jobs for them, it
+        gets more than it needs, up to a whole one.
+
+        Args:
+            need: what the trial needs.
+            ready: number of ready jobs, this one included; infinity for what it needs at least.
+            expected: the kind of GPU of nodes that are yet to come; matters if the cluster has no GPU now.
+        """
+        if need.share is not None:
+            share = {"GPU": need.share} if need.share else {}
+            return Request({"CPU": need.cpus, **share})
+        held = [card for card in self._nodes if need.fits(card)]
+        cards: Sequence[Card] = held or sorted(self._nodes, key=lambda card: card.memory)[-1:]
+        if not cards:
+            assert expected is not None, "without GPUs there are no shares"
+            return Request({"CPU": need.cpus, "GPU": need.share_of(expected)}, expected)
+        idle = sum(map(self.idle, cards))
+        spread = next((share for share in reversed(SHARES) if ready * share <= idle), 0.0)
+
+        def rank(card: Card) -> tuple[bool, float, float]:
+            seconds = card.seconds(need.multiply_adds, 3 * SECONDS_PER_PASS, need.precision)
+            return not self.has_room(card, need.share_of(card)), seconds, card.memory
+
+        card = min(cards, key=rank)
+        share = max(need.share_of(card), spread if self.idle(card) else 0.0)
+        cpus = min(need.cpus, self._cpus[card] * share) if need.cpus_may_shrink else need.cpus
+        others = [node for other, nodes in self._nodes.items() if other != card for node in nodes]
+        cpus = math.floor(cpus * STEPS + TOLERANCE) / STEPS
+        return Request({"CPU": cpus, "GPU": share}, card, frozenset(others))
+
+
+def needs(
     plan: Plan,
     keys: Iterable[str],
     *,
-    cpus: float,
+    cpus: float | None,
     gpus: float | None,
-    gpu_memory: float | None,
+    cards: Sequence[Card],
     nets_per_trial: int = 1,
-) -> tuple[dict[Group, Resources], list[str]]:
-    """Return the resources that the jobs of each group request, and a warning if a group may not fit the smallest GPU.
+) -> tuple[dict[Group, Need], list[str]]:
+    """Return what the trials of each group need, and a warning if a group may not fit any GPU.
 
-    A job whose engine computes on CPUs only requests no GPU, whatever the arguments are.
+    A job whose engine computes on CPUs only needs no GPU, whatever the arguments are.
 
     Args:
         plan: the study.
         keys: keys of the jobs.
-        cpus: CPUs of each trial.
-        gpus: GPUs of each trial, whatever its job; None derives them from the memory of the group's largest job.
-        gpu_memory: bytes of the smallest GPU of the cluster; None if the cluster has no GPU.
+        cpus: CPUs of each trial; None: one, or less for trials that share a GPU.
+        gpus: GPUs of each trial, whatever its job; None derives them from the group's largest job.
+        cards: kinds of GPUs of the cluster; empty if it has none.
         nets_per_trial: most networks that are stacked in one trial.
     """
     members: dict[Group, list[Job]] = {}
     for key in keys:
         members.setdefault(group(plan.jobs[key]), []).append(plan.jobs[key])
-    asked: dict[Group, Resources] = {}
+    found: dict[Group, Need] = {}
     warnings = []
+    largest = max((card.memory for card in cards), default=0.0)
     for each, jobs in members.items():
-        share = (gpus or 0.0) if each.uses_gpu else 0.0
-        if each.uses_gpu and gpus is None and gpu_memory is not None:
+        need = Need(cpus=cpus or 1.0, share=gpus or 0.0 if each.uses_gpu else 0.0)
+        if each.uses_gpu and gpus is None and cards:
             facts = plan.facts[each.dataset]
             needed, kind = max((device_bytes(job, facts, nets_per_trial), job.kind) for job in jobs)
-            share = gpu_share(needed, gpu_memory)
-            if needed > gpu_memory:
+            adds, precision = max((_step(plan, job, nets_per_trial) for job in jobs), default=(0.0, "fp32"))
+            need = dataclasses.replace(
+                need,
+                cpus_may_shrink=cpus is None,
+                share=None,
+                memory=needed,
+                multiply_adds=adds,
+                precision=precision,
+            )
+            if needed > largest:
                 warnings.append(
                     f"{each.model} of width {each.width:g} on {each.dataset} needs about {needed / GIB:.0f} GiB for "
-                    f"its {kind} jobs, the smallest GPU has {gpu_memory / GIB:.0f}: they may run out of it "
+                    f"its {kind} jobs, the largest GPU has {largest / GIB:.0f}: they may run out of it "
                     "(a smaller batch_size, or precision=bf16, needs less)"
                 )
-        asked[each] = {"CPU": cpus, **({"GPU": share} if share else {})}
-    return asked, warnings
+        found[each] = need
+    return found, warnings
+
+
+def _step(plan: Plan, job: Job, nets: int) -> tuple[float, str]:
+    """Return the multiply-adds of a training step of a job and its precision; none for a job that does not train."""
+    config, task = job.config, job.config.task
+    if not isinstance(config, TRAINING_CONFIGS):
+        return 0.0, "fp32"
+    images = config.recipe.batch_size * (nets if config.recipe.engine.shares_trial else 1)
+    return 3 * images * multiply_adds_per_image(task.model, task.width, image_size(plan, job)), config.recipe.precision

@@ -1,4 +1,7 @@
-"""The order of work: a Ray Tune search algorithm that hands out a job once its parents are published."""
+"""The order of work, which hands out a job once its parents are published.
+
+Imports neither ray nor torch, so that a plan can be laid on machines that do not exist; ``trials`` passes it to Tune.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,11 @@ from dataclasses import asdict, dataclass
 from graphlib import TopologicalSorter
 from typing import Any
 
-from ray.tune.search import Searcher
-
 from study.estimate import Estimates, duration
 from study.plan import Plan
+from study.scheduling.cards import Card
 from study.scheduling.hosts import TOLERANCE, Hosts, Resources
-from study.scheduling.placement import Group, group
+from study.scheduling.placement import Group, Need, Pool, Request, group
 from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
 from study.tracking.labels import name_in
 from trainables.config import TRAINING_CONFIGS
@@ -26,7 +28,7 @@ from trainables.graph import Job
 from trainables.host.redaction import redact_text
 from trainables.storage.store import StorageError
 from trainables.training.way import Way
-from trainables.tune import (
+from trainables.trial_results import (
     STATUS_DIED,
     STATUS_FAILED,
     STATUS_HELD,
@@ -37,6 +39,8 @@ from trainables.tune import (
     by_net,
 )
 
+FINISHED = "FINISHED"
+"""What Ray Tune expects from a search algorithm that has no more trials."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds before the next attempt at a job that died; the pause doubles from the first to the longest."""
 HELD_PAUSE = 20.0
@@ -45,7 +49,8 @@ LOOK_SECONDS = 0.05
 """Seconds that the searcher waits for the store to confirm a result; it takes later answers at its next call."""
 STARVING_SECONDS = 10.0
 """While a trial has waited longer than this many seconds for resources, no smaller one is handed out."""
-_ONE_CPU: Resources = {"CPU": 1.0}
+GROWTH_SECONDS = 900.0
+"""A cluster counts as growing until no node has joined for this many seconds: a machine takes minutes to start."""
 LIKE_LENGTH = 0.75
 """Only networks with at least this fraction of the longest one's epochs are stacked together; otherwise the stack would
 drain to a single network."""
@@ -60,6 +65,7 @@ class Trial:
         asked: the resources that it requests.
         avoided: nodes on which it must not run.
         since: when it was handed out, in seconds of the searcher's clock.
+        card: the kind of GPU that it is meant for; None if the kind does not matter.
         started: whether it has got its resources.
         worked: whether it has reported an epoch.
         heard: monotonic seconds of its last result, or of the first check for silence; 0 before both.
@@ -72,6 +78,7 @@ class Trial:
     asked: Resources
     avoided: frozenset[str]
     since: float
+    card: Card | None = None
     started: bool = False
     worked: bool = False
     heard: float = 0.0
@@ -80,7 +87,7 @@ class Trial:
     killed: str = ""
 
 
-class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
+class PlanSearcher:
     """Suggests the jobs of a plan, the longest remaining chain first.
 
     Its methods never raise, whatever Tune reports, because an exception here would end the sweep. The search is
@@ -113,8 +120,10 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         retries: int = 0,
         *,
         hosts: Hosts,
-        resources: Mapping[Group, Resources] | None = None,
+        needs: Mapping[Group, Need] | None = None,
+        expected: Card | None = None,
         ahead: int = 2,
+        ahead_in_growth: int = 0,
         max_concurrent: int | None = None,
         nets_per_trial: int = 1,
         held: Callable[[str], Future[bool]] | None = None,
@@ -131,9 +140,12 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             retries: further attempts at a job that died; an attempt that gets further than all earlier ones resets
                 their count.
             hosts: the nodes of the cluster, which may change, and the failures on them.
-            resources: group -> resources that its jobs request; one CPU by default.
+            needs: group -> what its jobs need; one CPU by default.
+            expected: the kind of GPU of nodes that are yet to come.
             ahead: number of jobs handed to Ray beyond what fits, at least 1, so that free resources are used at once
                 and an autoscaler sees the demand. An urgent job that becomes ready later waits behind all of them.
+            ahead_in_growth: the same while the cluster grows, if that is more: an autoscaler starts no more machines
+                than the waiting trials need.
             max_concurrent: most trials at the same time; None: as many as fit.
             nets_per_trial: most networks that are stacked; fewer when that keeps every GPU (or every CPU, without
                 GPUs) busy.
@@ -141,7 +153,6 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             say: shows a line about a further attempt, or about a node that gets no more jobs.
             clock: returns monotonic seconds.
         """
-        super().__init__()
         self.plan = plan
         self.todo = {key: sorted(outputs, key=lambda epoch: (epoch is None, epoch)) for key, outputs in todo.items()}
         self.state = dict.fromkeys(self.todo, WAITING)
@@ -157,12 +168,11 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._nets_per_trial = nets_per_trial
         self._most: dict[Group, int] = {}
         self._hosts, self._held, self._say, self._clock = hosts, held, say, clock
+        self._ahead_in_growth, self._grown = max(ahead, ahead_in_growth), clock()
         self._room: Resources = hosts.room()
         """What the nodes that get jobs had for trials at the last call of :meth:`suggest`, or at the start."""
-        self._requests = dict.fromkeys((group(plan.jobs[key]) for key in self.todo), _ONE_CPU) | dict(resources or {})
-        self._mean: Counter[str] = Counter()
-        for key in self.todo:
-            self._mean.update({name: amount / len(self.todo) for name, amount in self._asks(key).items()})
+        self._needs = dict.fromkeys((group(plan.jobs[key]) for key in self.todo), Need()) | dict(needs or {})
+        self._expected = expected
         self._vain = dict.fromkeys(self.todo, 0)
         self._furthest = dict.fromkeys(self.todo, 0)
         self._shunned: dict[str, set[str]] = {}
@@ -179,6 +189,11 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         self._pausing: list[tuple[float, int, str]] = []
         self.trials: dict[str, Trial] = {}
         """Id of each trial that Tune holds -> the trial."""
+        self._mean: Counter[str] = Counter()
+        sizes = Counter(group(plan.jobs[key]) for key in self.todo)
+        for each, count in sizes.items():
+            asked = self._pool().request(self._needs[each], math.inf, expected).resources
+            self._mean.update({name: amount * count / len(self.todo) for name, amount in asked.items()})
         self._number = {key: number for number, key in enumerate(self.todo)}
         self._order = TopologicalSorter(parents)
         self._order.prepare()
@@ -206,24 +221,28 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         """Return the config of the most urgent ready job; None if no job may start now; FINISHED at the end."""
         now = self._clock()
         self._confirm()
-        self._room = self._hosts.room()
+        room = self._hosts.room()
+        if any(amount > self._room.get(name, 0.0) for name, amount in room.items()):
+            self._grown = now
+        self._room = room
         while self._pausing and self._pausing[0][0] <= now:
             self._release(heapq.heappop(self._pausing)[2])
         while self._ready and self._is_homeless(self._ready[0][2]):
             self._fail(heapq.heappop(self._ready)[2], f"no host is left that it fits; {self._outs()}")
         if not (self.trials or self._ready or self._pausing or self._looking):
-            return Searcher.FINISHED  # type: ignore[no-any-return]
+            return FINISHED
         if not self._ready:
             return None
-        asked = self._asks(self._ready[0][2])
-        if not self._may_start(asked, now):
+        pool = self._pool()
+        request = pool.request(self._need(self._ready[0][2]), len(self._ready), self._expected)
+        if not self._may_start(request, pool, now):
             return None
-        key = heapq.heappop(self._ready)[2]
+        key, asked = heapq.heappop(self._ready)[2], request.resources
         keys = [key, *self._mates(key, asked)]
         for each in keys:
             self._move(each, QUEUED)
-        avoided = self._avoided(key, asked)
-        self.trials[trial_id] = Trial(keys, asked, avoided, now)
+        avoided = self._avoided(key, request)
+        self.trials[trial_id] = Trial(keys, asked, avoided, now, request.card)
         nets = [
             {"cell": json.dumps(asdict(self.plan.cells[each])), "key": each, "outputs": self.todo[each]}
             for each in keys
@@ -279,7 +298,7 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         elif status in (STATUS_DIED, STATUS_HOST):
             self._go_elsewhere(key, trial, result, text)
         elif status == STATUS_OUT_OF_MEMORY:
-            if not (self._enlarge(key, trial.asked, text) or self._pause(key, text)):
+            if not (self._enlarge(key, trial, text) or self._pause(key, text)):
                 self._fail(key, f"{text}; {_advice(trial.asked)}")
         elif status == STATUS_STORAGE:
             if not self._pause(key, text):
@@ -348,13 +367,16 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
     def _is_homeless(self, key: str) -> bool:
         """Return whether all nodes that could run a job are excluded."""
         out = self._hosts.present()
-        return bool(out) and self._hosts.fit(self._asks(key)) and not self._hosts.fit(self._asks(key), out)
+        if not out:
+            return False
+        asked = self._asks(key)
+        return self._hosts.fit(asked) and not self._hosts.fit(asked, out)
 
-    def _avoided(self, key: str, asked: Resources) -> frozenset[str]:
+    def _avoided(self, key: str, request: Request) -> frozenset[str]:
         """Return the nodes on which the next attempt at a job must not run."""
-        out = self._hosts.present()
+        out = self._hosts.present() | request.avoided
         wary = out | self._shunned.get(key, set())
-        return wary if self._hosts.fit(asked, wary) else out
+        return wary if self._hosts.fit(request.resources, wary) else out
 
     def is_stuck(self) -> bool:
         """Return whether Tune holds only trials that have not started and may run on none of the remaining nodes."""
@@ -376,18 +398,27 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             self._complete(trial_id, {"status": STATUS_DIED})
 
     # --- what may start -----------------------------------------------------------------------------------------------
-    def _asks(self, key: str) -> Resources:
-        return self._requests[group(self.plan.jobs[key])]
+    def _need(self, key: str) -> Need:
+        return self._needs[group(self.plan.jobs[key])]
 
-    def _may_start(self, asked: Resources, now: float) -> bool:
+    def _pool(self) -> Pool:
+        taken = (Request(trial.asked, trial.card) for trial in list(self.trials.values()))
+        return Pool(self._hosts.available(), taken)
+
+    def _asks(self, key: str) -> Resources:
+        """Return what a job requests at least."""
+        return self._pool().request(self._need(key), math.inf, self._expected).resources
+
+    def _may_start(self, request: Request, pool: Pool, now: float) -> bool:
         if self._max_concurrent is not None and len(self.trials) >= self._max_concurrent:
             return False
         queued = [trial for trial in self.trials.values() if not trial.started]
         for trial in queued:
-            larger = any(amount > asked.get(name, 0.0) for name, amount in trial.asked.items())
-            if larger and now - trial.since > STARVING_SECONDS:
+            larger = any(amount > request.resources.get(name, 0.0) for name, amount in trial.asked.items())
+            if larger and trial.card == request.card and now - trial.since > STARVING_SECONDS:
                 return False
-        return self._fits(asked) or len(queued) < self._ahead
+        ahead = self._ahead_in_growth if now - self._grown < GROWTH_SECONDS else self._ahead
+        return self._fits(request, pool) or len(queued) < ahead
 
     def _mates(self, key: str, asked: Resources) -> list[str]:
         """Remove the jobs to stack with a job from the ready ones and return them; empty if there are none."""
@@ -413,12 +444,16 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
         config = self.plan.jobs[key].config
         return isinstance(config, TRAINING_CONFIGS) and config.recipe.engine.shares_trial and not self._vain[key]
 
-    def _fits(self, asked: Resources) -> bool:
+    def _fits(self, request: Request, pool: Pool) -> bool:
+        if request.card is not None and not pool.has_room(request.card, request.resources["GPU"]):
+            return False
         taken: Counter[str] = Counter()
         for trial in self.trials.values():
             taken.update(trial.asked)
         room = self._room
-        return all(taken[name] + amount <= room.get(name, 0.0) + TOLERANCE for name, amount in asked.items())
+        return all(
+            taken[name] + amount <= room.get(name, 0.0) + TOLERANCE for name, amount in request.resources.items()
+        )
 
     def slots(self) -> int:
         """Return the number of trials of average size that fit the cluster now, at least 1."""
@@ -469,18 +504,19 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
             self._release(key)
         return True
 
-    def _enlarge(self, key: str, asked: Resources, why: str) -> bool:
-        """Double the GPU share of a job that ran out of memory, and of its group; return False if it had a whole GPU.
+    def _enlarge(self, key: str, trial: Trial, why: str) -> bool:
+        """Double the GPU memory of a job that ran out of it, and of its group; return False if it had the largest GPU.
 
         A job that does not fit would not fit at the next attempt either, so this attempt does not count.
         """
-        share = asked.get("GPU", 0.0)
-        if not 0.0 < share < 1.0 or self.halted is not None:
+        share = trial.asked.get("GPU", 0.0)
+        cards = [node.card for node in self._hosts.available().values() if node.card is not None]
+        larger = trial.card is not None and any(card.memory > trial.card.memory for card in cards)
+        if not share or not (share < 1.0 or larger) or self.halted is not None:
             return False
         like = group(self.plan.jobs[key])
-        share = max(self._requests[like].get("GPU", 0.0), min(1.0, 2 * share))
-        self._requests[like] = {**asked, "GPU": share}
-        self._tell(key, f"{why}; with {share:g} GPU")
+        self._needs[like] = self._needs[like].after_running_out(trial.card, share)
+        self._tell(key, f"{why}; with {self._asks(key)['GPU']:g} GPU{' of a larger kind' if share >= 1.0 else ''}")
         self._release(key)
         return True
 
@@ -510,16 +546,6 @@ class PlanSearcher(Searcher):  # type: ignore[misc] # ray is untyped
     def unfinished(self) -> list[str]:
         """Return the keys of the jobs that were not run because the searcher halted or the sweep ended early."""
         return [key for key, state in self.state.items() if state in (*OPEN, NOT_RUN)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return an empty state: Tune pickles its searcher into a file that nothing reads."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing: the store holds what is done."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing: a new run plans again."""
 
 
 def _are_alike(job: Job, other: Job) -> bool:

@@ -26,6 +26,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from study.scheduling.address import ClusterError
+from study.scheduling.cards import GIB, Card, card_of
 from study.scheduling.hosts import Node
 from trainables.errors import first_line
 
@@ -55,6 +56,10 @@ class Cluster:
         """
         self.is_own, self.scratch = is_own, scratch
         self._nodes: tuple[float, dict[str, Node]] = (-REFRESH_SECONDS, {})
+        self._given: Card | None = None
+        self._cards: dict[str, Card | None] = {}
+        self._asked: dict[str, Any] = {}
+        self._asks_nodes = False
         context = ray.get_runtime_context()
         own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
         self._endpoints = {
@@ -67,45 +72,72 @@ class Cluster:
         now = time.monotonic()
         if now - self._nodes[0] >= REFRESH_SECONDS:
             with contextlib.suppress(ray.exceptions.RayError):
-                alive = [node for node in ray.nodes() if node["Alive"]]
-                self._nodes = now, {node["NodeID"]: Node(_name(node), node["Resources"]) for node in alive}
+                alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+                if self._asks_nodes:
+                    self._ask(alive)
+                    self._cards |= self._answers(0.0)
+                self._nodes = now, {each: self._node(each, node) for each, node in alive.items()}
         return self._nodes[1]
 
-    def gpu_memory(self) -> float | None:
-        """Return the bytes of the smallest GPU in the cluster; None if the cluster has no GPU.
+    def _node(self, node_id: str, node: Mapping[str, Any]) -> Node:
+        card = (self._given or self._cards.get(node_id)) if node["Resources"].get("GPU") else None
+        return Node(_name(node), node["Resources"], card)
+
+    def know_cards(self, memory: float | None) -> list[Card]:
+        """Find out the kinds of GPUs in the cluster; nodes that join later are asked as they come.
+
+        Args:
+            memory: bytes of every GPU of the cluster, and of those to come; None asks the nodes.
+
+        Returns:
+            The kinds, smallest memory first; empty if the cluster has no GPU.
 
         Raises:
             ClusterError: a node offers GPUs that PyTorch does not see there, or no node answers.
         """
+        if memory is not None:
+            self._given = card_of("", memory)
+            return [self._given]
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
-        if not nodes:
-            return None
+        self._ask(nodes)
+        found = self._answers(ANSWER_SECONDS)
+        for node, card in found.items():
+            if card is None:
+                raise ClusterError(
+                    f"node {nodes[node]['NodeManagerAddress']} offers GPUs, but PyTorch sees none there: its driver, "
+                    "or a PyTorch built for CUDA, is missing (--gpus-per-trial 0 computes on CPUs)"
+                )
+        if nodes and not found:
+            raise ClusterError("no node has said how much memory its GPUs have; give --gpu-memory or --gpus-per-trial")
+        self._cards, self._asks_nodes = found, True
+        self._nodes = -REFRESH_SECONDS, {}
+        return sorted({card for card in found.values() if card is not None}, key=lambda card: card.memory)
+
+    def _ask(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Ask the nodes that have GPUs, and have not been asked yet, what kind they are."""
+        new = [each for each in nodes.keys() - self._asked.keys() if nodes[each]["Resources"].get("GPU")]
+        if not new:
+            return
         from trainables.training.footprint import smallest_gpu
 
         # The task reserves nothing, so it does not wait for free GPUs. Its process has seen all GPUs of the node, so it
         # is not reused (max_calls=1).
         task = ray.remote(num_cpus=0, max_calls=1)(smallest_gpu)
-        answers = {
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
-            for node in nodes
-        }
-        arrived, _ = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_SECONDS)
-        found: list[float] = []
+        for node in new:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            self._asked[node] = task.options(scheduling_strategy=there).remote()
+
+    def _answers(self, seconds: float) -> dict[str, Card | None]:
+        """Return the answers that arrive within some seconds: id of a node -> its kind of GPU, None if it sees none."""
+        waiting = {answer: node for node, answer in self._asked.items() if answer is not None}
+        arrived, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=seconds) if waiting else ([], [])
+        found: dict[str, Card | None] = {}
         for answer in arrived:
-            address = nodes[answers[answer]]["NodeManagerAddress"]
-            try:
-                memory = ray.get(answer)
-            except ray.exceptions.RayError:
-                continue  # the node was lost meanwhile
-            if memory is None:
-                raise ClusterError(
-                    f"node {address} offers GPUs, but PyTorch sees none there: its driver, or a PyTorch built for "
-                    "CUDA, is missing (--gpus-per-trial 0 computes on CPUs)"
-                )
-            found.append(memory)
-        if not found:
-            raise ClusterError("no node has said how much memory its GPUs have; give --gpu-memory or --gpus-per-trial")
-        return min(found)
+            self._asked[waiting[answer]] = None
+            with contextlib.suppress(ray.exceptions.RayError):  # the node was lost meanwhile
+                smallest = ray.get(answer)
+                found[waiting[answer]] = smallest and card_of(smallest[0], smallest[1] // GIB * GIB)
+        return found
 
     def missing(self) -> str | None:
         """Return the part of the cluster that is unreachable; None if all parts are reachable."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ray import tune
 from ray.exceptions import OutOfMemoryError
+from ray.tune.search import Searcher
 
 from study.scheduling.callback import StudyCallback
 from study.scheduling.searcher import PlanSearcher
@@ -27,6 +28,36 @@ NODE_LABEL: Final = "ray.io/node-id"
 """A label that Ray gives to each node."""
 RESTARTS: Final = 3
 """How often in a row the Tune experiment is restarted although no job finished in between."""
+
+
+class _Order(Searcher):  # type: ignore[misc] # ray is untyped
+    """The search algorithm that Tune asks: it passes everything on to a :class:`PlanSearcher`."""
+
+    def __init__(self, searcher: PlanSearcher) -> None:
+        super().__init__()
+        self._searcher = searcher
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the config of a trial; None if none may start now."""
+        return self._searcher.suggest(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass on an epoch."""
+        self._searcher.on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Pass on the end of a trial."""
+        self._searcher.on_trial_complete(trial_id, result, error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return an empty state: Tune pickles its searcher into a file that nothing reads."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the store holds what is done."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing: a new run plans again."""
 
 
 def run_trials(
@@ -86,7 +117,7 @@ def _tuner(
     return tune.Tuner(
         tune.with_resources(trainable, _request),
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
+            search_alg=_Order(searcher),
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"{trial.trial_id}",

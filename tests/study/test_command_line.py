@@ -189,6 +189,8 @@ def test_a_path_that_the_system_refuses_is_a_wrong_request(
         (["--gpus-per-trial", "-1"], "must be within 0 and 1 because no trial spans GPUs, got -1"),
         (["--gpus-per-trial", "1.5"], "must be within 0 and 1 because no trial spans GPUs, got 1.5"),
         (["--gpu-memory", "0"], "must be above 0, got 0"),
+        (["--on", "8H100"], "takes NUMBERxCARD, such as 8xH100 or 8xH100+16xA100-40GB, got '8H100'"),
+        (["--on", "8xH10"], "unknown card 'H10' (did you mean 'H100'?); known: "),
         (["--checkpoint-seconds", "-1"], "must be at least 0, got -1"),
         (["--max-silence", "-1"], "must be at least 0, got -1"),
         (["--gpus-per-trial", "half"], "invalid number value: 'half'"),
@@ -234,6 +236,8 @@ def test_the_process_itself_ends_with_the_code_and_no_traceback(folder: Path) ->
             "--verify sets damaged results aside, --dry-run and --status change nothing",
         ),
         ({"space": None}, "which space"),
+        ({"on": "8xH100"}, "--on goes with --dry-run"),
+        ({"on": "8xH100", "dry_run": True, "gpu_memory": 80.0}, "leave out --gpu-memory"),
     ],
 )
 def test_options_are_checked_however_they_are_made(values: dict[str, Any], message: str) -> None:
@@ -256,6 +260,19 @@ def test_options_survive_the_way_through_a_command_line() -> None:
     words = options.arguments(("space", "set", "gpus_per_trial", "storage"))
     assert parse_options([*words, "--fastest"], "study.run", "") == options
     assert not any("storage" in word for word in words), "what was not given is not repeated"
+
+
+def test_a_dry_run_on_machines_says_how_long_they_take(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = {}
+    for on in ("1xH100", "2xH100+1xT4", "2xcpu"):
+        assert main([*SPACE, "--dry-run", "--on", on]) == OK
+        lines[on] = capsys.readouterr().out.splitlines()[-2:]
+    for on, (line, basis) in lines.items():
+        assert line.startswith(f"on {on}: about ")
+        assert "in any order of work" in line
+        assert ("GPU-hours" in line) == ("by arithmetic, not measured" in basis) == ("cpu" not in on)
+        assert ("core-hours" in line) == ("a first guess for one core" in basis) == ("cpu" in on)
+    assert list(folder.iterdir()) == []
 
 
 # --- right requests ---------------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ from trainables.jobs.publishing import Context
 from trainables.storage.lease import Lease
 from trainables.storage.store import StorageError, Store
 from trainables.training.loop import Diverged
-from trainables.tune import PlannedJob, _located, by_net
+from trainables.trial_results import by_net
+from trainables.tune import PlannedJob, _located
 
 HERE = "0f1e"
 """Ray's id of the node."""

@@ -69,15 +69,17 @@ def footprint(task: Task, *, image_size: int, num_classes: int, in_channels: int
     )
 
 
-def smallest_gpu() -> float | None:
-    """Return the bytes of this machine's smallest GPU; None if PyTorch sees none.
+def smallest_gpu() -> tuple[str, float] | None:
+    """Return the name of this machine's smallest GPU and its bytes of memory; None if PyTorch sees none.
 
     Call it in a separate process: it unsets ``CUDA_VISIBLE_DEVICES`` to see GPUs that Ray has hidden.
     """
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     if not torch.cuda.is_available():
         return None
-    return float(min(torch.cuda.get_device_properties(each).total_memory for each in range(torch.cuda.device_count())))
+    found = [torch.cuda.get_device_properties(each) for each in range(torch.cuda.device_count())]
+    smallest = min(found, key=lambda each: each.total_memory)
+    return str(smallest.name), float(smallest.total_memory)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 from one_node import ask_by_width
-from ray.tune.search import Searcher
 from tiny_study import tiny_space
 
 from study.estimate import Estimates
 from study.plan import Plan, make_plan
 from study.scheduling import searcher as searcher_module
 from study.scheduling.hosts import FAILURES, Hosts, Node
-from study.scheduling.searcher import FIRST_PAUSE, LONGEST_PAUSE, PlanSearcher
+from study.scheduling.placement import Need
+from study.scheduling.searcher import FINISHED, FIRST_PAUSE, LONGEST_PAUSE, PlanSearcher
 from study.scheduling.states import DONE, FAILED, NOT_RUN, RUNNING
 from trainables.storage.store import StorageError
 
@@ -57,7 +57,7 @@ class Cluster:
             config = self.searcher.suggest(f"t{self.trials}")
             if isinstance(config, dict):
                 return f"t{self.trials}", config
-            if config == Searcher.FINISHED:
+            if config == FINISHED:
                 return None
             self.now += FIRST_PAUSE
             assert self.now < 100 * LONGEST_PAUSE, "nothing is handed out any more"
@@ -165,7 +165,8 @@ def test_study_ends_when_no_host_is_left_and_says_so(plan: Plan, nodes: list[str
 
 def test_jobs_that_fit_only_nodes_that_are_out_fail_and_the_others_go_on() -> None:
     plan = make_plan(tiny_space(method=("dense",), seeds=(0, 1), epochs=2, width=(0.25, 0.5)))
-    cluster = Cluster(plan, {"gpu": GPUS, "cpu": CPUS}, resources=ask_by_width(plan, CPUS, GPUS))
+    needs = ask_by_width(plan, Need(cpus=4.0), Need(cpus=4.0, share=1.0))
+    cluster = Cluster(plan, {"gpu": GPUS, "cpu": CPUS}, needs=needs)
     cluster.run({"gpu": BROKEN, "cpu": OK})
     for key, job in plan.jobs.items():
         assert cluster.searcher.state[key] == (FAILED if job.config.task.width == 0.5 else DONE)
@@ -270,5 +271,5 @@ def test_answers_that_come_late_are_not_waited_for(plan: Plan, monkeypatch: pyte
     assert cluster.searcher.suggest("end") is None
     for future in asked.values():
         future.set_result(True)
-    assert cluster.searcher.suggest("end") == Searcher.FINISHED
+    assert cluster.searcher.suggest("end") == FINISHED
     assert cluster.states() == {DONE}

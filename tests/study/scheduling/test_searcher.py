@@ -14,12 +14,22 @@ from typing import Any
 
 import pytest
 from one_node import ask, ask_by_width, one_node
-from ray.tune.search import Searcher
 from tiny_study import tiny_space
 
 from study.estimate import Estimates
 from study.plan import Plan, make_plan
-from study.scheduling.searcher import FIRST_PAUSE, HELD_PAUSE, LONGEST_PAUSE, STARVING_SECONDS, PlanSearcher
+from study.scheduling.cards import CARDS
+from study.scheduling.hosts import Hosts, Node
+from study.scheduling.placement import Need, group
+from study.scheduling.searcher import (
+    FINISHED,
+    FIRST_PAUSE,
+    GROWTH_SECONDS,
+    HELD_PAUSE,
+    LONGEST_PAUSE,
+    STARVING_SECONDS,
+    PlanSearcher,
+)
 from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, QUEUED, READY, RUNNING, WAITING
 from trainables import schema
 from trainables.config import Cell
@@ -100,7 +110,7 @@ class Sweep:
             if config is None:
                 assert self.running, "nothing runs and nothing is offered: the sweep would hang"
                 return False
-            if config == Searcher.FINISHED:
+            if config == FINISHED:
                 assert not self.running
                 return True
             assert isinstance(config, dict)
@@ -150,7 +160,7 @@ def test_what_is_published_is_neither_suggested_nor_waited_for(plan: Plan) -> No
 
 
 def test_nothing_to_do_is_finished_at_once(plan: Plan) -> None:
-    assert new_searcher(plan, set(plan.jobs)).suggest("t") == Searcher.FINISHED
+    assert new_searcher(plan, set(plan.jobs)).suggest("t") == FINISHED
 
 
 def test_longest_chain_first(plan: Plan) -> None:
@@ -216,7 +226,7 @@ def test_job_that_died_is_tried_again_after_pauses_that_double(plan: Plan) -> No
         died = clock.now
         while (offer := searcher.suggest(f"t{attempt}")) is None:
             clock.now += 0.5
-        if offer == Searcher.FINISHED:
+        if offer == FINISHED:
             break
         pauses.append(clock.now - died)
         searcher.on_trial_complete(f"t{attempt}", None, error=True)
@@ -257,7 +267,7 @@ def test_every_job_may_die_as_often_as_there_are_retries(plan: Plan) -> None:
         if (config := searcher.suggest(f"t{trial}")) is None:
             clock.now += 1.0
             continue
-        if config == Searcher.FINISHED:
+        if config == FINISHED:
             break
         seen[config["key"]] += 1
         died = seen[config["key"]] == 1
@@ -272,7 +282,7 @@ def die_in_epoch(searcher: PlanSearcher, clock: Clock, epochs: list[int]) -> int
     for attempt, epoch in enumerate(epochs):
         while (offer := searcher.suggest(f"t{attempt}")) is None:
             clock.now += 1.0
-        if offer == Searcher.FINISHED:
+        if offer == FINISHED:
             return attempt
         assert isinstance(offer, dict)
         for step in range(1, epoch + 1):
@@ -375,7 +385,7 @@ def shares(searcher: PlanSearcher) -> list[float]:
     for attempt in itertools.count():
         while (offer := searcher.suggest(f"t{attempt}")) is None:
             clock.now += 1.0
-        if offer == Searcher.FINISHED:
+        if offer == FINISHED:
             return asked
         assert isinstance(offer, dict)
         asked.append(offer["resources"].get("GPU", 0.0))
@@ -384,7 +394,7 @@ def shares(searcher: PlanSearcher) -> list[float]:
 
 
 def test_out_of_memory_doubles_the_share_up_to_a_whole_gpu(plan: Plan) -> None:
-    searcher = lonely(plan, retries=2, resources=ask(plan, CPU=1, GPU=0.125), clock=Clock())
+    searcher = lonely(plan, retries=2, needs=ask(plan, CPU=1, GPU=0.125), clock=Clock())
     assert shares(searcher) == [0.125, 0.25, 0.5, 1.0, 1.0, 1.0]
     error = searcher.errors[leaf(plan)]
     assert error.startswith("out of memory: CUDA tried; it had 1 GPU ")
@@ -393,25 +403,43 @@ def test_out_of_memory_doubles_the_share_up_to_a_whole_gpu(plan: Plan) -> None:
 
 
 def test_odd_share_ends_at_a_whole_gpu(plan: Plan) -> None:
-    searcher = lonely(plan, resources=ask(plan, CPU=1, GPU=0.3), clock=Clock())
+    searcher = lonely(plan, needs=ask(plan, CPU=1, GPU=0.3), clock=Clock())
     assert shares(searcher) == [0.3, 0.6, 1.0]
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_where_there_is_no_larger_share_there_are_plain_attempts(plan: Plan, gpus: float) -> None:
-    searcher = lonely(plan, retries=1, resources=ask(plan, CPU=1, GPU=gpus), clock=Clock())
+    searcher = lonely(plan, retries=1, needs=ask(plan, CPU=1, GPU=gpus), clock=Clock())
     assert shares(searcher) == [gpus, gpus]
     assert ("--max-concurrent" if not gpus else "--gpus-per-trial") in searcher.errors[leaf(plan)]
 
 
 def test_what_did_not_fit_is_not_tried_with_its_like(plan: Plan) -> None:
-    searcher = new_searcher(plan, resources=ask(plan, CPU=1, GPU=0.25))
+    searcher = new_searcher(plan, needs=ask(plan, CPU=1, GPU=0.25))
     tasks = {key: job.config.task for key, job in plan.jobs.items()}
     key = searcher.suggest("t")["key"]
     searcher.on_trial_complete("t", NO_MEMORY)
     for config in handed_out(searcher, "next"):
         same_width = tasks[config["key"]].width == tasks[key].width
         assert config["resources"] == {"CPU": 1, "GPU": 0.5 if same_width else 0.25}
+
+
+def test_out_of_memory_on_a_whole_card_is_tried_on_a_larger_kind_only(plan: Plan) -> None:
+    nodes = {name: Node(name, {"CPU": 8.0, "GPU": 1.0}, CARDS[name]) for name in ("T4", "H100")}
+    small = {group(job): Need(share=None) for job in plan.jobs.values()}
+    estimates = Estimates(dict.fromkeys(plan.jobs, 1.0), 0)
+    todo = plan.closure.todo(plan.jobs.keys() - {leaf(plan)})
+    searcher = PlanSearcher(plan, todo, estimates, {}, 0, hosts=Hosts(lambda: nodes), needs=small, clock=Clock())
+    places = []
+    for attempt in itertools.count():
+        if (offer := searcher.suggest(f"t{attempt}")) == FINISHED:
+            break
+        assert isinstance(offer, dict)
+        (allowed,) = nodes.keys() - set(offer["avoided"])
+        places.append((allowed, offer["resources"]["GPU"]))
+        searcher.on_trial_complete(f"t{attempt}", NO_MEMORY)
+    assert places == [("T4", 1.0), ("H100", 1.0)]
+    assert searcher.state[leaf(plan)] == FAILED
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------
@@ -429,7 +457,7 @@ def test_storage_that_stays_away_halts_the_sweep(plan: Plan) -> None:
     assert searcher.suggest("more") is None, "those that run may end"
     for number in range(2, len(configs)):
         searcher.on_trial_complete(f"t{number}", None, error=True)
-    assert searcher.suggest("more") == Searcher.FINISHED
+    assert searcher.suggest("more") == FINISHED
     assert Counter(searcher.state.values()) == {DONE: 1, NOT_RUN: len(plan.jobs) - 1}
     assert set(searcher.unfinished()) == plan.jobs.keys() - {configs[1]["key"]}
     assert searcher.errors == {}
@@ -476,8 +504,21 @@ def test_demand_is_seen_where_there_are_no_machines_yet(plan: Plan) -> None:
     assert len(handed_out(searcher)) == 3
 
 
+def test_a_growing_cluster_is_asked_for_what_all_ready_jobs_need(plan: Plan) -> None:
+    clock, room = Clock(), {"CPU": 1.0}
+    searcher = new_searcher(plan, room=lambda: room, ahead=1, ahead_in_growth=4, clock=clock)
+    ready = sum(state == READY for state in searcher.state.values())
+    assert len(handed_out(searcher)) == 4 < ready
+    clock.now += GROWTH_SECONDS
+    searcher.on_trial_start("t0")
+    searcher.on_trial_complete("t0", OK)
+    assert searcher.suggest("no more machines come") is None
+    room["CPU"] = 2.0  # one has
+    assert isinstance(searcher.suggest("more"), dict)
+
+
 def test_fractions_add_up_to_a_whole_gpu(plan: Plan) -> None:
-    searcher = new_searcher(plan, resources=ask(plan, CPU=1, GPU=0.3), room=lambda: {"CPU": 64.0, "GPU": 0.9}, ahead=1)
+    searcher = new_searcher(plan, needs=ask(plan, CPU=1, GPU=0.3), room=lambda: {"CPU": 64.0, "GPU": 0.9}, ahead=1)
     for number in range(3):
         assert isinstance(searcher.suggest(f"t{number}"), dict)
         searcher.on_trial_start(f"t{number}")
@@ -487,9 +528,9 @@ def test_fractions_add_up_to_a_whole_gpu(plan: Plan) -> None:
 
 def test_large_trial_is_not_starved_by_small_ones(plan: Plan) -> None:
     clock, room = Clock(), {"CPU": 99.0, "GPU": 1.0}
-    asks = ask_by_width(plan, {"CPU": 1, "GPU": 0.25}, {"CPU": 1, "GPU": 1.0})
+    asks = ask_by_width(plan, Need(share=0.25), Need(share=1.0))
     urgent = {key: 100.0 for key, job in plan.jobs.items() if job.config.task.width == 0.25}
-    searcher = new_searcher(plan, seconds=urgent, resources=asks, room=lambda: room, ahead=9, clock=clock)
+    searcher = new_searcher(plan, seconds=urgent, needs=asks, room=lambda: room, ahead=9, clock=clock)
     waiting = None
     for number in itertools.count():  # small ones first; then the first large one, which does not fit beside them
         config = searcher.suggest(f"t{number}")
@@ -512,7 +553,7 @@ def test_large_trial_is_not_starved_by_small_ones(plan: Plan) -> None:
 
 def test_slots_are_what_the_cluster_has_room_for_now(plan: Plan) -> None:
     room = {"CPU": 8.0, "GPU": 1.0}
-    searcher = new_searcher(plan, resources=ask(plan, CPU=1, GPU=0.25), room=lambda: room)
+    searcher = new_searcher(plan, needs=ask(plan, CPU=1, GPU=0.25), room=lambda: room)
     searcher.suggest("t")
     assert searcher.slots() == 4
     room["GPU"] = 3.0
@@ -535,7 +576,7 @@ def test_config_is_all_that_a_trial_needs(plan: Plan) -> None:
 
     sweep.searcher.suggest = noting  # type: ignore[method-assign]
     sweep.run()
-    assert configs.pop() == Searcher.FINISHED
+    assert configs.pop() == FINISHED
     for config in configs:
         cell = Cell.from_mapping(json.loads(config["cell"]))
         jobs = Closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs

@@ -149,7 +149,7 @@ def test_exception_is_named_without_its_trace(cluster: Cluster, plan: Plan, tmp_
 
 @pytest.mark.slow
 def test_trial_out_of_memory_gets_a_larger_share(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
-    sweep = Sweep(cluster, plan, tmp_path, resources=ask(plan, CPU=1.0, GPU=0.125), retries=0)
+    sweep = Sweep(cluster, plan, tmp_path, needs=ask(plan, CPU=1.0, GPU=0.125), retries=0)
     assert sweep.run(NeedsHalfAGpu) is None
     assert sweep.states() == {DONE}, sweep.searcher.errors
     for shares in sweep.attempts():
@@ -223,7 +223,7 @@ def test_what_fits_on_a_node(cluster: Cluster) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a GPU that PyTorch does not see")
 def test_gpus_that_torch_does_not_see_are_named_before_anything_runs(cluster: Cluster) -> None:
     with pytest.raises(ClusterError, match=r"node .* offers GPUs, but PyTorch sees none there.*--gpus-per-trial 0"):
-        cluster.gpu_memory()
+        cluster.know_cards(None)
 
 
 def test_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

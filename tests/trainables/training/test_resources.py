@@ -12,7 +12,9 @@ from tiny_study import tiny_space
 from torch import nn
 
 from study.plan import Plan, make_plan
-from study.scheduling.placement import GIB, SHARES, device_bytes, gpu_share, group, requests
+from study.scheduling.cards import CARDS, GIB, card_of
+from study.scheduling.hosts import Node
+from study.scheduling.placement import SHARES, Need, Pool, device_bytes, gpu_share, group, needs
 from trainables.config import TRAINING_CONFIGS, Task
 from trainables.data.dataset import DatasetFacts
 from trainables.models import MODELS, build_model, image_options
@@ -32,7 +34,7 @@ def plan() -> Plan:
     return new_plan(width=(0.25, 0.5, 1))
 
 
-def needs(model: str, width: float, **settings: Any) -> dict[str, float]:
+def gibibytes(model: str, width: float, **settings: Any) -> dict[str, float]:
     """Return GiB by kind of job, on images as CIFAR's."""
     jobs = new_plan(model=model, width=width, **settings).jobs.values()
     return {job.kind: device_bytes(job, CIFAR) / GIB for job in jobs}
@@ -90,25 +92,25 @@ def test_footprint_takes_no_memory_and_no_time() -> None:
 # --- memory of jobs ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("model", ["resnet20", "vgg11", "mlp"])
 def test_wider_networks_need_more(model: str) -> None:
-    for narrow, wide in itertools.pairwise(needs(model, width) for width in (0.25, 0.5, 1, 2, 4, 8, 16)):
+    for narrow, wide in itertools.pairwise(gibibytes(model, width) for width in (0.25, 0.5, 1, 2, 4, 8, 16)):
         assert narrow.keys() == wide.keys() >= {"dense", "prune", "match", "sparse", "connect"}
         assert all(narrow[kind] < wide[kind] for kind in narrow)
 
 
 def test_larger_batches_need_more_and_bfloat16_less() -> None:
-    plain = needs("resnet20", 4, batch_size=128)
-    assert needs("resnet20", 4, batch_size=512)["dense"] > plain["dense"]
-    assert needs("resnet20", 4, batch_size=128)["match"] == plain["match"], "no training"
+    plain = gibibytes("resnet20", 4, batch_size=128)
+    assert gibibytes("resnet20", 4, batch_size=512)["dense"] > plain["dense"]
+    assert gibibytes("resnet20", 4, batch_size=128)["match"] == plain["match"], "no training"
     large = {"batch_size": 896}
-    assert needs("resnet20", 16, **large, precision="bf16")["dense"] < needs("resnet20", 16, **large)["dense"]
+    assert gibibytes("resnet20", 16, **large, precision="bf16")["dense"] < gibibytes("resnet20", 16, **large)["dense"]
 
 
 def test_the_paper_s_widest_network_needs_some_gigabytes() -> None:
     # 74 million parameters five times are 1.5 GB, activations of 128 images 3.2 GB: about 25 MB per image.
-    found = needs("resnet20", 16, batch_size=128)
+    found = gibibytes("resnet20", 16, batch_size=128)
     assert 5 < found["dense"] < 12
     assert 8 < found["match"] < 20, "layers of 1000 images, 7.3 GB, wait for those of the other network"
-    assert 1 <= needs("resnet20", 1, batch_size=128)["dense"] < 2
+    assert 1 <= gibibytes("resnet20", 1, batch_size=128)["dense"] < 2
 
 
 def test_data_on_the_device_count() -> None:
@@ -130,10 +132,14 @@ def test_smallest_share_that_holds_it(needed: float, share: float) -> None:
     assert gpu_share(needed, 16) == share
 
 
-# --- requests ---------------------------------------------------------------------------------------------------------
+# --- needs ------------------------------------------------------------------------------------------------------------
 def asked(plan: Plan, gpu_memory: float | None, **options: Any) -> tuple[dict[str, dict[str, float]], list[str]]:
-    found, warnings = requests(plan, plan.jobs, **{"cpus": 1.0, "gpus": None, "gpu_memory": gpu_memory, **options})
-    return {key: dict(found[group(job)]) for key, job in plan.jobs.items()}, warnings
+    """Return what each job requests at least of a cluster with GPUs of one kind, by the job's key, and the warnings."""
+    cards = [] if gpu_memory is None else [card_of("NVIDIA H100", gpu_memory)]
+    found, warnings = needs(plan, plan.jobs, **{"cpus": 1.0, "gpus": None, "cards": cards, **options})
+    nodes = {str(number): Node("", {"CPU": 8.0, "GPU": 1.0}, card) for number, card in enumerate(cards)}
+    requests = {each: Pool(nodes).request(need, math.inf).resources for each, need in found.items()}
+    return {key: dict(requests[group(job)]) for key, job in plan.jobs.items()}, warnings
 
 
 def test_tiny_networks_share_a_gpu_by_eight(plan: Plan) -> None:
@@ -143,12 +149,15 @@ def test_tiny_networks_share_a_gpu_by_eight(plan: Plan) -> None:
 
 
 def test_stacked_networks_need_room_side_by_side() -> None:
-    def share(stacked: bool, nets: int) -> float:
-        plan = new_plan(width=(4.0,), batch_size=896, stacked=stacked)
-        found, _ = asked(plan, 8 * GIB, nets_per_trial=nets)
-        return next(found[key]["GPU"] for key, job in plan.jobs.items() if job.kind == "dense")
+    def need(stacked: bool, nets: int) -> Need:
+        plan = new_plan(width=(4.0,), stacked=stacked)
+        found, _ = needs(plan, plan.jobs, cpus=None, gpus=None, cards=[CARDS["H200"]], nets_per_trial=nets)
+        (only,) = found.values()
+        return only
 
-    assert share(False, 1) == share(False, 8) == share(True, 1) < share(True, 8)
+    assert need(False, 1) == need(False, 8) == need(True, 1)
+    assert need(True, 8).memory > need(True, 1).memory
+    assert need(True, 8).busy(CARDS["H200"]) > need(True, 1).busy(CARDS["H200"])
 
 
 @pytest.mark.parametrize("memory", [1.1, 2, 3, 5, 9, 100])
@@ -172,7 +181,7 @@ def test_network_that_no_gpu_holds_gets_a_whole_one_and_a_warning() -> None:
     found, warnings = asked(plan, 6 * GIB)
     (warning,) = warnings
     assert "resnet20 of width 32 on digits needs about" in warning
-    assert "the smallest GPU has 6:" in warning
+    assert "the largest GPU has 6:" in warning
     assert "batch_size" in warning
     for key, job in plan.jobs.items():
         assert (found[key]["GPU"] == 1) == (job.config.task.width == 32)
@@ -191,10 +200,10 @@ def test_what_the_user_says_holds(plan: Plan, gpus: float, resources: dict[str, 
     assert warnings == []
 
 
-@pytest.mark.parametrize("given", [{"gpu_memory": 16 * GIB}, {"gpus": 0.5, "gpu_memory": None}])
-def test_jobs_on_sparse_kernels_ask_for_no_gpu(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("memory", "gpus"), [(16 * GIB, None), (None, 0.5)])
+def test_jobs_on_sparse_kernels_ask_for_no_gpu(memory: float | None, gpus: float | None) -> None:
     plan = new_plan(model="resnet8", kernels="sparse", batch_size=64)
-    found, warnings = asked(plan, **given)
+    found, warnings = asked(plan, memory, gpus=gpus)
     assert not warnings
     for key, job in plan.jobs.items():
         sparse = isinstance(job.config, TRAINING_CONFIGS) and job.config.recipe.kernels == "sparse"

@@ -1,0 +1,238 @@
+"""A plan laid on machines that need not exist: the real order of work, with a pretended Ray and simulated time.
+
+:class:`PlanSearcher` decides what runs when, with which share of which kind of GPU, as in a real study. This module
+plays Ray's part: it puts trials on GPUs as Ray does, and ends them when their time is over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from study.estimate import Estimates, on_card
+from study.plan import Plan
+from study.scheduling.cards import CARDS, CORES_PER_CARD, Card
+from study.scheduling.hosts import TOLERANCE, Hosts, Node, in_words
+from study.scheduling.placement import group, needs
+from study.scheduling.searcher import PlanSearcher
+from trainables.training.engines import CPU
+from trainables.trial_results import STATUS_OK
+
+Times = Mapping[str, Mapping[Card | None, tuple[float, float]]]
+"""Key of a job -> kind of GPU, None for a core -> seconds of the job alone, and the fraction of them in which it keeps
+the device busy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a plan runs on some devices.
+
+    Attributes:
+        seconds: from the start to the end of the last job.
+        bound: seconds that no order of work can undercut: the longest chain of jobs, each alone on the fastest device,
+            or the time for which all jobs keep the devices busy, divided by the number of devices.
+        idle: fraction of the devices' time, in [0, 1), in which no trial is on them.
+        alone: key of a job -> its seconds alone on the fastest device.
+        warnings: lines on jobs that may not fit.
+    """
+
+    seconds: float
+    bound: float
+    idle: float
+    alone: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class _Machine:
+    """A GPU and the cores beside it, or cores only; `free` is what trials may still take."""
+
+    name: str
+    card: Card | None
+    free: dict[str, float]
+    trials: list[_Trial] = field(default_factory=list)
+
+    @property
+    def slowdown(self) -> float:
+        """Factor on the time of its trials: processes on one GPU compute one after another."""
+        return max(1.0, sum(trial.busy for trial in self.trials if "GPU" in trial.asked))
+
+    @property
+    def used(self) -> float:
+        """The part of its devices, a GPU or cores, on which there is a trial."""
+        if self.card is not None:
+            return float(any("GPU" in trial.asked for trial in self.trials))
+        return sum(trial.asked["CPU"] for trial in self.trials)
+
+
+@dataclass(eq=False)
+class _Trial:
+    """A trial; `left` are the seconds that it still takes alone, `busy` the fraction in which it computes."""
+
+    name: str
+    keys: list[str]
+    asked: Mapping[str, float]
+    avoided: frozenset[str]
+    left: float = 0.0
+    busy: float = 0.0
+
+
+class _PretendedRay:
+    """Trials on machines, waiting or running, and the time."""
+
+    def __init__(self, machines: list[_Machine], times: Times) -> None:
+        self.machines, self.now, self.used = machines, 0.0, 0.0
+        self._times = times
+        self._waiting: list[_Trial] = []
+
+    @property
+    def is_running(self) -> bool:
+        return any(machine.trials for machine in self.machines)
+
+    def submit(self, name: str, config: Mapping[str, Any]) -> None:
+        """Queue a trial that the searcher has handed out."""
+        keys = [config["key"], *(mate["key"] for mate in json.loads(config.get("mates", "[]")))]
+        self._waiting.append(_Trial(name, keys, config["resources"], frozenset(config.get("avoided", ()))))
+
+    def start(self) -> list[str]:
+        """Start the waiting trials that fit; return their names."""
+        started = []
+        for trial in list(self._waiting):
+            fitting = [
+                machine
+                for machine in self.machines
+                if machine.name not in trial.avoided
+                and all(amount <= machine.free.get(name, 0.0) + TOLERANCE for name, amount in trial.asked.items())
+            ]
+            if fitting:
+                # Ray fills what is already in use first.
+                machine = min(fitting, key=lambda each: (each.free.get("GPU", 0.0), each.free["CPU"]))
+                self._waiting.remove(trial)
+                self._place(trial, machine)
+                started.append(trial.name)
+        return started
+
+    def _place(self, trial: _Trial, machine: _Machine) -> None:
+        card = machine.card if "GPU" in trial.asked else None
+        alone = [self._times[key][card] for key in trial.keys]
+        # Networks that are stacked compute together, but their kernels are launched only once.
+        computing = sum(seconds * busy for seconds, busy in alone)
+        trial.left = max(computing, *(seconds for seconds, _ in alone))
+        trial.busy = computing / trial.left
+        for name, amount in trial.asked.items():
+            machine.free[name] -= amount
+        machine.trials.append(trial)
+
+    def pass_time(self) -> list[_Trial]:
+        """Let time pass until the next trials end; return them."""
+        pace = {machine: machine.slowdown for machine in self.machines}
+        running = [(trial, machine) for machine in self.machines for trial in machine.trials]
+        seconds = min(trial.left * pace[machine] for trial, machine in running)
+        self.now += seconds
+        self.used += seconds * sum(machine.used for machine in self.machines)
+        ended = []
+        for trial, machine in running:
+            trial.left -= seconds / pace[machine]
+            if trial.left <= TOLERANCE:
+                ended.append(trial)
+                machine.trials.remove(trial)
+                for name, amount in trial.asked.items():
+                    machine.free[name] += amount
+        return ended
+
+
+def simulate(
+    plan: Plan,
+    todo: Mapping[str, set[int | None]],
+    devices: Mapping[str, int],
+    on_core: Estimates,
+    *,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    max_concurrent: int | None = None,
+    nets_per_trial: int = 1,
+    ahead: int = 2,
+) -> Schedule:
+    """Return how the missing jobs of a plan, at least one, run on some devices.
+
+    Args:
+        plan: the study.
+        todo: missing outputs of each job.
+        devices: name of a card, or ``CPU`` for cores of one machine -> their number.
+        on_core: seconds of each job on one core.
+        cpus: CPUs of each trial, as ``--cpus-per-trial``.
+        gpus: share of a GPU of each trial, as ``--gpus-per-trial``.
+        max_concurrent: most trials at the same time.
+        nets_per_trial: most networks that are stacked in one trial.
+        ahead: number of jobs handed to Ray beyond what fits.
+
+    Raises:
+        ValueError: a trial asks for more than any machine has.
+    """
+    cards = [CARDS[name] for name in devices if name != CPU]
+    found, warnings = needs(plan, todo, cpus=cpus, gpus=gpus, cards=cards, nets_per_trial=nets_per_trial)
+    on_gpu = {key for key in todo if found[group(plan.jobs[key])].share != 0.0}
+    times = {
+        key: {card: on_card(plan, plan.jobs[key], card) for card in cards}
+        if key in on_gpu
+        else {None: (on_core.seconds[key], 1.0)}
+        for key in todo
+    }
+    machines = [
+        _Machine(f"{card.name} {number}", card, {"CPU": float(CORES_PER_CARD), "GPU": 1.0})
+        for card in cards
+        for number in range(devices[card.name])
+    ]
+    if CPU in devices:
+        machines.append(_Machine(CPU, None, {"CPU": float(devices[CPU])}))
+    nodes = {each.name: Node(each.name, dict(each.free), each.card) for each in machines}
+    pretended = _PretendedRay(machines, times)
+    fastest = Estimates({key: min(seconds for seconds, _ in each.values()) for key, each in times.items()}, 0)
+    searcher = PlanSearcher(
+        plan,
+        todo,
+        fastest,
+        {},
+        hosts=Hosts(lambda: nodes),
+        needs=found,
+        ahead=ahead,
+        max_concurrent=max_concurrent,
+        nets_per_trial=nets_per_trial,
+        clock=lambda: pretended.now,
+    )
+    number = 0
+    while True:
+        while isinstance(config := searcher.suggest(str(number)), dict):
+            pretended.submit(str(number), config)
+            number += 1
+            for name in pretended.start():
+                searcher.on_trial_start(name)
+        if not pretended.is_running:
+            break
+        for trial in pretended.pass_time():
+            ended = [{"key": key, "status": STATUS_OK, "done": True} for key in trial.keys]
+            searcher.on_trial_complete(trial.name, {"nets": ended})
+        for name in pretended.start():
+            searcher.on_trial_start(name)
+    if searcher.unfinished():
+        asked = next(iter(searcher.trials.values())).asked
+        raise ValueError(f"a trial asks for {in_words(asked)}, none of the machines has that much")
+
+    def busy(keys: set[str], number: float) -> float:
+        return sum(min(seconds * part for seconds, part in times[key].values()) for key in keys) / max(1.0, number)
+
+    cores = sum(machine.free["CPU"] for machine in machines)
+    count = sum(devices.values())
+    return Schedule(
+        seconds=pretended.now,
+        bound=max(
+            fastest.makespan(plan, todo, slots=len(todo)),  # the longest chain: with a slot per job none waits
+            busy(on_gpu, sum(devices[card.name] for card in cards)),
+            busy(todo.keys() - on_gpu, cores),
+        ),
+        idle=1.0 - pretended.used / (count * pretended.now),
+        alone=fastest.seconds,
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,111 @@
+"""A plan laid on machines that need not exist: no sooner than is possible, and not much later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny_study import tiny_space
+
+from search_spaces import get_space
+from study.estimate import Estimates, on_card
+from study.plan import Plan, make_plan, override
+from study.scheduling import placement
+from study.scheduling.cards import CARDS, machines
+from study.scheduling.simulation import Schedule, simulate
+from trainables.data.dataset import DatasetFacts
+
+CIFAR = DatasetFacts(
+    num_classes=10, in_channels=3, image_size=32, train_images=50_000, test_images=10_000, fingerprint=""
+)
+
+
+def lay(plan: Plan, on: str, seconds: float = 1.0, **options: Any) -> Schedule:
+    """Return the schedule of a whole plan whose jobs take `seconds` on a core."""
+    on_core = Estimates(dict.fromkeys(plan.jobs, seconds), 0)
+    return simulate(plan, plan.closure.todo(set()), machines(on), on_core, **options)
+
+
+@pytest.fixture(scope="module")
+def paper() -> Plan:
+    space = override(get_space("resnet20_width_sweep"), ["precision=tf32"])
+    return make_plan(space, facts_of=lambda name, data_dir: CIFAR)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Plan:
+    return make_plan(tiny_space(method=("dense",), seeds=tuple(range(6))))
+
+
+# --- the paper's grid -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("on", "ratio"),
+    [
+        pytest.param("8xH100", 1.05, marks=pytest.mark.slow),
+        ("16xH100", 1.05),
+        pytest.param("32xH100", 1.15, marks=pytest.mark.slow),
+        pytest.param("64xH100", 1.05, marks=pytest.mark.slow),
+        pytest.param("64xA100-40GB", 1.6, marks=pytest.mark.slow),
+        pytest.param("24xA100-40GB+8xH100", 1.6, marks=pytest.mark.slow),
+    ],
+)
+def test_the_paper_s_grid_takes_little_longer_than_it_must(paper: Plan, on: str, ratio: float) -> None:
+    schedule = lay(paper, on)
+    assert schedule.bound <= schedule.seconds * (1 + 1e-9)
+    assert schedule.seconds <= ratio * schedule.bound
+    assert schedule.warnings == ()
+
+
+@pytest.mark.slow
+def test_shares_that_know_only_memory_would_take_much_longer(paper: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = lay(paper, "64xH100")
+    monkeypatch.setattr(placement, "gpu_share", lambda needed, memory: 0.125)
+    monkeypatch.setattr(placement.Pool, "idle", lambda self, card: 0.0)
+    assert lay(paper, "64xH100").seconds > 2 * now.seconds
+
+
+# --- small plans ------------------------------------------------------------------------------------------------------
+def test_one_core_takes_the_sum_and_more_take_their_share(tiny: Plan) -> None:
+    one, two, many = (lay(tiny, f"{cores}xcpu", seconds=10.0) for cores in (1, 2, 100))
+    assert (one.seconds, one.bound, one.idle) == (pytest.approx(60), pytest.approx(60), pytest.approx(0))
+    assert (two.seconds, two.bound) == (pytest.approx(30), pytest.approx(30))
+    assert (many.seconds, many.idle) == (pytest.approx(10), pytest.approx(0.94))
+
+
+def test_a_chain_cannot_be_shortened_by_more_devices() -> None:
+    plan = make_plan(tiny_space(method=("lth",), sparsity=0.9))
+    for on in ("16xcpu", "16xL4"):
+        schedule = lay(plan, on)
+        assert schedule.seconds == pytest.approx(schedule.bound)
+        assert schedule.idle > 0.9
+
+
+@pytest.mark.parametrize("options", [{"max_concurrent": 1}, {"cpus": 4.0}])
+def test_limits_on_trials_hold(tiny: Plan, options: dict[str, Any]) -> None:
+    assert lay(tiny, "4xcpu", seconds=10.0, **options).seconds == pytest.approx(60)
+
+
+def test_a_trial_that_no_machine_can_run_is_an_error(tiny: Plan) -> None:
+    with pytest.raises(ValueError, match="a trial asks for 8 CPU, none of the machines has that much"):
+        lay(tiny, "4xcpu", cpus=8.0)
+
+
+def test_trials_that_keep_a_gpu_busy_gain_nothing_by_sharing_it() -> None:
+    plan = make_plan(tiny_space(model="resnet20", width=16, method=("dense",), seeds=(0, 1)))
+    _, busy = on_card(plan, next(iter(plan.jobs.values())), CARDS["T4"])
+    assert busy > 0.5
+    alone, shared = lay(plan, "1xT4"), lay(plan, "1xT4", gpus=0.25)
+    assert shared.seconds == pytest.approx(alone.seconds, rel=0.5)
+    assert shared.seconds >= alone.bound
+
+
+def test_trials_that_launch_small_kernels_share_a_gpu_without_loss(tiny: Plan) -> None:
+    alone = sum(on_card(tiny, job, CARDS["H100"])[0] for job in tiny.jobs.values())
+    assert lay(tiny, "1xH100").seconds < 0.5 * alone
+    assert lay(tiny, "1xH100", gpus=1.0).seconds == pytest.approx(alone)
+
+
+def test_stacked_networks_are_launched_once() -> None:
+    plan = make_plan(tiny_space(method=("dense",), seeds=tuple(range(8)), stacked=True))
+    one, eight = (lay(plan, "1xH100", nets_per_trial=nets, max_concurrent=1) for nets in (1, 8))
+    assert eight.seconds < one.seconds / 4
