@@ -78,12 +78,12 @@ CARDS: Final = {
         _card("B200", 178.0, 75.0, 1125.0, 2250.0),
     )
 }
-"""Name -> card."""
+"""Name -> card; of cards with the same memory, the slowest first."""
 
 
 @cache
 def card_of(name: str, memory: float) -> Card:
-    """Return the card that a node reports, as the known card whose name and memory are nearest.
+    """Return the card that a node reports, as the known card whose name and memory are nearest; the slowest of them.
 
     Args:
         name: the driver's name (``NVIDIA A100-SXM4-40GB``); empty if only the memory is known.

@@ -206,8 +206,7 @@ class Pool:
             expected: the kind of GPU of nodes that are yet to come; matters if the cluster has no GPU now.
         """
         if need.share is not None:
-            share = {"GPU": need.share} if need.share else {}
-            return Request({"CPU": need.cpus, **share})
+            return Request({"CPU": need.cpus, "GPU": need.share} if need.share else {"CPU": need.cpus})
         held = [card for card in self._nodes if need.fits(card)]
         cards: Sequence[Card] = held or sorted(self._nodes, key=lambda card: card.memory)[-1:]
         if not cards:

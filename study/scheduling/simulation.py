@@ -20,7 +20,7 @@ from study.scheduling.searcher import PlanSearcher
 from trainables.training.engines import CPU
 from trainables.trial_results import STATUS_OK
 
-Times = Mapping[str, Mapping[Card | None, tuple[float, float]]]
+Times = dict[str, dict[Card | None, tuple[float, float]]]
 """Key of a job -> kind of GPU, None for a core -> seconds of the job alone, and the fraction of them in which it keeps
 the device busy."""
 
@@ -174,7 +174,7 @@ def simulate(
     cards = [CARDS[name] for name in devices if name != CPU]
     found, warnings = needs(plan, todo, cpus=cpus, gpus=gpus, cards=cards, nets_per_trial=nets_per_trial)
     on_gpu = {key for key in todo if found[group(plan.jobs[key])].share != 0.0}
-    times = {
+    times: Times = {
         key: {card: on_card(plan, plan.jobs[key], card) for card in cards}
         if key in on_gpu
         else {None: (on_core.seconds[key], 1.0)}

@@ -368,7 +368,7 @@ def test_nodes_are_the_last_known_ones_while_the_cluster_is_away(monkeypatch: py
     monkeypatch.setattr(ray, "nodes", ask)
     monkeypatch.setattr(session, "REFRESH_SECONDS", 0.0)
     cluster = object.__new__(Cluster)
-    cluster._nodes = (0.0, {})
+    cluster._nodes, cluster._asks_nodes = (0.0, {}), False
     assert [Hosts(cluster.nodes).room()["CPU"] for _ in range(3)] == [4.0, 4.0, 8.0]
 
 
