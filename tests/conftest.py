@@ -17,6 +17,7 @@ os.environ.update(
 
 import pytest
 import torch
+from pretended_cuda import pretended_cuda
 from studies import Study, planned
 from tiny_study import METHODS, publish, tiny_cell
 
@@ -50,6 +51,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         if hasattr(module.obj, "torch") or module.obj.__name__ in COMPUTING:
             item.add_marker(pytest.mark.numeric)
+
+
+@pytest.fixture(autouse=True)
+def gpu_of_the_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The GPU of a test that is marked ``gpu``: this machine's, or a pretended one where there is none."""
+    if request.node.get_closest_marker("gpu") is None or torch.cuda.is_available():
+        yield
+        return
+    with pretended_cuda():
+        yield
 
 
 @pytest.fixture

@@ -43,8 +43,8 @@ and cuBLAS. It is about 0.4 to 0.9 GiB, more on newer devices."""
 SLACK: Final = 1.25
 """Factor on the tensors' bytes: the caching allocator rounds up, and its blocks do not always fit the next request."""
 COPIES: Final = 5
-"""Copies of the weights in training: weights, gradient, momentum, mask, and the copy for a checkpoint. Measurements
-hold as many: two nets, the permuted net, the mixture and its corrected statistics."""
+"""Copies of the weights in measurements: two nets, the permuted net, the mixture and its corrected statistics. Training
+holds one less: weights, gradient, momentum and mask."""
 LAYER_COPIES: Final = 4
 """Momentary copies of the largest layer's output: its input, its output before and after normalisation, a sum."""
 

@@ -59,6 +59,8 @@ class Traffic:
     waits: list[str] = field(default_factory=list)
     under_way: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Destination and content of copies to the host that have not arrived."""
+    peak_memory: int = 0
+    """What ``torch.cuda.max_memory_allocated`` answers, in bytes; the pretended device does not measure it."""
 
     def clear(self) -> None:
         """Forget what was recorded so far."""
@@ -119,10 +121,8 @@ class _Device(TorchDispatchMode):
         self.traffic = traffic
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.compute(func, args, kwargs or {})
-
-    def compute(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Compute an operation on the values of its tensors."""
+        kwargs = kwargs or {}
         wrappers: dict[int, OnDevice] = {}
         on_host: list[Tensor] = []
 
@@ -169,7 +169,7 @@ class _Device(TorchDispatchMode):
 
     def _copied(self, destination: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         if isinstance(destination, OnDevice):
-            if not isinstance(source, OnDevice) and source.dim() > 0:
+            if not isinstance(source, OnDevice):
                 self._sent(source, non_blocking=non_blocking)
             destination.values.copy_(_values(source))
         else:
@@ -294,8 +294,8 @@ def pretended_cuda() -> Iterator[Traffic]:
         "current_stream": lambda device=None: stream,
         "synchronize": lambda device=None: traffic.wait(),
         "empty_cache": lambda: None,
-        "max_memory_allocated": lambda device=None: 0,
-        "reset_peak_memory_stats": lambda device=None: None,
+        "max_memory_allocated": lambda device=None: traffic.peak_memory,
+        "reset_peak_memory_stats": lambda device=None: setattr(traffic, "peak_memory", 0),
     }
     torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
     lifts = torch._C._only_lift_cpu_tensors()  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from pretended_cuda import pretended_cuda
 from tiny_study import publish, tiny_cell
 
 from trainables import schema
@@ -34,6 +35,16 @@ def test_a_long_job_has_them_by_epoch(context: Context, monkeypatch: pytest.Monk
         assert 100 < row[schema.SYSTEM_MEMORY] < 100_000, "megabytes"
         assert row[schema.SYSTEM_CPU] > 10, "percent"
         assert schema.SYSTEM_GPU_MEMORY not in row
+
+
+def test_the_gpu_memory_of_a_job_is_not_that_of_the_jobs_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "SAMPLE_SECONDS", 0.0)
+    with pretended_cuda() as gpu:
+        gpu.peak_memory = 7_000_000
+        sampler = Usage(torch.device("cuda"))
+        assert sampler.sample()[schema.SYSTEM_GPU_MEMORY] == 0
+        gpu.peak_memory = 2_000_000
+        assert sampler.sample()[schema.SYSTEM_GPU_MEMORY] == 2.0
 
 
 def test_samples_keep_their_distance(monkeypatch: pytest.MonkeyPatch) -> None:
