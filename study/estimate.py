@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from study.benchmark.results import FILE, Rate, read_rates
+from study.benchmark.results import FILE, Rate, read, read_rates
 from study.plan import Plan
-from study.scheduling.cards import Card
+from study.scheduling.cards import Card, is_called
 from trainables import schema
 from trainables.config import (
     TRAINING_CONFIGS,
@@ -120,24 +120,48 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
     )
 
 
-def on_card(plan: Plan, job: Job, card: Card) -> tuple[float, float]:
-    """Return the seconds of a job on a kind of GPU, and the fraction of them, in (0, 1], for which it keeps it busy.
+class OnCard(NamedTuple):
+    """How a job runs alone on a kind of GPU.
 
-    Both are arithmetic: multiply-adds over the card's rate, but at least the time that launching the kernels takes.
+    Attributes:
+        seconds: its time.
+        busy: fraction of the time, in [0, 1], for which it keeps the GPU busy.
+        measured: whether the time comes from a measured rate.
+    """
+
+    seconds: float
+    busy: float
+    measured: bool
+
+
+def on_card(plan: Plan, job: Job, card: Card, rates: Sequence[Rate] = ()) -> OnCard:
+    """Estimate a job on a kind of GPU, from rates that were measured on it, or else by arithmetic.
+
+    The arithmetic takes multiply-adds over the card's rate, but at least the time that launching the kernels takes.
     """
     net = _net(plan, job)
-    precision = net.way.precision
 
     def seconds(launching: float) -> float:
         def forward(images: int, batch: int) -> float:
             passes = -(-images // batch)
             multiply_adds = images * multiply_adds_per_image(net.model, net.width, net.image_size)
-            return card.seconds(multiply_adds, passes * launching, precision)
+            return card.seconds(multiply_adds, passes * launching, net.way.precision)
 
         return _seconds(plan, job, forward)
 
-    whole = seconds(SECONDS_PER_PASS)
-    return whole, (seconds(0.0) - SECONDS_PER_JOB) / whole
+    rate = nearest(rates, net)
+    whole = seconds(SECONDS_PER_PASS) if rate is None else _first_guess(plan, job, net, rate)
+    return OnCard(whole, min(1.0, (seconds(0.0) - SECONDS_PER_JOB) / whole), rate is not None)
+
+
+def rates_on(store: Store, card: Card) -> list[Rate]:
+    """Return the rates that were measured on a known kind of GPU; an empty list if their file is damaged."""
+    try:
+        path = benchmark_file(store)
+        names = {str(entry.get("machine", {}).get("device", "")) for entry in read(path)}
+        return [rate for name in sorted(names) if is_called(card, name) for rate in read_rates(path, device=name)]
+    except ValueError:  # the basis of the estimates reports the damage
+        return []
 
 
 def rates_here(store: Store) -> list[Rate]:

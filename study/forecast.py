@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 
 from study import fastest
-from study.estimate import Estimates, duration, estimate, rates_here
+from study.estimate import Estimates, duration, estimate, rates_here, rates_on
 from study.options import Options
 from study.plan import Network, Plan
-from study.scheduling.cards import machines
+from study.scheduling.cards import CARDS, machines
 from study.scheduling.simulation import Schedule, simulate
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS
@@ -25,7 +25,7 @@ def print_forecast(plan: Plan, store: Store, options: Options, unmeasured: Seque
     """
     published = store.keys()
     todo, estimates = plan.closure.todo(published), estimate(plan, store, published)
-    schedule = _schedule(plan, todo, estimates, options) if todo and options.on else None
+    schedule = _schedule(plan, todo, estimates, store, options) if todo and options.on else None
     shown = Estimates({**estimates.seconds, **schedule.alone}, 0) if schedule else estimates
     print_plan(plan, todo, shown, store, options)
     for line in fastest.lines({}, unmeasured):
@@ -37,13 +37,17 @@ def print_forecast(plan: Plan, store: Store, options: Options, unmeasured: Seque
         print(f"about {duration(seconds)} with {slots(options)} trials at a time ({estimates.basis})")
 
 
-def _schedule(plan: Plan, todo: Mapping[str, set[int | None]], on_core: Estimates, options: Options) -> Schedule:
+def _schedule(
+    plan: Plan, todo: Mapping[str, set[int | None]], on_core: Estimates, store: Store, options: Options
+) -> Schedule:
     """Lay a plan on the machines of ``--on``."""
+    devices = machines(options.on or "")
     return simulate(
         plan,
         todo,
-        machines(options.on or ""),
+        devices,
         on_core,
+        {name: rates_on(store, CARDS[name]) for name in devices if name != CPU},
         cpus=options.cpus_per_trial,
         gpus=options.gpus_per_trial,
         max_concurrent=options.max_concurrent,
@@ -57,7 +61,8 @@ def _on_machines(schedule: Schedule, on_core: Estimates, options: Options) -> li
     hours = schedule.seconds / 3600
     spent = {"GPU": sum(number for name, number in devices.items() if name != CPU), "core": devices.get(CPU, 0)}
     occupied = ", ".join(f"{number * hours:,.0f} {unit}-hours" for unit, number in spent.items() if number)
-    basis = {"GPUs by arithmetic, not measured": spent["GPU"], f"cores {on_core.basis}": spent["core"]}
+    part = f"{100 * schedule.measured:.0f} % of the jobs from measured rates, the others " if schedule.measured else ""
+    basis = {f"GPUs: {part}by arithmetic, not measured": spent["GPU"], f"cores: {on_core.basis}": spent["core"]}
     return [
         *(f"warning: {line}" for line in schedule.warnings),
         f"on {options.on}: about {duration(schedule.seconds)}, and at least {duration(schedule.bound)} in any order of "

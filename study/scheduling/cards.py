@@ -81,6 +81,15 @@ CARDS: Final = {
 """Name -> card; of cards with the same memory, the slowest first."""
 
 
+def is_called(card: Card, name: str) -> bool:
+    """Return whether a driver's name is that of a known card, in any size of memory."""
+    squeezed = name.replace(" ", "")
+    models = {each.name.partition("-")[0] for each in CARDS.values()}
+    # L40S also contains L4.
+    said = max((model for model in models if model in squeezed), key=len, default=None)
+    return said == card.name.partition("-")[0]
+
+
 @cache
 def card_of(name: str, memory: float) -> Card:
     """Return the card that a node reports, as the known card whose name and memory are nearest; the slowest of them.
@@ -89,10 +98,7 @@ def card_of(name: str, memory: float) -> Card:
         name: the driver's name (``NVIDIA A100-SXM4-40GB``); empty if only the memory is known.
         memory: bytes that PyTorch reports, rounded by the caller if cards of one kind differ a little.
     """
-    squeezed = name.replace(" ", "")
-    models = {card: card.name.partition("-")[0] for card in CARDS.values()}
-    said = max((model for model in models.values() if model in squeezed), key=len, default="")  # L40S also contains L4
-    like = [card for card, model in models.items() if model == said] or [*models]
+    like = [card for card in CARDS.values() if is_called(card, name)] or [*CARDS.values()]
     nearest = min(like, key=lambda card: abs(card.memory - memory))
     return dataclasses.replace(nearest, name=name or nearest.name, memory=memory)
 

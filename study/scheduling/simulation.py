@@ -7,11 +7,12 @@ plays Ray's part: it puts trials on GPUs as Ray does, and ends them when their t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from study.estimate import Estimates, on_card
+from study.benchmark.results import Rate
+from study.estimate import Estimates, OnCard, on_card
 from study.plan import Plan
 from study.scheduling.cards import CARDS, CORES_PER_CARD, Card
 from study.scheduling.hosts import TOLERANCE, Hosts, Node, in_words
@@ -20,9 +21,8 @@ from study.scheduling.searcher import PlanSearcher
 from trainables.training.engines import CPU
 from trainables.trial_results import STATUS_OK
 
-Times = dict[str, dict[Card | None, tuple[float, float]]]
-"""Key of a job -> kind of GPU, None for a core -> seconds of the job alone, and the fraction of them in which it keeps
-the device busy."""
+Times = dict[str, dict[Card | None, OnCard]]
+"""Key of a job -> kind of GPU, or None for a core -> how it runs there alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Schedule:
             or the time for which all jobs keep the devices busy, divided by the number of devices.
         idle: fraction of the devices' time, in [0, 1), in which no trial is on them.
         alone: key of a job -> its seconds alone on the fastest device.
+        measured: fraction of the jobs on GPUs, in [0, 1], whose time comes from rates measured on each kind of GPU.
         warnings: lines on jobs that may not fit.
     """
 
@@ -42,6 +43,7 @@ class Schedule:
     bound: float
     idle: float
     alone: Mapping[str, float]
+    measured: float
     warnings: tuple[str, ...] = ()
 
 
@@ -118,8 +120,8 @@ class _PretendedRay:
         card = machine.card if "GPU" in trial.asked else None
         alone = [self._times[key][card] for key in trial.keys]
         # Networks that are stacked compute together, but their kernels are launched only once.
-        computing = sum(seconds * busy for seconds, busy in alone)
-        trial.left = max(computing, *(seconds for seconds, _ in alone))
+        computing = sum(each.seconds * each.busy for each in alone)
+        trial.left = max(computing, *(each.seconds for each in alone))
         trial.busy = computing / trial.left
         for name, amount in trial.asked.items():
             machine.free[name] -= amount
@@ -148,6 +150,7 @@ def simulate(
     todo: Mapping[str, set[int | None]],
     devices: Mapping[str, int],
     on_core: Estimates,
+    rates: Mapping[str, Sequence[Rate]] | None = None,
     *,
     cpus: float | None = None,
     gpus: float | None = None,
@@ -162,6 +165,7 @@ def simulate(
         todo: missing outputs of each job.
         devices: name of a card, or ``CPU`` for cores of one machine -> their number.
         on_core: seconds of each job on one core.
+        rates: name of a card -> rates measured on it.
         cpus: CPUs of each trial, as ``--cpus-per-trial``.
         gpus: share of a GPU of each trial, as ``--gpus-per-trial``.
         max_concurrent: most trials at the same time.
@@ -175,9 +179,9 @@ def simulate(
     found, warnings = needs(plan, todo, cpus=cpus, gpus=gpus, cards=cards, nets_per_trial=nets_per_trial)
     on_gpu = {key for key in todo if found[group(plan.jobs[key])].share != 0.0}
     times: Times = {
-        key: {card: on_card(plan, plan.jobs[key], card) for card in cards}
+        key: {card: on_card(plan, plan.jobs[key], card, (rates or {}).get(card.name, ())) for card in cards}
         if key in on_gpu
-        else {None: (on_core.seconds[key], 1.0)}
+        else {None: OnCard(on_core.seconds[key], 1.0, measured=False)}
         for key in todo
     }
     machines = [
@@ -189,7 +193,7 @@ def simulate(
         machines.append(_Machine(CPU, None, {"CPU": float(devices[CPU])}))
     nodes = {each.name: Node(each.name, dict(each.free), each.card) for each in machines}
     pretended = _PretendedRay(machines, times)
-    fastest = Estimates({key: min(seconds for seconds, _ in each.values()) for key, each in times.items()}, 0)
+    fastest = Estimates({key: min(each.seconds for each in its.values()) for key, its in times.items()}, 0)
     searcher = PlanSearcher(
         plan,
         todo,
@@ -221,7 +225,7 @@ def simulate(
         raise ValueError(f"a trial asks for {in_words(asked)}, none of the machines has that much")
 
     def busy(keys: set[str], number: float) -> float:
-        return sum(min(seconds * part for seconds, part in times[key].values()) for key in keys) / max(1.0, number)
+        return sum(min(each.seconds * each.busy for each in times[key].values()) for key in keys) / max(1.0, number)
 
     cores = sum(machine.free["CPU"] for machine in machines)
     count = sum(devices.values())
@@ -234,5 +238,6 @@ def simulate(
         ),
         idle=1.0 - pretended.used / (count * pretended.now),
         alone=fastest.seconds,
+        measured=sum(all(each.measured for each in times[key].values()) for key in on_gpu) / max(1, len(on_gpu)),
         warnings=tuple(warnings),
     )

@@ -21,9 +21,12 @@ from study.estimate import (
     Estimates,
     estimate,
     masked,
+    on_card,
     rates_here,
+    rates_on,
 )
 from study.plan import Plan, make_plan
+from study.scheduling.cards import CARDS, Card
 from trainables.host import cpu
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, METRICS, PLANE, PRUNE, SECONDS, SPARSE, STAGES
@@ -236,6 +239,33 @@ def test_a_damaged_or_vanished_result_is_no_measurement(store: Store) -> None:
     publish(store, damaged, 1e6)
     (file_of(store, damaged, METRICS)).write_bytes(b"{}")
     assert dict(estimate(plan, store, {damaged, vanished}).seconds) == guess(plan, store)
+
+
+# --- on GPUs ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("card", CARDS.values(), ids=list(CARDS))
+def test_on_a_gpu_wide_networks_compute_and_narrow_ones_wait_for_their_launches(card: Card) -> None:
+    found = []
+    for width in (1, 4, 16):
+        plan = plan_of(model="resnet20", width=width)
+        found.append(on_card(plan, plan.jobs[of_kind(plan, DENSE)[0]], card))
+    assert [each.busy for each in found] == sorted(each.busy for each in found)
+    assert [each.seconds for each in found] == sorted(each.seconds for each in found)
+    assert all(0 <= each.busy <= 1 for each in found)
+    assert not any(each.measured for each in found)
+
+
+def test_rates_measured_on_a_card_replace_the_arithmetic_there_and_nowhere_else(store: Store) -> None:
+    plan = plan_of()
+    job = plan.jobs[of_kind(plan, DENSE)[0]]
+    keep(store.root / FILE, "training", {}, [rate(1000.0)], machine={"device": "NVIDIA H100 80GB HBM3"}, commit=None)
+    h100, other = CARDS["H100"], CARDS["A100-80GB"]
+    assert rates_on(store, other) == []
+    slow = on_card(plan, job, h100, rates_on(store, h100))
+    assert slow.measured
+    keep(store.root / FILE, "training", {}, [rate(2000.0)], machine={"device": "NVIDIA H100 80GB HBM3"}, commit=None)
+    fast = on_card(plan, job, h100, rates_on(store, h100))
+    assert slow.seconds / 2 < fast.seconds < slow.seconds, "launching its kernels takes as long as before"
+    assert slow.busy < fast.busy <= 1
 
 
 # --- how long a plan takes ------------------------------------------------------------------------------------------

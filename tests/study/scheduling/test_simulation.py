@@ -92,15 +92,14 @@ def test_a_trial_that_no_machine_can_run_is_an_error(tiny: Plan) -> None:
 
 def test_trials_that_keep_a_gpu_busy_gain_nothing_by_sharing_it() -> None:
     plan = make_plan(tiny_space(model="resnet20", width=16, method=("dense",), seeds=(0, 1)))
-    _, busy = on_card(plan, next(iter(plan.jobs.values())), CARDS["T4"])
-    assert busy > 0.5
+    assert on_card(plan, next(iter(plan.jobs.values())), CARDS["T4"]).busy > 0.5
     alone, shared = lay(plan, "1xT4"), lay(plan, "1xT4", gpus=0.25)
     assert shared.seconds == pytest.approx(alone.seconds, rel=0.5)
     assert shared.seconds >= alone.bound
 
 
 def test_trials_that_launch_small_kernels_share_a_gpu_without_loss(tiny: Plan) -> None:
-    alone = sum(on_card(tiny, job, CARDS["H100"])[0] for job in tiny.jobs.values())
+    alone = sum(on_card(tiny, job, CARDS["H100"]).seconds for job in tiny.jobs.values())
     assert lay(tiny, "1xH100").seconds < 0.5 * alone
     assert lay(tiny, "1xH100", gpus=1.0).seconds == pytest.approx(alone)
 
