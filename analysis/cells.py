@@ -17,14 +17,15 @@ import pandas as pd
 from analysis.memo import once
 from trainables import schema
 from trainables.knobs import KNOBS
-from trainables.methods import METHODS
+from trainables.methods import COMPARED, METHODS
 from trainables.schema import FINISHED
 
 TASK = (schema.PARAM_MODEL, schema.PARAM_DATASET)
 CELL = (*TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
 ROW, PAIR = schema.PARAM_ROW, "pair"
 NETS = (schema.PARAM_SEED_A, schema.PARAM_SEED_B, schema.PARAM_DATA_ORDER)
-DENSE, IMP, LTH, NAIVE, PERMUTED = "dense", "imp", "lth", "naive", "permuted"
+DENSE, IMP = "dense", "imp"
+LTH, NAIVE, PERMUTED = COMPARED
 MEASURES = (
     schema.TEST_ACCURACY,
     schema.TEST_TOP5_ACCURACY,

@@ -24,7 +24,7 @@ from study.tracking.labels import name_in
 from trainables import schema
 from trainables.graph import target
 from trainables.host.terminal import printable
-from trainables.methods import METHODS
+from trainables.methods import COMPARED
 
 if TYPE_CHECKING:
     from study.scheduling.searcher import PlanSearcher
@@ -34,8 +34,6 @@ LINE_SECONDS = 10.0
 RUNNING_SHOWN, LAST = 12, 4
 """Number of running jobs and of most recently finished jobs in the live display."""
 BAR_WIDTH = 24
-COMPARED = frozenset({"lth", "naive", "permuted"})
-"""The methods that a study is about."""
 STALLED_SECONDS = 30.0
 """After this many seconds without a running trial, the display says that the study waits for machines."""
 
@@ -87,9 +85,9 @@ class Progress:
         job, cell = self._plan.jobs[key], self._plan.cells[key]
         if self._compared or job.kind != schema.SPARSE or cell.method not in COMPARED:
             return
-        methods = [method for method in METHODS if method in COMPARED.intersection(self._plan.space.method)]
+        methods = [method for method in COMPARED if method in self._plan.space.method]
         keys = [target(dataclasses.replace(cell, method=method)).key for method in methods]
-        if len(keys) > 1 and self._accuracies.keys() >= {*keys}:
+        if len(keys) > 1 and self._accuracies.keys() >= set(keys):
             self._compared = True
             self.say("first result: " + ", ".join(f"{self._name(each)} {self._accuracies[each]}" for each in keys))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from trainables.checks import bounded, known
 from trainables.data import DATASETS
-from trainables.methods import MATCHERS, METHODS
+from trainables.methods import COMPARED, MATCHERS, METHODS
 from trainables.models import INITS, MAX_WIDTH, MIN_WIDTH, MODELS, SHORTCUTS, STREAM_TAPS
 
 Scalar = bool | int | float | str
@@ -189,9 +189,7 @@ class Knobs:
         unit="epochs",
         axis=True,
     )
-    method: str = grid(
-        MISSING, METHODS, "which net is trained under whose mask", axis=True, grid=("dense", "lth", "naive", "permuted")
-    )
+    method: str = grid(MISSING, METHODS, "which net is trained under whose mask", axis=True, grid=("dense", *COMPARED))
     matcher: str = grid("activation", MATCHERS, "how A's units are matched to B's", axis=True)
     seed: int = grid(
         0,

@@ -47,6 +47,8 @@ METHODS: dict[str, Method] = {
     "own_mask": Method(label="Own mask", init="b", mask="b"),
     "reinit": Method(label="Reinit", init="fresh", mask="a"),
 }
+COMPARED = ("lth", "naive", "permuted")
+"""The methods that a study is about, in the order of the table."""
 
 
 # --- matching -------------------------------------------------------------------------------------------------------

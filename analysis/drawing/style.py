@@ -378,7 +378,7 @@ def _settle(figure: Figure) -> None:
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         with themed():
             figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+            figure.set_layout_engine(None)  # with "none", Matplotlib would draw twice for each file
 
 
 def svg(figure: Figure, name: str) -> str:

@@ -14,6 +14,7 @@ from analysis.drawing.signs import DASH, MINUS
 from analysis.figures import accuracy_table
 from analysis.memo import once
 from trainables import schema
+from trainables.methods import COMPARED
 
 TITLE = "What permuting the mask gains, cell by cell"
 CAPTION = (
@@ -32,7 +33,6 @@ TABLE_CAPTION = (
 )
 DRAWN = style.look(cells.PERMUTED)
 POOLED = style.Look(colour=style.INK, marker="d", dash="None")
-COMPARED = (cells.PERMUTED, cells.NAIVE, cells.LTH)
 MEAN = "permuted_minus_naive"
 COLUMNS = (MEAN, "ci_low", "ci_high", "pairs", "p")
 SHARES = ("lth_minus_naive", "lth_minus_permuted", "share_closed", "share_low", "share_high")
@@ -61,7 +61,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _line(pairs: pd.DataFrame, count: int = 1) -> dict[str, Any]:
-    permuted, naive, lth = pairs[list(COMPARED)].to_numpy(dtype=float).T
+    lth, naive, permuted = pairs[list(COMPARED)].to_numpy(dtype=float).T
     gaps = {
         "lth_minus_naive": stats.summarize(lth - naive).mean,
         "lth_minus_permuted": stats.summarize(lth - permuted).mean,

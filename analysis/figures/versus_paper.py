@@ -49,6 +49,9 @@ MEASURES = {
     schema.LOSS_BARRIER: "loss barrier (nats)",
 }
 """Measure -> its name; accuracies in percent."""
+BY_WIDTH = (schema.TEST_ACCURACY, schema.TEST_TOP5_ACCURACY)
+"""Measures with so many numbers that each width has a panel of its own."""
+SHOWN = "shown"
 SMALL = (schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE, schema.LOSS_BARRIER)
 """Measures with three decimals."""
 
@@ -145,15 +148,15 @@ def _barriers(frame: pd.DataFrame) -> pd.DataFrame:
 
 # --- the figure -----------------------------------------------------------------------------------------------------
 def figure(frame: pd.DataFrame) -> Figure:
-    """Return the figure: a row of panels per task, a column per measure."""
-    numbers = table(frame)
-    present = {name: f"The paper's {text}" for name, text in MEASURES.items() if name in set(numbers["measure"])}
+    """Return the figure: a row of panels per task, a column per measure, and for accuracies one per width."""
+    numbers = table(frame).sort_values(["measure", schema.PARAM_WIDTH], key=_rank)
+    numbers = numbers.assign(**{SHOWN: _shown(numbers)})
     drawn, panels = grid.panels(
         numbers,
-        [*cells.TASK, "measure"],
-        across="measure",
+        [*cells.TASK, SHOWN],
+        across=SHOWN,
         names=cells.TASK,
-        x=present,
+        x={text: f"The paper's {text}" for text in numbers[SHOWN]},
         y=f"Ours {MINUS} the paper's",
         absent="nothing in common with the paper",
     )
@@ -169,6 +172,19 @@ def figure(frame: pd.DataFrame) -> Figure:
     rows = [row for row in ORDER if row in set(numbers["method"])]
     style.legend(drawn, [style.handle(_method(row), style.look(row), linestyle="none") for row in rows])
     return drawn
+
+
+def _shown(numbers: pd.DataFrame) -> list[str]:
+    """Return what the panel of each line shows: a measure, at one width if that has a panel of its own."""
+    apart = numbers["measure"].isin(BY_WIDTH) & (numbers[schema.PARAM_WIDTH].nunique() > 1)
+    widths = [f" at width {labels.value(schema.PARAM_WIDTH, width)}" for width in numbers[schema.PARAM_WIDTH]]
+    lines = zip(numbers["measure"], widths, apart, strict=True)
+    return [MEASURES[measure] + (width if its_own else "") for measure, width, its_own in lines]
+
+
+def _rank(column: pd.Series) -> pd.Series:
+    """Return measures as their place in ``MEASURES``, and widths as they are."""
+    return column.map([*MEASURES].index) if column.name == "measure" else column
 
 
 def _method(row: str) -> str:

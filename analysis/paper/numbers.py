@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ def numbers() -> pd.DataFrame:
     ``method``, missing or empty where they do not apply; ``measure``, a metric of ``trainables.schema``; ``mean``,
     ``std`` (NaN if the paper has none), ``n``. Accuracies in percent, divergences and losses in nats.
     """
+    return _numbers().copy()
+
+
+@functools.cache
+def _numbers() -> pd.DataFrame:
     accuracies = _read("results").rename(columns={"n_seeds": "n"})
     top5 = accuracies[accuracies["test_top5_mean"].notna()]
     early = _read("early_matching").assign(n=3)

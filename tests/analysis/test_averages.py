@@ -31,14 +31,20 @@ def frame(folder):
     return load.runs("whole", synthetic.tracking_uri(folder))
 
 
-def found(frame, level=schema.CELL):
+@pytest.fixture(scope="module")
+def averaged(frame):
+    """The runs and charts of the whole study."""
+    return averages(frame)
+
+
+def found(averaged, level=schema.CELL):
     """Return the runs of one level, by their row, width and sparsity."""
-    runs = [run for run in averages(frame)[0] if run.level == level]
+    runs = [run for run in averaged[0] if run.level == level]
     return {(run.params["row"], run.params.get("width"), run.params.get("sparsity")): run for run in runs}
 
 
-def test_a_run_for_each_row_width_and_sparsity_and_dense_nets_once_per_width(frame):
-    runs = found(frame)
+def test_a_run_for_each_row_width_and_sparsity_and_dense_nets_once_per_width(averaged):
+    runs = found(averaged)
     methods = ("lth", "naive", "permuted", "imp")
     grid = {(row, f"{w:g}", f"{s:g}") for row in methods for w in synthetic.WIDTHS for s in synthetic.SPARSITIES}
     assert runs.keys() == grid | {("dense", f"{width:g}", None) for width in synthetic.WIDTHS}
@@ -48,8 +54,8 @@ def test_a_run_for_each_row_width_and_sparsity_and_dense_nets_once_per_width(fra
         assert run.colour == style.look(row).colour
 
 
-def test_values_are_those_of_the_statistics_over_seeds(frame):
-    run = found(frame)["permuted", "0.5", "0.95"]
+def test_values_are_those_of_the_statistics_over_seeds(averaged):
+    run = found(averaged)["permuted", "0.5", "0.95"]
     for rewind in synthetic.REWINDS:
         values = [synthetic.accuracy("permuted", 0.5, 0.95, rewind, pair[0]) for pair in synthetic.PAIRS]
         spread, mean = stats.summarize(values), stats.interval(values)
@@ -59,24 +65,24 @@ def test_values_are_those_of_the_statistics_over_seeds(frame):
         assert ends == pytest.approx([mean.low, mean.high])
 
 
-def test_paired_difference_is_that_of_the_table(frame):
+def test_paired_difference_is_that_of_the_table(frame, averaged):
     for line in accuracy_table.table(frame).to_dict("records"):
-        run = found(frame)["permuted", f"{line['width']:g}", f"{line['sparsity']:g}"]
+        run = found(averaged)["permuted", f"{line['width']:g}", f"{line['sparsity']:g}"]
         step = int(line["rewind_epoch"])
         shown = [run.points[schema.PERMUTED_MINUS_NAIVE + suffix, step] for suffix in ("", "_low", "_high", "_n")]
         assert shown == pytest.approx([line[name] for name in ("permuted_minus_naive", "ci_low", "ci_high", "pairs")])
 
 
-def test_means_over_rewind_epochs_leave_the_initialisation_out(frame):
-    run, over = found(frame)["naive", "1", "0.8"], f"{schema.OVER_REWIND_EPOCHS}/"
+def test_means_over_rewind_epochs_leave_the_initialisation_out(averaged):
+    run, over = found(averaged)["naive", "1", "0.8"], f"{schema.OVER_REWIND_EPOCHS}/"
     late = max(synthetic.REWINDS)
     for suffix in ("", "_std", "_n", "_low", "_high"):
         name = schema.TEST_ACCURACY + suffix
         assert run.points[over + name, 0] == pytest.approx(run.points[name, late])
 
 
-def test_what_a_row_lacks_is_not_logged(frame):
-    runs = found(frame)
+def test_what_a_row_lacks_is_not_logged(averaged):
+    runs = found(averaged)
     assert not [name for name, _ in runs["lth", "1", "0.8"].points if schema.GAP_TO_LTH in name]
     assert not [name for name, _ in runs["naive", "1", "0.8"].points if schema.PERMUTED_MINUS_NAIVE in name]
     assert all(math.isfinite(value) for run in runs.values() for value in run.points.values())
@@ -84,7 +90,7 @@ def test_what_a_row_lacks_is_not_logged(frame):
 
 def test_an_incomplete_study_says_how_many_seeds_there_are(folder):
     synthetic.write_partial(folder, "partial")
-    runs = found(load.runs("partial", synthetic.tracking_uri(folder)))
+    runs = found(averages(load.runs("partial", synthetic.tracking_uri(folder))))
     counts = {row: run.points[schema.TEST_ACCURACY + "_n", 10] for (row, _, s), run in runs.items() if s}
     assert counts == {"lth": 2, "naive": 1, "permuted": 1}
     one = runs["permuted", "1", "0.95"]
@@ -99,10 +105,9 @@ def test_before_the_first_sparse_run_there_are_averages_of_dense_nets(folder, pr
         recorder.dense(1.0, seed)
     if pruned:
         recorder.run({schema.TEST_ACCURACY: 80.0}, stage=schema.PRUNE, method="imp", width=1.0, sparsity=0.8, seed_a=0)
-    frame = load.runs(f"early {pruned}", synthetic.tracking_uri(folder))
-    dense = found(frame)["dense", "1", None]
+    runs, charts = averages(load.runs(f"early {pruned}", synthetic.tracking_uri(folder)))
+    dense = found((runs, charts))["dense", "1", None]
     assert dense.points[schema.TEST_ACCURACY + "_n", 0] == 2
-    runs, charts = averages(frame)
     (method,) = [run for run in runs if run.level == schema.METHOD]
     assert method.params["row"] == "dense"
     assert {chart.axis for chart in charts} == {schema.PARAM_WIDTH, *([schema.PARAM_SPARSITY] if pruned else [])}
@@ -123,21 +128,21 @@ def test_data_orders_of_a_pair_count_as_one(folder):
     for pair in ((0, 1), (2, 3)):
         for order in (0, 1, 2):
             recorder.sparse("naive", 1.0, 0.8, 10, pair, data_order=order)
-    run = found(load.runs("orders", synthetic.tracking_uri(folder)))["naive", "1", "0.8"]
+    run = found(averages(load.runs("orders", synthetic.tracking_uri(folder))))["naive", "1", "0.8"]
     over = f"{schema.OVER_REWIND_EPOCHS}/{schema.TEST_ACCURACY}_n"
     assert (run.points[schema.TEST_ACCURACY + "_n", 10], run.points[over, 0]) == (2, 2)
     assert run.name.endswith("n = 2")
 
 
-def test_digests_tell_a_changed_run_from_the_same(frame):
-    before, after = found(frame), found(frame[frame["seed_a"] != 0])
+def test_digests_tell_a_changed_run_from_the_same(frame, averaged):
+    before, after = found(averaged), found(averages(frame[frame["seed_a"] != 0]))
     assert {place: run.key for place, run in before.items()} == {place: run.key for place, run in after.items()}
     assert all(before[place].content != after[place].content for place in before)
-    assert [run.content for run in averages(frame)[0]] == [run.content for run in averages(frame)[0]]
+    assert [run.content for run in averages(frame)[0]] == [run.content for run in averaged[0]]
 
 
-def test_method_runs_have_the_points_of_the_cells(frame):
-    runs, methods = found(frame), found(frame, schema.METHOD)
+def test_method_runs_have_the_points_of_the_cells(averaged):
+    runs, methods = found(averaged), found(averaged, schema.METHOD)
     assert {row for row, *_ in methods} == {"dense", "lth", "naive", "permuted"}
     for row in ("lth", "naive", "permuted"):
         points = methods[row, None, None].points
@@ -153,8 +158,8 @@ def test_method_runs_have_the_points_of_the_cells(frame):
             assert points[f"S{sparsity} - {schema.TEST_ACCURACY} by width", step] == pytest.approx(mean)
 
 
-def test_every_chart_has_a_metric_of_its_own_that_some_run_has(frame):
-    runs, charts = averages(frame)
+def test_every_chart_has_a_metric_of_its_own_that_some_run_has(averaged):
+    runs, charts = averaged
     metrics = {name for run in runs if run.level == schema.METHOD for name, _ in run.points}
     assert sorted(chart.metric for chart in charts) == sorted(metrics - {"width", "sparsity"})
     assert {(chart.axis, chart.measure) for chart in charts} == set(itertools.product(AXES, MEASURES))

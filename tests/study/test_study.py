@@ -208,6 +208,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 FAILING = ("model=resnet8,mlp", "lr=20", "method=dense,lth", "epochs=2")
 
 
+@pytest.mark.slow
 def test_failure_is_named_with_what_it_blocked_and_how_to_go_on(failing: tuple[Path, Outcome]) -> None:
     folder, result = failing
     plan = plan_of(*FAILING)
@@ -226,6 +227,7 @@ def test_failure_is_named_with_what_it_blocked_and_how_to_go_on(failing: tuple[P
     assert "Traceback" not in result.err
 
 
+@pytest.mark.slow
 def test_failure_stops_nothing_else(failing: tuple[Path, Outcome]) -> None:
     result, plan = failing[1], plan_of(*FAILING)
     good = {key for key, job in plan.jobs.items() if job.config.task.model == "resnet8"}
@@ -235,6 +237,7 @@ def test_failure_stops_nothing_else(failing: tuple[Path, Outcome]) -> None:
     assert {key: status for key, (_, status) in result.runs.items() if status == "FINISHED"}.keys() == good
 
 
+@pytest.mark.slow
 def test_failed_run_says_why_and_blocked_jobs_have_none(failing: tuple[Path, Outcome]) -> None:
     folder, result = failing
     ((run, _),) = [each for each in result.runs.values() if each[1] == "FAILED"]

@@ -13,15 +13,13 @@ import hashlib
 import json
 import math
 import random
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 from mlflow import MlflowClient
+from synthetic_runs import Rows, tracking_uri, with_tables
 
 from search_spaces import SearchSpace
 from study.plan import Plan, Ways, make_plan
@@ -93,25 +91,24 @@ def write_space(
         ways: network -> settings of its recipe in place of the space's.
     """
     plan = plan_of(space, ways)
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    client = MlflowClient(tracking_uri=uri)
+    client = MlflowClient(tracking_uri=tracking_uri(with_tables(folder)))
     artifacts = folder / "mlartifacts" / space.name
     experiment = client.create_experiment(space.name, artifact_location=artifacts.as_uri())
     client.set_experiment_tag(experiment, "mlflow.note.content", space.question)
     client.set_experiment_tag(experiment, schema.TAG_RECIPE, recipe_digest(space, ways))
     results, places = Results(plan), place_tags(plan)
-    rows: dict[str, list[tuple[Any, ...]]] = {"runs": [], "tags": [], "params": [], "latest_metrics": [], "metrics": []}
+    rows = Rows()
     for number, key in enumerate(plan.jobs):
         job, cell = plan.jobs[key], plan.cells[key]
         state = status(job, cell)
         if state is not None:
             _add_run(rows, plan, results, places, key, state, number, int(experiment), artifacts)
-    _insert(folder / "mlflow.db", rows)
+    rows.insert(folder)
     return plan
 
 
 def _add_run(
-    rows: dict[str, list[tuple[Any, ...]]],
+    rows: Rows,
     plan: Plan,
     results: Results,
     places: Mapping[str, Mapping[str, str]],
@@ -125,14 +122,7 @@ def _add_run(
     run_id = hashlib.md5(f"{plan.space.name} {key}".encode()).hexdigest()
     started, done = STARTED + 60_000 * number, status == "FINISHED"
     ended = None if status == "RUNNING" else started + 50_000
-    place = f"{artifacts.as_uri()}/{run_id}/artifacts"
-    rows["runs"].append(
-        (
-            *(run_id, run_name(job, cell), "UNKNOWN", "", "", "nobody", status, started, ended),
-            *("", "active", place, experiment, None),
-        )
-    )
-    tags = {schema.TAG_KEY: key, schema.TAG_REUSED: "false", "mlflow.runName": run_name(job, cell)}
+    tags = {schema.TAG_KEY: key, schema.TAG_REUSED: "false"}
     tags |= {**places[key], "device": "x86_64 cpu", "torch": "2.11.0"}
     tags[schema.TAG_PARENTS] = ",".join(ref.key for _, ref in job.parents)
     if job.kind == schema.SPARSE:
@@ -141,30 +131,31 @@ def _add_run(
         tags[schema.TAG_LTH_KEY] = plan.lth_keys[key]
     if status == "FAILED":
         tags[schema.TAG_ERROR] = "FloatingPointError: loss is nan at epoch 3"
-    rows["tags"] += [(name, value, run_id) for name, value in tags.items()]
-    if not done:  # params come with the result
-        return
-    rows["params"] += [(name, str(value), run_id) for name, value in run_params(job, cell).items()]
-    result = results[key]
-    for name, curve in result.curves.items():
-        points = [(name, value, ended, run_id, step, 0) for step, value in curve.items()]
-        rows["metrics"] += points
-        rows["latest_metrics"].append((name, points[-1][1], ended, points[-1][4], 0, run_id))
-    for name, value in (result.final | results.gaps(key)).items():
-        if name not in result.curves:  # else the last epoch's is the final one
-            rows["metrics"].append((name, value, ended, run_id, job.epochs, 0))
-            rows["latest_metrics"].append((name, value, ended, job.epochs, 0, run_id))
-    for name, text in result.artifacts.items():
-        file = artifacts / run_id / "artifacts" / name
-        file.parent.mkdir(parents=True)
-        file.write_text(text, encoding="utf-8")
-
-
-def _insert(database: Path, rows: dict[str, list[tuple[Any, ...]]]) -> None:
-    with closing(sqlite3.connect(database)) as connection, connection:
-        for table, lines in rows.items():
-            if lines:
-                connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(lines[0]))})", lines)
+    params, points = dict[str, str](), list[tuple[str, float, int, int]]()
+    if done:  # params come with the result
+        params = {name: str(value) for name, value in run_params(job, cell).items()}
+        result = results[key]
+        for name, curve in result.curves.items():
+            points += [(name, value, ended, step) for step, value in curve.items()]
+        final = result.final | results.gaps(key)
+        # The last epoch's value is the final one.
+        points += [(name, value, ended, job.epochs) for name, value in final.items() if name not in result.curves]
+        for name, text in result.artifacts.items():
+            file = artifacts / run_id / "artifacts" / name
+            file.parent.mkdir(parents=True)
+            file.write_text(text, encoding="utf-8")
+    rows.add(
+        run_id,
+        run_name(job, cell),
+        status,
+        started,
+        ended,
+        experiment,
+        artifacts.as_uri(),
+        tags=tags,
+        params=params,
+        points=points,
+    )
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------

@@ -157,6 +157,7 @@ def test_trial_out_of_memory_gets_a_larger_share(cluster: Cluster, plan: Plan, t
         assert shares[-1] == 0.5
 
 
+@pytest.mark.slow
 def test_storage_that_is_away_ends_the_sweep(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
     sweep = Sweep(cluster, plan, tmp_path, retries=1, max_concurrent=1)
     assert sweep.run(FindsNoStorage) is None
@@ -165,6 +166,7 @@ def test_storage_that_is_away_ends_the_sweep(cluster: Cluster, plan: Plan, tmp_p
     assert sum(map(len, sweep.attempts())) <= 2 * len(plan.jobs)
 
 
+@pytest.mark.slow
 def test_jobs_that_share_a_trial_end_one_by_one(cluster: Cluster, tmp_path: Path) -> None:
     plan = make_plan(tiny_space(method=("dense", "lth"), seeds=(0, 1, 2, 3), stacked=True))
     sweep = Sweep(cluster, plan, tmp_path, nets_per_trial=4)
@@ -212,6 +214,7 @@ def test_after_some_experiments_the_sweep_ends_with_the_reason(cluster: Cluster,
 
 
 # --- the cluster ------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_what_fits_on_a_node(cluster: Cluster) -> None:
     assert Hosts(cluster.nodes).fit({"CPU": 2, "GPU": 1})
     assert not Hosts(cluster.nodes).fit({"CPU": 3})
@@ -220,6 +223,7 @@ def test_what_fits_on_a_node(cluster: Cluster) -> None:
     assert cluster.missing() is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a GPU that PyTorch does not see")
 def test_gpus_that_torch_does_not_see_are_named_before_anything_runs(cluster: Cluster) -> None:
     with pytest.raises(ClusterError, match=r"node .* offers GPUs, but PyTorch sees none there.*--gpus-per-trial 0"):

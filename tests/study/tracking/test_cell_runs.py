@@ -30,24 +30,37 @@ COMMAND = "python -m study.run --space tiny"
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> bytes:
+def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The database of a finished study with known numbers, recorded under the tiny study's name."""
     folder = tmp_path_factory.mktemp("written")
-    (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
     synthetic.write_study(folder, SPACE.name)
     return (folder / "mlflow.db").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def averaged(plan: Plan, written: bytes, published: Store, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The same database with averages, which take seconds."""
+    folder = tmp_path_factory.mktemp("averaged")
+    (folder / "mlflow.db").write_bytes(written)
+    update(plan, synthetic.tracking_uri(folder), published)
+    return (folder / "mlflow.db").read_bytes()
+
+
 @pytest.fixture
-def study(tmp_path: Path, written: bytes) -> str:
-    """A copy of the study's database."""
-    (tmp_path / "mlflow.db").write_bytes(written)
+def study(tmp_path: Path, averaged: bytes) -> str:
+    """A copy of the study's database, with averages."""
+    (tmp_path / "mlflow.db").write_bytes(averaged)
     return synthetic.tracking_uri(tmp_path)
 
 
-def update(plan: Plan, uri: str, store: Store, command: str = COMMAND) -> Experiment:
+def opened(plan: Plan, uri: str, store: Store) -> Experiment:
     experiment = Experiment(plan.space, store, uri)
     experiment.open()
+    return experiment
+
+
+def update(plan: Plan, uri: str, store: Store, command: str = COMMAND) -> Experiment:
+    experiment = opened(plan, uri, store)
     CellRuns(plan, uri, command).update(experiment)
     return experiment
 
@@ -71,15 +84,13 @@ def rows(uri: str) -> list[Any]:
         return [sorted(map(str, database.execute(f"SELECT * FROM {table}"))) for table in tables]
 
 
-def test_updating_again_adds_nothing(plan: Plan, study: str, own_copy: Store) -> None:
-    update(plan, study, own_copy)
+def test_updating_again_adds_nothing(plan: Plan, study: str, published: Store) -> None:
     before = rows(study)
-    update(plan, study, own_copy)
+    update(plan, study, published)
     assert rows(study) == before
 
 
-def test_averages_are_finished_children_of_the_study_without_a_key(plan: Plan, study: str, own_copy: Store) -> None:
-    update(plan, study, own_copy)
+def test_averages_are_finished_children_of_the_study_without_a_key(study: str) -> None:
     runs = derived(study).values()
     assert {run.data.tags[schema.TAG_LEVEL] for run in runs} == {schema.CELL, schema.METHOD}
     for run in runs:
@@ -101,12 +112,11 @@ def test_averages_are_finished_children_of_the_study_without_a_key(plan: Plan, s
 
 
 @pytest.mark.slow
-def test_a_deleted_cell_run_comes_back(plan: Plan, study: str, own_copy: Store) -> None:
-    update(plan, study, own_copy)
+def test_a_deleted_cell_run_comes_back(plan: Plan, study: str, published: Store) -> None:
     before = derived(study)
     key, gone = next(iter(before.items()))
     MlflowClient(study).delete_run(gone.info.run_id)
-    update(plan, study, own_copy)
+    update(plan, study, published)
     after = derived(study)
     assert after.keys() == before.keys()
     assert [name for name in before if after[name].info.run_id != before[name].info.run_id] == [key]
@@ -114,29 +124,28 @@ def test_a_deleted_cell_run_comes_back(plan: Plan, study: str, own_copy: Store) 
 
 
 @pytest.mark.slow
-def test_a_run_that_a_killed_driver_left_incomplete_is_replaced(plan: Plan, study: str, own_copy: Store) -> None:
-    update(plan, study, own_copy)
+def test_a_run_that_a_killed_driver_left_incomplete_is_replaced(plan: Plan, study: str, published: Store) -> None:
     client, (key, run) = MlflowClient(study), next(iter(derived(study).items()))
     client.delete_tag(run.info.run_id, schema.TAG_CONTENT)
-    update(plan, study, own_copy)
+    update(plan, study, published)
     assert derived(study)[key].info.run_id != run.info.run_id
 
 
-def test_only_what_has_changed_is_replaced(plan: Plan, study: str, own_copy: Store, tmp_path: Path) -> None:
-    update(plan, study, own_copy)
+def test_only_what_has_changed_is_replaced(plan: Plan, study: str, published: Store, tmp_path: Path) -> None:
     before = derived(study)
     late = synthetic.Recorder(tmp_path, SPACE.name)
     late.sparse("naive", 1.0, 0.8, 10, (0, 7))  # a pair more in one cell
-    update(plan, study, own_copy)
+    update(plan, study, published)
     after = derived(study)
     changed = {after[key].info.run_name for key in before if after[key].info.run_id != before[key].info.run_id}
     assert "naive · w1 · S0.8 · n = 3-4".replace("-", "\N{EN DASH}") in changed
     assert not [name for name in changed if "w0.5" in name]
 
 
-def test_readers_of_jobs_pass_averages_and_the_parent_over(plan: Plan, study: str, own_copy: Store) -> None:
-    before = load.runs(SPACE.name, study)
-    update(plan, study, own_copy)
+def test_readers_of_jobs_pass_averages_and_the_parent_over(study: str, written: bytes, tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "mlflow.db").write_bytes(written)
+    before = load.runs(SPACE.name, synthetic.tracking_uri(tmp_path / "before"))
     assert load.runs(SPACE.name, study).equals(before)
 
 
@@ -149,13 +158,12 @@ def test_without_results_there_is_a_parent_and_views_and_nothing_else(plan: Plan
 
 
 def test_the_parent_says_what_was_asked_and_how_and_keeps_the_report(
-    plan: Plan, study: str, own_copy: Store, tmp_path: Path
+    plan: Plan, study: str, published: Store, tmp_path: Path
 ) -> None:
-    update(plan, study, own_copy)
     page = tmp_path / "index.html"
     page.write_text("report")
     assert mlflow_report.log_report(SPACE.name, study, [page], "It helps.") == parent(study).info.run_id
-    update(plan, study, own_copy, command := f"{COMMAND} --retries 3")
+    update(plan, study, published, command := f"{COMMAND} --retries 3")
     run = parent(study)
     said, _, report = run.data.tags[schema.NOTE].partition(schema.RULE)
     assert report == "It helps."
@@ -168,8 +176,7 @@ def test_the_parent_says_what_was_asked_and_how_and_keeps_the_report(
 
 def test_a_driver_of_an_earlier_recipe_leaves_the_parent_as_it_is(plan: Plan, uri: str, own_copy: Store) -> None:
     update(plan, uri, own_copy)
-    earlier = Experiment(plan.space, own_copy, uri)
-    earlier.open()
+    earlier = opened(plan, uri, own_copy)
     MlflowClient(uri).set_experiment_tag(earlier.id, schema.TAG_RECIPE, "that of a later driver")
     before = parent(uri).data.tags
     CellRuns(plan, uri, "another command").update(earlier)
@@ -179,8 +186,7 @@ def test_a_driver_of_an_earlier_recipe_leaves_the_parent_as_it_is(plan: Plan, ur
 def test_averages_are_computed_while_no_other_driver_can_create_runs(
     plan: Plan, uri: str, own_copy: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = Experiment(plan.space, own_copy, uri)
-    experiment.open()
+    experiment = opened(plan, uri, own_copy)
     alone: list[bool] = []
 
     def averages(_: CellRuns) -> tuple[list[Any], list[Any]]:
@@ -193,8 +199,7 @@ def test_averages_are_computed_while_no_other_driver_can_create_runs(
 
 
 def test_an_earlier_version_s_description_is_renewed_and_a_user_s_is_not(plan: Plan, uri: str, own_copy: Store) -> None:
-    experiment = Experiment(plan.space, own_copy, uri)
-    experiment.open()
+    experiment = opened(plan, uri, own_copy)
     new = experiment.tags[schema.NOTE]
     for said, expected in ((views.earlier_note(plan.space, experiment.id), new), ("mine", "mine")):
         experiment.client.set_experiment_tag(experiment.id, schema.NOTE, said)
@@ -204,9 +209,10 @@ def test_an_earlier_version_s_description_is_renewed_and_a_user_s_is_not(plan: P
 
 
 def test_the_run_of_an_earlier_report_becomes_the_parent(
-    plan: Plan, study: str, own_copy: Store, tmp_path: Path
+    plan: Plan, written: bytes, own_copy: Store, tmp_path: Path
 ) -> None:
-    page = tmp_path / "index.html"
+    (tmp_path / "mlflow.db").write_bytes(written)
+    study, page = synthetic.tracking_uri(tmp_path), tmp_path / "index.html"
     page.write_text("report")
     run_id = mlflow_report.log_report(SPACE.name, study, [page], "It helps.")
     update(plan, study, own_copy)
@@ -215,9 +221,9 @@ def test_the_run_of_an_earlier_report_becomes_the_parent(
 
 
 def test_views_that_a_user_has_edited_stay_and_others_are_brought_up_to_date(
-    plan: Plan, study: str, own_copy: Store
+    plan: Plan, study: str, published: Store
 ) -> None:
-    experiment = update(plan, study, own_copy)
+    experiment = opened(plan, study, published)
     tags = dict(experiment.tags)
     ours, edited = schema.VIEW_TAG + schema.VIEW, schema.VIEW_TAG + "gap_by_width"
     mine = json.dumps({**json.loads(tags[edited]), "updatedAt": 1})
@@ -226,12 +232,12 @@ def test_views_that_a_user_has_edited_stay_and_others_are_brought_up_to_date(
         (edited, mine),
     ):
         experiment.client.set_experiment_tag(experiment.id, name, value)
-    now = update(plan, study, own_copy).tags
+    now = update(plan, study, published).tags
     assert now == {**tags, edited: mine}
 
 
-def test_a_view_draws_only_metrics_that_the_runs_it_shows_have(plan: Plan, study: str, own_copy: Store) -> None:
-    experiment = update(plan, study, own_copy)
+def test_a_view_draws_only_metrics_that_the_runs_it_shows_have(plan: Plan, study: str, published: Store) -> None:
+    experiment = opened(plan, study, published)
     for view in VIEWS:
         packed = json.loads(experiment.tags[schema.VIEW_TAG + view])["state"]
         state = json.loads(zlib.decompress(b64decode(packed.removeprefix("deflate;"))))
