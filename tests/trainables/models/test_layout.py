@@ -22,7 +22,7 @@ ISAS = ("AVX2", "DEFAULT")
 
 @pytest.mark.parametrize(
     ("isa", "widths"),
-    [("AVX2", ["0.25", "0.5"]), *(pytest.param(isa, ["0.25", "0.5", "1"], marks=pytest.mark.slow) for isa in ISAS)],
+    [("AVX2", ["0.25"]), *(pytest.param(isa, ["0.25", "0.5", "1"], marks=pytest.mark.slow) for isa in ISAS)],
 )
 def test_every_network_takes_steps_whose_gradients_are_right(isa: str, widths: list[str], tmp_path: Path) -> None:
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
