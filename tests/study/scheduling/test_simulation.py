@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from pages import GUIDE
 from tiny_study import tiny_space
 
 from search_spaces import get_space
@@ -108,3 +110,14 @@ def test_stacked_networks_are_launched_once() -> None:
     plan = make_plan(tiny_space(method=("dense",), seeds=tuple(range(8)), stacked=True))
     one, eight = (lay(plan, "1xH100", nets_per_trial=nets, max_concurrent=1) for nets in (1, 8))
     assert eight.seconds < one.seconds / 4
+
+
+@pytest.mark.slow
+def test_the_guide_says_what_the_paper_s_grid_takes() -> None:
+    guide = GUIDE.read_text(encoding="utf-8")
+    plan = make_plan(override(get_space("resnet20_width_sweep"), ["precision=bf16"]), facts_of=lambda *_: CIFAR)
+    rows = re.findall(r"^\| `(\d+)x(\S+)` \| ([\d,]+) \|", guide, flags=re.MULTILINE)
+    assert len(rows) == 3
+    for number, card, said in rows:
+        hours = int(number) * lay(plan, f"{number}x{card}").seconds / 3600
+        assert float(said.replace(",", "")) == pytest.approx(hours, rel=0.05), card
