@@ -245,6 +245,12 @@ class Knobs:
         "networks of one architecture may train as one, several in a trial; it rounds differently",
         neutral=False,
     )
+    graphs: bool = training(
+        False,
+        None,
+        "on a GPU, a training step is launched as one CUDA graph, and a trial may train several networks side by side",
+        neutral=False,
+    )
     augment: bool = training(True, None, "training images are augmented", neutral=True)
     init: str = network("default", INITS, "how weights are drawn", neutral="default", recipe=True)
     shortcut: str = network("conv3x3", SHORTCUTS, "kernel of the CIFAR ResNets' shortcuts", neutral="conv3x3")

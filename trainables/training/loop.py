@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from trainables.config import Recipe
 from trainables.data.batches import Batch, EvalBatches, TrainBatches
 from trainables.errors import WouldRecur
-from trainables.masks import apply_mask, check_fits
+from trainables.masks import apply_mask
 from trainables.schema import LEARNING_RATE, TEST_ACCURACY, TEST_LOSS, TRAIN_ACCURACY, TRAIN_LOSS
 from trainables.training.allocation import keep_freed_memory
+from trainables.training.engines import GPU
 from trainables.training.evaluation import evaluate
+from trainables.training.optimizer import MaskedSGD
 from trainables.training.schedule import learning_rate
+
+TF32 = "tf32"
+"""The precision's name in a recipe, and in PyTorch's settings."""
 
 _MOMENTUM = "momentum/"
 _MODEL = "model/"
@@ -70,26 +75,10 @@ class Training:
         if self.device.type == "cpu":
             keep_freed_memory()
         self._mask = dict(mask or {})
-        parameters = dict(model.named_parameters())
-        check_fits(self._mask, parameters)
-        # Factors of the weights' own dtype and memory layout let one fused call mask all layers.
-        self._masked: list[Tensor] = [parameters[name] for name in self._mask]
-        self._keep = [torch.empty_like(parameters[name]).copy_(keep) for name, keep in self._mask.items()]
+        self.optimizer = MaskedSGD(model, recipe, self._mask)
+        """Updates the parameters, and keeps masked weights zero."""
         self.trainer = recipe.engine.trainer()(model, self._mask)
         """Computes losses and gradients."""
-        self._optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
-        self._apply_mask()
-
-    @torch.no_grad()
-    def _apply_mask(self) -> None:
-        if self._masked:
-            torch._foreach_mul_(self._masked, self._keep)
 
     def run_epoch(self) -> dict[str, float]:
         """Train one epoch, then evaluate on the test set.
@@ -114,6 +103,12 @@ class Training:
         """Return the autocast context of a forward pass in the recipe's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Set how GPUs compute products in the recipe's precision, for the block; CPUs are unaffected."""
+        with tensor_float(self.recipe.precision == TF32), _measured_convolutions():
+            yield
+
     def steps(self) -> Iterator[Batch]:
         """Yield the batches of the next epoch; the learning rate is set before each one.
 
@@ -123,14 +118,12 @@ class Training:
         self.model.train()
         steps = self.batches.steps_per_epoch
         for index, batch in enumerate(self.batches.epoch(self.epoch)):
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(self.recipe, self.epoch * steps + index, steps)
+            self.optimizer.rate = learning_rate(self.recipe, self.epoch * steps + index, steps)
             yield batch
 
     def update(self) -> None:
         """Take the optimiser's step, then set the masked weights to zero again."""
-        self._optimizer.step()
-        self._apply_mask()
+        self.optimizer.step()
 
     def finish_epoch(self, loss: float, hits: float, seconds: float) -> dict[str, float]:
         """Record the epoch that was trained, and evaluate the network on the test set.
@@ -152,14 +145,24 @@ class Training:
             raise Diverged(f"training loss is {mean_loss} in epoch {self.epoch + 1} (learning rate {self.recipe.lr:g})")
         self.train_seconds += seconds
         self.epoch += 1
-        test = evaluate(self.trainer.network, self._test)
+        with self._evaluating():
+            test = evaluate(self.trainer.network, self._test)
         return {
             TRAIN_LOSS: mean_loss,
             TRAIN_ACCURACY: 100.0 * hits / (steps * self.batches.batch_size),
             TEST_LOSS: test.loss,
             TEST_ACCURACY: test.accuracy,
-            LEARNING_RATE: self._optimizer.param_groups[0]["lr"],
+            LEARNING_RATE: self.optimizer.rate,
         }
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluate epochs in the recipe's precision on a GPU, and in single precision on a CPU, for the block."""
+        if self.device.type != GPU:
+            yield
+            return
+        with self.arithmetic(), self.autocast():
+            yield
 
     @property
     def images_per_second(self) -> float:
@@ -175,10 +178,7 @@ class Training:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors, on the CPU, and the plain data from which :meth:`restore` continues after this epoch."""
         tensors = {_MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            buffer = self._optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                tensors[_MOMENTUM + name] = buffer
+        tensors |= {_MOMENTUM + name: momentum for name, momentum in self.optimizer.momenta.items()}
         mask = {_MODEL + name: keep for name, keep in self._mask.items()}
         return apply_mask(mask, _on_host(tensors)), {"epoch": self.epoch, "train_seconds": self.train_seconds}
 
@@ -189,12 +189,8 @@ class Training:
             ValueError: the state belongs to another network or a longer training; this training is unchanged.
         """
         self._check_fits(tensors, data)
-        weights = {name[len(_MODEL) :]: tensor for name, tensor in tensors.items() if name.startswith(_MODEL)}
-        self.model.load_state_dict(weights)
-        for name, parameter in self.model.named_parameters():
-            if _MOMENTUM + name in tensors:
-                buffer = torch.empty_like(parameter).copy_(tensors[_MOMENTUM + name])
-                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.model.load_state_dict(_part(_MODEL, tensors))
+        self.optimizer.set_momenta(_part(_MOMENTUM, tensors))
         self.epoch, self.train_seconds = int(data["epoch"]), float(data["train_seconds"])
 
     def _check_fits(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
@@ -218,6 +214,11 @@ def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return copies
 
 
+def _part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, under the rest of their names."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def train_epoch(trainings: Sequence[Training]) -> list[Callable[[], dict[str, float]]]:
     """Train one network, or several together, for one epoch; each network may be at a different epoch.
 
@@ -232,7 +233,7 @@ def train_epoch(trainings: Sequence[Training]) -> list[Callable[[], dict[str, fl
     assert number == 1 or first.profile is not None, "a network that has to be trained alone"
     assert len({training.profile for training in trainings}) == 1, "networks that do not fit each other"
     start = time.perf_counter()
-    with tensor_float(first.recipe.precision == "tf32"):
+    with first.arithmetic():
         sums = first.trainer.train_epoch(trainings)
     share = (time.perf_counter() - start) / number
     return [partial(training.finish_epoch, *own, share) for training, own in zip(trainings, sums, strict=True)]
@@ -244,10 +245,33 @@ def tensor_float(allowed: bool) -> Iterator[None]:
 
     PyTorch's default allows it in convolutions and forbids it in matrix products. CPUs are unaffected.
     """
-    convolutions, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, matrices.allow_tf32
-    convolutions.allow_tf32 = matrices.allow_tf32 = allowed
+    convolutions, recurrent, matrices = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    operations = (convolutions, recurrent, matrices)
+
+    def tell(precisions: Sequence[str]) -> None:
+        # PyTorch refuses to read its older flags, as other libraries do, while they contradict the newer settings.
+        torch.backends.cudnn.allow_tf32 = precisions[0] == TF32
+        torch.backends.cuda.matmul.allow_tf32 = precisions[-1] == TF32
+        for operation, precision in zip(operations, precisions, strict=True):
+            operation.fp32_precision = precision
+
+    before = [operation.fp32_precision for operation in operations]
+    tell([TF32 if allowed else "ieee"] * len(operations))
     try:
         yield
     finally:
-        convolutions.allow_tf32, matrices.allow_tf32 = before
+        tell(before)
+
+
+@contextmanager
+def _measured_convolutions() -> Iterator[None]:
+    """Let cuDNN measure which of its algorithms is the fastest for each convolution, for the block.
+
+    The choice depends on timing, and with it the rounding, so deterministic algorithms do without it.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

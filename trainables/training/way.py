@@ -33,6 +33,7 @@ class Way:
     compiled: bool = of_knob("compiled")
     kernels: str = of_knob("kernels")
     stacked: bool = of_knob("stacked")
+    graphs: bool = of_knob("graphs")
 
     def __post_init__(self) -> None:
         """Check that an engine computes this way.

@@ -212,7 +212,7 @@ class Recorder:
     def _note(self, model: nn.Module, _: Any) -> None:
         self.steps.append({name: p.detach().clone() for name, p in model.named_parameters()})
         if model.training:
-            self.rates.append(self._training._optimizer.param_groups[0]["lr"])
+            self.rates.append(self._training.optimizer.rate)
 
 
 def plain_steps(model: nn.Module, mask: dict[str, Tensor], epochs: int) -> Iterator[dict[str, Tensor]]:

@@ -87,4 +87,10 @@ ENGINES: Final[dict[str, Engine]] = {
         selected_by=("stacked", True),
         shares_trial=True,
     ),
+    "cuda_graph": Engine(
+        module="cuda_graph",
+        selected_by=("graphs", True),
+        devices=(GPU,),
+        shares_trial=True,
+    ),
 }

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from trainables.training.engines import GPU, plain
+from trainables.training.engines import plain
 
 
 class Trainer(plain.Trainer):
     """Trains one network with compiled code that shares its parameters and buffers; evaluation is not compiled."""
 
+    compiled_for: ClassVar[Hashable] = None
+    """The architecture that this process has last compiled; its next network uses the same code."""
+
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
-        """Set the network up for compilation, which happens at the first batch."""
+        """Set the network up for compilation, which happens at the first batch of an architecture."""
         super().__init__(model, mask)
-        # PyTorch stops compiling after a few networks of different shapes. The reset keeps earlier jobs of this process
-        # from using up that limit. Recompiling the same network takes only seconds, because its code is on the disk.
-        torch.compiler.reset()
-        on_gpu = next(model.parameters()).device.type == GPU
-        # With a small network, a GPU mostly waits for kernel launches; a CUDA graph launches all kernels at once.
-        self.forward = torch.compile(model, mode="reduce-overhead" if on_gpu else "default")
+        if (architecture := plain.architecture(model)) != Trainer.compiled_for:
+            # PyTorch stops compiling after a few networks of different shapes. The reset keeps earlier jobs of this
+            # process from using up that limit.
+            torch.compiler.reset()
+            Trainer.compiled_for = architecture
+        self.forward = torch.compile(model)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from trainables.training.loop import Training
 
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
 
 class Trainer:
     """Trains one network, alone or together with others. Each :class:`~trainables.training.loop.Training` has one.
@@ -56,21 +58,67 @@ class Trainer:
         (training,) = trainings
         # The sums stay on the device: reading them at each step would make the host wait for every step.
         total_loss = torch.zeros((), device=training.device)
-        hits = torch.zeros((), device=training.device)
+        total_hits = torch.zeros((), device=training.device)
         autocast = training.autocast()
         for images, labels in training.steps():
-            with autocast:
-                logits = self.forward(images)
-            loss = F.cross_entropy(at_least_single(logits), labels)
-            training.model.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss, hits = compute_gradients(training.model, self.forward, images, labels, autocast)
             training.update()
-            total_loss += loss.detach()
-            hits += (logits.detach().argmax(dim=1) == labels).sum()
-        loss, right = torch.stack((total_loss, hits)).tolist()  # the host waits once
-        return [(loss, right)]
+            total_loss += loss
+            total_hits += hits
+        mean_losses, right = torch.stack((total_loss, total_hits)).tolist()  # the host waits once
+        return [(mean_losses, right)]
+
+
+def compute_gradients(
+    model: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    autocast: torch.autocast,
+) -> tuple[Tensor, Tensor]:
+    """Leave the gradients of a batch's mean loss in the parameters' ``grad``, in place of earlier ones.
+
+    Args:
+        model: the network.
+        forward: its forward pass.
+        images: (N, C, H, W).
+        labels: int64 (N,).
+        autocast: the precision of the forward pass.
+
+    Returns:
+        The mean loss (nats) and the number of correctly classified images, both of shape () on the device.
+    """
+    with autocast:
+        logits = forward(images)
+    loss = F.cross_entropy(at_least_single(logits), labels)
+    model.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
 
 
 def at_least_single(logits: Tensor) -> Tensor:
     """Return the logits in at least single precision."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def architecture(model: nn.Module) -> Hashable:
+    """Return a value that two networks share exactly if they compute the same function of parameters and buffers.
+
+    It has the type and the plain attributes of every module, and the name and memory layout of every tensor.
+    """
+    modules = tuple((path, type(module), *_attributes(module)) for path, module in model.named_modules())
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return modules, tuple((name, each.dtype, each.shape, each.stride()) for name, each in tensors)
+
+
+def _attributes(module: nn.Module) -> list[tuple[str, str]]:
+    """Return the names and values of a module's plain attributes, such as stride and padding."""
+    found = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN) and name != "training"}
+    return [(name, repr(value)) for name, value in found.items()]
+
+
+def likeness(training: Training) -> tuple[Hashable, ...]:
+    """Return what networks share whose steps are alike: architecture, device, precision and the batches' shape."""
+    batches = training.batches
+    network = architecture(training.model), training.device
+    return *network, training.recipe.precision, batches.shape, batches.steps_per_epoch

@@ -41,10 +41,7 @@ class Trainer(plain.Trainer):
         layers = [each for each in model.modules() if not list(each.children()) or list(each.parameters(recurse=False))]
         if not all(type(layer) in _LAYERS for layer in layers):
             return None
-        tensors = tuple((tensor.dtype, tensor.stride()) for tensor in model.state_dict().values())
-        # str(model) contains the sizes, strides and paddings of all layers.
-        network = type(model), str(model), tensors, training.device
-        return *network, training.recipe.precision, training.batches.shape, training.batches.steps_per_epoch
+        return plain.likeness(training)
 
     def train_epoch(self, trainings: Sequence[Training]) -> list[tuple[float, float]]:
         """Train one or several networks for one epoch, several of them as a joint network."""

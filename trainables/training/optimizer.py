@@ -1,0 +1,106 @@
+"""SGD on a network whose masked weights are zero after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trainables.config import Recipe
+from trainables.masks import check_fits
+
+_BUFFER = "momentum_buffer"
+"""PyTorch's name of a parameter's momentum."""
+
+
+class MaskedSGD:
+    """Takes the steps of SGD on a network's parameters, and sets masked weights to zero after each."""
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, mask: Mapping[str, Tensor], *, rate_on_device: bool = False
+    ) -> None:
+        """Take over the parameters of `model` and set its masked weights to zero.
+
+        Args:
+            model: the network, on the device that trains it.
+            recipe: momentum, weight decay and the first learning rate.
+            mask: name of a parameter -> bool tensor, True where it is kept; other parameters are all kept.
+            rate_on_device: the learning rate is a tensor, float32, so that a captured step follows its changes.
+
+        Raises:
+            ValueError: the mask names a tensor that is not a parameter or has another shape.
+        """
+        self._parameters = dict(model.named_parameters())
+        check_fits(mask, self._parameters)
+        # Factors of the weights' own dtype and memory layout let one fused call mask all layers.
+        self._masked: list[Tensor] = [self._parameters[name] for name in mask]
+        self._keep = {name: torch.empty_like(self._parameters[name]).copy_(keep) for name, keep in mask.items()}
+        self._factors = list(self._keep.values())
+        self._rate = recipe.lr
+        device = next(iter(self._parameters.values())).device
+        self._sgd = torch.optim.SGD(
+            self._parameters.values(),
+            lr=torch.tensor(recipe.lr, device=device) if rate_on_device else recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self._apply_mask()
+
+    @torch.no_grad()
+    def _apply_mask(self) -> None:
+        if self._masked:
+            torch._foreach_mul_(self._masked, self._factors)
+
+    def step(self) -> None:
+        """Update the parameters by their gradients, then set the masked ones to zero again."""
+        self._sgd.step()
+        self._apply_mask()
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        if rate == self._rate:
+            return
+        self._rate = rate
+        (group,) = self._sgd.param_groups
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+    @property
+    def momenta(self) -> dict[str, Tensor]:
+        """Name of a parameter -> its momentum, not a copy; empty before the first step and without momentum."""
+        states = {name: self._sgd.state[parameter] for name, parameter in self._parameters.items()}
+        return {name: state[_BUFFER] for name, state in states.items() if state.get(_BUFFER) is not None}
+
+    def set_momenta(self, momenta: Mapping[str, Tensor]) -> None:
+        """Copy `momenta` (as :attr:`momenta` gives them) into this optimiser's own; those that are missing become 0."""
+        own = self.momenta
+        for name, parameter in self._parameters.items():
+            if name not in own and name in momenta:
+                own[name] = self._sgd.state[parameter][_BUFFER] = torch.empty_like(parameter)
+        for name, buffer in own.items():
+            if name in momenta:
+                buffer.copy_(momenta[name])
+            else:
+                buffer.zero_()
+
+    def take_over(self, other: MaskedSGD) -> None:
+        """Copy mask, momenta and learning rate from the optimiser of a network of the same architecture.
+
+        This optimiser's mask must name every parameter that the other's names.
+        """
+        for name, factor in self._keep.items():
+            if name in other._keep:
+                factor.copy_(other._keep[name])
+            else:
+                factor.fill_(1.0)
+        self.set_momenta(other.momenta)
+        self.rate = other.rate
