@@ -18,7 +18,7 @@ from search_spaces import SPACES, SearchSpace, get_space
 from study.fastest import Kept, called, chosen, kept, unreadable, ways_of
 from study.options import Options
 from study.plan import Network, Plan, datasets, make_plan, override
-from study.preference import with_preferred
+from study.preference import preferences
 from study.status import size_in_words
 from trainables.host.processes import host_of
 from trainables.schema import MANIFEST
@@ -176,7 +176,7 @@ def plan_all(
 def _plans(space: SearchSpace, data_dir: str | None, choices: Mapping[str, Kept | None], given: Kept) -> list[Plan]:
     """Return the plans of a space as defined, with its preferred settings, and with the choices of ``--fastest``."""
     ways = filter(None, (ways_of(space, choices, device, given) for device in (CPU, GPU)))
-    spaces = filter(None, (space, with_preferred(space, given)))
+    spaces = [space, *(each.space for each in preferences(space, given))]
     return [
         *(make_plan(each, data_dir) for each in spaces),
         *(make_plan(space, data_dir, each) for each in ways),

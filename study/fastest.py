@@ -39,6 +39,9 @@ NOTABLE: Final = 1.1
 
 _FILE = re.compile(rf"{FOLDER}/[a-z]+/(.+?)-x([0-9]+(?:\.[0-9]+)?)(-.*)?\.json")
 
+_ATTRIBUTE, _MAJOR, _MINOR = "cuDeviceGetAttribute", 75, 76
+"""The driver's function that tells a device's attribute, and the attributes that make up the compute capability."""
+
 _log = logging.getLogger(__name__)
 
 Kept = Mapping[str, Setting]
@@ -172,13 +175,29 @@ def device_of_trials(gpus_per_trial: float | None, address: str | None, store: S
 
 def gpus_here() -> int:
     """Return the number of NVIDIA GPUs that this process may use, from the driver: importing torch takes seconds."""
+    return len(_capabilities())
+
+
+def capability_here() -> tuple[int, int] | None:
+    """Return the least compute capability of these GPUs, (8, 0) for an A100; None if there are none."""
+    return min(_capabilities(), default=None)
+
+
+def _capabilities() -> list[tuple[int, int]]:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return 0
-    count = ctypes.c_int()
-    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    return 0 if failed else count.value
+        return []
+
+    def asked(function: str, *arguments: int) -> int:
+        value = ctypes.c_int()
+        failed = getattr(driver, function)(ctypes.byref(value), *arguments)
+        return 0 if failed else value.value
+
+    if driver.cuInit(0):
+        return []
+    devices = [asked("cuDeviceGet", number) for number in range(asked("cuDeviceGetCount"))]
+    return [(asked(_ATTRIBUTE, _MAJOR, each), asked(_ATTRIBUTE, _MINOR, each)) for each in devices]
 
 
 # --- what has been chosen ---------------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ class Options:
         check=_above_zero,
     )
     nets_per_trial: int = _option(
-        "most networks that a trial trains as one, where the space says stacked=true",
+        "most networks that a trial trains together, where the space says stacked=true or graphs=true",
         8,
         metavar="N",
         kind=int,

@@ -1,31 +1,76 @@
-"""The settings that a space prefers: used wherever this machine, the user's settings and earlier results allow it.
+"""The settings that a study prefers: used wherever the device, the user's settings and earlier results allow it.
 
 A setting such as ``kernels="sparse"`` speeds up training on most CPUs, but not every machine, model or batch size
-allows it, and it enters the keys of jobs. A space that lists it in ``SearchSpace.preferred`` runs without it, too.
+allows it, and it enters the keys of jobs. A space that lists it in ``SearchSpace.preferred`` runs without it, too. What
+every space prefers on a GPU stands in ``ON_GPUS``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from search_spaces import SearchSpace
-from study.fastest import Kept, fits, networks
+from study.fastest import Kept, capability_here, fits, networks
 from study.plan import Plan, make_plan
 from trainables.host.toolchain import COMPILERS, find_compiler
-from trainables.knobs import Scalar
+from trainables.knobs import KNOBS, TF32, Scalar
 from trainables.storage.starts import starts
 from trainables.storage.store import Store
-from trainables.training.engines import CPU
+from trainables.training.engines import GPU
 from trainables.training.way import SETTINGS, Way, in_words
+
+ON_GPUS: Final[Mapping[str, Scalar]] = {"precision": TF32}
+"""What every space prefers on GPUs: TensorFloat-32, in which PyTorch convolves there unless told otherwise."""
+TENSOR_FLOAT_SINCE: Final = (8, 0)
+"""Compute capability of the first GPUs that have TensorFloat-32; on older ones it is the same as fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """Settings that a study prefers.
+
+    Attributes:
+        space: the study's space with the preferred settings.
+        settings: the preferred settings.
+        on: the kind of device on which they are used, ``CPU`` or ``GPU``.
+        why: the reason, as the end of a sentence about them.
+    """
+
+    space: SearchSpace
+    settings: Mapping[str, Any]
+    on: str
+    why: str
+
+
+def preferences(space: SearchSpace, given: Mapping[str, Scalar]) -> list[Preference]:
+    """Return what a study prefers, one for each kind of device at most; the user's settings and networks allow them.
+
+    Args:
+        space: the space, with the user's settings applied.
+        given: the settings of a ``Way`` that the user has given.
+    """
+    found = []
+    for settings, on_gpus, why in (
+        (dict(space.preferred), False, "which is faster on most CPUs"),
+        (dict(ON_GPUS), True, "PyTorch's own default for convolutions on GPUs"),
+    ):
+        changed = _with(space, settings, given)
+        if changed is None:
+            continue
+        devices = (GPU,) if on_gpus else Way.of(changed).engine.devices
+        found.append(Preference(space=changed, settings=settings, on=devices[0], why=why))
+    return found
 
 
 def preferring(plan: Plan, given: Kept, store: Store, device: str | None) -> Plan:
     """Return the plan of the same space with its preferred settings if they can be used, and a note that says so.
 
-    A study goes on as it began: the plan is the one of which more jobs have been published or started. If neither has
-    more, the settings are used unless this machine lacks what their engine needs. The user's own settings come first.
+    A study goes on as it began: the plan is the one of which the most jobs have been published or started. If none has
+    more, the settings for the device are used unless this machine lacks what their engine needs. The user's own
+    settings come first.
 
     Args:
         plan: the plan of the space, with the user's settings applied.
@@ -34,37 +79,45 @@ def preferring(plan: Plan, given: Kept, store: Store, device: str | None) -> Pla
         device: ``CPU`` or ``GPU``, where the networks will train; None for the nodes of a cluster, which may lack what
             the engine needs.
     """
-    wanted: dict[str, Any] = dict(plan.space.preferred)
-    space = with_preferred(plan.space, given)
-    if space is None:
-        return plan
-    words, own = in_words(wanted), in_words({name: getattr(plan.space, name) for name in wanted})
-    without = " ".join(f"--set {each}" for each in own.split())
-    preferred = make_plan(space, facts_of=lambda name, _: plan.facts[name])
-    known = store.keys() | {key for start in starts(store, space.name).values() for key in start["jobs"]}
-    lead = len(preferred.jobs.keys() & known) - len(plan.jobs.keys() & known)
-    if lead > 0:
-        return _noted(preferred, f"with {words}, because this study began with it ({without} trains without it)")
-    if lead < 0:
-        return _noted(plan, f"without {words}, which is faster on most CPUs, because this study began without it")
-    engine = Way.of(space).engine
-    if device not in engine.devices:
-        return plan
-    if engine.needs_compiler and device == CPU and find_compiler() is None:
-        return _noted(plan, f"without {words}, which is faster: it needs a C++ compiler, one of {', '.join(COMPILERS)}")
-    return _noted(preferred, f"with {words}, which is faster on most CPUs ({without} trains without it)")
+    known = store.keys() | {key for start in starts(store, plan.space.name).values() for key in start["jobs"]}
+    own, plans = len(plan.jobs.keys() & known), list[tuple[int, Preference, Plan]]()
+    for each in preferences(plan.space, given):
+        if device in (each.on, None) or not known <= plan.jobs.keys():
+            preferred = make_plan(each.space, facts_of=lambda name, _: plan.facts[name])
+            plans.append((len(preferred.jobs.keys() & known) - own, each, preferred))
+    for lead, each, preferred in sorted(plans, key=lambda one: -one[0]):
+        words, without = _in_words(plan, each)
+        if lead > 0:
+            return _noted(preferred, f"with {words}, because this study began with it ({without} trains without it)")
+        if lead < 0 and device in (each.on, None):
+            return _noted(plan, f"without {words}, {each.why}, because this study began without it")
+        if each.on != device:
+            continue
+        if device == GPU and (capability_here() or TENSOR_FLOAT_SINCE) < TENSOR_FLOAT_SINCE:
+            continue
+        if Way.of(each.space).engine.needs_compiler and find_compiler() is None:
+            names = ", ".join(COMPILERS)
+            return _noted(plan, f"without {words}, {each.why}: it needs a C++ compiler, one of {names}")
+        return _noted(preferred, f"with {words}, {each.why} ({without} trains without it)")
+    return plan
+
+
+def _in_words(plan: Plan, preference: Preference) -> tuple[str, str]:
+    """Return the preferred settings in words, and the options that train without them."""
+    own = in_words({name: getattr(plan.space, name) for name in preference.settings})
+    return in_words(preference.settings), " ".join(f"--set {each}" for each in own.split())
 
 
 def _noted(plan: Plan, note: str) -> Plan:
     return dataclasses.replace(plan, notes=(*plan.notes, note))
 
 
-def with_preferred(space: SearchSpace, given: Mapping[str, Scalar]) -> SearchSpace | None:
-    """Return the space with its preferred settings; None if there are none or the user's settings rule them out."""
-    wanted: dict[str, Any] = dict(space.preferred)
-    if not wanted or given.keys() & wanted.keys():
+def _with(space: SearchSpace, settings: Mapping[str, Any], given: Mapping[str, Scalar]) -> SearchSpace | None:
+    """Return the space with preferred settings; None if there are none or the user's or the space's rule them out."""
+    own = {name: getattr(space, name) for name in settings}
+    if not settings or given.keys() & settings.keys() or any(own[name] != KNOBS[name].neutral for name in own):
         return None
-    changed = dataclasses.replace(space, **wanted)
+    changed = dataclasses.replace(space, **settings)
     if any(isinstance(getattr(space, name), tuple) for name in SETTINGS):
         return None  # the study compares ways of training
     try:

@@ -140,8 +140,10 @@ def _preferring(plan: Plan, store: Store, options: Options) -> Plan:
     if options.fastest:
         return plan
     device = _device(options)
-    if device is None and options.cluster is None:
+    if device is None:
         device = fastest.device_of_trials(options.gpus_per_trial, None, store)
+        if options.cluster is not None:  # which is not asked: it has GPUs if the options or this node say so
+            device = GPU if device == GPU or options.gpu_memory else None
     return preferring(plan, fastest.kept(plan.space, options.set), store, device)
 
 

@@ -341,8 +341,8 @@ def _needs(
     shapes = "; ".join(f"{count} with {in_words(dict(each))}" for each, count in counts.most_common())
     hint = "" if cluster.is_own or hosts.room().get("GPU") or gpus is not None or cards else _NO_GPUS
     trained = (plan.jobs[key].config for key in todo)
-    stacked = sum(isinstance(each, TRAINING_CONFIGS) and each.recipe.engine.shares_trial for each in trained)
-    together = f"; {stacked} networks stacked, up to {options.nets_per_trial} in a trial" if stacked else ""
+    sharing = sum(isinstance(each, TRAINING_CONFIGS) and each.recipe.engine.shares_trial for each in trained)
+    together = f"; {sharing} networks may share a trial, up to {options.nets_per_trial} each" if sharing else ""
     more = ", more while GPUs are idle" if cards else ""
     print(f"trials: {shapes}{more}{together}{hint}", flush=True)
     return found, expected

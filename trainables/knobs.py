@@ -31,12 +31,13 @@ SCHEDULES: dict[str, str] = {
     ),
     "constant": "the peak throughout, after the warm-up",
 }
+FP32, TF32, BF16 = "fp32", "tf32", "bf16"
 PRECISIONS: dict[str, str] = {
-    "fp32": "single precision throughout",
-    "tf32": "single precision, but GPUs round the factors of a training step's products to TensorFloat-32",
-    "bf16": "bfloat16 autocast for the forward pass, fp32 weights and updates",
+    FP32: "single precision throughout",
+    TF32: "single precision, but GPUs round the factors of a training step's products to TensorFloat-32",
+    BF16: "bfloat16 autocast for the forward pass, fp32 weights and updates",
 }
-CPU_PRECISIONS = ("fp32", "bf16")
+CPU_PRECISIONS = (FP32, BF16)
 """The precisions that a CPU distinguishes: TF32 exists on GPUs only."""
 KERNELS: dict[str, str] = {
     "dense": "PyTorch's own: masked weights are multiplied like all others",

@@ -34,6 +34,7 @@ from trainables.data.dataset import Split
 from trainables.host.processes import cores
 from trainables.jobs.publishing import Context
 from trainables.jobs.task import TaskData
+from trainables.knobs import FP32
 from trainables.masks import magnitude_mask
 from trainables.storage.store import Store
 from trainables.training.allocation import keep_freed_memory
@@ -78,7 +79,7 @@ class OurTrial:
         recipe = replace(setting.recipe(), **way.settings)
         self.trainings = []
         for seed in range(nets or (STACK if way.engine.shares_trial else 1)):
-            self._data, model, mask = prepared(setting, folder)
+            self._data, model, mask = prepared(setting, folder, way.precision)
             self.trainings.append(self._data.training(model, recipe, seed, mask))
         self._images = len(self.trainings) * setting.images
 
@@ -148,7 +149,7 @@ class BareStep:
 
     def __init__(self, setting: Training, folder: Path, precision: str) -> None:
         keep_freed_memory()  # as our trial does
-        data, self._model, _ = prepared(setting, folder)
+        data, self._model, _ = prepared(setting, folder, precision)
         images, labels = next(iter(data.train_plain))
         self._images, self._labels = images[: setting.batch_size], labels[: setting.batch_size]
         self._steps, self._precision = setting.steps, precision
@@ -241,13 +242,12 @@ class _ImagesOneByOne(Dataset[tuple[Tensor, int]]):
         return self._transform(Image.fromarray(self._images[index])), self._labels[index]
 
 
-def prepared(setting: Training, folder: Path) -> tuple[TaskData, nn.Module, dict[str, Tensor]]:
+def prepared(setting: Training, folder: Path, precision: str = FP32) -> tuple[TaskData, nn.Module, dict[str, Tensor]]:
     """Return the data, the network and its magnitude mask; the same in every process."""
     version = load_dataset("image_folder", folder).fingerprint
     task = Task(model=setting.model, width=setting.width, dataset="image_folder", data_version=version)
-    data = TaskData(
-        task, Context(store=Store(folder / "outputs"), data_dir=str(folder), device=torch.device(setting.device))
-    )
+    context = Context(store=Store(folder / "outputs"), data_dir=str(folder), device=torch.device(setting.device))
+    data = TaskData(task, context, precision)
     torch.manual_seed(0)
     model = data.model()
     weights = {name: model.get_parameter(name).detach() for name in model.prunable_names()}

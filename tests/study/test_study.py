@@ -20,7 +20,7 @@ from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import get_space
 from study.plan import Plan, make_plan, override
-from study.preference import with_preferred
+from study.preference import preferences
 from study.run import main
 from study.tracking.delivery import Tracker
 from study.tracking.labels import recipe_digest
@@ -166,7 +166,8 @@ def test_finished_study_runs_nothing_and_adds_nothing(story: Story) -> None:
 def test_each_start_that_had_jobs_to_run_is_kept(story: Story) -> None:
     plan, (first, second) = plan_of(), starts(Store(story.folder / "outputs"), SPACE).values()
     assert first["jobs"].keys() == plan.jobs.keys()
-    recipes = {recipe_digest(each) for each in (plan.space, with_preferred(plan.space, {})) if each is not None}
+    spaces = [plan.space, *(each.space for each in preferences(plan.space, {}))]
+    recipes = {recipe_digest(each) for each in spaces}
     assert first["recipe"] == second["recipe"]
     left = re.search(r"^(\d+) jobs run", story.continued.out, re.MULTILINE)
     assert left is not None

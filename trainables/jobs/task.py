@@ -13,8 +13,10 @@ from trainables.data.batches import EvalBatches, TrainBatches, random_order
 from trainables.data.dataset import Augmentation, Dataset, Split
 from trainables.errors import HostFault
 from trainables.jobs.publishing import Context
+from trainables.knobs import FP32
 from trainables.models.network import Network, fits_channels_last
 from trainables.training import EVAL_BATCH
+from trainables.training.engines import CPU
 from trainables.training.loop import Training
 
 
@@ -34,16 +36,24 @@ def _planned(task: Task, data_dir: str | None) -> Dataset:
 class TaskData:
     """The task's dataset and networks that fit it, on the device; loaded once per process."""
 
-    def __init__(self, task: Task, context: Context) -> None:
+    def __init__(self, task: Task, context: Context, precision: str = FP32) -> None:
         """Load the dataset.
+
+        Args:
+            task: the network and its dataset.
+            context: the device, and where the data are.
+            precision: the precision in which the networks train; measurements are in single precision.
 
         Raises:
             HostFault: the data are missing on this machine, or differ from the planned version.
         """
         self._task, self._device = task, context.device
         self._dataset = _planned(task, context.data_dir)
-        with torch.device("meta"):
-            self._channels_last = self._device.type != "cpu" or fits_channels_last(self._build())
+        if self._device.type == CPU:
+            with torch.device("meta"):
+                self._channels_last = fits_channels_last(self._build())
+        else:
+            self._channels_last = precision != FP32  # GPUs' tensor cores read it; single precision does without them
         self.num_classes = self._dataset.num_classes
         self.test = self._eval(self._dataset.test)
         self.train_plain = self._eval(self._dataset.train)

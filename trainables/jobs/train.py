@@ -95,7 +95,7 @@ def course(job: Job, wanted: Collection[int | None], context: Context) -> Course
         with contextlib.closing(_steps(job, wanted, context)) as steps:
             while True:
                 # Entered again for each step, because other jobs of this process may run between two steps.
-                # TF32 is off here: a recipe's precision applies to its training steps only.
+                # TF32 is off here: a recipe's precision applies to its epochs only.
                 with context.log.capturing(), tensor_float(False):
                     step = next(steps, None)
                 if step is None:
@@ -130,7 +130,7 @@ def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Course
     store = context.store
     missing = {epoch for epoch in wanted if Ref(job, epoch).key not in store}
     states = {epoch for epoch in missing if epoch is not None}
-    data = TaskData(config.task, context)
+    data = TaskData(config.task, context, config.recipe.precision)
     torch.manual_seed(derive_seed(config.seed, "init"))
     training = data.training(data.model(), config.recipe, derive_seed(config.seed, "dense"))
 
@@ -151,7 +151,7 @@ def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Course
 def _prune(job: Job, context: Context) -> Course:
     config = job.config
     assert isinstance(config, PruneConfig)
-    store, data = context.store, TaskData(config.task, context)
+    store, data = context.store, TaskData(config.task, context, config.recipe.precision)
     model = data.model()
     previous = job.parent("previous")
     weights = read_weights(store, previous.key)
@@ -171,7 +171,7 @@ def _prune(job: Job, context: Context) -> Course:
 def _sparse(job: Job, context: Context) -> Course:
     config = job.config
     assert isinstance(config, SparseConfig)
-    store, data = context.store, TaskData(config.task, context)
+    store, data = context.store, TaskData(config.task, context, config.recipe.precision)
     mask = read_mask(store, job.parent("mask").key)
     seed = derive_seed(config.transform_seed, config.transform)
     if config.transform == "layerwise_random":

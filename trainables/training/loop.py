@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainables.config import Recipe
 from trainables.data.batches import Batch, EvalBatches, TrainBatches
 from trainables.errors import WouldRecur
+from trainables.knobs import BF16, TF32
 from trainables.masks import apply_mask
 from trainables.schema import LEARNING_RATE, TEST_ACCURACY, TEST_LOSS, TRAIN_ACCURACY, TRAIN_LOSS
 from trainables.training.allocation import keep_freed_memory
@@ -22,9 +23,8 @@ from trainables.training.evaluation import evaluate
 from trainables.training.optimizer import MaskedSGD
 from trainables.training.schedule import learning_rate
 
-TF32 = "tf32"
-"""The precision's name in a recipe, and in PyTorch's settings."""
-
+_TF32 = "tf32"
+"""PyTorch's name of TensorFloat-32."""
 _MOMENTUM = "momentum/"
 _MODEL = "model/"
 
@@ -101,7 +101,7 @@ class Training:
     # --- what trainers use ----------------------------------------------------------------------------------------
     def autocast(self) -> torch.autocast:
         """Return the autocast context of a forward pass in the recipe's precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == BF16)
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -245,18 +245,17 @@ def tensor_float(allowed: bool) -> Iterator[None]:
 
     PyTorch's default allows it in convolutions and forbids it in matrix products. CPUs are unaffected.
     """
-    convolutions, recurrent, matrices = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
-    operations = (convolutions, recurrent, matrices)
+    cudnn: Any = torch.backends.cudnn
+    operations = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
 
     def tell(precisions: Sequence[str]) -> None:
         # PyTorch refuses to read its older flags, as other libraries do, while they contradict the newer settings.
-        torch.backends.cudnn.allow_tf32 = precisions[0] == TF32
-        torch.backends.cuda.matmul.allow_tf32 = precisions[-1] == TF32
+        cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = precisions[0] == _TF32, precisions[-1] == _TF32
         for operation, precision in zip(operations, precisions, strict=True):
             operation.fp32_precision = precision
 
     before = [operation.fp32_precision for operation in operations]
-    tell([TF32 if allowed else "ieee"] * len(operations))
+    tell([_TF32 if allowed else "ieee"] * len(operations))
     try:
         yield
     finally:

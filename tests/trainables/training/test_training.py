@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded_graphs import Recorded
 from tiny_study import python
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -23,6 +24,7 @@ from trainables.masks import layerwise_random_mask, magnitude_mask
 from trainables.models import build_model
 from trainables.schema import TEST_LOSS, TRAIN_LOSS
 from trainables.storage.artifacts import pack, pack_checkpoint, unpack_checkpoint
+from trainables.training.engines import ENGINES, compiled, cuda_graph
 from trainables.training.loop import Diverged, Training
 from trainables.training.schedule import learning_rate
 
@@ -45,7 +47,7 @@ def some_mask(model: nn.Module, sparsity: float = 0.7) -> dict[str, Tensor]:
     return layerwise_random_mask(magnitude_mask(weights, sparsity), 1)
 
 
-def train_batches(recipe: Recipe, *, channels_last: bool = True) -> TrainBatches:
+def train_batches(recipe: Recipe, *, channels_last: bool = True, device: str = "cpu") -> TrainBatches:
     data = load_dataset("digits")
     return TrainBatches(
         data.train,
@@ -54,17 +56,22 @@ def train_batches(recipe: Recipe, *, channels_last: bool = True) -> TrainBatches
         augmentation=data.augmentation,
         batch_size=recipe.batch_size,
         seed=7,
+        device=device,
         channels_last=channels_last,
     )
 
 
 def start(
-    recipe: Recipe = RECIPE, mask: dict[str, Tensor] | None = None, model: nn.Module | None = None, seed: int = 0
+    recipe: Recipe = RECIPE,
+    mask: dict[str, Tensor] | None = None,
+    model: nn.Module | None = None,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Training:
     data = load_dataset("digits")
-    test = EvalBatches(data.test, mean=data.mean, std=data.std, batch_size=899, channels_last=True)
-    model = (model or new_model(seed=seed)).to(memory_format=torch.channels_last)
-    return Training(model, recipe, train_batches(recipe), test, mask)
+    test = EvalBatches(data.test, mean=data.mean, std=data.std, batch_size=899, device=device, channels_last=True)
+    model = (model or new_model(seed=seed)).to(device).to(memory_format=torch.channels_last)
+    return Training(model, recipe, train_batches(recipe, device=device), test, mask)
 
 
 def bits(training: Training) -> bytes:
@@ -79,7 +86,19 @@ def mask_of(kind: str) -> dict[str, Tensor] | None:
 
 # --- same state, same future --------------------------------------------------------------------------------------
 COMPILER = find_compiler() is not None
-SPARSE = {"kernels": "sparse", "batch_size": 288}
+
+
+def ways_to_train() -> list[Any]:
+    """Return the settings of every engine, and those of bf16, as parameters of a test."""
+    found = [pytest.param({"precision": "bf16"}, id="bf16")]
+    for name, engine in ENGINES.items():
+        settings: dict[str, Any] = dict([engine.selected_by] if engine.selected_by else [])
+        settings["batch_size"] = FEW.batch_size // engine.batch_multiple * engine.batch_multiple
+        marks = [pytest.mark.slow] if engine.compiles else []
+        if engine.needs_compiler:
+            marks.append(pytest.mark.skipif(not COMPILER, reason="no C++ compiler"))
+        found.append(pytest.param(settings, id=name, marks=marks))
+    return found
 
 
 KEY = "0" * 64
@@ -91,18 +110,13 @@ def saved(training: Training) -> bytes:
     return pack_checkpoint(KEY, tensors, {**data, "seconds": 1.0, "history": [], "log": []})
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"precision": "fp32"},
-        {"precision": "bf16"},
-        pytest.param(SPARSE, marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler")),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("how", ways_to_train())
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 @pytest.mark.parametrize("kind", ["dense", "masked"])
-def test_two_epochs_equal_one_saved_restored_and_one_more(kind: str, momentum: float, how: dict[str, Any]) -> None:
+def test_two_epochs_equal_one_saved_restored_and_one_more(
+    kind: str, momentum: float, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_graph, "Lane", Recorded)
     recipe = dataclasses.replace(FEW, momentum=momentum, **how)
     whole = start(recipe, mask_of(kind))
     undisturbed = [whole.run_epoch(), whole.run_epoch()]
@@ -127,8 +141,10 @@ def test_compiled_network_learns_the_same() -> None:
         assert row[TEST_LOSS] == pytest.approx(expected[TEST_LOSS], rel=1e-2)
     assert ours.weights().keys() == plain.weights().keys()
     assert all(not ours.weights()[name][~keep].any() for name, keep in some_mask(new_model()).items())
+    compiled_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     again = start(recipe, mask_of("masked"))
     again.run_epoch()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled_before, "one compilation serves both"
     resumed = start(recipe, mask_of("masked"), seed=99)
     resumed.restore(*unpack_checkpoint(saved(again), KEY))
     assert resumed.run_epoch() == row
@@ -155,14 +171,21 @@ def test_sparse_kernels_learn_what_the_network_itself_learns(model: str) -> None
     assert all(not weights[name][~keep].any() for name, keep in mask.items())
 
 
-def test_only_a_recipe_that_says_so_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append((model, options)) or model)
+def test_only_a_recipe_that_says_so_is_compiled_and_its_code_serves_the_whole_architecture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda model: asked.append(model) or model)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: asked.append("reset"))
+    monkeypatch.setattr(compiled.Trainer, "compiled_for", None)
     start(FEW).run_epoch()
     assert not asked
-    training = start(dataclasses.replace(FEW, compiled=True))
-    training.run_epoch()
-    assert asked == [(training.model, {"mode": "default"})]
+    recipe = dataclasses.replace(FEW, compiled=True)
+    first, second = start(recipe), start(dataclasses.replace(recipe, lr=0.5), mask_of("masked"), seed=1)
+    first.run_epoch()
+    assert asked == ["reset", first.model, second.model]
+    other = start(recipe, model=new_model("mlp"))
+    assert asked[3:] == ["reset", other.model]
 
 
 def test_state_is_a_copy() -> None:

@@ -208,7 +208,8 @@ class Lane:
 
     def __init__(self, device: torch.device) -> None:
         """Open a stream on a device."""
-        self._device, self._stream, self._graph = device, torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+        self._device, self._graph = device, torch.cuda.CUDAGraph()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def entered(self, *inputs: Tensor) -> Iterator[None]:

@@ -1,0 +1,221 @@
+"""Captured steps: as if computed, reused by networks of an architecture, side by side, and given up where needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from recorded_graphs import Recorded
+from test_training import FEW, FEW_STEPS, bits, mask_of, new_model, some_mask, start
+from torch import Tensor, nn
+
+from trainables.config import Recipe
+from trainables.training.engines import cuda_graph
+from trainables.training.loop import Training, train_epoch
+from trainables.training.schedule import learning_rate
+
+EXACT = dataclasses.replace(FEW, lr=2**-4, schedule="constant")
+"""A learning rate that single precision represents exactly, so that both engines use the same."""
+GRAPHS = dataclasses.replace(EXACT, graphs=True)
+
+
+@pytest.fixture(autouse=True)
+def _recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(cuda_graph, "Lane", Recorded)
+    monkeypatch.setattr(Recorded, "log", [])
+    cuda_graph._idle.clear()
+    yield
+    cuda_graph._idle.clear()
+
+
+def count(what: str) -> int:
+    return sum(each == what for _, each in Recorded.log)
+
+
+def same(one: Training, other: Training) -> bool:
+    """Train both for an epoch; return whether metrics, weights, buffers and momenta have the same bits."""
+    return one.run_epoch() == other.run_epoch() and bits(one) == bits(other)
+
+
+# --- one network ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("how", [{}, {"momentum": 0.0}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize("kind", ["dense", "masked"])
+def test_a_captured_step_computes_what_the_plain_engine_computes(kind: str, how: dict[str, Any]) -> None:
+    plain, graphs = (start(dataclasses.replace(each, **how), mask_of(kind)) for each in (EXACT, GRAPHS))
+    assert same(graphs, plain)
+    assert same(graphs, plain)
+    assert count("captured") == 1
+    assert count("replayed") == 1 + 2 * FEW_STEPS, "one check and the steps of two epochs"
+
+
+def test_the_learning_rate_follows_its_schedule_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = dataclasses.replace(GRAPHS, schedule="cosine_step", lr=0.08)
+    seen: list[float] = []
+    replay = cuda_graph._Step.replay
+
+    def noted(step: Any, *batch: Any) -> None:
+        replay(step, *batch)
+        seen.append(float(step._optimizer._sgd.param_groups[0]["lr"]))
+
+    monkeypatch.setattr(cuda_graph._Step, "replay", noted)
+    training, plain = start(recipe), start(dataclasses.replace(recipe, graphs=False))
+    rows = [training.run_epoch(), plain.run_epoch()]
+    assert seen == pytest.approx([learning_rate(recipe, step, FEW_STEPS) for step in range(FEW_STEPS)])
+    assert rows[0] == pytest.approx(rows[1], rel=1e-4)
+    weights = plain.weights()
+    for name, weight in training.weights().items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=1e-5)
+
+
+def test_masked_weights_are_zero_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask, looks = some_mask(new_model()), 0
+    replay = cuda_graph._Step.replay
+
+    def watched(step: Any, *batch: Any) -> None:
+        nonlocal looks
+        replay(step, *batch)
+        for name, keep in mask.items():
+            assert not step._network.get_parameter(name)[~keep].any(), name
+            looks += 1
+
+    monkeypatch.setattr(cuda_graph._Step, "replay", watched)
+    start(GRAPHS, mask).run_epoch()
+    assert looks == FEW_STEPS * len(mask)
+
+
+def test_the_host_copies_a_batch_and_launches_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step as such, without the batches that are prepared and the epoch's first and last copies."""
+    calls: list[str] = []
+
+    class Counting(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+            calls.append(function._schema.name)
+            return function(*arguments, **(named or {}))
+
+    replay = cuda_graph._Step.replay
+
+    def counted(*arguments: Any) -> None:
+        with Counting():
+            replay(*arguments)
+
+    training = start(GRAPHS)
+    training.run_epoch()
+    monkeypatch.setattr(Recorded, "replay", lambda lane: calls.append("graph"))
+    monkeypatch.setattr(cuda_graph._Step, "replay", counted)
+    training.run_epoch()
+    assert calls == ["aten::copy_", "aten::copy_", "graph"] * FEW_STEPS
+
+
+# --- several networks -------------------------------------------------------------------------------------------------
+def test_networks_after_each_other_use_the_same_captured_step() -> None:
+    for seed, kind, changes in ((0, "dense", {}), (1, "masked", {"lr": 2**-6}), (2, "dense", {"epochs": 2})):
+        recipe: Recipe = dataclasses.replace(EXACT, **changes)
+        plain = start(recipe, mask_of(kind), seed=seed)
+        assert same(start(dataclasses.replace(recipe, graphs=True), mask_of(kind), seed=seed), plain)
+    assert count("captured") == 1
+
+
+def test_networks_side_by_side_learn_what_they_learn_alone() -> None:
+    def nets(recipe: Recipe) -> list[Training]:
+        rates = [dataclasses.replace(recipe, lr=rate) for rate in (2**-4, 2**-5)]
+        return [start(rates[0], mask_of("masked")), start(rates[1], seed=1), start(rates[1], seed=2)]
+
+    together, alone = nets(GRAPHS), nets(EXACT)
+    rows = [end() for end in train_epoch(together)]
+    assert rows == [each.run_epoch() for each in alone]
+    assert [bits(each) for each in together] == [bits(each) for each in alone]
+    assert count("captured") == 3
+    assert same(together[1], alone[1]), "one goes on alone"
+    rows = [end() for end in train_epoch([together[2], together[0]])]
+    assert rows == [alone[2].run_epoch(), alone[0].run_epoch()]
+    assert count("captured") == 3
+
+
+def test_each_network_has_a_lane_that_keeps_a_batch_until_it_is_read_and_is_joined_at_the_end() -> None:
+    train_epoch([start(GRAPHS), start(GRAPHS, seed=1)])
+    lanes = [lane for lane, what in Recorded.log if what == "opened"]
+    assert len(set(lanes)) == 2
+    for lane in lanes:
+        own = [what for each, what in Recorded.log if each is lane]
+        assert own[-3 * FEW_STEPS - 1 :] == ["entered", "replayed", "left with 2"] * FEW_STEPS + ["joined"]
+    steps = [lane for lane, what in Recorded.log if what == "left with 2"]
+    assert steps == lanes * FEW_STEPS, "the lanes take turns, so that they are busy at the same time"
+
+
+def test_another_architecture_frees_the_captured_steps_of_the_last() -> None:
+    start(GRAPHS).run_epoch()
+    ((waiting,),) = cuda_graph._idle.values()
+    held = weakref.ref(waiting)
+    del waiting
+    start(GRAPHS, model=new_model("mlp")).run_epoch()
+    assert held() is None
+    assert [len(steps) for steps in cuda_graph._idle.values()] == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [({"lr": 0.5}, True), ({"epochs": 9}, True), ({"momentum": 0.5}, False), ({"weight_decay": 0.1}, False)],
+)
+def test_what_a_graph_holds_as_a_constant_decides_who_shares_it(changes: dict[str, float], alike: bool) -> None:
+    other: Recipe = dataclasses.replace(GRAPHS, **changes)
+    assert (start(GRAPHS).profile == start(other).profile) is alike
+
+
+# --- without a graph --------------------------------------------------------------------------------------------------
+class Peeking(nn.Module):
+    """A network that the host has to read in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images.flatten(1)
+        return self.fc(features) if float(features.sum()) < 1e9 else self.fc(-features)
+
+
+def test_a_network_that_cannot_be_captured_is_trained_plainly_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    def nets(recipe: Recipe) -> list[Training]:
+        return [start(recipe, model=model) for model in models(2)]
+
+    def models(number: int) -> list[nn.Module]:
+        torch.manual_seed(0)
+        return [Peeking() for _ in range(number)]
+
+    together, alone = nets(GRAPHS), nets(EXACT)
+    assert [end() for end in train_epoch(together)] == [each.run_epoch() for each in alone]
+    assert [bits(each) for each in together] == [bits(each) for each in alone]
+    assert caplog.text.count("not permitted when stream is capturing") == 2
+    assert [each.profile for each in together] == [None, None]
+    assert same(together[0], alone[0])
+    assert count("captured") == 0
+
+
+def test_a_captured_step_that_does_something_else_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Recorded, "replay", lambda lane: None)
+    assert same(start(GRAPHS), start(EXACT))
+    assert "the captured step is off by" in caplog.text
+
+
+def test_a_cpu_trains_plainly_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.undo()
+    training = start(GRAPHS)
+    assert "cpu has no CUDA graphs" in caplog.text
+    assert training.profile is None
+    assert same(training, start(EXACT))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_captured_step_learns_what_the_plain_engine_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    plain, *graphs = (start(each, mask_of("masked"), device="cuda") for each in (EXACT, GRAPHS, GRAPHS))
+    expected = plain.run_epoch()
+    for end in train_epoch(graphs):
+        assert end() == pytest.approx(expected, rel=1e-3, abs=0.5)
+    assert all(each.profile is not None for each in graphs)
