@@ -38,6 +38,7 @@ PLAIN, SPARSE, COMPILED = Way(), Way(kernels="sparse"), Way(compiled=True)
 TF32, TF32_COMPILED = Way(precision="tf32"), Way(precision="tf32", compiled=True)
 BF16, BF16_COMPILED = Way(precision="bf16"), Way(precision="bf16", compiled=True)
 STACKED, TF32_STACKED, BF16_STACKED = (dataclasses.replace(way, stacked=True) for way in (PLAIN, TF32, BF16))
+GRAPHS, TF32_GRAPHS, BF16_GRAPHS = (dataclasses.replace(way, graphs=True) for way in (PLAIN, TF32, BF16))
 NET = ("resnet8", 0.25)
 
 
@@ -91,9 +92,10 @@ def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], CPU, True, {PLAIN, SPARSE, COMPILED, BF16, BF16_COMPILED, STACKED, BF16_STACKED}),
         ([], CPU, False, {PLAIN, BF16, STACKED, BF16_STACKED}),
-        (["stacked=false"], GPU, True, {PLAIN, COMPILED, TF32, TF32_COMPILED, BF16, BF16_COMPILED}),
+        (["stacked=false", "graphs=false"], GPU, True, {PLAIN, COMPILED, TF32, TF32_COMPILED, BF16, BF16_COMPILED}),
+        (["graphs=true"], GPU, True, {GRAPHS, TF32_GRAPHS, BF16_GRAPHS}),
         (["stacked=true"], GPU, True, {STACKED, TF32_STACKED, BF16_STACKED}),
-        (["precision=tf32"], GPU, False, {TF32, TF32_STACKED}),
+        (["precision=tf32"], GPU, False, {TF32, TF32_STACKED, TF32_GRAPHS}),
         (["precision=tf32"], CPU, False, {TF32, TF32_STACKED}),
         (["precision=bf16"], CPU, True, {BF16, BF16_COMPILED, BF16_STACKED}),
         (["recipe=paper_imagenet"], CPU, True, {PLAIN, SPARSE, COMPILED, STACKED}),
@@ -133,8 +135,8 @@ def test_the_way_of_the_space_comes_first(store: Store) -> None:
             "--fastest chooses one precision for each network, but the space asks for fp32, bf16",
         ),
         (
-            ["precision=bf16", "compiled=true", "kernels=dense", "stacked=false"],
-            "nothing to choose: precision=bf16 compiled=true kernels=dense stacked=false are given by --set",
+            ["precision=bf16", "compiled=true", "kernels=dense", "stacked=false", "graphs=false"],
+            "nothing to choose: precision=bf16 compiled=true kernels=dense stacked=false graphs=false are given by",
         ),
     ],
 )
@@ -328,7 +330,7 @@ def test_a_choice_is_of_a_network_a_device_and_what_was_given(store: Store) -> N
     assert chosen_for(asked, store).missing == (("resnet8", 0.5),)
     assert chosen_for(asked, store, device=GPU).ways == {}
     given = chosen_for(asked, store, settings=["precision=bf16"])
-    assert given.ways == {NET: {"compiled": True, "kernels": "dense", "stacked": False}}
+    assert given.ways == {NET: {"compiled": True, "kernels": "dense", "stacked": False, "graphs": False}}
     assert chosen_for(asked, store, settings=["compiled=false"]).ways == {}
 
 
@@ -422,7 +424,7 @@ def test_what_was_chosen_holds_whatever_is_measured_later(measured: dict[Way, fl
 
 def test_what_is_given_is_kept_and_only_the_rest_is_chosen(measured: dict[Way, float], store: Store) -> None:
     measured[SPARSE] = 400.0
-    rest = {"compiled": False, "kernels": "sparse", "stacked": False}
+    rest = {"compiled": False, "kernels": "sparse", "stacked": False, "graphs": False}
     assert measure(space(), store, "precision=fp32") == {NET: rest}
     assert measure(space(), store) == {NET: BF16.settings}
 
@@ -519,7 +521,7 @@ def test_status_and_dry_run_measure_nothing_and_say_what_was_chosen(
     for flag in ("--dry-run", "--status"):
         assert run(store, flag, "--set", "width=0.25,0.5") == OK
         out = capsys.readouterr().out.splitlines()
-        assert "fastest resnet8 x0.25: precision=fp32 compiled=false kernels=sparse stacked=false" in out
+        assert "fastest resnet8 x0.25: precision=fp32 compiled=false kernels=sparse stacked=false graphs=false" in out
         assert "fastest resnet8 x0.5: not measured yet, planned as the space has it" in out
     assert sorted(store.root.rglob("*")) == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,20 +11,22 @@ from search_spaces import SPACES, SearchSpace, get_space
 from study import fastest, preference
 from study.clean import plan_all
 from study.plan import Plan, make_plan, override
-from study.preference import preferring, with_preferred
+from study.preference import ON_GPUS, preferences, preferring
 from trainables import schema
 from trainables.storage.starts import noted
 from trainables.storage.store import Store
 from trainables.training.engines import CPU, GPU
-from trainables.training.way import SETTINGS
+from trainables.training.way import SETTINGS, Way
 
 PREFERRING = [space for space in SPACES.values() if space.preferred]
+ON_ANY_DEVICE = [space for space in SPACES.values() if GPU in Way.of(space).engine.devices]
 FEW = ("seeds=0", "width=0.5", "sparsity=0.95", "rewind_epoch=5")
 
 
 @pytest.fixture(autouse=True)
-def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preference, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(preference, "capability_here", lambda: None)
 
 
 def preferred(tmp_path: Path, *assignments: str, device: str | None = CPU) -> tuple[Plan, Plan]:
@@ -36,8 +39,7 @@ def preferred(tmp_path: Path, *assignments: str, device: str | None = CPU) -> tu
 @pytest.mark.parametrize("space", PREFERRING, ids=lambda space: space.name)
 def test_every_preference_is_a_setting_of_training_that_all_networks_of_its_space_allow(space: SearchSpace) -> None:
     assert {name for name, _ in space.preferred} <= {*SETTINGS}
-    changed = with_preferred(space, {})
-    assert changed is not None
+    changed = next(each.space for each in preferences(space, {}) if each.settings == dict(space.preferred))
     assert all(getattr(changed, name) == value for name, value in space.preferred)
 
 
@@ -66,9 +68,48 @@ def test_without_a_compiler_a_space_runs_without_the_kernels_that_need_it(
     assert "g++" in plan.notes[0]
 
 
-def test_gpus_do_without_an_engine_for_cpus(tmp_path: Path) -> None:
+@pytest.mark.parametrize("capability", [(8, 0), (12, 0), None])
+def test_gpus_train_in_the_precision_in_which_pytorch_convolves_and_not_on_kernels_for_cpus(
+    capability: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preference, "capability_here", lambda: capability)
+    _, plan = preferred(tmp_path, device=GPU)
+    assert plan.space == override(
+        get_space("digits_quickstart"), [f"{name}={value}" for name, value in ON_GPUS.items()]
+    )
+    assert "--set precision=fp32" in plan.notes[0]
+
+
+def test_a_gpu_that_has_no_tensor_float_trains_as_the_space_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preference, "capability_here", lambda: (7, 5))
     asked, plan = preferred(tmp_path, device=GPU)
     assert plan is asked
+
+
+@pytest.mark.parametrize("space", ON_ANY_DEVICE, ids=lambda space: space.name)
+def test_every_space_trains_on_gpus_as_fast_as_pytorch_does_by_itself(space: SearchSpace) -> None:
+    (on_gpus,) = (each.space for each in preferences(space, {}) if each.on == GPU)
+    assert on_gpus == dataclasses.replace(space, **ON_GPUS)
+
+
+@pytest.mark.parametrize("assignment", ["precision=fp32", "precision=bf16", "precision=fp32,tf32", "kernels=sparse"])
+def test_what_the_user_sets_comes_first_on_gpus(assignment: str, tmp_path: Path) -> None:
+    asked, plan = preferred(tmp_path, assignment, device=GPU)
+    assert plan is asked
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_a_study_goes_on_in_the_precision_in_which_it_was_begun(
+    precision: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = make_plan(override(get_space("digits_quickstart"), [*FEW, f"precision={precision}"]))
+    monkeypatch.setattr(Store, "keys", lambda self: earlier.jobs.keys())
+    _, plan = preferred(tmp_path, *FEW, device=device)
+    assert plan.jobs.keys() == earlier.jobs.keys()
+    assert "began" in plan.notes[0]
 
 
 @pytest.mark.parametrize("began", ["dense", "sparse"])
@@ -101,11 +142,11 @@ def test_results_that_both_ways_share_leave_the_choice_open(tmp_path: Path, monk
     assert preferred(tmp_path, *FEW)[1].space.kernels == "sparse"
 
 
-def test_cleaning_keeps_the_results_of_both_ways() -> None:
+def test_cleaning_keeps_the_results_of_every_way_that_a_study_prefers() -> None:
     plans, _ = plan_all(None, None, {}, {})
     needed = {key for plan in plans for key in plan.jobs}
-    for way in ("dense", "sparse"):
-        assert make_plan(override(get_space("digits_quickstart"), [f"kernels={way}"])).jobs.keys() <= needed
+    for way in ("kernels=dense", "kernels=sparse", "precision=tf32"):
+        assert make_plan(override(get_space("digits_quickstart"), [way])).jobs.keys() <= needed
 
 
 def test_a_preference_is_checked_like_any_setting() -> None:

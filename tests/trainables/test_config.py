@@ -192,7 +192,7 @@ def test_sparse_kernels_know_single_precision_and_no_compiler(other: dict[str, A
     assert str(*other.values()) in message
 
 
-@pytest.mark.parametrize("other", [{"kernels": "sparse"}, {"compiled": True}])
+@pytest.mark.parametrize("other", [{"kernels": "sparse"}, {"compiled": True}, {"graphs": True}])
 def test_two_settings_that_select_engines_exclude_each_other(other: dict[str, Any]) -> None:
     message = refusal(cell, stacked=True, **other)
     assert "stacked=True" in message

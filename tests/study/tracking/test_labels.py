@@ -155,7 +155,7 @@ def all_params(plan: Plan, kind: str) -> list[dict[str, Any]]:
 
 
 RECIPE = {"epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "warmup_epochs", "precision"}
-RECIPE |= {"first_epoch", "compiled", "kernels", "stacked"}
+RECIPE |= {"first_epoch", "compiled", "kernels", "stacked", "graphs"}
 PLACE = {"stage", "model", "dataset", "width"}
 
 
