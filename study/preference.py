@@ -19,13 +19,13 @@ from trainables.host.toolchain import COMPILERS, find_compiler
 from trainables.knobs import KNOBS, TF32, Scalar
 from trainables.storage.starts import starts
 from trainables.storage.store import Store
-from trainables.training.engines import GPU
+from trainables.training.engines import CPU, GPU
 from trainables.training.way import SETTINGS, Way, in_words
 
-ON_GPUS: Final[Mapping[str, Scalar]] = {"precision": TF32}
-"""What every space prefers on GPUs: TensorFloat-32, in which PyTorch convolves there unless told otherwise."""
+ON_GPUS: Final[Mapping[str, Scalar]] = {"precision": TF32, "graphs": True}
+"""What every space prefers on GPUs. TensorFloat-32 is PyTorch's own default for convolutions there."""
 TENSOR_FLOAT_SINCE: Final = (8, 0)
-"""Compute capability of the first GPUs that have TensorFloat-32; on older ones it is the same as fp32."""
+"""Compute capability of the first GPUs that have TensorFloat-32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Preference:
         space: the study's space with the preferred settings.
         settings: the preferred settings.
         on: the kind of device on which they are used, ``CPU`` or ``GPU``.
-        why: the reason, as the end of a sentence about them.
+        why: the reason, as a clause after the settings.
     """
 
     space: SearchSpace
@@ -44,24 +44,32 @@ class Preference:
     on: str
     why: str
 
+    def usable(self, device: str | None) -> bool:
+        """Return whether the settings are meant for a kind of device, and for this machine's GPUs if it has any."""
+        older = TF32 in self.settings.values() and (capability_here() or TENSOR_FLOAT_SINCE) < TENSOR_FLOAT_SINCE
+        return device == self.on and not older
+
 
 def preferences(space: SearchSpace, given: Mapping[str, Scalar]) -> list[Preference]:
-    """Return what a study prefers, one for each kind of device at most; the user's settings and networks allow them.
+    """Return what a study prefers, as far as the user's settings, the space's own and its networks allow it.
+
+    Of several for one kind of device, the first that is usable counts.
 
     Args:
         space: the space, with the user's settings applied.
         given: the settings of a ``Way`` that the user has given.
     """
+    on_gpus = {name: value for name, value in ON_GPUS.items() if _with(space, {name: value}, given)}
+    without_tensor_float = {name: value for name, value in on_gpus.items() if value != TF32}
     found = []
-    for settings, on_gpus, why in (
-        (dict(space.preferred), False, "which is faster on most CPUs"),
-        (dict(ON_GPUS), True, "PyTorch's own default for convolutions on GPUs"),
+    for settings, why in (
+        (dict(space.preferred), "which is faster on most CPUs"),
+        (on_gpus, "the default on GPUs"),
+        (without_tensor_float if without_tensor_float != on_gpus else {}, "the default on GPUs without TF32"),
     ):
-        changed = _with(space, settings, given)
-        if changed is None:
-            continue
-        devices = (GPU,) if on_gpus else Way.of(changed).engine.devices
-        found.append(Preference(space=changed, settings=settings, on=devices[0], why=why))
+        if changed := _with(space, settings, given):
+            on = GPU if GPU in Way.of(changed).engine.devices else CPU
+            found.append(Preference(space=changed, settings=settings, on=on, why=why))
     return found
 
 
@@ -91,9 +99,7 @@ def preferring(plan: Plan, given: Kept, store: Store, device: str | None) -> Pla
             return _noted(preferred, f"with {words}, because this study began with it ({without} trains without it)")
         if lead < 0 and device in (each.on, None):
             return _noted(plan, f"without {words}, {each.why}, because this study began without it")
-        if each.on != device:
-            continue
-        if device == GPU and (capability_here() or TENSOR_FLOAT_SINCE) < TENSOR_FLOAT_SINCE:
+        if not each.usable(device):
             continue
         if Way.of(each.space).engine.needs_compiler and find_compiler() is None:
             names = ", ".join(COMPILERS)

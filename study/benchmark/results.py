@@ -84,7 +84,8 @@ class Rate(Way):
         image_size: side length of the images, pixels.
         images_per_second: training images per second of the trial, summed over all networks that it trains at once.
         sparsity: sparsity of the mask, in (0, 1), for engines whose speed depends on it; None for others.
-        compile_seconds: compile time of each job once the machine has the code on its disk.
+        compile_seconds: time that a process takes to compile the network once the machine has the code on its disk.
+            Estimates count it for every job, because each may be the first of its process.
         conventional: images per second of the conventional loop on the same cores, timed alternately with ours; None if
             it was not measured.
     """

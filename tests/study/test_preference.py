@@ -69,43 +69,57 @@ def test_without_a_compiler_a_space_runs_without_the_kernels_that_need_it(
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (12, 0), None])
-def test_gpus_train_in_the_precision_in_which_pytorch_convolves_and_not_on_kernels_for_cpus(
+def test_gpus_train_as_every_space_prefers_there_and_not_on_kernels_for_cpus(
     capability: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preference, "capability_here", lambda: capability)
     _, plan = preferred(tmp_path, device=GPU)
-    assert plan.space == override(
-        get_space("digits_quickstart"), [f"{name}={value}" for name, value in ON_GPUS.items()]
-    )
-    assert "--set precision=fp32" in plan.notes[0]
+    assert plan.space == dataclasses.replace(get_space("digits_quickstart"), **ON_GPUS)
+    assert "--set precision=fp32 --set graphs=false" in plan.notes[0]
 
 
-def test_a_gpu_that_has_no_tensor_float_trains_as_the_space_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_without_tensor_float_is_not_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preference, "capability_here", lambda: (7, 5))
-    asked, plan = preferred(tmp_path, device=GPU)
-    assert plan is asked
+    _, plan = preferred(tmp_path, device=GPU)
+    assert plan.space == override(get_space("digits_quickstart"), ["graphs=true"])
+    earlier = plan.jobs.keys()
+    monkeypatch.setattr(preference, "capability_here", lambda: (8, 0))
+    monkeypatch.setattr(Store, "keys", lambda self: earlier)
+    assert preferred(tmp_path, device=GPU)[1].jobs.keys() == earlier
 
 
 @pytest.mark.parametrize("space", ON_ANY_DEVICE, ids=lambda space: space.name)
 def test_every_space_trains_on_gpus_as_fast_as_pytorch_does_by_itself(space: SearchSpace) -> None:
-    (on_gpus,) = (each.space for each in preferences(space, {}) if each.on == GPU)
+    on_gpus = next(each.space for each in preferences(space, {}) if each.on == GPU)
     assert on_gpus == dataclasses.replace(space, **ON_GPUS)
 
 
-@pytest.mark.parametrize("assignment", ["precision=fp32", "precision=bf16", "precision=fp32,tf32", "kernels=sparse"])
-def test_what_the_user_sets_comes_first_on_gpus(assignment: str, tmp_path: Path) -> None:
-    asked, plan = preferred(tmp_path, assignment, device=GPU)
-    assert plan is asked
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        (["precision=fp32"], ["precision=fp32", "graphs=true"]),
+        (["precision=bf16"], ["precision=bf16", "graphs=true"]),
+        (["graphs=false"], ["precision=tf32", "graphs=false"]),
+        (["compiled=true"], ["precision=tf32", "compiled=true"]),
+        (["stacked=true"], ["precision=tf32", "stacked=true"]),
+        (["recipe=paper_imagenet", "epochs=12", "imp_epochs=4"], ["graphs=true"]),
+        (["precision=fp32", "graphs=false"], []),
+        (["precision=fp32,tf32"], []),
+        (["kernels=sparse"], []),
+    ],
+)
+def test_what_the_user_sets_comes_first_on_gpus(given: list[str], used: list[str], tmp_path: Path) -> None:
+    asked, plan = preferred(tmp_path, *given, device=GPU)
+    assert plan.space == override(asked.space, used)
+    assert (plan is asked) is (used == [])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32"])
-@pytest.mark.parametrize("device", [CPU, GPU])
-def test_a_study_goes_on_in_the_precision_in_which_it_was_begun(
-    precision: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("began", [[], ["precision=tf32", "graphs=true"], ["graphs=true"]], ids=str)
+@pytest.mark.parametrize("device", [CPU, GPU, None])
+def test_a_study_goes_on_as_it_was_begun_on_gpus(
+    began: list[str], device: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    earlier = make_plan(override(get_space("digits_quickstart"), [*FEW, f"precision={precision}"]))
+    earlier = make_plan(override(get_space("digits_quickstart"), [*FEW, *began]))
     monkeypatch.setattr(Store, "keys", lambda self: earlier.jobs.keys())
     _, plan = preferred(tmp_path, *FEW, device=device)
     assert plan.jobs.keys() == earlier.jobs.keys()
@@ -145,8 +159,8 @@ def test_results_that_both_ways_share_leave_the_choice_open(tmp_path: Path, monk
 def test_cleaning_keeps_the_results_of_every_way_that_a_study_prefers() -> None:
     plans, _ = plan_all(None, None, {}, {})
     needed = {key for plan in plans for key in plan.jobs}
-    for way in ("kernels=dense", "kernels=sparse", "precision=tf32"):
-        assert make_plan(override(get_space("digits_quickstart"), [way])).jobs.keys() <= needed
+    for way in (["kernels=dense"], ["kernels=sparse"], ["precision=tf32", "graphs=true"], ["graphs=true"]):
+        assert make_plan(override(get_space("digits_quickstart"), way)).jobs.keys() <= needed
 
 
 def test_a_preference_is_checked_like_any_setting() -> None:

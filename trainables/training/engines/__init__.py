@@ -34,7 +34,7 @@ class Engine:
         goes_with: setting -> the values that this engine supports; settings not named here may have any value.
         devices: the kinds of devices that it runs on.
         needs_compiler: whether it needs a C++ compiler on a CPU.
-        compiles: whether it compiles each network, which takes a minute once and seconds in every job.
+        compiles: whether it compiles each architecture, which takes a minute once and seconds in every process.
         shares_trial: whether one trial can train several networks with it at once.
         gains_from: least mask sparsity, in [0, 1), at which it is used; jobs below that use the default engine. 0 for
             an engine whose speed does not depend on the mask.
