@@ -212,6 +212,7 @@ def test_a_cpu_trains_plainly_and_says_so(monkeypatch: pytest.MonkeyPatch, caplo
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a pretended GPU captures nothing")
 def test_on_a_gpu_a_captured_step_learns_what_the_plain_engine_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     plain, *graphs = (start(each, mask_of("masked"), device="cuda") for each in (EXACT, GRAPHS, GRAPHS))
