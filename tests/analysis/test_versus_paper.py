@@ -7,7 +7,7 @@ import pytest
 import synthetic_effects as synthetic
 from scipy import stats as scipy_stats
 
-from analysis.drawing.signs import DASH
+from analysis.drawing.signs import DASH, TIMES
 from analysis.figures import versus_paper
 from analysis.paper import numbers
 from search_spaces import SearchSpace
@@ -245,6 +245,23 @@ def test_numbers_are_drawn_against_the_papers_and_clear_differences_are_filled(f
     assert 0 < far.sum() < len(found)
     expected = zip(found["paper_mean"], found["difference"], far, strict=True)
     assert sorted(points) == [pytest.approx(point) for point in sorted(expected)]
+
+
+def test_accuracies_have_a_panel_for_each_width_and_other_measures_one_for_all():
+    paths = [
+        {"stage": schema.CONNECT, "width": width, "sparsity": math.nan, "matcher": "activation"}
+        | {"correction": "bn_reset", "match_epoch": -1, schema.ERROR_BARRIER: 20.0, "seed_a": 0, "seed_b": 1}
+        for width in (1.0, 8.0)
+    ]
+    nets = [synthetic.cell({"naive": [90.0]}, width=width, **PLACE) for width in (8.0, 1.0)]
+    panels = versus_paper.figure(synthetic.runs([*paths, *nets[0], *nets[1]])).axes
+    shown = {axes.get_xlabel(): [len(each.lines[0].get_xdata()) for each in axes.containers] for axes in panels}
+    accuracy = f"The paper's test accuracy at width {TIMES}"
+    assert list(shown.items()) == [
+        (f"{accuracy}1", [1]),
+        (f"{accuracy}8", [1]),
+        ("The paper's error barrier (pp)", [2]),
+    ]
 
 
 def test_image_folders_are_taken_for_imagenet_and_it_is_said():
