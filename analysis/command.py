@@ -39,7 +39,9 @@ def parser(program: str, description: str, *, out: str | None = "STORAGE/report/
         help=f"where the study keeps its results (default: {DEFAULT_STORAGE}/)",
     )
     options.add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow tracking URI (default: sqlite:///STORAGE/mlflow.db)"
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow tracking URI (default: mlflow.db in the storage, or in outputs/ for an object store)",
     )
     if out is None:
         options.set_defaults(style=DEFAULT)

@@ -113,7 +113,9 @@ class Options:
         metavar="DIR|URI",
         check=_filled,
     )
-    tracking_uri: str | None = _option("MLflow tracking store (default: sqlite:///STORAGE/mlflow.db)", metavar="URI")
+    tracking_uri: str | None = _option(
+        "MLflow tracking store (default: mlflow.db in the storage, or in outputs/ for an object store)", metavar="URI"
+    )
     data_dir: str | None = _option(
         "directory of the datasets that do not come with a library", metavar="DIR", kind=_directory
     )

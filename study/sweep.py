@@ -332,7 +332,7 @@ def _needs(
     counts = Counter(tuple(asked[group(plan.jobs[key])].items()) for key in todo)
     for each in counts:
         if not hosts.fit(dict(each)):
-            problem = f"a trial asks for {in_words(dict(each))}, no node of the cluster has that much"
+            problem = f"a trial asks for {in_words(dict(each))}, but no node of the cluster has that much"
             if cluster.is_own:
                 raise ClusterError(problem)
             warnings.append(f"{problem} now; waiting for one that has")

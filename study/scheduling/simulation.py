@@ -222,7 +222,7 @@ def simulate(
             searcher.on_trial_start(name)
     if searcher.unfinished():
         asked = next(iter(searcher.trials.values())).asked
-        raise ValueError(f"a trial asks for {in_words(asked)}, none of the machines has that much")
+        raise ValueError(f"a trial asks for {in_words(asked)}, but none of the machines has that much")
 
     def busy(keys: set[str], number: float) -> float:
         return sum(min(each.seconds * each.busy for each in times[key].values()) for key in keys) / max(1.0, number)

@@ -194,7 +194,7 @@ def test_a_start_that_is_refused_is_no_start(tmp_path: Path) -> None:
     with python("-m", "study.run", *arguments, cwd=str(tmp_path)) as process:
         _, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 2
-    assert "asks for 100000 CPU, no node of the cluster has that much" in err
+    assert "asks for 100000 CPU, but no node of the cluster has that much" in err
     assert not starts(Store(tmp_path / "outputs"), SPACE)
 
 

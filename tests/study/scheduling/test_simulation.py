@@ -88,7 +88,7 @@ def test_limits_on_trials_hold(tiny: Plan, options: dict[str, Any]) -> None:
 
 
 def test_a_trial_that_no_machine_can_run_is_an_error(tiny: Plan) -> None:
-    with pytest.raises(ValueError, match="a trial asks for 8 CPU, none of the machines has that much"):
+    with pytest.raises(ValueError, match="a trial asks for 8 CPU, but none of the machines has that much"):
         lay(tiny, "4xcpu", cpus=8.0)
 
 
