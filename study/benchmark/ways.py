@@ -1,8 +1,8 @@
 """Chooses the fastest way to train each network of a plan; the ways are timed alternately.
 
-On a CPU, a single trial is timed on one thread. The machine that starts a study may differ from the cluster's nodes:
-``python -m study.benchmark fastest --space NAME --storage URI``, started on a node like those that train, measures
-there and keeps the choices that ``python -m study.run --fastest`` then uses.
+On a GPU, as many trials are timed at once as a study places there; on a CPU, one on one thread. The machine that starts
+a study may differ from the cluster's nodes: ``python -m study.benchmark fastest --space NAME --storage URI``, started on
+a node like those that train, measures there and keeps the choices that ``python -m study.run --fastest`` then uses.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from study.estimate import benchmark_file, duration, image_size, masked, multipl
 from study.fastest import Choice
 from study.options import parse_options
 from study.plan import Network, Plan, make_plan, override
+from study.scheduling.cards import Card, card_of
+from study.scheduling.placement import needs
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
-from trainables.host.processes import cores
 from trainables.host.terminal import OK, refused
 from trainables.host.toolchain import find_compiler
 from trainables.host.version import project_commit
@@ -78,7 +79,7 @@ def measure(choice: Choice, plan: Plan, store: Store) -> None:
         rates: Mapping[Way, Rate] = {}
         if len(ways) > 1:
             setting = setting_for(plan, jobs, choice.device)
-            rates = _rates(plan, jobs, setting, ways)
+            rates = _rates(plan, jobs, setting, ways, trials_on(this_card(), plan, jobs) if choice.device == GPU else 1)
             found = list(rates.values())
             results.store(out, "fastest", asdict(setting), found, machine=surroundings, commit=commit)
         totals = {way: fastest.seconds(plan, jobs, way, rates) for way in rates}
@@ -129,20 +130,40 @@ def images_in_a_second(model: str, width: float, image_size: int, device: str) -
     return int(min(affordable, PIXELS / image_size**2))
 
 
-def _rates(plan: Plan, jobs: Sequence[Job], setting: Training, ways: Sequence[Way]) -> dict[Way, Rate]:
-    """Return the network's measured rate in every way that works here and may pay off."""
+def this_card() -> Card:
+    """Return the kind of the first GPU of this machine."""
+    properties = torch.cuda.get_device_properties(0)
+    return card_of(properties.name, properties.total_memory)
+
+
+def trials_on(card: Card, plan: Plan, jobs: Sequence[Job]) -> int:
+    """Return how many trials of the same network a study places on a busy GPU."""
+    found, _ = needs(plan, [job.key for job in jobs], cpus=None, gpus=None, cards=[card])
+    share = max(need.share_of(card) for need in found.values())
+    return round(1 / share) if share else 1  # 0: the plan's own way of training needs no GPU
+
+
+def _rates(plan: Plan, jobs: Sequence[Job], setting: Training, ways: Sequence[Way], trials: int) -> dict[Way, Rate]:
+    """Return the rate of a trial beside others, in every way that works here and may pay off.
+
+    Args:
+        plan: the plan.
+        jobs: its jobs that train the network.
+        setting: what is timed.
+        ways: of training.
+        trials: number of trials at a time.
+    """
     size, what = setting.image_size, fastest.called((setting.model, setting.width))
     images = f"in batches of {setting.batch_size} images of {size} x {size} pixels"
     print(f"measuring {what} {images}; its {len(jobs)} jobs, one after the other, take", flush=True)
-    threads = 1 if setting.device == CPU else cores()
     with images_on_disk(setting.images, size, setting.test_images) as folder, ExitStack() as stack:
 
         def enter(entering: Iterable[Way]) -> dict[Way, Team]:
-            each = [(way, Team(stack, str(way), OurTrial, setting, folder, way, threads=threads)) for way in entering]
+            each = [(way, Team(stack, str(way), OurTrial, setting, folder, way, count=trials)) for way in entering]
             return ready(each)
 
         teams = enter(way for way in ways if not way.engine.compiles or way == ways[0])
-        first = {way: rate(setting, way, team.first) for way, team in teams.items()}
+        first = {way: rate(setting, way, trials * team.first) for way, team in teams.items()}
         shortest = min((fastest.seconds(plan, jobs, way, first) for way in _complete(first)), default=float("inf"))
         if shortest >= COMPILED_FROM * len(jobs):
             teams |= enter(way for way in ways[1:] if way.engine.compiles)
@@ -151,8 +172,8 @@ def _rates(plan: Plan, jobs: Sequence[Job], setting: Training, ways: Sequence[Wa
         found = {}
         for way, seconds in in_turns({way: team.seconds for way, team in teams.items()}, range(REPEATS)).items():
             each = statistics.median(seconds)
-            compiling = setting.images * (teams[way].seconds("run afresh") - each) if way.engine.compiles else 0.0
-            found[way] = rate(setting, way, each, max(0.0, compiling))
+            lost = trials * setting.images * (teams[way].seconds("run afresh") - each) if way.engine.compiles else 0.0
+            found[way] = rate(setting, way, trials * each, max(0.0, lost))
     return {way: found[way] for way in _complete(found)}
 
 

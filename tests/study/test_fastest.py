@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from study.fastest import choice, quickest
 from study.options import Options
 from study.plan import Plan, make_plan, override
 from study.run import main
+from study.scheduling.cards import CARDS
 from study.tracking.labels import recipe_digest
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS
@@ -394,12 +396,51 @@ def test_what_is_timed_of_a_large_network_is_less() -> None:
     assert sizes[0] > 10 * sizes[-1]
 
 
+def test_a_gpu_is_shared_by_as_many_trials_as_a_study_places_there() -> None:
+    def trials(width: float, card: str) -> int:
+        plan = make_plan(space(width=width, model="resnet20"))
+        return measuring.trials_on(CARDS[card], plan, fastest.training_jobs(plan, ("resnet20", width)))
+
+    assert trials(32.0, "T4") == 1
+    assert trials(1.0, "H200") > 1
+    plan = make_plan(space(kernels="sparse"))
+    jobs = [job for job in fastest.training_jobs(plan, NET) if masked(job) >= SPARSE.engine.gains_from]
+    assert measuring.trials_on(CARDS["H200"], plan, jobs) == 1, "these jobs compute on CPUs"
+
+
+def test_the_rate_of_a_trial_is_its_share_of_what_all_trials_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    class Side:
+        first = 0.001
+
+        def __init__(self, *_: object, count: int) -> None:
+            counts.append(count)
+
+        def wait(self) -> None:
+            pass
+
+        def seconds(self) -> float:
+            return 0.001
+
+    monkeypatch.setattr(measuring, "Team", Side)
+    monkeypatch.setattr(measuring, "images_on_disk", lambda *_: nullcontext(Path()))
+    plan = make_plan(space())
+    jobs = fastest.training_jobs(plan, NET)
+    setting = measuring.setting_for(plan, jobs, CPU)
+    alone, beside = (measuring._rates(plan, jobs, setting, [PLAIN], trials)[PLAIN] for trials in (1, 4))
+    assert counts == [1, 4]
+    assert beside.images_per_second == pytest.approx(alone.images_per_second / 4)
+    assert alone.images_per_second > 1000, "evaluation is included in the time"
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> dict[Way, float]:
     """Images per second that are found of every network, in place of measurements."""
     speeds = {PLAIN: 100.0, BF16: 300.0, SPARSE: 110.0}
 
-    def found(plan: Plan, jobs: object, setting: object, ways: Iterable[Way]) -> dict[Way, Rate]:
+    def found(plan: Plan, jobs: object, setting: object, ways: Iterable[Way], trials: int) -> dict[Way, Rate]:
+        assert trials == 1, "a CPU times one"
         return {way: rate for way, rate in rates(speeds).items() if way in ways}
 
     monkeypatch.setattr(measuring, "_rates", found)
