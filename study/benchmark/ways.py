@@ -1,8 +1,8 @@
 """Chooses the fastest way to train each network of a plan; the ways are timed alternately.
 
 On a GPU, as many trials are timed at once as a study places there; on a CPU, one on one thread. The machine that starts
-a study may differ from the cluster's nodes: ``python -m study.benchmark fastest --space NAME --storage URI``, started on
-a node like those that train, measures there and keeps the choices that ``python -m study.run --fastest`` then uses.
+a study may differ from the cluster's nodes: ``python -m study.benchmark fastest --space NAME --storage URI``, run on a
+node like those that train, measures there and keeps the choices that ``python -m study.run --fastest`` then uses.
 """
 
 from __future__ import annotations
