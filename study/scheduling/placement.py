@@ -6,8 +6,8 @@ width, the batch, the dataset that stays on the device. All jobs of a network on
 reuses a worker process, with its imports and its CUDA context, only for a trial with exactly the same request as the
 last one.
 
-Ray fills one GPU with fractions before it uses the next one, on a node and across nodes. Trials are therefore spread by
-requesting more than they need while GPUs are idle.
+Ray fills one GPU with fractions before it uses the next one, on a node and across nodes. Trials therefore request more
+than they need while GPUs are idle: that spreads them.
 """
 
 from __future__ import annotations
@@ -149,6 +149,10 @@ class Need:
         return dataclasses.replace(self, memory=max(self.memory, 2 * share * card.memory))
 
 
+Slot = tuple[str, int]
+"""A GPU: id of its node, and its number there."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What a trial asks Ray for.
@@ -165,40 +169,46 @@ class Request:
 
 
 class Pool:
-    """The GPUs of the nodes that get jobs, by kind, and what trials have taken of them."""
+    """The GPUs of the nodes that get jobs, by kind, and what trials have taken of them.
 
-    def __init__(self, nodes: Mapping[str, Node], taken: Iterable[Request] = ()) -> None:
-        """Count the GPUs of `nodes`, id -> node, and the requests of the trials that Ray holds."""
-        self._nodes: dict[Card, list[str]] = {}
-        self._gpus: dict[Card, float] = {}
-        self._used: dict[Card, float] = {}
-        self._trials: dict[Card, int] = {}
+    Ray does not say on which GPU a trial will run. It fills the fullest GPU that has room, and so does this class.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node]) -> None:
+        """Start with free GPUs; `nodes` are id -> node."""
+        self._free: dict[Card, dict[Slot, float]] = {}
         self._cpus: dict[Card, float] = {}
         for each, node in nodes.items():
-            if node.card is not None and (gpus := node.resources.get("GPU", 0.0)):
-                self._nodes.setdefault(node.card, []).append(each)
-                self._gpus[node.card] = self._gpus.get(node.card, 0.0) + gpus
+            if node.card is not None and (gpus := int(node.resources.get("GPU", 0.0))):
+                self._free.setdefault(node.card, {}).update(((each, number), 1.0) for number in range(gpus))
                 per_gpu = node.resources.get("CPU", 0.0) / gpus
                 self._cpus[node.card] = min(self._cpus.get(node.card, per_gpu), per_gpu)
-        for request in taken:
-            if request.card is not None:
-                self._used[request.card] = self._used.get(request.card, 0.0) + request.resources.get("GPU", 0.0)
-                self._trials[request.card] = self._trials.get(request.card, 0) + 1
 
-    def idle(self, card: Card) -> float:
-        """Return the number of GPUs of a kind that are idle for certain, wherever Ray has put the trials."""
-        return max(0.0, self._gpus.get(card, 0.0) - self._trials.get(card, 0))
+    def take(self, card: Card, share: float, slot: Slot | None = None) -> Slot | None:
+        """Take a share of a GPU of a kind; return the GPU, or None if none has room.
 
-    def has_room(self, card: Card, share: float) -> bool:
-        """Return whether GPUs of a kind have a share left in total."""
-        return self._used.get(card, 0.0) + share <= self._gpus.get(card, 0.0) + TOLERANCE
+        Args:
+            card: the kind.
+            share: the share.
+            slot: the GPU; None for the fullest with room. If its node is gone, nothing is taken.
+        """
+        free = self._free.get(card, {})
+        if slot is None:
+            slot = min((each for each in free if free[each] >= share - TOLERANCE), key=free.__getitem__, default=None)
+        if slot in free:
+            free[slot] -= share
+        return slot
+
+    def places(self, card: Card, share: float) -> int:
+        """Return how many more trials with a share of a GPU fit on the GPUs of a kind."""
+        return sum(int(free / share + TOLERANCE) for free in self._free.get(card, {}).values())
 
     def request(self, need: Need, ready: float, expected: Card | None = None) -> Request:
         """Return what the next trial of a group asks for.
 
         It gets the kind of GPU that trains it fastest among those with room, and the smallest of equally fast ones: a
-        step of a small network takes the same time on any card. While there are more idle GPUs than jobs for them, it
-        gets more than it needs, up to a whole one.
+        step of a small network takes the same time on any card. It gets more than it needs, up to a whole GPU, if all
+        ready jobs could get as much.
 
         Args:
             need: what the trial needs.
@@ -207,22 +217,21 @@ class Pool:
         """
         if need.share is not None:
             return Request({"CPU": need.cpus, "GPU": need.share} if need.share else {"CPU": need.cpus})
-        held = [card for card in self._nodes if need.fits(card)]
-        cards: Sequence[Card] = held or sorted(self._nodes, key=lambda card: card.memory)[-1:]
+        held = [card for card in self._free if need.fits(card)]
+        cards: Sequence[Card] = held or sorted(self._free, key=lambda card: card.memory)[-1:]
         if not cards:
             assert expected is not None, "without GPUs there are no shares"
             return Request({"CPU": need.cpus, "GPU": need.share_of(expected)}, expected)
-        idle = sum(map(self.idle, cards))
-        spread = next((share for share in reversed(SHARES) if ready * share <= idle), 0.0)
 
         def rank(card: Card) -> tuple[bool, float, float]:
             seconds = card.seconds(need.multiply_adds, 3 * SECONDS_PER_PASS, need.precision)
-            return not self.has_room(card, need.share_of(card)), seconds, card.memory
+            return not self.places(card, need.share_of(card)), seconds, card.memory
 
         card = min(cards, key=rank)
-        share = max(need.share_of(card), spread if self.idle(card) else 0.0)
+        shares = [share for share in SHARES if ready <= sum(self.places(each, share) for each in cards)]
+        share = max([need.share_of(card), *(share for share in shares if self.places(card, share))])
         cpus = min(need.cpus, self._cpus[card] * share) if need.cpus_may_shrink else need.cpus
-        others = [node for other, nodes in self._nodes.items() if other != card for node in nodes]
+        others = [node for other, slots in self._free.items() if other is not card for node, _ in slots]
         cpus = math.floor(cpus * STEPS + TOLERANCE) / STEPS
         return Request({"CPU": cpus, "GPU": share}, card, frozenset(others))
 

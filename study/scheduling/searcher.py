@@ -20,7 +20,7 @@ from study.estimate import Estimates, duration
 from study.plan import Plan
 from study.scheduling.cards import Card
 from study.scheduling.hosts import TOLERANCE, Hosts, Resources
-from study.scheduling.placement import Group, Need, Pool, Request, group
+from study.scheduling.placement import Group, Need, Pool, Request, Slot, group
 from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
 from study.tracking.labels import name_in
 from trainables.config import TRAINING_CONFIGS
@@ -66,6 +66,7 @@ class Trial:
         avoided: nodes on which it must not run.
         since: when it was handed out, in seconds of the searcher's clock.
         card: the kind of GPU that it is meant for; None if the kind does not matter.
+        slot: the GPU on which it probably is; None if it waits for one.
         started: whether it has got its resources.
         worked: whether it has reported an epoch.
         heard: monotonic seconds of its last result, or of the first check for silence; 0 before both.
@@ -79,6 +80,7 @@ class Trial:
     avoided: frozenset[str]
     since: float
     card: Card | None = None
+    slot: Slot | None = None
     started: bool = False
     worked: bool = False
     heard: float = 0.0
@@ -402,8 +404,11 @@ class PlanSearcher:
         return self._needs[group(self.plan.jobs[key])]
 
     def _pool(self) -> Pool:
-        taken = (Request(trial.asked, trial.card) for trial in list(self.trials.values()))
-        return Pool(self._hosts.available(), taken)
+        pool = Pool(self._hosts.available())
+        for trial in sorted(self.trials.values(), key=lambda trial: trial.slot is None):
+            if trial.card is not None:
+                trial.slot = pool.take(trial.card, trial.asked["GPU"], trial.slot)
+        return pool
 
     def _asks(self, key: str) -> Resources:
         """Return what a job requests at least."""
@@ -445,7 +450,7 @@ class PlanSearcher:
         return isinstance(config, TRAINING_CONFIGS) and config.recipe.engine.shares_trial and not self._vain[key]
 
     def _fits(self, request: Request, pool: Pool) -> bool:
-        if request.card is not None and not pool.has_room(request.card, request.resources["GPU"]):
+        if request.card is not None and not pool.places(request.card, request.resources["GPU"]):
             return False
         taken: Counter[str] = Counter()
         for trial in self.trials.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import pytest
 from tiny_study import tiny_space
@@ -19,18 +20,24 @@ SMALL = Need(share=None, memory=1.5 * GIB, multiply_adds=1e10, precision="tf32",
 WIDE = Need(share=None, memory=13 * GIB, multiply_adds=5e12, precision="tf32", cpus_may_shrink=True)
 
 
-def pool(*cards: Card, taken: list[Request] | None = None, cpus: float = 8.0) -> Pool:
-    """Return the GPUs of a cluster of one node for each card."""
+def pool(*cards: Card, taken: Sequence[tuple[Card, float]] = (), cpus: float = 8.0) -> Pool:
+    """Return the GPUs of a cluster of one node for each card, of which trials have taken shares."""
     nodes = {f"{card.name} {each}": Node("", {"CPU": cpus, "GPU": 1.0}, card) for each, card in enumerate(cards)}
-    return Pool(nodes, taken or [])
+    found = Pool(nodes)
+    for card, share in taken:
+        found.take(card, share)
+    return found
 
 
 def handed_out(need: Need, cards: list[Card], ready: int) -> list[float]:
     """Hand out ready trials of the same need one after another; return their shares."""
-    taken: list[Request] = []
+    found, shares = pool(*cards), []
     for left in range(ready, 0, -1):
-        taken.append(pool(*cards, taken=taken).request(need, left))
-    return [request.resources["GPU"] for request in taken]
+        request = found.request(need, left)
+        shares.append(request.resources["GPU"])
+        assert request.card is not None
+        found.take(request.card, shares[-1])
+    return shares
 
 
 # --- shares -----------------------------------------------------------------------------------------------------------
@@ -59,13 +66,32 @@ def test_trials_are_spread_over_idle_gpus(gpus: int, ready: int, shares: float) 
 
 def test_every_trial_gets_a_gpu_of_its_own_where_there_are_enough() -> None:
     assert handed_out(SMALL, [H100] * 4, 4) == [1.0] * 4
-    assert sum(handed_out(SMALL, [H100] * 4, 8)) <= 4
 
 
-def test_spreading_takes_no_gpu_that_may_be_in_use() -> None:
-    # Ray may have put these four trials on four GPUs.
-    taken = [Request({"CPU": 1, "GPU": 1 / 8}, H100)] * 4
-    assert pool(*[H100] * 4, taken=taken).request(SMALL, 1).resources["GPU"] == SMALL.share_of(H100)
+@pytest.mark.parametrize("ready", range(4, 33))
+def test_no_gpu_stays_idle_while_trials_share_another(ready: int) -> None:
+    shares = handed_out(SMALL, [H100] * 4, ready)
+    assert 3 < sum(shares) <= 4
+    full = pool(*[H100] * 4, taken=[(H100, share) for share in shares])
+    assert not full.places(H100, 1.0)
+
+
+def test_a_trial_on_its_own_gets_the_gpu_that_is_left() -> None:
+    found = pool(H100, H100, taken=[(H100, 1 / 8), (H100, 1 / 4)])
+    assert found.request(SMALL, 1).resources["GPU"] == 1.0
+    assert found.request(SMALL, 2).resources["GPU"] == 0.5
+    assert pool(H100, taken=[(H100, 1 / 8)]).request(SMALL, 1).resources["GPU"] == 0.5
+
+
+def test_what_a_trial_has_taken_stays_where_it_is() -> None:
+    found = pool(H100, H100)
+    first, second = found.take(H100, 0.5), found.take(H100, 1.0)
+    assert first != second
+    again = pool(H100, H100)
+    assert again.take(H100, 1.0, second) == second
+    assert again.take(H100, 0.5) == first
+    assert again.take(H100, 1.0) is None
+    assert again.take(H100, 1.0, ("a node that is gone", 0)) == ("a node that is gone", 0)
 
 
 def test_no_trial_gets_less_than_it_needs() -> None:
@@ -84,10 +110,8 @@ def test_a_large_network_gets_the_fastest_card_with_room_and_a_small_one_leaves_
     cards = (A100, H100)
     assert pool(*cards).request(WIDE, 2).card is H100
     assert pool(*cards).request(SMALL, 2).card is A100
-    full = [Request({"CPU": 1, "GPU": 1.0}, H100)]
-    assert pool(*cards, taken=full).request(WIDE, 2).card is A100
-    everywhere = [*full, Request({"CPU": 1, "GPU": 1.0}, A100)]
-    assert pool(*cards, taken=everywhere).request(WIDE, 2).card is H100, "it waits for the fastest"
+    assert pool(*cards, taken=[(H100, 1.0)]).request(WIDE, 2).card is A100
+    assert pool(*cards, taken=[(H100, 1.0), (A100, 1.0)]).request(WIDE, 2).card is H100, "it waits for the fastest"
 
 
 def test_each_kind_of_card_has_its_own_share() -> None:
