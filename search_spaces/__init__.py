@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from search_spaces import ablations, cifar10_two_cores, digits_quickstart, function_space, other_architectures, resnet20
+from search_spaces import (
+    ablations,
+    cifar10_two_cores,
+    digits_quickstart,
+    function_space,
+    image_folder_study,
+    other_architectures,
+    resnet20,
+)
 from search_spaces.recipes import RECIPES, recipe
 from search_spaces.space import SearchSpace
 from trainables.checks import known
 
-_FILES = (digits_quickstart, cifar10_two_cores, resnet20, other_architectures, ablations, function_space)
+_FILES = (
+    digits_quickstart,
+    cifar10_two_cores,
+    image_folder_study,
+    resnet20,
+    other_architectures,
+    ablations,
+    function_space,
+)
 """The files of spaces, in the order of listings."""
 SPACES: dict[str, SearchSpace] = {
     value.name: value for file in _FILES for value in vars(file).values() if isinstance(value, SearchSpace)

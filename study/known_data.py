@@ -6,9 +6,9 @@ import dataclasses
 import hashlib
 import json
 
-from study.plan import Plan
+from study.plan import Plan, reading_of
 from trainables.data import check_dataset
-from trainables.data.dataset import DatasetFacts
+from trainables.data.dataset import DatasetFacts, Reading
 from trainables.data.registry import get_entry
 from trainables.storage import documents
 from trainables.storage.documents import Malformed
@@ -20,10 +20,10 @@ def remember(plan: Plan, store: Store) -> None:
     for name, facts in plan.facts.items():
         if get_entry(name).needs_data_dir:
             content = json.dumps(dataclasses.asdict(facts) | {"dataset": name}, indent=1).encode()
-            store.storage.write(_path(name), content)
+            store.storage.write(_path(name, reading_of(plan.space)), content)
 
 
-def known_facts(store: Store, name: str, data_dir: str | None) -> DatasetFacts:
+def known_facts(store: Store, name: str, data_dir: str | None, reading: Reading) -> DatasetFacts:
     """Return the facts about a dataset: those of the data in `data_dir`, else those that a study has recorded.
 
     If no study has recorded any, they are those of the dataset as it was published.
@@ -33,15 +33,15 @@ def known_facts(store: Store, name: str, data_dir: str | None) -> DatasetFacts:
     """
     entry = get_entry(name)
     if data_dir is not None or not entry.needs_data_dir:
-        return check_dataset(name, data_dir)
-    if (recorded := _recorded(store, name)) is not None:
+        return check_dataset(name, data_dir, reading)
+    if (recorded := _recorded(store, name, reading)) is not None:
         return recorded
     is_one_thing = None not in (entry.num_classes, entry.train_images, entry.test_images)
-    return entry.facts() if is_one_thing else check_dataset(name, data_dir)
+    return entry.facts() if is_one_thing else check_dataset(name, data_dir, reading)
 
 
-def _recorded(store: Store, name: str) -> DatasetFacts | None:
-    path = _path(name)
+def _recorded(store: Store, name: str, reading: Reading) -> DatasetFacts | None:
+    path = _path(name, reading)
     if (content := store.storage.read(path)) is None:
         return None
     try:
@@ -53,5 +53,6 @@ def _recorded(store: Store, name: str) -> DatasetFacts | None:
     return DatasetFacts(**{field: document[field] for field in fields})
 
 
-def _path(name: str) -> str:
-    return f"data/{hashlib.sha256(name.encode()).hexdigest()[:12]}.json"
+def _path(name: str, reading: Reading) -> str:
+    sized = f"{name} {reading.image_size}" if reading.image_size else name
+    return f"data/{hashlib.sha256(sized.encode()).hexdigest()[:12]}.json"

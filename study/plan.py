@@ -12,7 +12,7 @@ from trainables import schema
 from trainables.checks import known
 from trainables.config import Cell, check_something_left
 from trainables.data import check_dataset
-from trainables.data.dataset import DatasetFacts
+from trainables.data.dataset import DatasetFacts, Reading
 from trainables.graph import Closure, Job, Ref, measurements, target
 from trainables.knobs import SETTINGS
 from trainables.models import image_options
@@ -64,7 +64,7 @@ def make_plan(
     space: SearchSpace,
     data_dir: str | None = None,
     ways: Ways | None = None,
-    facts_of: Callable[[str, str | None], DatasetFacts] | None = None,
+    facts_of: Callable[[str, str | None, Reading], DatasetFacts] | None = None,
 ) -> Plan:
     """Return the plan of a search space.
 
@@ -72,13 +72,14 @@ def make_plan(
         space: the search space.
         data_dir: directory of the datasets.
         ways: network -> settings of its recipe that replace the space's.
-        facts_of: returns the facts about a dataset in `data_dir`; :func:`trainables.data.check_dataset` by default.
+        facts_of: takes the arguments of :func:`trainables.data.check_dataset`, which is the default.
 
     Raises:
         ValueError: a value is out of bounds, a name is unknown, or data are missing; the message says how to get them.
     """
     _refuse_idle_settings(space)
-    facts = {name: (facts_of or check_dataset)(name, data_dir) for name in datasets(space)}
+    reading = reading_of(space)
+    facts = {name: (facts_of or check_dataset)(name, data_dir, reading) for name in datasets(space)}
     graph = Closure()
     cells: dict[str, Cell] = {}
     lth_keys: dict[str, str] = {}
@@ -127,6 +128,19 @@ def datasets(space: SearchSpace) -> list[str]:
     """Return the datasets of a space, including those of its masks."""
     masks = space.mask_dataset if isinstance(space.mask_dataset, tuple) else (space.mask_dataset,)
     return list(dict.fromkeys((*space.dataset, *filter(None, masks))))
+
+
+def reading_of(space: SearchSpace) -> Reading:
+    """Return how the space's folders of images are read.
+
+    Raises:
+        ValueError: a setting has several values, although all jobs of a study read a folder in the same way.
+    """
+    reading = Reading.of(space)
+    for name, value in dataclasses.asdict(reading).items():
+        if isinstance(value, tuple):
+            raise ValueError(f"{name} takes one value, got {', '.join(map(str, value))}: run a study with each")
+    return reading
 
 
 def _refuse_idle_settings(space: SearchSpace) -> None:

@@ -91,7 +91,7 @@ def preferring(plan: Plan, given: Kept, store: Store, device: str | None) -> Pla
     own, plans = len(plan.jobs.keys() & known), list[tuple[int, Preference, Plan]]()
     for each in preferences(plan.space, given):
         if device in (each.on, None) or not known <= plan.jobs.keys():
-            preferred = make_plan(each.space, facts_of=lambda name, _: plan.facts[name])
+            preferred = make_plan(each.space, facts_of=lambda name, *_: plan.facts[name])
             plans.append((len(preferred.jobs.keys() & known) - own, each, preferred))
     for lead, each, preferred in sorted(plans, key=lambda one: -one[0]):
         words, without = _in_words(plan, each)

@@ -38,6 +38,7 @@ from study.tracking.delivery import Tracker
 from study.tracking.labels import recipe_digest
 from trainables.config import TRAINING_CONFIGS
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK
+from trainables.knobs import UNKEYED
 from trainables.storage.starts import noted
 from trainables.storage.store import Lease, StorageError, Store
 
@@ -225,6 +226,7 @@ class _Sweep:
             surroundings = {
                 "storage": self._store.uri,
                 "data_dir": options.data_dir,
+                **{name: getattr(self._plan.space, name) for name in UNKEYED},
                 "checkpoint_seconds": options.checkpoint_seconds,
                 "max_silence": max_silence,
                 "study": registration.name,

@@ -88,7 +88,7 @@ def _of(space: SearchSpace) -> dict[str, str]:
     }
 
 
-def _without_files(name: str, data_dir: str | None) -> DatasetFacts:
+def _without_files(name: str, *_: object) -> DatasetFacts:
     """Return the facts of a dataset as its entry has them: a data set by name has no fingerprint in its keys."""
     entry = get_entry(name)
     return DatasetFacts(

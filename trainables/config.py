@@ -33,6 +33,7 @@ class Task:
     data_version: str = of_knob("data_version")
     augment: bool = of_knob("augment")
     init: str = of_knob("init")
+    image_size: int = of_knob("image_size")
 
     def network(self, *, image_size: int, num_classes: int, in_channels: int, stream_taps: str = "end") -> Network:
         """Build the network, freshly initialised, for square images of `image_size` pixels a side."""

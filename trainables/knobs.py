@@ -65,7 +65,7 @@ MAX_EPOCHS = 100_000
 MAX_IMAGES = 1_000_000_000
 
 GRID, NETWORK, TRAINING, REWINDING = "grid", "network", "training", "rewinding"
-PRUNING, MATCHING, MEASURING = "pruning", "matching", "measuring"
+PRUNING, MATCHING, MEASURING, READING = "pruning", "matching", "measuring", "reading"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +88,8 @@ class Knob:
         plural: the knob's name in a space and for ``--set``, if it differs from `name`.
         grid: the values in a space by default, if not ``default`` alone.
         planned: whether the planner sets the knob, not the user.
+        affects_results: whether results depend on the knob. If not, it enters no key, and results are comparable
+            whatever its value.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Knob:
     plural: str = ""
     grid: tuple[Scalar, ...] = ()
     planned: bool = False
+    affects_results: bool = True
 
     @property
     def in_space(self) -> str:
@@ -159,8 +162,8 @@ def knob(default: Any, values: str | Collection[str] | None, meaning: str, **tra
     return field(default=default, metadata={"values": values, "meaning": meaning, **traits})
 
 
-grid, network, training, rewinding, pruning, matching, measuring = (
-    partial(knob, part=part) for part in (GRID, NETWORK, TRAINING, REWINDING, PRUNING, MATCHING, MEASURING)
+grid, network, training, rewinding, pruning, matching, measuring, reading = (
+    partial(knob, part=part) for part in (GRID, NETWORK, TRAINING, REWINDING, PRUNING, MATCHING, MEASURING, READING)
 )
 
 
@@ -333,6 +336,28 @@ class Knobs:
     mask_overlap: bool = measuring(
         False, None, "the permuted mask is compared with B's own, which takes as many pruning rounds again"
     )
+    # --- how folders of images are read
+    image_size: int = reading(
+        0,
+        "0 or [8, 1024]",
+        "side of the squares that all images of a folder become; 0: their own if all are squares of one size up to "
+        "128, else 224",
+        unit="pixels",
+        neutral=0,
+    )
+    streaming: bool = reading(
+        False,
+        None,
+        "images are decoded anew in every epoch, even if they would fit into memory decoded; batches are the same",
+        affects_results=False,
+    )
+    damaged_images: int = reading(
+        0,
+        f"[0, {MAX_IMAGES}]",
+        "most image files that are left out because they cannot be used; if more cannot, all are refused",
+        unit="files",
+        affects_results=False,
+    )
 
 
 _KINDS: dict[Any, type[Scalar]] = {"bool": bool, "int": int, "float": float, "str": str}
@@ -345,6 +370,8 @@ SETTINGS: dict[str, Knob] = {each.in_space: each for each in KNOBS.values() if n
 """Name in a space and for ``--set`` -> knob."""
 AXES = tuple(name for name, each in SETTINGS.items() if each.axis)
 """Names of the settings for which a space always holds a tuple of values."""
+UNKEYED = tuple(name for name, each in KNOBS.items() if not each.affects_results)
+"""Names of the knobs that jobs get beside their configuration, because they affect no result."""
 
 
 def neutral(value: Any) -> Any:

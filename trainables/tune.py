@@ -27,7 +27,7 @@ from ray.tune import PlacementGroupFactory, Trainable
 
 from trainables import schema
 from trainables.config import Cell, check_something_left
-from trainables.data import check_dataset
+from trainables.data import BY_DEFAULT, Reading, check_dataset
 from trainables.errors import HostFault, Verdict, WouldRecur, first_line, verdict
 from trainables.graph import Closure, Job, Ref, measurements, target
 from trainables.host.places import expanded, settle
@@ -35,6 +35,7 @@ from trainables.host.redaction import redact_text
 from trainables.host.terminal import forgive
 from trainables.jobs.execution import News, compute, compute_together
 from trainables.jobs.publishing import Context, Row
+from trainables.knobs import KNOBS, UNKEYED
 from trainables.storage.artifacts import read_metrics
 from trainables.storage.store import StorageError, Store
 from trainables.training.allocation import give_back
@@ -65,7 +66,7 @@ _NAMED_METRICS = (
 )
 Results = Generator[dict[str, Any], None, None]
 """The results of a trial's steps."""
-_SURROUNDINGS = ("storage", "data_dir", "checkpoint_seconds")
+_SURROUNDINGS = ("storage", "data_dir", "checkpoint_seconds", *UNKEYED)
 
 _log = logging.getLogger(__name__)
 
@@ -101,9 +102,12 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         surroundings = {name: config[name] for name in _SURROUNDINGS if config.get(name) is not None}
         own = {name: value for name, value in config.items() if name not in _SURROUNDINGS}
         data_dir = _located(str(surroundings["data_dir"])) if "data_dir" in surroundings else None
-        job, outputs = self._job(own, data_dir)
+        given = {name: KNOBS[name].checked(surroundings.pop(name)) for name in UNKEYED if name in surroundings}
+        reading = Reading(**given)
+        job, outputs = self._job(own, data_dir, reading)
         context = Context(
             store=Store(_located(str(surroundings.pop("storage", "outputs")))),
+            reading=reading,
             device=self._device(),
             **{**surroundings, "data_dir": data_dir},
         )
@@ -112,7 +116,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         self._target, self._context = job, context
         self._results = self._following(compute(job, outputs, context))
 
-    def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
+    def _job(self, config: dict[str, Any], data_dir: str | None, reading: Reading) -> tuple[Job, list[int | None]]:
         """Return the job that the rest of the config names, and the outputs to publish."""
         raise NotImplementedError
 
@@ -213,13 +217,13 @@ class PlannedJob(JobTrainable):
         super()._begin(config)
         self._max_silence, self._held_since = config.get("max_silence"), None
         self._study = config.get("study")
-        mates = [self._job(each, None) for each in json.loads(config.get("mates", "[]"))]
+        mates = [self._job(each, None, BY_DEFAULT) for each in json.loads(config.get("mates", "[]"))]
         if mates:
             wanted = [(self._target, list(config["outputs"])), *mates]
             self._results = self._following_all([job for job, _ in wanted], compute_together(wanted, self._context))
             self._max_silence = self._max_silence and len(wanted) * self._max_silence
 
-    def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
+    def _job(self, config: dict[str, Any], data_dir: str | None, reading: Reading) -> tuple[Job, list[int | None]]:
         # The driver has derived the same job from the same cell, so any error here is this host's fault.
         try:
             cell = Cell.from_mapping(json.loads(config["cell"]))
@@ -314,17 +318,18 @@ class CellTrainable(JobTrainable):
             result = {name: value for name, value in result.items() if name not in schema.EPOCH_METRICS}
         return {**dict.fromkeys(_NAMED_METRICS, math.nan), **result}
 
-    def _job(self, config: dict[str, Any], data_dir: str | None) -> tuple[Job, list[int | None]]:
+    def _job(self, config: dict[str, Any], data_dir: str | None, reading: Reading) -> tuple[Job, list[int | None]]:
         asked = config.setdefault("method", self.method)
         if asked != self.method:
             raise ValueError(f"{type(self).__name__} trains method {self.method!r}, the config says {asked!r}")
         cell = Cell.from_mapping(config)
         # The fingerprints of the data give the job the same key as in a plan.
-        facts = check_dataset(cell.dataset, data_dir)
+        reading = dataclasses.replace(reading, image_size=cell.image_size)
+        facts = check_dataset(cell.dataset, data_dir, reading)
         check_something_left(cell, facts)
         versions: dict[str, Any] = {"data_version": facts.fingerprint}
         if cell.mask_dataset:
-            versions["mask_data_version"] = check_dataset(cell.mask_dataset, data_dir).fingerprint
+            versions["mask_data_version"] = check_dataset(cell.mask_dataset, data_dir, reading).fingerprint
         return target(dataclasses.replace(cell, **versions)), [None]
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis import labels
 from trainables import schema
 from trainables.host.redaction import redact
-from trainables.knobs import KNOBS, MATCHING, NETWORK, PRUNING, REWINDING, TRAINING
+from trainables.knobs import KNOBS, MATCHING, NETWORK, PRUNING, READING, REWINDING, TRAINING
 from trainables.storage import documents
 from trainables.training.way import SETTINGS
 
@@ -23,6 +23,7 @@ PARTS = {
     REWINDING: "Rewinding",
     PRUNING: "Pruning",
     MATCHING: "Matching",
+    READING: "Images",
 }
 """Part of the study -> its name; what is measured beside training shows in the figures."""
 MOST_DEVICES = 20

@@ -35,7 +35,9 @@ def recipe_digest(space: SearchSpace, ways: Ways | None = None) -> str:
     Cells of one recipe may be compared and pooled, however the grid grows; cells of different recipes may not. For a
     setting that was chosen per network (`ways`), the digest covers the fact that it was chosen, not its value.
     """
-    recipe = {name: getattr(space, name) for name, knob in SETTINGS.items() if not knob.axis}
+    recipe = {name: getattr(space, name) for name, knob in SETTINGS.items() if not knob.axis and knob.affects_results}
+    if space.image_size == KNOBS["image_size"].neutral:  # so that studies from before it existed keep their digest
+        del recipe["image_size"]
     recipe |= dict.fromkeys({name for way in (ways or {}).values() for name in way}, "fastest")
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 

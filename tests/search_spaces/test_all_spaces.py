@@ -20,7 +20,7 @@ from search_spaces import RECIPES, SPACES, SearchSpace
 from study.plan import Plan, make_plan
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS, Cell
-from trainables.data import DatasetFacts, check_dataset
+from trainables.data import DatasetFacts, Reading, check_dataset
 from trainables.graph import Closure, Job, Ref, measurements, target
 from trainables.jobs.execution import compute
 from trainables.jobs.publishing import Context, manifest
@@ -118,8 +118,8 @@ def assert_derivable(plan: Plan) -> None:
 def in_full(name: str, data_dir: str) -> Plan:
     """Return the plan of a whole space, as if the stand-ins had images enough for its batches."""
 
-    def many(dataset: str, directory: str | None) -> DatasetFacts:
-        return dataclasses.replace(check_dataset(dataset, directory), train_images=50_000)
+    def many(dataset: str, directory: str | None, reading: Reading) -> DatasetFacts:
+        return dataclasses.replace(check_dataset(dataset, directory, reading), train_images=50_000)
 
     with mock.patch("study.plan.check_dataset", many):
         return make_plan(SPACES[name], data_dir)

@@ -55,7 +55,7 @@ class Result:
     artifacts: dict[str, str] = field(default_factory=dict)
 
 
-def facts(name: str, _data_dir: object = None) -> DatasetFacts:
+def facts(name: str, *_: object) -> DatasetFacts:
     """Return what is known about a dataset without having it."""
     entry = DATASETS[name]
     size = entry.image_size or 224

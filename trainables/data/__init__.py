@@ -1,6 +1,6 @@
 """The datasets of a study, by name. Torch and the data itself are loaded only when arrays are asked for.
 
-To add one, write a module with ``load(name, data_dir) -> Dataset`` and add a row to
+To add one, write a module with ``load(name, data_dir, reading) -> Dataset`` and add a row to
 `trainables.data.registry.DATASETS`.
 """
 
@@ -10,16 +10,18 @@ import functools
 import importlib
 from pathlib import Path
 
-from trainables.data.dataset import Augmentation, Dataset, DatasetFacts, Split
+from trainables.data.dataset import BY_DEFAULT, Augmentation, Dataset, DatasetEntry, DatasetFacts, Reading, Split
 from trainables.data.layout import find_source
 from trainables.data.registry import DATASETS, get_entry
 from trainables.host.places import expanded
 
 __all__ = [
+    "BY_DEFAULT",
     "DATASETS",
     "Augmentation",
     "Dataset",
     "DatasetFacts",
+    "Reading",
     "Split",
     "check_dataset",
     "counts",
@@ -29,7 +31,7 @@ __all__ = [
 ]
 
 
-def check_dataset(name: str, data_dir: str | Path | None = None) -> DatasetFacts:
+def check_dataset(name: str, data_dir: str | Path | None = None, reading: Reading = BY_DEFAULT) -> DatasetFacts:
     """Check, before any training, that a dataset is complete, and return the facts about it.
 
     Every file of a folder is read once, and again only after it has changed (see `trainables.data.index`); images are
@@ -39,38 +41,50 @@ def check_dataset(name: str, data_dir: str | Path | None = None) -> DatasetFacts
         name: one of `DATASETS`.
         data_dir: the directory of the data, or the one above it with a folder called `name`; unused by datasets that
             come with a library.
+        reading: how a folder of images is read.
 
     Raises:
         ValueError: if the name is unknown, or the data are missing, unusable or differ from the entry; the message
             names all files that cannot be used.
     """
-    entry = get_entry(name)
-    return find_source(name, data_dir).facts() if entry.needs_data_dir else entry.facts()
+    entry = _entry(name, reading)
+    return find_source(name, data_dir, reading).facts() if entry.needs_data_dir else entry.facts()
 
 
-def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
+def load_dataset(name: str, data_dir: str | Path | None = None, reading: Reading = BY_DEFAULT) -> Dataset:
     """Load a dataset, once per process.
 
     Image files are decoded once per machine, to arrays in ``<data_dir>/.decoded`` (see `trainables.data.decoded`), and
-    memory-mapped from there: the processes of a machine share one copy in memory.
+    memory-mapped from there: the processes of a machine share one copy in memory. Where the arrays would be too large,
+    the images are decoded as they are needed (see `trainables.data.streaming`).
 
     Args:
         name: one of `DATASETS`.
         data_dir: as in `check_dataset`.
+        reading: how a folder of images is read.
 
     Raises:
         ValueError: as in `check_dataset`, and if an image cannot be decoded; the message names the file.
     """
-    get_entry(name)
+    _entry(name, reading)
     try:
-        return _load(name, None if data_dir is None else expanded(data_dir).absolute())
+        return _load(name, None if data_dir is None else expanded(data_dir).absolute(), reading)
     except OSError as error:
         raise ValueError(f"dataset {name!r} cannot be read or kept decoded: {error}") from error
 
 
+def _entry(name: str, reading: Reading) -> DatasetEntry:
+    """Return the entry of a dataset; raises ValueError if there is none, or if its images always have another size."""
+    entry = get_entry(name)
+    if reading.image_size and entry.image_size is not None:
+        size = f"{entry.image_size}x{entry.image_size}"
+        raise ValueError(f"image_size={reading.image_size}: images of {name} always have {size} pixels; leave it at 0")
+    return entry
+
+
 @functools.lru_cache(maxsize=4)
-def _load(name: str, data_dir: Path | None) -> Dataset:
-    dataset: Dataset = importlib.import_module(DATASETS[name].module).load(name, data_dir)
+def _load(name: str, data_dir: Path | None, reading: Reading) -> Dataset:
+    dataset: Dataset = importlib.import_module(DATASETS[name].module).load(name, data_dir, reading)
     return dataset
 
 

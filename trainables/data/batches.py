@@ -1,8 +1,8 @@
-"""Batches for training and evaluation, cut from arrays that are on the device already.
+"""Batches for training and evaluation, cut from arrays that are on the device already, or decoded for them.
 
-There are no loader processes: the datasets of a study fit into memory as uint8, and small networks would spend more
-time waiting for a loader than computing. A chunk of many batches is gathered, augmented and normalised at once, so that
-a single batch costs almost nothing. The size of the chunks does not influence the result.
+Datasets that fit into memory as uint8 have no loader processes: small networks would spend more time waiting for a
+loader than computing. A chunk of many batches is gathered, augmented and normalised at once, so that a single batch
+costs almost nothing. Neither the size of the chunks nor where their images come from influences the result.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class TrainBatches(_Batches):
         # Drawn for all images, so that the change of an image does not depend on the batch size.
         draws = self._drawn(self.augmentation, images, cpu_generator(self.seed, "augment", number))
         count = self.steps_per_epoch * self.batch_size
-        yield from self._batches(count, _sent(order, self.split.images.device), self.augmentation, draws)
+        yield from self._batches(count, _sent(order, self.split.labels.device), self.augmentation, draws)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -172,7 +172,7 @@ class EvalBatches(_Batches):
         super().__post_init__()
         self.num_images = len(self.split) if self.order is None else len(self.order)
         if self.order is not None:
-            self.order = _sent(self.order, self.split.images.device)
+            self.order = _sent(self.order, self.split.labels.device)
         self._changes = self.augmentation or Augmentation()
         self._draws = self._drawn(self._changes, self.num_images, cpu_generator(self.seed, "augment"))
 
@@ -192,14 +192,27 @@ def _on_device(split: Split, chunks: Iterable[Tensor | slice], device: torch.dev
         return split.images.index_select(0, chunk), split.labels.index_select(0, chunk)
 
     def pinned(chunk: Tensor | slice) -> Batch:
-        images, labels = gathered(chunk)
-        return images.pin_memory(), labels.pin_memory()  # otherwise this process would wait for the copy to a GPU
+        return _pinned(gathered(chunk))
 
-    if split.images.device.type == device.type:
+    if split.decoder is not None:
+        indices = [torch.arange(each.start, each.stop) if isinstance(each, slice) else each for each in chunks]
+        decoded = split.decoder.decoded(indices)
+        fetched: Iterator[Batch] = zip(decoded, (split.labels[each] for each in indices), strict=True)
+        if device.type == "cuda":
+            fetched = one_ahead(_pinned, fetched)
+    elif split.images.device.type == device.type:
         yield from map(gathered, chunks)
+        return
     else:
-        for images, labels in one_ahead(pinned if device.type == "cuda" else gathered, chunks):
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        fetched = one_ahead(pinned if device.type == "cuda" else gathered, chunks)
+    for images, labels in fetched:
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _pinned(batch: Batch) -> Batch:
+    """Return a batch in pinned memory; otherwise this process would wait for the copy to a GPU."""
+    images, labels = batch
+    return images.pin_memory(), labels.pin_memory()
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -223,8 +236,8 @@ def one_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> I
 
 
 def _resident(split: Split, device: Device) -> Split:
-    """Return the split on the device, or unchanged if it is too large."""
-    if split.images.numel() > RESIDENT_BYTES:
+    """Return the split on the device, or unchanged if it is too large or has to be decoded."""
+    if split.decoder is not None or split.images.numel() > RESIDENT_BYTES:
         return split
     device = torch.device(device)
     copies = _residents.setdefault(split, WeakValueDictionary())

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:  # the planner imports this module and has no torch
     import torch
     from torch import Tensor
 
+    from trainables.data.streaming import Decoder
+
     Device = torch.device | str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How folders of images are read. The fields are knobs, which ``trainables.knobs`` documents."""
+
+    image_size: int = 0
+    streaming: bool = False
+    damaged_images: int = 0
+
+    @classmethod
+    def of(cls, settings: object) -> Reading:
+        """Return the fields of an object that has these knobs."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
+
+
+BY_DEFAULT: Final = Reading()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +56,7 @@ class DatasetEntry:
     """A row of the registry: what is known without opening a file. ``None`` means that it is found in the data.
 
     Attributes:
-        module: imported on first use; has ``load(name, data_dir) -> Dataset``.
+        module: imported on first use; has ``load(name, data_dir, reading) -> Dataset``.
         num_classes: number of labels.
         in_channels: 1 (grey) or 3 (RGB).
         image_size: height and width in pixels.
@@ -127,16 +146,18 @@ class DatasetFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, weakref_slot=True)
 class Split:
-    """Images and labels in memory or mapped from a file.
+    """Images and labels in memory, mapped from a file, or decoded as they are needed.
 
     Attributes:
         images: uint8 (N, C, H, W). Never write to it: it may be a file mapped read-only and shared by all processes of
-            a machine.
+            a machine. With a decoder, it lies on the device ``meta``: it has a shape and no pixels.
         labels: int64 (N,), values in [0, num_classes).
+        decoder: decodes the images; None if they are in `images`.
     """
 
     images: Tensor
     labels: Tensor
+    decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
         assert self.images.ndim == 4, f"images of shape {tuple(self.images.shape)}"

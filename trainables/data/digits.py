@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from sklearn.datasets import load_digits
 
-from trainables.data.dataset import Dataset, Split
+from trainables.data.dataset import Dataset, Reading, Split
 from trainables.data.registry import DATASETS
 from trainables.seeding import derive_seed
 
@@ -21,8 +21,8 @@ BRIGHTEST: Final = 16
 """The largest pixel value in scikit-learn's arrays."""
 
 
-def load(name: str, data_dir: Path | None) -> Dataset:
-    """Return the digits, split in halves that are stratified by class; the directory is unused.
+def load(name: str, data_dir: Path | None, reading: Reading) -> Dataset:
+    """Return the digits, split in halves that are stratified by class; directory and reading are unused.
 
     With a smaller test split, the noise of the measurement would hide the effects that a study measures.
     """

@@ -1,8 +1,6 @@
-"""Folders of images, decoded once to arrays.
+"""Image files, decoded one by one to squares of one size, and whole folders of them to arrays.
 
-If all images are squares of one size, up to 128 pixels, they are stored as they are. Otherwise every image is resized
-to 256 pixels on its shorter side, the central 224x224 pixels are stored, and images are augmented by random resized
-crops instead of shifts. All images are converted to RGB; transparency is dropped.
+`trainables.data.layout.Form` says what every image becomes. All images are converted to RGB; transparency is dropped.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainables.data.index import FileState, in_parts, remember
-from trainables.data.layout import CROPPED_SIZE, RESIZED_SIDE, ImageFile, ImageFolder, unusable
-from trainables.data.pictures import digest_of, open_picture, unreadable
+from trainables.data.layout import Form, ImageFile, ImageFolder, unusable
+from trainables.data.pictures import digest_of, open_picture, turn, unreadable
 
 DECODING_THREADS: Final = 4
 """Pillow decodes without the interpreter's lock; more threads would mostly wait for the disk."""
@@ -35,36 +33,43 @@ def decode_folder(source: ImageFolder, directory: Path) -> None:
         ValueError: images cannot be decoded; the message names all of them, and they are not tried again until they
             change.
     """
-    size = source.image_size()
-    needed, free = (len(source.train) + len(source.test)) * 3 * size**2, shutil.disk_usage(directory).free
+    form, needed, free = source.form(), source.decoded_bytes, shutil.disk_usage(directory).free
     if needed > free:  # writing to a mapped file on a full disk would kill the process without a message
-        raise ValueError(f"{needed:,} bytes are needed in {directory.parent} for decoded images, {free:,} are free")
+        raise ValueError(
+            f"{needed:,} bytes are needed in {directory.parent} for decoded images, {free:,} are free; "
+            "streaming=true needs none"
+        )
     problems: dict[FileState, str] = {}
     for split, files in (("train", source.train), ("test", source.test)):
         images = np.lib.format.open_memmap(
-            directory / f"{split}_images.npy", mode="w+", dtype=np.uint8, shape=(len(files), 3, size, size)
+            directory / f"{split}_images.npy", mode="w+", dtype=np.uint8, shape=(len(files), 3, form.size, form.size)
         )
-        problems |= _decode_files(source.root, files, images)
+        problems |= _decode_files(source.root, files, form, images)
         images.flush()
         np.save(directory / f"{split}_labels.npy", np.array([file.label for file in files], dtype=np.int64))
     if problems:
-        remember(source.root, {state: why.removeprefix(_CHANGED) for state, why in problems.items()})
-        raise unusable(source.name, source.root, {state.path: why for state, why in problems.items()})
+        raise refusal(source, problems)
 
 
-def _decode_files(root: Path, files: Sequence[ImageFile], images: npt.NDArray[np.uint8]) -> dict[FileState, str]:
+def refusal(source: ImageFolder, problems: Mapping[FileState, str]) -> ValueError:
+    """Enter files that cannot be decoded, file -> the problem, in the index, and return the error that names them."""
+    remember(source.root, {state: why.removeprefix(_CHANGED) for state, why in problems.items()})
+    return unusable(source.name, source.root, {state.path: why for state, why in problems.items()}, source.reading)
+
+
+def _decode_files(
+    root: Path, files: Sequence[ImageFile], form: Form, images: npt.NDArray[np.uint8]
+) -> dict[FileState, str]:
     """Decode files into the rows of `images`; return problems: file -> message."""
 
     def decode_part(rows: Sequence[int]) -> dict[FileState, str]:
         problems = {}
         for row in rows:
             state, _, picture = files[row]
-            try:
-                images[row] = _decode_file(root / state.path, images.shape[2], picture.digest)
-            except unreadable() as error:
-                if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the image
-                    raise
-                problems[state] = str(error)
+            if isinstance(decoded := decode_file(root / state.path, form, picture.digest), str):
+                problems[state] = decoded
+            else:
+                images[row] = decoded
         return problems
 
     threads = min(DECODING_THREADS, os.cpu_count() or 1)
@@ -72,22 +77,32 @@ def _decode_files(root: Path, files: Sequence[ImageFile], images: npt.NDArray[np
     return {state: problem for problems in parts for state, problem in problems.items()}
 
 
-def _decode_file(path: Path, size: int, digest: str) -> npt.NDArray[np.uint8]:
-    """Return one image as uint8 (3, size, size)."""
+def decode_file(path: Path, form: Form, digest: str) -> npt.NDArray[np.uint8] | str:
+    """Return one image as uint8 (3, size, size), or the problem of the image.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     data = path.read_bytes()
     if digest_of(data) != digest:
-        raise ValueError(_CHANGED)
-    with open_picture(io.BytesIO(data)) as opened:
-        image = opened.convert("RGB")
-    if size == CROPPED_SIZE:
-        image = _resize_and_crop(image)
+        return _CHANGED
+    try:
+        with open_picture(io.BytesIO(data)) as opened:
+            if form.chosen and form.cropped:
+                opened.draft("RGB", (form.shorter_side,) * 2)  # affects JPEGs only
+            image = opened.convert("RGB")
+            if form.chosen and (turned := turn(opened)) is not None:
+                image = image.transpose(turned)
+        if form.cropped:
+            image = _resize_and_crop(image, form)
+    except unreadable() as error:
+        return str(error) or type(error).__name__
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
 
 
-def _resize_and_crop(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    shorter = min(width, height)
-    width, height = (max(RESIZED_SIDE, round(side * RESIZED_SIDE / shorter)) for side in (width, height))
+def _resize_and_crop(image: Image.Image, form: Form) -> Image.Image:
+    shorter = min(image.size)
+    width, height = (max(form.shorter_side, round(side * form.shorter_side / shorter)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)  # smooths when it scales down
-    left, top = (width - CROPPED_SIZE) // 2, (height - CROPPED_SIZE) // 2
-    return image.crop((left, top, left + CROPPED_SIZE, top + CROPPED_SIZE))
+    left, top = (width - form.size) // 2, (height - form.size) // 2
+    return image.crop((left, top, left + form.size, top + form.size))

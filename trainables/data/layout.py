@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from trainables.data.dataset import DatasetEntry, DatasetFacts
+from trainables.data.dataset import BY_DEFAULT, DatasetEntry, DatasetFacts, Reading
 from trainables.data.index import FileState, look_at
-from trainables.data.pictures import FORMATS, FRAMES, TRANSPARENT, Picture
+from trainables.data.pictures import FORMATS, FRAMES, ORIENTED, TRANSPARENT, Picture
 from trainables.data.registry import DATASETS
 from trainables.host.places import expanded
+from trainables.host.processes import memory
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
@@ -31,10 +32,13 @@ TEST_FOLDERS: Final = ("test", "val")
 """The first one with folders of classes is used; ImageNet's ``test`` has none, because its labels are secret."""
 
 LARGE_SIDE: Final = 128
-"""Pixels; square images of one size up to this are stored as they are, see `ImageFolder.image_size`."""
-RESIZED_SIDE: Final = 256
-"""Pixels of the shorter side of all other images, before the central square of `CROPPED_SIZE` pixels is cut out."""
+"""Pixels; square images of one size up to this keep it by default and are augmented by shifts, larger ones by crops."""
 CROPPED_SIZE: Final = 224
+"""Pixels a side of all other images, if no size was chosen."""
+SHORTER_SIDE: Final = 256 / 224
+"""The shorter side of an image, over the side of the central square that is cut out of it."""
+IN_MEMORY: Final = 0.5
+"""Share of this machine's memory; decoded images that take more are streamed."""
 _NAMED: Final = 100
 """Most files that a message names."""
 
@@ -45,6 +49,26 @@ class ImageFile(NamedTuple):
     state: FileState
     label: int
     picture: Picture
+
+
+class Form(NamedTuple):
+    """What every image of a folder becomes: one decision for all of them.
+
+    Attributes:
+        size: side of the square, in pixels.
+        cropped: whether images are resized, and the central square is cut out; otherwise they are such squares.
+        chosen: whether the user has chosen the size. Then images are turned as their EXIF orientation says, and JPEGs
+            are decoded at a half, a quarter or an eighth of their size if that is large enough.
+    """
+
+    size: int
+    cropped: bool
+    chosen: bool
+
+    @property
+    def shorter_side(self) -> int:
+        """Pixels of the shorter side of an image before the square is cut out."""
+        return round(self.size * SHORTER_SIDE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +106,8 @@ class ImageFolder:
         train: files by class, then by name.
         test: likewise.
         left_out: paths below the root of files that are not pictures.
+        damaged: files that cannot be used and are left out, path below the root -> the problem.
+        reading: how the user wants the folder to be read.
     """
 
     name: str
@@ -91,6 +117,13 @@ class ImageFolder:
     train: tuple[ImageFile, ...]
     test: tuple[ImageFile, ...]
     left_out: tuple[str, ...]
+    damaged: Mapping[str, str]
+    reading: Reading
+
+    @property
+    def files(self) -> tuple[ImageFile, ...]:
+        """The training images, then the test images."""
+        return (*self.train, *self.test)
 
     def facts(self) -> DatasetFacts:
         """Return the facts.
@@ -110,12 +143,12 @@ class ImageFolder:
             # Classes that are only numbered say nothing about the dataset.
             if name != self.name and other.class_names == self.class_names and not self.class_names[0].isdigit():
                 raise ValueError(f"{folder} has the classes of {name} ({names}), not those of {self.name}")
-        image_size = self.image_size()
+        image_size = self.form().size
         if entry.image_size not in (None, image_size):
-            others = [file for file in self._files() if file.picture[2:4] != (entry.image_size,) * 2]
+            others = [file for file in self.files if file.picture[2:4] != (entry.image_size,) * 2]
             raise ValueError(
                 f"{self.name} has {entry.image_size}x{entry.image_size} pixels, but {len(others):,} of the "
-                f"{len(self._files()):,} images in {self.root} differ: {_shortened(map(_with_size, others))}"
+                f"{len(self.files):,} images in {self.root} differ: {_shortened(map(_with_size, others))}"
             )
         return DatasetFacts(
             num_classes=len(self.class_names),
@@ -128,37 +161,56 @@ class ImageFolder:
             warnings=tuple(self._warnings(entry)),
         )
 
-    def image_size(self) -> int:
-        """Return the side, in pixels, of the square that every image is stored as.
+    def form(self) -> Form:
+        """Return what every image becomes.
 
-        Small squares of one size are stored as they are. Otherwise all images are resized and cropped in the same way,
-        even small ones: whether an image is enlarged must not depend on the image.
+        Squares of one size are stored as they are, if it is the chosen size or, without one, small. Otherwise all
+        images are resized and cropped in the same way, even small ones: whether an image is enlarged must not depend on
+        the image.
         """
-        sizes = {file.picture[2:4] for file in self._files()}
+        sizes, chosen = {file.picture[2:4] for file in self.files}, self.reading.image_size
         width, height = sizes.pop()
-        return width if not sizes and width == height <= LARGE_SIDE else CROPPED_SIZE
+        if not sizes and width == height and (width == chosen if chosen else width <= LARGE_SIDE):
+            return Form(width, cropped=False, chosen=bool(chosen))
+        return Form(chosen or CROPPED_SIZE, cropped=True, chosen=bool(chosen))
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of all decoded images."""
+        return len(self.files) * 3 * self.form().size ** 2
+
+    def is_streamed(self) -> bool:
+        """Return whether images are decoded as they are needed: on request, or because of this machine's memory."""
+        return self.reading.streaming or self.decoded_bytes > IN_MEMORY * memory()
 
     def state(self) -> str:
         """Return the numbers of images and a digest of the names and contents of all files, wherever they are."""
-        digest = _digest(f"{file.state.path}\0{file.picture.digest}" for file in self._files())
+        digest = _digest(f"{file.state.path}\0{file.picture.digest}" for file in self.files)
         return f"{len(self.train)}+{len(self.test)}-{digest}"
-
-    def _files(self) -> tuple[ImageFile, ...]:
-        return (*self.train, *self.test)
 
     def _warnings(self, entry: DatasetEntry) -> Iterator[str]:
         """Yield warnings for a person to read before the data are used."""
-        files = self._files()
+        files, form = self.files, self.form()
         if self.left_out:
             yield f"{_count(self.left_out, 'file')} left out, no pictures: {_shortened(self.left_out, 5)}"
-        for loss in (TRANSPARENT, FRAMES):
+        if self.damaged:
+            listed = _shortened((f"{path}: {problem}" for path, problem in self.damaged.items()), _NAMED, "; ")
+            yield f"{_count(self.damaged, 'damaged image')} left out, as damaged_images allows: {listed}"
+        for loss in (TRANSPARENT, FRAMES, *(() if form.chosen else (ORIENTED,))):
             if lossy := [file.state.path for file in files if file.picture.loss == loss]:
                 yield f"{_count(lossy, 'image')} {loss}: {_shortened(lossy, 5)}"
-        small = [file for file in files if min(file.picture[2:4]) <= LARGE_SIDE]
-        if small and self.image_size() == CROPPED_SIZE:  # costs time, and may be due to a single stray file
+        bound = form.size - 1 if form.chosen else LARGE_SIDE
+        small = [file for file in files if min(file.picture[2:4]) <= bound]
+        if small and form.cropped:  # costs time, and may be due to a single stray file
+            because = "" if form.chosen else " because not all are squares of one size"
             yield (
-                f"{_count(small, 'image')} of at most {LARGE_SIDE} pixels a side, enlarged to {CROPPED_SIZE} because "
-                f"not all are squares of one size: {_shortened(map(_with_size, small), 5)}"
+                f"{_count(small, 'image')} of at most {bound} pixels a side, enlarged to {form.size}{because}: "
+                f"{_shortened(map(_with_size, small), 5)}"
+            )
+        if self.is_streamed() and not self.reading.streaming:
+            yield (
+                f"decoded images would take {self.decoded_bytes / 2**30:,.1f} GiB of this machine's "
+                f"{memory() / 2**30:,.1f}, so images are decoded anew in every epoch"
             )
         if (len(self.train), len(self.test)) != (entry.train_images, entry.test_images) and entry.train_images:
             yield f"{self.name} has {entry.train_images:,} training and {entry.test_images:,} test images"
@@ -167,7 +219,7 @@ class ImageFolder:
             yield f"the classes of {self.name} are called {official}, not {names}"
 
 
-def find_source(name: str, data_dir: str | Path | None) -> Archive | ImageFolder:
+def find_source(name: str, data_dir: str | Path | None, reading: Reading = BY_DEFAULT) -> Archive | ImageFolder:
     """Find a dataset in the folder of `data_dir` called `name` or in `data_dir` itself, in either layout.
 
     Raises:
@@ -183,7 +235,7 @@ def find_source(name: str, data_dir: str | Path | None) -> Archive | ImageFolder
             if has_archive(name, root):
                 return _find_archive(name, root)
             if (root / TRAIN_FOLDER).is_dir():
-                return _scan_folders(name, root)
+                return scan_folders(name, root, reading)
         found = _shortened(sorted(entry.name for entry in os.scandir(given))) or "nothing"
     except OSError as error:
         raise ValueError(f"dataset {name!r} in {given} cannot be read: {error}") from error
@@ -207,7 +259,12 @@ def _find_archive(name: str, root: Path) -> Archive:
     return Archive(name=name, root=root, files=tuple(files))
 
 
-def _scan_folders(name: str, root: Path) -> ImageFolder:
+def scan_folders(name: str, root: Path, reading: Reading) -> ImageFolder:
+    """List the folders in `root` and look at all files.
+
+    Raises:
+        ValueError: a folder is missing, or more files than `reading` allows cannot be used.
+    """
     class_names = _class_names(root / TRAIN_FOLDER)
     if not class_names:
         raise ValueError(f"{root / TRAIN_FOLDER} has no folders of classes; wanted: {_wanted(name)}")
@@ -241,8 +298,8 @@ def _scan_folders(name: str, root: Path) -> ImageFolder:
             problems[state.path] = picture.problem
         elif picture.problem:
             left_out.append(state.path)
-    if problems:
-        raise unusable(name, root, problems)
+    if len(problems) > reading.damaged_images or any(map(_is_folder, problems)):
+        raise unusable(name, root, problems, reading)
     train, test = (
         tuple(ImageFile(state, label, pictures[state]) for label, state in files if not pictures[state].problem)
         for files in listed.values()
@@ -259,6 +316,8 @@ def _scan_folders(name: str, root: Path) -> ImageFolder:
         train=train,
         test=test,
         left_out=tuple(left_out),
+        damaged=problems,
+        reading=reading,
     )
 
 
@@ -292,7 +351,7 @@ def _files(
         with os.scandir(root / folder) as entries:
             visible = sorted(filter(_is_visible, entries), key=lambda entry: entry.name)
     except OSError as error:
-        problems[folder] = str(error.strerror)
+        problems[f"{folder}/"] = str(error.strerror)
         return
     for entry in visible:
         path = f"{folder}/{entry.name}"
@@ -309,11 +368,22 @@ def _files(
             left_out.append(path)
 
 
-def unusable(name: str, root: Path, problems: Mapping[str, str]) -> ValueError:
+def unusable(name: str, root: Path, problems: Mapping[str, str], reading: Reading) -> ValueError:
     """Return the error for files of the dataset `name` in `root` that cannot be used: path -> the problem."""
     # The first file is in the first line, because some displays show only that line.
     listed = _shortened([f"{root / path}: {problem}" for path, problem in problems.items()], _NAMED, ";\n  ")
-    return ValueError(f"dataset {name!r}: {_count(problems, 'file')} cannot be used (mend or remove): {listed}")
+    if any(map(_is_folder, problems)):
+        remedy = "mend or remove"
+    elif len(problems) > reading.damaged_images:
+        remedy = f"mend or remove, or --set damaged_images={len(problems)} to leave them out"
+    else:  # found while the images were decoded
+        remedy = "the same command leaves them out"
+    return ValueError(f"dataset {name!r}: {_count(problems, 'file')} cannot be used ({remedy}): {listed}")
+
+
+def _is_folder(path: str) -> bool:
+    """Return whether what has a problem is a folder, which is never left out: it may hold any number of images."""
+    return path.endswith("/")
 
 
 def _with_size(file: ImageFile) -> str:

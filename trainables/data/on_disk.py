@@ -10,28 +10,36 @@ from typing import Any, Final
 
 import numpy as np
 
-from trainables.data.dataset import Dataset
+from trainables.data.dataset import BY_DEFAULT, Dataset, Reading
 from trainables.data.decoded import open_decoded
 from trainables.data.image_folder import decode_folder
-from trainables.data.layout import CROPPED_SIZE, Archive, find_source
+from trainables.data.layout import LARGE_SIDE, Archive, find_source
 from trainables.data.registry import DATASETS
+from trainables.data.streaming import open_streamed
 
 DOWNLOAD_TIMEOUT: Final = 30.0
 """Seconds without a byte before a download is given up."""
 
 
-def load(name: str, data_dir: Path | None) -> Dataset:
+def load(name: str, data_dir: Path | None, reading: Reading = BY_DEFAULT) -> Dataset:
     """Return the training and test split, in the order of the archive or of the folders.
 
     Raises:
         ValueError: the files do not fit the registry, an archive is damaged or an image cannot be decoded.
     """
-    source, entry = find_source(name, data_dir), DATASETS[name]
-    facts, augmentation = source.facts(), entry.augmentation
-    if facts.image_size == CROPPED_SIZE:
-        augmentation = replace(augmentation, crop_padding=0, random_resized_crop=True)
-    decode = partial(unpack, source) if isinstance(source, Archive) else partial(decode_folder, source)
-    train, test = open_decoded(name, source.root, source.state(), decode)
+    source, entry = find_source(name, data_dir, reading), DATASETS[name]
+    facts, augmentation, state = source.facts(), entry.augmentation, source.state()
+    if isinstance(source, Archive):
+        train, test = open_decoded(name, source.root, state, partial(unpack, source))
+    else:
+        form = source.form()
+        if form.cropped or form.size > LARGE_SIDE:
+            augmentation = replace(augmentation, crop_padding=0, random_resized_crop=True)
+        if source.is_streamed():
+            train, test = open_streamed(source)
+        else:
+            state += f" {form.size}" * form.chosen  # folders are decoded once for every size that is asked for
+            train, test = open_decoded(name, source.root, state, partial(decode_folder, source))
     return Dataset(**asdict(facts), train=train, test=test, mean=entry.mean, std=entry.std, augmentation=augmentation)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import struct
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -21,6 +22,8 @@ MAX_ASPECT: Final = 64
 """Longer over shorter side. Enlarging the shorter side of a very thin image would create millions of pixels."""
 TRANSPARENT: Final = "with transparency, which is dropped"
 FRAMES: Final = "with several frames, of which the first is used"
+ORIENTED: Final = "turned by their EXIF orientation, which is used only with an image_size"
+_ORIENTATION: Final = 0x0112
 
 
 class Picture(NamedTuple):
@@ -31,7 +34,7 @@ class Picture(NamedTuple):
         format: one of `FORMATS`; "" for any other file.
         width: in pixels.
         height: in pixels.
-        loss: the part that will not be used, `TRANSPARENT` or `FRAMES`; "" if all of it will be.
+        loss: the part that will not be used, `TRANSPARENT`, `FRAMES` or `ORIENTED`; "" if all of it will be.
         problem: why the file cannot be used; "" if it can.
     """
 
@@ -130,7 +133,30 @@ def _depth(image: Image.Image, data: bytes) -> int:
 def _loss(image: Image.Image, name: str) -> str:
     if name != "JPEG" and getattr(image, "is_animated", False):
         return FRAMES
-    return TRANSPARENT if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info else ""
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        return TRANSPARENT
+    # Pillow turns TIFFs as it decodes them, and would decode a PNG to look for tags behind its pixels.
+    return ORIENTED if name not in ("TIFF", "PNG") and turn(image) is not None else ""
+
+
+def turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how a picture must be turned or mirrored to be upright, by its EXIF orientation; None if it is upright."""
+    from PIL.Image import Transpose
+
+    damaged: tuple[type[Exception], ...] = (*unreadable(), struct.error, KeyError)
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except damaged:  # the tags, which does not damage the pixels
+        return None
+    return {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }.get(orientation)
 
 
 def _whole(name: str, data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Unique names of processes, made of host, process id and start time; and the cores that a process may use.
+"""Unique names of processes, made of host, process id and start time; and the cores and memory that a process may use.
 
 A host is a host name with the namespace of process ids, because containers may share the former but not the latter.
 """
@@ -14,6 +14,15 @@ from pathlib import Path
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or less if its control group limits it."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+            found = min(found, int(Path(limit).read_text(encoding="ascii")))
+    return found
 
 
 def me() -> str:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from trainables import schema
+from trainables.data import BY_DEFAULT, Reading
 from trainables.graph import Job, canonical
 from trainables.host import cpu
 from trainables.host.redaction import redact_text
@@ -123,6 +124,7 @@ class Context:
     Attributes:
         store: where parents are read and results are published.
         data_dir: directory of the datasets that do not come with a library.
+        reading: how folders of images are read, except for their size, which is the task's.
         device: where to compute.
         checkpoint_seconds: the job saves a checkpoint at the first end of an epoch after this time; a killed job loses
             at most this time, one epoch, and the time in which the checkpoint is written while the job trains on.
@@ -131,6 +133,7 @@ class Context:
 
     store: Store
     data_dir: str | None = None
+    reading: Reading = BY_DEFAULT
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     checkpoint_seconds: float = 30.0
     log: JobLog = field(default_factory=JobLog)

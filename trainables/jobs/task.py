@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,11 @@ from trainables.training.engines import CPU
 from trainables.training.loop import Training
 
 
-def _planned(task: Task, data_dir: str | None) -> Dataset:
+def _planned(task: Task, context: Context) -> Dataset:
     """Return the task's dataset, checked against the data version that is part of the job's key."""
+    data_dir, reading = context.data_dir, replace(context.reading, image_size=task.image_size)
     try:
-        dataset = load_dataset(task.dataset, data_dir)
+        dataset = load_dataset(task.dataset, data_dir, reading)
         if dataset.fingerprint != task.data_version:
             forget()  # so that the next job of this process reloads the data, which may be complete by then
             planned, found = (counts(task.dataset, version) for version in (task.data_version, dataset.fingerprint))
@@ -48,7 +50,7 @@ class TaskData:
             HostFault: the data are missing on this machine, or differ from the planned version.
         """
         self._task, self._device = task, context.device
-        self._dataset = _planned(task, context.data_dir)
+        self._dataset = _planned(task, context)
         if self._device.type == CPU:
             with torch.device("meta"):
                 self._channels_last = fits_channels_last(self._build())

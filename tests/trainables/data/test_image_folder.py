@@ -33,13 +33,13 @@ def load(root: Path) -> Dataset:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every decoded file is noted here."""
     paths: list[Path] = []
-    original = image_folder._decode_file
+    original = image_folder.decode_file
 
-    def noting(path: Path, size: int, digest: str) -> np.ndarray:
+    def noting(path: Path, form: layout.Form, digest: str) -> np.ndarray | str:
         paths.append(path)
-        return original(path, size, digest)
+        return original(path, form, digest)
 
-    monkeypatch.setattr(image_folder, "_decode_file", noting)
+    monkeypatch.setattr(image_folder, "decode_file", noting)
     return paths
 
 
