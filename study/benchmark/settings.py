@@ -9,6 +9,7 @@ from study.fastest import gpus_here
 from trainables.checks import bounded, known
 from trainables.config import Recipe
 from trainables.host.cpu import emulates_bf16
+from trainables.host.processes import cores
 from trainables.host.toolchain import find_compiler
 from trainables.knobs import CPU_PRECISIONS, KNOBS, PRECISIONS
 from trainables.models import check_width
@@ -136,5 +137,14 @@ class Sweep(Settings):
     jobs: int = option(1000, "least number of trivial jobs in a sweep; another one has a tenth", "[100, inf)")
 
 
-KINDS: Final[dict[str, type[Settings]]] = {"training": Training, "matching": Matching, "sweep": Sweep}
+@dataclass(frozen=True, kw_only=True)
+class Data(Settings):
+    """Loading images: the images and the processes that decode them."""
+
+    pictures: int = option(512, "JPEG files to load", "[64, inf)")
+    side: int = option(224, "side of the squares that they become, pixels", "[8, 1024]")
+    loaders: int = option(cores, "worker processes that decode them", "[1, inf)")
+
+
+KINDS: Final[dict[str, type[Settings]]] = {"training": Training, "matching": Matching, "sweep": Sweep, "data": Data}
 """What can be measured: module of this package, whose function ``parts`` measures it -> its settings."""

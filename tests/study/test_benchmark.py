@@ -21,11 +21,11 @@ import torch
 from checkout import ROOT
 from waiting import HANG_SECONDS
 
-from study.benchmark import contest, matching, results, settings, sweep, table, training, workloads
+from study.benchmark import contest, data, matching, results, settings, sweep, table, training, workloads
 from study.benchmark.__main__ import main
 from study.benchmark.contest import Budget, Part, Team, in_turns, machine
 from study.benchmark.results import Comparison, Figure, Rate, read_rates
-from study.benchmark.settings import CLASSES, Sweep, Training
+from study.benchmark.settings import CLASSES, Data, Sweep, Training
 from study.benchmark.training import CONVENTIONAL
 from study.benchmark.workloads import STACK, BareStep, ConventionalLoop, OurTrial, images_on_disk
 from study.estimate import Net, nearest
@@ -319,6 +319,24 @@ def test_a_benchmark_that_is_ended_prints_no_traceback(end: signal.Signals, tmp_
         process.send_signal(end)
     _, errors = process.communicate(timeout=HANG_SECONDS)  # until the last process of the benchmark has ended
     assert "Traceback" not in errors
+
+
+def test_both_loaders_load_every_image_of_a_folder() -> None:
+    setting = Data(pictures=64, side=16, loaders=1)
+    with data.pictures(setting.pictures) as folder, data.more(folder) as larger:
+        assert data.Plain(setting, folder, is_usual=False).run() == 64
+        assert data.Plain(setting, folder, is_usual=True).run() == 64
+        assert data.Streamed(setting, folder).run() == 64
+        assert data.Streamed(setting, larger).run() == 64 * data.TIMES_LARGER
+
+
+@pytest.mark.slow  # each process imports torch
+def test_loaders_are_compared_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--pictures=64", "--side=16", "--loaders=1", "--repeats=1", f"--out={tmp_path / 'out'}"]
+    assert main(["data", *options]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("against torchvision") == 2
+    assert printed.count("peak memory") == 4
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
