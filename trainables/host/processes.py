@@ -16,12 +16,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or less if its control group limits it."""
+def memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return the bytes of memory that this process may use: the machine's, or less if a control group limits them.
+
+    Args:
+        groups: folder of the control groups, of either version.
+        own: file that names the process's own group.
+    """
+    limits = [groups / "memory" / "memory.limit_in_bytes"]
+    with contextlib.suppress(OSError):  # not Linux
+        group = groups / own.read_text(encoding="utf-8").rpartition("::/")[2].strip()
+        limits += [each / "memory.max" for each in (group, *group.parents)]
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for limit in limits:
         with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
-            found = min(found, int(Path(limit).read_text(encoding="ascii")))
+            found = min(found, int(limit.read_text(encoding="ascii")))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Whether a process still runs, on systems with and without /proc."""
+"""Whether a process still runs, on systems with and without /proc, and what it may use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainables.host.processes import alive, me
+from trainables.host.processes import alive, me, memory
 
 
 @pytest.mark.parametrize("proc", [True, False])
@@ -40,3 +40,25 @@ def test_a_process_of_another_user_is_alive_without_proc(monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "read_text", lambda path, **_: Path("/missing").read_bytes())
     monkeypatch.setattr(Path, "exists", lambda path: False)
     assert alive(me())
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "limit"),
+    [
+        ("memory.max", "1000", 1000),
+        ("slurm/job_7/memory.max", "1000", 1000),
+        ("slurm/memory.max", "1000", 1000),
+        ("slurm/job_7/memory.max", "max", None),
+        ("memory/memory.limit_in_bytes", "1000", 1000),
+        ("other/memory.max", "1000", None),
+    ],
+)
+def test_the_memory_is_the_machines_or_that_of_a_control_group(
+    file: str, content: str, limit: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/slurm/job_7\n")
+    machine = memory(tmp_path / "groups", tmp_path / "own")
+    assert machine > 2**20
+    (tmp_path / "groups" / file).parent.mkdir(parents=True)
+    (tmp_path / "groups" / file).write_text(f"{content}\n")
+    assert memory(tmp_path / "groups", tmp_path / "own") == (limit or machine)
