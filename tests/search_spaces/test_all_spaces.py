@@ -146,6 +146,7 @@ WANTED: dict[str, set[str]] = {
     # Beyond dense nets, pruning rounds and sparse nets: what the question cannot be answered without.
     "digits_quickstart": {schema.MATCH, schema.CONNECT},
     "cifar10_two_cores": {schema.MATCH, schema.CONNECT},
+    "image_folder_study": {schema.MATCH, schema.CONNECT},
     "resnet20_width_sweep": {schema.MATCH, schema.CONNECT},
     "resnet20_cifar100_width_sweep": {schema.MATCH, schema.CONNECT},
     "vgg11_rewind_sweep": {schema.MATCH, schema.CONNECT},
@@ -177,6 +178,7 @@ def miniature(space: SearchSpace, **changes: Any) -> SearchSpace:
     """Return the same question on the digits, or the given data, with next to nothing of everything."""
     tiny: dict[str, Any] = {
         "dataset": ("digits",),
+        "image_size": 0,
         "mask_dataset": "digits" if space.mask_dataset else "",
         "width": (0.25,),
         "sparsity": (0.36,),
