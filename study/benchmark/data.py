@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,12 +45,9 @@ def _loaders(setting: Data, title: str, folder: Path, rounds: Iterable[int]) -> 
     same, usual = "torchvision, the same transforms", "torchvision, the usual transforms"
     with ExitStack() as stack:
         many = stack.enter_context(more(folder))
-        makers = {ours: (Streamed, folder), larger: (Streamed, many), same: (Plain, folder, False)}
-        makers |= {usual: (Plain, folder, True)}
-        teams = ready(
-            (name, Team(stack, name, maker[0], setting, *maker[1:], threads=setting.loaders))
-            for name, maker in makers.items()
-        )
+        makers: dict[str, tuple[Any, ...]] = {ours: (Streamed, setting, folder), larger: (Streamed, setting, many)}
+        makers |= {same: (Plain, setting, folder, False), usual: (Plain, setting, folder, True)}
+        teams = ready((name, Team(stack, name, *maker, threads=setting.loaders)) for name, maker in makers.items())
         timed = {name: team.seconds for name, team in teams.items() if name != larger}
         seconds = in_turns(timed, rounds)
         pairs = {f"{title}, against {other}": (ours, other) for other in (same, usual)}
