@@ -35,7 +35,7 @@ def lay(plan: Plan, on: str, seconds: float = 1.0, **options: Any) -> Schedule:
 @pytest.fixture(scope="module")
 def paper() -> Plan:
     space = override(get_space("resnet20_width_sweep"), ["precision=tf32"])
-    return make_plan(space, facts_of=lambda name, data_dir: CIFAR)
+    return make_plan(space, facts_of=lambda *_: CIFAR)
 
 
 @pytest.fixture(scope="module")
