@@ -45,6 +45,8 @@ SLACK: Final = 1.25
 COPIES: Final = 5
 """Copies of the weights in measurements: two nets, the permuted net, the mixture and its corrected statistics. Training
 holds one less: weights, gradient, momentum and mask."""
+HELD_COPIES: Final = 3
+"""Further copies of the weights that an engine keeps between steps, if it does: weights, momentum, mask."""
 LAYER_COPIES: Final = 4
 """Momentary copies of the largest layer's output: its input, its output before and after normalisation, a sum."""
 
@@ -86,10 +88,12 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
     if isinstance(config, TRAINING_CONFIGS):
         half = config.recipe.precision == "bf16"
         kept = config.recipe.batch_size * net.kept * (0.5 if half else 1) + (0.5 * net.parameters if half else 0)
-        nets = nets if config.recipe.engine.shares_trial else 1
+        engine = config.recipe.engine
+        nets = nets if engine.shares_trial else 1
         # Stacked networks train together but are evaluated one after another.
-        momentary = max(momentary, nets * (kept + config.recipe.batch_size * LAYER_COPIES * net.largest))
-        copies *= nets
+        step = nets * (kept + config.recipe.batch_size * LAYER_COPIES * net.largest)
+        momentary = momentary + step if engine.holds_memory else max(momentary, step)
+        copies = nets * (copies + HELD_COPIES * engine.holds_memory)
     elif isinstance(config, MatchConfig):
         # The observed layers of one network wait for the other's; sums, products and scores of unit pairs are float64.
         momentary += EVAL_BATCH * net.tapped + 2 * 3 * net.correlations
@@ -118,6 +122,7 @@ class Need:
         memory: bytes of GPU memory.
         multiply_adds: multiply-adds of a training step of all networks that are stacked.
         precision: number format of the step.
+        nets: most networks that may share a trial, so that they fit a GPU; None: as many as the study allows.
     """
 
     cpus: float = 1.0
@@ -126,6 +131,7 @@ class Need:
     memory: float = 0.0
     multiply_adds: float = 0.0
     precision: str = "fp32"
+    nets: int | None = None
 
     def busy(self, card: Card) -> float:
         """Return the fraction of the time, in (0, 1], for which a trial alone on a card keeps it busy."""
@@ -267,8 +273,16 @@ def needs(
         need = Need(cpus=cpus or 1.0, share=gpus or 0.0 if each.uses_gpu else 0.0)
         if each.uses_gpu and gpus is None and cards:
             facts = plan.facts[each.dataset]
-            needed, kind = max((device_bytes(job, facts, nets_per_trial), job.kind) for job in jobs)
-            adds, precision = max((_step(plan, job, nets_per_trial) for job in jobs), default=(0.0, "fp32"))
+
+            def memory(nets: int, jobs: Sequence[Job] = jobs, facts: DatasetFacts = facts) -> tuple[float, str]:
+                return max((device_bytes(job, facts, nets), job.kind) for job in jobs)
+
+            nets, (alone, _) = nets_per_trial, memory(1)
+            smallest = min((card.memory for card in cards if alone <= card.memory), default=largest)
+            while nets > 1 and memory(nets)[0] > smallest:
+                nets //= 2  # several networks that share a trial need not fit where one does
+            needed, kind = memory(nets)
+            adds, precision = max((_step(plan, job, nets) for job in jobs), default=(0.0, "fp32"))
             need = dataclasses.replace(
                 need,
                 cpus_may_shrink=cpus is None,
@@ -276,6 +290,7 @@ def needs(
                 memory=needed,
                 multiply_adds=adds,
                 precision=precision,
+                nets=nets if nets < nets_per_trial else None,
             )
             if needed > largest:
                 warnings.append(

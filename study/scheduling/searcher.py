@@ -427,7 +427,7 @@ class PlanSearcher:
 
     def _mates(self, key: str, asked: Resources) -> list[str]:
         """Remove the jobs to stack with a job from the ready ones and return them; empty if there are none."""
-        most = self._most.get(group(self.plan.jobs[key]), self._nets_per_trial)
+        most = self._most_nets(group(self.plan.jobs[key]))
         if most == 1 or not self._is_stackable(key):
             return []
         job = self.plan.jobs[key]
@@ -444,6 +444,10 @@ class PlanSearcher:
         self._ready = [entry for entry in self._ready if entry[2] not in taken]
         heapq.heapify(self._ready)
         return mates
+
+    def _most_nets(self, like: Group) -> int:
+        """Return the most networks of a group that may share a trial."""
+        return self._most.get(like, self._needs[like].nets or self._nets_per_trial)
 
     def _is_stackable(self, key: str) -> bool:
         config = self.plan.jobs[key].config
@@ -503,7 +507,7 @@ class PlanSearcher:
         if len(trial.keys) < 2 or self.halted is not None:
             return False
         like = group(self.plan.jobs[trial.keys[0]])
-        self._most[like] = min(self._most.get(like, self._nets_per_trial), max(1, len(trial.keys) // 2))
+        self._most[like] = min(self._most_nets(like), max(1, len(trial.keys) // 2))
         for key in trial.keys:
             self._tell(key, f"{len(trial.keys)} networks were out of memory; {self._most[like]} at a time")
             self._release(key)

@@ -160,6 +160,26 @@ def test_stacked_networks_need_room_side_by_side() -> None:
     assert need(True, 8).busy(CARDS["H200"]) > need(True, 1).busy(CARDS["H200"])
 
 
+@pytest.mark.parametrize("setting", ["stacked", "graphs"])
+def test_no_more_networks_share_a_trial_than_fit_the_smallest_gpu_that_holds_one(setting: str) -> None:
+    plan = new_plan(width=(1.0, 32.0), **{setting: True})
+    cards = [CARDS["H100"], CARDS["T4"]]
+    found, warnings = needs(plan, plan.jobs, cpus=None, gpus=None, cards=cards, nets_per_trial=8)
+    assert warnings == []
+    narrow, wide = (next(need for each, need in found.items() if each.width == width) for width in (1.0, 32.0))
+    assert narrow.nets is None
+    assert wide.nets is not None
+    assert 1 <= wide.nets < 8
+    assert wide.fits(CARDS["T4"])
+
+
+def test_an_engine_that_holds_a_step_s_memory_needs_more() -> None:
+    plain, graphs = (new_plan(width=(4.0,), graphs=graphs) for graphs in (False, True))
+    for without, job in zip(plain.jobs.values(), graphs.jobs.values(), strict=True):
+        less, more = (device_bytes(each, plain.facts["digits"]) for each in (without, job))
+        assert (less < more) is isinstance(job.config, TRAINING_CONFIGS)
+
+
 @pytest.mark.parametrize("memory", [1.1, 2, 3, 5, 9, 100])
 def test_a_share_holds_the_largest_job_of_a_network(plan: Plan, memory: float) -> None:
     found, _ = asked(plan, memory * GIB)

@@ -36,6 +36,7 @@ class Engine:
         needs_compiler: whether it needs a C++ compiler on a CPU.
         compiles: whether it compiles each architecture, which takes a minute once and seconds in every process.
         shares_trial: whether one trial can train several networks with it at once.
+        holds_memory: whether it keeps the memory of a step, and copies of the networks, while they are evaluated.
         gains_from: least mask sparsity, in [0, 1), at which it is used; jobs below that use the default engine. 0 for
             an engine whose speed does not depend on the mask.
         batch_multiple: batch sizes must be multiples of this. It must not depend on the machine, so that a space valid
@@ -50,6 +51,7 @@ class Engine:
     needs_compiler: bool = False
     compiles: bool = False
     shares_trial: bool = False
+    holds_memory: bool = False
     gains_from: float = 0.0
     batch_multiple: int = 1
     convolutions_only: bool = False
@@ -92,5 +94,6 @@ ENGINES: Final[dict[str, Engine]] = {
         selected_by=("graphs", True),
         devices=(GPU,),
         shares_trial=True,
+        holds_memory=True,
     ),
 }
