@@ -33,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small_cell(folder: Path, method: str = "permuted", **changes: Any) -> Cell:
-    """Return a cell whose networks are trained for two epochs of two steps."""
-    settings = {"dataset": "image_folder", "epochs": 2, "batch_size": 12, "pruner": "one_shot", "match_images": 16}
+    """Return a cell whose networks are trained for two epochs of one step."""
+    settings = {"dataset": "image_folder", "epochs": 2, "batch_size": 24, "pruner": "one_shot", "match_images": 16}
     version = check_dataset("image_folder", folder).fingerprint
     return tiny_cell(method, **{"data_version": version, **settings, **changes})
 
@@ -59,7 +59,7 @@ def assert_same_store(one: Store, other: Store) -> None:
     "model", [pytest.param(name, marks=[] if name == QUICK else pytest.mark.slow) for name in MODELS]
 )
 def test_every_kind_of_job(folder: Path, tmp_path: Path, model: str) -> None:
-    cell = small_cell(folder, model=model, plane_resolution=2, mask_overlap=True)
+    cell = small_cell(folder, model=model, plane_resolution=2, mask_overlap=True, correction="repair")
     ensemble = ensemble_job(small_cell(folder, "lth", model=model, members=2))
     roots = [Ref(job) for job in (target(cell), *measurements(cell), ensemble)]
     assert {job.kind for job in Closure(roots).jobs.values()} == set(schema.STAGES)

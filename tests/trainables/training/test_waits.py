@@ -15,6 +15,7 @@ from torch import nn
 from trainables.config import Recipe
 from trainables.data import Augmentation, Split, batches
 from trainables.data.batches import EvalBatches, TrainBatches
+from trainables.knobs import CORRECTIONS
 from trainables.masks import magnitude_mask
 from trainables.symmetry.connectivity import interpolation_curve
 from trainables.symmetry.landscape import plane_grid
@@ -69,7 +70,7 @@ def during(action: Callable[[], object], traffic: Traffic) -> Traffic:
 # --- training -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("engine", ENGINES_OF_GPUS)
 def test_no_step_waits_and_an_epoch_waits_for_its_two_results(engine: str) -> None:
-    for steps in (1, 3):
+    for steps in (1, 2):
         with pretended_cuda() as traffic:
             during(training(steps, engine).run_epoch, traffic)
         assert len(traffic.waits) == 2, traffic.waits
@@ -79,7 +80,7 @@ def test_no_step_waits_and_an_epoch_waits_for_its_two_results(engine: str) -> No
 
 
 def test_stacked_networks_wait_no_more_often_than_one() -> None:
-    for steps in (1, 3):
+    for steps in (1, 2):
         with pretended_cuda() as traffic:
             trainings = [training(steps, "stacked", seed) for seed in (0, 1)]
             during(partial(train_epoch, trainings), traffic)
@@ -113,7 +114,7 @@ def test_a_checkpoint_copies_each_tensor_once_and_waits_once() -> None:
 # --- measurements ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("measure", [evaluate, predict_logits])
 def test_an_evaluation_waits_for_its_result_alone(measure: Callable[[nn.Module, EvalBatches], object]) -> None:
-    for count in (1, 3):
+    for count in (1, 2):
         with pretended_cuda() as traffic:
             model, images = on_gpu("resnet8"), measuring(count)
             during(partial(measure, model, images), traffic)
@@ -142,7 +143,7 @@ def test_collecting_activations_does_not_wait() -> None:
     assert len(traffic.waits) == len(groups), "for the scores of each group, which the CPU assigns"
 
 
-@pytest.mark.parametrize("correction", ["none", "bn_reset"])
+@pytest.mark.parametrize("correction", CORRECTIONS)
 def test_a_path_waits_once_for_each_of_its_networks(correction: str) -> None:
     with pretended_cuda() as traffic:
         a, b, images = on_gpu("resnet8", 0), on_gpu("resnet8", 1), measuring(1)
