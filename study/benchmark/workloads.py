@@ -32,7 +32,7 @@ from trainables.data import load_dataset
 from trainables.data.batches import Batch
 from trainables.data.dataset import Split
 from trainables.host.processes import cores
-from trainables.jobs.publishing import Context
+from trainables.jobs.publishing import Context, JobLog
 from trainables.jobs.task import TaskData
 from trainables.knobs import FP32
 from trainables.masks import magnitude_mask
@@ -77,16 +77,26 @@ class OurTrial:
 
     def __init__(self, setting: Training, folder: Path, way: Way, nets: int | None = None) -> None:
         recipe = replace(setting.recipe(), **way.settings)
+        self._way, self._log = way, JobLog()
         self.trainings = []
         for seed in range(nets or (STACK if way.engine.shares_trial else 1)):
             self._data, model, mask = prepared(setting, folder, way.precision)
-            self.trainings.append(self._data.training(model, recipe, seed, mask))
+            with self._log.capturing():
+                self.trainings.append(self._data.training(model, recipe, seed, mask))
         self._images = len(self.trainings) * setting.images
 
     def run(self) -> int:
-        """Train one epoch; return the number of images."""
-        for finish in train_epoch(self.trainings):
-            finish()
+        """Train one epoch; return the number of images.
+
+        Raises:
+            RuntimeError: the engine has left the networks to another one, which it logs but a study tolerates.
+        """
+        with self._log.capturing():
+            ends = train_epoch(self.trainings)
+        if self._way.engine.shares_trial and any(training.profile is None for training in self.trainings):
+            raise RuntimeError(f"its engine cannot train this network here: {'; '.join(self._log.lines)}")
+        for end in ends:
+            end()
         return self._images
 
     def host_share(self) -> float:

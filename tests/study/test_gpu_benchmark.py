@@ -173,6 +173,14 @@ def test_loading_evaluation_and_matching_have_rates() -> None:
     assert all(each.found["images/s"] > 0 for each in outcomes.values())
 
 
+def test_a_way_is_not_measured_if_its_engine_leaves_the_network_to_another_one() -> None:
+    setting = speed.setting_of(REDUCED, 1.0)
+    with workloads.images_on_disk(setting.images, setting.image_size) as folder:
+        trial = OurTrial(setting, folder, Way(graphs=True), nets=1)
+        with pytest.raises(RuntimeError, match=r"its engine cannot train this network here: .*CUDA graphs"):
+            trial.run()
+
+
 def test_a_trial_that_was_looked_into_trains_on_as_before() -> None:
     setting = speed.setting_of(replace(REDUCED, least_steps=6, most_steps=6), 1.0)
     with workloads.images_on_disk(setting.images, setting.image_size) as folder:

@@ -95,7 +95,10 @@ def jobs(scale: Scale, stack: ExitStack) -> Checks:
         outcome = _compared(store, job, reference, pruned_on_cpu(), losses_only=True)
         mask, weights = read_mask(store, job.key), read_weights(store, job.key)
         holds = not any(weights[name][~keep].any() for name, keep in mask.items())
-        return dataclasses.replace(outcome, ok=outcome.ok and holds, found={**outcome.found, "mask holds": holds})
+        log = store.read(job.key, schema.LOG).decode().splitlines()
+        warned = {"log": "; ".join(line for line in log if "warning: " in line)} if its.engine.shares_trial else {}
+        found = {**outcome.found, "mask holds": holds, **warned}
+        return dataclasses.replace(outcome, ok=outcome.ok and holds and not any(warned.values()), found=found)
 
     return {
         **{f"job {name}": partial(kind, job) for name, job in kinds().items()},
