@@ -43,6 +43,9 @@ MULTIPLY_ADDS_PER_SECOND = 4e10
 """One core of a current server processor, in fp32: a first guess for a machine without measurements."""
 SECONDS_PER_PASS = 1.4e-3
 """Fixed cost of a forward pass over a batch; a training step costs three times as much."""
+LAUNCHED_ONCE = 0.25
+"""Part of the fixed cost that is left where a GPU gets a step as a whole: the kernels of a small network still follow
+each other. An assumption."""
 SECONDS_PER_JOB = 0.15
 """Fixed cost of a job: reading parents, building networks, publishing."""
 SAMPLES_PER_CLASS = 5
@@ -141,17 +144,23 @@ def on_card(plan: Plan, job: Job, card: Card, rates: Sequence[Rate] = ()) -> OnC
     """
     net = _net(plan, job)
 
-    def seconds(launching: float) -> float:
+    def seconds(per_pass: float) -> float:
         def forward(images: int, batch: int) -> float:
             passes = -(-images // batch)
             multiply_adds = images * multiply_adds_per_image(net.model, net.width, net.image_size)
-            return card.seconds(multiply_adds, passes * launching, net.way.precision)
+            return card.seconds(multiply_adds, passes * per_pass, net.way.precision)
 
         return _seconds(plan, job, forward)
 
     rate = nearest(rates, net)
-    whole = seconds(SECONDS_PER_PASS) if rate is None else _first_guess(plan, job, net, rate)
+    whole = seconds(launching(job)) if rate is None else _first_guess(plan, job, net, rate)
     return OnCard(whole, min(1.0, (seconds(0.0) - SECONDS_PER_JOB) / whole), rate is not None)
+
+
+def launching(job: Job) -> float:
+    """Return the fixed cost of a job's forward pass on a GPU, in seconds; a training step costs three times that."""
+    its_engine = job.config.recipe.engine if isinstance(job.config, TRAINING_CONFIGS) else None
+    return SECONDS_PER_PASS * (LAUNCHED_ONCE if its_engine is not None and its_engine.launches_once else 1.0)
 
 
 def rates_on(store: Store, card: Card) -> list[Rate]:

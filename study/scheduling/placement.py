@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from study.estimate import SECONDS_PER_PASS, image_size, multiply_adds_per_image
+from study.estimate import SECONDS_PER_PASS, image_size, launching, multiply_adds_per_image
 from study.plan import Plan
 from study.scheduling.cards import GIB, Card
 from study.scheduling.hosts import TOLERANCE, Node, Resources
@@ -121,8 +121,10 @@ class Need:
         share: share of a GPU, whatever the card; None: what `memory` and `multiply_adds` need.
         memory: bytes of GPU memory.
         multiply_adds: multiply-adds of a training step of all networks that are stacked.
+        launching: seconds that launching the kernels of a step takes.
         precision: number format of the step.
-        nets: most networks that may share a trial, so that they fit a GPU; None: as many as the study allows.
+        nets: most networks that may share a trial, so that the GPU has memory and time for them; None: as many as the
+            study allows.
     """
 
     cpus: float = 1.0
@@ -130,13 +132,17 @@ class Need:
     share: float | None = 0.0
     memory: float = 0.0
     multiply_adds: float = 0.0
+    launching: float = 3 * SECONDS_PER_PASS
     precision: str = "fp32"
     nets: int | None = None
 
     def busy(self, card: Card) -> float:
         """Return the fraction of the time, in (0, 1], for which a trial alone on a card keeps it busy."""
-        step = card.seconds(self.multiply_adds, 3 * SECONDS_PER_PASS, self.precision)
-        return card.computing(self.multiply_adds, self.precision) / step
+        return card.computing(self.multiply_adds, self.precision) / self.step_seconds(card)
+
+    def step_seconds(self, card: Card) -> float:
+        """Return the seconds of a training step of a trial alone on a card."""
+        return card.seconds(self.multiply_adds, self.launching, self.precision)
 
     def fits(self, card: Card) -> bool:
         """Return whether a card has the memory for a trial."""
@@ -230,8 +236,7 @@ class Pool:
             return Request({"CPU": need.cpus, "GPU": need.share_of(expected)}, expected)
 
         def rank(card: Card) -> tuple[bool, float, float]:
-            seconds = card.seconds(need.multiply_adds, 3 * SECONDS_PER_PASS, need.precision)
-            return not self.places(card, need.share_of(card)), seconds, card.memory
+            return not self.places(card, need.share_of(card)), need.step_seconds(card), card.memory
 
         card = min(cards, key=rank)
         shares = [share for share in SHARES if ready <= sum(self.places(each, share) for each in cards)]
@@ -277,19 +282,22 @@ def needs(
             def memory(nets: int, jobs: Sequence[Job] = jobs, facts: DatasetFacts = facts) -> tuple[float, str]:
                 return max((device_bytes(job, facts, nets), job.kind) for job in jobs)
 
+            need = dataclasses.replace(need, cpus_may_shrink=cpus is None, share=None)
             nets, (alone, _) = nets_per_trial, memory(1)
+            step = max((_step(plan, job) for job in jobs if isinstance(job.config, TRAINING_CONFIGS)), default=None)
+            if step is not None:
+                adds, launch, precision = step
+                need = dataclasses.replace(need, multiply_adds=adds, launching=launch, precision=precision)
+                nets = min(nets, max(int(1 / need.busy(card)) for card in cards))
             smallest = min((card.memory for card in cards if alone <= card.memory), default=largest)
             while nets > 1 and memory(nets)[0] > smallest:
                 nets //= 2  # several networks that share a trial need not fit where one does
             needed, kind = memory(nets)
-            adds, precision = max((_step(plan, job, nets) for job in jobs), default=(0.0, "fp32"))
+            trained = nets if any(_shares_trial(job) for job in jobs) else 1
             need = dataclasses.replace(
                 need,
-                cpus_may_shrink=cpus is None,
-                share=None,
                 memory=needed,
-                multiply_adds=adds,
-                precision=precision,
+                multiply_adds=trained * need.multiply_adds,
                 nets=nets if nets < nets_per_trial else None,
             )
             if needed > largest:
@@ -302,10 +310,13 @@ def needs(
     return found, warnings
 
 
-def _step(plan: Plan, job: Job, nets: int) -> tuple[float, str]:
-    """Return the multiply-adds of a training step of a job and its precision; none for a job that does not train."""
+def _shares_trial(job: Job) -> bool:
+    return isinstance(job.config, TRAINING_CONFIGS) and job.config.recipe.engine.shares_trial
+
+
+def _step(plan: Plan, job: Job) -> tuple[float, float, str]:
+    """Return the multiply-adds of a training step of one network, the seconds of launching it, and its precision."""
     config, task = job.config, job.config.task
-    if not isinstance(config, TRAINING_CONFIGS):
-        return 0.0, "fp32"
-    images = config.recipe.batch_size * (nets if config.recipe.engine.shares_trial else 1)
-    return 3 * images * multiply_adds_per_image(task.model, task.width, image_size(plan, job)), config.recipe.precision
+    assert isinstance(config, TRAINING_CONFIGS)
+    adds = config.recipe.batch_size * multiply_adds_per_image(task.model, task.width, image_size(plan, job))
+    return 3 * adds, 3 * launching(job), config.recipe.precision

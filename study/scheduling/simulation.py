@@ -224,20 +224,34 @@ def simulate(
         asked = next(iter(searcher.trials.values())).asked
         raise ValueError(f"a trial asks for {in_words(asked)}, but none of the machines has that much")
 
-    def busy(keys: set[str], number: float) -> float:
-        return sum(min(each.seconds * each.busy for each in times[key].values()) for key in keys) / max(1.0, number)
-
-    cores = sum(machine.free["CPU"] for machine in machines)
+    counts: dict[Card | None, float] = {card: devices[card.name] for card in cards}
+    counts[None] = sum(machine.free["CPU"] for machine in machines)
     count = sum(devices.values())
     return Schedule(
         seconds=pretended.now,
         bound=max(
             fastest.makespan(plan, todo, slots=len(todo)),  # the longest chain: with a slot per job none waits
-            busy(on_gpu, sum(devices[card.name] for card in cards)),
-            busy(todo.keys() - on_gpu, cores),
+            _seconds_of_work({key: times[key] for key in on_gpu}, counts),
+            _seconds_of_work({key: times[key] for key in todo.keys() - on_gpu}, counts),
         ),
         idle=1.0 - pretended.used / (count * pretended.now),
         alone=fastest.seconds,
         measured=sum(all(each.measured for each in times[key].values()) for key in on_gpu) / max(1, len(on_gpu)),
         warnings=tuple(warnings),
     )
+
+
+def _seconds_of_work(times: Times, counts: Mapping[Card | None, float]) -> float:
+    """Return the least seconds for which some jobs keep all devices busy.
+
+    Every job counts with its time on the kind that computes it fastest, and every kind with the speed, relative to
+    that, which it reaches in any job.
+    """
+    total, speeds = 0.0, dict[Card | None, float]()
+    for its in times.values():
+        busy = {card: each.seconds * each.busy for card, each in its.items()}
+        least = min(busy.values())
+        total += least
+        for card, seconds in busy.items():
+            speeds[card] = max(speeds.get(card, 0.0), least / seconds if seconds else 1.0)
+    return total / sum(speeds[card] * counts[card] for card in speeds) if total else 0.0

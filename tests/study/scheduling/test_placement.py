@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from tiny_study import tiny_space
 
-from study.plan import make_plan
+from study.plan import Plan, make_plan
 from study.scheduling.cards import CARDS, GIB, Card, card_of, machines
 from study.scheduling.hosts import Node
 from study.scheduling.placement import SHARES, Need, Pool, Request, needs
@@ -156,6 +156,28 @@ def test_cpus_that_the_user_gives_do_not_shrink() -> None:
     for cpus, shrink in ((None, True), (1.0, False)):
         found, _ = needs(plan, plan.jobs, cpus=cpus, gpus=None, cards=[H100])
         assert {need.cpus_may_shrink for need in found.values()} == {shrink}
+
+
+# --- several networks in a trial --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("setting", ["stacked", "graphs"])
+def test_only_networks_that_leave_the_card_time_for_others_are_stacked(setting: str) -> None:
+    found = {}
+    for width in (0.25, 16):
+        plan = make_plan(tiny_space(model="resnet20", width=width, method=("dense", "lth"), **{setting: True}))
+        (need,) = needs(plan, plan.jobs, cpus=None, gpus=None, cards=[H100], nets_per_trial=8)[0].values()
+        found[width] = need.nets or 8
+        assert need.multiply_adds == pytest.approx(found[width] * one_net(plan).multiply_adds)
+    assert found == {0.25: 8, 16: 1}
+
+
+def one_net(plan: Plan) -> Need:
+    (need,) = needs(plan, plan.jobs, cpus=None, gpus=None, cards=[H100], nets_per_trial=1)[0].values()
+    return need
+
+
+def test_a_step_that_is_launched_at_once_keeps_the_card_busier() -> None:
+    plain, graphed = (make_plan(tiny_space(method=("dense",), graphs=graphs)) for graphs in (False, True))
+    assert one_net(plain).busy(H100) < one_net(graphed).busy(H100)
 
 
 # --- cards ------------------------------------------------------------------------------------------------------------

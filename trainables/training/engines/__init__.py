@@ -35,6 +35,7 @@ class Engine:
         devices: the kinds of devices that it runs on.
         needs_compiler: whether it needs a C++ compiler on a CPU.
         compiles: whether it compiles each architecture, which takes a minute once and seconds in every process.
+        launches_once: whether a training step on a GPU is launched as a whole, not kernel by kernel.
         shares_trial: whether one trial can train several networks with it at once.
         holds_memory: whether it keeps the memory of a step, and copies of the networks, while they are evaluated.
         gains_from: least mask sparsity, in [0, 1), at which it is used; jobs below that use the default engine. 0 for
@@ -50,6 +51,7 @@ class Engine:
     devices: tuple[str, ...] = (CPU, GPU)
     needs_compiler: bool = False
     compiles: bool = False
+    launches_once: bool = False
     shares_trial: bool = False
     holds_memory: bool = False
     gains_from: float = 0.0
@@ -93,6 +95,7 @@ ENGINES: Final[dict[str, Engine]] = {
         module="cuda_graph",
         selected_by=("graphs", True),
         devices=(GPU,),
+        launches_once=True,
         shares_trial=True,
         holds_memory=True,
     ),
