@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from pretended_cuda import Traffic, pretended_cuda
+from recorded_graphs import Recorded
 from small_nets import small_model
 from torch import nn
 
@@ -22,7 +23,7 @@ from trainables.symmetry.landscape import plane_grid
 from trainables.symmetry.matching import activation_moments, match_models
 from trainables.symmetry.permutations import permutation_spec
 from trainables.symmetry.repair import batchnorm_layers, reset_batchnorm
-from trainables.training.engines import ENGINES, GPU
+from trainables.training.engines import ENGINES, GPU, cuda_graph
 from trainables.training.evaluation import evaluate, predict_logits
 from trainables.training.loop import Training, train_epoch
 
@@ -67,7 +68,24 @@ def during(action: Callable[[], object], traffic: Traffic) -> Traffic:
     return traffic
 
 
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Steps are captured by recording their calls, because the pretended GPU captures nothing."""
+
+    class Lane(Recorded):
+        @staticmethod
+        def runs_on(device: torch.device) -> bool:
+            return device.type == GPU
+
+    monkeypatch.setattr(cuda_graph, "Lane", Lane)
+    monkeypatch.setattr(Recorded, "log", [])
+    cuda_graph._idle.clear()
+    yield
+    cuda_graph._idle.clear()
+
+
 # --- training -------------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("captures")
 @pytest.mark.parametrize("engine", ENGINES_OF_GPUS)
 def test_no_step_waits_and_an_epoch_waits_for_its_two_results(engine: str) -> None:
     for steps in (1, 2):
@@ -77,6 +95,7 @@ def test_no_step_waits_and_an_epoch_waits_for_its_two_results(engine: str) -> No
         assert len(traffic.to_host) == 2, traffic.to_host
         assert {line.partition(":")[0] for line in traffic.to_device} == {DATA}, traffic.to_device
         assert len(traffic.to_device) == 4, "order, offsets, boxes and flips of the epoch's images"
+    assert any(what == "replayed" for _, what in Recorded.log) == (engine == "cuda_graph")
 
 
 def test_stacked_networks_wait_no_more_often_than_one() -> None:
