@@ -203,6 +203,22 @@ def test_a_captured_step_that_does_something_else_is_not_used(
     assert "the captured step is off by" in caplog.text
 
 
+def test_networks_that_do_not_fit_together_are_left_to_the_study_and_one_is_trained_plainly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Recorded, "capture", full)
+    one, other = start(GRAPHS), start(GRAPHS, seed=1)
+    before = bits(one)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_epoch([one, other])
+    assert bits(one) == before
+    assert same(one, start(EXACT))
+    assert "CUDA out of memory" in caplog.text
+
+
 def test_a_cpu_trains_plainly_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.undo()
     training = start(GRAPHS)

@@ -64,6 +64,9 @@ class Trainer(plain.Trainer):
         try:
             steps = [_captured(training, *batch) for training, batch in zip(trainings, first, strict=True)]
         except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) and len(trainings) > 1:
+                _idle.clear()
+                raise  # so that fewer networks share the next trial
             reason = first_line(error)
         else:
             return _train(steps, trainings, chain([first], batches))

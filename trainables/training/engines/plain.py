@@ -21,7 +21,8 @@ class Trainer:
 
     - It takes all batches of an epoch, in order, from :meth:`Training.steps`, which sets each step's learning rate.
     - It leaves the gradients of a batch in the parameters' ``grad`` and calls :meth:`Training.update`, which takes the
-      optimiser's step and sets masked weights to zero again.
+      optimiser's step and sets masked weights to zero again. If it trains a copy of the network, it does so by a copy
+      of the training's optimiser, and copies both back at the end of the epoch.
     - Between epochs, the weights and buffers of ``Training.model`` are the network's state, which is evaluated, saved
       and restored, whatever memory the engine uses during an epoch.
     - On a CPU, equal states give bit-identical results, whatever else runs on the machine.
