@@ -439,6 +439,18 @@ def test_wrong_requests_are_refused_before_anything_is_measured(
     assert not (tmp_path / "x.json").exists()
 
 
+def test_a_measurement_whose_libraries_are_missing_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("study.benchmark.__main__.find_spec", lambda name: None if name == "ray" else object())
+    assert main(["sweep"]) == 2
+    assert "sweep is not measured: it needs ray" in capsys.readouterr().err
+    assert main(["all", "--repeats=0"]) == 2
+    output = capsys.readouterr()
+    assert "sweep is not measured: it needs ray" in output.out
+    assert "repeats" in output.err, "the others would be measured"
+
+
 @pytest.mark.slow
 def test_the_training_benchmark_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "benchmark.json"

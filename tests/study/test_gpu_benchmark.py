@@ -323,7 +323,7 @@ def test_the_command_end_to_end(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(program)
     out = tmp_path / "gpu.jsonl"
-    command_line = [sys.executable, str(script), "gpu", "--device=cpu", "--budget=3600", f"--out={out}"]
+    command_line = [sys.executable, str(script), "gpu", "--device=cpu", "--budget=36000", f"--out={out}"]
     subprocess.run(command_line, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     complete = {f"section {name}" for name in REDUCED.sections if name != sections.ENVIRONMENT}
     assert complete <= {line.check for line in read(out)}

@@ -26,8 +26,8 @@ from trainables.host.terminal import FAILURES, OK, refused
 from trainables.host.version import project_commit
 from trainables.training.engines import CPU, GPU
 
-SLOWER_ON_CPU = 5
-"""Factor on the sections' time limits on a CPU."""
+SLOWER_ON_CPU = 20
+"""Factor on the sections' time limits on a CPU, which may be busy with other work."""
 LEAST_SECONDS = 15.0
 """A section is not begun with less time left: importing PyTorch and starting CUDA take most of that."""
 GRACE_SECONDS = 5.0

@@ -53,7 +53,7 @@ class Section:
 
 ENVIRONMENT: Final = "environment"
 SECTIONS: Final[dict[str, Section]] = {
-    ENVIRONMENT: Section(module="environment", function="environment", seconds=40, about="card, driver and versions"),
+    ENVIRONMENT: Section(module="environment", function="environment", seconds=90, about="card, driver and versions"),
     "jobs": Section(
         module="correctness",
         function="jobs",
