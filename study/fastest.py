@@ -7,7 +7,6 @@ same choice and share the same jobs. To choose again, remove the file. ``study.b
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import logging
@@ -23,6 +22,7 @@ from study.plan import Network, Plan, Ways
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.host.cpu import emulates_bf16
+from trainables.host.nvidia import gpus
 from trainables.knobs import CPU_PRECISIONS, written
 from trainables.storage import documents
 from trainables.storage.documents import Malformed
@@ -39,9 +39,6 @@ NOTABLE: Final = 1.1
 
 _FILE = re.compile(rf"{FOLDER}/[a-z]+/(.+?)-x([0-9]+(?:\.[0-9]+)?)(-.*)?\.json")
 
-_ATTRIBUTE, _MAJOR, _MINOR = "cuDeviceGetAttribute", 75, 76
-"""The driver's function that tells a device's attribute, and the attributes that make up the compute capability."""
-
 _log = logging.getLogger(__name__)
 
 Kept = Mapping[str, Setting]
@@ -54,10 +51,11 @@ def left_open(space: SearchSpace, network: Network, given: Kept) -> list[Way]:
 
 
 def fits(way: Way, space: SearchSpace, network: Network) -> bool:
-    """Return whether a network can be trained this way in every batch size of a space."""
+    """Return whether a network can be trained this way in every batch size of a space, and as repeatably as it asks."""
     model, _ = network
     batches = space.batch_size if isinstance(space.batch_size, tuple) else (space.batch_size,)
-    return all(way.fits(model, batch_size) for batch_size in batches)
+    repeats = way.engine.repeatable or space.deterministic in (False, (False,))
+    return repeats and all(way.fits(model, batch_size) for batch_size in batches)
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
@@ -169,35 +167,8 @@ def device_of_trials(gpus_per_trial: float | None, address: str | None, store: S
     elif address is not None:
         has_gpus = any(path.startswith(f"{FOLDER}/{GPU}/") for path in _files(store))
     else:
-        has_gpus = gpus_here() > 0
+        has_gpus = bool(gpus())
     return GPU if has_gpus else CPU
-
-
-def gpus_here() -> int:
-    """Return the number of NVIDIA GPUs that this process may use, from the driver: importing torch takes seconds."""
-    return len(_capabilities())
-
-
-def capability_here() -> tuple[int, int] | None:
-    """Return the least compute capability of these GPUs, (8, 0) for an A100; None if there are none."""
-    return min(_capabilities(), default=None)
-
-
-def _capabilities() -> list[tuple[int, int]]:
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return []
-
-    def asked(function: str, *arguments: int) -> int:
-        value = ctypes.c_int()
-        failed = getattr(driver, function)(ctypes.byref(value), *arguments)
-        return 0 if failed else value.value
-
-    if driver.cuInit(0):
-        return []
-    devices = [asked("cuDeviceGet", number) for number in range(asked("cuDeviceGetCount"))]
-    return [(asked(_ATTRIBUTE, _MAJOR, each), asked(_ATTRIBUTE, _MINOR, each)) for each in devices]
 
 
 # --- what has been chosen ---------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from search_spaces import SearchSpace
-from study.fastest import Kept, capability_here, fits, networks
+from study.fastest import Kept, fits, networks
 from study.plan import Plan, make_plan
+from trainables.host.nvidia import NATIVE, capability_here
 from trainables.host.toolchain import COMPILERS, find_compiler
 from trainables.knobs import KNOBS, TF32, Scalar
 from trainables.storage.starts import starts
@@ -24,8 +25,6 @@ from trainables.training.way import SETTINGS, Way, in_words
 
 ON_GPUS: Final[Mapping[str, Scalar]] = {"precision": TF32, "graphs": True}
 """What every space prefers on GPUs. TensorFloat-32 is PyTorch's own default for convolutions there."""
-TENSOR_FLOAT_SINCE: Final = (8, 0)
-"""Compute capability of the first GPUs that have TensorFloat-32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class Preference:
 
     def usable(self, device: str | None) -> bool:
         """Return whether the settings are meant for a kind of device, and for this machine's GPUs if it has any."""
-        older = TF32 in self.settings.values() and (capability_here() or TENSOR_FLOAT_SINCE) < TENSOR_FLOAT_SINCE
+        older = TF32 in self.settings.values() and (capability_here() or NATIVE[TF32]) < NATIVE[TF32]
         return device == self.on and not older
 
 

@@ -31,6 +31,7 @@ from study.tracking.destination import check_tracking
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Ref
 from trainables.host.databases import default_tracking_uri
+from trainables.host.nvidia import check_driver
 from trainables.host.redaction import redact
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK, command, refused
 from trainables.host.toolchain import compiler, find_compiler
@@ -111,7 +112,7 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
         plan = make_plan(space, options.data_dir, _choice(space, store, options).ways)
     plan = _preferring(plan, store, options)
     if not on_cluster:
-        _check_compiler(plan, store, fastest.device_of_trials(options.gpus_per_trial, None, store))
+        _check_machine(plan, store, options)
     if options.verify:
         _verify(plan, store)
     return plan, uri
@@ -156,14 +157,21 @@ def _refuse_to_measure(unmeasured: Sequence[Network], options: Options) -> None:
     )
 
 
-def _check_compiler(plan: Plan, store: Store, device: str) -> None:
-    """Raise ValueError if unpublished jobs need a C++ compiler that this machine, where they would run, lacks."""
+def _check_machine(plan: Plan, store: Store, options: Options) -> None:
+    """Raise ValueError if unpublished jobs need what this machine, where they would run, lacks.
+
+    That is a C++ compiler, or a driver for the GPU that it has: without one, they would run on the CPU unnoticed.
+    """
+    todo = plan.closure.todo(store.keys())
+    if todo and options.gpus_per_trial != 0:
+        check_driver()
+    device = fastest.device_of_trials(options.gpus_per_trial, None, store)
     if find_compiler() is not None:
         return
     trained = {key: job.config for key, job in plan.jobs.items() if isinstance(job.config, TRAINING_CONFIGS)}
     engines = {key: config.recipe.engine for key, config in trained.items()}
     needy = {key for key, each in engines.items() if each.needs_compiler and (device == CPU or GPU not in each.devices)}
-    for key in needy and needy & plan.closure.todo(store.keys()).keys():
+    for key in needy & todo.keys():
         compiler(engines[key].setting)
 
 

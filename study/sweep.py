@@ -36,11 +36,12 @@ from study.scheduling.states import DONE
 from study.tracking.cell_runs import CellRuns
 from study.tracking.delivery import Tracker
 from study.tracking.labels import recipe_digest
-from trainables.config import TRAINING_CONFIGS
+from trainables.config import DETERMINISTIC_ON_CPU, TRAINING_CONFIGS
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK
 from trainables.knobs import UNKEYED
 from trainables.storage.starts import noted
 from trainables.storage.store import Lease, StorageError, Store
+from trainables.training.engines import GPU
 
 if TYPE_CHECKING:  # ray reads parts of its environment on import
     from study.scheduling.callback import StudyCallback
@@ -256,6 +257,8 @@ class _Sweep:
                 say=say,
             )
             progress = Progress(self._plan, searcher, self._estimates)
+            for out in searcher.outs():
+                say(f"no jobs for {out}")
 
             def attach(callback: StudyCallback) -> None:
                 callback.attach(
@@ -313,13 +316,19 @@ def _needs(
     """Return what the trials of each group need, and the kind of GPU of nodes that are yet to come; print both.
 
     Raises:
-        ClusterError: this machine is too small for one of the jobs, or PyTorch cannot use the GPUs of a node.
+        ClusterError: this machine is too small for one of the jobs, PyTorch cannot compute on any node's GPUs, or a job
+            needs a GPU and gets none.
     """
     from study.scheduling.cards import GIB
     from study.scheduling.hosts import in_words
     from study.scheduling.placement import Pool, group, needs
 
     gpus = options.gpus_per_trial
+    trained = [config for key in todo if isinstance(config := plan.jobs[key].config, TRAINING_CONFIGS)]
+    if gpus != 0:
+        precisions = {config.recipe.precision for config in trained if GPU in config.recipe.engine.devices}
+        for node, problem in cluster.ask_nodes(precisions).items():
+            hosts.exclude(node, problem)
     cards = cluster.know_cards(options.gpu_memory and options.gpu_memory * GIB) if gpus is None else []
     found, warnings = needs(
         plan,
@@ -332,8 +341,12 @@ def _needs(
     expected, pool = (cards[0] if cards else None), Pool(hosts.available())
     asked = {each: pool.request(need, math.inf, expected).resources for each, need in found.items()}
     counts = Counter(tuple(asked[group(plan.jobs[key])].items()) for key in todo)
+    if any(plan.jobs[key].config.task.deterministic for key in todo) and not any(
+        each.get("GPU") for each in asked.values()
+    ):
+        raise ClusterError(DETERMINISTIC_ON_CPU)
     for each in counts:
-        if not hosts.fit(dict(each)):
+        if not hosts.fit(dict(each), hosts.present()):
             problem = f"a trial asks for {in_words(dict(each))}, but no node of the cluster has that much"
             if cluster.is_own:
                 raise ClusterError(problem)
@@ -342,8 +355,7 @@ def _needs(
         print(f"warning: {warning}", file=sys.stderr)
     shapes = "; ".join(f"{count} with {in_words(dict(each))}" for each, count in counts.most_common())
     hint = "" if cluster.is_own or hosts.room().get("GPU") or gpus is not None or cards else _NO_GPUS
-    trained = (plan.jobs[key].config for key in todo)
-    sharing = sum(isinstance(each, TRAINING_CONFIGS) and each.recipe.engine.shares_trial for each in trained)
+    sharing = sum(config.recipe.engine.shares_trial for config in trained)
     together = f"; {sharing} networks may share a trial, up to {options.nets_per_trial} each" if sharing else ""
     more = ", more while GPUs are idle" if cards else ""
     print(f"trials: {shapes}{more}{together}{hint}", flush=True)

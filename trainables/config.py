@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """A network and the dataset that it is trained on."""
+    """A network, the dataset that it is trained on, and whether everything about it is computed deterministically."""
 
     model: str
     width: float
@@ -34,6 +34,7 @@ class Task:
     augment: bool = of_knob("augment")
     init: str = of_knob("init")
     image_size: int = of_knob("image_size")
+    deterministic: bool = of_knob("deterministic")
 
     def network(self, *, image_size: int, num_classes: int, in_channels: int, stream_taps: str = "end") -> Network:
         """Build the network, freshly initialised, for square images of `image_size` pixels a side."""
@@ -189,6 +190,12 @@ Config = (
 )
 TRAINING_CONFIGS = (DenseConfig, PruneConfig, SparseConfig)
 
+DETERMINISTIC_ON_CPU = (
+    "deterministic=true has an effect on GPUs only; on a CPU the same key gives the same bits without it, so leave it "
+    "out"
+)
+"""Why a CPU refuses the knob: equal results would get a second key."""
+
 _CHECKED_IN_ORDER = [knob for _, knob in by_limit(KNOBS)]
 
 
@@ -218,6 +225,11 @@ class Cell(Knobs):
                 f"{self.epochs} epochs for sparse training"
             )
         self.way.check_fits(self.model, self.batch_size)
+        if self.deterministic and not self.way.engine.repeatable:
+            raise ValueError(
+                f"deterministic=True excludes {self.way.engine.setting}: which networks train together is a matter of "
+                "timing, and changes the bits of each"
+            )
         if self.imp_path and not self.interpolation_points:
             raise ValueError("imp_path needs interpolation_points, got 0")
 

@@ -255,6 +255,9 @@ class Knobs:
         "on a GPU, a training step is launched as one CUDA graph, and a trial may train several networks side by side",
         neutral=False,
     )
+    deterministic: bool = training(
+        False, None, "on a GPU, results repeat to the bit on a card of the same kind; slower", neutral=False
+    )
     augment: bool = training(True, None, "training images are augmented", neutral=True)
     init: str = network("default", INITS, "how weights are drawn", neutral="default", recipe=True)
     shortcut: str = network("conv3x3", SHORTCUTS, "kernel of the CIFAR ResNets' shortcuts", neutral="conv3x3")

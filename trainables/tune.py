@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import faulthandler
 import functools
+import gc
 import json
 import logging
 import math
@@ -26,10 +27,11 @@ import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
 from trainables import schema
-from trainables.config import Cell, check_something_left
+from trainables.config import DETERMINISTIC_ON_CPU, TRAINING_CONFIGS, Cell, check_something_left
 from trainables.data import BY_DEFAULT, Reading, check_dataset
-from trainables.errors import HostFault, Verdict, WouldRecur, first_line, verdict
+from trainables.errors import HostFault, Verdict, WouldRecur, causes, first_line, is_of_cuda, release, verdict
 from trainables.graph import Closure, Job, Ref, measurements, target
+from trainables.host.devices import is_broken, problem
 from trainables.host.places import expanded, settle
 from trainables.host.redaction import redact_text
 from trainables.host.terminal import forgive
@@ -39,16 +41,26 @@ from trainables.knobs import KNOBS, UNKEYED
 from trainables.storage.artifacts import read_metrics
 from trainables.storage.store import StorageError, Store
 from trainables.training.allocation import give_back
+from trainables.training.determinism import fix_workspace
+from trainables.training.engines import CPU, GPU
 from trainables.trial_results import (
     STATUS_DIED,
     STATUS_FAILED,
     STATUS_HELD,
     STATUS_HOST,
+    STATUS_HOST_MEMORY,
     STATUS_OK,
     STATUS_OUT_OF_MEMORY,
     STATUS_STORAGE,
 )
 
+_STATUSES = {
+    Verdict.RECURRING: STATUS_FAILED,
+    Verdict.OF_HOST: STATUS_HOST,
+    Verdict.OUT_OF_GPU_MEMORY: STATUS_OUT_OF_MEMORY,
+    Verdict.OUT_OF_HOST_MEMORY: STATUS_HOST_MEMORY,
+    Verdict.PASSING: STATUS_DIED,
+}
 HELD_SECONDS = 10.0
 """After waiting this long for another process's result, a trial gives up its place."""
 SIGHT_PAUSES = (0.0, 1.0, 2.0, 4.0)
@@ -87,14 +99,13 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         """Prepare the job that `config` describes."""
         settle()
         forgive()
+        fix_workspace()
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Prepare the next job in the same process and release everything that belonged to the last one."""
         self._close()
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.empty_cache()
-        give_back()
+        _free_memory()
         self._begin(new_config)
         return True
 
@@ -108,7 +119,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         context = Context(
             store=Store(_located(str(surroundings.pop("storage", "outputs")))),
             reading=reading,
-            device=self._device(),
+            device=self._device(job),
             **{**surroundings, "data_dir": data_dir},
         )
         # One thread per CPU of the trial: more would compete for the cores of other trials.
@@ -120,16 +131,18 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         """Return the job that the rest of the config names, and the outputs to publish."""
         raise NotImplementedError
 
-    def _device(self) -> torch.device:
-        """Return the GPU that Ray has given to this trial, or the CPU if it has given none."""
+    def _device(self, job: Job) -> torch.device:
+        """Return the GPU that Ray has given to this trial, or the CPU if it has given none.
+
+        Raises:
+            HostFault: PyTorch cannot compute the job on this GPU.
+        """
         if not ray.get_gpu_ids():
-            return torch.device("cpu")
-        if not torch.cuda.is_available():
-            raise HostFault(
-                f"Ray has given a GPU to this trial, but PyTorch {torch.__version__} sees none on {platform.node()}: "
-                "its driver, or a PyTorch built for CUDA, is missing there"
-            )
-        return torch.device("cuda")
+            return torch.device(CPU)
+        precisions = [job.config.recipe.precision] if isinstance(job.config, TRAINING_CONFIGS) else []
+        if (reason := problem(precisions)) is not None:
+            raise HostFault(f"Ray has given a GPU of {platform.node()} to this trial, but {reason}")
+        return torch.device(GPU)
 
     def _cpus(self) -> float:
         resources = self.trial_resources
@@ -252,6 +265,9 @@ class PlannedJob(JobTrainable):
     def step(self) -> dict[str, Any]:
         """Compute one epoch; a failure that the searcher can act on ends the trial with a status, not an exception.
 
+        After an exception, Tune replaces the process; after a status, it may run the next trial there. So an error that
+        has left the GPU unusable for this process is raised, whatever its status.
+
         A watchdog ends the process if a step hangs: an exception would not interrupt a hang in a driver or the kernel.
         """
         return {**self._step(), "node": _node()}
@@ -266,8 +282,11 @@ class PlannedJob(JobTrainable):
             result = super().step()
         except Exception as error:
             ended = _ended(error)
-            if ended["status"] == STATUS_DIED:
+            if ended["status"] == STATUS_DIED or _has_broken_gpu(error):
                 raise
+            release(error)
+            gc.collect()
+            _free_memory()
             return ended if self._fault is not None else {"stage": self._target.kind, **ended}
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -288,6 +307,8 @@ class PlannedJob(JobTrainable):
                 nets = []
                 for key, event in news.items():
                     if isinstance(event, Exception):
+                        if _has_broken_gpu(event):
+                            raise event
                         result = {"stage": jobs[key].kind, **_ended(event)}
                     else:
                         result = self._finished(jobs[key]) if event is None else self._going_on(jobs[key], event)
@@ -323,6 +344,8 @@ class CellTrainable(JobTrainable):
         if asked != self.method:
             raise ValueError(f"{type(self).__name__} trains method {self.method!r}, the config says {asked!r}")
         cell = Cell.from_mapping(config)
+        if cell.deterministic and not ray.get_gpu_ids():
+            raise ValueError(DETERMINISTIC_ON_CPU)
         # The fingerprints of the data give the job the same key as in a plan.
         reading = dataclasses.replace(reading, image_size=cell.image_size)
         facts = check_dataset(cell.dataset, data_dir, reading)
@@ -368,28 +391,33 @@ def _say_where(name: str) -> None:
 
 def _ended(error: Exception) -> dict[str, Any]:
     """Return the last result of a job that an exception has ended; its status tells the searcher how to proceed."""
-    named = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, StorageError):
         status, text = STATUS_STORAGE, str(error)
-    elif _is_out_of_memory(error):
-        status, text = STATUS_OUT_OF_MEMORY, f"out of memory: {first_line(error)}"
-    elif (found := verdict(error)) is Verdict.OF_HOST:
-        status, text = STATUS_HOST, first_line(error) if isinstance(error, HostFault) else named
-    elif found is Verdict.RECURRING:
-        status, text = STATUS_FAILED, first_line(error) if isinstance(error, WouldRecur | ValueError) else named
     else:
-        status, text = STATUS_DIED, named
+        found = verdict(error)
+        status, text = _STATUSES[found], first_line(error)
+        if found in (Verdict.OUT_OF_GPU_MEMORY, Verdict.OUT_OF_HOST_MEMORY):
+            source = next(each for each in reversed(causes(error, contexts=True)) if verdict(each) is found)
+            text = f"{'' if found is Verdict.OUT_OF_GPU_MEMORY else 'the host is '}out of memory: {first_line(source)}"
+        elif found is Verdict.PASSING or not isinstance(error, WouldRecur | ValueError):
+            text = f"{type(error).__name__}: {text}"
     return {"status": status, "error": redact_text(text), "done": True}
+
+
+def _has_broken_gpu(error: Exception) -> bool:
+    return is_of_cuda(error) or is_broken()
+
+
+def _free_memory() -> None:
+    """Return the memory that this process keeps for later to the GPU and to the system."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+    give_back()
 
 
 def _node() -> str:
     """Return Ray's id of this node; empty outside of Ray."""
     return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # PyTorch has an exception class for a full GPU only; on the CPU just the message tells.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _located(path: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final
 
-from study.fastest import gpus_here
 from trainables.checks import bounded, known
 from trainables.config import Recipe
 from trainables.host.cpu import emulates_bf16
+from trainables.host.nvidia import gpus
 from trainables.host.processes import cores
 from trainables.host.toolchain import find_compiler
 from trainables.knobs import CPU_PRECISIONS, KNOBS, PRECISIONS
@@ -33,7 +33,7 @@ def option(default: Any, meaning: str, interval: str | None = None) -> Any:
 
 
 def _device() -> str:
-    return GPU if gpus_here() else CPU
+    return GPU if gpus() else CPU
 
 
 def _precisions() -> tuple[str, ...]:

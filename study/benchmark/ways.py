@@ -32,6 +32,7 @@ from study.scheduling.cards import Card, card_of
 from study.scheduling.placement import needs
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
+from trainables.host.devices import problem
 from trainables.host.terminal import OK, refused
 from trainables.host.toolchain import find_compiler
 from trainables.host.version import project_commit
@@ -60,8 +61,8 @@ def measure(choice: Choice, plan: Plan, store: Store) -> None:
     Raises:
         ValueError: the device is missing on this machine, or no way that is left open can train one of the networks.
     """
-    if choice.device == GPU and not torch.cuda.is_available():
-        raise ValueError("PyTorch sees no GPU here to measure; with --gpus-per-trial 0 trials compute on CPUs")
+    if choice.device == GPU and (reason := problem()) is not None:
+        raise ValueError(f"{reason}; with --gpus-per-trial 0 trials compute on CPUs")
     out = benchmark_file(store)
     results.set_aside(out)
     surroundings, commit = machine(), project_commit()
@@ -73,6 +74,8 @@ def measure(choice: Choice, plan: Plan, store: Store) -> None:
             compiler=choice.device == GPU or find_compiler() is not None,
             sparsity=max(map(masked, jobs)),
         )
+        if choice.device == GPU:
+            ways = [way for way in ways if problem([way.precision]) is None]
         if not ways:
             given = in_words(choice.kept)
             raise ValueError(f"{fastest.called(network)} cannot be trained with {given} on {choice.device}")

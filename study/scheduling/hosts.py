@@ -78,8 +78,13 @@ class Hosts:
         others = any(each not in self.out for each in nodes.keys() - {node} if nodes[each].resources.get("CPU"))
         if not (surely or (len(streak) >= FAILURES and others)):
             return False
-        self.out[node] = f"{nodes[node].name}: {redact_text(error)}"
+        self.exclude(node, error)
         return True
+
+    def exclude(self, node: str, reason: str) -> None:
+        """Give a node no more jobs, unless it has left the cluster."""
+        if (its := self._nodes().get(node)) is not None:
+            self.out[node] = f"{its.name}: {redact_text(reason)}"
 
     def forgiven(self, node: str) -> Counter[str]:
         """Return and forget how often each job has failed on a node in a row; the node is to blame for this."""

@@ -33,6 +33,7 @@ from trainables.trial_results import (
     STATUS_FAILED,
     STATUS_HELD,
     STATUS_HOST,
+    STATUS_HOST_MEMORY,
     STATUS_OK,
     STATUS_OUT_OF_MEMORY,
     STATUS_STORAGE,
@@ -51,6 +52,8 @@ STARVING_SECONDS = 10.0
 """While a trial has waited longer than this many seconds for resources, no smaller one is handed out."""
 GROWTH_SECONDS = 900.0
 """A cluster counts as growing until no node has joined for this many seconds: a machine takes minutes to start."""
+_GPU_ADVICE = "it had a whole GPU: a smaller batch_size or precision=bf16 needs less; or use GPUs with more memory"
+_HOST_ADVICE = "a smaller batch_size needs less, and so do fewer trials at a time (--max-concurrent)"
 LIKE_LENGTH = 0.75
 """Only networks with at least this fraction of the longest one's epochs are stacked together; otherwise the stack would
 drain to a single network."""
@@ -285,7 +288,7 @@ class PlanSearcher:
         if trial is None:
             return
         rows = by_net(result, trial.keys)
-        if result.get("status") == STATUS_OUT_OF_MEMORY and self._unstack(trial):
+        if result.get("status") in (STATUS_OUT_OF_MEMORY, STATUS_HOST_MEMORY) and self._unstack(trial):
             return
         for key in trial.keys:
             self._end(key, trial, rows.get(key, result))
@@ -299,9 +302,8 @@ class PlanSearcher:
             self._postpone(key, HELD_PAUSE)
         elif status in (STATUS_DIED, STATUS_HOST):
             self._go_elsewhere(key, trial, result, text)
-        elif status == STATUS_OUT_OF_MEMORY:
-            if not (self._enlarge(key, trial, text) or self._pause(key, text)):
-                self._fail(key, f"{text}; {_advice(trial.asked)}")
+        elif status in (STATUS_OUT_OF_MEMORY, STATUS_HOST_MEMORY):
+            self._lacks_memory(key, trial, result, text)
         elif status == STATUS_STORAGE:
             if not self._pause(key, text):
                 self._halt(key, text)
@@ -513,6 +515,16 @@ class PlanSearcher:
             self._release(key)
         return True
 
+    def _lacks_memory(self, key: str, trial: Trial, result: Mapping[str, Any], text: str) -> None:
+        """Retry a job that ran out of memory where it may get more, or fail it."""
+        if self._enlarge(key, trial, text):
+            return
+        if self.halted is None and result.get("status") == STATUS_OUT_OF_MEMORY and trial.asked.get("GPU"):
+            self.recurring.add(key)
+            self._fail(key, f"{text}; {_GPU_ADVICE}")
+        elif not self._pause(key, text):  # other trials may return memory by then
+            self._fail(key, f"{text}; {_HOST_ADVICE}")
+
     def _enlarge(self, key: str, trial: Trial, why: str) -> bool:
         """Double the GPU memory of a job that ran out of it, and of its group; return False if it had the largest GPU.
 
@@ -567,14 +579,4 @@ def _are_alike(job: Job, other: Job) -> bool:
         and mine.recipe.batch_size == its.recipe.batch_size
         and Way.of(mine.recipe) == Way.of(its.recipe)
         and min(job.epochs, other.epochs) >= LIKE_LENGTH * max(job.epochs, other.epochs)
-    )
-
-
-def _advice(asked: Resources) -> str:
-    share = asked.get("GPU", 0.0)
-    if not share:
-        return "a smaller batch_size needs less, and so do fewer trials at a time (--max-concurrent)"
-    return (
-        f"it had {share:g} GPU (--gpus-per-trial): a smaller batch_size or precision=bf16 needs less; "
-        "or use GPUs with more memory"
     )

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from study.scheduling.address import ClusterError
 from study.scheduling.cards import GIB, Card, card_of
 from study.scheduling.hosts import Node
 from trainables.errors import first_line
+from trainables.host.nvidia import Gpu
 
 REFRESH_SECONDS: Final = 2.0
 """Maximum age, in seconds, of the cached nodes of the cluster."""
@@ -59,6 +60,8 @@ class Cluster:
         self._given: Card | None = None
         self._cards: dict[str, Card | None] = {}
         self._asked: dict[str, Any] = {}
+        self._problems: dict[str, str] = {}
+        self._precisions: frozenset[str] = frozenset()
         self._asks_nodes = False
         context = ray.get_runtime_context()
         own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
@@ -83,8 +86,30 @@ class Cluster:
         card = (self._given or self._cards.get(node_id)) if node["Resources"].get("GPU") else None
         return Node(_name(node), node["Resources"], card)
 
+    def ask_nodes(self, precisions: Collection[str]) -> dict[str, str]:
+        """Ask the nodes for their GPUs, and return why PyTorch cannot compute on those of some: node id -> reason.
+
+        Nodes that join later are asked as they come. There, a trial finds out by itself whether it can compute.
+
+        Args:
+            precisions: those in which the networks train.
+
+        Raises:
+            ClusterError: PyTorch cannot compute on the GPUs of any node.
+        """
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
+        self._precisions = frozenset(precisions)
+        self._ask(nodes)
+        self._cards = self._answers(ANSWER_SECONDS)
+        if self._problems and len(self._problems) == len(self._cards):
+            reasons = dict.fromkeys(f"{_name(nodes[node])}: {reason}" for node, reason in self._problems.items())
+            raise ClusterError(f"{'; '.join(reasons)} (--gpus-per-trial 0 computes on CPUs)")
+        self._asks_nodes = True
+        self._nodes = -REFRESH_SECONDS, {}
+        return dict(self._problems)
+
     def know_cards(self, memory: float | None) -> list[Card]:
-        """Find out the kinds of GPUs in the cluster; nodes that join later are asked as they come.
+        """Return the kinds of GPUs in the cluster, as its nodes have told :meth:`ask_nodes`, or as the user has.
 
         Args:
             memory: bytes of every GPU of the cluster, and of those to come; None asks the nodes.
@@ -93,50 +118,42 @@ class Cluster:
             The kinds, smallest memory first; empty if the cluster has no GPU.
 
         Raises:
-            ClusterError: a node offers GPUs that PyTorch does not see there, or no node answers.
+            ClusterError: no node has answered.
         """
         if memory is not None:
             self._given = card_of("", memory)
             return [self._given]
-        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
-        self._ask(nodes)
-        found = self._answers(ANSWER_SECONDS)
-        for node, card in found.items():
-            if card is None:
-                raise ClusterError(
-                    f"node {nodes[node]['NodeManagerAddress']} offers GPUs, but PyTorch sees none there: its driver, "
-                    "or a PyTorch built for CUDA, is missing (--gpus-per-trial 0 computes on CPUs)"
-                )
-        if nodes and not found:
+        if self._asked and not self._cards:
             raise ClusterError("no node has said how much memory its GPUs have; give --gpu-memory or --gpus-per-trial")
-        self._cards, self._asks_nodes = found, True
-        self._nodes = -REFRESH_SECONDS, {}
-        return sorted({card for card in found.values() if card is not None}, key=lambda card: card.memory)
+        return sorted({card for card in self._cards.values() if card is not None}, key=lambda card: card.memory)
 
     def _ask(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
         """Ask the nodes that have GPUs, and have not been asked yet, what kind they are."""
         new = [each for each in nodes.keys() - self._asked.keys() if nodes[each]["Resources"].get("GPU")]
         if not new:
             return
-        from trainables.training.footprint import smallest_gpu
-
         # The task reserves nothing, so it does not wait for free GPUs. Its process has seen all GPUs of the node, so it
         # is not reused (max_calls=1).
-        task = ray.remote(num_cpus=0, max_calls=1)(smallest_gpu)
+        task = ray.remote(num_cpus=0, max_calls=1)(_gpus_here)
         for node in new:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
-            self._asked[node] = task.options(scheduling_strategy=there).remote()
+            self._asked[node] = task.options(scheduling_strategy=there).remote(self._precisions)
 
     def _answers(self, seconds: float) -> dict[str, Card | None]:
-        """Return the answers that arrive within some seconds: id of a node -> its kind of GPU, None if it sees none."""
+        """Return the answers that arrive within some seconds: id of a node -> its kind of GPU, None if unusable."""
         waiting = {answer: node for node, answer in self._asked.items() if answer is not None}
         arrived, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=seconds) if waiting else ([], [])
         found: dict[str, Card | None] = {}
         for answer in arrived:
             self._asked[waiting[answer]] = None
             with contextlib.suppress(ray.exceptions.RayError):  # the node was lost meanwhile
-                smallest = ray.get(answer)
-                found[waiting[answer]] = smallest and card_of(smallest[0], smallest[1] // GIB * GIB)
+                gpus, problem = ray.get(answer)
+                found[waiting[answer]] = None
+                if problem is None:
+                    smallest = min(gpus, key=lambda gpu: gpu.memory)
+                    found[waiting[answer]] = card_of(smallest.name, float(smallest.memory // GIB * GIB))
+                else:
+                    self._problems[waiting[answer]] = problem
         return found
 
     def missing(self) -> str | None:
@@ -180,6 +197,14 @@ class Cluster:
             yield
         finally:
             stop.set()
+
+
+def _gpus_here(precisions: Collection[str]) -> tuple[list[Gpu], str | None]:
+    """Return the GPUs of the node on which Ray runs this function, and why PyTorch cannot compute on them."""
+    from trainables.host.devices import of_node
+
+    visible = ray._private.worker.global_worker.original_visible_accelerator_ids["GPU"]
+    return of_node(precisions, None if visible is None else ",".join(map(str, visible)))
 
 
 def _init(address: str | None) -> None:

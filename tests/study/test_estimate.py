@@ -345,7 +345,7 @@ def test_bf16_that_the_cpu_only_emulates_is_warned_of_and_not_measured(
     flags: str | None, emulated: bool, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cpu, "_line", lambda field: flags or "" if field == "flags" else "")
-    monkeypatch.setattr(fastest, "gpus_here", lambda: 0)
+    monkeypatch.setattr(fastest, "gpus", list)
     asked = ["--space=digits_quickstart", "--dry-run", f"--storage={store.root}"]
     assert run.main([*asked, "--set=precision=bf16"]) == 0
     assert ("warning: this CPU" in capsys.readouterr().out) == emulated

@@ -256,7 +256,7 @@ def test_a_run_says_at_its_start_what_its_dry_run_says(
 
     monkeypatch.setattr(sweep, "Tracker", started)
     monkeypatch.setattr(sweep, "prepare_environment", lambda address: None)
-    monkeypatch.setattr(fastest, "gpus_here", lambda: 0)
+    monkeypatch.setattr(fastest, "gpus", list)
     monkeypatch.setitem(SPACES, "tiny", asked := space())
     slow, quick = rates({PLAIN: 100.0, BF16: 900.0}).values()
     measured = [dataclasses.replace(slow, conventional=170.0), dataclasses.replace(quick, conventional=170.0)]
@@ -364,9 +364,9 @@ def test_on_what_trials_compute(store: Store, monkeypatch: pytest.MonkeyPatch) -
     def device(gpus: float | None, address: str | None) -> str:
         return fastest.device_of_trials(gpus, address, store)
 
-    monkeypatch.setattr(fastest, "gpus_here", lambda: 1)
+    monkeypatch.setattr(fastest, "gpus", lambda: ["a GPU"])
     assert [device(gpus, None) for gpus in (None, 0.0, 0.25)] == [GPU, CPU, GPU]
-    monkeypatch.setattr(fastest, "gpus_here", lambda: 0)
+    monkeypatch.setattr(fastest, "gpus", list)
     assert [device(gpus, None) for gpus in (None, 0.0, 0.25)] == [CPU, CPU, GPU]
     assert device(None, "auto") == CPU
     fastest.keep(store, path(device=GPU), BF16, {}, {})
@@ -444,7 +444,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[Way, float]:
         return {way: rate for way, rate in rates(speeds).items() if way in ways}
 
     monkeypatch.setattr(measuring, "_rates", found)
-    monkeypatch.setattr(fastest, "gpus_here", lambda: 0)
+    monkeypatch.setattr(fastest, "gpus", list)
     return speeds
 
 
@@ -481,7 +481,7 @@ def test_rates_are_kept_for_estimates(measured: dict[Way, float], store: Store) 
 @pytest.mark.usefixtures("measured")
 def test_a_machine_without_gpus_does_not_say_how_fast_they_are(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"PyTorch sees no GPU here.*--gpus-per-trial 0"):
+    with pytest.raises(ValueError, match=r"PyTorch .* sees no GPU.*--gpus-per-trial 0"):
         measuring.measure(chosen_for(space(), store, device=GPU), make_plan(space()), store)
     assert fastest.chosen(store) == {}
 

@@ -293,7 +293,7 @@ def test_wrong_requests_are_refused(wrong: str, tmp_path: Path, capsys: pytest.C
 def test_without_a_gpu_the_command_says_what_it_can_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "gpus_here", lambda: 0)
+    monkeypatch.setattr(command, "gpus", list)
     assert main(["gpu"]) == 2
     assert "--device cpu" in capsys.readouterr().err
 
@@ -304,7 +304,7 @@ def test_what_a_gpu_measures_is_kept_for_estimates_with_its_name(
     a_section["rates"] = lambda: Outcome(rows=[RATE, COMPARISON])
     environment = types.SimpleNamespace(environment=lambda scale, stack: {"environment": lambda: Outcome(found=CARD)})
     monkeypatch.setitem(sys.modules, f"{sections.__package__}.environment", environment)
-    monkeypatch.setattr(command, "gpus_here", lambda: 1)
+    monkeypatch.setattr(command, "gpus", lambda: ["a GPU"])
     monkeypatch.setattr(Scale, "sections", property(lambda _scale: ["environment", "fake"]))
     assert main(["gpu", f"--out={tmp_path / 'gpu.jsonl'}", "--commit=0123abc"]) == 0
     (entry,) = results.read(tmp_path / results.FILE)

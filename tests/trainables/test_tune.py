@@ -26,7 +26,7 @@ from study.plan import make_plan
 from trainables import LTH, Dense, Naive, Permuted, schema
 from trainables import tune as tune_module
 from trainables.errors import HostFault
-from trainables.graph import Closure, Ref, dense_job, target
+from trainables.graph import Closure, Ref, dense_job, match_job, target
 from trainables.jobs.execution import compute
 from trainables.jobs.publishing import Context
 from trainables.storage.lease import Lease
@@ -229,7 +229,12 @@ def test_divergence_ends_a_planned_job_without_an_exception(context: Context) ->
             "out_of_memory",
             "out of memory: CUDA out of memory.",
         ),
-        (MemoryError(), "out_of_memory", "out of memory: MemoryError"),
+        (MemoryError(), "host_memory", "the host is out of memory: MemoryError"),
+        (
+            torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel"),
+            "out_of_memory",
+            "out of memory: CUDA error: out of memory",
+        ),
         (ValueError("batch_size must be at most 40"), "failed", "batch_size must be at most 40"),
         (TypeError("an int is required"), "failed", "TypeError: an int is required"),
         (HostFault("40 images, planned were 200"), "host", "40 images, planned were 200"),
@@ -247,7 +252,30 @@ def test_full_memory_of_the_host_is_recognised() -> None:
     def rows() -> Generator[dict[str, Any], None, None]:
         yield {"stage": "dense", "job_key": "of an ancestor", "sum": float(torch.empty(1 << 50).sum())}
 
-    assert planned(rows()).step()["status"] == "out_of_memory"
+    assert planned(rows()).step()["status"] == "host_memory"
+
+
+def test_full_memory_is_named_by_the_error_that_says_so() -> None:
+    def rows() -> Generator[dict[str, Any], None, None]:
+        yield from ()
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried")
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError("backend='inductor' raised:") from error
+
+    result = planned(rows()).step()
+    assert (result["status"], result["error"]) == ("out_of_memory", "out of memory: CUDA out of memory. Tried")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ValueError("no such value")])
+def test_error_that_has_broken_the_gpu_is_raised_so_that_the_process_is_replaced(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_module, "is_broken", lambda: True)
+    trial = planned(failing(error))
+    trial.step()
+    with pytest.raises(type(error), match=str(error)):
+        trial.step()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), OSError("no such thing")])
@@ -329,7 +357,7 @@ def test_stacked_networks_are_told_of_one_by_one(context: Context) -> None:
     [
         (Diverged("training loss is nan"), "failed", "training loss is nan"),
         (StorageError("storage /data: No space left"), "storage", "storage /data: No space left"),
-        (MemoryError(), "out_of_memory", "out of memory: MemoryError"),
+        (MemoryError(), "host_memory", "the host is out of memory: MemoryError"),
         (KeyError("x"), "died", "KeyError: 'x'"),
     ],
 )
@@ -343,6 +371,14 @@ def test_what_ends_one_of_stacked_networks_leaves_the_other(
     ended = by_net(result, KEYS)[one]
     assert (ended["status"], ended["error"], ended["done"]) == (status, text, True)
     assert list(by_net(trial.step(), KEYS)) == [two]
+
+
+def test_error_of_one_of_them_that_has_broken_the_gpu_is_all_of_theirs(context: Context) -> None:
+    one, two = KEYS
+    sticky = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    trial = together((each for each in ({one: sticky, two: row(1, step=1)}, {two: row(1, step=2)})), context)
+    with pytest.raises(torch.AcceleratorError, match="device-side assert"):
+        trial.step()
 
 
 def raising(error: Exception) -> Generator[dict[str, Any], None, None]:
@@ -437,15 +473,32 @@ def test_step_that_hangs_ends_its_process() -> None:
 
 
 def test_trial_computes_where_ray_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    trial = PlannedJob.__new__(PlannedJob)
+    trial, asked = PlannedJob.__new__(PlannedJob), []
+
+    def usable(precisions: list[str]) -> None:
+        asked.append(precisions)
+
     monkeypatch.setattr(ray, "get_gpu_ids", list)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert trial._device().type == "cpu", "a GPU that Ray has not given to it is somebody else's"
+    monkeypatch.setattr(tune_module, "problem", usable)
+    job = dense_job(tiny_cell(precision="bf16"), 0)
+    assert trial._device(job).type == "cpu", "a GPU that Ray has not given to it is somebody else's"
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [3])
-    assert trial._device().type == "cuda"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(HostFault, match=r"Ray has given a GPU to this trial, but PyTorch .* sees none"):
-        trial._device()
+    assert trial._device(job).type == "cuda"
+    assert trial._device(match_job(tiny_cell(), "weight")).type == "cuda"
+    assert asked == [["bf16"], []]
+    monkeypatch.setattr(tune_module, "problem", lambda _: "PyTorch sees no GPU")
+    with pytest.raises(HostFault, match=r"Ray has given a GPU of .* to this trial, but PyTorch sees no GPU"):
+        trial._device(job)
+
+
+def test_deterministic_switch_is_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal results would otherwise have two keys."""
+    config = asdict(tiny_cell("dense", deterministic=True))
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    with pytest.raises(ValueError, match="deterministic=true has an effect on GPUs only"):
+        asked(Dense, config)
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    assert asked(Dense, config)[0].config.task.deterministic
 
 
 # --- the host ---------------------------------------------------------------------------------------------------------

@@ -14,10 +14,12 @@ import time
 from collections.abc import Collection, Generator, Hashable, Iterable, Sequence
 from contextlib import ExitStack, closing
 
+from trainables.errors import release
 from trainables.graph import Closure, Job, Ref
 from trainables.jobs.publishing import Context, Row
 from trainables.jobs.train import Course, EpochWanted, course
 from trainables.storage.store import DamagedArtifact, Lease, NotPublished
+from trainables.training.determinism import deterministic
 from trainables.training.loop import train_epoch
 
 News = Row | Exception | None
@@ -91,6 +93,7 @@ def compute_together(
                 news[key] = None
                 del live[key]
             except Exception as error:
+                release(error)  # the others train on, and may need the memory
                 news[key] = error
                 del live[key]
             else:
@@ -119,11 +122,11 @@ def _train(wants: Iterable[EpochWanted]) -> None:
     """Train the epochs of nets that fit each other as one; the others are left to their jobs."""
     groups: dict[Hashable, list[EpochWanted]] = {}
     for each in wants:
-        groups.setdefault(each.training.profile or id(each), []).append(each)
+        groups.setdefault((each.training.profile or id(each), each.deterministic), []).append(each)
     for group in groups.values():
         if len(group) == 1:
             continue
-        with ExitStack() as logs:
+        with ExitStack() as logs, deterministic(group[0].deterministic):
             for each in group:  # a warning cannot be attributed to one net, so it goes to all their logs
                 logs.enter_context(each.log.capturing(share=1 / len(group)))
             ends = train_epoch([each.training for each in group])

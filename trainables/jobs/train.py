@@ -55,6 +55,8 @@ from trainables.storage.artifacts import (
 )
 from trainables.storage.store import DamagedArtifact, NotPublished, StorageError
 from trainables.symmetry.permutations import apply_permutation, permutation_spec, random_permutation
+from trainables.training.determinism import deterministic
+from trainables.training.engines import CPU
 from trainables.training.evaluation import evaluate, predict_logits
 from trainables.training.loop import Training, tensor_float
 
@@ -68,12 +70,14 @@ class EpochWanted:
 
     Attributes:
         training: the training of the net.
+        deterministic: whether the epoch has to be trained with deterministic algorithms.
         log: the job's log.
         end: finishes the epoch: returns its metrics or raises ``Diverged``. It trains the net on its own, unless the
             driver, having trained the epoch of several nets at once, replaces it.
     """
 
     training: Training
+    deterministic: bool
     log: JobLog
     end: Callable[[], Metrics]
 
@@ -96,7 +100,7 @@ def course(job: Job, wanted: Collection[int | None], context: Context) -> Course
             while True:
                 # Entered again for each step, because other jobs of this process may run between two steps.
                 # TF32 is off here: a recipe's precision applies to its epochs only.
-                with context.log.capturing(), tensor_float(False):
+                with context.log.capturing(), tensor_float(False), deterministic(_is_deterministic(job, context)):
                     step = next(steps, None)
                 if step is None:
                     return
@@ -108,6 +112,11 @@ def course(job: Job, wanted: Collection[int | None], context: Context) -> Course
             with contextlib.suppress(StorageError):  # raising the error matters more than recording it
                 context.store.record_failure(job.key, failure_note(error, context))
         raise
+
+
+def _is_deterministic(job: Job, context: Context) -> bool:
+    """Return whether a job needs deterministic algorithms; on a CPU, the usual ones are."""
+    return job.config.task.deterministic and context.device.type != CPU
 
 
 def _steps(job: Job, wanted: Collection[int | None], context: Context) -> Course:
@@ -247,9 +256,10 @@ class _Session:
     def epochs(self, stop: int, ended: Callable[[int], None] = lambda _epoch: None) -> Course:
         """Train until `stop` epochs are complete; call `ended` with the number of each before its row is yielded."""
         training, log = self._training, self._context.log
+        repeats = _is_deterministic(self._job, self._context)
         with CheckpointWriter(self._job.key, self._context) as checkpoints:
             while training.epoch < stop:
-                wanted = EpochWanted(training=training, log=log, end=training.run_epoch)
+                wanted = EpochWanted(training=training, deterministic=repeats, log=log, end=training.run_epoch)
                 yield wanted
                 metrics = wanted.end()
                 row = {"step": training.epoch, "timestamp": now(), **metrics, **self._usage.sample()}

@@ -1,11 +1,7 @@
-"""The memory that a network needs, and the memory that GPUs have.
-
-The first is found without allocating anything: PyTorch's ``meta`` device computes only shapes.
-"""
+"""The memory that a network needs, found without allocating it: PyTorch's ``meta`` device computes only shapes."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
 
@@ -67,19 +63,6 @@ def footprint(task: Task, *, image_size: int, num_classes: int, in_channels: int
         tapped=sum(outputs[tap] for tap in spec.taps.values()),
         correlations=sum(units**2 for units in spec.sizes.values()),
     )
-
-
-def smallest_gpu() -> tuple[str, float] | None:
-    """Return the name of this machine's smallest GPU and its bytes of memory; None if PyTorch sees none.
-
-    Call it in a separate process: it unsets ``CUDA_VISIBLE_DEVICES`` to see GPUs that Ray has hidden.
-    """
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    if not torch.cuda.is_available():
-        return None
-    found = [torch.cuda.get_device_properties(each) for each in range(torch.cuda.device_count())]
-    smallest = min(found, key=lambda each: each.total_memory)
-    return str(smallest.name), float(smallest.total_memory)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -20,8 +20,8 @@ from study.benchmark import results
 from study.benchmark.gpu.record import Line, Record, read
 from study.benchmark.gpu.sections import ENVIRONMENT, REDUCED, SECTIONS, Outcome, Scale
 from study.benchmark.processes import started
-from study.fastest import gpus_here
 from trainables.checks import bounded, known
+from trainables.host.nvidia import gpus
 from trainables.host.terminal import FAILURES, OK, refused
 from trainables.host.version import project_commit
 from trainables.training.engines import CPU, GPU
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         read(options.out)
         measurements = options.out.with_name(results.FILE)
         results.read(measurements)
-        if scale.device == GPU and not gpus_here():
+        if scale.device == GPU and not gpus():
             raise ValueError(
                 "the NVIDIA driver finds no GPU here; --device cpu tests the command itself, on a small net"
             )

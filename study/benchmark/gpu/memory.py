@@ -21,7 +21,7 @@ from study.benchmark.workloads import OurTrial, images_on_disk, prepared
 from study.scheduling.placement import PROCESS_BYTES, device_bytes
 from trainables.config import Cell
 from trainables.data import load_dataset
-from trainables.errors import verdict
+from trainables.errors import Verdict, verdict
 from trainables.graph import match_job
 from trainables.symmetry.matching import match_models
 from trainables.training.engines import GPU
@@ -131,7 +131,7 @@ def _fail(pipe: Connection, case: str) -> None:
         CASES[case]()
         torch.cuda.synchronize()
     except Exception as error:
-        recognised = verdict(error).name == "OUT_OF_GPU_MEMORY"
+        recognised = verdict(error) is Verdict.OUT_OF_GPU_MEMORY
         pipe.send((f"{type(error).__name__}: {str(error)[:160]}", recognised))
     else:
         pipe.send(("nothing", None))

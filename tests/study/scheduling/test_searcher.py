@@ -378,7 +378,7 @@ def test_job_that_another_study_computes_is_looked_at_again(plan: Plan) -> None:
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
-def shares(searcher: PlanSearcher) -> list[float]:
+def shares(searcher: PlanSearcher, result: Mapping[str, Any] = NO_MEMORY) -> list[float]:
     """Let every trial run out of memory; return the shares of a GPU that were asked for."""
     asked, clock = [], searcher._clock
     assert isinstance(clock, Clock)
@@ -389,17 +389,17 @@ def shares(searcher: PlanSearcher) -> list[float]:
             return asked
         assert isinstance(offer, dict)
         asked.append(offer["resources"].get("GPU", 0.0))
-        searcher.on_trial_complete(f"t{attempt}", NO_MEMORY)
+        searcher.on_trial_complete(f"t{attempt}", dict(result))
     raise AssertionError
 
 
 def test_out_of_memory_doubles_the_share_up_to_a_whole_gpu(plan: Plan) -> None:
     searcher = lonely(plan, retries=2, needs=ask(plan, CPU=1, GPU=0.125), clock=Clock())
-    assert shares(searcher) == [0.125, 0.25, 0.5, 1.0, 1.0, 1.0]
+    assert shares(searcher) == [0.125, 0.25, 0.5, 1.0], "it would not fit at a second attempt either"
     error = searcher.errors[leaf(plan)]
-    assert error.startswith("out of memory: CUDA tried; it had 1 GPU ")
-    assert "--gpus-per-trial" in error
+    assert error.startswith("out of memory: CUDA tried; it had a whole GPU: ")
     assert "batch_size" in error
+    assert searcher.recurring == {leaf(plan)}
 
 
 def test_odd_share_ends_at_a_whole_gpu(plan: Plan) -> None:
@@ -407,11 +407,12 @@ def test_odd_share_ends_at_a_whole_gpu(plan: Plan) -> None:
     assert shares(searcher) == [0.3, 0.6, 1.0]
 
 
-@pytest.mark.parametrize("gpus", [0, 2])
-def test_where_there_is_no_larger_share_there_are_plain_attempts(plan: Plan, gpus: float) -> None:
+@pytest.mark.parametrize("gpus", [0.0, 0.5])
+def test_memory_of_the_host_may_become_free_when_other_trials_end(plan: Plan, gpus: float) -> None:
     searcher = lonely(plan, retries=1, needs=ask(plan, CPU=1, GPU=gpus), clock=Clock())
-    assert shares(searcher) == [gpus, gpus]
-    assert ("--max-concurrent" if not gpus else "--gpus-per-trial") in searcher.errors[leaf(plan)]
+    assert shares(searcher, {**NO_MEMORY, "status": "host_memory"}) == ([0.0, 0.0] if not gpus else [0.5, 1.0, 1.0])
+    assert "--max-concurrent" in searcher.errors[leaf(plan)]
+    assert searcher.recurring == set()
 
 
 def test_what_did_not_fit_is_not_tried_with_its_like(plan: Plan) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 import ray
 import torch
 from checkout import SUPPORT
+from failing_trials import FORMS, WIDTHS, Breaks, RunsOut
 from one_node import ask
 from stub_trials import Dies, FindsNoStorage, Freezes, NeedsHalfAGpu, Raises, Stub, Together
 from tiny_study import assignments, python, tiny_space
@@ -158,6 +160,25 @@ def test_trial_out_of_memory_gets_a_larger_share(cluster: Cluster, plan: Plan, t
 
 
 @pytest.mark.slow
+def test_every_form_of_a_full_memory_gets_a_larger_share(cluster: Cluster, tmp_path: Path) -> None:
+    plan = make_plan(tiny_space(method=("dense",), seeds=(0,), width=WIDTHS, epochs=2))
+    sweep = Sweep(cluster, plan, tmp_path, needs=ask(plan, CPU=1.0, GPU=0.125), retries=0)
+    assert sweep.run(RunsOut) is None
+    assert sweep.states() == {DONE}, sweep.searcher.errors
+    assert sweep.attempts() == [[0.125, 0.25, 0.5]] * len(FORMS)
+
+
+@pytest.mark.slow
+def test_process_whose_gpu_is_broken_gets_no_other_job(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
+    sweep = Sweep(cluster, plan, tmp_path, needs=ask(plan, CPU=1.0, GPU=0.5), max_concurrent=1)
+    assert sweep.run(Breaks) is None
+    assert sweep.states() == {DONE}, sweep.searcher.errors
+    assert all(len(each) == 3 for each in sweep.attempts())
+    used = Counter(pid for key in plan.jobs for pid in (tmp_path / f"{key}.pid").read_text().split()[:2])
+    assert set(used.values()) == {1}, "each error was the last of its process"
+
+
+@pytest.mark.slow
 def test_storage_that_is_away_ends_the_sweep(cluster: Cluster, plan: Plan, tmp_path: Path) -> None:
     sweep = Sweep(cluster, plan, tmp_path, retries=1, max_concurrent=1)
     assert sweep.run(FindsNoStorage) is None
@@ -226,8 +247,8 @@ def test_what_fits_on_a_node(cluster: Cluster) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a GPU that PyTorch does not see")
 def test_gpus_that_torch_does_not_see_are_named_before_anything_runs(cluster: Cluster) -> None:
-    with pytest.raises(ClusterError, match=r"node .* offers GPUs, but PyTorch sees none there.*--gpus-per-trial 0"):
-        cluster.know_cards(None)
+    with pytest.raises(ClusterError, match=r"PyTorch .* sees no GPU, because .*--gpus-per-trial 0"):
+        cluster.ask_nodes(["fp32"])
 
 
 def test_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+import weakref
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -278,6 +279,25 @@ def test_an_error_of_nobody_ends_all(own_copy: Store, monkeypatch: pytest.Monkey
     for job in (NAIVE, LTH):
         assert own_copy.read_checkpoint(job.key) is not None
         assert computed_epochs(list(compute(job, [None], context)), job) == [2], "one net alone has enough memory"
+
+
+def test_what_a_failed_net_occupied_is_free_while_the_others_train(
+    own_copy: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = without(own_copy, NAIVE, LTH)
+    course, held = execution.course, []
+
+    def failing(job: Job, outputs: Collection[int | None], context: Context) -> Any:
+        if job is not NAIVE:
+            yield from course(job, outputs, context)
+        activations = torch.zeros(3)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError(f"no memory for more than {activations}")
+
+    monkeypatch.setattr(execution, "course", failing)
+    news = next(compute_together(wanted(NAIVE, LTH), context))
+    assert isinstance(news[NAIVE.key], torch.OutOfMemoryError)
+    assert held[0]() is None
 
 
 # --- interruption ----------------------------------------------------------------------------------------------------

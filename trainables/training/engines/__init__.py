@@ -38,6 +38,7 @@ class Engine:
         launches_once: whether a training step on a GPU is launched as a whole, not kernel by kernel.
         shares_trial: whether one trial can train several networks with it at once.
         holds_memory: whether it keeps the memory of a step, and copies of the networks, while they are evaluated.
+        repeatable: whether a network gets the bits that it gets alone, whichever networks train with it.
         gains_from: least mask sparsity, in [0, 1), at which it is used; jobs below that use the default engine. 0 for
             an engine whose speed does not depend on the mask.
         batch_multiple: batch sizes must be multiples of this. It must not depend on the machine, so that a space valid
@@ -54,6 +55,7 @@ class Engine:
     launches_once: bool = False
     shares_trial: bool = False
     holds_memory: bool = False
+    repeatable: bool = True
     gains_from: float = 0.0
     batch_multiple: int = 1
     convolutions_only: bool = False
@@ -90,6 +92,7 @@ ENGINES: Final[dict[str, Engine]] = {
         module="stacked",
         selected_by=("stacked", True),
         shares_trial=True,
+        repeatable=False,
     ),
     "cuda_graph": Engine(
         module="cuda_graph",

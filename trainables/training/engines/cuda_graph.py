@@ -23,7 +23,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from trainables.errors import first_line
+from trainables.errors import Verdict, first_line, verdict
 from trainables.training.engines import GPU, plain
 from trainables.training.loop import Training
 from trainables.training.optimizer import MaskedSGD
@@ -64,7 +64,7 @@ class Trainer(plain.Trainer):
         try:
             steps = [_captured(training, *batch) for training, batch in zip(trainings, first, strict=True)]
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) and len(trainings) > 1:
+            if verdict(error) is Verdict.OUT_OF_GPU_MEMORY and len(trainings) > 1:
                 _idle.clear()
                 raise  # so that fewer networks share the next trial
             reason = first_line(error)
