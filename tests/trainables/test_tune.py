@@ -25,6 +25,7 @@ from waiting import HANG_SECONDS, wait_until
 from study.plan import make_plan
 from trainables import LTH, Dense, Naive, Permuted, schema
 from trainables import tune as tune_module
+from trainables.data import Reading
 from trainables.errors import HostFault
 from trainables.graph import Closure, Ref, dense_job, match_job, target
 from trainables.jobs.execution import compute
@@ -138,7 +139,7 @@ def test_trial_that_is_stopped_gives_way_and_the_next_goes_on(cluster: None, pub
 # --- without a cluster ------------------------------------------------------------------------------------------------
 def asked(trainable: type, config: dict[str, Any], data_dir: str | None = None) -> tuple[Any, Any]:
     """Return job and outputs that a Trainable makes of a config."""
-    return trainable.__new__(trainable)._job(dict(config), data_dir)  # type: ignore[attr-defined,no-any-return]
+    return trainable.__new__(trainable)._job(dict(config), data_dir, Reading())  # type: ignore[attr-defined,no-any-return]
 
 
 @pytest.mark.parametrize(
