@@ -60,7 +60,7 @@ def _on_machines(schedule: Schedule, on_core: Estimates, options: Options) -> li
     devices = machines(options.on or "")
     hours = schedule.seconds / 3600
     spent = {"GPU": sum(number for name, number in devices.items() if name != CPU), "core": devices.get(CPU, 0)}
-    occupied = ", ".join(f"{number * hours:,.0f} {unit}-hours" for unit, number in spent.items() if number)
+    occupied = ", ".join(f"{number * hours:,.1f} {unit}-hours" for unit, number in spent.items() if number)
     part = f"{100 * schedule.measured:.0f} % of the jobs from measured rates, the others " if schedule.measured else ""
     basis = {f"GPUs: {part}by arithmetic, not measured": spent["GPU"], f"cores: {on_core.basis}": spent["core"]}
     return [
