@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import json
 import sqlite3
 import sys
@@ -24,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from analysis.record import folder
 from trainables import schema
 from trainables.checks import suggestion
-from trainables.host.databases import ARTIFACTS, opened, sqlite_file
+from trainables.host.databases import ARTIFACTS, opened, sqlite_file, without_collector
 from trainables.host.redaction import redact, redact_text
 
 if TYPE_CHECKING:
@@ -182,7 +181,7 @@ class Source:
         search = partial(self._client.search_runs, [experiment.id], chosen, max_results=PAGE, order_by=order)
         found: list[Record] = []
         token: str | None = None
-        with _without_collector():
+        with without_collector():
             while True:
                 page = self._asked(partial(search, page_token=token))
                 found += map(_record, page)
@@ -222,18 +221,6 @@ class Source:
         except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: no driver for the database
             reason = redact_text(str(error)).strip().splitlines()[0]
             raise AnalysisError(f"cannot read {redact(self._uri)}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Pause the garbage collector: with the many objects of a page of runs, it would cost more than the page itself."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _record(run: Run) -> Record:

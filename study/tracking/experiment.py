@@ -16,7 +16,7 @@ from search_spaces import SearchSpace
 from study.tracking.contents import Metric
 from study.tracking.views import earlier_note, note
 from trainables import schema
-from trainables.host.databases import ARTIFACTS, sqlite_file, sqlite_uri
+from trainables.host.databases import ARTIFACTS, sqlite_file, sqlite_uri, without_collector
 from trainables.host.redaction import redact
 from trainables.storage.store import Store
 
@@ -116,7 +116,8 @@ class Experiment:
         """Yield the runs that a filter chooses."""
         token = None
         while True:
-            page = self.client.search_runs([self.id], chosen, max_results=PAGE, page_token=token)
+            with without_collector():
+                page = self.client.search_runs([self.id], chosen, max_results=PAGE, page_token=token)
             yield from page
             token = page.token
             if not token:

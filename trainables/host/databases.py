@@ -1,4 +1,4 @@
-"""MLflow's SQLite databases: their URIs, and the reasons why MLflow cannot use one. Imports neither MLflow nor torch.
+"""MLflow's databases: their URIs, why MLflow cannot use one, and reading many runs. Imports neither MLflow nor torch.
 
 SQLAlchemy interprets the path in a URI: a ``?`` ends the path, and from version 2.1 on, ``%41`` stands for an A.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import re
 import shlex
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -166,3 +168,15 @@ def _revisions() -> tuple[set[str], set[str]]:
                 known.add(found["revision"])
                 before.add(found.get("down_revision"))
     return known, known - before
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Pause the garbage collector: with the many objects of a page of runs, it would cost more than the page itself."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
