@@ -11,6 +11,7 @@ import torch
 
 from study.benchmark.contest import MEBIBYTE, machine
 from study.benchmark.gpu.sections import Checks, Outcome, Scale
+from trainables.host.devices import problem
 from trainables.training.engines import GPU
 
 
@@ -27,12 +28,12 @@ def _card() -> dict[str, object]:
     """Return the facts about the GPU.
 
     Raises:
-        ValueError: PyTorch cannot use it; the message says why, as far as that is known.
+        ValueError: PyTorch cannot use it; the message says why.
     """
-    if not torch.cuda.is_available():
-        raise ValueError(f"PyTorch {torch.__version__} cannot use the GPU here: it needs CUDA, and a driver for it")
+    if (reason := problem()) is not None:
+        raise ValueError(reason)
     card = torch.cuda.get_device_properties(0)
-    torch.ones(2, device=GPU).sum().item()  # raises on a card that PyTorch has no code for
+    torch.ones(2, device=GPU).sum().item()  # raises unless the card really computes
     return {
         "capability": f"{card.major}.{card.minor}",
         "gpu_mib": round(card.total_memory / MEBIBYTE),
