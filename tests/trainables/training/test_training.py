@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def test_only_a_recipe_that_says_so_is_compiled_and_its_code_serves_the_whole_ar
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(torch, "compile", lambda model: asked.append(model) or model)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: asked.append(model) or model)
     monkeypatch.setattr(torch.compiler, "reset", lambda: asked.append("reset"))
     monkeypatch.setattr(compiled.Trainer, "compiled_for", None)
     start(FEW).run_epoch()
@@ -186,6 +187,17 @@ def test_only_a_recipe_that_says_so_is_compiled_and_its_code_serves_the_whole_ar
     assert asked == ["reset", first.model, second.model]
     other = start(recipe, model=new_model("mlp"))
     assert asked[3:] == ["reset", other.model]
+
+
+def test_networks_with_other_batches_are_compiled_for_their_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code for any size would round differently, so the bits of a job would depend on the jobs before it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(compiled.Trainer, "compiled_for", None)
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    for number, size in enumerate((100, 200, 300), 1):
+        compiled.Trainer(new_model("mlp"), {}).forward(torch.zeros(size, 1, 8, 8))
+        assert graphs["unique_graphs"] == before + number, size
 
 
 def test_state_is_a_copy() -> None:

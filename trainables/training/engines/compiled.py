@@ -25,4 +25,5 @@ class Trainer(plain.Trainer):
             # process from using up that limit.
             torch.compiler.reset()
             Trainer.compiled_for = architecture
-        self.forward = torch.compile(model)
+        # Static shapes: after batches of another size, PyTorch's code for any size would round differently.
+        self.forward = torch.compile(model, dynamic=False)
