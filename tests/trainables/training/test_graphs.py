@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,6 +203,74 @@ def test_a_captured_step_that_does_something_else_is_not_used(
     monkeypatch.setattr(Recorded, "replay", lambda lane: None)
     assert same(start(GRAPHS), start(EXACT))
     assert "the captured step is off by" in caplog.text
+
+
+def test_an_error_in_the_middle_of_an_epoch_leaves_no_graph_running_on_memory_that_others_get(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = start(GRAPHS), start(GRAPHS, seed=1)
+    before = bits(one), bits(other)
+    steps = Training.steps
+
+    def damaged(training: Training) -> Iterator[Any]:
+        yield next(batches := steps(training))
+        yield next(batches)
+        if training is other:
+            raise OSError("an image cannot be read")
+        yield from batches
+
+    monkeypatch.setattr(Training, "steps", damaged)
+    with pytest.raises(OSError, match="cannot be read"):
+        train_epoch([one, other])
+    assert list(dict(Recorded.log).values()) == ["joined", "joined"]
+    assert (bits(one), bits(other)) == before
+
+
+def test_a_stream_is_left_and_joined_whatever_fails_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    current, waited = ["main"], list[str]()
+
+    @contextmanager
+    def stream(name: str) -> Iterator[None]:
+        before, current[0] = current[0], name
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    class Failing:
+        """Like ``torch.cuda.graph``, it leaves the stream only after a capture that ends well."""
+
+        def __init__(self, graph: object, *, stream: str, capture_error_mode: str) -> None:
+            self._stream = stream
+
+        def __enter__(self) -> None:
+            current[0] = self._stream
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("capture invalidated")
+
+    class Side(str):
+        def wait_stream(self, other: str) -> None:
+            """Only what the main stream waits for is of interest."""
+
+    main = SimpleNamespace(wait_stream=waited.append)
+    for name, fake in {
+        "Stream": lambda device: Side("side"),
+        "CUDAGraph": object,
+        "stream": stream,
+        "graph": Failing,
+        "current_stream": lambda device: main,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    lane = cuda_graph.Lane(torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="invalidated"):
+        lane.capture(lambda: None)
+    assert current == ["main"]
+    with pytest.raises(RuntimeError, match="out of memory"), lane.entered():
+        raise RuntimeError("out of memory")
+    assert current == ["main"]
+    assert waited == ["side"]
 
 
 def test_networks_that_do_not_fit_together_are_left_to_the_study_and_one_is_trained_plainly(

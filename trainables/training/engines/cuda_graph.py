@@ -79,9 +79,13 @@ def _train(
     """Train networks for one epoch, each by its captured step; then leave the steps to the next networks."""
     for step, training in zip(steps, trainings, strict=True):
         step.load(training)
-    for batch in batches:
-        for step, training, (images, labels) in zip(steps, trainings, batch, strict=True):
-            step.replay(images, labels, training.optimizer.rate)
+    try:
+        for batch in batches:
+            for step, training, (images, labels) in zip(steps, trainings, batch, strict=True):
+                step.replay(images, labels, training.optimizer.rate)
+    finally:
+        for step in steps:
+            step.join()  # after an error, too: others get the memory on which the graphs are still computing
     sums = [step.store(training) for step, training in zip(steps, trainings, strict=True)]
     _idle[_profile(trainings[0])] += steps
     return sums
@@ -188,10 +192,16 @@ class _Step:
             self._optimizer.rate = rate
             self._lane.replay()
 
+    def join(self) -> None:
+        """Let the current stream wait for the steps; the host does not wait."""
+        self._lane.join()
+
     @torch.no_grad()
     def store(self, training: Training) -> tuple[float, float]:
-        """Copy the network back with its momenta; return the sums of losses and hits since :meth:`load`."""
-        self._lane.join()
+        """Copy the network back with its momenta; return the sums of losses and hits since :meth:`load`.
+
+        Call :meth:`join` first.
+        """
         torch._foreach_copy_(_tensors(training.model), _tensors(self._network))
         training.optimizer.set_momenta(self._optimizer.momenta)
         mean_losses, right = torch.stack((self._loss, self._hits)).tolist()  # the host waits once
@@ -223,8 +233,12 @@ class Lane:
             *inputs: tensors that the block reads; their memory is kept until the stream has read them.
         """
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            yield
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        except BaseException:
+            self.join()  # others get the memory on which the abandoned work is still computing
+            raise
         for each in inputs:
             each.record_stream(self._stream)
 
@@ -235,7 +249,8 @@ class Lane:
     def capture(self, work: Callable[[], None]) -> None:
         """Capture the kernels that `work` launches, without computing them."""
         # Other threads of the process, which read data, may use the GPU meanwhile.
-        with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+        captured = torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local")
+        with torch.cuda.stream(self._stream), captured:  # which does not leave the stream if the capture ends badly
             work()
 
     def replay(self) -> None:
