@@ -93,10 +93,10 @@ class Estimates:
 
 
 def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
-    """Estimate every job of a plan, from the times that the published ones among them took."""
+    """Estimate every job of a plan on one core, corrected by the times that the published ones among them took."""
     path = benchmark_file(store)
     try:
-        rates, basis = read_rates(path), FIRST_GUESS
+        rates, basis = read_rates(path, device=CPU), FIRST_GUESS
     except ValueError as error:  # an estimate does not need the file
         _log.warning("%s: estimates do without it", error)
         rates, basis = [], f"{FIRST_GUESS}: {error}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_study import tiny_space
+from tiny_study import only_space, tiny_space
 
 from search_spaces import SPACES
 from study import clean, run
@@ -27,12 +27,10 @@ def plan() -> Plan:
 
 
 @pytest.fixture
-def only_tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def only_tiny() -> Iterator[None]:
     """The tiny study is the only space there is."""
-    for name in list(SPACES):
-        monkeypatch.delitem(SPACES, name)
-    monkeypatch.setitem(SPACES, "tiny", tiny_space(interpolation_points=3))
-    return
+    with only_space("tiny", tiny_space(interpolation_points=3)):
+        yield
 
 
 def paths(store: Store) -> set[str]:

@@ -268,6 +268,13 @@ def test_rates_measured_on_a_card_replace_the_arithmetic_there_and_nowhere_else(
     assert slow.busy < fast.busy <= 1
 
 
+def test_the_time_on_a_core_does_not_come_from_rates_of_a_gpu(store: Store) -> None:
+    plan = plan_of()
+    before = estimate(plan, store, ())
+    keep(store.root / FILE, "training", {}, [rate(1e6)], machine={"device": "NVIDIA H100 80GB HBM3"}, commit=None)
+    assert estimate(plan, store, ()) == before
+
+
 # --- how long a plan takes ------------------------------------------------------------------------------------------
 def chain(plan: Plan, seconds: dict[str, float], key: str) -> float:
     """Return the seconds from the start of the first ancestor to the end of a job, without waiting for slots."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from synthetic_spaces import write_space
-from tiny_study import tiny_space
+from tiny_study import only_space, tiny_space
 
 import study.benchmark.ways as measuring
 from analysis.drawing.signs import TIMES
@@ -495,7 +495,7 @@ def test_a_network_that_can_be_trained_in_no_way_is_refused(measured: dict[Way, 
 
 # --- the command line -------------------------------------------------------------------------------------------------
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Plan]]:
     """The plans of sweeps that the command line would start; the tiny study is the only space."""
     plans: list[Plan] = []
 
@@ -504,11 +504,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         return OK
 
     monkeypatch.setattr("study.run.run_sweep", run_sweep)
-    for name in list(SPACES):
-        monkeypatch.delitem(SPACES, name)
-    monkeypatch.setitem(SPACES, "tiny", space())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return plans
+    with only_space("tiny", space()):
+        yield plans
 
 
 def run(store: Store, *arguments: str) -> int:

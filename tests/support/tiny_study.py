@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from checkout import ROOT, SUPPORT
 from stored import file_of
 from torch import Tensor
 
-from search_spaces import SearchSpace
+from search_spaces import SPACES, SearchSpace
 from trainables import knobs, schema
 from trainables.config import Cell
 from trainables.graph import Job, Ref
@@ -54,6 +55,19 @@ def tiny_cell(method: str = "permuted", **changes: Any) -> Cell:
 def tiny_space(name: str = "tiny", **changes: Any) -> SearchSpace:
     """Return the tiny study: one cell for each of the four methods."""
     return SearchSpace(name=name, question="Does it work?", **{**SETTINGS, "seeds": (0,), **changes})
+
+
+@contextmanager
+def only_space(name: str, space: SearchSpace) -> Iterator[None]:
+    """Make a space the only registered one for the block; the others come back in their order."""
+    registered = dict(SPACES)
+    SPACES.clear()
+    SPACES[name] = space
+    try:
+        yield
+    finally:
+        SPACES.clear()
+        SPACES.update(registered)
 
 
 def assignments(space: SearchSpace, **changes: Any) -> list[str]:

@@ -19,7 +19,7 @@ import pytest
 from s3_server import environment
 from stored import location
 from test_object_store import fresh_s3, s3, server
-from tiny_study import tiny_space
+from tiny_study import only_space, tiny_space
 from waiting import wait_until
 
 from analysis import load, watch
@@ -120,6 +120,15 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                 "end_noted": True,
             }
         ],
+    },
+    "GPU_CHECK": {
+        "check": "speed plain fp32",
+        "error": "",
+        "ok": None,
+        "seconds": 2.5,
+        "found": {"launches": 170},
+        "rows": [{"kind": "Figure", "name": "launches", "value": 170.0}],
+        "on": {"card": "NVIDIA H100 80GB HBM3"},
     },
 }
 
@@ -252,11 +261,8 @@ COMMANDS = (["--status", "--fastest"], ["--dry-run", "--fastest"], ["--clean"], 
 
 
 @pytest.fixture
-def space(monkeypatch: pytest.MonkeyPatch) -> Plan:
+def space(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
     """The tiny study is the only space there is; a sweep ends when it has read what it reads before it starts."""
-    for name in list(SPACES):
-        monkeypatch.delitem(SPACES, name)
-    monkeypatch.setitem(SPACES, "tiny", tiny_space(interpolation_points=3))
 
     def run_sweep(plan: Plan, uri: str, store: Store, *_: Any) -> int:
         store.sweep()
@@ -265,7 +271,8 @@ def space(monkeypatch: pytest.MonkeyPatch) -> Plan:
 
     monkeypatch.setattr("study.run.run_sweep", run_sweep)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.06)  # what a lease is waited for
-    return make_plan(SPACES["tiny"])
+    with only_space("tiny", tiny_space(interpolation_points=3)):
+        yield make_plan(SPACES["tiny"])
 
 
 @pytest.fixture(params=["local", "memory", pytest.param("s3", marks=s3)])
