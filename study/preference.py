@@ -100,7 +100,7 @@ def preferring(plan: Plan, given: Kept, store: Store, device: str | None) -> Pla
             return _noted(plan, f"without {words}, {each.why}, because this study began without it")
         if not each.usable(device):
             continue
-        if Way.of(each.space).engine.needs_compiler and find_compiler() is None:
+        if device == CPU and Way.of(each.space).engine.needs_compiler and find_compiler() is None:
             names = ", ".join(COMPILERS)
             return _noted(plan, f"without {words}, {each.why}: it needs a C++ compiler, one of {names}")
         return _noted(preferred, f"with {words}, {each.why} ({without} trains without it)")

@@ -68,6 +68,12 @@ def test_without_a_compiler_a_space_runs_without_the_kernels_that_need_it(
     assert "g++" in plan.notes[0]
 
 
+def test_a_compiler_for_cpus_does_not_decide_what_gpus_prefer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preference, "find_compiler", lambda: None)
+    _, plan = preferred(tmp_path, *FEW, "compiled=true", device=GPU)
+    assert plan.space.precision == ON_GPUS["precision"]
+
+
 @pytest.mark.parametrize("capability", [(8, 0), (12, 0), None])
 def test_gpus_train_as_every_space_prefers_there_and_not_on_kernels_for_cpus(
     capability: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
