@@ -441,6 +441,33 @@ def test_a_space_cannot_be_renamed(key: str) -> None:
 
 
 # --- the recipe of a space ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("space", "recorded"),
+    [
+        ("digits_quickstart", "a2aac56a89d8"),
+        ("cifar10_two_cores", "dd0f63f12bdd"),
+        ("resnet20_width_sweep", "4a9120320b9a"),
+        ("vgg11_rewind_sweep", "71f80c32beeb"),
+        ("resnet50_imagenet_sweep", "629126236244"),
+        ("early_matching", "0f453da4df78"),
+        ("match_images", "d0ee4872811b"),
+        ("mask_controls", "f9ba721ee81f"),
+        ("mask_transfer", "c8639ea38425"),
+        ("mode_connectivity", "2c7600086df2"),
+        ("ensemble_diversity", "05e5e9f9d84f"),
+    ],
+)
+def test_runs_of_earlier_versions_belong_to_the_recipe(space: str, recorded: str) -> None:
+    assert recipe_digest(SPACES[space]) == recorded, (
+        "the report would set all earlier runs aside: does a new knob miss from labels.LATER?"
+    )
+
+
+@pytest.mark.parametrize("change", ["graphs=true", "deterministic=true", "image_size=64"])
+def test_later_knobs_make_another_recipe(change: str) -> None:
+    assert recipe_digest(override(QUICKSTART, [change])) != recipe_digest(QUICKSTART)
+
+
 def test_growing_the_grid_keeps_the_recipe() -> None:
     grown = override(QUICKSTART, ["width=1,2,4", "seeds=0,1,2,3,4", "sparsity=0.5", "method=lth", "matcher=weight"])
     assert recipe_digest(grown) == recipe_digest(QUICKSTART)
