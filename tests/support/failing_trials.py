@@ -45,8 +45,7 @@ WIDTHS = tuple(0.25 * (1 + number) for number in range(len(FORMS)))
 
 class RunsOut(Fails):
     def fail(self, attempt: int, share: float) -> None:
-        if share < 0.5:
-            raise FORMS[WIDTHS.index(self._target.config.task.width)]
+        raise FORMS[WIDTHS.index(self._target.config.task.width)]
 
 
 class Breaks(Fails):

@@ -23,6 +23,7 @@ import ray
 import torch
 from checkout import SUPPORT
 from failing_trials import FORMS, WIDTHS, Breaks, RunsOut
+from gpu_errors import GPU_FULL
 from one_node import ask
 from stub_trials import Dies, FindsNoStorage, Freezes, NeedsHalfAGpu, Raises, Stub, Together
 from tiny_study import assignments, python, tiny_space
@@ -160,12 +161,19 @@ def test_trial_out_of_memory_gets_a_larger_share(cluster: Cluster, plan: Plan, t
 
 
 @pytest.mark.slow
-def test_every_form_of_a_full_memory_gets_a_larger_share(cluster: Cluster, tmp_path: Path) -> None:
+def test_every_form_of_a_full_memory_is_told_from_a_death(cluster: Cluster, tmp_path: Path) -> None:
     plan = make_plan(tiny_space(method=("dense",), seeds=(0,), width=WIDTHS, epochs=2))
-    sweep = Sweep(cluster, plan, tmp_path, needs=ask(plan, CPU=1.0, GPU=0.125), retries=0)
+    sweep = Sweep(cluster, plan, tmp_path, needs=ask(plan, CPU=1.0, GPU=1.0), retries=0)
     assert sweep.run(RunsOut) is None
-    assert sweep.states() == {DONE}, sweep.searcher.errors
-    assert sweep.attempts() == [[0.125, 0.25, 0.5]] * len(FORMS)
+    assert sweep.states() == {FAILED}
+    for key, job in plan.jobs.items():
+        of_gpu = FORMS[WIDTHS.index(job.config.task.width)] in GPU_FULL
+        said = "out of memory: " if of_gpu else "the host is out of memory: "
+        assert sweep.searcher.errors[key].startswith(said)
+        assert (key in sweep.searcher.recurring) == of_gpu
+    assert sweep.attempts() == [[1.0]] * len(FORMS)
+    used = {(tmp_path / f"{key}.pid").read_text() for key in plan.jobs}
+    assert len(used) < len(FORMS), "the process goes on with other jobs"
 
 
 @pytest.mark.slow
