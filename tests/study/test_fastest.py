@@ -598,6 +598,7 @@ def test_cleaning_keeps_what_was_made_with_and_without_choices(named: tuple[str,
 
 
 # --- what is made of the results --------------------------------------------------------------------------------------
+@pytest.mark.slow  # it draws two studies
 def test_figures_over_widths_stay_whole_and_the_report_says_how_each_was_trained(tmp_path: Path) -> None:
     from analysis import cells, load
     from analysis.figures import width  # which take a second to import, and pandas

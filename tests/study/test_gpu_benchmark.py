@@ -155,6 +155,7 @@ def test_ways_are_timed_beside_the_conventional_loop_and_the_bare_step(monkeypat
     assert all(rate.conventional for rate in rates)
 
 
+@pytest.mark.slow  # each process imports torch
 @pytest.mark.usefixtures("here")
 def test_several_processes_are_timed_beside_one_conventional_loop() -> None:
     with ExitStack() as stack:

@@ -157,11 +157,12 @@ def all_params(plan: Plan, kind: str) -> list[dict[str, Any]]:
 RECIPE = {"epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "warmup_epochs", "precision"}
 RECIPE |= {"first_epoch", "compiled", "kernels", "stacked", "graphs"}
 PLACE = {"stage", "model", "dataset", "width"}
+TASK = {"augment", "shortcut", "init", "image_size", "deterministic"}
 
 
 def test_params_of_a_dense_job() -> None:
     params = params_of(DENSE, "dense")
-    assert params.keys() == PLACE | RECIPE | {"augment", "shortcut", "init", "method", "seed_a"}
+    assert params.keys() == PLACE | RECIPE | TASK | {"method", "seed_a"}
     assert params.items() >= {"stage": "dense", "method": "dense", "model": "mlp", "width": "2", "seed_a": 2}.items()
     assert (params["epochs"], params["lr"]) == (20, 0.08)
 

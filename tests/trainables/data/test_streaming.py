@@ -131,6 +131,7 @@ def assert_jobs_agree(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow  # every way of reading decodes in processes of its own
 def test_jobs_do_not_depend_on_where_images_come_from(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ print(json.dumps(rows))
 """
 
 
+@pytest.mark.slow  # each process imports torch, and waits for the other
 def test_processes_share_the_work(published: Store, tmp_path: Path) -> None:
     methods = ("permuted", "permuted")
     processes = [python("-c", SHARE, str(tmp_path / "shared"), method) for method in methods]

@@ -22,6 +22,11 @@ from trainables.symmetry.repair import NoEffectWarning, batchnorm_layers, reset_
 from trainables.training.evaluation import evaluate
 
 
+def each_of(names):
+    """Return the names as parameters of a test; the network of 50 layers is slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name == "resnet50" else []) for name in names]
+
+
 def curve_of(alphas, losses, accuracies=None):
     return InterpolationCurve(
         alphas=tuple(alphas), losses=tuple(losses), accuracies=tuple(accuracies or [50.0] * len(losses))
@@ -131,7 +136,7 @@ def test_default_curve_has_11_points_and_true_ends():
 
 @pytest.mark.filterwarnings("ignore::trainables.symmetry.repair.NoEffectWarning")
 @pytest.mark.parametrize("correction", CORRECTIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", each_of(MODELS))
 def test_no_barrier_to_a_permuted_copy_of_itself(name, correction):
     model = small_model(name)
     planted = random_permutation(permutation_spec(model), 1)
@@ -226,7 +231,7 @@ def of_one_batch_in_train_mode(model, batches):
     return statistics(model)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if batchnorm_layers(small_model(name))])
+@pytest.mark.parametrize("name", each_of(name for name in MODELS if batchnorm_layers(small_model(name))))
 def test_reset_statistics_are_those_of_all_samples_however_they_are_batched_and_in_any_order(name):
     model, batches = small_model(name), random_batches(3)
     expected = of_one_batch_in_train_mode(model, batches)
