@@ -220,11 +220,11 @@ class Pool:
 
         It gets the kind of GPU that trains it fastest among those with room, and the smallest of equally fast ones: a
         step of a small network takes the same time on any card. It gets more than it needs, up to a whole GPU, if all
-        ready jobs could get as much.
+        ready trials could get as much.
 
         Args:
             need: what the trial needs.
-            ready: number of ready jobs, this one included; infinity for what it needs at least.
+            ready: number of trials that the ready jobs make, this one included; infinity for what it needs at least.
             expected: the kind of GPU of nodes that are yet to come; matters if the cluster has no GPU now.
         """
         if need.share is not None:

@@ -238,12 +238,16 @@ class PlanSearcher:
             return FINISHED
         if not self._ready:
             return None
-        pool = self._pool()
-        request = pool.request(self._need(self._ready[0][2]), len(self._ready), self._expected)
+        pool, key = self._pool(), self._ready[0][2]
+        like = self._like(key)
+        nets = self._nets(key, len(like))
+        trials = len(self._ready) - (1 + len(like)) + math.ceil((1 + len(like)) / nets)
+        request = pool.request(self._need(key), trials, self._expected)
         if not self._may_start(request, pool, now):
             return None
-        key, asked = heapq.heappop(self._ready)[2], request.resources
-        keys = [key, *self._mates(key, asked)]
+        asked, keys = request.resources, [key, *like[: nets - 1]]
+        self._ready = [entry for entry in self._ready if entry[2] not in keys]
+        heapq.heapify(self._ready)
         for each in keys:
             self._move(each, QUEUED)
         avoided = self._avoided(key, request)
@@ -427,25 +431,21 @@ class PlanSearcher:
         ahead = self._ahead_in_growth if now - self._grown < GROWTH_SECONDS else self._ahead
         return self._fits(request, pool) or len(queued) < ahead
 
-    def _mates(self, key: str, asked: Resources) -> list[str]:
-        """Remove the jobs to stack with a job from the ready ones and return them; empty if there are none."""
-        most = self._most_nets(group(self.plan.jobs[key]))
-        if most == 1 or not self._is_stackable(key):
-            return []
+    def _like(self, key: str) -> list[str]:
+        """Return the other ready jobs whose networks may share a trial with a job's, the most urgent first."""
         job = self.plan.jobs[key]
-        like = sorted(
-            entry for entry in self._ready if self._is_stackable(entry[2]) and _are_alike(job, self.plan.jobs[entry[2]])
-        )
-        device = "GPU" if asked.get("GPU") else "CPU"
-        devices = int(self._room.get(device, 0.0) / (1.0 if device == "GPU" else asked["CPU"]))
+        if self._most_nets(group(job)) == 1 or not self._is_stackable(key):
+            return []
+        ready = sorted(entry for entry in self._ready if entry[2] != key and self._is_stackable(entry[2]))
+        return [other for _, _, other in ready if _are_alike(job, self.plan.jobs[other])]
+
+    def _nets(self, key: str, like: int) -> int:
+        """Return how many networks share the next trial: a job's and those of some of the `like` ready ones."""
+        need, most = self._need(key), self._most_nets(group(self.plan.jobs[key]))
+        devices = int(self._room.get("CPU", 0.0) / need.cpus if need.share == 0.0 else self._room.get("GPU", 0.0))
         idle = min(devices, self._max_concurrent or devices) - len(self.trials)
         # With every device busy, do not split the ready jobs further: a freed slot takes a full stack.
-        wanted = min(most, math.ceil((1 + len(like)) / max(1, idle)))
-        mates = [entry[2] for entry in like[: wanted - 1]]
-        taken = set(mates)
-        self._ready = [entry for entry in self._ready if entry[2] not in taken]
-        heapq.heapify(self._ready)
-        return mates
+        return min(most, math.ceil((1 + like) / max(1, idle)))
 
     def _most_nets(self, like: Group) -> int:
         """Return the most networks of a group that may share a trial."""
@@ -468,7 +468,7 @@ class PlanSearcher:
 
     def slots(self) -> int:
         """Return the number of trials of average size that fit the cluster now, at least 1."""
-        fits = (int(self._room.get(name, 0.0) / amount + TOLERANCE) for name, amount in self._mean.items())
+        fits = (int(self._room.get(name, 0.0) / amount + TOLERANCE) for name, amount in self._mean.items() if amount)
         running = sum(trial.started for trial in list(self.trials.values()))
         return min(max(1, min(fits, default=1), running), self._max_concurrent or len(self.todo))
 

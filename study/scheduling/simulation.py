@@ -177,7 +177,7 @@ def simulate(
     """
     cards = [CARDS[name] for name in devices if name != CPU]
     found, warnings = needs(plan, todo, cpus=cpus, gpus=gpus, cards=cards, nets_per_trial=nets_per_trial)
-    on_gpu = {key for key in todo if found[group(plan.jobs[key])].share != 0.0}
+    on_gpu = {key for key in todo if cards and found[group(plan.jobs[key])].share != 0.0}
     times: Times = {
         key: {card: on_card(plan, plan.jobs[key], card, (rates or {}).get(card.name, ())) for card in cards}
         if key in on_gpu

@@ -41,7 +41,8 @@ def recipe_digest(space: SearchSpace, ways: Ways | None = None) -> str:
     """
     recipe = {name: getattr(space, name) for name, knob in SETTINGS.items() if not knob.axis and knob.affects_results}
     recipe = {name: value for name, value in recipe.items() if name not in LATER or value != KNOBS[name].neutral}
-    recipe |= dict.fromkeys({name for way in (ways or {}).values() for name in way}, "fastest")
+    chosen = {name for way in (ways or {}).values() for name in way}
+    recipe |= dict.fromkeys(chosen - LATER or chosen, "fastest")
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 

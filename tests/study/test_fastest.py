@@ -27,7 +27,7 @@ from study.options import Options
 from study.plan import Plan, make_plan, override
 from study.run import main
 from study.scheduling.cards import CARDS
-from study.tracking.labels import recipe_digest
+from study.tracking.labels import LATER, recipe_digest
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.host import cpu
@@ -306,6 +306,14 @@ def test_runs_with_and_without_choices_are_not_pooled_but_networks_chosen_one_by
     one, other = ({("resnet8", width): way.settings} for width, way in ((0.25, SPARSE), (0.5, BF16)))
     assert recipe_digest(space(), one) == recipe_digest(space(), other) != recipe_digest(space())
     assert recipe_digest(space(), {}) == recipe_digest(space())
+
+
+def test_choices_from_before_a_setting_existed_are_pooled_with_later_ones() -> None:
+    assert SPARSE.settings.keys() & LATER
+    before = {name: value for name, value in SPARSE.settings.items() if name not in LATER}
+    recipes = {recipe_digest(space(), {NET: settings}) for settings in (before, SPARSE.settings)}
+    assert len(recipes) == 1
+    assert recipe_digest(space(), {NET: {"graphs": True}}) not in {*recipes, recipe_digest(space())}
 
 
 # --- what has been chosen ---------------------------------------------------------------------------------------------

@@ -566,6 +566,19 @@ def test_slots_are_what_the_cluster_has_room_for_now(plan: Plan) -> None:
     assert new_searcher(plan, room=lambda: {"CPU": 8.0}, max_concurrent=3).slots() <= 3
 
 
+def test_slots_of_nodes_without_cpus_are_those_of_their_gpus(plan: Plan) -> None:
+    need = Need(share=None, cpus_may_shrink=True)
+    searcher = PlanSearcher(
+        plan,
+        plan.closure.todo(set()),
+        Estimates(dict.fromkeys(plan.jobs, 1.0), 0),
+        {},
+        hosts=Hosts(lambda: {"node": Node("node", {"CPU": 0.0, "GPU": 2.0}, CARDS["H100"])}),
+        needs={group(job): need for job in plan.jobs.values()},
+    )
+    assert searcher.slots() == 16
+
+
 def test_config_is_all_that_a_trial_needs(plan: Plan) -> None:
     sweep = Sweep(new_searcher(plan), 1)
     configs = []

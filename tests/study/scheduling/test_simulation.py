@@ -98,6 +98,11 @@ def test_a_trial_that_no_machine_can_run_is_an_error(tiny: Plan) -> None:
         lay(tiny, "4xcpu", cpus=8.0)
 
 
+def test_a_trial_on_gpus_is_an_error_where_there_are_cores_only(tiny: Plan) -> None:
+    with pytest.raises(ValueError, match="a trial asks for 1 CPU and 1 GPU, but none of the machines has that much"):
+        lay(tiny, "4xcpu", gpus=1.0)
+
+
 def test_trials_that_keep_a_gpu_busy_gain_nothing_by_sharing_it() -> None:
     plan = make_plan(tiny_space(model="resnet20", width=16, method=("dense",), seeds=(0, 1)))
     assert on_card(plan, next(iter(plan.jobs.values())), CARDS["T4"]).busy > 0.5
@@ -116,6 +121,12 @@ def test_stacked_networks_are_launched_once() -> None:
     plan = make_plan(tiny_space(method=("dense",), seeds=tuple(range(8)), stacked=True))
     one, eight = (lay(plan, "1xH100", nets_per_trial=nets, max_concurrent=1) for nets in (1, 8))
     assert eight.seconds < one.seconds / 4
+
+
+@pytest.mark.parametrize("setting", ["stacked", "graphs"])
+def test_networks_that_share_trials_leave_no_gpu_idle(setting: str) -> None:
+    plan = make_plan(tiny_space(method=("dense",), seeds=tuple(range(32)), **{setting: True}))
+    assert lay(plan, "8xH100", nets_per_trial=8).idle == pytest.approx(0)
 
 
 @pytest.mark.slow
