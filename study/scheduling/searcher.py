@@ -517,6 +517,10 @@ class PlanSearcher:
 
     def _lacks_memory(self, key: str, trial: Trial, result: Mapping[str, Any], text: str) -> None:
         """Retry a job that ran out of memory where it may get more, or fail it."""
+        if result.get("status") == STATUS_OUT_OF_MEMORY and self._is_misplaced(trial, str(result.get("node"))):
+            self._tell(key, f"{text}; it was meant for another kind of GPU, and goes there")
+            self._postpone(key, 0.0)
+            return
         if self._enlarge(key, trial, text):
             return
         if self.halted is None and result.get("status") == STATUS_OUT_OF_MEMORY and trial.asked.get("GPU"):
@@ -524,6 +528,14 @@ class PlanSearcher:
             self._fail(key, f"{text}; {_GPU_ADVICE}")
         elif not self._pause(key, text):  # other trials may return memory by then
             self._fail(key, f"{text}; {_HOST_ADVICE}")
+
+    def _is_misplaced(self, trial: Trial, node: str) -> bool:
+        """Return whether a trial ran on a kind of GPU that it was not meant for: the node has joined while it waited.
+
+        The next attempt avoids the node.
+        """
+        there = self._hosts.available().get(node)
+        return trial.card is not None and there is not None and there.card not in (None, trial.card)
 
     def _enlarge(self, key: str, trial: Trial, why: str) -> bool:
         """Double the GPU memory of a job that ran out of it, and of its group; return False if it had the largest GPU.

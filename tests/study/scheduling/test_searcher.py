@@ -18,7 +18,7 @@ from tiny_study import tiny_space
 
 from study.estimate import Estimates
 from study.plan import Plan, make_plan
-from study.scheduling.cards import CARDS
+from study.scheduling.cards import CARDS, GIB
 from study.scheduling.hosts import Hosts, Node
 from study.scheduling.placement import Need, group
 from study.scheduling.searcher import (
@@ -440,6 +440,22 @@ def test_out_of_memory_on_a_whole_card_is_tried_on_a_larger_kind_only(plan: Plan
         places.append((allowed, offer["resources"]["GPU"]))
         searcher.on_trial_complete(f"t{attempt}", NO_MEMORY)
     assert places == [("T4", 1.0), ("H100", 1.0)]
+    assert searcher.state[leaf(plan)] == FAILED
+
+
+def test_out_of_memory_on_a_card_that_the_trial_was_not_meant_for_says_nothing_about_its_need(plan: Plan) -> None:
+    nodes = {"H100": Node("H100", {"CPU": 8.0, "GPU": 1.0}, CARDS["H100"])}
+    wide = {group(job): Need(share=None, memory=70 * GIB) for job in plan.jobs.values()}
+    estimates = Estimates(dict.fromkeys(plan.jobs, 1.0), 0)
+    todo = plan.closure.todo(plan.jobs.keys() - {leaf(plan)})
+    searcher = PlanSearcher(plan, todo, estimates, {}, 0, hosts=Hosts(lambda: nodes), needs=wide, clock=Clock())
+    searcher.suggest("first")
+    nodes["T4"] = Node("T4", {"CPU": 8.0, "GPU": 1.0}, CARDS["T4"])
+    searcher.on_trial_complete("first", {**NO_MEMORY, "node": "T4"})
+    offer = searcher.suggest("second")
+    assert isinstance(offer, dict)
+    assert (offer["avoided"], offer["resources"]["GPU"]) == (["T4"], 1.0)
+    searcher.on_trial_complete("second", {**NO_MEMORY, "node": "H100"})
     assert searcher.state[leaf(plan)] == FAILED
 
 
