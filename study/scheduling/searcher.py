@@ -240,12 +240,12 @@ class PlanSearcher:
             return None
         pool, key = self._pool(), self._ready[0][2]
         like = self._like(key)
-        nets = self._nets(key, len(like))
-        trials = len(self._ready) - (1 + len(like)) + math.ceil((1 + len(like)) / nets)
+        number = self._nets(key, len(like))
+        trials = len(self._ready) - (1 + len(like)) + math.ceil((1 + len(like)) / number)
         request = pool.request(self._need(key), trials, self._expected)
         if not self._may_start(request, pool, now):
             return None
-        asked, keys = request.resources, [key, *like[: nets - 1]]
+        asked, keys = request.resources, [key, *like[: number - 1]]
         self._ready = [entry for entry in self._ready if entry[2] not in keys]
         heapq.heapify(self._ready)
         for each in keys:
