@@ -292,8 +292,6 @@ class PlanSearcher:
         if trial is None:
             return
         rows = by_net(result, trial.keys)
-        if result.get("status") in (STATUS_OUT_OF_MEMORY, STATUS_HOST_MEMORY) and self._unstack(trial):
-            return
         for key in trial.keys:
             self._end(key, trial, rows.get(key, result))
 
@@ -504,15 +502,19 @@ class PlanSearcher:
         self._move(key, READY)
         heapq.heappush(self._pausing, (self._clock() + seconds, self._number[key], key))
 
-    def _unstack(self, trial: Trial) -> bool:
-        """Release the jobs of a stack that ran out of memory again, and limit their group to half the stack's size."""
-        if len(trial.keys) < 2 or self.halted is not None:
+    def _unstack(self, key: str, together: int) -> bool:
+        """Release a job that ran out of memory again, and let half as many networks of its group share a trial.
+
+        Args:
+            key: key of the job.
+            together: number of networks that shared its trial; if it was alone, nothing is done, and the answer False.
+        """
+        if together < 2 or self.halted is not None:
             return False
-        like = group(self.plan.jobs[trial.keys[0]])
-        self._most[like] = min(self._most_nets(like), max(1, len(trial.keys) // 2))
-        for key in trial.keys:
-            self._tell(key, f"{len(trial.keys)} networks were out of memory; {self._most[like]} at a time")
-            self._release(key)
+        like = group(self.plan.jobs[key])
+        self._most[like] = min(self._most_nets(like), together // 2)
+        self._tell(key, f"{together} networks were out of memory; {self._most[like]} at a time")
+        self._release(key)
         return True
 
     def _lacks_memory(self, key: str, trial: Trial, result: Mapping[str, Any], text: str) -> None:
@@ -521,7 +523,7 @@ class PlanSearcher:
             self._tell(key, f"{text}; it was meant for another kind of GPU, and goes there")
             self._postpone(key, 0.0)
             return
-        if self._enlarge(key, trial, text):
+        if self._unstack(key, len({*trial.keys, key})) or self._enlarge(key, trial, text):
             return
         if self.halted is None and result.get("status") == STATUS_OUT_OF_MEMORY and trial.asked.get("GPU"):
             self.recurring.add(key)

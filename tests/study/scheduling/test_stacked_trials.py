@@ -258,6 +258,22 @@ def test_a_stack_too_large_for_the_memory_is_halved_without_counting_as_an_attem
     assert max(sizes) == 2
 
 
+def test_one_that_has_no_memory_left_beside_the_others_is_tried_beside_fewer(plan: Plan) -> None:
+    searcher = new_searcher(plan, retries=0, needs=ask(plan, CPU=1, GPU=1.0))
+    one, *others = first_stack(searcher)
+    searcher.on_trial_result("t", {"nets": [net(one, **NO_MEMORY)]})
+    assert searcher.state[one] == READY, "it had the whole GPU, but not to itself"
+    searcher.on_trial_complete("t", ends(others))
+    sizes = []
+    while searcher.state[one] == READY:
+        trial, together = hand_out(searcher, one, f"{sizes}")
+        sizes.append(len(together))
+        searcher.on_trial_result(trial, {"nets": [net(one, **NO_MEMORY)]})
+        searcher.on_trial_complete(trial, ends(key for key in together if key != one))
+    assert sizes[-1] == 1
+    assert searcher.state[one] == FAILED
+
+
 def test_lost_trials_are_all_their_jobs(plan: Plan) -> None:
     searcher = new_searcher(plan, retries=1)
     keys = first_stack(searcher)
