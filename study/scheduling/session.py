@@ -146,14 +146,18 @@ class Cluster:
         found: dict[str, Card | None] = {}
         for answer in arrived:
             self._asked[waiting[answer]] = None
-            with contextlib.suppress(ray.exceptions.RayError):  # the node was lost meanwhile
+            try:
                 gpus, problem = ray.get(answer)
-                found[waiting[answer]] = None
-                if problem is None:
-                    smallest = min(gpus, key=lambda gpu: gpu.memory)
-                    found[waiting[answer]] = card_of(smallest.name, float(smallest.memory // GIB * GIB))
-                else:
-                    self._problems[waiting[answer]] = problem
+            except ray.exceptions.RayTaskError as error:  # torch is missing there, or the driver fails
+                gpus, problem = [], f"its GPUs cannot be asked: {first_line(error.cause)}"
+            except ray.exceptions.RayError:  # the node was lost meanwhile
+                continue
+            found[waiting[answer]] = None
+            if problem is None:
+                smallest = min(gpus, key=lambda gpu: gpu.memory)
+                found[waiting[answer]] = card_of(smallest.name, float(smallest.memory // GIB * GIB))
+            else:
+                self._problems[waiting[answer]] = problem
         return found
 
     def missing(self) -> str | None:

@@ -259,6 +259,23 @@ def test_gpus_that_torch_does_not_see_are_named_before_anything_runs(cluster: Cl
         cluster.ask_nodes(["fp32"])
 
 
+def test_a_node_that_cannot_even_say_what_it_has_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster.__new__(Cluster)
+    cluster._asked, cluster._problems = {"broken": "broken", "lost": "lost"}, {}
+    failures = {
+        "broken": ray.exceptions.RayTaskError("ask", "", ImportError("No module named 'torch'")),
+        "lost": ray.exceptions.NodeDiedError("gone"),
+    }
+
+    def get(answer: str) -> None:
+        raise failures[answer]
+
+    monkeypatch.setattr(ray, "wait", lambda answers, **_: (answers, []))
+    monkeypatch.setattr(ray, "get", get)
+    assert cluster._answers(0.0) == {"broken": None}
+    assert cluster._problems == {"broken": "its GPUs cannot be asked: No module named 'torch'"}
+
+
 def test_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr(session, "_reach", lambda address: None)
