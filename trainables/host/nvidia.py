@@ -17,6 +17,8 @@ _MAJOR, _MINOR = 75, 76
 """The driver's numbers of the attributes that make up a GPU's compute capability."""
 _KERNEL: Final = Path("/proc/driver/nvidia/gpus")
 """Has a folder for each GPU that the kernel's module has found."""
+_FILES: Final = Path("/dev")
+"""Has a file ``nvidia0`` and so on for each GPU that this machine or container has been given."""
 _HIDDEN: Final = ("", "-1", "NoDevFiles")
 """Values of ``CUDA_VISIBLE_DEVICES`` with which a user, or Ray, hides all GPUs from a process."""
 
@@ -54,13 +56,15 @@ def capability_here() -> tuple[int, int] | None:
 
 
 def check_driver() -> None:
-    """Check that the driver can be used if the machine has a GPU.
+    """Check that the driver can be used if this process has been given a GPU.
+
+    A container or a job of a cluster may have been given none on a machine that has some; it computes on CPUs.
 
     Raises:
-        ValueError: the kernel has found a GPU, but the driver cannot be used; the message names both.
+        ValueError: the process has been given a GPU, but the driver cannot be used; the message names both.
     """
     found = _in_kernel()
-    if not found or os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in _HIDDEN:
+    if not found or not _given() or os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in _HIDDEN:
         return
     driver = _driver()
     if driver is None:
@@ -106,8 +110,19 @@ def _gpu(driver: Any, index: int) -> Gpu:
     return Gpu(name=name.value.decode(), memory=memory.value, capability=(major, minor))
 
 
+def _given() -> bool:
+    """Return whether this process may open the file of any GPU."""
+    for file in _FILES.glob("nvidia[0-9]*"):
+        try:
+            os.close(os.open(file, os.O_RDWR))
+        except OSError:  # a container shows no such file; under Slurm, the kernel denies it
+            continue
+        return True
+    return False
+
+
 def _in_kernel() -> list[str]:
-    """Return the names of the GPUs that the kernel's module has found."""
+    """Return the names of the GPUs that the kernel's module has found, also of those that others have been given."""
     names = []
     for file in sorted(_KERNEL.glob("*/information")):
         fields = dict(line.partition(":")[::2] for line in file.read_text(encoding="utf-8").splitlines())

@@ -54,8 +54,10 @@ class Driver:
 
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which the kernel lists its GPUs: one."""
+    """The folder in which the kernel lists its GPUs: one, which this process may open."""
     monkeypatch.setattr(nvidia, "_KERNEL", tmp_path)
+    monkeypatch.setattr(nvidia, "_FILES", tmp_path)
+    (tmp_path / "nvidia0").touch()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "0000:3b:00.0").mkdir()
     (tmp_path / "0000:3b:00.0" / "information").write_text(f"Model: \t\t {V100.name}\nIRQ:   \t\t 49\n")
@@ -97,6 +99,16 @@ def test_gpu_whose_driver_is_unusable_is_an_error_with_a_remedy(
         check_driver()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     check_driver()  # the user has hidden it
+
+
+def test_a_process_that_was_given_no_gpu_of_the_machine_needs_no_driver(
+    kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_driver(monkeypatch, None)
+    (kernel / "nvidia0").unlink()
+    check_driver()  # a container without GPUs
+    (kernel / "nvidia0").mkdir()  # cannot be opened, as where a cgroup denies it
+    check_driver()
 
 
 def test_a_driver_that_works_and_a_machine_without_gpus_are_no_errors(
