@@ -23,6 +23,7 @@ from tiny_study import METHODS, publish, tiny_cell
 
 from study.plan import Plan
 from trainables.graph import Ref, measurements, target
+from trainables.host.processes import cores
 from trainables.jobs.publishing import Context
 from trainables.storage.store import Store
 
@@ -51,6 +52,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         if hasattr(module.obj, "torch") or module.obj.__name__ in COMPUTING:
             item.add_marker(pytest.mark.numeric)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Share all tests among up to four cores where pytest-xdist is installed; a part of them stays in one process."""
+    of_a_worker = hasattr(config, "workerinput")
+    alone = of_a_worker or config.args_source is pytest.Config.ArgsSource.ARGS or config.getoption("usepdb")
+    if config.pluginmanager.hasplugin("xdist") and config.getoption("numprocesses") is None and not alone:
+        config.option.numprocesses, config.option.dist = min(4, cores()), "loadfile"
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ from trainables.storage.store import Store
 from trainables.training.allocation import keep_freed_memory
 from trainables.training.engines import GPU
 from trainables.training.evaluation import evaluate
-from trainables.training.loop import tensor_float, train_epoch
+from trainables.training.loop import measured_convolutions, tensor_float, train_epoch
 from trainables.training.way import Way
 
 STACK = 4
@@ -163,8 +163,8 @@ class BareStep:
         images, labels = next(iter(data.train_plain))
         self._images, self._labels = images[: setting.batch_size], labels[: setting.batch_size]
         self._steps, self._precision = setting.steps, precision
-        torch.backends.cudnn.benchmark = True
 
+    @measured_convolutions()
     def run(self) -> int:
         """Run the steps; return the number of images."""
         self._model.train()
@@ -213,11 +213,11 @@ class ConventionalLoop:
             persistent_workers=workers > 0,
             pin_memory=setting.device == GPU,
         )
-        torch.backends.cudnn.benchmark = True
         self._optimizer = torch.optim.SGD(
             self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
 
+    @measured_convolutions()
     def run(self) -> int:
         """Train one epoch; return the number of images."""
         self.model.train()

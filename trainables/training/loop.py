@@ -106,7 +106,7 @@ class Training:
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Set how GPUs compute products in the recipe's precision, for the block; CPUs are unaffected."""
-        with tensor_float(self.recipe.precision == TF32), _measured_convolutions():
+        with tensor_float(self.recipe.precision == TF32), measured_convolutions():
             yield
 
     def steps(self) -> Iterator[Batch]:
@@ -263,7 +263,7 @@ def tensor_float(allowed: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _measured_convolutions() -> Iterator[None]:
+def measured_convolutions() -> Iterator[None]:
     """Let cuDNN measure which of its algorithms is the fastest for each convolution, for the block.
 
     The choice depends on timing, and with it the rounding, so deterministic algorithms do without it.
