@@ -90,6 +90,8 @@ class Knob:
         planned: whether the planner sets the knob, not the user.
         affects_results: whether results depend on the knob. If not, it enters no key, and results are comparable
             whatever its value.
+        young: whether the knob is younger than the recorded digests of recipes. At its neutral value it does not enter
+            them, so that the runs of earlier versions still belong to their studies. Every new knob is young.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Knob:
     grid: tuple[Scalar, ...] = ()
     planned: bool = False
     affects_results: bool = True
+    young: bool = False
 
     @property
     def in_space(self) -> str:
@@ -254,9 +257,14 @@ class Knobs:
         None,
         "on a GPU, a training step is launched as one CUDA graph, and a trial may train several networks side by side",
         neutral=False,
+        young=True,
     )
     deterministic: bool = training(
-        False, None, "on a GPU, results repeat to the bit on a card of the same kind; slower", neutral=False
+        False,
+        None,
+        "on a GPU, results repeat to the bit on a card of the same kind; slower",
+        neutral=False,
+        young=True,
     )
     augment: bool = training(True, None, "training images are augmented", neutral=True)
     init: str = network("default", INITS, "how weights are drawn", neutral="default", recipe=True)
@@ -347,6 +355,7 @@ class Knobs:
         "128, else 224",
         unit="pixels",
         neutral=0,
+        young=True,
     )
     streaming: bool = reading(
         False,

@@ -28,10 +28,6 @@ from trainables.methods import METHODS
 from trainables.models import MODELS
 from trainables.training.way import Way
 
-LATER = frozenset({"graphs", "deterministic", "image_size"})
-"""Knobs that are younger than the first recorded digests. At their neutral values they do not enter a digest, so that
-the runs of earlier versions still belong to their studies. Every new knob with a neutral value belongs here."""
-
 
 def recipe_digest(space: SearchSpace, ways: Ways | None = None) -> str:
     """Return a digest (12 hex digits) of all settings of a space that are not axes of the grid.
@@ -40,9 +36,11 @@ def recipe_digest(space: SearchSpace, ways: Ways | None = None) -> str:
     setting that was chosen per network (`ways`), the digest covers the fact that it was chosen, not its value.
     """
     recipe = {name: getattr(space, name) for name, knob in SETTINGS.items() if not knob.axis and knob.affects_results}
-    recipe = {name: value for name, value in recipe.items() if name not in LATER or value != KNOBS[name].neutral}
+    recipe = {
+        name: value for name, value in recipe.items() if not (knob := SETTINGS[name]).young or value != knob.neutral
+    }
     chosen = {name for way in (ways or {}).values() for name in way}
-    recipe |= dict.fromkeys(chosen - LATER or chosen, "fastest")
+    recipe |= dict.fromkeys({name for name in chosen if not KNOBS[name].young} or chosen, "fastest")
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 

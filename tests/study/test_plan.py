@@ -459,7 +459,7 @@ def test_a_space_cannot_be_renamed(key: str) -> None:
 )
 def test_runs_of_earlier_versions_belong_to_the_recipe(space: str, recorded: str) -> None:
     assert recipe_digest(SPACES[space]) == recorded, (
-        "the report would set all earlier runs aside: does a new knob miss from labels.LATER?"
+        "the report would set all earlier runs aside: is a new knob not marked as young?"
     )
 
 
