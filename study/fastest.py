@@ -23,7 +23,7 @@ from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.host.cpu import emulates_bf16
 from trainables.host.nvidia import gpus
-from trainables.knobs import CPU_PRECISIONS, written
+from trainables.knobs import BF16, CPU_PRECISIONS, written
 from trainables.storage import documents
 from trainables.storage.documents import Malformed
 from trainables.storage.store import Store
@@ -101,7 +101,7 @@ class Choice:
         if self.device == CPU and "precision" not in self.kept:
             possible = [way for way in possible if way.precision in CPU_PRECISIONS]
             if emulates_bf16():  # never the fastest, and slow to measure
-                possible = [way for way in possible if way.precision != "bf16" or way == self.current]
+                possible = [way for way in possible if way.precision != BF16 or way == self.current]
         return sorted(possible, key=lambda way: way != self.current)
 
 

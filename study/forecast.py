@@ -14,6 +14,7 @@ from study.scheduling.simulation import Schedule, simulate
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.host import cpu
+from trainables.knobs import BF16
 from trainables.storage.store import Store
 from trainables.training.engines import CPU
 
@@ -113,7 +114,7 @@ def _slow(plan: Plan, store: Store, options: Options) -> list[str]:
         return []
     lines = fastest.advice(plan, rates_here(store), fastest.kept(plan.space, options.set))
     trained = [job.config for job in plan.jobs.values() if isinstance(job.config, TRAINING_CONFIGS)]
-    if cpu.emulates_bf16() and any(config.recipe.precision == "bf16" for config in trained):
+    if cpu.emulates_bf16() and any(config.recipe.precision == BF16 for config in trained):
         lines.append(
             f"warning: this CPU ({cpu.name()}) has none of {', '.join(cpu.BF16_FEATURES)} and emulates precision=bf16, "
             "which takes many times as long as fp32"

@@ -45,10 +45,6 @@ def _filled(value: str) -> None:
         raise ValueError("must not be empty")
 
 
-def _machines(text: str) -> None:
-    machines(text)
-
-
 def _directory(text: str) -> str | None:
     return os.path.abspath(expanded(text)) if text else None
 
@@ -59,7 +55,7 @@ def _option(
     *,
     metavar: str | None = None,
     kind: Callable[[str], Any] = str,
-    check: Callable[[Any], None] = lambda value: None,
+    check: Callable[[Any], object] = lambda value: None,
 ) -> Any:
     """Return a dataclass field that describes one flag.
 
@@ -91,7 +87,7 @@ class Options:
         "with --dry-run: how long the plan takes on machines that need not exist; kinds of GPUs, or cpu for cores: "
         "8xH100, 8xH100+16xA100-40GB, 16xcpu",
         metavar="MACHINES",
-        check=_machines,
+        check=machines,
     )
     status: bool = _option("print how far the study is and stop; works from anywhere, also while it runs", False)
     clean: bool = _option("list the results that no space needs, and remove them after a confirmation", False)

@@ -11,7 +11,7 @@ from trainables.host.cpu import emulates_bf16
 from trainables.host.nvidia import gpus
 from trainables.host.processes import cores
 from trainables.host.toolchain import find_compiler
-from trainables.knobs import CPU_PRECISIONS, KNOBS, PRECISIONS
+from trainables.knobs import BF16, CPU_PRECISIONS, KNOBS, PRECISIONS
 from trainables.models import check_width
 from trainables.training.engines import CPU, GPU, Engine
 from trainables.training.way import WAYS, Way
@@ -38,9 +38,12 @@ def _device() -> str:
 
 def _precisions() -> tuple[str, ...]:
     """Return the precisions to measure by default: those that this machine supports without emulation."""
-    if _device() == GPU:
-        return tuple(PRECISIONS)
-    return tuple(each for each in CPU_PRECISIONS if each != "bf16" or not emulates_bf16())
+    return tuple(PRECISIONS) if _device() == GPU else cpu_precisions()
+
+
+def cpu_precisions() -> tuple[str, ...]:
+    """Return the precisions that this machine's CPU supports without emulation."""
+    return tuple(each for each in CPU_PRECISIONS if each != BF16 or not emulates_bf16())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from trainables.training.engines import CPU
+
 ROWS: Final = {
     "training, 1 thread": "training resnet20 x1 fp32, 1 thread, against the conventional loop",
     "training on sparse kernels, 1 thread": (
@@ -82,7 +84,7 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def _has_gpu(machine: dict[str, Any]) -> bool:
-    return bool(machine.get("device", "cpu") != "cpu")
+    return bool(machine.get("device", CPU) != CPU)
 
 
 def _cell(comparison: dict[str, Any] | None) -> str:

@@ -15,8 +15,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Final
 
-import torch
-
 from search_spaces import get_space
 from study import fastest
 from study.benchmark import results
@@ -32,7 +30,7 @@ from study.scheduling.cards import Card, card_of
 from study.scheduling.placement import needs
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
-from trainables.host.devices import problem
+from trainables.host.devices import problem, seen
 from trainables.host.terminal import OK, refused
 from trainables.host.toolchain import find_compiler
 from trainables.host.version import project_commit
@@ -135,8 +133,8 @@ def images_in_a_second(model: str, width: float, image_size: int, device: str) -
 
 def this_card() -> Card:
     """Return the kind of the first GPU of this machine."""
-    properties = torch.cuda.get_device_properties(0)
-    return card_of(properties.name, properties.total_memory)
+    first = seen()[0]
+    return card_of(first.name, first.memory)
 
 
 def trials_on(card: Card, plan: Plan, jobs: Sequence[Job]) -> int:

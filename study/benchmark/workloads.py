@@ -34,7 +34,7 @@ from trainables.data.dataset import Split
 from trainables.host.processes import cores
 from trainables.jobs.publishing import Context, JobLog
 from trainables.jobs.task import TaskData
-from trainables.knobs import FP32
+from trainables.knobs import BF16, FP32, TF32
 from trainables.masks import magnitude_mask
 from trainables.storage.store import Store
 from trainables.training.allocation import keep_freed_memory
@@ -168,9 +168,9 @@ class BareStep:
     def run(self) -> int:
         """Run the steps; return the number of images."""
         self._model.train()
-        with tensor_float(self._precision == "tf32"):
+        with tensor_float(self._precision == TF32):
             for _ in range(self._steps):
-                with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+                with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._precision == BF16):
                     logits = self._model(self._images)
                 cross_entropy(logits.float(), self._labels).backward()  # type: ignore[no-untyped-call]
                 for parameter in self._model.parameters():

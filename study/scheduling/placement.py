@@ -25,6 +25,7 @@ from study.scheduling.hosts import TOLERANCE, Node, Resources
 from trainables.config import TRAINING_CONFIGS, MatchConfig
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Job
+from trainables.knobs import BF16, FP32
 from trainables.models import MODELS
 from trainables.training import EVAL_BATCH
 from trainables.training.engines import GPU
@@ -86,7 +87,7 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
     momentary = float(EVAL_BATCH * LAYER_COPIES * net.largest)
     copies = COPIES
     if isinstance(config, TRAINING_CONFIGS):
-        half = config.recipe.precision == "bf16"
+        half = config.recipe.precision == BF16
         kept = config.recipe.batch_size * net.kept * (0.5 if half else 1) + (0.5 * net.parameters if half else 0)
         engine = config.recipe.engine
         nets = nets if engine.shares_trial else 1
@@ -133,7 +134,7 @@ class Need:
     memory: float = 0.0
     multiply_adds: float = 0.0
     launching: float = 3 * SECONDS_PER_PASS
-    precision: str = "fp32"
+    precision: str = FP32
     nets: int | None = None
 
     def busy(self, card: Card) -> float:
@@ -278,21 +279,17 @@ def needs(
         need = Need(cpus=cpus or 1.0, share=gpus or 0.0 if each.uses_gpu else 0.0)
         if each.uses_gpu and gpus is None and cards:
             facts = plan.facts[each.dataset]
-
-            def memory(nets: int, jobs: Sequence[Job] = jobs, facts: DatasetFacts = facts) -> tuple[float, str]:
-                return max((device_bytes(job, facts, nets), job.kind) for job in jobs)
-
             need = dataclasses.replace(need, cpus_may_shrink=cpus is None, share=None)
-            nets, (alone, _) = nets_per_trial, memory(1)
+            nets, (alone, _) = nets_per_trial, _largest(jobs, facts, 1)
             step = max((_step(plan, job) for job in jobs if isinstance(job.config, TRAINING_CONFIGS)), default=None)
             if step is not None:
                 adds, launch, precision = step
                 need = dataclasses.replace(need, multiply_adds=adds, launching=launch, precision=precision)
                 nets = min(nets, max(int(1 / need.busy(card)) for card in cards))
             smallest = min((card.memory for card in cards if alone <= card.memory), default=largest)
-            while nets > 1 and memory(nets)[0] > smallest:
+            while nets > 1 and _largest(jobs, facts, nets)[0] > smallest:
                 nets //= 2  # several networks that share a trial need not fit where one does
-            needed, kind = memory(nets)
+            needed, kind = _largest(jobs, facts, nets)
             trained = nets if any(_shares_trial(job) for job in jobs) else 1
             need = dataclasses.replace(
                 need,
@@ -308,6 +305,11 @@ def needs(
                 )
         found[each] = need
     return found, warnings
+
+
+def _largest(jobs: Iterable[Job], facts: DatasetFacts, nets: int) -> tuple[float, str]:
+    """Return the most bytes of GPU memory that one of the jobs needs, see :func:`device_bytes`, and its kind."""
+    return max((device_bytes(job, facts, nets), job.kind) for job in jobs)
 
 
 def _shares_trial(job: Job) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from study.benchmark.contest import MEBIBYTE, machine
 from study.benchmark.gpu.sections import Checks, Outcome, Scale
 from trainables.host.devices import problem
+from trainables.host.nvidia import driver_version
 from trainables.training.engines import GPU
 
 
@@ -49,9 +49,7 @@ def _driver() -> str:
     try:
         return Path("/sys/module/nvidia/version").read_text(encoding="utf-8").strip()
     except OSError:
-        version = ctypes.c_int()
-        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
-        return f"for CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+        return f"for CUDA {'.'.join(map(str, driver_version() or ()))}"
 
 
 def _code() -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from study.benchmark.contest import MEBIBYTE, Team, compared, in_turns, ready, timed
 from study.benchmark.gpu.sections import Checks, Outcome, Scale
 from study.benchmark.results import Figure, Row
-from study.benchmark.settings import Training
+from study.benchmark.settings import Training, cpu_precisions
 from study.benchmark.training import CONVENTIONAL
 from study.benchmark.ways import images_in_a_second
 from study.benchmark.workloads import BareStep, ConventionalLoop, OurTrial, images_on_disk, prepared, rate
@@ -21,9 +21,8 @@ from study.scheduling.placement import PROCESS_BYTES, device_bytes
 from trainables.config import Cell
 from trainables.data import load_dataset
 from trainables.graph import Job, target
-from trainables.host.cpu import emulates_bf16
 from trainables.host.processes import cores
-from trainables.knobs import CPU_PRECISIONS
+from trainables.knobs import TF32
 from trainables.symmetry.matching import activation_moments
 from trainables.symmetry.permutations import permutation_spec
 from trainables.training.engines import CPU, GPU
@@ -32,7 +31,7 @@ from trainables.training.way import WAYS, Way
 
 _ON: Final = {GPU: "GPU", CPU: "CPU"}
 """Device -> its name in results."""
-PACKED_PRECISION: Final = "tf32"
+PACKED_PRECISION: Final = TF32
 """Precision of several trials on a GPU; a CPU has single precision instead."""
 
 
@@ -42,8 +41,7 @@ def ways(scale: Scale, model: str, batch_size: int) -> list[Way]:
     if scale.device == GPU:
         return found
     on_cpu = [way for way in found if CPU in way.engine.devices and not way.engine.needs_compiler]
-    precisions = [each for each in CPU_PRECISIONS if each != "bf16" or not emulates_bf16()]
-    return [way for way in on_cpu if way.precision in precisions]
+    return [way for way in on_cpu if way.precision in cpu_precisions()]
 
 
 def setting_of(scale: Scale, width: float) -> Training:
