@@ -15,6 +15,7 @@ import synthetic_runs as synthetic
 import synthetic_spaces
 
 from analysis import load, write
+from analysis.drawing import files
 from analysis.figures import accuracy_table
 from analysis.figures.table import FIGURES, loader
 from search_spaces import SPACES
@@ -49,6 +50,14 @@ def filled(space, uri, names=tuple(FIGURES)):
     return {name for name in names if len(FIGURES[name].table(frames[loader(FIGURES[name])]))}
 
 
+def has_table(module, space, uri, out, name):
+    """Say whether a report has a figure's table, under its own name or, as equal tables are written once, another's."""
+    if (path := out / f"{name}.csv").exists():
+        return len(pd.read_csv(path, low_memory=False)) > 0
+    files.write_csv(module.table(loader(module)(space, uri)), wanted := out.with_suffix(".csv"))
+    return wanted.read_bytes() in {path.read_bytes() for path in out.glob("*.csv")}
+
+
 def check_report(space, uri, out):
     """Write a report, check that it is whole, and return the names of the figures in it."""
     page = write.write_report(space, uri, out).read_text(encoding="utf-8")
@@ -59,7 +68,7 @@ def check_report(space, uri, out):
         if "<svg" in section:
             drawn.add(name)
             assert html.escape(module.CAPTION) in section
-            assert len(pd.read_csv(out / f"{name}.csv"))
+            assert has_table(module, space, uri, out, name)
             assert all((out / f"{name}.{suffix}").stat().st_size for suffix in ("png", "svg", "pdf"))
         else:
             assert 'class="note"' in section, f"{name} does not say why it is empty"
@@ -84,18 +93,9 @@ def test_the_library_as_its_page_shows_it(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_every_figure_has_a_space_that_fills_it(tmp_path):
-    missing = set(FIGURES)
-    for space in map(reduced, SPACES.values()):
-        synthetic_spaces.write_space(tmp_path, space)
-        missing -= filled(space.name, synthetic.tracking_uri(tmp_path), missing)
-    assert not missing
-
-
-@pytest.mark.slow
 def test_the_reports_of_all_spaces_have_every_figure(tmp_path):
     uri, drawn = synthetic.tracking_uri(tmp_path), {}
-    for space in SPACES.values():
+    for space in map(reduced, SPACES.values()):
         synthetic_spaces.write_space(tmp_path, space)
         drawn[space.name] = check_report(space.name, uri, tmp_path / space.name)
         assert drawn[space.name] == filled(space.name, uri)
