@@ -63,7 +63,9 @@ def _on_machines(schedule: Schedule, on_core: Estimates, options: Options) -> li
     spent = {"GPU": sum(number for name, number in devices.items() if name != CPU), "core": devices.get(CPU, 0)}
     occupied = ", ".join(f"{number * hours:,.1f} {unit}-hours" for unit, number in spent.items() if number)
     part = f"{100 * schedule.measured:.0f} % of the jobs from measured rates, the others " if schedule.measured else ""
-    basis = {f"GPUs: {part}by arithmetic, not measured": spent["GPU"], f"cores: {on_core.basis}": spent["core"]}
+    on_cores = spent["core"] or options.gpus_per_trial == 0  # the trials compute on the cores beside the GPUs
+    on_gpus = spent["GPU"] and options.gpus_per_trial != 0
+    basis = {f"GPUs: {part}by arithmetic, not measured": on_gpus, f"cores: {on_core.basis}": on_cores}
     return [
         *(f"warning: {line}" for line in schedule.warnings),
         f"on {options.on}: about {duration(schedule.seconds)}, and at least {duration(schedule.bound)} in any order of "

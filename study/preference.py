@@ -15,7 +15,7 @@ from typing import Any, Final
 from search_spaces import SearchSpace
 from study.fastest import Kept, fits, networks
 from study.plan import Plan, make_plan
-from trainables.host.nvidia import NATIVE, capability_here
+from trainables.host.nvidia import NATIVE
 from trainables.host.toolchain import COMPILERS, find_compiler
 from trainables.knobs import KNOBS, TF32, Scalar
 from trainables.storage.starts import starts
@@ -43,9 +43,9 @@ class Preference:
     on: str
     why: str
 
-    def usable(self, device: str | None) -> bool:
-        """Return whether the settings are meant for a kind of device, and for this machine's GPUs if it has any."""
-        older = TF32 in self.settings.values() and (capability_here() or NATIVE[TF32]) < NATIVE[TF32]
+    def usable(self, device: str | None, capability: tuple[int, int] | None) -> bool:
+        """Return whether the settings are meant for a kind of device and a compute capability, if that is known."""
+        older = TF32 in self.settings.values() and (capability or NATIVE[TF32]) < NATIVE[TF32]
         return device == self.on and not older
 
 
@@ -72,7 +72,9 @@ def preferences(space: SearchSpace, given: Mapping[str, Scalar]) -> list[Prefere
     return found
 
 
-def preferring(plan: Plan, given: Kept, store: Store, device: str | None) -> Plan:
+def preferring(
+    plan: Plan, given: Kept, store: Store, device: str | None, capability: tuple[int, int] | None = None
+) -> Plan:
     """Return the plan of the same space with its preferred settings if they can be used, and a note that says so.
 
     A study goes on as it began: the plan is the one of which the most jobs have been published or started. If none has
@@ -85,6 +87,7 @@ def preferring(plan: Plan, given: Kept, store: Store, device: str | None) -> Pla
         store: has the earlier results and starts.
         device: ``CPU`` or ``GPU``, where the networks will train; None for the nodes of a cluster, which may lack what
             the engine needs.
+        capability: least compute capability of the GPUs on which the networks will train; None if it is unknown.
     """
     known = store.keys() | {key for start in starts(store, plan.space.name).values() for key in start["jobs"]}
     own, plans = len(plan.jobs.keys() & known), list[tuple[int, Preference, Plan]]()
@@ -98,7 +101,7 @@ def preferring(plan: Plan, given: Kept, store: Store, device: str | None) -> Pla
             return _noted(preferred, f"with {words}, because this study began with it ({without} trains without it)")
         if lead < 0 and device in (each.on, None):
             return _noted(plan, f"without {words}, {each.why}, because this study began without it")
-        if not each.usable(device):
+        if not each.usable(device, capability):
             continue
         if device == CPU and Way.of(each.space).engine.needs_compiler and find_compiler() is None:
             names = ", ".join(COMPILERS)

@@ -24,14 +24,14 @@ from study.options import Options, parse_options
 from study.plan import Network, Plan, make_plan, override
 from study.preference import preferring
 from study.scheduling.address import ClusterError
-from study.scheduling.cards import machines
+from study.scheduling.cards import CARDS, machines
 from study.status import print_status
 from study.sweep import run_sweep
 from study.tracking.destination import check_tracking
-from trainables.config import TRAINING_CONFIGS
+from trainables.config import DETERMINISTIC_ON_CPU, TRAINING_CONFIGS
 from trainables.graph import Ref
 from trainables.host.databases import default_tracking_uri
-from trainables.host.nvidia import check_driver
+from trainables.host.nvidia import capability_here, check_driver
 from trainables.host.redaction import redact
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK, command, refused
 from trainables.host.toolchain import compiler, find_compiler
@@ -95,7 +95,9 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
     plan = make_plan(space, options.data_dir, ways)
     on_cluster = options.cluster is not None
     if options.dry_run:
-        print_forecast(_preferring(plan, store, options), store, options, unmeasured)
+        plan = _preferring(plan, store, options)
+        _check_device(plan, store, options)
+        print_forecast(plan, store, options, unmeasured)
         return None
     if unmeasured and on_cluster:
         _refuse_to_measure(unmeasured, options)
@@ -111,6 +113,7 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
         measure(choice, plan, store)
         plan = make_plan(space, options.data_dir, _choice(space, store, options).ways)
     plan = _preferring(plan, store, options)
+    _check_device(plan, store, options)
     if not on_cluster:
         _check_machine(plan, store, options)
     if options.verify:
@@ -136,16 +139,34 @@ def _device(options: Options) -> str | None:
     return CPU if machines(options.on).keys() == {CPU} or options.gpus_per_trial == 0 else GPU
 
 
+def _device_of_trials(store: Store, options: Options) -> str | None:
+    """Return the kind of device on which the trials would run; None if only the cluster knows."""
+    if options.on is not None:
+        return _device(options)
+    device = fastest.device_of_trials(options.gpus_per_trial, None, store)
+    if options.cluster is None:
+        return device
+    return GPU if device == GPU or options.gpu_memory else None  # it is not asked: the options or this node say so
+
+
 def _preferring(plan: Plan, store: Store, options: Options) -> Plan:
     """Return the plan with the settings that its space prefers, as far as they can be used."""
     if options.fastest:
         return plan
-    device = _device(options)
-    if device is None:
-        device = fastest.device_of_trials(options.gpus_per_trial, None, store)
-        if options.cluster is not None:  # which is not asked: it has GPUs if the options or this node say so
-            device = GPU if device == GPU or options.gpu_memory else None
-    return preferring(plan, fastest.kept(plan.space, options.set), store, device)
+    if options.on is None:
+        capability = capability_here()
+    else:
+        cards = [CARDS[name] for name in machines(options.on) if name != CPU]
+        capability = min((card.capability for card in cards), default=None)
+    device = _device_of_trials(store, options)
+    return preferring(plan, fastest.kept(plan.space, options.set), store, device, capability)
+
+
+def _check_device(plan: Plan, store: Store, options: Options) -> None:
+    """Raise ValueError if unpublished jobs would run on CPUs with a setting that has an effect on GPUs only."""
+    todo = plan.closure.todo(store.keys())
+    if _device_of_trials(store, options) == CPU and any(plan.jobs[key].config.task.deterministic for key in todo):
+        raise ValueError(DETERMINISTIC_ON_CPU)
 
 
 def _refuse_to_measure(unmeasured: Sequence[Network], options: Options) -> None:

@@ -24,12 +24,14 @@ class Card:
 
     Attributes:
         name: its name in ``CARDS``, or the driver's name for it.
+        capability: its compute capability, such as (8, 0).
         memory: bytes that PyTorch can use.
         fp32, tf32, bf16: peak rate of dense matrix products in the format, 10^12 operations (additions or
             multiplications) per second; that of fp32 if the card has no units for the format.
     """
 
     name: str
+    capability: tuple[int, int]
     memory: float
     fp32: float
     tf32: float
@@ -54,8 +56,8 @@ class Card:
         return multiply_adds / (0.5e12 * UTILISATION * rate)
 
 
-def _card(name: str, gib: float, fp32: float, tf32: float, bf16: float) -> Card:
-    return Card(name=name, memory=gib * GIB, fp32=fp32, tf32=tf32, bf16=bf16)
+def _card(name: str, capability: tuple[int, int], gib: float, fp32: float, tf32: float, bf16: float) -> Card:
+    return Card(name=name, capability=capability, memory=gib * GIB, fp32=fp32, tf32=tf32, bf16=bf16)
 
 
 CARDS: Final = {
@@ -63,19 +65,19 @@ CARDS: Final = {
     for card in (
         # Rates from NVIDIA's data sheets, without structured sparsity, with float32 accumulation. Memory is about what
         # PyTorch reports in total: less than the name says, because the driver and error correction take some.
-        _card("V100-16GB", 15.7, 15.7, 15.7, 15.7),
-        _card("RTX2080Ti", 10.7, 13.4, 13.4, 13.4),
-        _card("T4", 14.5, 8.1, 8.1, 8.1),
-        _card("RTX3090", 23.5, 35.6, 35.6, 71.2),
-        _card("A10G", 22.0, 35.0, 35.0, 70.0),
-        _card("A100-40GB", 39.3, 19.5, 156.0, 312.0),
-        _card("A100-80GB", 79.1, 19.5, 156.0, 312.0),
-        _card("L4", 22.0, 30.3, 60.5, 121.0),
-        _card("L40S", 44.3, 91.6, 183.0, 366.0),
-        _card("RTX4090", 23.5, 82.6, 82.6, 165.2),
-        _card("H100", 79.1, 67.0, 494.7, 989.4),
-        _card("H200", 139.7, 67.0, 494.7, 989.4),
-        _card("B200", 178.0, 75.0, 1125.0, 2250.0),
+        _card("V100-16GB", (7, 0), 15.7, 15.7, 15.7, 15.7),
+        _card("RTX2080Ti", (7, 5), 10.7, 13.4, 13.4, 13.4),
+        _card("T4", (7, 5), 14.5, 8.1, 8.1, 8.1),
+        _card("RTX3090", (8, 6), 23.5, 35.6, 35.6, 71.2),
+        _card("A10G", (8, 6), 22.0, 35.0, 35.0, 70.0),
+        _card("A100-40GB", (8, 0), 39.3, 19.5, 156.0, 312.0),
+        _card("A100-80GB", (8, 0), 79.1, 19.5, 156.0, 312.0),
+        _card("L4", (8, 9), 22.0, 30.3, 60.5, 121.0),
+        _card("L40S", (8, 9), 44.3, 91.6, 183.0, 366.0),
+        _card("RTX4090", (8, 9), 23.5, 82.6, 82.6, 165.2),
+        _card("H100", (9, 0), 79.1, 67.0, 494.7, 989.4),
+        _card("H200", (9, 0), 139.7, 67.0, 494.7, 989.4),
+        _card("B200", (10, 0), 178.0, 75.0, 1125.0, 2250.0),
     )
 }
 """Name -> card; of cards with the same memory, the slowest first."""

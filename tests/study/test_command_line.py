@@ -20,11 +20,13 @@ import pytest
 from checkout import ROOT
 
 from search_spaces import SPACES, get_space
+from study import fastest
 from study.options import Options, parse_options
 from study.plan import make_plan, override
 from study.run import main
 from study.scheduling.address import ClusterError
 from study.tracking.destination import check_tracking
+from trainables.config import DETERMINISTIC_ON_CPU
 from trainables.graph import Ref
 from trainables.host.databases import default_tracking_uri
 from trainables.host.redaction import redact
@@ -32,6 +34,7 @@ from trainables.host.terminal import OK, WRONG_REQUEST
 from trainables.schema import METRICS, SECONDS, STAGES
 from trainables.storage import patience
 from trainables.storage.store import Store
+from trainables.training.engines import CPU
 
 SPACE = ["--space", "digits_quickstart"]
 
@@ -273,6 +276,31 @@ def test_a_dry_run_on_machines_says_how_long_they_take(folder: Path, capsys: pyt
         assert ("GPU-hours" in line) == ("by arithmetic, not measured" in basis) == ("cpu" not in on)
         assert ("core-hours" in line) == ("a first guess for one core" in basis) == ("cpu" in on)
     assert list(folder.iterdir()) == []
+
+
+def test_a_dry_run_on_machines_plans_for_their_cards(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*arguments: str) -> str:
+        assert main([*SPACE, "--dry-run", *arguments]) == OK
+        return capsys.readouterr().out
+
+    assert "precision=tf32" in shown("--on", "8xA100-40GB")
+    on_older = shown("--on", "8xA100-40GB+1xT4")
+    assert "precision=tf32" not in on_older
+    assert "graphs=true" in on_older
+    beside = shown("--on", "8xA100-40GB", "--gpus-per-trial", "0")
+    assert "by arithmetic, not measured" not in beside
+    assert "a first guess for one core" in beside
+
+
+@pytest.mark.parametrize("place", [["--on", "4xcpu"], ["--on", "1xH100", "--gpus-per-trial", "0"], []])
+def test_a_plan_for_cpus_refuses_the_switch_that_only_gpus_have(
+    place: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fastest, "device_of_trials", lambda *_: CPU)
+    asked = [*SPACE, "--dry-run", "--set", "deterministic=true"]
+    assert main([*asked, *place]) == WRONG_REQUEST
+    assert DETERMINISTIC_ON_CPU in capsys.readouterr().err
+    assert main([*asked, "--on", "1xH100"]) == OK
 
 
 # --- right requests ---------------------------------------------------------------------------------------------------

@@ -26,14 +26,15 @@ FEW = ("seeds=0", "width=0.5", "sparsity=0.95", "rewind_epoch=5")
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preference, "find_compiler", lambda: "g++")
-    monkeypatch.setattr(preference, "capability_here", lambda: None)
 
 
-def preferred(tmp_path: Path, *assignments: str, device: str | None = CPU) -> tuple[Plan, Plan]:
+def preferred(
+    tmp_path: Path, *assignments: str, device: str | None = CPU, capability: tuple[int, int] | None = None
+) -> tuple[Plan, Plan]:
     """Return the plan of the quickstart as it is asked for, and as it runs."""
     space = override(get_space("digits_quickstart"), assignments)
     asked = make_plan(space)
-    return asked, preferring(asked, fastest.kept(space, assignments), Store(tmp_path), device)
+    return asked, preferring(asked, fastest.kept(space, assignments), Store(tmp_path), device, capability)
 
 
 @pytest.mark.parametrize("space", PREFERRING, ids=lambda space: space.name)
@@ -76,22 +77,19 @@ def test_a_compiler_for_cpus_does_not_decide_what_gpus_prefer(tmp_path: Path, mo
 
 @pytest.mark.parametrize("capability", [(8, 0), (12, 0), None])
 def test_gpus_train_as_every_space_prefers_there_and_not_on_kernels_for_cpus(
-    capability: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capability: tuple[int, int] | None, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(preference, "capability_here", lambda: capability)
-    _, plan = preferred(tmp_path, device=GPU)
+    _, plan = preferred(tmp_path, device=GPU, capability=capability)
     assert plan.space == dataclasses.replace(get_space("digits_quickstart"), **ON_GPUS)
     assert "--set precision=fp32 --set graphs=false" in plan.notes[0]
 
 
 def test_a_gpu_without_tensor_float_is_not_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preference, "capability_here", lambda: (7, 5))
-    _, plan = preferred(tmp_path, device=GPU)
+    _, plan = preferred(tmp_path, device=GPU, capability=(7, 5))
     assert plan.space == override(get_space("digits_quickstart"), ["graphs=true"])
     earlier = plan.jobs.keys()
-    monkeypatch.setattr(preference, "capability_here", lambda: (8, 0))
     monkeypatch.setattr(Store, "keys", lambda self: earlier)
-    assert preferred(tmp_path, device=GPU)[1].jobs.keys() == earlier
+    assert preferred(tmp_path, device=GPU, capability=(8, 0))[1].jobs.keys() == earlier
 
 
 @pytest.mark.parametrize("space", ON_ANY_DEVICE, ids=lambda space: space.name)
