@@ -56,7 +56,7 @@ from trainables.storage.artifacts import (
 from trainables.storage.store import DamagedArtifact, NotPublished, StorageError
 from trainables.symmetry.permutations import apply_permutation, permutation_spec, random_permutation
 from trainables.training.determinism import deterministic
-from trainables.training.engines import CPU
+from trainables.training.engines import CPU, free_idle_memory
 from trainables.training.evaluation import evaluate, predict_logits
 from trainables.training.loop import Training, tensor_float
 
@@ -128,6 +128,7 @@ def _steps(job: Job, wanted: Collection[int | None], context: Context) -> Course
         case schema.SPARSE:
             yield from _sparse(job, context)
         case _:
+            free_idle_memory()  # measurements need memory of their own, and a trial has asked for that of either
             measure(job, context)
     context.store.drop_checkpoint(job.key)
 

@@ -6,6 +6,7 @@ import dataclasses
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,14 @@ import pytest
 import torch
 from recorded_graphs import Recorded
 from test_training import FEW, FEW_STEPS, bits, mask_of, new_model, some_mask, start
+from tiny_study import tiny_cell
 from torch import Tensor, nn
 
 from trainables.config import Recipe
+from trainables.graph import match_job
+from trainables.jobs import train
+from trainables.jobs.publishing import Context
+from trainables.storage.store import Store
 from trainables.training.engines import cuda_graph
 from trainables.training.loop import Training, train_epoch
 from trainables.training.schedule import learning_rate
@@ -146,6 +152,16 @@ def test_each_network_has_a_lane_that_keeps_a_batch_until_it_is_read_and_is_join
         assert own[-3 * FEW_STEPS - 1 :] == ["entered", "replayed", "left with 2"] * FEW_STEPS + ["joined"]
     steps = [lane for lane, what in Recorded.log if what == "left with 2"]
     assert steps == lanes * FEW_STEPS, "the lanes take turns, so that they are busy at the same time"
+
+
+def test_a_job_that_measures_frees_the_captured_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(GRAPHS).run_epoch()
+    ((waiting,),) = cuda_graph._idle.values()
+    held, alive = weakref.ref(waiting), []
+    del waiting
+    monkeypatch.setattr(train, "measure", lambda *_: alive.append(held()))
+    assert list(train.course(match_job(tiny_cell(), "activation"), [None], Context(store=Store(tmp_path)))) == []
+    assert alive == [None]
 
 
 def test_another_architecture_frees_the_captured_steps_of_the_last() -> None:

@@ -11,6 +11,7 @@ job's key. This module is torch-free; an engine's module imports torch and is im
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, cast
@@ -103,3 +104,10 @@ ENGINES: Final[dict[str, Engine]] = {
         holds_memory=True,
     ),
 }
+
+
+def free_idle_memory() -> None:
+    """Free the memory that the engines of this process keep for further networks."""
+    for engine in ENGINES.values():
+        if engine.holds_memory and (module := sys.modules.get(f"{__name__}.{engine.module}")) is not None:
+            module.Trainer.free_idle_memory()

@@ -46,6 +46,11 @@ class Trainer(plain.Trainer):
         if not Lane.runs_on(device := next(model.parameters()).device):
             self.give_up(f"{device.type} has no CUDA graphs")
 
+    @staticmethod
+    def free_idle_memory() -> None:
+        """Free the captured steps that wait for a network."""
+        _idle.clear()
+
     def give_up(self, reason: str) -> None:
         """Train this network by the plain engine from now on."""
         self._uncapturable = True
@@ -65,7 +70,7 @@ class Trainer(plain.Trainer):
             steps = [_captured(training, *batch) for training, batch in zip(trainings, first, strict=True)]
         except RuntimeError as error:
             if verdict(error) is Verdict.OUT_OF_GPU_MEMORY and len(trainings) > 1:
-                _idle.clear()
+                self.free_idle_memory()
                 raise  # so that fewer networks share the next trial
             reason = first_line(error)
         else:
@@ -116,7 +121,7 @@ def _captured(training: Training, images: Tensor, labels: Tensor) -> _Step:
     """
     profile = _profile(training)
     if profile not in _idle:
-        _idle.clear()
+        Trainer.free_idle_memory()
     if waiting := _idle.setdefault(profile, []):
         return waiting.pop()
     return _Step(training, images, labels)
