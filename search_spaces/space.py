@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainables.checks import known
+from trainables.host.places import located
 from trainables.knobs import SETTINGS, Scalar, by_limit, plain_values
 
 if TYPE_CHECKING:
@@ -101,12 +101,13 @@ class SearchSpace(_Settings):
         Axes become Tune's ``grid_search``. The method is left out, because each Trainable is one method.
 
         Args:
-            storage: directory of the store; made absolute, because a trial runs in its own working directory.
-            data_dir: directory of the datasets that do not come with a library.
+            storage: directory or URI of the store; paths are made absolute, because a trial runs in its own working
+                directory.
+            data_dir: directory or URI of the datasets that do not come with a library.
         """
-        space: dict[str, Any] = {"storage": os.path.abspath(os.path.expanduser(storage))}
+        space: dict[str, Any] = {"storage": located(storage)}
         if data_dir is not None:
-            space["data_dir"] = os.path.abspath(os.path.expanduser(data_dir))
+            space["data_dir"] = located(data_dir)
         for name, knob in SETTINGS.items():
             values = _values(getattr(self, name))
             space[knob.name] = values[0] if len(values) == 1 else {"grid_search": list(values)}

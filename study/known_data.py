@@ -10,6 +10,7 @@ from study.plan import Plan, reading_of
 from trainables.data import check_dataset
 from trainables.data.dataset import DatasetFacts, Reading
 from trainables.data.registry import get_entry
+from trainables.host.places import is_uri
 from trainables.storage import documents
 from trainables.storage.documents import Malformed
 from trainables.storage.store import Store
@@ -26,18 +27,20 @@ def remember(plan: Plan, store: Store) -> None:
 def known_facts(store: Store, name: str, data_dir: str | None, reading: Reading) -> DatasetFacts:
     """Return the facts about a dataset: those of the data in `data_dir`, else those that a study has recorded.
 
-    If no study has recorded any, they are those of the dataset as it was published.
+    Data in a bucket are not fetched if a study has recorded facts about them. If no study has recorded any and there is
+    no `data_dir`, they are those of the dataset as it was published.
 
     Raises:
         ValueError: as :func:`check_dataset`, if neither is known.
     """
     entry = get_entry(name)
-    if data_dir is not None or not entry.needs_data_dir:
+    if not entry.needs_data_dir or not (data_dir is None or is_uri(data_dir)):
         return check_dataset(name, data_dir, reading)
-    if (recorded := _recorded(store, name, reading)) is not None:
+    recorded = _recorded(store, name, reading)
+    if recorded is not None and (data_dir is None or recorded.source.startswith(data_dir.rstrip("/") + "/")):
         return recorded
     is_one_thing = None not in (entry.num_classes, entry.train_images, entry.test_images)
-    return entry.facts() if is_one_thing else check_dataset(name, data_dir, reading)
+    return entry.facts() if is_one_thing and data_dir is None else check_dataset(name, data_dir, reading)
 
 
 def _recorded(store: Store, name: str, reading: Reading) -> DatasetFacts | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from study.scheduling.address import cluster_address
 from study.scheduling.cards import machines
-from trainables.host.places import expanded
+from trainables.host.places import located
 
 LEAST = 1e-4
 """Smallest amount above 0: Ray counts resources in ten-thousandths."""
@@ -45,8 +44,8 @@ def _filled(value: str) -> None:
         raise ValueError("must not be empty")
 
 
-def _directory(text: str) -> str | None:
-    return os.path.abspath(expanded(text)) if text else None
+def _place(text: str) -> str | None:
+    return located(text) if text else None
 
 
 def _option(
@@ -113,7 +112,10 @@ class Options:
         "MLflow tracking store (default: mlflow.db in the storage, or in outputs/ for an object store)", metavar="URI"
     )
     data_dir: str | None = _option(
-        "directory of the datasets that do not come with a library", metavar="DIR", kind=_directory
+        "where the datasets are that do not come with a library: a directory that each node has, or s3://, gs://, "
+        "az://, of which each node keeps a copy",
+        metavar="DIR|URI",
+        kind=_place,
     )
     address: str | None = _option(
         "Ray cluster to run on, auto or host:port (default: RAY_ADDRESS, else a Ray of its own on this machine)",
@@ -257,5 +259,5 @@ def _reader(kind: Callable[[str], Any], check: Callable[[Any], None], **_: objec
             raise argparse.ArgumentTypeError(str(error)) from None
         return value
 
-    read.__name__ = _KINDS.get(kind, "text") if isinstance(kind, type) else "directory"
+    read.__name__ = _KINDS.get(kind, "text") if isinstance(kind, type) else "place"
     return read

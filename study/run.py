@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
             print(*(f"{space.name:<{width}}  {space.question}" for space in SPACES.values()), sep="\n")
             return OK
         store = Store(options.storage)
-        prepared = _answer(store, options)
+        with announced(lambda line: print(f"waiting: {line}", file=sys.stderr, flush=True)):
+            prepared = _answer(store, options)
     except (ValueError, StorageError, OSError) as error:
         return refused(error)
     except KeyboardInterrupt:
@@ -101,12 +102,11 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
         return None
     if unmeasured and on_cluster:
         _refuse_to_measure(unmeasured, options)
-    with announced(lambda line: print(f"waiting: {line}", file=sys.stderr, flush=True)):
-        if options.tracking_uri:
-            check_tracking(uri, space.name)
-        store.check_writable()
-        if not options.tracking_uri:  # the database lies in the storage, whose own check has the better message
-            check_tracking(uri, space.name)
+    if options.tracking_uri:
+        check_tracking(uri, space.name)
+    store.check_writable()
+    if not options.tracking_uri:  # the database lies in the storage, whose own check has the better message
+        check_tracking(uri, space.name)
     if choice and unmeasured:
         from study.benchmark.ways import measure  # imports torch, so only after the request has been checked
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
@@ -45,6 +46,22 @@ def bounded(what: str, value: object, interval: str, *, whole: bool = False, **e
     article, named = "0 or " * zero, "".join(f" with {name}={end}" for name, end in ends.items())
     kind = "a whole number" if whole else "a number"
     raise ValueError(f"{what} must be {article}{kind} in {interval.removeprefix('0 or ')}{named}, got {value!r}")
+
+
+def from_environment(variable: str, interval: str, unit: str) -> float | None:
+    """Return the number in an environment variable; None if it is not set.
+
+    Raises:
+        ValueError: it is no number in `interval`, which is as in :func:`bounded`.
+    """
+    if (text := os.environ.get(variable)) is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{variable} must be a number of {unit}, got {text!r}") from None
+    bounded(variable, number, interval)
+    return number
 
 
 @lru_cache

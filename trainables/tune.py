@@ -19,7 +19,6 @@ import platform
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
@@ -32,7 +31,7 @@ from trainables.data import BY_DEFAULT, Reading, check_dataset
 from trainables.errors import HostFault, Verdict, WouldRecur, causes, first_line, is_of_cuda, release, verdict
 from trainables.graph import Closure, Job, Ref, measurements, target
 from trainables.host.devices import is_broken, problem
-from trainables.host.places import expanded, settle
+from trainables.host.places import located, settle
 from trainables.host.redaction import redact_text
 from trainables.host.terminal import forgive
 from trainables.jobs.execution import News, compute, compute_together
@@ -420,6 +419,6 @@ def _node() -> str:
     return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
 
 
-def _located(path: str) -> str:
+def _located(place: str) -> str:
     """Return a path or URI as the driver means it: a trial runs in a directory of Tune's."""
-    return path if "://" in path else str(Path(os.environ.get("TUNE_ORIG_WORKING_DIR") or os.getcwd(), expanded(path)))
+    return located(place, os.environ.get("TUNE_ORIG_WORKING_DIR", ""))

@@ -146,6 +146,8 @@ def test_a_trial_finds_storage_and_data_from_any_directory(monkeypatch: pytest.M
     assert "data_dir" not in space.param_space()
     given = space.param_space(storage="~/results", data_dir="data")
     assert (given["storage"], given["data_dir"]) == (str(tmp_path / "home" / "results"), str(tmp_path / "data"))
+    remote = space.param_space(storage="s3://bucket/study", data_dir="gs://bucket/data")
+    assert (remote["storage"], remote["data_dir"]) == ("s3://bucket/study", "gs://bucket/data")
 
 
 def test_a_setting_given_as_a_tuple_is_an_axis() -> None:

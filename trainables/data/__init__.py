@@ -10,10 +10,11 @@ import functools
 import importlib
 from pathlib import Path
 
+from trainables.data.bucket import named_by_uri
 from trainables.data.dataset import BY_DEFAULT, Augmentation, Dataset, DatasetEntry, DatasetFacts, Reading, Split
 from trainables.data.layout import find_source
 from trainables.data.registry import DATASETS, get_entry
-from trainables.host.places import expanded
+from trainables.host.places import located
 
 __all__ = [
     "BY_DEFAULT",
@@ -39,16 +40,19 @@ def check_dataset(name: str, data_dir: str | Path | None = None, reading: Readin
 
     Args:
         name: one of `DATASETS`.
-        data_dir: the directory of the data, or the one above it with a folder called `name`; unused by datasets that
-            come with a library.
+        data_dir: the directory of the data, or the one above it with a folder called `name`; or the URI of such a
+            directory in a bucket, of which this node then has a copy (see `trainables.data.bucket`). Unused by datasets
+            that come with a library.
         reading: how a folder of images is read.
 
     Raises:
         ValueError: if the name is unknown, or the data are missing, unusable or differ from the entry; the message
             names all files that cannot be used.
+        StorageError: if a bucket cannot be read.
     """
     entry = _entry(name, reading)
-    return find_source(name, data_dir, reading).facts() if entry.needs_data_dir else entry.facts()
+    with named_by_uri():
+        return find_source(name, data_dir, reading).facts() if entry.needs_data_dir else entry.facts()
 
 
 def load_dataset(name: str, data_dir: str | Path | None = None, reading: Reading = BY_DEFAULT) -> Dataset:
@@ -65,10 +69,12 @@ def load_dataset(name: str, data_dir: str | Path | None = None, reading: Reading
 
     Raises:
         ValueError: as in `check_dataset`, and if an image cannot be decoded; the message names the file.
+        StorageError: as in `check_dataset`.
     """
     _entry(name, reading)
     try:
-        return _load(name, None if data_dir is None else expanded(data_dir).absolute(), reading)
+        with named_by_uri():
+            return _load(name, None if data_dir is None else located(data_dir), reading)
     except OSError as error:
         raise ValueError(f"dataset {name!r} cannot be read or kept decoded: {error}") from error
 
@@ -83,7 +89,7 @@ def _entry(name: str, reading: Reading) -> DatasetEntry:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name: str, data_dir: Path | None, reading: Reading) -> Dataset:
+def _load(name: str, data_dir: str | None, reading: Reading) -> Dataset:
     dataset: Dataset = importlib.import_module(DATASETS[name].module).load(name, data_dir, reading)
     return dataset
 

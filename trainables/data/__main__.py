@@ -10,7 +10,8 @@ from pathlib import Path
 from trainables.data import check_dataset, get_entry
 from trainables.data.layout import has_archive
 from trainables.data.registry import DOWNLOADABLE
-from trainables.host.places import expanded
+from trainables.host.places import is_uri, located
+from trainables.host.redaction import redact
 from trainables.host.terminal import OK, command, refused
 
 
@@ -19,10 +20,13 @@ def main(arguments: Sequence[str]) -> int:
     """Download one dataset; return 0, or 2 if that was not possible."""
     parser = argparse.ArgumentParser(prog="python -m trainables.data", description="Download a dataset.")
     parser.add_argument("--download", metavar="NAME", required=True, help=f"one of: {', '.join(DOWNLOADABLE)}")
-    parser.add_argument("--data-dir", metavar="DIR", required=True, type=Path, help="where to put it")
+    parser.add_argument("--data-dir", metavar="DIR", required=True, help="directory to put it in")
     options = parser.parse_args(arguments)
     try:
-        _download(options.download, expanded(options.data_dir).absolute())
+        place = located(options.data_dir)
+        if is_uri(place):
+            raise ValueError(f"--data-dir {redact(place)}: download to a directory, and copy that to the bucket")
+        _download(options.download, Path(place))
     except (ValueError, OSError) as error:
         return refused(error)
     return OK

@@ -13,13 +13,15 @@ import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from trainables.host.places import cache_folders
 from trainables.storage import documents
 from trainables.storage.documents import Document, Kind, Malformed
 
 DIRECTORY: Final = ".decoded"
+NO_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""Errors of file systems without locks."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,20 +39,24 @@ def place(root: Path) -> str:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold the lock on file `path`; yields false, after a warning, if the file system has no locks."""
-    try:
-        file = path.open("a")
-    except PermissionError:  # created by another user in a shared folder; opening it for reading is enough
-        file = path.open()
-    with file:
+    with open_lock(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it when the process ends, even if it is killed
             alone = True
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            if error.errno not in NO_LOCKS:
                 raise
-            warnings.warn(f"{path}: no file locks here; processes may decode the same images twice", stacklevel=2)
+            warnings.warn(f"{path}: no file locks here; processes may do the same work twice", stacklevel=2)
             alone = False
         yield alone
+
+
+def open_lock(path: Path) -> TextIO:
+    """Open a file to be locked; create it if it is missing."""
+    try:
+        return path.open("a+")
+    except PermissionError:  # created by another user in a shared folder; opening it for reading is enough
+        return path.open()
 
 
 def write_sealed(path: Path, document: Mapping[str, Any]) -> None:

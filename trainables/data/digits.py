@@ -21,7 +21,7 @@ BRIGHTEST: Final = 16
 """The largest pixel value in scikit-learn's arrays."""
 
 
-def load(name: str, data_dir: Path | None, reading: Reading) -> Dataset:
+def load(name: str, data_dir: str | Path | None, reading: Reading) -> Dataset:
     """Return the digits, split in halves that are stratified by class; directory and reading are unused.
 
     With a smaller test split, the noise of the measurement would hide the effects that a study measures.

@@ -10,17 +10,20 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from trainables.data.bucket import Objects, by_uri, local_copy
 from trainables.data.dataset import BY_DEFAULT, DatasetEntry, DatasetFacts, Reading
 from trainables.data.index import FileState, look_at
 from trainables.data.pictures import FORMATS, FRAMES, ORIENTED, TRANSPARENT, Picture
 from trainables.data.registry import DATASETS
-from trainables.host.places import expanded
+from trainables.host.places import is_uri, located
 from trainables.host.processes import memory
+from trainables.storage import open_storage
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
@@ -87,7 +90,7 @@ class Archive:
 
     def facts(self) -> DatasetFacts:
         """Return the facts, which are those of the registry: the archives never change."""
-        return DATASETS[self.name].facts(str(self.root / os.path.dirname(self.files[0].path)))
+        return DATASETS[self.name].facts(by_uri(str(self.root / os.path.dirname(self.files[0].path))))
 
     def state(self) -> str:
         """Return a digest that changes whenever a file does."""
@@ -157,7 +160,7 @@ class ImageFolder:
             train_images=len(self.train),
             test_images=len(self.test),
             fingerprint=self.state(),
-            source=f"{self.root / TRAIN_FOLDER} and {self.test_folder}",
+            source=by_uri(f"{self.root / TRAIN_FOLDER} and {self.test_folder}"),
             warnings=tuple(self._warnings(entry)),
         )
 
@@ -222,13 +225,16 @@ class ImageFolder:
 def find_source(name: str, data_dir: str | Path | None, reading: Reading = BY_DEFAULT) -> Archive | ImageFolder:
     """Find a dataset in the folder of `data_dir` called `name` or in `data_dir` itself, in either layout.
 
+    Of a bucket, this node's copy is brought up to date first.
+
     Raises:
         ValueError: if it is missing, incomplete or unusable; the message says what to do.
     """
     if data_dir is None:
         raise ValueError(f"dataset {name!r} needs --data-dir DIR (data_dir= in Python): {_wanted(name)}")
-    given = expanded(data_dir).absolute()
+    place = located(data_dir)
     try:
+        given = _copy(name, place) if is_uri(place) else Path(place)
         if not given.is_dir():
             raise ValueError(f"dataset {name!r}: {given} is not a directory; wanted: {_wanted(name)}")
         for root in (given / name, given):  # in this order: `data_dir` itself may belong to another dataset
@@ -236,10 +242,36 @@ def find_source(name: str, data_dir: str | Path | None, reading: Reading = BY_DE
                 return _find_archive(name, root)
             if (root / TRAIN_FOLDER).is_dir():
                 return scan_folders(name, root, reading)
-        found = _shortened(sorted(entry.name for entry in os.scandir(given))) or "nothing"
+        raise _missing(name, given, (entry.name for entry in os.scandir(given)))
     except OSError as error:
-        raise ValueError(f"dataset {name!r} in {given} cannot be read: {error}") from error
-    raise ValueError(f"dataset {name!r} is not in {given} (which has: {found}); wanted: {_wanted(name)}")
+        raise ValueError(f"dataset {name!r} in {place} cannot be read: {error}") from error
+
+
+def _copy(name: str, uri: str) -> Path:
+    """Return this node's copy of a dataset in a bucket, which is looked for in the same places and layouts."""
+    try:
+        storage = open_storage(uri)
+    except ValueError as error:
+        raise ValueError(f"dataset {name!r}: {error}") from error
+    for prefix in (name, ""):
+        objects = Objects(storage, prefix, partial(_of_dataset, name))
+        if files := objects.listed():
+            return local_copy(objects, files)
+    raise _missing(name, uri, {path.partition("/")[0] for path in storage.names("")})
+
+
+def _of_dataset(name: str, paths: Collection[str]) -> set[str]:
+    """Return those of some paths, relative to a dataset's root, that belong to it; none if it is not there."""
+    if archive := {*paths} & {*DATASETS[name].archive_files}:
+        return archive
+    folders = {path.partition("/")[0] for path in paths if path.count("/") > 1}  # that have folders of classes
+    used = {TRAIN_FOLDER, next((folder for folder in TEST_FOLDERS if folder in folders), "")}
+    return {path for path in paths if path.partition("/")[0] in used} if TRAIN_FOLDER in folders else set()
+
+
+def _missing(name: str, place: str | Path, found: Iterable[str]) -> ValueError:
+    has = _shortened(sorted(found)) or "nothing"
+    return ValueError(f"dataset {name!r} is not in {place} (which has: {has}); wanted: {_wanted(name)}")
 
 
 def has_archive(name: str, root: Path) -> bool:

@@ -21,7 +21,7 @@ DOWNLOAD_TIMEOUT: Final = 30.0
 """Seconds without a byte before a download is given up."""
 
 
-def load(name: str, data_dir: Path | None, reading: Reading = BY_DEFAULT) -> Dataset:
+def load(name: str, data_dir: str | Path | None, reading: Reading = BY_DEFAULT) -> Dataset:
     """Return the training and test split, in the order of the archive or of the folders.
 
     Raises:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from trainables.data.bucket import by_uri
 from trainables.data.dataset import Split
 from trainables.data.image_folder import decode_file, refusal
 from trainables.data.layout import ImageFile, ImageFolder, scan_folders
@@ -96,8 +97,8 @@ class Decoder(TorchDataset[Decoded]):
         }
         if not problems:  # the file has been mended in the meantime, and its digest may differ from the planned one
             index, problem = next(iter(part.items()))
-            raise HostFault(f"{self._root / os.fsdecode(self._paths[index])}: {problem}")
-        raise HostFault(str(refusal(source, problems)))
+            raise HostFault(by_uri(f"{self._root / os.fsdecode(self._paths[index])}: {problem}"))
+        raise HostFault(by_uri(str(refusal(source, problems))))
 
     def _fetched(self, parts: Iterable[Tensor]) -> Iterator[Decoded]:
         """Yield parts, decoded by one worker process for each thread of this process."""

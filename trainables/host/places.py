@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 CACHE: Final = "sparse-symmetry-study"
 
@@ -18,6 +19,24 @@ CACHE: Final = "sparse-symmetry-study"
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Return `path` with a leading ``~`` expanded; unchanged if the user's home is unknown."""
     return Path(os.path.expanduser(path))
+
+
+def located(place: str | os.PathLike[str], base: str | os.PathLike[str] = "") -> str:
+    """Return what a user has given as the place of files: an absolute path, or a URI such as ``s3://bucket/prefix``.
+
+    Args:
+        place: a URI, which is returned unchanged unless it is ``file://``, or a path, whose leading ``~`` is expanded.
+        base: what a path is relative to; by default, the current directory.
+    """
+    text = os.fspath(place)
+    if text.startswith("file://"):
+        text = unquote(text.removeprefix("file://"))
+    return text if is_uri(text) else os.path.abspath(Path(base, expanded(text)))
+
+
+def is_uri(place: str) -> bool:
+    """Return whether a place is a URI rather than a path."""
+    return "://" in place
 
 
 def cache_folders() -> list[Path]:

@@ -13,6 +13,7 @@ from trainables.data import counts, forget, load_dataset
 from trainables.data.batches import EvalBatches, TrainBatches, random_order
 from trainables.data.dataset import Augmentation, Dataset, Split
 from trainables.errors import HostFault
+from trainables.host.places import is_uri
 from trainables.jobs.publishing import Context
 from trainables.knobs import FP32
 from trainables.models.network import Network, fits_channels_last
@@ -22,17 +23,29 @@ from trainables.training.loop import Training
 
 
 def _planned(task: Task, context: Context) -> Dataset:
-    """Return the task's dataset, checked against the data version that is part of the job's key."""
+    """Return the task's dataset, checked against the data version that is part of the job's key.
+
+    Raises:
+        HostFault: the data are missing on this host, or differ from the planned version.
+        ValueError: the data in a bucket differ from the planned version, so they do for all hosts.
+        StorageError: a bucket cannot be read.
+    """
     data_dir, reading = context.data_dir, replace(context.reading, image_size=task.image_size)
     try:
         dataset = load_dataset(task.dataset, data_dir, reading)
         if dataset.fingerprint != task.data_version:
-            forget()  # so that the next job of this process reloads the data, which may be complete by then
-            planned, found = (counts(task.dataset, version) for version in (task.data_version, dataset.fingerprint))
-            raise ValueError(f"{task.dataset} in {data_dir} is not what was planned: planned {planned}, found {found}")
+            forget()  # this process may have loaded them before they changed
+            dataset = load_dataset(task.dataset, data_dir, reading)
     except ValueError as error:
         raise HostFault(str(error)) from error
-    return dataset
+    if dataset.fingerprint == task.data_version:
+        return dataset
+    forget()  # so that the next job of this process reloads the data, which may be complete by then
+    planned, found = (counts(task.dataset, version) for version in (task.data_version, dataset.fingerprint))
+    text = f"{task.dataset} in {data_dir} is not what was planned: planned {planned}, found {found}"
+    if is_uri(str(data_dir)):
+        raise ValueError(f"{text}; the bucket has changed, and the same command plans for what it has now")
+    raise HostFault(text)
 
 
 class TaskData:
@@ -47,7 +60,7 @@ class TaskData:
             precision: the precision in which the networks train; measurements are in single precision.
 
         Raises:
-            HostFault: the data are missing on this machine, or differ from the planned version.
+            HostFault, ValueError, StorageError: the data cannot be used, see :func:`_planned`.
         """
         self._task, self._device = task, context.device
         self._dataset = _planned(task, context)

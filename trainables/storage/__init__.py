@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from urllib.parse import unquote
 
+from trainables.host.places import is_uri, located
 from trainables.storage.base import Storage
 from trainables.storage.local import LocalStorage
 from trainables.storage.patience import StorageError, patiently
@@ -18,11 +18,8 @@ def open_storage(location: str | os.PathLike[str]) -> Storage:
     Raises:
         ValueError: an unknown scheme, a scheme whose library is not installed, or credentials in the URI.
     """
-    text = os.fspath(location)
-    if text.startswith("file://"):
-        return LocalStorage(unquote(text.removeprefix("file://")))
-    if "://" not in text:
-        return LocalStorage(text)
+    if not is_uri(place := located(location)):
+        return LocalStorage(place)
     from trainables.storage.objects import ObjectStorage  # imports fsspec, which a local study does not need
 
-    return ObjectStorage(text)
+    return ObjectStorage(place)

@@ -5,9 +5,16 @@ from __future__ import annotations
 import abc
 import secrets
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from trainables.storage.patience import StorageError, patiently
+
+
+class Version(NamedTuple):
+    """What a listing says of a file: its size in bytes, and a tag that changes whenever the file is written."""
+
+    size: int
+    tag: str
 
 
 class Storage(abc.ABC):
@@ -59,7 +66,11 @@ class Storage(abc.ABC):
 
     def sizes(self, directory: str) -> dict[str, int]:
         """Return the size in bytes of every file below a directory, half-written ones included: path -> size."""
-        return patiently(lambda: self._sizes(directory))
+        return {path: version.size for path, version in self.versions(directory).items()}
+
+    def versions(self, directory: str) -> dict[str, Version]:
+        """Return the version of every file below a directory, half-written ones included: path -> version."""
+        return patiently(lambda: self._versions(directory))
 
     def check_writable(self) -> None:
         """Create a file, read it back, try to create it again, and remove it.
@@ -83,10 +94,10 @@ class Storage(abc.ABC):
     def _remove(self, path: str) -> None: ...
 
     @abc.abstractmethod
-    def _sizes(self, directory: str) -> dict[str, int]: ...
+    def _versions(self, directory: str) -> dict[str, Version]: ...
 
     def _names(self, directory: str) -> list[str]:
-        return list(self._sizes(directory))
+        return list(self._versions(directory))
 
     def _fill(self, directory: str, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainables.host.places import expanded
 from trainables.host.processes import me
-from trainables.storage.base import Storage
+from trainables.storage.base import Storage, Version
 from trainables.storage.patience import StorageError
 
 _UNFINISHED = re.compile(r"((?:.*/)?(?:[^/]+?\.json|[^/-]+))-([^/]+)-[0-9a-f]{8}\.tmp")
@@ -127,12 +127,13 @@ class LocalStorage(Storage):
                 names += self._names(path) if entry.is_dir(follow_symlinks=False) else [path]
         return names
 
-    def _sizes(self, directory: str) -> dict[str, int]:
-        sizes = {}
+    def _versions(self, directory: str) -> dict[str, Version]:
+        versions = {}
         for path in self._names(directory):
             with self._translated(path), contextlib.suppress(*_MISSING):
-                sizes[path] = os.stat(self.root / path).st_size
-        return sizes
+                state = os.stat(self.root / path)
+                versions[path] = Version(state.st_size, f"{state.st_mtime_ns} {state.st_ctime_ns}")
+        return versions
 
     @contextlib.contextmanager
     def _translated(self, path: str) -> Iterator[None]:

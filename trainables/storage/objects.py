@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
 from trainables.errors import causes, first_line
-from trainables.storage.base import Storage
+from trainables.storage.base import Storage, Version
 from trainables.storage.patience import StorageError
 
 LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "memory": ""}
@@ -34,6 +35,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 """Library -> options of its file system."""
 _NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound", "container does not exist")
 """Phrases by which object stores say that the whole bucket is missing, not only the object."""
+
+_TAGS = ("ETag", "etag", "md5Hash", "last_modified", "created")
+"""What file systems call that by which a listing tells the versions of an object apart, the most reliable one first:
+s3fs; gcsfs, and adlfs as far as it passes it on; gcsfs; adlfs; objects in memory."""
 
 
 class ObjectStorage(Storage):
@@ -76,14 +81,17 @@ class ObjectStorage(Storage):
         with contextlib.suppress(FileNotFoundError):
             self._ask("rm_file", path)
 
-    def _sizes(self, directory: str) -> dict[str, int]:
+    def _versions(self, directory: str) -> dict[str, Version]:
         found: dict[str, Any] = self._ask("find", directory, detail=True, seconds=TRANSFER_SECONDS)
         if not found:
             if self._scheme in ("az", "abfs"):  # a container that was deleted lists as an empty one
                 self._bucket_is_known = False
             self._check_bucket()
         start = self._root.lstrip("/") + "/"
-        return {path.lstrip("/").removeprefix(start): int(info["size"] or 0) for path, info in found.items()}
+        return {
+            path.lstrip("/").removeprefix(start): Version(int(info["size"] or 0), _tag(info))
+            for path, info in found.items()
+        }
 
     def _check_writable(self) -> None:
         try:
@@ -125,13 +133,17 @@ class ObjectStorage(Storage):
         if self._bucket_is_known:
             return
         with contextlib.suppress(FileNotFoundError):  # listing fails only if the bucket is missing
-            if self._scheme in ("az", "abfs"):  # see _sizes
+            if self._scheme in ("az", "abfs"):  # see _versions
                 self._bucket_is_known = bool(self._request("exists", self._bucket))
             else:
                 self._request("find", f"{self._root}/{self._probe}")
                 self._bucket_is_known = True
         if not self._bucket_is_known:
             raise StorageError(f"storage {self.uri}: there is no bucket {self._bucket!r}", passing=False) from cause
+
+
+def _tag(info: Mapping[str, Any]) -> str:
+    return next((str(info[name]) for name in _TAGS if info.get(name)), "")
 
 
 def _connect(scheme: str, uri: str) -> tuple[Any, str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
-from trainables.checks import bounded
+from trainables.checks import from_environment
 
 T = TypeVar("T")
 
@@ -43,15 +42,8 @@ def default_patience() -> float:
     Raises:
         ValueError: the environment variable does not hold a number from 0 to a day.
     """
-    text = os.environ.get(PATIENCE_VARIABLE)
-    if text is None:
-        return PATIENCE_SECONDS
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise ValueError(f"{PATIENCE_VARIABLE} must be a number of seconds, got {text!r}") from None
-    bounded(PATIENCE_VARIABLE, seconds, "[0, 86400]")
-    return seconds
+    given = from_environment(PATIENCE_VARIABLE, "[0, 86400]", "seconds")
+    return PATIENCE_SECONDS if given is None else given
 
 
 def patiently(action: Callable[[], T], patience: float | None = None) -> T:

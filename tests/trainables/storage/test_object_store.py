@@ -202,6 +202,20 @@ def test_a_storage_that_can_be_written_is_left_empty(store: Store) -> None:
     assert list(store.storage.names("")) == []
 
 
+def test_a_listing_tells_versions_of_a_file_apart(store: Store) -> None:
+    storage = store.storage
+    storage.write("a/1", b"one")
+    storage.write("a/2", b"two")
+    before = storage.versions("a")
+    assert {path: version.size for path, version in before.items()} == storage.sizes("a") == {"a/1": 3, "a/2": 3}
+    assert storage.versions("a") == before
+    storage.write("a/1", b"eno")
+    after = storage.versions("a")
+    assert after["a/1"].size == before["a/1"].size
+    assert after["a/1"].tag != before["a/1"].tag
+    assert after["a/2"] == before["a/2"]
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("uri", "message"),

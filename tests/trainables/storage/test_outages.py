@@ -305,7 +305,7 @@ def fail_first(storage: Any) -> None:
 
         return call
 
-    for name in ("_read", "_write", "_create", "_remove", "_move", "_fill", "_names", "_sizes"):
+    for name in ("_read", "_write", "_create", "_remove", "_move", "_fill", "_names", "_versions"):
         setattr(storage, name, failing_first(getattr(storage, name)))
 
 
