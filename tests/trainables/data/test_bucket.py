@@ -18,10 +18,11 @@ from s3_server import BUCKET, environment, s3_server
 from test_data import write_cifar10
 from test_judged_data import data_of
 from tiny_images import spoilt, write_folders
-from tiny_study import assert_same_result, python, tiny_cell, tiny_space
+from tiny_study import assert_same_result, assignments, python, tiny_cell, tiny_space
 from tiny_study import publish as published
 from waiting import HANG_SECONDS
 
+from search_spaces import get_space
 from study.known_data import known_facts, remember
 from study.plan import make_plan
 from trainables.data import BY_DEFAULT, bucket, check_dataset, forget, load_dataset
@@ -379,9 +380,9 @@ def test_a_status_fetches_nothing_that_a_study_has_recorded(uri: str, tmp_path: 
 def test_a_study_on_a_bucket(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from s3fs import S3FileSystem
 
-    settings = "model=mlp dataset=image_folder width=0.25 seeds=0 sparsity=0.5 rewind_epoch=0 epochs=2 imp_epochs=1"
-    words = ["-m", "study.run", "--space", "image_folder_study", *(f"--set={each}" for each in settings.split())]
-    words += ["--set=batch_size=4", "--set=image_size=0"]
+    name = "image_folder_study"
+    settings = assignments(get_space(name), model="mlp", dataset="image_folder", batch_size=4)
+    words = ["-m", "study.run", "--space", name, *(f"--set={each}" for each in settings)]
 
     def finish(where: str, data_dir: str) -> tuple[Store, str]:
         process = python(*words, "--storage", str(tmp_path / where), "--data-dir", data_dir, cwd=str(tmp_path), env={})
