@@ -68,6 +68,7 @@ TAGS = {
     "torch": "torch",
     "python": "python",
     "commit": schema.TAG_COMMIT,
+    schema.MICRO_BATCHES: schema.MICRO_BATCHES,
 }
 BOOKKEEPING = (
     *("key", "run_id", "name", "status", "started", "ended", "reused", *TAGS),
@@ -105,7 +106,8 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
       logged. Likewise for every metric with a slash in its name that some run has, such as ``plane_error/<net>``
       (percent) and ``correlation/<group>`` (in [-1, 1]), except MLflow's system metrics, ``system/...``.
     - ``reused``: bool; ``error``, ``parents`` (keys, comma-separated), ``dense_key``, ``lth_key``, ``device`` (of the
-      computation), ``torch``, ``python`` (versions), ``commit`` (of this project): str, empty if a run has no such tag.
+      computation), ``torch``, ``python`` (versions), ``commit`` (of this project), ``micro_batches`` (parts of a batch
+      that a GPU could not hold): str, empty if a run has no such tag.
     - ``started``, ``ended``: UTC timestamps.
     - every recipe field under its own name, in the units of ``trainables.knobs``: str, empty where a job has none.
     - every setting that the study varies and that is not an axis of every grid, in its own type;

@@ -33,7 +33,7 @@ from trainables.graph import Job
 from trainables.host import cpu
 from trainables.models import MODELS
 from trainables.storage.store import DamagedArtifact, Store
-from trainables.training import EVAL_BATCH
+from trainables.training import eval_batch
 from trainables.training.engines import CPU
 from trainables.training.way import Way
 
@@ -263,17 +263,18 @@ def _seconds(plan: Plan, job: Job, forward: Callable[[int, int], float]) -> floa
     facts = plan.facts[config.task.dataset]
     if isinstance(config, OverlapConfig):
         return SECONDS_PER_JOB
-    test = forward(facts.test_images, EVAL_BATCH)
+    batch = eval_batch(image_size(plan, job))
+    test = forward(facts.test_images, batch)
     if not isinstance(config, TRAINING_CONFIGS):
         asked = getattr(config, "images", 0) or facts.train_images
-        estimation = forward(min(asked, facts.train_images), EVAL_BATCH)
+        estimation = forward(min(asked, facts.train_images), batch)
         if isinstance(config, MatchConfig):
             return SECONDS_PER_JOB + 2 * estimation
         points = {ConnectConfig: "points", PlaneConfig: "resolution"}.get(type(config))
         number = getattr(config, points) if points else len(job.parents)
         return SECONDS_PER_JOB + (number**2 if isinstance(config, PlaneConfig) else number) * (test + estimation)
     epoch = 3 * forward(facts.train_images, config.recipe.batch_size) + test
-    measuring = forward(facts.train_images, EVAL_BATCH) + 2 * test
+    measuring = forward(facts.train_images, batch) + 2 * test
     return SECONDS_PER_JOB + config.recipe.epochs * epoch + measuring
 
 

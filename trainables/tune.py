@@ -77,7 +77,7 @@ _NAMED_METRICS = (
 )
 Results = Generator[dict[str, Any], None, None]
 """The results of a trial's steps."""
-_SURROUNDINGS = ("storage", "data_dir", "checkpoint_seconds", *UNKEYED)
+_SURROUNDINGS = ("storage", "data_dir", "checkpoint_seconds", schema.MICRO_BATCHES, *UNKEYED)
 
 _log = logging.getLogger(__name__)
 

@@ -49,6 +49,7 @@ def facts(frame: pd.DataFrame, space: str, tracking_uri: str) -> dict[str, str]:
     return {
         "Precision and engine": trained_in(frame),
         "Hardware": _counted(frame["device"], "job"),
+        "Micro-batches of a batch": _counted(frame[schema.MICRO_BATCHES], "job"),
         "Software": labels.listed(
             f"{called} {version}"
             for called, column in (("PyTorch", "torch"), ("Python", "python"))

@@ -27,7 +27,7 @@ from trainables.data.dataset import DatasetFacts
 from trainables.graph import Job
 from trainables.knobs import BF16, FP32
 from trainables.models import MODELS
-from trainables.training import EVAL_BATCH
+from trainables.training import eval_batch
 from trainables.training.engines import GPU
 
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -50,6 +50,8 @@ HELD_COPIES: Final = 3
 """Further copies of the weights that an engine keeps between steps, if it does: weights, momentum, mask."""
 LAYER_COPIES: Final = 4
 """Momentary copies of the largest layer's output: its input, its output before and after normalisation, a sum."""
+OBSERVED_COPIES: Final = 3
+"""Further ones where a match observes a layer: its units, the shifted ones, and their squares."""
 
 
 class Group(NamedTuple):
@@ -84,7 +86,8 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
     config, task = job.config, job.config.task
     size = facts.image_size or MODELS[task.model].reference_image_size
     net = footprint(task, image_size=size, num_classes=facts.num_classes, in_channels=facts.in_channels)
-    momentary = float(EVAL_BATCH * LAYER_COPIES * net.largest)
+    images = eval_batch(size)
+    momentary = float(images * LAYER_COPIES * net.largest)
     copies = COPIES
     if isinstance(config, TRAINING_CONFIGS):
         half = config.recipe.precision == BF16
@@ -97,11 +100,11 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
         copies = nets * (copies + HELD_COPIES * engine.holds_memory)
     elif isinstance(config, MatchConfig):
         # The observed layers of one network wait for the other's; sums, products and scores of unit pairs are float64.
-        momentary += EVAL_BATCH * net.tapped + 2 * 3 * net.correlations
+        momentary += images * (net.tapped + OBSERVED_COPIES * net.largest) + 2 * 3 * net.correlations
     pixels = facts.in_channels * size**2
     train, test = (
-        images * pixels if images * pixels <= RESIDENT_BYTES else 0
-        for images in (facts.train_images, facts.test_images)
+        number * pixels if number * pixels <= RESIDENT_BYTES else 0
+        for number in (facts.train_images, facts.test_images)
     )
     # All networks of a process share the images.
     return PROCESS_BYTES + train + test + SLACK * 4 * (copies * net.parameters + momentary)
@@ -300,8 +303,9 @@ def needs(
             if needed > largest:
                 warnings.append(
                     f"{each.model} of width {each.width:g} on {each.dataset} needs about {needed / GIB:.0f} GiB for "
-                    f"its {kind} jobs, the largest GPU has {largest / GIB:.0f}: they may run out of it "
-                    "(a smaller batch_size, or precision=bf16, needs less)"
+                    f"its {kind} jobs, the largest GPU has {largest / GIB:.0f}: they may run out of it, "
+                    "and then compute their batches in micro-batches (a smaller batch_size, or precision=bf16, needs "
+                    "less)"
                 )
         found[each] = need
     return found, warnings

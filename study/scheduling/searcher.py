@@ -16,17 +16,19 @@ from dataclasses import asdict, dataclass
 from graphlib import TopologicalSorter
 from typing import Any
 
-from study.estimate import Estimates, duration
+from study.estimate import Estimates, duration, image_size
 from study.plan import Plan
 from study.scheduling.cards import Card
 from study.scheduling.hosts import TOLERANCE, Hosts, Resources
 from study.scheduling.placement import Group, Need, Pool, Request, Slot, group
 from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
 from study.tracking.labels import name_in
+from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.host.redaction import redact_text
 from trainables.storage.store import StorageError
+from trainables.training import LEAST_MICRO_BATCH, eval_batch
 from trainables.training.way import Way
 from trainables.trial_results import (
     STATUS_DIED,
@@ -52,7 +54,10 @@ STARVING_SECONDS = 10.0
 """While a trial has waited longer than this many seconds for resources, no smaller one is handed out."""
 GROWTH_SECONDS = 900.0
 """A cluster counts as growing until no node has joined for this many seconds: a machine takes minutes to start."""
-_GPU_ADVICE = "it had a whole GPU: a smaller batch_size or precision=bf16 needs less; or use GPUs with more memory"
+_GPU_ADVICE = (
+    "it had a whole GPU, and its batches cannot be divided further: a smaller batch_size or precision=bf16 needs less; "
+    "or use GPUs with more memory"
+)
 _HOST_ADVICE = "a smaller batch_size needs less, and so do fewer trials at a time (--max-concurrent)"
 LIKE_LENGTH = 0.75
 """Only networks with at least this fraction of the longest one's epochs are stacked together; otherwise the stack would
@@ -70,6 +75,7 @@ class Trial:
         since: when it was handed out, in seconds of the searcher's clock.
         card: the kind of GPU that it is meant for; None if the kind does not matter.
         slot: the GPU on which it probably is; None if it waits for one.
+        micro_batches: parts into which its jobs divide their batches.
         started: whether it has got its resources.
         worked: whether it has reported an epoch.
         heard: monotonic seconds of its last result, or of the first check for silence; 0 before both.
@@ -84,6 +90,7 @@ class Trial:
     since: float
     card: Card | None = None
     slot: Slot | None = None
+    micro_batches: int = 1
     started: bool = False
     worked: bool = False
     heard: float = 0.0
@@ -172,6 +179,8 @@ class PlanSearcher:
         self._retries, self._ahead, self._max_concurrent = retries, ahead, max_concurrent
         self._nets_per_trial = nets_per_trial
         self._most: dict[Group, int] = {}
+        self._divided: dict[tuple[Group, bool], int] = {}
+        """Group, and whether its jobs train or measure -> the micro-batches of their batches, if more than one."""
         self._hosts, self._held, self._say, self._clock = hosts, held, say, clock
         self._ahead_in_growth, self._grown = max(ahead, ahead_in_growth), clock()
         self._room: Resources = hosts.room()
@@ -251,14 +260,16 @@ class PlanSearcher:
         for each in keys:
             self._move(each, QUEUED)
         avoided = self._avoided(key, request)
-        self.trials[trial_id] = Trial(keys, asked, avoided, now, request.card)
+        micro_batches = self._micro_batches(key)
+        self.trials[trial_id] = Trial(keys, asked, avoided, now, request.card, micro_batches=micro_batches)
         nets = [
             {"cell": json.dumps(asdict(self.plan.cells[each])), "key": each, "outputs": self.todo[each]}
             for each in keys
         ]
         mates = {"mates": json.dumps(nets[1:])} if nets[1:] else {}
         where = {"avoided": sorted(avoided)} if avoided else {}
-        return {**self._surroundings, **nets[0], **mates, "resources": dict(asked), **where}
+        divided = {schema.MICRO_BATCHES: micro_batches} if micro_batches > 1 else {}
+        return {**self._surroundings, **nets[0], **mates, "resources": dict(asked), **where, **divided}
 
     def on_trial_start(self, trial_id: str) -> None:
         """Note that a trial has got its resources; Tune tells only callbacks, so ``StudyCallback`` passes it on."""
@@ -451,7 +462,8 @@ class PlanSearcher:
 
     def _is_stackable(self, key: str) -> bool:
         config = self.plan.jobs[key].config
-        return isinstance(config, TRAINING_CONFIGS) and config.recipe.engine.shares_trial and not self._vain[key]
+        alone = self._vain[key] or self._micro_batches(key) > 1
+        return isinstance(config, TRAINING_CONFIGS) and config.recipe.engine.shares_trial and not alone
 
     def _fits(self, request: Request, pool: Pool) -> bool:
         if request.card is not None and not pool.places(request.card, request.resources["GPU"]):
@@ -526,8 +538,9 @@ class PlanSearcher:
         if self._unstack(key, len({*trial.keys, key})) or self._enlarge(key, trial, text):
             return
         if self.halted is None and result.get("status") == STATUS_OUT_OF_MEMORY and trial.asked.get("GPU"):
-            self.recurring.add(key)
-            self._fail(key, f"{text}; {_GPU_ADVICE}")
+            if not self._divide(key, trial, text):
+                self.recurring.add(key)
+                self._fail(key, f"{text}; {_GPU_ADVICE}")
         elif not self._pause(key, text):  # other trials may return memory by then
             self._fail(key, f"{text}; {_HOST_ADVICE}")
 
@@ -552,6 +565,28 @@ class PlanSearcher:
         like = group(self.plan.jobs[key])
         self._needs[like] = self._needs[like].after_running_out(trial.card, share)
         self._tell(key, f"{why}; with {self._asks(key)['GPU']:g} GPU{' of a larger kind' if share >= 1.0 else ''}")
+        self._release(key)
+        return True
+
+    def _micro_batches(self, key: str) -> int:
+        job = self.plan.jobs[key]
+        return self._divided.get((group(job), isinstance(job.config, TRAINING_CONFIGS)), 1)
+
+    def _divide(self, key: str, trial: Trial, why: str) -> bool:
+        """Let a job that ran out of a whole GPU's memory, and its like, compute a batch in twice as many micro-batches.
+
+        The job goes on from its checkpoint. All trained networks of a group are divided alike, because BatchNorm
+        normalises each micro-batch by its own statistics. Return False if micro-batches would be too small, or if the
+        job has to have the same bits on all cards of a kind.
+        """
+        job = self.plan.jobs[key]
+        config, number = job.config, max(self._micro_batches(key), 2 * trial.micro_batches)
+        measured = eval_batch(image_size(self.plan, job))
+        batch = config.recipe.batch_size if isinstance(config, TRAINING_CONFIGS) else measured
+        if config.task.deterministic or batch // number < LEAST_MICRO_BATCH:
+            return False
+        self._divided[group(job), isinstance(config, TRAINING_CONFIGS)] = number
+        self._tell(key, f"{why}; with batches of {batch} images in {number} micro-batches")
         self._release(key)
         return True
 

@@ -11,8 +11,9 @@ Not pretended: bfloat16 autocast (operations stay in float32), CUDA graphs, and 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from checkout import ROOT
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 CUDA = torch.device("cuda", 0)
 GARBAGE = 0x7F
@@ -59,6 +61,8 @@ class Traffic:
     waits: list[str] = field(default_factory=list)
     under_way: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Destination and content of copies to the host that have not arrived."""
+    largest: float = math.inf
+    """Bytes of the largest tensor that the device has room for; making a larger one runs out of memory."""
     peak_memory: int = 0
     """What ``torch.cuda.max_memory_allocated`` answers, in bytes; the pretended device does not measure it."""
 
@@ -160,7 +164,18 @@ class _Device(TorchDispatchMode):
             self.traffic.wait()
         elif func in _WAIT or (func in _INDEXING and any(_is_mask(index) for index in args[1])):
             self.traffic.wait()
-        return owned(func(*operands, **given))
+        result = func(*operands, **given)
+        if self.traffic.largest < math.inf:
+            self._check_room(result, wrappers.values())
+        return owned(result)
+
+    def _check_room(self, result: Any, operands: Iterable[OnDevice]) -> None:
+        """Raise OutOfMemoryError for a result that is no view and larger than the device has room for."""
+        held = {each.values.untyped_storage()._cdata for each in operands}
+        for each in tree_leaves(result):
+            storage = each.untyped_storage() if isinstance(each, Tensor) else None
+            if storage is not None and storage._cdata not in held and storage.nbytes() > self.traffic.largest:
+                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {storage.nbytes()} bytes.")
 
     def _sent(self, source: Tensor, *, non_blocking: bool) -> None:
         self.traffic.to_device.append(_line())

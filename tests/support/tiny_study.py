@@ -110,6 +110,16 @@ def assert_same_result(left: Store, right: Store, key: str) -> None:
     assert numbers(left, key) == numbers(right, key)
 
 
+def assert_same_store(one: Store, other: Store) -> None:
+    """Assert that two stores hold the same results, to the bit."""
+    assert one.keys() == other.keys()
+    for key in one.keys():  # noqa: SIM118 - a store is no dict
+        if schema.METRICS in one.manifest(key)["files"]:
+            assert_same_result(one, other, key)
+        else:
+            assert tensors(one, key) == tensors(other, key)
+
+
 def computed_epochs(rows: Iterable[Row], job: Job) -> list[int]:
     """Return the epochs of a job among rows of ``compute``, in the order in which they were computed."""
     return [row["step"] for row in rows if row["job_key"] == job.key and "step" in row]

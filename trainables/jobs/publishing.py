@@ -126,6 +126,8 @@ class Context:
         data_dir: directory of the datasets that do not come with a library.
         reading: how folders of images are read, except for their size, which is the task's.
         device: where to compute.
+        micro_batches: number of parts that a job divides its batches into, because the device has too little memory for
+            whole ones. With BatchNorm, results depend on it; they say so in their ``environment``.
         checkpoint_seconds: the job saves a checkpoint at the first end of an epoch after this time; a killed job loses
             at most this time, one epoch, and the time in which the checkpoint is written while the job trains on.
         log: the job's log and time.
@@ -135,6 +137,7 @@ class Context:
     data_dir: str | None = None
     reading: Reading = BY_DEFAULT
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    micro_batches: int = 1
     checkpoint_seconds: float = 30.0
     log: JobLog = field(default_factory=JobLog)
 
@@ -154,13 +157,14 @@ def publish(job: Job, context: Context, files: Files, metrics: Metrics, history:
 
 def manifest(job: Job, context: Context) -> dict[str, Any]:
     """Return the record that is published with a job's files: configuration, parents and environment."""
-    commit = project_commit()
+    commit, divided = project_commit(), context.micro_batches
+    found = {**({"commit": commit} if commit else {}), **({schema.MICRO_BATCHES: divided} if divided > 1 else {})}
     return {
         "kind": job.kind,
         "config": canonical(job.config),
         "parents": {role: ref.key for role, ref in job.parents},
         "finished": now(),
-        "environment": environment(context.device) | ({"commit": commit} if commit else {}),
+        "environment": environment(context.device) | found,
     }
 
 

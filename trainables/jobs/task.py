@@ -17,7 +17,7 @@ from trainables.host.places import is_uri
 from trainables.jobs.publishing import Context
 from trainables.knobs import FP32
 from trainables.models.network import Network, fits_channels_last
-from trainables.training import EVAL_BATCH
+from trainables.training import eval_batch
 from trainables.training.engines import CPU
 from trainables.training.loop import Training
 
@@ -62,7 +62,7 @@ class TaskData:
         Raises:
             HostFault, ValueError, StorageError: the data cannot be used, see :func:`_planned`.
         """
-        self._task, self._device = task, context.device
+        self._task, self._device, self._micro_batches = task, context.device, context.micro_batches
         self._dataset = _planned(task, context)
         if self._device.type == CPU:
             with torch.device("meta"):
@@ -81,7 +81,7 @@ class TaskData:
             split,
             mean=dataset.mean,
             std=dataset.std,
-            batch_size=EVAL_BATCH,
+            batch_size=eval_batch(dataset.image_size, self._micro_batches),
             order=order,
             augmentation=augmentation,
             seed=seed,
@@ -121,7 +121,7 @@ class TaskData:
             device=self._device,
             channels_last=self._channels_last,
         )
-        return Training(model, recipe, batches, self.test, mask)
+        return Training(model, recipe, batches, self.test, mask, self._micro_batches)
 
     def measuring(self, images: int, seed: int, *, augment: bool = False) -> EvalBatches:
         """Return a random selection of training images in random order.

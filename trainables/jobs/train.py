@@ -146,7 +146,7 @@ def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Course
 
     def publish_state(epoch: int) -> None:
         if epoch in states:
-            described = {**manifest(job, context), "kind": "snapshot", "epoch": epoch}
+            described = {**manifest(job, session.context), "kind": "snapshot", "epoch": epoch}
             store.publish(Ref(job, epoch).key, {schema.WEIGHTS: pack(training.weights())}, described)
 
     # A checkpoint later than a missing state is of no use: training must pass through that state.
@@ -229,15 +229,22 @@ class _Session:
     def __init__(
         self, job: Job, data: TaskData, training: Training, context: Context, latest: int | None = None
     ) -> None:
-        self._job, self._data, self._training, self._context = job, data, training, context
+        self._job, self._data, self._training = job, data, training
+        self.context = context
+        """The job's surroundings, with the most micro-batches of all attempts."""
         self._history: list[Row] = []
         self._usage = Usage(context.device)
         self._saved = time.perf_counter()
         self._resume(latest)
+        if training.micro_batches > 1:
+            context.log.write(
+                f"warning: the GPU's memory does not hold batches of {training.recipe.batch_size} images, so they are "
+                f"computed in {training.micro_batches} micro-batches; BatchNorm normalises each by its own statistics"
+            )
 
     def _resume(self, latest: int | None) -> None:
         """Resume from the job's checkpoint, unless it is missing, damaged or later than epoch `latest`."""
-        content = self._context.store.read_checkpoint(self._job.key)
+        content = self.context.store.read_checkpoint(self._job.key)
         if content is None:
             return
         try:
@@ -248,17 +255,19 @@ class _Session:
                 return
             self._training.restore(tensors, document)
         except ValueError as error:  # training again costs time but gives the same result
-            self._context.log.write(f"starting from the first epoch: {error}")
+            self.context.log.write(f"starting from the first epoch: {error}")
             return
         self._history = document["history"]
-        self._context.log.precede(document["log"], document["seconds"])
-        self._context.log.write(f"resuming after epoch {self._training.epoch}")
+        most = max(self.context.micro_batches, document.get(schema.MICRO_BATCHES, 1))
+        self.context = dataclasses.replace(self.context, micro_batches=most)
+        self.context.log.precede(document["log"], document["seconds"])
+        self.context.log.write(f"resuming after epoch {self._training.epoch}")
 
     def epochs(self, stop: int, ended: Callable[[int], None] = lambda _epoch: None) -> Course:
         """Train until `stop` epochs are complete; call `ended` with the number of each before its row is yielded."""
-        training, log = self._training, self._context.log
-        repeats = _is_deterministic(self._job, self._context)
-        with CheckpointWriter(self._job.key, self._context) as checkpoints:
+        training, log = self._training, self.context.log
+        repeats = _is_deterministic(self._job, self.context)
+        with CheckpointWriter(self._job.key, self.context) as checkpoints:
             while training.epoch < stop:
                 wanted = EpochWanted(training=training, deterministic=repeats, log=log, end=training.run_epoch)
                 yield wanted
@@ -272,12 +281,13 @@ class _Session:
 
     def _save_if_due(self, checkpoints: CheckpointWriter) -> None:
         """Save a checkpoint if the last one is at least ``context.checkpoint_seconds`` old."""
-        if time.perf_counter() - self._saved < self._context.checkpoint_seconds:
+        if time.perf_counter() - self._saved < self.context.checkpoint_seconds:
             return
         checkpoints.wait()  # memory holds one copy of the state, not two
         tensors, data = self._training.state()
-        log = self._context.log
+        log = self.context.log
         document = {**data, "history": list(self._history), "seconds": log.seconds, "log": log.lines}
+        document[schema.MICRO_BATCHES] = self.context.micro_batches
         checkpoints.write(tensors, document)
         self._saved = time.perf_counter()
 
@@ -300,4 +310,4 @@ class _Session:
             schema.IMAGES_PER_SECOND: training.images_per_second,
             **metrics,
         }
-        publish(self._job, self._context, files, metrics, self._history)
+        publish(self._job, self.context, files, metrics, self._history)

@@ -232,7 +232,13 @@ PLANE: Final = {
 CHECKPOINT: Final = {
     "format": str,
     "job": str,
-    "document": {"epoch": _count, "train_seconds": _seconds, "seconds": _seconds, "history": [_row], "log": [str]},
+    "document": {
+        **dict.fromkeys(("train_seconds", "seconds"), _seconds),
+        "epoch": _count,
+        "history": [_row],
+        "log": [str],
+        f"{schema.MICRO_BATCHES}?": _count,
+    },
 }
 LEASE: Final = {
     "token": str,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainables.config import Recipe
 from trainables.data.batches import Batch, EvalBatches, TrainBatches
@@ -47,6 +48,7 @@ class Training:
         train: TrainBatches,
         test: EvalBatches,
         mask: Mapping[str, Tensor] | None,
+        micro_batches: int = 1,
     ) -> None:
         """Take over `model`, which is trained in place.
 
@@ -56,6 +58,8 @@ class Training:
             train: gives the training batches of any epoch.
             test: the test set, evaluated after each epoch.
             mask: name -> bool tensor, True where a weight is kept; None trains all weights.
+            micro_batches: number of parts in which the gradients of a batch are computed, see
+                :func:`trainables.training.engines.plain.compute_gradients`.
 
         Raises:
             ValueError: the mask names a tensor that is not a parameter or has another shape, or the recipe's engine
@@ -63,6 +67,12 @@ class Training:
         """
         self.model = model
         self.recipe = recipe
+        self.micro_batches = micro_batches
+        """Number of parts in which the gradients of a batch are computed."""
+        for layer in model.modules() if micro_batches > 1 else ():
+            if isinstance(layer, _BatchNorm) and layer.momentum is not None:
+                # The running statistics, which now move at each micro-batch, move as far in a batch as without them.
+                layer.momentum = 1.0 - (1.0 - layer.momentum) ** (1.0 / micro_batches)
         self.epoch = 0
         """Epochs completed."""
         self.train_seconds = 0.0

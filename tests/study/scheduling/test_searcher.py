@@ -395,16 +395,72 @@ def shares(searcher: PlanSearcher, result: Mapping[str, Any] = NO_MEMORY) -> lis
 
 def test_out_of_memory_doubles_the_share_up_to_a_whole_gpu(plan: Plan) -> None:
     searcher = lonely(plan, retries=2, needs=ask(plan, CPU=1, GPU=0.125), clock=Clock())
-    assert shares(searcher) == [0.125, 0.25, 0.5, 1.0], "it would not fit at a second attempt either"
+    asked = shares(searcher)
+    assert asked[:4] == [0.125, 0.25, 0.5, 1.0], "it would not fit at a second attempt either"
+    assert set(asked[4:]) == {1.0}, "then the batches are divided"
     error = searcher.errors[leaf(plan)]
-    assert error.startswith("out of memory: CUDA tried; it had a whole GPU: ")
+    assert error.startswith(
+        "out of memory: CUDA tried; it had a whole GPU, and its batches cannot be divided further: "
+    )
     assert "batch_size" in error
     assert searcher.recurring == {leaf(plan)}
 
 
 def test_odd_share_ends_at_a_whole_gpu(plan: Plan) -> None:
     searcher = lonely(plan, needs=ask(plan, CPU=1, GPU=0.3), clock=Clock())
-    assert shares(searcher) == [0.3, 0.6, 1.0]
+    assert [share for share, _ in itertools.groupby(shares(searcher))] == [0.3, 0.6, 1.0]
+
+
+def out_of_memory(searcher: PlanSearcher, trial: str) -> dict[str, Any]:
+    """Hand out a trial and let it run out of memory; return its config."""
+    config = searcher.suggest(trial)
+    assert isinstance(config, dict)
+    searcher.on_trial_complete(trial, NO_MEMORY)
+    return config
+
+
+def test_a_batch_that_a_whole_gpu_does_not_hold_is_divided_down_to_the_least_micro_batch(plan: Plan) -> None:
+    dense = [key for key, job in plan.jobs.items() if job.kind == schema.DENSE and job.config.task.width == 0.25]
+    others = plan.jobs.keys() - {dense[0]}
+    searcher = new_searcher(plan, set(others), needs=ask(plan, CPU=1, GPU=1.0), say=(lines := list[str]()).append)
+    asked = [out_of_memory(searcher, f"t{attempt}").get(schema.MICRO_BATCHES) for attempt in range(4)]
+    assert asked == [None, 2, 4, 8], "128 images are eight micro-batches of 16"
+    assert (searcher.suggest("t4"), searcher.state[dense[0]]) == (FINISHED, FAILED)
+    assert "with batches of 128 images in 2 micro-batches" in lines[0]
+    assert searcher.recurring == {dense[0]}
+
+
+def test_all_trained_networks_of_a_group_are_divided_alike_and_measurements_for_themselves(plan: Plan) -> None:
+    searcher = new_searcher(plan, needs=ask(plan, CPU=1, GPU=1.0))
+    first = out_of_memory(searcher, "first")
+    width = plan.jobs[first["key"]].config.task.width
+    for number in itertools.count():
+        config = searcher.suggest(f"t{number}")
+        if config == FINISHED:
+            break
+        assert isinstance(config, dict)
+        job = plan.jobs[config["key"]]
+        trains = job.kind in (schema.DENSE, schema.PRUNE, schema.SPARSE)
+        expected = 2 if trains and job.config.task.width == width else None
+        assert config.get(schema.MICRO_BATCHES) == expected, job.kind
+        searcher.on_trial_complete(f"t{number}", OK)
+
+
+def test_jobs_that_run_out_of_memory_side_by_side_are_divided_once(plan: Plan) -> None:
+    searcher = new_searcher(plan, needs=ask(plan, CPU=1, GPU=1.0))
+    configs = {trial: searcher.suggest(trial) for trial in ("one", "other")}
+    assert len({plan.jobs[config["key"]].config.task for config in configs.values() if isinstance(config, dict)}) == 1
+    for trial in configs:
+        searcher.on_trial_complete(trial, NO_MEMORY)
+    again = [searcher.suggest(f"{trial} again") for trial in configs]
+    assert [config[schema.MICRO_BATCHES] for config in again if isinstance(config, dict)] == [2, 2]
+
+
+def test_what_has_to_have_the_same_bits_on_every_card_of_a_kind_is_not_divided() -> None:
+    plan = make_plan(tiny_space(method=("dense",), deterministic=True))
+    searcher = new_searcher(plan, needs=ask(plan, CPU=1, GPU=1.0))
+    out_of_memory(searcher, "t")
+    assert set(searcher.state.values()) == {FAILED}
 
 
 @pytest.mark.parametrize("gpus", [0.0, 0.5])
@@ -439,7 +495,7 @@ def test_out_of_memory_on_a_whole_card_is_tried_on_a_larger_kind_only(plan: Plan
         (allowed,) = nodes.keys() - set(offer["avoided"])
         places.append((allowed, offer["resources"]["GPU"]))
         searcher.on_trial_complete(f"t{attempt}", NO_MEMORY)
-    assert places == [("T4", 1.0), ("H100", 1.0)]
+    assert [place for place, _ in itertools.groupby(places)] == [("T4", 1.0), ("H100", 1.0)]
     assert searcher.state[leaf(plan)] == FAILED
 
 
@@ -455,8 +511,11 @@ def test_out_of_memory_on_a_card_that_the_trial_was_not_meant_for_says_nothing_a
     offer = searcher.suggest("second")
     assert isinstance(offer, dict)
     assert (offer["avoided"], offer["resources"]["GPU"]) == (["T4"], 1.0)
+    assert schema.MICRO_BATCHES not in offer
     searcher.on_trial_complete("second", {**NO_MEMORY, "node": "H100"})
-    assert searcher.state[leaf(plan)] == FAILED
+    third = searcher.suggest("third")
+    assert isinstance(third, dict)
+    assert third[schema.MICRO_BATCHES] == 2
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------

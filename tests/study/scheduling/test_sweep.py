@@ -43,6 +43,7 @@ from study.scheduling.session import Cluster, connected
 from study.scheduling.states import DONE, FAILED, NOT_RUN
 from study.scheduling.trials import RESTARTS, run_trials
 from trainables.storage.store import Store
+from trainables.training import LEAST_MICRO_BATCH
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,8 @@ def test_trial_out_of_memory_gets_a_larger_share(cluster: Cluster, plan: Plan, t
 
 @pytest.mark.slow
 def test_every_form_of_a_full_memory_is_told_from_a_death(cluster: Cluster, tmp_path: Path) -> None:
-    plan = make_plan(tiny_space(method=("dense",), seeds=(0,), width=WIDTHS, epochs=2))
+    settings = {"epochs": 2, "batch_size": LEAST_MICRO_BATCH}  # which cannot be divided
+    plan = make_plan(tiny_space(method=("dense",), seeds=(0,), width=WIDTHS, **settings))
     sweep = Sweep(cluster, plan, tmp_path, needs=ask(plan, CPU=1.0, GPU=1.0), retries=0)
     assert sweep.run(RunsOut) is None
     assert sweep.states() == {FAILED}

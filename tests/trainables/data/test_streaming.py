@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_images import CLASSES, MIXED, TURNED, scene, spoilt, write_folders, write_mixed
+from tiny_study import assert_same_store, publish
 
 from search_spaces import get_space
 from study.plan import make_plan, override
@@ -24,11 +25,10 @@ from trainables.data.image_folder import decode_file
 from trainables.data.layout import Form
 from trainables.data.pictures import digest_of
 from trainables.errors import HostFault
-from trainables.graph import Ref, dense_job, match_job
-from trainables.jobs.execution import compute
+from trainables.graph import Closure, Ref, measurements, target
 from trainables.jobs.publishing import Context
 from trainables.jobs.task import TaskData
-from trainables.storage.artifacts import read_weights, unpack
+from trainables.storage.artifacts import read_mask
 from trainables.storage.store import Store
 
 SIZES = ((14, 14), (40, 25), (30, 90), (120, 80), (500, 375))
@@ -95,55 +95,64 @@ def test_a_folder_that_is_too_large_for_the_memory_is_streamed(
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
-def matched(root: Path, reading: Reading, store: Store, **settings: Any) -> dict[str, torch.Tensor]:
-    """Train two nets, match them, and return the weights of one and the permutation."""
-    version = check_dataset("image_folder", root, reading).fingerprint
+def compute_all(root: Path, reading: Reading, store: Store, **settings: Any) -> None:
+    """Compute what a permuted cell needs: dense nets, pruning rounds, match, sparse net, and paths by both remedies."""
     values: dict[str, Any] = {
         "method": "permuted",
         "dataset": "image_folder",
-        "data_version": version,
+        "data_version": check_dataset("image_folder", root, reading).fingerprint,
         "image_size": reading.image_size,
         "epochs": 2,
         "rewind_epoch": 1,
         "batch_size": 4,
+        "sparsity": 0.9,
+        "prune_fraction": 0.7,
+        "imp_epochs": 1,
         "match_images": 10,
         "match_augment": True,
+        "interpolation_points": 3,
         **settings,
     }
-    cell = Cell(**values)
-    match = match_job(cell, cell.matcher)
-    context = Context(store=store, data_dir=str(root), reading=dataclasses.replace(reading, image_size=0))
-    for _ in compute(match, [None], context):
-        pass
-    found = unpack(store.read(match.key, schema.PERMUTATION))
-    return {**read_weights(store, Ref(dense_job(cell, cell.seed_a)).key), **found}
+    cells = [Cell(**values, correction=correction) for correction in ("bn_reset", "repair")]
+    roots = [Ref(job) for cell in cells for job in (target(cell), *measurements(cell))]
+    kinds = {job.kind for job in Closure(roots).jobs.values()}
+    assert kinds == {schema.DENSE, schema.PRUNE, schema.MATCH, schema.SPARSE, schema.CONNECT}
+    publish(roots, Context(store=store, data_dir=str(root), reading=dataclasses.replace(reading, image_size=0)))
+    mask = read_mask(store, target(cells[0]).key)
+    count = sum(kept.numel() for kept in mask.values())
+    assert sum(int((~kept).sum()) for kept in mask.values()) == round(0.9 * count)
 
 
-def assert_jobs_agree(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
-    size = settings.pop("image_size")
-    expected = matched(root, Reading(image_size=size), Store(tmp_path / "memory"), **settings)
+def assert_jobs_agree(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: Reading, **settings: Any
+) -> None:
+    in_memory = Store(tmp_path / "memory")
+    compute_all(root, reading, in_memory, **settings)
     for workers in (1, 2):
         use_workers(monkeypatch, workers)
-        store = Store(tmp_path / f"{workers}")
-        found = matched(root, Reading(image_size=size, streaming=True), store, **settings)
-        assert store.keys() == Store(tmp_path / "memory").keys(), "streaming is in no key"
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        streamed = Store(tmp_path / f"{workers}")
+        compute_all(root, dataclasses.replace(reading, streaming=True), streamed, **settings)
+        assert_same_store(in_memory, streamed)
 
 
 @pytest.mark.slow  # every way of reading decodes in processes of its own
 def test_jobs_do_not_depend_on_where_images_come_from(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_jobs_agree(mixed, tmp_path, monkeypatch, model="mlp", width=0.25, image_size=12)
+    assert_jobs_agree(mixed, tmp_path, monkeypatch, Reading(image_size=12), model="mlp", width=0.25)
 
 
 @pytest.mark.slow
 def test_jobs_of_resnet50_on_images_from_14_to_4000_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_mixed(tmp_path / "data", (*SIZES, (64, 64), (77, 800)))
-    scene(99, 4000, 3000).save(root / "train" / "ant" / "huge.jpg")
-    short = {"epochs": 1, "rewind_epoch": 0}
-    assert_jobs_agree(root, tmp_path, monkeypatch, model="resnet50", width=0.25, image_size=64, **short)
+    folder = root / "train" / "ant"
+    scene(99, 4000, 3000).save(folder / "huge.jpg")
+    (folder / "truncated.jpg").write_bytes((folder / "huge.jpg").read_bytes()[:-1000])
+    Image.fromarray(np.full((20, 20), 40_000, np.uint16)).save(folder / "deep.png")
+    with pytest.raises(ValueError, match="2 files cannot be used"):
+        check_dataset("image_folder", root, Reading(image_size=64))
+    reading = Reading(image_size=64, damaged_images=2)
+    assert_jobs_agree(root, tmp_path, monkeypatch, reading, model="resnet50", width=0.25)
 
 
 def test_the_size_of_images_is_in_the_key_and_how_they_are_read_is_not(mixed: Path) -> None:

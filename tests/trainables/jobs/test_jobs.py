@@ -160,6 +160,7 @@ def test_manifest_says_where_a_result_comes_from(published: Store) -> None:
     }
     assert make_job(job.kind, job.config, **dict(job.parents)).key == job.key
     assert {"python", "torch", "device", "threads", "host"} <= manifest["environment"].keys()
+    assert schema.MICRO_BATCHES not in manifest["environment"], "only of divided batches"
 
 
 def test_tensors_come_in_the_same_order_each_time(published: Store) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pretended_cuda import pretended_cuda
 from tiny_images import write_folders
-from tiny_study import assert_same_result, computed_epochs, publish, tensors, tiny_cell
+from tiny_study import assert_same_store, computed_epochs, publish, tiny_cell
 
 from trainables import schema
 from trainables.config import Cell
@@ -49,16 +49,6 @@ def contexts(folder: Path, tmp_path: Path) -> tuple[Context, Context]:
     """Return empty stores for the CPU and for the GPU, with a checkpoint after every epoch."""
     there: dict[str, Any] = {"data_dir": str(folder), "checkpoint_seconds": 0.0}
     return Context(store=Store(tmp_path / "cpu"), **there), Context(store=Store(tmp_path / "gpu"), device=GPU, **there)
-
-
-def assert_same_store(one: Store, other: Store) -> None:
-    """Assert that two stores hold the same results, to the bit."""
-    assert one.keys() == other.keys()
-    for key in one.keys():  # noqa: SIM118 - a store is no dict
-        if schema.METRICS in one.manifest(key)["files"]:
-            assert_same_result(one, other, key)
-        else:
-            assert tensors(one, key) == tensors(other, key)
 
 
 @pytest.mark.parametrize(

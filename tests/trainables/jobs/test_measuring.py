@@ -28,7 +28,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskData:
         )
 
     monkeypatch.setattr(task, "load_dataset", by_class)
-    monkeypatch.setattr(task, "EVAL_BATCH", 100)
+    monkeypatch.setattr("trainables.training.EVAL_BATCH", 100)
     return TaskData(Task(model="resnet8", width=0.25, dataset="digits"), Context(store=Store(str(tmp_path))))
 
 

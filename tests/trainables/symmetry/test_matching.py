@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from live_memory import LiveMemory
 from scipy.optimize import linear_sum_assignment
 from small_nets import digits, permuted_copy, random_batches, same, small_model, snapshot, trained_pair
 from torch import nn
 
+from trainables.config import Task
 from trainables.methods import MATCHERS
 from trainables.models import MODELS
 from trainables.symmetry.matching import (
@@ -32,6 +34,7 @@ from trainables.symmetry.permutations import (
 )
 from trainables.symmetry.weight_matching import match_weights
 from trainables.training.evaluation import eval_mode, image_batches
+from trainables.training.footprint import footprint
 
 ACTIVATION = ("activation", "activation_inner")
 
@@ -132,19 +135,29 @@ def test_aligned_network_is_the_reference():
 
 
 # --- the same as a plain implementation ---------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["resnet8", "mlp"])
-def test_one_pass_over_all_groups_equals_one_textbook_pass_per_group(name):
-    model_a, model_b = trained_pair(name, 0.25, **({"image_size": 8} if name == "mlp" else {}))
-    batches = Counting(digits()[0])
+@pytest.mark.parametrize(
+    ("name", "options", "live"),
+    [
+        ("resnet8", {}, 0.8),
+        ("mlp", {"image_size": 8}, 0.8),
+        pytest.param("resnet50", {"epochs": 1, "small_images": True}, 0.4, marks=pytest.mark.slow),
+    ],
+)
+def test_one_pass_over_all_groups_equals_one_textbook_pass_per_group(name, options, live):
+    model_a, model_b = trained_pair(name, 0.25, **options)
+    before = snapshot(model_a), snapshot(model_b)
+    batches = Counting(digits()[0][:3] if name == "resnet50" else digits()[0])
     found = match(model_a, model_b, batches)
     assert batches.passes == 1
+    assert same(before[0], snapshot(model_a))
+    assert same(before[1], snapshot(model_b))
     spec = permutation_spec(model_a)
     for group, tap in spec.taps.items():
         correlation = textbook_correlation(
             collected_activations(model_a, tap, batches), collected_activations(model_b, tap, batches)
         )
         rows, expected = linear_sum_assignment(correlation, maximize=True)
-        assert (correlation[rows, expected] != 0).mean() > 0.8
+        assert (correlation[rows, expected] != 0).mean() > live
         assert_equally_good(found.permutation[group], expected, correlation)
         assert found.correlation[group] == pytest.approx(correlation[rows, expected].mean(), abs=2e-6)
         assert found.correlation_identity[group] == pytest.approx(np.diag(correlation).mean(), abs=2e-6)
@@ -166,6 +179,38 @@ def test_matching_improves_correlation_of_trained_networks():
     found = match(model_a, model_b, digits()[0])
     assert mean_over_groups(found.correlation) > mean_over_groups(found.correlation_identity) + 0.15
     assert all(found.correlation[group] >= found.correlation_identity[group] for group in found.correlation)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+def live_bytes(monkeypatch, batches):
+    """Collect two ResNet20s' moments; return the peak of the live bytes beside them, and those at each update."""
+    images, size, noted = len(batches[0]), batches[0].shape[-1], []
+    update = ActivationMoments.update
+
+    def noting(moments, *units):
+        noted.append(memory.now)
+        update(moments, *units)
+
+    monkeypatch.setattr(ActivationMoments, "update", noting)
+    model_a, model_b = small_model("resnet20", 0), small_model("resnet20", 1)
+    net = footprint(
+        Task(model="resnet20", width=0.25, dataset="digits"), image_size=size, num_classes=10, in_channels=3
+    )
+    with LiveMemory() as memory:
+        moments = activation_moments(model_a, model_b, permutation_spec(model_a), batches)
+    assert moments
+    return memory.peak - memory.now, noted, 4 * images * net.tapped, 4 * images * net.largest
+
+
+def test_activations_of_one_network_wait_for_the_other_s_and_none_for_the_next_batch(monkeypatch):
+    batches = list(torch.randn(8, 16, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    few, noted, tapped, largest = live_bytes(monkeypatch, batches[:2])
+    assert noted[0] > tapped, "those of A are complete when the first ones of B come"
+    for at_first, at_last in ((noted[0], noted[11]), (noted[12], noted[-1])):
+        assert at_last < 0.3 * at_first, "each is released with its counterpart"
+    assert few < tapped + 8 * largest < 2 * tapped + 2 * largest
+    many, *_ = live_bytes(monkeypatch, batches)
+    assert many == few
 
 
 # --- moments ----------------------------------------------------------------------------------------------------

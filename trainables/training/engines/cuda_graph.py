@@ -147,7 +147,7 @@ class _Step:
         self._optimizer = MaskedSGD(self._network, training.recipe, everything, rate_on_device=True)
         self._images, self._labels = images.clone(), labels.clone()
         self._loss, self._hits = torch.zeros(2, device=training.device).unbind()
-        self._autocast = training.autocast()
+        self._autocast, self._micro_batches = training.autocast(), training.micro_batches
         self._lane = Lane(training.device)
         with self._lane.entered():
             for _ in range(_WARM_UP):
@@ -158,7 +158,10 @@ class _Step:
 
     def _compute(self) -> None:
         """Take a step on the batch, and add its loss and hits to the sums."""
-        loss, hits = plain.compute_gradients(self._network, self._network, self._images, self._labels, self._autocast)
+        network = self._network
+        loss, hits = plain.compute_gradients(
+            network, network, self._images, self._labels, self._autocast, self._micro_batches
+        )
         self._optimizer.step()
         self._loss += loss
         self._hits += hits

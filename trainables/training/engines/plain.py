@@ -62,7 +62,9 @@ class Trainer:
         total_hits = torch.zeros((), device=training.device)
         autocast = training.autocast()
         for images, labels in training.steps():
-            loss, hits = compute_gradients(training.model, self.forward, images, labels, autocast)
+            loss, hits = compute_gradients(
+                training.model, self.forward, images, labels, autocast, training.micro_batches
+            )
             training.update()
             total_loss += loss
             total_hits += hits
@@ -76,8 +78,12 @@ def compute_gradients(
     images: Tensor,
     labels: Tensor,
     autocast: torch.autocast,
+    micro_batches: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Leave the gradients of a batch's mean loss in the parameters' ``grad``, in place of earlier ones.
+
+    Every image has the same weight in the sums over micro-batches, so they differ from those over the whole batch only
+    in rounding, unless the network has BatchNorm, which normalises each micro-batch by its own statistics.
 
     Args:
         model: the network.
@@ -85,15 +91,32 @@ def compute_gradients(
         images: (N, C, H, W).
         labels: int64 (N,).
         autocast: the precision of the forward pass.
+        micro_batches: number of parts of the batch that are computed one after another, as many images in each; the
+            device holds the activations of one of them at a time.
 
     Returns:
         The mean loss (nats) and the number of correctly classified images, both of shape () on the device.
     """
+    model.zero_grad(set_to_none=True)
+    if micro_batches == 1:
+        return _add_gradients(forward, images, labels, autocast)
+    loss, hits = torch.zeros(2, device=labels.device).unbind()
+    for part, its in zip(images.tensor_split(micro_batches), labels.tensor_split(micro_batches), strict=True):
+        share = len(its) / len(labels)
+        its_loss, its_hits = _add_gradients(forward, part, its, autocast, share)
+        loss += share * its_loss
+        hits += its_hits
+    return loss, hits
+
+
+def _add_gradients(
+    forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, autocast: torch.autocast, share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Add `share` times the gradients of the images' mean loss to ``grad``; return the loss and the hits."""
     with autocast:
         logits = forward(images)
     loss = F.cross_entropy(at_least_single(logits), labels)
-    model.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward(torch.full_like(loss, share))  # type: ignore[no-untyped-call]
     return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
 
 
@@ -122,4 +145,4 @@ def likeness(training: Training) -> tuple[Hashable, ...]:
     """Return what networks share whose steps are alike: architecture, device, precision and the batches' shape."""
     batches = training.batches
     network = architecture(training.model), training.device
-    return *network, training.recipe.precision, batches.shape, batches.steps_per_epoch
+    return *network, training.recipe.precision, batches.shape, batches.steps_per_epoch, training.micro_batches
