@@ -296,8 +296,8 @@ class Start(Training):
 
     seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]]
 
-    def __init__(self, net: nn.Module, recipe: Any, train: Any, test: Any, mask: Any) -> None:
-        super().__init__(net, recipe, train, test, mask)
+    def __init__(self, net: nn.Module, recipe: Any, train: Any, test: Any, mask: Any, *others: Any) -> None:
+        super().__init__(net, recipe, train, test, mask, *others)
         weights = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
         self.seen.append((weights, dict(mask or {})))
 
