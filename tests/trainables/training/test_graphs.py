@@ -60,6 +60,13 @@ def test_a_captured_step_computes_what_the_plain_engine_computes(kind: str, how:
     assert count("replayed") == 1 + 2 * FEW_STEPS, "one check and the steps of two epochs"
 
 
+def test_a_captured_step_has_the_micro_batches_of_its_network() -> None:
+    for micro_batches in (3, 1):
+        plain, graphs = (start(each, micro_batches=micro_batches) for each in (EXACT, GRAPHS))
+        assert same(graphs, plain)
+    assert count("captured") == 2
+
+
 def test_the_learning_rate_follows_its_schedule_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(GRAPHS, schedule="cosine_step", lr=0.08)
     seen: list[float] = []

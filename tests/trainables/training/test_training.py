@@ -68,11 +68,12 @@ def start(
     model: nn.Module | None = None,
     seed: int = 0,
     device: str = "cpu",
+    micro_batches: int = 1,
 ) -> Training:
     data = load_dataset("digits")
     test = EvalBatches(data.test, mean=data.mean, std=data.std, batch_size=899, device=device, channels_last=True)
     model = (model or new_model(seed=seed)).to(device).to(memory_format=torch.channels_last)
-    return Training(model, recipe, train_batches(recipe, device=device), test, mask)
+    return Training(model, recipe, train_batches(recipe, device=device), test, mask, micro_batches)
 
 
 def bits(training: Training) -> bytes:
