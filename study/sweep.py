@@ -281,6 +281,8 @@ class _Sweep:
                 self._ended = run_trials(cluster, searcher, attach, self._plan.space.name)
                 if self._ended is not None and (missing := cluster.missing()) is not None:
                     self._lose(f"{missing} is out of reach", cluster)
+                if not searcher.unfinished():
+                    self._tracker.last()  # it goes on while Ray ends, which takes seconds
         with contextlib.suppress(StorageError):  # the summary also names the failures
             note_failures(self._store, searcher, round(1000 * time.time()))
 

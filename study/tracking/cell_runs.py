@@ -145,9 +145,11 @@ def _show(experiment: Experiment, parent: str, average: Average, runs: list[Any]
     }
     run_id = experiment.client.create_run(experiment.id, now, tags, average.name).info.run_id
     points = [(name, value, now, step) for (name, step), value in average.points.items()]
-    for start in range(0, len(points), BATCH):
-        experiment.log(run_id, points[start : start + BATCH])
-    experiment.log(run_id, params=average.params, tags={schema.TAG_CONTENT: content})  # last: it says all is there
+    *full, rest = [points[start : start + BATCH] for start in range(0, max(len(points), 1), BATCH)]
+    for batch in full:
+        experiment.log(run_id, batch)
+    # The tag says that all is there. MLflow writes the tags of a request last.
+    experiment.log(run_id, rest, average.params, {schema.TAG_CONTENT: content})
     experiment.client.set_terminated(run_id, FINISHED)
     _delete(experiment, runs)  # only now, so that a page never lacks the run
 

@@ -42,8 +42,9 @@ CLOSING_PAUSE, CLOSING_PATIENCE = 1.0, 20.0
 """At the end of a study: the longest pause, and the longest wait for a server that does not answer, in seconds."""
 AT_ONCE = 32
 """Results that are read in parallel and then logged in one go, during which no other driver can create runs."""
-AVERAGE_SECONDS, AVERAGE_REST = 60.0, 20.0
-"""Pause between two updates of the averages: at least so many seconds, and so many times as long as the last took."""
+AVERAGE_SECONDS, AVERAGE_REST = 120.0, 20.0
+"""Pause between two updates of the averages: at least so many seconds, which a study on digits does not outlast, and so
+many times as long as the last took."""
 AVERAGE_RESULTS, AVERAGE_GROWTH = 8, 0.25
 """The averages are updated after this many more results, and after this share of the results before."""
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
@@ -172,6 +173,12 @@ class Tracker:
         self._wanted.set()
         self._changed.notify()
 
+    def last(self) -> None:
+        """Note that no job runs any more: the averages follow the deliveries that are left, without waiting."""
+        with self._changed:
+            self._closing.set()
+            self._notify()
+
     def close(self, timeout: float = math.inf, show: Callable[[int], None] | None = None) -> bool:
         """Deliver the rest; return whether everything was delivered. The next start delivers what is missing.
 
@@ -179,9 +186,7 @@ class Tracker:
             timeout: maximum wait in seconds; the wait also ends after ``CLOSING_PATIENCE`` without an answer.
             show: called about every 0.1 s with the number of runs that are still to be delivered.
         """
-        with self._changed:
-            self._closing.set()
-            self._notify()
+        self.last()
         began = time.monotonic()
         try:
             while self._thread.is_alive() and time.monotonic() < began + timeout:

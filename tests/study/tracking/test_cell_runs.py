@@ -112,7 +112,10 @@ def test_averages_are_finished_children_of_the_study_without_a_key(study: str) -
 
 
 @pytest.mark.slow
-def test_a_deleted_cell_run_comes_back(plan: Plan, study: str, published: Store) -> None:
+def test_a_deleted_cell_run_comes_back(
+    plan: Plan, study: str, published: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.tracking.cell_runs.BATCH", 7)
     before = derived(study)
     key, gone = next(iter(before.items()))
     MlflowClient(study).delete_run(gone.info.run_id)
@@ -120,7 +123,9 @@ def test_a_deleted_cell_run_comes_back(plan: Plan, study: str, published: Store)
     after = derived(study)
     assert after.keys() == before.keys()
     assert [name for name in before if after[name].info.run_id != before[name].info.run_id] == [key]
-    assert after[key].data.metrics == gone.data.metrics
+    assert after[key].data.to_dictionary() == gone.data.to_dictionary()
+    history = [curve(study, run, schema.TEST_ACCURACY) for run in (gone, after[key])]
+    assert history[0] == history[1] != []
 
 
 @pytest.mark.slow
@@ -264,6 +269,21 @@ def test_the_tracker_updates_averages_after_the_last_result(plan: Plan, publishe
     assert f"viewStateShareKey={schema.VIEW}" in tracker.page
     methods = {run.data.params["row"] for run in derived(uri).values()}
     assert methods == {"dense", "lth", "naive", "permuted", "imp"}
+
+
+def test_averages_follow_the_last_result_before_anybody_waits_for_them(
+    dense_plan: Plan, published: Store, uri: str
+) -> None:
+    tracker = track(dense_plan, published, uri)
+    calls: list[int] = []
+    tracker._average = lambda _: calls.append(tracker._logged)
+    tracker.start()
+    for key in dense_plan.jobs:
+        tracker.done(key)
+    tracker.last()
+    wait_for(lambda: not tracker._thread.is_alive())
+    assert calls == [len(dense_plan.jobs)]
+    assert tracker.close(HANG_SECONDS), tracker.behind
 
 
 def test_the_tracker_updates_averages_while_results_come_but_not_after_each(
