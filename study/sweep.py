@@ -126,6 +126,7 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
             registration = store.register_study({"space": plan.space.name, "jobs": len(plan.jobs)})
             with registration, _termination_as_interrupt():
                 sweep.run(todo, registration)
+            sweep.clear_up()
     except BaseException as error:
         tracker.close(LAST_DELIVERY_SECONDS)
         if isinstance(error, KeyboardInterrupt):
@@ -286,10 +287,20 @@ class _Sweep:
         with contextlib.suppress(StorageError):  # the summary also names the failures
             note_failures(self._store, searcher, round(1000 * time.time()))
 
+    @property
+    def _halted(self) -> bool:
+        """Whether the sweep was halted. Then the storage may be out of reach."""
+        return self._searcher is not None and self._searcher.halted is not None
+
+    def clear_up(self) -> None:
+        """Remove the leases and checkpoints of published jobs whose processes or nodes died just after publishing."""
+        if not self._halted:
+            self._store.sweep()
+
     def missing(self) -> list[str]:
         """Return the keys of the jobs that were reported as published but are not in the store now."""
         state = self._searcher.state if self._searcher is not None else {}
-        if self._searcher is not None and self._searcher.halted is not None:  # the storage may be unreachable
+        if self._halted:
             return []
         return [key for key in self._plan.closure.todo(self._store.keys()) if state.get(key, DONE) == DONE]
 

@@ -16,16 +16,19 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from tiny_study import assert_same_result, assignments, python
+from tracked import bring_back, job_of, without
 from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import get_space
 from study.plan import Plan, make_plan, override
 from study.preference import preferences
 from study.run import main
+from study.sweep import _Sweep
 from study.tracking.delivery import Tracker
 from study.tracking.labels import recipe_digest
 from trainables import schema
 from trainables.host.databases import default_tracking_uri
+from trainables.host.processes import me
 from trainables.storage.starts import starts
 from trainables.storage.store import Store
 
@@ -315,3 +318,22 @@ def test_a_result_that_is_removed_meanwhile_is_named_and_the_study_is_not_comple
     err = capsys.readouterr().err
     assert f"({gone[:12]}) was published but is no longer in the store\n" in err
     assert re.search("^to compute only these again: python -m study.run --space ", err, re.M)
+
+
+def test_nothing_is_left_of_a_job_whose_node_died_just_after_publishing(
+    published: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(published.root, tmp_path / "outputs")
+    store, job = Store(tmp_path / "outputs"), job_of(plan_of(), schema.SPARSE)
+    without(store, job)
+
+    def run(*_: object) -> None:
+        with store.lease(job.key) or pytest.fail("it is free"):
+            lease = store.storage.read(f"leases/{job.key}") or b""
+        store.storage.write(f"leases/{job.key}", lease.replace(me().encode(), b"node-7:1:1"))
+        store.write_checkpoint(job.key, b"of the last epoch")
+        bring_back(store, job)
+
+    monkeypatch.setattr(_Sweep, "run", run)
+    assert main(command(tmp_path)) == 0
+    assert [*store.storage.names("leases"), *store.storage.names("work")] == []

@@ -145,8 +145,10 @@ def assert_as_if_nothing_had_happened(study: Study, undisturbed: Study, plan: Pl
     assert status == expected_status == dict.fromkeys(plan.jobs, "FINISHED")
     assert points == expected_points, "every point once, with the same value"
     assert params == expected_params
-    for directory in ("work", "leases", "failed", "studies"):
-        assert list(study.store.storage.names(directory)) == []
+    left = [
+        path for directory in ("work", "leases", "failed", "studies") for path in study.store.storage.names(directory)
+    ]
+    assert left == []
 
 
 def kill_a_worker(study: Study, process: subprocess.Popen[str], luck: random.Random) -> bool:

@@ -58,6 +58,7 @@ _RESULT = re.compile(
     rf"(?P<file>({documents.ATTEMPT_FORM}/)?{documents.ARTIFACT_FORM})"
 )
 _CHECKPOINT = re.compile(rf"work/(?P<key>{documents.KEY_FORM})/.+")
+_LEASE = re.compile(rf"leases/(?P<key>{documents.KEY_FORM})")
 _FAILURE = re.compile(rf"failed/(?P<key>{documents.KEY_FORM})\.json")
 _EARLIER = re.compile(rf"store/\.tmp/{documents.KEY_FORM}-.+-[0-9a-f]{{8}}/.+")
 """Half-written results of earlier versions."""
@@ -347,13 +348,13 @@ class Store:
             ) from error
 
     def sweep(self) -> None:
-        """Remove leases and half-written documents of dead processes, and checkpoints of jobs that are published."""
+        """Remove leases and half-written documents of dead processes; leases and checkpoints of published jobs."""
         self.forget_damaged_leases()
         for path in (each for folder in _DOCUMENTS for each in self.storage.names(folder)):
             if (half := unfinished(path)) and not alive(half[1]):
                 self.storage.remove(path)
-        for path in self.storage.names("work"):
-            if (found := _CHECKPOINT.fullmatch(path)) and found["key"] in self:
+        for path in (*self.storage.names("work"), *self.storage.names("leases")):
+            if (found := _CHECKPOINT.fullmatch(path) or _LEASE.fullmatch(path)) and found["key"] in self:
                 self.storage.remove(path)
 
     # --- work in progress ---------------------------------------------------------------------------------------

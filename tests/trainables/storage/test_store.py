@@ -508,7 +508,7 @@ def test_what_earlier_versions_left_is_cleaned(earlier: Store) -> None:
 
 
 # --- sweeping -------------------------------------------------------------------------------------------------------
-def test_sweeping_removes_leases_of_the_dead_and_checkpoints_of_what_is_published(
+def test_sweeping_removes_leases_of_the_dead_and_what_is_left_of_published_jobs(
     full: Store, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     other, dead = key_of("other"), "store.lease(argv[1]); store.register_study({}); os.kill(os.getpid(), 9)"
@@ -516,7 +516,9 @@ def test_sweeping_removes_leases_of_the_dead_and_checkpoints_of_what_is_publishe
     full.write_checkpoint(KEY, b"its job was killed just after it was published")
     full.write_checkpoint(other, b"work in progress")
     with full.lease(other) or pytest.fail("it is free"):
-        assert len([*full.storage.names("leases"), *full.storage.names("studies")]) == 3
+        lease = full.storage.read(f"leases/{other}") or b""
+        full.storage.write(f"leases/{KEY}", lease.replace(me().encode(), b"a-host-that-is-gone:1:1"))
+        assert len([*full.storage.names("leases"), *full.storage.names("studies")]) == 4
         full.sweep()
         assert [*full.storage.names("leases"), *full.storage.names("studies")] == [f"leases/{other}"]
     assert [*full.storage.names("work")] == [f"work/{other}/checkpoint.safetensors"]
