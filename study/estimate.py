@@ -273,7 +273,8 @@ def _seconds(plan: Plan, job: Job, forward: Callable[[int, int], float]) -> floa
         points = {ConnectConfig: "points", PlaneConfig: "resolution"}.get(type(config))
         number = getattr(config, points) if points else len(job.parents)
         return SECONDS_PER_JOB + (number**2 if isinstance(config, PlaneConfig) else number) * (test + estimation)
-    epoch = 3 * forward(facts.train_images, config.recipe.batch_size) + test
+    steps = 3 * forward(facts.train_images, config.recipe.batch_size)
+    epoch = steps / plan.workers(job.key) + test  # the leader evaluates; what the workers exchange is not counted
     measuring = forward(facts.train_images, batch) + 2 * test
     return SECONDS_PER_JOB + config.recipe.epochs * epoch + measuring
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from study import fastest
@@ -34,8 +35,9 @@ def print_forecast(plan: Plan, store: Store, options: Options, unmeasured: Seque
     if schedule:
         print(*_on_machines(schedule, estimates, options), sep="\n")
     elif todo:
-        seconds = estimates.makespan(plan, todo, slots(options))
-        print(f"about {duration(seconds)} with {slots(options)} trials at a time ({estimates.basis})")
+        number = slots(options, plan.space.workers)
+        seconds = estimates.makespan(plan, todo, number)
+        print(f"about {duration(seconds)} with {number} trials at a time ({estimates.basis})")
 
 
 def _schedule(
@@ -74,9 +76,9 @@ def _on_machines(schedule: Schedule, on_core: Estimates, options: Options) -> li
     ]
 
 
-def slots(options: Options) -> int:
-    """Return how many trials run at a time on this machine."""
-    return options.max_concurrent or max(1, int((os.cpu_count() or 1) / (options.cpus_per_trial or 1.0)))
+def slots(options: Options, workers: int = 1) -> int:
+    """Return how many trials of `workers` workers run at a time on this machine."""
+    return options.max_concurrent or max(1, int((os.cpu_count() or 1) / (workers * (options.cpus_per_trial or 1.0))))
 
 
 def print_plan(
@@ -102,8 +104,23 @@ def print_plan(
     )
     for name, facts in plan.facts.items():
         print(*facts.lines(name), sep="\n")
-    for line in (*plan.notes, *fastest.lines(plan.ways), *_slow(plan, store, options)):
+    for line in (*_shared(plan, todo), *plan.notes, *fastest.lines(plan.ways), *_slow(plan, store, options)):
         print(line)
+
+
+def _shared(plan: Plan, todo: Mapping[str, set[int | None]]) -> list[str]:
+    """Return a line on how many workers the jobs to run use, if some use several."""
+    if plan.space.workers == 1:
+        return []
+    counts = Counter(plan.workers(key) for key in todo)
+    parts = [f"{count:,} jobs with {number} each" for number, count in sorted(counts.items(), reverse=True)]
+    whole = {
+        job.config.recipe.engine.setting: None
+        for key, job in plan.jobs.items()
+        if key in todo and isinstance(job.config, TRAINING_CONFIGS) and plan.workers(key) == 1
+    }
+    why = f"; {' and '.join(whole)} needs a network whole" if whole else ""
+    return [f"workers: {', '.join(parts)}{why}"]
 
 
 def _slow(plan: Plan, store: Store, options: Options) -> list[str]:

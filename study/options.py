@@ -36,7 +36,7 @@ def _zero_or_more(value: float) -> None:
 
 def _gpus(value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"must be within 0 and 1 because no trial spans GPUs, got {value:g}")
+        raise ValueError(f"must be within 0 and 1, got {value:g}: --set workers=N gives a trial N GPUs, one per worker")
 
 
 def _filled(value: str) -> None:
@@ -125,7 +125,8 @@ class Options:
         "most trials at the same time (default: what fits)", metavar="N", kind=int, check=_above_zero
     )
     gpus_per_trial: float | None = _option(
-        "share of a GPU that a trial gets, 0 to 1 (default: what its job's memory needs, 1/8 to 1, if there are any)",
+        "share of a GPU that a trial gets, or each of its workers, 0 to 1 (default: what its job's memory needs, 1/8 "
+        "to 1, if there are any)",
         metavar="X",
         kind=float,
         check=_gpus,
@@ -137,10 +138,16 @@ class Options:
         check=_above_zero,
     )
     cpus_per_trial: float | None = _option(
-        "CPUs of a trial (default: 1, or less if more trials share a GPU than its machine has CPUs for)",
+        "CPUs of a trial, or of each of its workers (default: 1, or less if more trials share a GPU than its machine "
+        "has CPUs for)",
         metavar="N",
         kind=float,
         check=_above_zero,
+    )
+    elastic: bool = _option(
+        "a trial of several workers (--set workers=N) makes do with fewer while the cluster has no room for all; one "
+        "that has lost a worker goes on from its last checkpoint",
+        False,
     )
     nets_per_trial: int = _option(
         "most networks that a trial trains together, where the space says stacked=true or graphs=true",

@@ -10,7 +10,7 @@ from typing import Any
 from search_spaces import RECIPES, SearchSpace, recipe
 from trainables import schema
 from trainables.checks import known
-from trainables.config import Cell, check_something_left
+from trainables.config import Cell, check_something_left, workers_of
 from trainables.data import check_dataset
 from trainables.data.dataset import DatasetFacts, Reading
 from trainables.graph import Closure, Job, Ref, measurements, target
@@ -54,6 +54,10 @@ class Plan:
         """Key -> job, parents first."""
         return self.closure.jobs
 
+    def workers(self, key: str) -> int:
+        """Return how many workers share a job."""
+        return workers_of(self.jobs[key].config, self.space.workers)
+
     @property
     def epochs(self) -> int:
         """Total epochs of all jobs of the plan."""
@@ -78,6 +82,8 @@ def make_plan(
         ValueError: a value is out of bounds, a name is unknown, or data are missing; the message says how to get them.
     """
     _refuse_idle_settings(space)
+    if isinstance(space.workers, tuple):
+        raise ValueError(f"workers takes one value, got {', '.join(map(str, space.workers))}: results are the same")
     reading = reading_of(space)
     facts = {name: (facts_of or check_dataset)(name, data_dir, reading) for name in datasets(space)}
     graph = Closure()
@@ -91,6 +97,7 @@ def make_plan(
         if root.key in asked:
             return
         asked.add(root.key)
+        workers_of(root.config, space.workers)  # raises ValueError
         cells.update(dict.fromkeys((added.key for added in graph.add(Ref(root))), cell))
 
     grid, unasked = list(_cells(space, facts, ways or {})), dict[str, Cell]()

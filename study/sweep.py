@@ -254,6 +254,7 @@ class _Sweep:
                 ahead_in_growth=0 if cluster.is_own else AHEAD_IN_GROWTH,
                 max_concurrent=options.max_concurrent,
                 nets_per_trial=options.nets_per_trial,
+                elastic=options.elastic,
                 held=looks.held,
                 say=say,
             )
@@ -353,20 +354,29 @@ def _needs(
     )
     expected, pool = (cards[0] if cards else None), Pool(hosts.available())
     asked = {each: pool.request(need, math.inf, expected).resources for each, need in found.items()}
-    counts = Counter(tuple(asked[group(plan.jobs[key])].items()) for key in todo)
+    groups = [group(plan.jobs[key], plan.space.workers) for key in todo]
+    counts = Counter((each.workers, tuple(asked[each].items())) for each in groups)
     if any(plan.jobs[key].config.task.deterministic for key in todo) and not any(
         each.get("GPU") for each in asked.values()
     ):
         raise ClusterError(DETERMINISTIC_ON_CPU)
-    for each in counts:
-        if not hosts.fit(dict(each), hosts.present()):
+    for workers, each in counts:
+        places = hosts.places(dict(each), hosts.present())
+        if places < (1 if options.elastic else workers):
             problem = f"a trial asks for {in_words(dict(each))}, but no node of the cluster has that much"
+            if places:
+                problem = (
+                    f"a trial asks for {in_words(dict(each), workers)}, but the cluster has room for {places} of these "
+                    "workers (--elastic makes do with fewer)"
+                )
             if cluster.is_own:
                 raise ClusterError(problem)
             warnings.append(f"{problem} now; waiting for one that has")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    shapes = "; ".join(f"{count} with {in_words(dict(each))}" for each, count in counts.most_common())
+    shapes = "; ".join(
+        f"{count} with {in_words(dict(each), workers)}" for (workers, each), count in counts.most_common()
+    )
     hint = "" if cluster.is_own or hosts.room().get("GPU") or gpus is not None or cards else _NO_GPUS
     sharing = sum(config.recipe.engine.shares_trial for config in trained)
     together = f"; {sharing} networks may share a trial, up to {options.nets_per_trial} each" if sharing else ""

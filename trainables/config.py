@@ -62,6 +62,18 @@ class Recipe(Way):
     warmup_epochs: float = of_knob("warmup_epochs")
     first_epoch: int = neutral(0)
 
+    def workers(self, most: int) -> int:
+        """Return how many workers share this training if there may be `most`: one if its engine needs it whole.
+
+        Raises:
+            ValueError: a batch has fewer images than there are workers.
+        """
+        if not self.engine.shared:
+            return 1
+        if most > self.batch_size:
+            raise ValueError(f"workers must be at most {self.batch_size}, the images of a batch, got {most}")
+        return most
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenseConfig:
@@ -189,6 +201,16 @@ Config = (
     | OverlapConfig
 )
 TRAINING_CONFIGS = (DenseConfig, PruneConfig, SparseConfig)
+
+
+def workers_of(config: Config, most: int) -> int:
+    """Return how many workers share a job if there may be `most`: one if it trains no network.
+
+    Raises:
+        ValueError: as :meth:`Recipe.workers`.
+    """
+    return config.recipe.workers(most) if isinstance(config, TRAINING_CONFIGS) else 1
+
 
 DETERMINISTIC_ON_CPU = (
     "deterministic=true has an effect on GPUs only; on a CPU the same key gives the same bits without it, so leave it "

@@ -63,6 +63,7 @@ MAX_SEED = 499_999_999
 MAX_MEMBERS = 100
 MAX_EPOCHS = 100_000
 MAX_IMAGES = 1_000_000_000
+MAX_WORKERS = 1024
 
 GRID, NETWORK, TRAINING, REWINDING = "grid", "network", "training", "rewinding"
 PRUNING, MATCHING, MEASURING, READING = "pruning", "matching", "measuring", "reading"
@@ -265,6 +266,13 @@ class Knobs:
         "on a GPU, results repeat to the bit on a card of the same kind; slower",
         neutral=False,
         young=True,
+    )
+    workers: int = training(
+        1,
+        f"[1, {MAX_WORKERS}]",
+        "processes that train a network together, each on its own GPU or CPUs and with its part of every batch; "
+        "results agree up to rounding",
+        affects_results=False,
     )
     augment: bool = training(True, None, "training images are augmented", neutral=True)
     init: str = network("default", INITS, "how weights are drawn", neutral="default", recipe=True)

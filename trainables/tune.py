@@ -7,8 +7,10 @@ computes them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
+import fcntl
 import functools
 import gc
 import json
@@ -16,6 +18,8 @@ import logging
 import math
 import os
 import platform
+import socket
+import struct
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -24,9 +28,11 @@ from typing import Any, ClassVar
 import ray
 import torch
 from ray.tune import PlacementGroupFactory, Trainable
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from trainables import schema
-from trainables.config import DETERMINISTIC_ON_CPU, TRAINING_CONFIGS, Cell, check_something_left
+from trainables.config import DETERMINISTIC_ON_CPU, TRAINING_CONFIGS, Cell, check_something_left, workers_of
 from trainables.data import BY_DEFAULT, Reading, check_dataset
 from trainables.errors import HostFault, Verdict, WouldRecur, causes, first_line, is_of_cuda, release, verdict
 from trainables.graph import Closure, Job, Ref, measurements, target
@@ -40,6 +46,7 @@ from trainables.knobs import KNOBS, UNKEYED
 from trainables.storage.artifacts import read_metrics
 from trainables.storage.store import StorageError, Store
 from trainables.training.allocation import give_back
+from trainables.training.crew import SILENCE, Crew, Post, serve
 from trainables.training.determinism import fix_workspace
 from trainables.training.engines import CPU, GPU
 from trainables.trial_results import (
@@ -64,6 +71,8 @@ HELD_SECONDS = 10.0
 """After waiting this long for another process's result, a trial gives up its place."""
 SIGHT_PAUSES = (0.0, 1.0, 2.0, 4.0)
 """Seconds before each look for the study in the storage: a network file system may briefly show an old state."""
+_ADDRESS_OF_INTERFACE = 0x8915
+"""Number of Linux's request ``SIOCGIFADDR``."""
 _OTHER_VERSION = "this node runs another version of the study than the driver"
 _STDERR = 2
 """File descriptor. In a worker it leads to the worker's file among Ray's logs, even if ``sys.stderr`` was replaced."""
@@ -93,6 +102,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
     """
 
     _results: Results | None = None
+    _crew = Crew()
 
     def setup(self, config: dict[str, Any]) -> None:
         """Prepare the job that `config` describes."""
@@ -113,18 +123,27 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         own = {name: value for name, value in config.items() if name not in _SURROUNDINGS}
         data_dir = _located(str(surroundings["data_dir"])) if "data_dir" in surroundings else None
         given = {name: KNOBS[name].checked(surroundings.pop(name)) for name in UNKEYED if name in surroundings}
+        workers = given.pop("workers", 1)
         reading = Reading(**given)
         job, outputs = self._job(own, data_dir, reading)
         context = Context(
             store=Store(_located(str(surroundings.pop("storage", "outputs")))),
             reading=reading,
             device=self._device(job),
+            crew=self._crew_of(workers_of(job.config, workers), config.get("max_silence", SILENCE)),
             **{**surroundings, "data_dir": data_dir},
         )
         # One thread per CPU of the trial: more would compete for the cores of other trials.
         torch.set_num_threads(max(1, int(self._cpus())))
         self._target, self._context = job, context
         self._results = self._following(compute(job, outputs, context))
+
+    def _crew_of(self, workers: int, silence: float) -> Crew:
+        """Return this trial's crew: the last trial's, if this process ran one with as many workers."""
+        if self._crew.workers != workers:
+            self._crew.close()
+            self._crew = _crew(workers, silence)
+        return self._crew
 
     def _job(self, config: dict[str, Any], data_dir: str | None, reading: Reading) -> tuple[Job, list[int | None]]:
         """Return the job that the rest of the config names, and the outputs to publish."""
@@ -186,8 +205,9 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         """Do nothing: the job resumes from the store's own checkpoint of its key."""
 
     def cleanup(self) -> None:
-        """Release the lease on a job that is stopped before its end."""
+        """Release the lease on a job that is stopped before its end, and end the other workers."""
         self._close()
+        self._crew.close()
 
     def _close(self) -> None:
         if self._results is not None:
@@ -195,8 +215,8 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
-        """Request one CPU; ``tune.with_resources`` requests more CPUs or a GPU."""
-        return PlacementGroupFactory([{"CPU": 1}])
+        """Request one CPU for each worker; ``tune.with_resources`` requests more CPUs or GPUs, a bundle per worker."""
+        return PlacementGroupFactory([{"CPU": 1}] * config.get("workers", 1))
 
 
 class PlannedJob(JobTrainable):
@@ -324,7 +344,7 @@ class CellTrainable(JobTrainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
-        """Request one CPU; log, once in the driver's process, where the trials run and their results go."""
+        """Request one CPU for each worker; log, once in the driver's process, where trials run and results go."""
         _say_where(cls.__name__)
         return super().default_resource_request(config)
 
@@ -377,6 +397,74 @@ class Permuted(CellTrainable):
     """Train net B from the rewind epoch under A's mask, permuted to align A with B."""
 
     method = "permuted"
+
+
+class _Serving:
+    """The process of a worker other than the leader."""
+
+    def serve(self, post: Post) -> None:
+        """Work until this process is ended."""
+        settle()
+        forgive()
+        _use_interface_of(ray.util.get_node_ip_address())
+        serve(post)
+
+
+class _ActorWorker:
+    """A worker in its bundle of the trial's placement group."""
+
+    def __init__(self, group: PlacementGroup, post: Post) -> None:
+        """Start the process."""
+        resources = dict(group.bundle_specs[post.rank])
+        self._actor = (
+            ray.remote(_Serving)
+            .options(
+                num_cpus=resources.pop("CPU", 0),
+                num_gpus=resources.pop("GPU", 0),
+                resources={name: amount for name, amount in resources.items() if name != "memory"},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=post.rank),
+            )
+            .remote()
+        )
+        self._end = self._actor.serve.remote(post)
+
+    def has_ended(self) -> bool:
+        """Return whether the process has ended."""
+        return bool(ray.wait([self._end], timeout=0)[0])
+
+    def end(self) -> None:
+        """End the process."""
+        ray.kill(self._actor)
+
+
+def _crew(workers: int, silence: float) -> Crew:
+    """Return the crew of a trial whose placement group, if there is one, has a bundle for each worker.
+
+    Raises:
+        ValueError: the group has fewer bundles.
+    """
+    group = ray.util.get_current_placement_group() if ray.is_initialized() else None
+    if group is None or workers == 1:
+        return Crew(workers, silence=silence)
+    if group.bundle_count < workers:
+        raise ValueError(
+            f"workers={workers} needs a bundle of resources for each, the trial has {group.bundle_count}: request "
+            "tune.PlacementGroupFactory([{...}] * workers), or nothing for one CPU each"
+        )
+    address = ray.util.get_node_ip_address()
+    _use_interface_of(address)
+    whole = all(bundle.get("GPU", 0.0) >= 1.0 for bundle in group.bundle_specs)
+    return Crew(workers, functools.partial(_ActorWorker, group), host=address, silence=silence, own_gpus=whole)
+
+
+def _use_interface_of(address: str) -> None:
+    """Have gloo connect workers through the network interface with an address: a host's name may lead elsewhere."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has no address
+                found = fcntl.ioctl(asked, _ADDRESS_OF_INTERFACE, struct.pack("256s", name.encode()))[20:24]
+                if socket.inet_ntoa(found) == address:
+                    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 @functools.cache

@@ -23,9 +23,10 @@ Resources = Mapping[str, float]
 """Ray's name of a resource (``CPU``, ``GPU``) -> amount, which may be a fraction."""
 
 
-def in_words(asked: Resources) -> str:
-    """Return resources as ``1 CPU and 0.5 GPU``."""
-    return " and ".join(f"{amount:g} {name}" for name, amount in asked.items())
+def in_words(asked: Resources, workers: int = 1) -> str:
+    """Return resources as ``1 CPU and 0.5 GPU``, or ``2 workers, each with 1 CPU and 1 GPU``."""
+    words = " and ".join(f"{amount:g} {name}" for name, amount in asked.items())
+    return words if workers == 1 else f"{workers} workers, each with {words}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Node:
     name: str
     resources: Resources
     card: Card | None = None
+
+    def places(self, asked: Resources) -> int:
+        """Return how many workers that request this fit on the machine if it is idle."""
+        return min(int(self.resources.get(name, 0.0) / amount + TOLERANCE) for name, amount in asked.items() if amount)
 
 
 class Hosts:
@@ -90,13 +95,23 @@ class Hosts:
         """Return and forget how often each job has failed on a node in a row; the node is to blame for this."""
         return self._streaks.pop(node, Counter())
 
-    def fit(self, asked: Resources, avoided: Collection[str] = ()) -> bool:
-        """Return whether any node outside `avoided` could run a trial if the node were idle."""
-        return any(
-            all(amount <= node.resources.get(name, 0.0) + TOLERANCE for name, amount in asked.items())
-            for each, node in self._nodes().items()
-            if each not in avoided
-        )
+    def fit(self, asked: Resources, avoided: Collection[str] = (), workers: int = 1) -> bool:
+        """Return whether the nodes outside `avoided` could run a trial's workers if the nodes were idle.
+
+        Args:
+            asked: what each worker of the trial requests.
+            avoided: ids of nodes.
+            workers: number of workers.
+        """
+        return self.places(asked, avoided) >= workers
+
+    def places(self, asked: Resources, avoided: Collection[str] = ()) -> int:
+        """Return how many workers the nodes outside `avoided` could run if the nodes were idle."""
+        return sum(node.places(asked) for each, node in self._nodes().items() if each not in avoided)
+
+    def fit_together(self, asked: Resources, avoided: Collection[str], workers: int) -> bool:
+        """Return whether one of the nodes outside `avoided` could run all workers of a trial."""
+        return any(node.places(asked) >= workers for each, node in self._nodes().items() if each not in avoided)
 
     def present(self) -> frozenset[str]:
         """Return the ids of the nodes that are in the cluster now and get no more jobs."""

@@ -22,7 +22,7 @@ from study.estimate import SECONDS_PER_PASS, image_size, launching, multiply_add
 from study.plan import Plan
 from study.scheduling.cards import GIB, Card
 from study.scheduling.hosts import TOLERANCE, Node, Resources
-from trainables.config import TRAINING_CONFIGS, MatchConfig
+from trainables.config import TRAINING_CONFIGS, MatchConfig, workers_of
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Job
 from trainables.knobs import BF16, FP32
@@ -63,13 +63,15 @@ class Group(NamedTuple):
     dataset: str
     uses_gpu: bool
     """Whether a GPU can compute the jobs."""
+    workers: int = 1
+    """Number of workers that share each of the jobs."""
 
 
-def group(job: Job) -> Group:
-    """Return the group of a job."""
+def group(job: Job, workers: int = 1) -> Group:
+    """Return the group of a job in a space with this number of workers."""
     config, task = job.config, job.config.task
     uses_gpu = not isinstance(config, TRAINING_CONFIGS) or GPU in config.recipe.engine.devices
-    return Group(task.model, task.width, task.shortcut, task.dataset, uses_gpu)
+    return Group(task.model, task.width, task.shortcut, task.dataset, uses_gpu, workers_of(config, workers))
 
 
 def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
@@ -120,10 +122,11 @@ class Need:
     """What the trials of a group need.
 
     Attributes:
-        cpus: CPUs of a trial.
+        cpus: CPUs of each worker of a trial.
+        workers: workers of a trial; if there are several, each gets a whole GPU, or none.
         cpus_may_shrink: whether a trial on a share of a GPU may get fewer CPUs, so that CPUs do not limit their number.
         share: share of a GPU, whatever the card; None: what `memory` and `multiply_adds` need.
-        memory: bytes of GPU memory.
+        memory: bytes of GPU memory of each worker.
         multiply_adds: multiply-adds of a training step of all networks that are stacked.
         launching: seconds that launching the kernels of a step takes.
         precision: number format of the step.
@@ -132,6 +135,7 @@ class Need:
     """
 
     cpus: float = 1.0
+    workers: int = 1
     cpus_may_shrink: bool = False
     share: float | None = 0.0
     memory: float = 0.0
@@ -156,6 +160,8 @@ class Need:
         """Return the share of a card that a trial needs."""
         if self.share is not None:
             return self.share
+        if self.workers > 1:  # NCCL refuses workers that share a GPU
+            return 1.0
         return max(gpu_share(self.memory, card.memory), gpu_share(ROUNDING * self.busy(card), 1.0))
 
     def after_running_out(self, card: Card | None, share: float) -> Need:
@@ -174,14 +180,16 @@ class Request:
     """What a trial asks Ray for.
 
     Attributes:
-        resources: CPUs and share of a GPU.
+        resources: CPUs and share of a GPU of each worker.
         card: the kind of GPU that it is meant for; None if the kind does not matter.
         avoided: nodes on which it must not run, because their GPUs are of another kind.
+        workers: number of workers.
     """
 
     resources: Resources
     card: Card | None = None
     avoided: frozenset[str] = frozenset()
+    workers: int = 1
 
 
 class Pool:
@@ -232,15 +240,16 @@ class Pool:
             expected: the kind of GPU of nodes that are yet to come; matters if the cluster has no GPU now.
         """
         if need.share is not None:
-            return Request({"CPU": need.cpus, "GPU": need.share} if need.share else {"CPU": need.cpus})
+            resources = {"CPU": need.cpus, "GPU": need.share} if need.share else {"CPU": need.cpus}
+            return Request(resources, workers=need.workers)
         held = [card for card in self._free if need.fits(card)]
         cards: Sequence[Card] = held or sorted(self._free, key=lambda card: card.memory)[-1:]
         if not cards:
             assert expected is not None, "without GPUs there are no shares"
-            return Request({"CPU": need.cpus, "GPU": need.share_of(expected)}, expected)
+            return Request({"CPU": need.cpus, "GPU": need.share_of(expected)}, expected, workers=need.workers)
 
         def rank(card: Card) -> tuple[bool, float, float]:
-            return not self.places(card, need.share_of(card)), need.step_seconds(card), card.memory
+            return self.places(card, need.share_of(card)) < need.workers, need.step_seconds(card), card.memory
 
         card = min(cards, key=rank)
         shares = [share for share in SHARES if ready <= sum(self.places(each, share) for each in cards)]
@@ -248,7 +257,7 @@ class Pool:
         cpus = min(need.cpus, self._cpus[card] * share) if need.cpus_may_shrink else need.cpus
         others = [node for other, slots in self._free.items() if other is not card for node, _ in slots]
         cpus = math.floor(cpus * STEPS + TOLERANCE) / STEPS
-        return Request({"CPU": cpus, "GPU": share}, card, frozenset(others))
+        return Request({"CPU": cpus, "GPU": share}, card, frozenset(others), need.workers)
 
 
 def needs(
@@ -267,19 +276,25 @@ def needs(
     Args:
         plan: the study.
         keys: keys of the jobs.
-        cpus: CPUs of each trial; None: one, or less for trials that share a GPU.
-        gpus: GPUs of each trial, whatever its job; None derives them from the group's largest job.
+        cpus: CPUs of each worker; None: one, or less for trials that share a GPU.
+        gpus: GPUs of each worker, whatever its job; None derives them from the group's largest job.
         cards: kinds of GPUs of the cluster; empty if it has none.
         nets_per_trial: most networks that are stacked in one trial.
+
+    Raises:
+        ValueError: several workers of a trial would share a GPU.
     """
     members: dict[Group, list[Job]] = {}
     for key in keys:
-        members.setdefault(group(plan.jobs[key]), []).append(plan.jobs[key])
+        members.setdefault(group(plan.jobs[key], plan.space.workers), []).append(plan.jobs[key])
     found: dict[Group, Need] = {}
     warnings = []
     largest = max((card.memory for card in cards), default=0.0)
     for each, jobs in members.items():
-        need = Need(cpus=cpus or 1.0, share=gpus or 0.0 if each.uses_gpu else 0.0)
+        share = gpus or 0.0 if each.uses_gpu else 0.0
+        if each.workers > 1 and 0.0 < share < 1.0:
+            raise ValueError(f"each of {each.workers} workers needs a whole GPU or none, got --gpus-per-trial {gpus:g}")
+        need = Need(cpus=cpus or 1.0, workers=each.workers, share=share)
         if each.uses_gpu and gpus is None and cards:
             facts = plan.facts[each.dataset]
             need = dataclasses.replace(need, cpus_may_shrink=cpus is None, share=None)

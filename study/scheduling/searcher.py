@@ -5,6 +5,7 @@ Imports neither ray nor torch, so that a plan can be laid on machines that do no
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import json
 import math
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -70,11 +72,12 @@ class Trial:
 
     Attributes:
         keys: keys of its jobs that have not ended.
-        asked: the resources that it requests.
+        asked: the resources that each of its workers requests.
         avoided: nodes on which it must not run.
         since: when it was handed out, in seconds of the searcher's clock.
         card: the kind of GPU that it is meant for; None if the kind does not matter.
-        slot: the GPU on which it probably is; None if it waits for one.
+        slots: the GPUs on which its workers probably are; None for one that waits.
+        workers: number of its workers.
         micro_batches: parts into which its jobs divide their batches.
         started: whether it has got its resources.
         worked: whether it has reported an epoch.
@@ -89,7 +92,8 @@ class Trial:
     avoided: frozenset[str]
     since: float
     card: Card | None = None
-    slot: Slot | None = None
+    slots: Sequence[Slot | None] = (None,)
+    workers: int = 1
     micro_batches: int = 1
     started: bool = False
     worked: bool = False
@@ -138,6 +142,7 @@ class PlanSearcher:
         ahead_in_growth: int = 0,
         max_concurrent: int | None = None,
         nets_per_trial: int = 1,
+        elastic: bool = False,
         held: Callable[[str], Future[bool]] | None = None,
         say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
@@ -161,6 +166,7 @@ class PlanSearcher:
             max_concurrent: most trials at the same time; None: as many as fit.
             nets_per_trial: most networks that are stacked; fewer when that keeps every GPU (or every CPU, without
                 GPUs) busy.
+            elastic: a trial starts with fewer workers while the cluster has no room for all, busy or not.
             held: asks the store for a job's results; None: the searcher trusts the trial's report.
             say: shows a line about a further attempt, or about a node that gets no more jobs.
             clock: returns monotonic seconds.
@@ -177,7 +183,7 @@ class PlanSearcher:
         """Keys of failed jobs that would fail again in the same way."""
         self._surroundings = dict(surroundings)
         self._retries, self._ahead, self._max_concurrent = retries, ahead, max_concurrent
-        self._nets_per_trial = nets_per_trial
+        self._nets_per_trial, self._elastic = nets_per_trial, elastic
         self._most: dict[Group, int] = {}
         self._divided: dict[tuple[Group, bool], int] = {}
         """Group, and whether its jobs train or measure -> the micro-batches of their batches, if more than one."""
@@ -185,7 +191,7 @@ class PlanSearcher:
         self._ahead_in_growth, self._grown = max(ahead, ahead_in_growth), clock()
         self._room: Resources = hosts.room()
         """What the nodes that get jobs had for trials at the last call of :meth:`suggest`, or at the start."""
-        self._needs = dict.fromkeys((group(plan.jobs[key]) for key in self.todo), Need()) | dict(needs or {})
+        self._needs = {each: Need(workers=each.workers) for each in map(self._group, self.todo)} | dict(needs or {})
         self._expected = expected
         self._vain = dict.fromkeys(self.todo, 0)
         self._furthest = dict.fromkeys(self.todo, 0)
@@ -204,10 +210,10 @@ class PlanSearcher:
         self.trials: dict[str, Trial] = {}
         """Id of each trial that Tune holds -> the trial."""
         self._mean: Counter[str] = Counter()
-        sizes = Counter(group(plan.jobs[key]) for key in self.todo)
-        for each, count in sizes.items():
+        for each, count in Counter(map(self._group, self.todo)).items():
             asked = self._pool().request(self._needs[each], math.inf, expected).resources
-            self._mean.update({name: amount * count / len(self.todo) for name, amount in asked.items()})
+            weight = each.workers * count / len(self.todo)
+            self._mean.update({name: amount * weight for name, amount in asked.items()})
         self._number = {key: number for number, key in enumerate(self.todo)}
         self._order = TopologicalSorter(parents)
         self._order.prepare()
@@ -260,16 +266,19 @@ class PlanSearcher:
         for each in keys:
             self._move(each, QUEUED)
         avoided = self._avoided(key, request)
-        micro_batches = self._micro_batches(key)
-        self.trials[trial_id] = Trial(keys, asked, avoided, now, request.card, micro_batches=micro_batches)
+        workers, micro_batches = request.workers, self._micro_batches(key)
+        waiting = [None] * workers
+        self.trials[trial_id] = Trial(keys, asked, avoided, now, request.card, waiting, workers, micro_batches)
         nets = [
             {"cell": json.dumps(asdict(self.plan.cells[each])), "key": each, "outputs": self.todo[each]}
             for each in keys
         ]
         mates = {"mates": json.dumps(nets[1:])} if nets[1:] else {}
-        where = {"avoided": sorted(avoided)} if avoided else {}
+        where: dict[str, Any] = {"avoided": sorted(avoided)} if avoided else {}
+        if workers > 1:
+            where |= {"workers": workers, "together": self._hosts.fit_together(asked, avoided, workers)}
         divided = {schema.MICRO_BATCHES: micro_batches} if micro_batches > 1 else {}
-        return {**self._surroundings, **nets[0], **mates, "resources": dict(asked), **where, **divided}
+        return {**self._surroundings, **nets[0], **mates, "resources": dict(asked), "workers": 1, **where, **divided}
 
     def on_trial_start(self, trial_id: str) -> None:
         """Note that a trial has got its resources; Tune tells only callbacks, so ``StudyCallback`` passes it on."""
@@ -386,19 +395,22 @@ class PlanSearcher:
         out = self._hosts.present()
         if not out:
             return False
-        asked = self._asks(key)
-        return self._hosts.fit(asked) and not self._hosts.fit(asked, out)
+        asks = self._asks(key)
+        fit = partial(self._hosts.fit, asks.resources, workers=asks.workers)
+        return fit() and not fit(out)
 
     def _avoided(self, key: str, request: Request) -> frozenset[str]:
         """Return the nodes on which the next attempt at a job must not run."""
         out = self._hosts.present() | request.avoided
         wary = out | self._shunned.get(key, set())
-        return wary if self._hosts.fit(request.resources, wary) else out
+        return wary if self._hosts.fit(request.resources, wary, request.workers) else out
 
     def is_stuck(self) -> bool:
         """Return whether Tune holds only trials that have not started and may run on none of the remaining nodes."""
         return bool(self.trials) and all(
-            not trial.started and trial.avoided and not self._hosts.fit(trial.asked, trial.avoided)
+            not trial.started
+            and (trial.avoided or (self._elastic and trial.workers > 1))
+            and not self._hosts.fit(trial.asked, trial.avoided, trial.workers)
             for trial in self.trials.values()
         )
 
@@ -415,26 +427,37 @@ class PlanSearcher:
             self._complete(trial_id, {"status": STATUS_DIED})
 
     # --- what may start -----------------------------------------------------------------------------------------------
+    def _group(self, key: str) -> Group:
+        return group(self.plan.jobs[key], self.plan.space.workers)
+
     def _need(self, key: str) -> Need:
-        return self._needs[group(self.plan.jobs[key])]
+        need = self._needs[self._group(key)]
+        if not self._elastic or need.workers == 1:
+            return need
+        request = self._pool().request(need, math.inf, self._expected)
+        places = self._hosts.places(request.resources, self._hosts.present() | request.avoided)
+        return dataclasses.replace(need, workers=min(need.workers, max(1, places)))
 
     def _pool(self) -> Pool:
         pool = Pool(self._hosts.available())
-        for trial in sorted(self.trials.values(), key=lambda trial: trial.slot is None):
+        for trial in sorted(self.trials.values(), key=lambda trial: None in trial.slots):
             if trial.card is not None:
-                trial.slot = pool.take(trial.card, trial.asked["GPU"], trial.slot)
+                trial.slots = [pool.take(trial.card, trial.asked["GPU"], slot) for slot in trial.slots]
         return pool
 
-    def _asks(self, key: str) -> Resources:
+    def _asks(self, key: str) -> Request:
         """Return what a job requests at least."""
-        return self._pool().request(self._need(key), math.inf, self._expected).resources
+        return self._pool().request(self._need(key), math.inf, self._expected)
 
     def _may_start(self, request: Request, pool: Pool, now: float) -> bool:
         if self._max_concurrent is not None and len(self.trials) >= self._max_concurrent:
             return False
         queued = [trial for trial in self.trials.values() if not trial.started]
         for trial in queued:
-            larger = any(amount > request.resources.get(name, 0.0) for name, amount in trial.asked.items())
+            larger = any(
+                amount * trial.workers > request.resources.get(name, 0.0) * request.workers
+                for name, amount in trial.asked.items()
+            )
             if larger and trial.card == request.card and now - trial.since > STARVING_SECONDS:
                 return False
         ahead = self._ahead_in_growth if now - self._grown < GROWTH_SECONDS else self._ahead
@@ -443,14 +466,14 @@ class PlanSearcher:
     def _like(self, key: str) -> list[str]:
         """Return the other ready jobs whose networks may share a trial with a job's, the most urgent first."""
         job = self.plan.jobs[key]
-        if self._most_nets(group(job)) == 1 or not self._is_stackable(key):
+        if self._most_nets(self._group(key)) == 1 or not self._is_stackable(key):
             return []
         ready = sorted(entry for entry in self._ready if entry[2] != key and self._is_stackable(entry[2]))
         return [other for _, _, other in ready if _are_alike(job, self.plan.jobs[other])]
 
     def _nets(self, key: str, like: int) -> int:
         """Return how many networks share the next trial: a job's and those of some of the `like` ready ones."""
-        need, most = self._need(key), self._most_nets(group(self.plan.jobs[key]))
+        need, most = self._need(key), self._most_nets(self._group(key))
         devices = int(self._room.get("CPU", 0.0) / need.cpus if need.share == 0.0 else self._room.get("GPU", 0.0))
         idle = min(devices, self._max_concurrent or devices) - len(self.trials)
         # With every device busy, do not split the ready jobs further: a freed slot takes a full stack.
@@ -466,14 +489,15 @@ class PlanSearcher:
         return isinstance(config, TRAINING_CONFIGS) and config.recipe.engine.shares_trial and not alone
 
     def _fits(self, request: Request, pool: Pool) -> bool:
-        if request.card is not None and not pool.places(request.card, request.resources["GPU"]):
+        if request.card is not None and pool.places(request.card, request.resources["GPU"]) < request.workers:
             return False
         taken: Counter[str] = Counter()
         for trial in self.trials.values():
-            taken.update(trial.asked)
+            taken.update({name: amount * trial.workers for name, amount in trial.asked.items()})
         room = self._room
         return all(
-            taken[name] + amount <= room.get(name, 0.0) + TOLERANCE for name, amount in request.resources.items()
+            taken[name] + amount * request.workers <= room.get(name, 0.0) + TOLERANCE
+            for name, amount in request.resources.items()
         )
 
     def slots(self) -> int:
@@ -523,7 +547,7 @@ class PlanSearcher:
         """
         if together < 2 or self.halted is not None:
             return False
-        like = group(self.plan.jobs[key])
+        like = self._group(key)
         self._most[like] = min(self._most_nets(like), together // 2)
         self._tell(key, f"{together} networks were out of memory; {self._most[like]} at a time")
         self._release(key)
@@ -562,15 +586,17 @@ class PlanSearcher:
         larger = trial.card is not None and any(card.memory > trial.card.memory for card in cards)
         if not share or not (share < 1.0 or larger) or self.halted is not None:
             return False
-        like = group(self.plan.jobs[key])
+        like = self._group(key)
         self._needs[like] = self._needs[like].after_running_out(trial.card, share)
-        self._tell(key, f"{why}; with {self._asks(key)['GPU']:g} GPU{' of a larger kind' if share >= 1.0 else ''}")
+        self._tell(
+            key, f"{why}; with {self._asks(key).resources['GPU']:g} GPU{' of a larger kind' if share >= 1.0 else ''}"
+        )
         self._release(key)
         return True
 
     def _micro_batches(self, key: str) -> int:
-        job = self.plan.jobs[key]
-        return self._divided.get((group(job), isinstance(job.config, TRAINING_CONFIGS)), 1)
+        trains = isinstance(self.plan.jobs[key].config, TRAINING_CONFIGS)
+        return self._divided.get((self._group(key), trains), 1)
 
     def _divide(self, key: str, trial: Trial, why: str) -> bool:
         """Let a job that ran out of a whole GPU's memory, and its like, compute a batch in twice as many micro-batches.
@@ -583,9 +609,9 @@ class PlanSearcher:
         config, number = job.config, max(self._micro_batches(key), 2 * trial.micro_batches)
         measured = eval_batch(image_size(self.plan, job))
         batch = config.recipe.batch_size if isinstance(config, TRAINING_CONFIGS) else measured
-        if config.task.deterministic or batch // number < LEAST_MICRO_BATCH:
+        if config.task.deterministic or batch // trial.workers // number < LEAST_MICRO_BATCH:
             return False
-        self._divided[group(job), isinstance(config, TRAINING_CONFIGS)] = number
+        self._divided[self._group(key), isinstance(config, TRAINING_CONFIGS)] = number
         self._tell(key, f"{why}; with batches of {batch} images in {number} micro-batches")
         self._release(key)
         return True

@@ -77,6 +77,7 @@ class _Trial:
     keys: list[str]
     asked: Mapping[str, float]
     avoided: frozenset[str]
+    workers: int
     left: float = 0.0
     busy: float = 0.0
 
@@ -96,52 +97,58 @@ class _PretendedRay:
     def submit(self, name: str, config: Mapping[str, Any]) -> None:
         """Queue a trial that the searcher has handed out."""
         keys = [config["key"], *(mate["key"] for mate in json.loads(config.get("mates", "[]")))]
-        self._waiting.append(_Trial(name, keys, config["resources"], frozenset(config.get("avoided", ()))))
+        avoided = frozenset(config.get("avoided", ()))
+        self._waiting.append(_Trial(name, keys, config["resources"], avoided, config["workers"]))
 
     def start(self) -> list[str]:
         """Start the waiting trials that fit; return their names."""
         started = []
         for trial in list(self._waiting):
-            fitting = [
+            # Ray fills what is already in use first.
+            used = sorted(self.machines, key=lambda each: (each.free.get("GPU", 0.0), each.free["CPU"]))
+            places = [
                 machine
-                for machine in self.machines
+                for machine in used
                 if machine.name not in trial.avoided
-                and all(amount <= machine.free.get(name, 0.0) + TOLERANCE for name, amount in trial.asked.items())
+                for _ in range(Node(machine.name, machine.free).places(trial.asked))
             ]
-            if fitting:
-                # Ray fills what is already in use first.
-                machine = min(fitting, key=lambda each: (each.free.get("GPU", 0.0), each.free["CPU"]))
+            if len(places) >= trial.workers:
                 self._waiting.remove(trial)
-                self._place(trial, machine)
+                self._place(trial, places[: trial.workers])
                 started.append(trial.name)
         return started
 
-    def _place(self, trial: _Trial, machine: _Machine) -> None:
-        card = machine.card if "GPU" in trial.asked else None
+    def _place(self, trial: _Trial, machines: list[_Machine]) -> None:
+        card = machines[0].card if "GPU" in trial.asked else None
         alone = [self._times[key][card] for key in trial.keys]
         # Networks that are stacked compute together, but their kernels are launched only once.
         computing = sum(each.seconds * each.busy for each in alone)
         trial.left = max(computing, *(each.seconds for each in alone))
         trial.busy = computing / trial.left
-        for name, amount in trial.asked.items():
-            machine.free[name] -= amount
-        machine.trials.append(trial)
+        for machine in machines:
+            for name, amount in trial.asked.items():
+                machine.free[name] -= amount
+            machine.trials.append(trial)
 
     def pass_time(self) -> list[_Trial]:
         """Let time pass until the next trials end; return them."""
-        pace = {machine: machine.slowdown for machine in self.machines}
-        running = [(trial, machine) for machine in self.machines for trial in machine.trials]
-        seconds = min(trial.left * pace[machine] for trial, machine in running)
+        places: dict[_Trial, list[_Machine]] = {}
+        for machine in self.machines:
+            for trial in machine.trials:
+                places.setdefault(trial, []).append(machine)
+        pace = {trial: max(machine.slowdown for machine in machines) for trial, machines in places.items()}
+        seconds = min(trial.left * pace[trial] for trial in places)
         self.now += seconds
         self.used += seconds * sum(machine.used for machine in self.machines)
         ended = []
-        for trial, machine in running:
-            trial.left -= seconds / pace[machine]
+        for trial, machines in places.items():
+            trial.left -= seconds / pace[trial]
             if trial.left <= TOLERANCE:
                 ended.append(trial)
-                machine.trials.remove(trial)
-                for name, amount in trial.asked.items():
-                    machine.free[name] += amount
+                for machine in machines:
+                    machine.trials.remove(trial)
+                    for name, amount in trial.asked.items():
+                        machine.free[name] += amount
         return ended
 
 
@@ -177,7 +184,7 @@ def simulate(
     """
     cards = [CARDS[name] for name in devices if name != CPU]
     found, warnings = needs(plan, todo, cpus=cpus, gpus=gpus, cards=cards, nets_per_trial=nets_per_trial)
-    on_gpu = {key for key in todo if cards and found[group(plan.jobs[key])].share != 0.0}
+    on_gpu = {key for key in todo if cards and found[group(plan.jobs[key], plan.space.workers)].share != 0.0}
     times: Times = {
         key: {card: on_card(plan, plan.jobs[key], card, (rates or {}).get(card.name, ())) for card in cards}
         if key in on_gpu
@@ -221,8 +228,9 @@ def simulate(
         for name in pretended.start():
             searcher.on_trial_start(name)
     if searcher.unfinished():
-        asked = next(iter(searcher.trials.values())).asked
-        raise ValueError(f"a trial asks for {in_words(asked)}, but none of the machines has that much")
+        waiting = next(iter(searcher.trials.values()))
+        has = "none of the machines has" if waiting.workers == 1 else "the machines do not have"
+        raise ValueError(f"a trial asks for {in_words(waiting.asked, waiting.workers)}, but {has} that much")
 
     counts: dict[Card | None, float] = {card: devices[card.name] for card in cards}
     counts[None] = sum(machine.free["CPU"] for machine in machines)
@@ -231,8 +239,8 @@ def simulate(
         seconds=pretended.now,
         bound=max(
             fastest.makespan(plan, todo, slots=len(todo)),  # the longest chain: with a slot per job none waits
-            _seconds_of_work({key: times[key] for key in on_gpu}, counts),
-            _seconds_of_work({key: times[key] for key in todo.keys() - on_gpu}, counts),
+            _seconds_of_work(plan, {key: times[key] for key in on_gpu}, counts),
+            _seconds_of_work(plan, {key: times[key] for key in todo.keys() - on_gpu}, counts),
         ),
         idle=1.0 - pretended.used / (count * pretended.now),
         alone=fastest.seconds,
@@ -241,15 +249,15 @@ def simulate(
     )
 
 
-def _seconds_of_work(times: Times, counts: Mapping[Card | None, float]) -> float:
+def _seconds_of_work(plan: Plan, times: Times, counts: Mapping[Card | None, float]) -> float:
     """Return the least seconds for which some jobs keep all devices busy.
 
     Every job counts with its time on the kind that computes it fastest, and every kind with the speed, relative to
     that, which it reaches in any job.
     """
     total, speeds = 0.0, dict[Card | None, float]()
-    for its in times.values():
-        busy = {card: each.seconds * each.busy for card, each in its.items()}
+    for key, its in times.items():
+        busy = {card: plan.workers(key) * each.seconds * each.busy for card, each in its.items()}
         least = min(busy.values())
         total += least
         for card, seconds in busy.items():

@@ -135,10 +135,11 @@ def _tuner(
 
 
 def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Return the resources that a trial requests, on any node except the avoided ones."""
-    avoided = config.get("avoided")
-    where = {"bundle_label_selector": [{NODE_LABEL: f"!in({','.join(avoided)})"}]} if avoided else {}
-    return tune.PlacementGroupFactory([config["resources"]], **where)
+    """Return the resources that a trial requests, on any node except the avoided ones: a bundle for each worker."""
+    avoided, workers = config.get("avoided"), config["workers"]
+    where = {"bundle_label_selector": [{NODE_LABEL: f"!in({','.join(avoided)})"}] * workers} if avoided else {}
+    strategy = "STRICT_PACK" if config.get("together") else "PACK"
+    return tune.PlacementGroupFactory([config["resources"]] * workers, strategy=strategy, **where)
 
 
 def _done(searcher: PlanSearcher) -> int:

@@ -189,8 +189,8 @@ def test_a_path_that_the_system_refuses_is_a_wrong_request(
         (["--max-concurrent", "0"], "must be above 0, got 0"),
         (["--max-concurrent", "1.5"], "invalid whole number value: '1.5'"),
         (["--cpus-per-trial", "0"], "must be above 0, got 0"),
-        (["--gpus-per-trial", "-1"], "must be within 0 and 1 because no trial spans GPUs, got -1"),
-        (["--gpus-per-trial", "1.5"], "must be within 0 and 1 because no trial spans GPUs, got 1.5"),
+        (["--gpus-per-trial", "-1"], "must be within 0 and 1, got -1: --set workers=N gives a trial N GPUs"),
+        (["--gpus-per-trial", "1.5"], "must be within 0 and 1, got 1.5: --set workers=N gives a trial N GPUs"),
         (["--gpu-memory", "0"], "must be above 0, got 0"),
         (["--on", "8H100"], "takes NUMBERxCARD, such as 8xH100 or 8xH100+16xA100-40GB, got '8H100'"),
         (["--on", "8xH10"], "unknown card 'H10' (did you mean 'H100'?); known: "),
@@ -232,7 +232,10 @@ def test_the_process_itself_ends_with_the_code_and_no_traceback(folder: Path) ->
     ("values", "message"),
     [
         ({"retries": -1}, "--retries must be at least 0, got -1"),
-        ({"gpus_per_trial": 1.5}, "--gpus-per-trial must be within 0 and 1 because no trial spans GPUs, got 1.5"),
+        (
+            {"gpus_per_trial": 1.5},
+            "--gpus-per-trial must be within 0 and 1, got 1.5: --set workers=N gives a trial N GPUs",
+        ),
         ({"storage": " "}, "--storage must not be empty"),
         (
             {"verify": True, "status": True},

@@ -58,6 +58,7 @@ BOUNDS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
     "plane_resolution": ("0 or a whole number in [2, 201]", (0, 2, 201), (-1, 1, 202, 1.5)),
     "rewind_epoch": ("a whole number in [0, epochs) with epochs=200", (0, 199), (-1, 200, 0.5)),
     "image_size": ("0 or a whole number in [8, 1024]", (0, 8, 1024), (7, 1025, 64.0)),
+    "workers": ("a whole number in [1, 1024]", (1, 2, 1024), (0, 1025, 1.5)),
     "damaged_images": ("a whole number in [0, 1000000000]", (0, 10**9), (-1, 10**9 + 1, 0.5)),
 }
 INSIDE = [(field, value) for field, (_, inside, _) in BOUNDS.items() for value in inside]

@@ -227,7 +227,7 @@ RENAMES: list[tuple[dict[str, Any], frozenset[str]]] = [
     ({"deterministic": True}, ALL),
     ({"augment": False}, ALL),
     ({"image_size": 64}, ALL),
-    ({"streaming": True, "damaged_images": 3}, frozenset()),
+    ({"streaming": True, "damaged_images": 3, "workers": 4}, frozenset()),
     ({"shortcut": "conv1x1"}, ALL),
     ({"init": "fan_out"}, ALL),
     ({"init": "fan_in"}, frozenset()),  # the model's own initialisation, under another name

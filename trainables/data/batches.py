@@ -7,6 +7,7 @@ costs almost nothing. Neither the size of the chunks nor where their images come
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -43,6 +44,12 @@ def cpu_generator(root: int, purpose: str, *counters: int) -> torch.Generator:
     generator = torch.Generator(device="cpu")
     generator.manual_seed(derive_seed(root, purpose, *counters))
     return generator
+
+
+def parts(batch_size: int, workers: int) -> list[range]:
+    """Return the positions in every batch of the images that each worker takes; they differ by one image at most."""
+    ends = [rank * batch_size // workers for rank in range(workers + 1)]
+    return [range(*each) for each in itertools.pairwise(ends)]
 
 
 def random_order(split: Split, seed: int, count: int | None = None) -> Tensor:
@@ -88,9 +95,11 @@ class _Batches:
         device = torch.device(self.device)
         return {name: _sent(values, device) for name, values in draw(augmentation, count, generator).items()}
 
-    def _batches(self, count: int, order: Tensor | None, augmentation: Augmentation, draws: Draws) -> Iterator[Batch]:
-        """Yield the first `count` images in an order, by default their own, in batches; the last one may be smaller."""
-        device, size = torch.device(self.device), self.batch_size
+    def _batches(
+        self, count: int, order: Tensor | None, augmentation: Augmentation, draws: Draws, size: int
+    ) -> Iterator[Batch]:
+        """Yield the first `count` images in an order, by default their own, `size` at a time; the last may be fewer."""
+        device = torch.device(self.device)
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         batch_bytes = size * self.split.images[0].numel() * 4
         chunk = max(1, self.chunk_bytes // batch_bytes) * size
@@ -111,6 +120,7 @@ class TrainBatches(_Batches):
     Attributes:
         augmentation: random changes, drawn independently for every epoch.
         seed: root of order and augmentation.
+        part: the positions in every batch whose images are wanted; None: all.
 
     Raises:
         ValueError: if `batch_size` is not within 1 and the size of the split.
@@ -118,6 +128,7 @@ class TrainBatches(_Batches):
 
     augmentation: Augmentation
     seed: int
+    part: range | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= len(self.split):
@@ -141,8 +152,12 @@ class TrainBatches(_Batches):
         order = torch.randperm(images, generator=cpu_generator(self.seed, "order", number))
         # Drawn for all images, so that the change of an image does not depend on the batch size.
         draws = self._drawn(self.augmentation, images, cpu_generator(self.seed, "augment", number))
-        count = self.steps_per_epoch * self.batch_size
-        yield from self._batches(count, _sent(order, self.split.labels.device), self.augmentation, draws)
+        count, size = self.steps_per_epoch * self.batch_size, self.batch_size
+        if self.part is not None:
+            wanted = torch.arange(count).view(-1, size)[:, self.part.start : self.part.stop].flatten()
+            count, size, order = len(wanted), len(self.part), order[wanted]
+            draws = {name: values[_sent(wanted, values.device)] for name, values in draws.items()}
+        yield from self._batches(count, _sent(order, self.split.labels.device), self.augmentation, draws, size)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -180,7 +195,7 @@ class EvalBatches(_Batches):
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from self._batches(self.num_images, self.order, self._changes, self._draws)
+        yield from self._batches(self.num_images, self.order, self._changes, self._draws, self.batch_size)
 
 
 def _on_device(split: Split, chunks: Iterable[Tensor | slice], device: torch.device) -> Iterator[Batch]:

@@ -23,6 +23,7 @@ from trainables.host.redaction import redact_text
 from trainables.host.version import project_commit
 from trainables.storage.artifacts import pack_json
 from trainables.storage.store import Store
+from trainables.training.crew import Crew
 
 Metrics = dict[str, float]
 Row = dict[str, Any]
@@ -130,6 +131,7 @@ class Context:
             whole ones. With BatchNorm, results depend on it; they say so in their ``environment``.
         checkpoint_seconds: the job saves a checkpoint at the first end of an epoch after this time; a killed job loses
             at most this time, one epoch, and the time in which the checkpoint is written while the job trains on.
+        crew: the processes that train a network together.
         log: the job's log and time.
     """
 
@@ -139,6 +141,7 @@ class Context:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     micro_batches: int = 1
     checkpoint_seconds: float = 30.0
+    crew: Crew = field(default_factory=Crew)
     log: JobLog = field(default_factory=JobLog)
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainables.config import Recipe, Task
 from trainables.data import counts, forget, load_dataset
-from trainables.data.batches import EvalBatches, TrainBatches, random_order
-from trainables.data.dataset import Augmentation, Dataset, Split
+from trainables.data.batches import EvalBatches, TrainBatches, parts, random_order
+from trainables.data.dataset import Augmentation, Dataset, Reading, Split
 from trainables.errors import HostFault
 from trainables.host.places import is_uri
 from trainables.jobs.publishing import Context
 from trainables.knobs import FP32
 from trainables.models.network import Network, fits_channels_last
+from trainables.storage.store import Store
 from trainables.training import eval_batch
-from trainables.training.engines import CPU
+from trainables.training.crew import own_gpu
+from trainables.training.determinism import fix_workspace
+from trainables.training.engines import CPU, GPU
 from trainables.training.loop import Training
 
 
@@ -48,6 +53,59 @@ def _planned(task: Task, context: Context) -> Dataset:
     raise HostFault(text)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskAssignment:
+    """What the workers of a job know of it; see ``trainables.training.crew.Assignment``.
+
+    Attributes:
+        task: the network and its dataset.
+        recipe: how it is trained.
+        seed: determines data order and augmentation.
+        mask: as in the training, on the CPU.
+        state: of the training, so far.
+        storage: URI of the store.
+        data_dir: as in the leader's context.
+        reading: as in the leader's context.
+        device: kind of device that computes.
+        micro_batches: as in the leader's context.
+        threads: threads of each worker.
+    """
+
+    task: Task
+    recipe: Recipe
+    seed: int
+    mask: Mapping[str, Tensor] | None
+    state: tuple[Mapping[str, Tensor], Mapping[str, Any]]
+    storage: str
+    data_dir: str | None
+    reading: Reading
+    device: str
+    micro_batches: int
+    threads: int
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the workers use only deterministic algorithms; on a CPU, the usual ones are."""
+        return self.task.deterministic and self.device != CPU
+
+    def training(self, rank: int, workers: int) -> Training:
+        """Return the training of a worker, in the process that is to work."""
+        torch.set_num_threads(self.threads)
+        device = torch.device(CPU)
+        if self.device == GPU:
+            fix_workspace()
+            device = own_gpu(rank)
+            torch.cuda.set_device(device)
+        context = Context(
+            store=Store(self.storage),
+            data_dir=self.data_dir,
+            reading=self.reading,
+            device=device,
+            micro_batches=self.micro_batches,
+        )
+        return TaskData(self.task, context, self.recipe.precision).part(self, rank, workers)
+
+
 class TaskData:
     """The task's dataset and networks that fit it, on the device; loaded once per process."""
 
@@ -62,7 +120,7 @@ class TaskData:
         Raises:
             HostFault, ValueError, StorageError: the data cannot be used, see :func:`_planned`.
         """
-        self._task, self._device, self._micro_batches = task, context.device, context.micro_batches
+        self._task, self._context, self._device = task, context, context.device
         self._dataset = _planned(task, context)
         if self._device.type == CPU:
             with torch.device("meta"):
@@ -81,7 +139,7 @@ class TaskData:
             split,
             mean=dataset.mean,
             std=dataset.std,
-            batch_size=eval_batch(dataset.image_size, self._micro_batches),
+            batch_size=eval_batch(dataset.image_size, self._context.micro_batches),
             order=order,
             augmentation=augmentation,
             seed=seed,
@@ -109,7 +167,57 @@ class TaskData:
     def training(
         self, model: nn.Module, recipe: Recipe, seed: int, mask: Mapping[str, Tensor] | None = None
     ) -> Training:
-        """Return the training of `model` by `recipe`; `seed` determines data order and augmentation."""
+        """Return the training of `model` by `recipe`; `seed` determines data order and augmentation.
+
+        As many workers of the context's crew train it as the recipe allows; this process leads them.
+        """
+        crew, log = self._context.crew, self._context.log
+        if (workers := recipe.workers(crew.workers)) == 1:
+            if crew.workers > 1:
+                log.write(
+                    f"{recipe.engine.setting} trains a network in one process: 1 of {crew.workers} workers is used"
+                )
+            return self._training(model, recipe, seed, mask)
+        log.write(f"{workers} workers train the network, each with its part of every batch")
+
+        def assignment(training: Training) -> TaskAssignment:
+            return TaskAssignment(
+                task=self._task,
+                recipe=recipe,
+                seed=seed,
+                mask=None if mask is None else {name: keep.cpu() for name, keep in mask.items()},
+                state=training.state(),
+                storage=self._context.store.uri,
+                data_dir=self._context.data_dir,
+                reading=self._context.reading,
+                device=self._device.type,
+                micro_batches=self._context.micro_batches,
+                threads=torch.get_num_threads(),
+            )
+
+        led = partial(crew.leading, assignment)
+        return self._training(model, recipe, seed, mask, 0, workers, led=led)
+
+    def part(self, assignment: TaskAssignment, rank: int, workers: int) -> Training:
+        """Return a worker's part of a training that another process leads."""
+        training = self._training(self.model(), assignment.recipe, assignment.seed, assignment.mask, rank, workers)
+        training.restore(*assignment.state)
+        return training
+
+    def _training(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        seed: int,
+        mask: Mapping[str, Tensor] | None,
+        rank: int = 0,
+        workers: int = 1,
+        **led: Any,
+    ) -> Training:
+        trainer = None
+        if workers > 1:
+            shared = recipe.engine.worker_trainer()
+            trainer = partial(shared, rank=rank, workers=workers, batch_size=recipe.batch_size, **led)
         dataset = self._dataset
         batches = TrainBatches(
             dataset.train,
@@ -120,8 +228,9 @@ class TaskData:
             seed=seed,
             device=self._device,
             channels_last=self._channels_last,
+            part=parts(recipe.batch_size, workers)[rank] if workers > 1 else None,
         )
-        return Training(model, recipe, batches, self.test, mask, self._micro_batches)
+        return Training(model, recipe, batches, self.test, mask, self._context.micro_batches, trainer)
 
     def measuring(self, images: int, seed: int, *, augment: bool = False) -> EvalBatches:
         """Return a random selection of training images in random order.

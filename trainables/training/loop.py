@@ -19,7 +19,7 @@ from trainables.knobs import BF16, TF32
 from trainables.masks import apply_mask
 from trainables.schema import LEARNING_RATE, TEST_ACCURACY, TEST_LOSS, TRAIN_ACCURACY, TRAIN_LOSS
 from trainables.training.allocation import keep_freed_memory
-from trainables.training.engines import GPU
+from trainables.training.engines import GPU, TrainerFactory
 from trainables.training.evaluation import evaluate
 from trainables.training.optimizer import MaskedSGD
 from trainables.training.schedule import learning_rate
@@ -49,6 +49,7 @@ class Training:
         test: EvalBatches,
         mask: Mapping[str, Tensor] | None,
         micro_batches: int = 1,
+        trainer: TrainerFactory | None = None,
     ) -> None:
         """Take over `model`, which is trained in place.
 
@@ -60,6 +61,7 @@ class Training:
             mask: name -> bool tensor, True where a weight is kept; None trains all weights.
             micro_batches: number of parts in which the gradients of a batch are computed, see
                 :func:`trainables.training.engines.plain.compute_gradients`.
+            trainer: makes the trainer of the network under its mask; None: that of the recipe's engine.
 
         Raises:
             ValueError: the mask names a tensor that is not a parameter or has another shape, or the recipe's engine
@@ -87,7 +89,7 @@ class Training:
         self._mask = dict(mask or {})
         self.optimizer = MaskedSGD(model, recipe, self._mask)
         """Updates the parameters, and keeps masked weights zero."""
-        self.trainer = recipe.engine.trainer()(model, self._mask)
+        self.trainer = (trainer or recipe.engine.trainer())(model, self._mask)
         """Computes losses and gradients."""
 
     def run_epoch(self) -> dict[str, float]:
@@ -101,6 +103,12 @@ class Training:
         """
         (end,) = train_epoch([self])
         return end()
+
+    def train_with_others(self) -> None:
+        """Train the next epoch as a worker that does not lead: what becomes of the epoch is the leader's business."""
+        with self.arithmetic():
+            self.trainer.train_epoch([self])
+        self.epoch += 1
 
     @property
     def profile(self) -> Hashable | None:

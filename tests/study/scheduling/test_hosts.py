@@ -84,6 +84,53 @@ class Cluster:
         return set(self.searcher.state.values())
 
 
+# --- several workers --------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def shared() -> Plan:
+    """Jobs of which each has six workers."""
+    return make_plan(tiny_space(method=("dense",), seeds=(0, 1), epochs=2, workers=6))
+
+
+def test_a_trial_has_a_request_for_each_worker_on_one_node_where_it_fits(shared: Plan) -> None:
+    asked = {}
+    for number, nodes in enumerate(({"a": CPUS, "b": CPUS}, {"a": {"CPU": 8.0}})):
+        found = Cluster(shared, nodes).suggest()
+        assert found is not None
+        config = found[1]
+        asked[number] = config["workers"], config["resources"], config["together"]
+    assert asked == {0: (6, {"CPU": 1.0}, False), 1: (6, {"CPU": 1.0}, True)}
+
+
+def test_workers_are_counted_as_what_they_take(shared: Plan) -> None:
+    cluster = Cluster(shared, {"a": CPUS, "b": CPUS}, ahead=0)
+    trial = cluster.searcher.suggest("first")
+    assert isinstance(trial, dict)
+    assert cluster.searcher.slots() == 1
+    assert cluster.searcher.suggest("second") is None, "two of eight CPUs are left"
+
+
+def test_a_trial_makes_do_with_the_workers_that_are_left_only_if_it_may(shared: Plan) -> None:
+    for elastic, left in ((True, 4), (False, 6)):
+        cluster = Cluster(shared, {"a": CPUS, "b": CPUS}, elastic=elastic)
+        found = cluster.suggest()
+        assert found is not None
+        assert found[1]["workers"] == 6
+        del cluster.nodes["b"]
+        cluster.end(found[0], "a", DIED)
+        again = [cluster.suggest(), cluster.suggest()]
+        assert [each and each[1]["workers"] for each in again] == [left, left]
+        cluster.nodes["b"] = Node("host-b", CPUS)
+        assert cluster.searcher.is_stuck() is False
+
+
+def test_trials_that_wait_for_lost_workers_are_taken_back_if_they_may_be_smaller(shared: Plan) -> None:
+    for elastic in (True, False):
+        cluster = Cluster(shared, {"a": CPUS, "b": CPUS}, elastic=elastic)
+        assert cluster.suggest() is not None
+        del cluster.nodes["b"]
+        assert cluster.searcher.is_stuck() is elastic
+
+
 # --- a broken node ----------------------------------------------------------------------------------------------------
 def test_node_that_refuses_gets_no_more_jobs_and_costs_none_an_attempt(plan: Plan) -> None:
     cluster = Cluster(plan, {"a": CPUS, "b": CPUS}, retries=0)

@@ -44,6 +44,15 @@ def tiny() -> Plan:
     return make_plan(tiny_space(method=("dense",), seeds=tuple(range(6))))
 
 
+def test_workers_take_several_devices_for_a_part_of_the_time() -> None:
+    for on in ("4xcpu", "4xH100"):
+        whole, shared = (make_plan(tiny_space(method=("dense",), seeds=(0, 1), workers=workers)) for workers in (1, 2))
+        assert lay(shared, on).idle == pytest.approx(0.0, abs=1e-6)
+        assert lay(whole, on).idle == pytest.approx(0.5), "two jobs on four devices"
+        with pytest.raises(ValueError, match="2 workers, each with"):
+            lay(shared, on.replace("4x", "1x"))
+
+
 # --- the paper's grid -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("on", "ratio"),

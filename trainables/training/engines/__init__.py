@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, cast
 
@@ -21,6 +21,8 @@ from trainables.host.cpu import WIDEST_REGISTER
 if TYPE_CHECKING:
     from trainables.training.engines import plain
 
+TrainerFactory = Callable[..., "plain.Trainer"]
+"""Makes the trainer of a network under a mask."""
 CPU, GPU = "cpu", "cuda"
 """Kinds of devices, by their PyTorch names."""
 
@@ -39,6 +41,8 @@ class Engine:
         launches_once: whether a training step on a GPU is launched as a whole, not kernel by kernel.
         shares_trial: whether one trial can train several networks with it at once.
         holds_memory: whether it keeps the memory of a step, and copies of the networks, while they are evaluated.
+        shared: module of its trainer where several workers train a network, each its part of every batch; empty if one
+            process must train the network whole.
         repeatable: whether a network gets the bits that it gets alone, whichever networks train with it.
         gains_from: least mask sparsity, in [0, 1), at which it is used; jobs below that use the default engine. 0 for
             an engine whose speed does not depend on the mask.
@@ -56,6 +60,7 @@ class Engine:
     launches_once: bool = False
     shares_trial: bool = False
     holds_memory: bool = False
+    shared: str = ""
     repeatable: bool = True
     gains_from: float = 0.0
     batch_multiple: int = 1
@@ -70,9 +75,13 @@ class Engine:
         """Import the engine and return its trainer class."""
         return cast("type[plain.Trainer]", importlib.import_module(f"{__name__}.{self.module}").Trainer)
 
+    def worker_trainer(self) -> TrainerFactory:
+        """Import the module of its workers, and return their trainer class."""
+        return cast("TrainerFactory", importlib.import_module(f"{__name__}.{self.shared}").Trainer)
+
 
 ENGINES: Final[dict[str, Engine]] = {
-    "plain": Engine(module="plain"),
+    "plain": Engine(module="plain", shared="data_parallel"),
     "compiled": Engine(
         module="compiled",
         selected_by=("compiled", True),

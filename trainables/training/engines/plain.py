@@ -42,6 +42,8 @@ class Trainer:
         """The module evaluated after each epoch: the network, or a faster twin with the same parameters and buffers."""
         self.forward: Callable[[Tensor], Tensor] = model
         """Computes the logits of a training step: images (N, C, H, W) to (N, classes)."""
+        self.loss_weight = 1.0
+        """Factor on the loss whose gradients are computed."""
 
     def profile(self, training: Training) -> Hashable | None:
         """Return a value that networks must share to be trained together; None if this one must be trained alone."""
@@ -63,7 +65,7 @@ class Trainer:
         autocast = training.autocast()
         for images, labels in training.steps():
             loss, hits = compute_gradients(
-                training.model, self.forward, images, labels, autocast, training.micro_batches
+                training.model, self.forward, images, labels, autocast, training.micro_batches, self.loss_weight
             )
             training.update()
             total_loss += loss
@@ -79,6 +81,7 @@ def compute_gradients(
     labels: Tensor,
     autocast: torch.autocast,
     micro_batches: int = 1,
+    weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Leave the gradients of a batch's mean loss in the parameters' ``grad``, in place of earlier ones.
 
@@ -93,17 +96,18 @@ def compute_gradients(
         autocast: the precision of the forward pass.
         micro_batches: number of parts of the batch that are computed one after another, as many images in each; the
             device holds the activations of one of them at a time.
+        weight: factor on the gradients.
 
     Returns:
         The mean loss (nats) and the number of correctly classified images, both of shape () on the device.
     """
     model.zero_grad(set_to_none=True)
     if micro_batches == 1:
-        return _add_gradients(forward, images, labels, autocast)
+        return _add_gradients(forward, images, labels, autocast, weight)
     loss, hits = torch.zeros(2, device=labels.device).unbind()
     for part, its in zip(images.tensor_split(micro_batches), labels.tensor_split(micro_batches), strict=True):
         share = len(its) / len(labels)
-        its_loss, its_hits = _add_gradients(forward, part, its, autocast, share)
+        its_loss, its_hits = _add_gradients(forward, part, its, autocast, weight * share)
         loss += share * its_loss
         hits += its_hits
     return loss, hits
