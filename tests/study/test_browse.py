@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import os
 import re
 import signal
 import socket
@@ -13,6 +12,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,7 +113,8 @@ def test_the_printed_address_answers_and_a_signal_ends_the_server(tmp_path: Path
     folder.mkdir()
     synthetic.Recorder(synthetic.with_tables(folder), "study").dense(1.0, 0)
     program = [sys.executable, "-m", "study.browse", "--space", "study", "--storage", str(folder)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
+    heed = partial(signal.signal, ending, signal.SIG_DFL)  # the tests may run under nohup
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().strip()

@@ -1,4 +1,4 @@
-"""Jobs that several workers share, on a Ray of their own: a worker that dies costs an epoch, and changes nothing."""
+"""Jobs that several workers share, on a Ray of their own: a death costs at most an epoch, and changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORKER = b"ray::_Serving"
 """Name of the processes of workers that do not lead."""
 
 
-def test_a_worker_killed_in_the_middle_of_its_trial(tmp_path: Path) -> None:
+def test_the_driver_and_then_a_worker_killed_in_the_middle_of_a_trial(tmp_path: Path) -> None:
     studies = [Study(tmp_path / name, arguments=ARGUMENTS) for name in ("undisturbed", "disturbed")]
     for study in studies:
         study.folder.mkdir()
@@ -32,6 +32,10 @@ def test_a_worker_killed_in_the_middle_of_its_trial(tmp_path: Path) -> None:
         process = disturbed.start()
         work = disturbed.folder / "outputs" / "work"
         wait_until(lambda: work.exists() and any(work.rglob("*")), "there is no checkpoint", process)
+        process.kill()
+        process.communicate()
+        wait_until(lambda: not disturbed.processes(WORKER), "a worker outlives its driver")
+        process = disturbed.start()
         wait_until(lambda: disturbed.processes(WORKER), "there is no worker", process)
         os.kill(disturbed.processes(WORKER)[0], signal.SIGKILL)
         out, err = process.communicate(timeout=HANG_SECONDS)

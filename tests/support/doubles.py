@@ -6,12 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
+from tiny_study import numbers, tensors
 from torch import Tensor
 
+from trainables import schema
 from trainables.config import Task
 from trainables.data import batches
+from trainables.storage.artifacts import unpack
+from trainables.storage.store import Store
 from trainables.training.crew import Assignment, Crew
 from trainables.training.loop import Training
+
+AGREEMENT = 1e-9
+"""Bound on the difference of weights and statistics: rounding of 1e-16, amplified by some ten steps."""
+AGREEMENT_OF_SINGLE = 1e-6
+"""Bound on the relative difference of losses, which are summed in single precision."""
 
 
 def use_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +61,17 @@ class DoubleCrew(Crew):
 
     def tell(self, assignment: Assignment | None) -> None:
         super().tell(None if assignment is None else Doubled(assignment))
+
+
+def assert_agree(left: Store, right: Store, key: str) -> None:
+    """Assert that two results differ by rounding only."""
+    mine, other = ({name: unpack(content) for name, content in tensors(each, key).items()} for each in (left, right))
+    torch.testing.assert_close(mine, other, rtol=AGREEMENT, atol=AGREEMENT)
+    if schema.METRICS in left.manifest(key)["files"]:
+        left_numbers, right_numbers = (numbers(each, key) for each in (left, right))
+        for row, its in zip(
+            (left_numbers["final"], *left_numbers["history"]),
+            (right_numbers["final"], *right_numbers["history"]),
+            strict=True,
+        ):
+            assert row == pytest.approx(its, rel=AGREEMENT_OF_SINGLE)

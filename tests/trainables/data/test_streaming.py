@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from doubles import DoubleCrew, assert_agree, use_doubles
 from PIL import Image
 from tiny_images import CLASSES, MIXED, TURNED, scene, spoilt, write_folders, write_mixed
 from tiny_study import assert_same_store, publish
@@ -30,6 +33,7 @@ from trainables.jobs.publishing import Context
 from trainables.jobs.task import TaskData
 from trainables.storage.artifacts import read_mask
 from trainables.storage.store import Store
+from trainables.training.crew import Crew
 
 SIZES = ((14, 14), (40, 25), (30, 90), (120, 80), (500, 375))
 IMAGES = len(CLASSES) * (len(MIXED) + 1)
@@ -95,7 +99,7 @@ def test_a_folder_that_is_too_large_for_the_memory_is_streamed(
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
-def compute_all(root: Path, reading: Reading, store: Store, **settings: Any) -> None:
+def compute_all(root: Path, reading: Reading, store: Store, crew: Crew | None = None, **settings: Any) -> None:
     """Compute what a permuted cell needs: dense nets, pruning rounds, match, sparse net, and paths by both remedies."""
     values: dict[str, Any] = {
         "method": "permuted",
@@ -118,7 +122,8 @@ def compute_all(root: Path, reading: Reading, store: Store, **settings: Any) -> 
     roots = [Ref(job) for job in (target(cell), measurements(cell)[-1], measurements(repaired)[-1])]
     kinds = {job.kind for job in Closure(roots).jobs.values()}
     assert kinds == {schema.DENSE, schema.PRUNE, schema.MATCH, schema.SPARSE, schema.CONNECT}
-    publish(roots, Context(store=store, data_dir=str(root), reading=dataclasses.replace(reading, image_size=0)))
+    reading = dataclasses.replace(reading, image_size=0)
+    publish(roots, Context(store=store, data_dir=str(root), reading=reading, crew=crew))
     mask = read_mask(store, target(cell).key)
     count = sum(kept.numel() for kept in mask.values())
     assert sum(int((~kept).sum()) for kept in mask.values()) == round(0.9 * count)
@@ -143,18 +148,44 @@ def test_jobs_do_not_depend_on_where_images_come_from(
     assert_jobs_agree(mixed, tmp_path, monkeypatch, Reading(image_size=12), model="mlp", width=0.25)
 
 
-@pytest.mark.slow
-def test_jobs_of_resnet50_on_images_from_14_to_4000_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write_mixed(tmp_path / "data", (*SIZES, (64, 64), (77, 800)))
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reading]:
+    """Images from 14 to 4000 pixels of all kinds, two of which cannot be used; and how to read them."""
+    root = write_mixed(tmp_path_factory.mktemp("hostile"), (*SIZES, (64, 64), (77, 800)))
     folder = root / "train" / "ant"
     scene(99, 4000, 3000).save(folder / "huge.jpg")
     (folder / "truncated.jpg").write_bytes((folder / "huge.jpg").read_bytes()[:-1000])
     Image.fromarray(np.full((20, 20), 40_000, np.uint16)).save(folder / "deep.png")
     with pytest.raises(ValueError, match="2 files cannot be used"):
         check_dataset("image_folder", root, Reading(image_size=64))
-    reading = Reading(image_size=64, damaged_images=2)
-    short = {"epochs": 1, "rewind_epoch": 0}
-    assert_jobs_agree(root, tmp_path, monkeypatch, reading, model="resnet50", width=0.25, **short)
+    return root, Reading(image_size=64, damaged_images=2)
+
+
+RESNET50: Mapping[str, Any] = {"model": "resnet50", "width": 0.25, "epochs": 1, "rewind_epoch": 0}
+
+
+@pytest.mark.slow
+def test_jobs_of_resnet50_on_images_from_14_to_4000_pixels(
+    hostile: tuple[Path, Reading], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_jobs_agree(hostile[0], tmp_path, monkeypatch, hostile[1], **RESNET50)
+
+
+@pytest.mark.slow
+def test_two_workers_train_resnet50_on_such_images_as_one_does(
+    hostile: tuple[Path, Reading], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_doubles(monkeypatch)
+    root, reading = hostile
+    one = Store(tmp_path / "one")
+    compute_all(root, reading, one, **RESNET50)
+    for streamed in (False, True):
+        two = Store(tmp_path / f"streaming-{streamed}")
+        with closing(DoubleCrew(2)) as crew:
+            compute_all(root, dataclasses.replace(reading, streaming=streamed), two, crew, **RESNET50)
+        assert one.keys() == two.keys()
+        for key in one.keys():  # noqa: SIM118 - a store is no dict
+            assert_agree(one, two, key)
 
 
 def test_the_size_of_images_is_in_the_key_and_how_they_are_read_is_not(mixed: Path) -> None:

@@ -12,8 +12,8 @@ from subprocess import PIPE
 
 import pytest
 import torch
-from doubles import DoubleCrew, use_doubles
-from tiny_study import numbers, publish, python, tiny_cell
+from doubles import DoubleCrew, assert_agree, use_doubles
+from tiny_study import publish, python, tiny_cell
 from torch import nn
 from waiting import wait_until
 
@@ -21,7 +21,7 @@ from trainables import schema
 from trainables.config import DenseConfig
 from trainables.data.batches import parts
 from trainables.errors import HostFault, Verdict, verdict
-from trainables.graph import Job, Ref, dense_job, prune_job, target
+from trainables.graph import Ref, dense_job, prune_job, target
 from trainables.jobs.execution import compute
 from trainables.jobs.publishing import Context
 from trainables.jobs.task import TaskData
@@ -34,10 +34,6 @@ from trainables.training.loop import Training
 CELL = tiny_cell("naive", batch_size=299, sparsity=0.2)
 """Three batches an epoch, which two workers cannot split evenly; one pruning round."""
 JOBS = (dense_job(CELL, CELL.seed_a), prune_job(CELL, CELL.seed_a), target(CELL))
-AGREEMENT = 1e-9
-"""Bound on the difference of weights and statistics: rounding of 1e-16, amplified by some ten steps."""
-AGREEMENT_OF_SINGLE = 1e-6
-"""Bound on the relative difference of losses, which are summed in single precision."""
 
 
 @dataclass
@@ -70,18 +66,6 @@ def crew(hired: _Hired) -> Iterator[Crew]:
         yield crew
 
 
-def _assert_agree(left: Store, right: Store, job: Job) -> None:
-    mine, other = (read_weights(store, job.key) for store in (left, right))
-    assert mine.keys() == other.keys()
-    assert any(name.endswith("running_var") for name in mine)
-    for name, tensor in mine.items():
-        assert tensor.dtype == other[name].dtype
-        torch.testing.assert_close(tensor, other[name], rtol=AGREEMENT, atol=AGREEMENT)
-    mine_rows, other_rows = (numbers(store, job.key)["history"] for store in (left, right))
-    for row, its in zip(mine_rows, other_rows, strict=True):
-        assert row == pytest.approx(its, rel=AGREEMENT_OF_SINGLE)
-
-
 @pytest.mark.usefixtures("doubles")
 def test_two_workers_agree_with_one_also_after_an_interruption_and_the_death_of_one(
     tmp_path: Path, crew: Crew, hired: _Hired
@@ -105,7 +89,7 @@ def test_two_workers_agree_with_one_also_after_an_interruption_and_the_death_of_
     assert [row["step"] for row in compute(JOBS[-1], [None], two)] == [2], "only the epoch that the death interrupted"
     assert len(hired.workers) == 2, "one worker for all jobs, and one after its death"
     for job in JOBS:
-        _assert_agree(one.store, two.store, job)
+        assert_agree(one.store, two.store, job.key)
     mask = read_mask(two.store, JOBS[-1].key)
     weights = read_weights(two.store, JOBS[-1].key)
     assert all((weights[name][~keep] == 0).all() for name, keep in mask.items())
