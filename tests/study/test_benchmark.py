@@ -8,8 +8,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from checkout import ROOT
+from tiny_study import python
 from waiting import HANG_SECONDS
 
 from study.benchmark import contest, data, matching, results, settings, sweep, table, training, workloads
@@ -307,10 +306,7 @@ def test_a_member_of_a_team_whose_parent_has_gone_ends_without_an_error() -> Non
 @pytest.mark.slow  # each process imports torch
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_benchmark_that_is_ended_prints_no_traceback(end: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "study.benchmark", "training", "--model=resnet8", f"--out={tmp_path / 'out'}"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
-    )
+    process = python("-m", "study.benchmark", "training", "--model=resnet8", f"--out={tmp_path / 'out'}")
     assert process.stdout is not None
     assert any(line.startswith("timing") for line in process.stdout)
     if end == signal.SIGINT:
@@ -318,6 +314,7 @@ def test_a_benchmark_that_is_ended_prints_no_traceback(end: signal.Signals, tmp_
     else:
         process.send_signal(end)
     _, errors = process.communicate(timeout=HANG_SECONDS)  # until the last process of the benchmark has ended
+    assert process.returncode != 0, "it was over before"
     assert "Traceback" not in errors
 
 

@@ -7,18 +7,16 @@ import http.server
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import synthetic_runs as synthetic
+from tiny_study import python
 from waiting import HANG_SECONDS
 
 from study import browse
@@ -112,9 +110,7 @@ def test_the_printed_address_answers_and_a_signal_ends_the_server(tmp_path: Path
     folder = tmp_path / "with a space"
     folder.mkdir()
     synthetic.Recorder(synthetic.with_tables(folder), "study").dense(1.0, 0)
-    program = [sys.executable, "-m", "study.browse", "--space", "study", "--storage", str(folder)]
-    heed = partial(signal.signal, ending, signal.SIG_DFL)  # the tests may run under nohup
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
+    with python("-m", "study.browse", "--space", "study", "--storage", str(folder)) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().strip()

@@ -63,10 +63,10 @@ class DoubleCrew(Crew):
         super().tell(None if assignment is None else Doubled(assignment))
 
 
-def assert_agree(left: Store, right: Store, key: str) -> None:
-    """Assert that two results differ by rounding only."""
+def assert_agree(left: Store, right: Store, key: str, within: float = AGREEMENT) -> None:
+    """Assert that two results differ by rounding only: less than `within`, absolutely or relatively."""
     mine, other = ({name: unpack(content) for name, content in tensors(each, key).items()} for each in (left, right))
-    torch.testing.assert_close(mine, other, rtol=AGREEMENT, atol=AGREEMENT)
+    torch.testing.assert_close(mine, other, rtol=within, atol=within)
     if schema.METRICS in left.manifest(key)["files"]:
         left_numbers, right_numbers = (numbers(each, key) for each in (left, right))
         for row, its in zip(

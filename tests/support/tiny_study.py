@@ -175,8 +175,9 @@ def python(*arguments: str, prefix: Sequence[str] = (), **options: Any) -> subpr
 
 
 def _interruptible() -> None:
-    """Restore Ctrl-C, which a shell ignores in its background jobs, such as a whole test run."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Heed Ctrl-C, which a shell ignores in its background jobs, and the end of a terminal, which nohup ignores."""
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_DFL)
 
 
 def with_method(cell: Cell, method: str) -> Cell:

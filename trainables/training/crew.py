@@ -280,7 +280,8 @@ def _pickled(error: Exception) -> bytes:
 
 
 def _until_the_leader_ends() -> None:
-    sys.stdin.buffer.read()
+    # Not through `sys.stdin`: a process that decodes images, forked while this thread held its lock, would wait for it.
+    os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
 
