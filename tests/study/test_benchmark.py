@@ -315,7 +315,8 @@ def test_a_benchmark_that_is_ended_prints_no_traceback(end: signal.Signals, tmp_
         process.send_signal(end)
     _, errors = process.communicate(timeout=HANG_SECONDS)  # until the last process of the benchmark has ended
     assert process.returncode != 0, "it was over before"
-    assert "Traceback" not in errors
+    # Python itself prints one for a process that was being started when its parent ended.
+    assert errors.count("Traceback") == errors.count("reduction.pickle.load(from_parent)"), errors
 
 
 def test_both_loaders_load_every_image_of_a_folder() -> None:
