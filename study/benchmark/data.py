@@ -21,6 +21,7 @@ from study.benchmark.settings import CLASSES, Data
 from trainables.data import Reading, load_dataset
 from trainables.data.batches import TrainBatches
 from trainables.data.layout import Form
+from trainables.training.allocation import keep_freed_memory
 
 PICTURE = (500, 375)
 """Width and height in pixels of most images of ImageNet."""
@@ -63,6 +64,7 @@ class Streamed:
     """A workload that loads the training batches of one epoch per run, as a job on streamed images does."""
 
     def __init__(self, setting: Data, folder: Path) -> None:
+        keep_freed_memory()
         data = load_dataset("image_folder", folder, Reading(image_size=setting.side, streaming=True))
         self._batches = TrainBatches(
             data.train, mean=data.mean, std=data.std, augmentation=data.augmentation, batch_size=BATCH, seed=0

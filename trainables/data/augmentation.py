@@ -22,6 +22,8 @@ CROP_ASPECT: Final = (3 / 4, 4 / 3)
 """Range of width over height of a random resized crop, drawn uniformly on the logarithmic scale."""
 CROP_ATTEMPTS: Final = 10
 """Area and aspect are drawn up to this often until the box fits into the image; otherwise the whole image is kept."""
+_FLOATS: Final = 2**20
+"""Numbers of a crop in single precision that a CPU has at a time."""
 
 
 Draws = dict[str, Tensor]
@@ -46,7 +48,7 @@ def augment(images: Tensor, augmentation: Augmentation, draws: Draws) -> Tensor:
     if "offsets" in draws:
         images = random_shift(images, draws["offsets"], padding=augmentation.crop_padding)
     if "boxes" in draws:
-        images = random_resized_crop(images, draws["boxes"])
+        return random_resized_crop(images, draws["boxes"], draws.get("flips"))
     if "flips" in draws:
         images = horizontal_flip(images, draws["flips"])
     return images
@@ -81,23 +83,33 @@ def horizontal_flip(images: Tensor, flips: Tensor) -> Tensor:
     return torch.where(flips[:, None, None, None], images.flip(3), images)
 
 
-def random_resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Enlarge a box of every image to the size of the image, with bilinear interpolation.
+def random_resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> Tensor:
+    """Enlarge a box of every image to the size of the image, with bilinear interpolation; then mirror some of them.
 
     A box is never larger than the image, so nothing is scaled down and no smoothing is needed.
 
     Args:
         images: uint8 (N, C, H, W).
         boxes: float32 (N, 4): top, left, height, width as shares of the image's height and width, within [0, 1].
+        flips: bool (N,), true for images to be mirrored horizontally; None: none.
 
     Returns:
         A new tensor of the same shape and type, rounded to the nearest value.
     """
+    # On a CPU, the single-precision copies of a few images stay in its cache, which halves the time.
+    few = len(images) if images.device.type != "cpu" else max(1, _FLOATS // images.shape[1:].numel())
+    flips = boxes.new_zeros(len(images), dtype=torch.bool) if flips is None else flips
+    parts = zip(*(torch.split(each, few) for each in (images, boxes, flips)), strict=True)
+    return torch.cat([_resized_crop(*part) for part in parts])
+
+
+def _resized_crop(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
     height, width = images.shape[2:]
     top, left, tall, wide = boxes[:, :, None].unbind(1)
     # grid_sample counts from -1 at one edge to +1 at the other; pixel centres are half a pixel inside.
     y = 2 * (top + tall * ((torch.arange(height, device=images.device) + 0.5) / height)) - 1
     x = 2 * (left + wide * ((torch.arange(width, device=images.device) + 0.5) / width)) - 1
+    x = torch.where(flips[:, None], x.flip(1), x)
     grid = torch.stack(
         (x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)),
         dim=3,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -106,9 +107,10 @@ class _Batches:
         parts = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
         chunks = (part if order is None else order[part] for part in parts)
         for part, (images, labels) in zip(parts, _on_device(self.split, chunks, device), strict=True):
-            images = augment(images, augmentation, {name: values[part] for name, values in draws.items()})
-            # Rearranged first, while a pixel has one byte instead of four.
-            images = normalize(images.contiguous(memory_format=memory_format), self._mean, self._std)
+            with _one_thread() if self.split.decoder is not None and device.type == "cpu" else nullcontext():
+                images = augment(images, augmentation, {name: values[part] for name, values in draws.items()})
+                # Rearranged first, while a pixel has one byte instead of four.
+                images = normalize(images.contiguous(memory_format=memory_format), self._mean, self._std)
             for first in range(0, len(labels), size):
                 yield images[first : first + size], labels[first : first + size]
 
@@ -222,6 +224,17 @@ def _on_device(split: Split, chunks: Iterable[Tensor | slice], device: torch.dev
         fetched = one_ahead(pinned if device.type == "cuda" else gathered, chunks)
     for images, labels in fetched:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Leave the other CPUs to the processes that decode: threads that wait for one another would keep them busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _pinned(batch: Batch) -> Batch:

@@ -34,7 +34,7 @@ from trainables.data import cache
 from trainables.data.dataset import Split
 from trainables.host.places import first_writable, trusted
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Incremented when the same source files would be decoded differently, or published in another form."""
 _MANIFEST: Final = "manifest.json"
 _BLOCK: Final = 2**24

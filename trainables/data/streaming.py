@@ -23,7 +23,7 @@ from trainables.data.layout import ImageFile, ImageFolder, scan_folders
 from trainables.errors import HostFault
 
 PART_BYTES: Final = 2**20
-"""Decoded bytes that a worker sends at a time. Each worker has at most three such parts in shared memory."""
+"""Decoded bytes that a worker sends at a time."""
 _FILES_PER_PART: Final = 16
 """When all files are decoded to find those that cannot be."""
 
@@ -71,7 +71,7 @@ class Decoder(TorchDataset[Decoded]):
         return torch.from_numpy(np.stack([found[index] for index in indices]))
 
     def decoded(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield the images of chunks of indices, uint8 (N, 3, H, W); workers are ahead by a bounded number of images.
+        """Yield the images of chunks of indices, uint8 (N, 3, H, W); workers decode about one chunk ahead.
 
         Raises:
             HostFault: an image cannot be decoded. All files are then decoded once, and the message names those that
@@ -79,9 +79,13 @@ class Decoder(TorchDataset[Decoded]):
             OSError: a file cannot be read.
         """
         chunks, size = list(chunks), max(1, PART_BYTES // (3 * self._form.size**2))
-        parts = self._fetched(part for chunk in chunks for part in torch.split(chunk, size))
+        ahead = max(map(len, chunks), default=0)  # so that no worker waits while this process uses a chunk
+        parts = self._fetched((part for chunk in chunks for part in torch.split(chunk, size)), -(-ahead // size))
         for chunk in chunks:
-            yield torch.cat([self._usable(next(parts)) for _ in range(0, len(chunk), size)])
+            images = np.empty((len(chunk), 3, self._form.size, self._form.size), np.uint8)
+            for start in range(0, len(chunk), size):  # by NumPy: threads of PyTorch would keep the workers' CPUs busy
+                images[start : start + size] = self._usable(next(parts)).numpy()
+            yield torch.from_numpy(images)
 
     def _usable(self, part: Decoded) -> Tensor:
         if isinstance(part, Tensor):
@@ -100,14 +104,14 @@ class Decoder(TorchDataset[Decoded]):
             raise HostFault(by_uri(f"{self._root / os.fsdecode(self._paths[index])}: {problem}"))
         raise HostFault(by_uri(str(refusal(source, problems))))
 
-    def _fetched(self, parts: Iterable[Tensor]) -> Iterator[Decoded]:
-        """Yield parts, decoded by one worker process for each thread of this process."""
+    def _fetched(self, parts: Iterable[Tensor], ahead: int = 0) -> Iterator[Decoded]:
+        """Yield parts, decoded by one worker process for each thread of this process, at least `ahead` in advance."""
         loader = DataLoader(
             self,
             batch_sampler=(part.tolist() for part in parts),
             collate_fn=_unchanged,
             num_workers=workers(),
-            prefetch_factor=2,
+            prefetch_factor=max(2, -(-ahead // workers())),
             multiprocessing_context="fork",  # shares this object; the workers use no GPU
             generator=torch.Generator(),  # the global one would be advanced
         )

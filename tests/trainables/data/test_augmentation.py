@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables.data import Augmentation
+from trainables.data import Augmentation, augmentation
 from trainables.data.augmentation import (
     augment,
     byte_scale,
@@ -85,6 +85,17 @@ def test_resized_crop_interpolates_linearly() -> None:
     cropped = random_resized_crop(ramp, torch.tensor([[0.25, 0.25, 0.5, 0.5]]))
     centres = 4 + (np.arange(16) + 0.5) / 2 - 0.5  # pixels of the ramp under the pixel centres of the result
     np.testing.assert_allclose(cropped[0, 0, 7].numpy(), centres * 8, atol=0.5)
+
+
+def test_resized_crop_mirrors_like_a_flip_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, draws = pictures(9, 3, 33, 33), draw(EVERYTHING, 9, generator(3))
+    assert draws["flips"].any()
+    assert not draws["flips"].all()
+    mirrored = random_resized_crop(images, draws["boxes"], draws["flips"])
+    flipped = horizontal_flip(random_resized_crop(images, draws["boxes"]), draws["flips"])
+    torch.testing.assert_close(mirrored, flipped, rtol=0, atol=1)  # rounding of halves
+    monkeypatch.setattr(augmentation, "_FLOATS", 1)
+    assert torch.equal(random_resized_crop(images, draws["boxes"], draws["flips"]), mirrored), "one image at a time"
 
 
 def test_draws_stay_in_their_ranges_and_use_them() -> None:

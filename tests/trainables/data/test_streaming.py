@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,9 @@ def test_streamed_batches_have_the_bits_of_those_in_memory(
 def test_a_job_that_stops_early_leaves_no_process(mixed: Path) -> None:
     streamed = on_disk.load("image_folder", mixed, Reading(image_size=16, streaming=True))
     batches = iter(EvalBatches(streamed.train, mean=streamed.mean, std=streamed.std, batch_size=2, chunk_bytes=1))
+    threads = torch.get_num_threads()
     next(batches)
+    assert torch.get_num_threads() == threads, "for the training"
     assert torch.multiprocessing.active_children()
     batches.close()  # type: ignore[attr-defined]
     assert not torch.multiprocessing.active_children()
@@ -167,36 +168,27 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reading]:
     return root, Reading(image_size=64, damaged_images=2)
 
 
-RESNET50: Mapping[str, Any] = {
-    "model": "resnet50",
-    "width": 0.25,
-    "epochs": 1,
-    "rewind_epoch": 0,
-    "lr": 0.01,
-    "imp_lr": 1e-5,  # at a rate of 0.001 the second round amplifies the rounding of sums from 1e-9 to 1e-3
-}
-
-
 @pytest.mark.slow
-def test_jobs_of_resnet50_on_images_from_14_to_4000_pixels(
-    hostile: tuple[Path, Reading], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert_jobs_agree(hostile[0], tmp_path, monkeypatch, hostile[1], **RESNET50)
-
-
-@pytest.mark.slow
-def test_two_workers_train_resnet50_on_such_images_as_one_does(
+def test_jobs_of_resnet50_on_images_from_14_to_4000_pixels_by_one_and_two_workers(
     hostile: tuple[Path, Reading], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_doubles(monkeypatch)
+    use_workers(monkeypatch, 2)  # that decode
     root, reading = hostile
-    one, two = (Store(tmp_path / name) for name in ("one", "two"))
-    ticket = compute_all(root, reading, one, **RESNET50)
-    with closing(DoubleCrew(2)) as crew:
-        compute_all(root, dataclasses.replace(reading, streaming=True), two, crew, **RESNET50)
+    # At a rate of 0.001, the second pruning round amplifies the rounding of sums from 1e-9 to 1e-3.
+    settings = {"model": "resnet50", "width": 0.25, "epochs": 1, "rewind_epoch": 0, "lr": 0.01, "imp_lr": 1e-5}
+    stores = []
+    for count in (1, 2):
+        in_memory, streamed = (Store(tmp_path / f"{where}-{count}") for where in ("memory", "streamed"))
+        for store in (in_memory, streamed):
+            how = dataclasses.replace(reading, streaming=store is streamed)
+            with closing(DoubleCrew(2) if count == 2 else Crew()) as crew:
+                ticket = compute_all(root, how, store, crew, **settings)
+        assert_same_store(in_memory, streamed)
+        stores.append(streamed)
     # The nets that depend on no matching: where two units fit equally well, rounding decides which one is matched.
     for key in Closure([Ref(ticket)]).jobs:
-        assert_agree(one, two, key, within=1e-6)
+        assert_agree(*stores, key, within=1e-6)
 
 
 def test_the_size_of_images_is_in_the_key_and_how_they_are_read_is_not(mixed: Path) -> None:
@@ -286,6 +278,18 @@ def test_large_jpegs_are_decoded_small_and_look_the_same(tmp_path: Path, monkeyp
     small, whole = decoded(path, form), decoded(path, form._replace(chosen=False))
     assert sizes == [(80, 60), (640, 480)]
     assert np.abs(small - whole).mean() < 3
+
+
+def test_the_square_of_an_image_is_the_middle_of_the_resized_image(tmp_path: Path) -> None:
+    for index, (width, height) in enumerate([(500, 375), (77, 200), (333, 64), (40, 31), (64, 64)]):
+        image = scene(index, width, height)
+        image.save(path := tmp_path / f"{index}.png")
+        form = Form(56, cropped=True, chosen=True)
+        shares = (side * form.shorter_side / min(image.size) for side in image.size)
+        resized = image.resize(tuple(map(round, shares)), Image.Resampling.BILINEAR)
+        left, top = ((side - 56) // 2 for side in resized.size)
+        expected = np.asarray(resized.crop((left, top, left + 56, top + 56))).transpose(2, 0, 1).astype(int)
+        np.testing.assert_allclose(decoded(path, form), expected, atol=1)
 
 
 # --- files that cannot be used ---------------------------------------------------------------------------------------
