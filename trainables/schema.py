@@ -246,9 +246,9 @@ HIGH: Final = "_high"
 """``<metric>_high``: upper end, likewise."""
 PERMUTED_MINUS_NAIVE: Final = "permuted_minus_naive"
 """Percentage points: mean of the paired differences in test accuracy; on cell runs of permuted nets."""
-OVER_REWIND_EPOCHS: Final = "over_rewind_epochs"
-"""``over_rewind_epochs/<metric>``: the same of each seed's mean over the rewind epochs from 1 on that all rows of the
-cell have; without rewind epochs from 1 on, of the values at epoch 0."""
+OVER_REWIND_EPOCHS: Final = "_over_rewind_epochs"
+"""``<metric>_over_rewind_epochs``, to which ``_std`` and so on are added: the same of each seed's mean over the rewind
+epochs from 1 on that all rows of the cell have; without rewind epochs from 1 on, of the values at epoch 0."""
 # --- files of a store directory ---------------------------------------------------------------------------------
 MANIFEST: Final = "manifest.json"
 METRICS: Final = "metrics.json"

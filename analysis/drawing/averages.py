@@ -102,20 +102,20 @@ def _nets(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 def _cell_runs(scored: pd.DataFrame, epochs: pd.DataFrame, pooled: pd.DataFrame, by: list[str]) -> list[Average]:
     apart = [name for name in by if name != schema.PARAM_REWIND_EPOCH]
     gains, gain = _gains(scored, by), (schema.PERMUTED_MINUS_NAIVE,)
-    over = f"{schema.OVER_REWIND_EPOCHS}/"
+    over = schema.OVER_REWIND_EPOCHS
     points: dict[tuple[Any, ...], dict[tuple[str, int], float]] = {}
-    for numbers, measures, prefix in (
+    for numbers, measures, suffix in (
         (_alone(scored), MEASURES, ""),
         (gains, gain, ""),
         (_alone(pooled), MEASURES, over),
         (cells.over_rewind_epochs(gains, epochs, by, gain), gain, over),
     ):
         axes = [*apart, cells.ROW]
-        rewound = [] if prefix else [schema.PARAM_REWIND_EPOCH]
+        rewound = [] if suffix else [schema.PARAM_REWIND_EPOCH]
         for place, group in facets.places(numbers, [*axes, *rewound]):
             of_run = points.setdefault(tuple(_param(place[name]) for name in axes), {})
             for measure in measures:
-                of_run.update(_statistics(prefix + measure, _step(place), group[measure]))
+                of_run.update(_statistics(measure + suffix, _step(place), group[measure]))
     return [_cell_run(dict(zip([*apart, cells.ROW], place, strict=True)), found) for place, found in points.items()]
 
 

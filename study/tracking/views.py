@@ -28,7 +28,7 @@ VIEWS = {
     "gap_by_width": "Gap by width",
     "gap_by_sparsity": "Gap by sparsity",
     "by_rewind_epoch": "Accuracy and gap by rewind epoch",
-    CELLS: "Cells: mean, std, n, 95 % interval",
+    CELLS: "Cells: means over rewind epochs",
 }
 """Name of a view in addresses -> its title."""
 _MEASURES = {
@@ -49,8 +49,8 @@ _SHOWN = {
     "by_rewind_epoch": [(measure, schema.PARAM_REWIND_EPOCH) for measure in sorted(_MEASURES, reverse=True)],
 }
 """View of method runs -> its sections: measure and axis of the charts."""
-_GROUPS = (schema.OVER_REWIND_EPOCHS, "Model metrics")
-"""Sections that MLflow's pages give to metrics by the group in their name; the last one has those of no group."""
+_OTHERS = "Model metrics"
+"""Section that MLflow's pages give to all other metrics."""
 _NOTE = """\
 {question}
 
@@ -145,20 +145,18 @@ def _of_methods(shown: Iterable[tuple[str, str]], charts: Sequence[Chart]) -> di
 
 
 def _of_cells() -> dict[str, Any]:
-    """Return the state of a page with cell runs: a table of all statistics, and charts of all cells."""
-    over = f"{schema.OVER_REWIND_EPOCHS}/"
+    """Return the state of a page with cell runs: a table of means, and charts of all cells."""
+    over = schema.OVER_REWIND_EPOCHS
     cards = [
-        _scatter(CELLS, axis, over + measure)
+        _scatter(CELLS, axis, measure + over)
         for measure in (schema.GAP_TO_DENSE, schema.GAP_TO_LTH)
         for axis in (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
     ]
     cards += [_line(CELLS, measure, schema.PARAM_REWIND_EPOCH) for measure in _MEASURES]
     places = (schema.PARAM_METHOD, schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
-    measures = (over + schema.TEST_ACCURACY, over + schema.GAP_TO_DENSE, over + schema.GAP_TO_LTH)
-    gain = over + schema.PERMUTED_MINUS_NAIVE
-    metrics = [name + suffix for name in measures for suffix in ("", schema.STD, schema.N)]
-    metrics += [gain + suffix for suffix in ("", schema.LOW, schema.HIGH, schema.N)]
-    columns = [*(f"params.`{name}`" for name in places), *(f"metrics.`{name}`" for name in metrics)]
+    # Means only: a heading shows a dozen letters, by which the deviation of a metric looks like its mean.
+    metrics = (*_MEASURES, schema.PERMUTED_MINUS_NAIVE)
+    columns = [*(f"params.`{name}`" for name in places), *(f"metrics.`{name}{over}`" for name in metrics)]
     return _state(schema.CELL, [_section(CELLS, VIEWS[CELLS], len(cards))], cards, columns)
 
 
@@ -172,8 +170,8 @@ def _state(
         "orderByAsc": True,
         "runsHiddenMode": "SHOW_ALL",  # by default, charts show ten runs
         "selectedColumns": columns,
-        # The page adds a chart of each other metric to the section of its group, which would bury these: closed.
-        "compareRunSections": [*sections, *(_section(name, name, 0) | {"display": False} for name in _GROUPS)],
+        # The page adds a chart of each other metric, which would bury these: closed.
+        "compareRunSections": [*sections, _section(_OTHERS, _OTHERS, 0) | {"display": False}],
         "compareRunCharts": cards,
         "isAccordionReordered": True,  # keeps the order of the sections
     }

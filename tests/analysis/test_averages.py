@@ -74,11 +74,10 @@ def test_paired_difference_is_that_of_the_table(frame, averaged):
 
 
 def test_means_over_rewind_epochs_leave_the_initialisation_out(averaged):
-    run, over = found(averaged)["naive", "1", "0.8"], f"{schema.OVER_REWIND_EPOCHS}/"
+    run, over = found(averaged)["naive", "1", "0.8"], schema.TEST_ACCURACY + schema.OVER_REWIND_EPOCHS
     late = max(synthetic.REWINDS)
     for suffix in ("", "_std", "_n", "_low", "_high"):
-        name = schema.TEST_ACCURACY + suffix
-        assert run.points[over + name, 0] == pytest.approx(run.points[name, late])
+        assert run.points[over + suffix, 0] == pytest.approx(run.points[schema.TEST_ACCURACY + suffix, late])
 
 
 def test_what_a_row_lacks_is_not_logged(averaged):
@@ -129,7 +128,7 @@ def test_data_orders_of_a_pair_count_as_one(folder):
         for order in (0, 1, 2):
             recorder.sparse("naive", 1.0, 0.8, 10, pair, data_order=order)
     run = found(averages(load.runs("orders", synthetic.tracking_uri(folder))))["naive", "1", "0.8"]
-    over = f"{schema.OVER_REWIND_EPOCHS}/{schema.TEST_ACCURACY}_n"
+    over = f"{schema.TEST_ACCURACY}{schema.OVER_REWIND_EPOCHS}_n"
     assert (run.points[schema.TEST_ACCURACY + "_n", 10], run.points[over, 0]) == (2, 2)
     assert run.name.endswith("n = 2")
 
@@ -154,7 +153,7 @@ def test_method_runs_have_the_points_of_the_cells(averaged):
                 assert curve == pytest.approx(shown)
             step = [f"{each:g}" for each in synthetic.WIDTHS].index(width)
             assert points["width", step] == float(width)
-            mean = cell.points[f"{schema.OVER_REWIND_EPOCHS}/{schema.TEST_ACCURACY}", 0]
+            mean = cell.points[schema.TEST_ACCURACY + schema.OVER_REWIND_EPOCHS, 0]
             assert points[f"S{sparsity} - {schema.TEST_ACCURACY} by width", step] == pytest.approx(mean)
 
 

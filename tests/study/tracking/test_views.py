@@ -106,3 +106,8 @@ def test_a_view_stays_once_its_times_say_that_it_was_edited():
 def test_columns_are_named_as_mlflow_names_them():
     columns = [column for state in states().values() for column in state["selectedColumns"]]
     assert all(re.fullmatch(r"(params|metrics)\.`[\w/]+`", column) for column in columns)
+
+
+def test_headings_of_the_table_differ_in_the_dozen_letters_that_mlflow_shows():
+    headings = [column.split("`")[1] for column in states()[views.CELLS]["selectedColumns"]]
+    assert len({heading[:12] for heading in headings}) == len(headings)
