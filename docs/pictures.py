@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 """Commands that are looked for, in this order."""
-MOST_COLOURS = 128
+MOST_COLOURS = 256
 """Colours of a picture: enough for lines and text, at a fraction of the file size."""
 MOST_PIXELS = 1200
 """Width of a picture, at most."""
@@ -145,8 +145,9 @@ def shrunk(png: bytes) -> bytes:
     image = Image.open(io.BytesIO(png)).convert("RGB")
     if image.width > MOST_PIXELS:
         image = image.resize((MOST_PIXELS, round(image.height * MOST_PIXELS / image.width)), Image.Resampling.LANCZOS)
-    # By coverage, so that thin lines, which fill few pixels, keep the colours of their methods.
-    image = image.quantize(MOST_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    # By coverage, so that thin lines, which fill few pixels, keep the colours of their methods. Each colour then
+    # becomes the mean of its pixels, or a grey background would become pink.
+    image = image.quantize(MOST_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE, kmeans=1)
     stream = io.BytesIO()
     image.save(stream, format="PNG", optimize=True)
     return stream.getvalue()
