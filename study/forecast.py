@@ -119,7 +119,7 @@ def _shared(plan: Plan, todo: Mapping[str, set[int | None]]) -> list[str]:
         for key, job in plan.jobs.items()
         if key in todo and isinstance(job.config, TRAINING_CONFIGS) and plan.workers(key) == 1
     }
-    why = f"; {' and '.join(whole)} needs a network whole" if whole else ""
+    why = f"; {' and '.join(whole)} {'need' if len(whole) > 1 else 'needs'} a network whole" if whole else ""
     return [f"workers: {', '.join(parts)}{why}"]
 
 
