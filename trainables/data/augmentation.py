@@ -100,7 +100,8 @@ def random_resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = No
     few = len(images) if images.device.type != "cpu" else max(1, _FLOATS // images.shape[1:].numel())
     flips = boxes.new_zeros(len(images), dtype=torch.bool) if flips is None else flips
     parts = zip(*(torch.split(each, few) for each in (images, boxes, flips)), strict=True)
-    return torch.cat([_resized_crop(*part) for part in parts])
+    first, *others = (_resized_crop(*part) for part in parts)
+    return torch.cat([first, *others]) if others else first
 
 
 def _resized_crop(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
