@@ -24,20 +24,21 @@ from waiting import HANG_SECONDS, wait_until
 from study.plan import Plan
 from trainables import schema
 
-pytestmark = pytest.mark.slow
 
-
-def test_killed_at_twenty_moments(tmp_path: Path, undisturbed: Study, plan_of_studies: Plan) -> None:
+@pytest.mark.parametrize(
+    "kills", [pytest.param(6, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.exhaustive)]
+)
+def test_killed_at_many_moments(tmp_path: Path, undisturbed: Study, plan_of_studies: Plan, kills: int) -> None:
     """Drivers and workers, while Ray starts and while jobs run, until each study has ended all the same."""
     luck = random.Random(20)
     drivers = workers = 0
     studies: list[Study] = []
     try:
-        while drivers + workers < 20:
+        while drivers + workers < kills:
             study = Study(tmp_path / str(len(studies)))
             study.folder.mkdir()
             studies.append(study)
-            while drivers + workers < 20 and not _is_over(study, undisturbed):
+            while drivers + workers < kills and not _is_over(study, undisturbed):
                 process = study.start()
                 for _ in range(luck.randint(0, 2)):
                     time.sleep(luck.uniform(0.0, 2.0))
@@ -50,8 +51,8 @@ def test_killed_at_twenty_moments(tmp_path: Path, undisturbed: Study, plan_of_st
                 if luck.random() < 0.5:  # otherwise its workers may live on for a while beside the next start
                     study.kill_all()
                 assert_whole(study.store)
-        assert drivers > 5
-        assert workers > 5
+        assert drivers > kills // 4
+        assert workers > kills // 4
         for study in studies:
             study.finish()
             assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
@@ -64,6 +65,7 @@ def _is_over(study: Study, undisturbed: Study) -> bool:
     return study.store.keys() == undisturbed.store.keys()
 
 
+@pytest.mark.slow
 def test_parents_damaged_between_two_runs(study: Study, undisturbed: Study, plan_of_studies: Plan) -> None:
     process = study.start()
     assert wait_for_results(study, process, len(undisturbed.store.keys()) // 2)
@@ -83,6 +85,7 @@ def test_parents_damaged_between_two_runs(study: Study, undisturbed: Study, plan
     assert tracked(study.database) == tracked(undisturbed.database)
 
 
+@pytest.mark.slow
 def test_stacked_networks_die_together_and_end_one_by_one(
     tmp_path: Path, undisturbed: Study, plan_of_studies: Plan
 ) -> None:
@@ -117,6 +120,7 @@ def test_stacked_networks_die_together_and_end_one_by_one(
     assert any(differences), "they were rounded differently"
 
 
+@pytest.mark.slow
 def test_nothing_is_running_after_termination(study: Study) -> None:
     process = study.start()
     assert wait_for_results(study, process, 1)

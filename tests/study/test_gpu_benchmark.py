@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -314,8 +314,15 @@ def test_what_a_gpu_measures_is_kept_for_estimates_with_its_name(
     assert read_rates(tmp_path / results.FILE, device="cpu") == []
 
 
-@pytest.mark.slow  # each of its processes imports torch
-def test_the_command_end_to_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(["determinism", "passes"], marks=pytest.mark.slow),  # each section's process imports torch
+        pytest.param(REDUCED.sections, marks=pytest.mark.exhaustive),
+    ],
+    ids=len,
+)
+def test_the_command_end_to_end(tmp_path: Path, chosen: Sequence[str]) -> None:
     program = (
         f"import sys\nsys.modules.update(dict.fromkeys({ABSENT!r}))\n"
         "from study.benchmark.__main__ import main\n"
@@ -325,8 +332,9 @@ def test_the_command_end_to_end(tmp_path: Path) -> None:
     script.write_text(program)
     out = tmp_path / "gpu.jsonl"
     command_line = [sys.executable, str(script), "gpu", "--device=cpu", "--budget=36000", f"--out={out}"]
+    command_line.append(f"--sections={','.join(chosen)}")
     subprocess.run(command_line, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    complete = {f"section {name}" for name in REDUCED.sections if name != sections.ENVIRONMENT}
+    complete = {f"section {name}" for name in chosen if name != sections.ENVIRONMENT}
     assert complete <= {line.check for line in read(out)}
 
 

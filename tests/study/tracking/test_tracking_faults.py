@@ -26,8 +26,6 @@ from study.plan import Plan, make_plan, override
 from trainables import schema
 from trainables.storage.store import Store
 
-pytestmark = pytest.mark.slow
-
 
 # --- what is there in the end ---------------------------------------------------------------------------------------
 Points = Counter[tuple[str, str, int, float]]
@@ -129,17 +127,18 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @dataclass
 class Sweep:
-    """A study of so many dense nets, eight at a time, which wait for nobody."""
+    """A study of so many dense nets, some at a time, which wait for nobody."""
 
     study: Study
     plan: Plan
+    trials: int
 
     @classmethod
-    def of(cls, folder: Path, server: Server, *, nets: int, epochs: int) -> Sweep:
+    def of(cls, folder: Path, server: Server, *, nets: int, epochs: int, trials: int) -> Sweep:
         chosen = ["method=dense", f"seeds={','.join(map(str, range(nets)))}", f"epochs={epochs}"]
         plan = make_plan(override(get_space(SPACE), [*SETTINGS, *chosen]))
-        options = ["--tracking-uri", server.uri, "--max-concurrent", "8", "--cpus-per-trial", "0.25"]
-        return cls(Study(folder, arguments=[*(f"--set={each}" for each in chosen), *options]), plan)
+        options = ["--tracking-uri", server.uri, "--max-concurrent", str(trials), "--cpus-per-trial", "0.25"]
+        return cls(Study(folder, arguments=[*(f"--set={each}" for each in chosen), *options]), plan, trials)
 
     def finish(self, process: subprocess.Popen[str], code: int = 0) -> str:
         """Wait for an end with an exit code; return what was said."""
@@ -155,11 +154,18 @@ def sweep(tmp_path: Path, server: Server, request: pytest.FixtureRequest) -> Ite
     each.study.kill_all()
 
 
-@pytest.mark.parametrize("sweep", [{"nets": 12, "epochs": 100}], indirect=True)
-def test_server_that_is_stopped_during_a_sweep_of_eight_trials(sweep: Sweep, server: Server) -> None:
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        pytest.param({"nets": 6, "epochs": 100, "trials": 4}, marks=pytest.mark.slow),
+        pytest.param({"nets": 12, "epochs": 100, "trials": 8}, marks=pytest.mark.exhaustive),
+    ],
+    indirect=True,
+)
+def test_server_that_is_stopped_during_a_sweep(sweep: Sweep, server: Server) -> None:
     study, plan = sweep.study, sweep.plan
     process = study.start()
-    wait_until(lambda: len(study.store.leases()) >= 8, "no eight trials at once", process)
+    wait_until(lambda: len(study.store.leases()) >= sweep.trials, "not all trials run at once", process)
     wait_until(lambda: recorded(server.database)[0], "nothing is tracked", process)
     server.kill()
     published = len(study.store.keys())
@@ -173,7 +179,8 @@ def test_server_that_is_stopped_during_a_sweep_of_eight_trials(sweep: Sweep, ser
     assert_all_is_there_once(server.database, study.store, plan)
 
 
-@pytest.mark.parametrize("sweep", [{"nets": 10, "epochs": 10}], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", [{"nets": 6, "epochs": 10, "trials": 2}], indirect=True)
 def test_server_that_does_not_come_back_before_the_end(sweep: Sweep, server: Server) -> None:
     study, plan = sweep.study, sweep.plan
     process = study.start()
@@ -277,6 +284,7 @@ def assert_one_finished_run_of_each(database: Path, jobs: int) -> None:
     assert set(points.values()) == {1}
 
 
+@pytest.mark.slow
 def test_database_that_is_new_to_several_drivers(own_copy: Store, tmp_path: Path) -> None:
     database = tmp_path / "new" / "mlflow.db"
     codes = run_drivers(own_copy, f"sqlite:///{database}", [("lives", 0, ALL_READY)] * 3)
@@ -284,6 +292,7 @@ def test_database_that_is_new_to_several_drivers(own_copy: Store, tmp_path: Path
     assert_one_finished_run_of_each(database, 13)
 
 
+@pytest.mark.slow
 def test_drivers_killed_while_they_make_the_tables(own_copy: Store, tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     killed = [("tables", 1, ["ready-0"]), ("tables", 40, ["dying-0"]), ("tables", 70, ["dying-1"])]
@@ -293,6 +302,7 @@ def test_drivers_killed_while_they_make_the_tables(own_copy: Store, tmp_path: Pa
     assert not list(tmp_path.glob("mlflow.db.new*"))
 
 
+@pytest.mark.slow
 def test_drivers_killed_while_they_create_runs_beside_others(own_copy: Store, tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     codes = run_drivers(own_copy, f"sqlite:///{database}", ONE_AFTER_THE_OTHER)
@@ -301,6 +311,7 @@ def test_drivers_killed_while_they_create_runs_beside_others(own_copy: Store, tm
     assert list(own_copy.storage.names("leases")) == []
 
 
+@pytest.mark.slow
 def test_drivers_killed_while_they_create_runs_on_a_server(own_copy: Store, server: Server) -> None:
     codes = run_drivers(own_copy, server.uri, ONE_AFTER_THE_OTHER)
     assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0]

@@ -168,27 +168,34 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reading]:
     return root, Reading(image_size=64, damaged_images=2)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "ways",
+    [
+        pytest.param([(1, False), (2, True)], marks=pytest.mark.slow),
+        pytest.param([(1, False), (1, True), (2, False), (2, True)], marks=pytest.mark.exhaustive),
+    ],
+    ids=len,
+)
 def test_jobs_of_resnet50_on_images_from_14_to_4000_pixels_by_one_and_two_workers(
-    hostile: tuple[Path, Reading], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hostile: tuple[Path, Reading], ways: list[tuple[int, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In the ways given, each a number of workers and whether images are streamed."""
     use_doubles(monkeypatch)
     use_workers(monkeypatch, 2)  # that decode
     root, reading = hostile
     # At a rate of 0.001, the second pruning round amplifies the rounding of sums from 1e-9 to 1e-3.
     settings = {"model": "resnet50", "width": 0.25, "epochs": 1, "rewind_epoch": 0, "lr": 0.01, "imp_lr": 1e-5}
-    stores = []
-    for count in (1, 2):
-        in_memory, streamed = (Store(tmp_path / f"{where}-{count}") for where in ("memory", "streamed"))
-        for store in (in_memory, streamed):
-            how = dataclasses.replace(reading, streaming=store is streamed)
-            with closing(DoubleCrew(2) if count == 2 else Crew()) as crew:
-                ticket = compute_all(root, how, store, crew, **settings)
-        assert_same_store(in_memory, streamed)
-        stores.append(streamed)
+    stores: dict[tuple[int, bool], Store] = {}
+    for workers, streaming in ways:
+        store = stores[workers, streaming] = Store(tmp_path / f"{workers}-{streaming}")
+        how = dataclasses.replace(reading, streaming=streaming)
+        with closing(DoubleCrew(2) if workers == 2 else Crew()) as crew:
+            ticket = compute_all(root, how, store, crew, **settings)
+        if streaming and (workers, False) in stores:
+            assert_same_store(stores[workers, False], store)
     # The nets that depend on no matching: where two units fit equally well, rounding decides which one is matched.
     for key in Closure([Ref(ticket)]).jobs:
-        assert_agree(*stores, key, within=1e-6)
+        assert_agree(stores[1, False], stores[2, True], key, within=1e-6)
 
 
 def test_the_size_of_images_is_in_the_key_and_how_they_are_read_is_not(mixed: Path) -> None:
