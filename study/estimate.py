@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from study.benchmark.results import FILE, Rate, read, read_rates
@@ -52,6 +53,7 @@ SAMPLES_PER_CLASS = 5
 """Maximum number of published jobs whose time is looked up, per kind, model, width and dataset."""
 
 FIRST_GUESS = "a first guess for one core"
+_NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Net(NamedTuple):
@@ -82,14 +84,22 @@ class Estimates:
         """Return the total seconds of some jobs."""
         return sum(self.seconds[key] for key in keys)
 
-    def makespan(self, plan: Plan, keys: Collection[str], slots: int) -> float:
-        """Return the seconds of some jobs on `slots` slots: total / `slots`, but at least the longest chain of jobs."""
+    def makespan(self, plan: Plan, keys: Collection[str], slots: int, done: Mapping[str, float] = _NOTHING) -> float:
+        """Return the seconds of some jobs on `slots` slots: total / `slots`, but at least the longest chain of jobs.
+
+        Args:
+            plan: the jobs.
+            keys: of the jobs.
+            slots: number of jobs at a time, at least 1.
+            done: key -> the fraction of the job, in [0, 1], that is done already.
+        """
+        left = {key: self.seconds[key] * (1.0 - done.get(key, 0.0)) for key in keys}
         finished: dict[str, float] = {}
         for key in plan.jobs:
-            if key in keys:
+            if key in left:
                 parents = (finished.get(ref.job.key, 0.0) for _, ref in plan.jobs[key].parents)
-                finished[key] = max(parents, default=0.0) + self.seconds[key]
-        return max(self.total(keys) / slots, max(finished.values(), default=0.0))
+                finished[key] = max(parents, default=0.0) + left[key]
+        return max(sum(left.values()) / slots, max(finished.values(), default=0.0))
 
 
 def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:

@@ -37,7 +37,7 @@ def print_forecast(plan: Plan, store: Store, options: Options, unmeasured: Seque
     elif todo:
         number = slots(options, plan.space.workers)
         seconds = estimates.makespan(plan, todo, number)
-        print(f"about {duration(seconds)} with {number} trials at a time ({estimates.basis})")
+        print(f"about {duration(seconds)} with {number} trial{'s' * (number > 1)} at a time ({estimates.basis})")
 
 
 def _schedule(

@@ -57,6 +57,10 @@ class Progress:
         self._slot_seconds = 0.0
         self._idle_since: float | None = None
         self._running: OrderedDict[str, tuple[str, str, str]] = OrderedDict()
+        self._epochs: dict[str, int] = {}
+        """Key of a job -> epochs that are done."""
+        self._before: dict[str, int] = {}
+        """Key of a job -> epochs that were done before this start."""
         self._last: deque[tuple[str, str, str]] = deque(maxlen=LAST)
         self._accuracies: dict[str, str] = {}
         self._compared = False
@@ -69,7 +73,11 @@ class Progress:
             self._last_step = time.monotonic()
         host, _, _ = str(row.get("hostname", "")).partition(".")
         epochs, accuracy = self._plan.jobs[key].epochs, row.get(schema.TEST_ACCURACY)
-        text = f"epoch {row.get('epoch', 0)}/{epochs}" if epochs else ""
+        text = ""
+        if epochs:
+            epoch = self._epochs[key] = min(row.get("epoch", 0), epochs)
+            self._before.setdefault(key, max(0, epoch - 1))
+            text = f"epoch {epoch}/{epochs}"
         self._running[key] = host, text, "" if accuracy is None else f"{accuracy:.1f} %"
 
     def ended(self, key: str) -> None:
@@ -128,8 +136,10 @@ class Progress:
         """Return the state of the study as one plain line."""
         kinds = self._kinds()
         states = sum(kinds.values(), Counter())
-        parts = ", ".join(f"{kind} {each[DONE]}/{each.total()}" for kind, each in kinds.items())
-        text = f"{duration(time.monotonic() - self._started):>10}  done: {parts}"
+        parts = [f"{kind} {each[DONE]}/{each.total()}" for kind, each in kinds.items()]
+        if epochs := sum(self._plan.jobs[key].epochs for key in self._searcher.state):
+            parts.append(f"epochs {sum(map(self._epochs_done, self._searcher.state)):,}/{epochs:,}")
+        text = f"{duration(time.monotonic() - self._started):>10}  done: {', '.join(parts)}"
         text += f"; {states[RUNNING]} running, {_waiting(states)} waiting"
         if states[FAILED] or states[BLOCKED]:
             text += f", {states[FAILED]} failed, {states[BLOCKED]} blocked"
@@ -157,14 +167,26 @@ class Progress:
             found[self._plan.jobs[key].kind][state] += 1
         return {kind: states for kind, states in found.items() if states}
 
+    def _epochs_done(self, key: str) -> int:
+        return self._plan.jobs[key].epochs if self._searcher.state[key] == DONE else self._epochs.get(key, 0)
+
+    def _share(self, epochs: int, key: str) -> float:
+        """Return the fraction that some epochs are of a job's epochs; 0 for a job without epochs."""
+        return epochs / max(1, self._plan.jobs[key].epochs)
+
     def seconds_left(self) -> float | None:
         """Return the estimated seconds to the end; None if nothing is left."""
         state, slots = self._searcher.state, self._searcher.slots()
         left = {key for key, each in state.items() if each in OPEN}
         if not left:
             return None
-        remaining = self._estimates.makespan(self._plan, left, slots)
-        done = self._estimates.total([key for key, each in state.items() if each == DONE])
+        shares = {key: self._share(self._epochs_done(key), key) for key in left}
+        remaining = self._estimates.makespan(self._plan, left, slots, shares)
+        seconds, done = self._estimates.seconds, 0.0
+        for key, each in state.items():
+            if each == DONE or key in left:
+                # Epochs of an earlier start took none of this one's time.
+                done += seconds[key] * (shares.get(key, 1.0) - self._share(self._before.get(key, 0), key))
         if self._last_step is None:
             return remaining
         now = time.monotonic()
@@ -173,7 +195,7 @@ class Progress:
         if not done:
             return remaining
         # Scale the estimate by the measured speed, whose weight grows until a tenth of the work is done.
-        weight = min(1.0, done / (0.1 * (done + self._estimates.total(left))))
+        weight = min(1.0, done / (0.1 * (done + sum(seconds[key] * (1.0 - shares[key]) for key in left))))
         return remaining * ((1 - weight) + weight * self._slot_seconds / done)
 
     def _table(self) -> Group:

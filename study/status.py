@@ -72,7 +72,13 @@ class Status:
     def seconds_left(self) -> float:
         """Estimated seconds to the end with as many jobs at a time as now, at least one."""
         left = {key for key, state in self.states.items() if state in (RUNNING, WAITING)}
-        return self.estimates.makespan(self.plan, left, max(1, len(self.leases)))
+        return self.estimates.makespan(self.plan, left, max(1, len(self.leases)), self.done)
+
+    @property
+    def done(self) -> dict[str, float]:
+        """Key of a running job -> the fraction of its epochs that is done."""
+        epochs = {key: self.plan.jobs[key].epochs for key in self.leases}
+        return {key: lease["note"].get("step", 0) / epochs[key] for key, lease in self.leases.items() if epochs[key]}
 
 
 def print_status(plan: Plan, store: Store, unmeasured: Sequence[Network]) -> None:
@@ -161,7 +167,8 @@ def _pace(status: Status) -> list[str]:
     recent = status.recent
     epochs = sum(status.plan.jobs[key].epochs for key in recent)
     pace = f"last {duration(RATE_SECONDS)}: {len(recent)} jobs, {epochs:,} epochs"
-    at_a_time = f"{max(1, len(status.leases))} jobs at a time"
+    number = max(1, len(status.leases))
+    at_a_time = f"{number} job{'s' * (number > 1)} at a time"
     return [f"{pace}; about {duration(status.seconds_left)} left with {at_a_time}"]
 
 

@@ -93,10 +93,12 @@ def test_the_first_comparison_of_methods_is_printed_once_it_is_complete(plan: Pl
 
 def test_line_at_the_start_and_at_the_end(plan: Plan) -> None:
     searcher, progress = new_progress(plan)
-    total = "done: dense 0/2, prune 0/4, match 0/1, sparse 0/3; 0 running, 10 waiting; about 100 s left"
+    jobs = "dense 0/2, prune 0/4, match 0/1, sparse 0/3"
+    total = f"done: {jobs}, epochs 0/{plan.epochs}; 0 running, 10 waiting; about 100 s left"
     assert progress.line().strip() == "0 s  " + total.replace("100 s", "1 min 40 s")
     finish(searcher, 10)
-    assert progress.line().strip() == "0 s  done: dense 2/2, prune 4/4, match 1/1, sparse 3/3; 0 running, 0 waiting"
+    jobs = f"dense 2/2, prune 4/4, match 1/1, sparse 3/3, epochs {plan.epochs}/{plan.epochs}"
+    assert progress.line().strip() == f"0 s  done: {jobs}; 0 running, 0 waiting"
     assert progress.seconds_left() is None
 
 
@@ -134,6 +136,23 @@ def test_estimate_follows_the_pace(plan: Plan, monkeypatch: pytest.MonkeyPatch, 
     finish(searcher, 5)
     monkeypatch.setattr(module.time, "monotonic", lambda: now + 50.0 * speed)
     assert progress.seconds_left() == pytest.approx(50.0 * speed, rel=0.01)
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_estimate_follows_the_pace_of_epochs_before_a_job_ends(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """An epoch takes ten seconds, not the estimated one. What an earlier start did before the first epoch was free."""
+    plan = make_plan(tiny_space(epochs=10, method=("dense",), seeds=(0, 1)))
+    searcher, progress = new_progress(plan)
+    config = searcher.suggest("t")
+    assert isinstance(config, dict)
+    searcher.on_trial_start("t")
+    now = time.monotonic()
+    for epoch in range(first, 6):
+        progress.result(config["key"], {"epoch": epoch})
+    assert (len(plan.jobs), plan.epochs) == (2, 20)
+    assert "epochs 5/20; 1 running, 1 waiting" in progress.line()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + 10.0 * (6 - first))
+    assert progress.seconds_left() == pytest.approx(150.0, rel=0.01)
 
 
 def test_estimate_knows_of_slots_that_come_and_go(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +207,8 @@ def test_plain_output_is_lines_without_escapes(plan: Plan, monkeypatch: pytest.M
     assert "\r" not in text
     lines = text.splitlines()
     assert all(re.match(r" +\d+ s  done: ", line) for line in lines)
-    assert lines[-1].endswith("done: dense 2/2, prune 4/4, match 1/1, sparse 3/3; 0 running, 0 waiting")
+    jobs = f"dense 2/2, prune 4/4, match 1/1, sparse 3/3, epochs {plan.epochs}/{plan.epochs}"
+    assert lines[-1].endswith(f"done: {jobs}; 0 running, 0 waiting")
     assert all(first != second for first, second in itertools.pairwise(lines)), "nothing is said twice"
 
 

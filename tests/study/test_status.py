@@ -83,11 +83,19 @@ def test_what_runs_fails_is_blocked_and_waits(plan: Plan, own_copy: Store) -> No
     assert f"running: tiny on {host}" in text
     assert f"epoch 2/{NAIVE.epochs}, on {host} for 0 s" in text
     assert f"({MATCH.key[:12]}) 60 s ago: ValueError: no match" in text
-    assert "1 jobs at a time" in text
+    assert "left with 1 job at a time" in text
 
 
 def _connections(plan: Plan) -> list[str]:
     return [key for key, job in plan.jobs.items() if job.kind == schema.CONNECT]
+
+
+def test_the_time_left_counts_the_epochs_of_running_jobs(plan: Plan, own_copy: Store) -> None:
+    store, left = without(own_copy, NAIVE.key), []
+    for step in (0, 1):
+        with store.lease(NAIVE.key, {"step": step}) or pytest.fail("it is free"):
+            left.append(status(plan, store).seconds_left)
+    assert left[1] == pytest.approx(left[0] * (1 - 1 / NAIVE.epochs))
 
 
 def test_hosts_that_get_no_more_jobs_are_named(plan: Plan, own_copy: Store) -> None:

@@ -26,7 +26,6 @@ from study.plan import Plan, make_plan, override
 from trainables import schema
 from trainables.storage.store import Store
 
-
 # --- what is there in the end ---------------------------------------------------------------------------------------
 Points = Counter[tuple[str, str, int, float]]
 """Key of the job, name, step and value of a metric -> how many times it is there."""

@@ -186,12 +186,12 @@ def test_jobs_of_resnet50_on_images_from_14_to_4000_pixels_by_one_and_two_worker
     # At a rate of 0.001, the second pruning round amplifies the rounding of sums from 1e-9 to 1e-3.
     settings = {"model": "resnet50", "width": 0.25, "epochs": 1, "rewind_epoch": 0, "lr": 0.01, "imp_lr": 1e-5}
     stores: dict[tuple[int, bool], Store] = {}
-    for workers, streaming in ways:
-        store = stores[workers, streaming] = Store(tmp_path / f"{workers}-{streaming}")
-        how = dataclasses.replace(reading, streaming=streaming)
+    for workers, streamed in ways:
+        store = stores[workers, streamed] = Store(tmp_path / f"{workers}-{streamed}")
+        how = dataclasses.replace(reading, streaming=streamed)
         with closing(DoubleCrew(2) if workers == 2 else Crew()) as crew:
             ticket = compute_all(root, how, store, crew, **settings)
-        if streaming and (workers, False) in stores:
+        if streamed and (workers, False) in stores:
             assert_same_store(stores[workers, False], store)
     # The nets that depend on no matching: where two units fit equally well, rounding decides which one is matched.
     for key in Closure([Ref(ticket)]).jobs:
