@@ -82,7 +82,9 @@ class Training:
         self.batches = train
         """The training batches of any epoch."""
         self._test = test
-        self.device = next(model.parameters()).device
+        self.parameters = tuple(model.parameters())
+        """The network's parameters, collected once."""
+        self.device = self.parameters[0].device
         """The device that trains the network."""
         if self.device.type == "cpu":
             keep_freed_memory()

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from trainables.config import Recipe
 from trainables.masks import check_fits
-
-_BUFFER = "momentum_buffer"
-"""PyTorch's name of a parameter's momentum."""
 
 
 class MaskedSGD:
@@ -37,15 +35,11 @@ class MaskedSGD:
         self._masked: list[Tensor] = [self._parameters[name] for name in mask]
         self._keep = {name: torch.empty_like(self._parameters[name]).copy_(keep) for name, keep in mask.items()}
         self._factors = list(self._keep.values())
+        self._momentum, self._weight_decay = recipe.momentum, recipe.weight_decay
+        self._momenta: dict[str, Tensor] = {}
         self._rate = recipe.lr
         device = next(iter(self._parameters.values())).device
-        self._sgd = torch.optim.SGD(
-            self._parameters.values(),
-            lr=torch.tensor(recipe.lr, device=device) if rate_on_device else recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        self._rate_on_device = torch.tensor(recipe.lr, device=device) if rate_on_device else None
         self._apply_mask()
 
     @torch.no_grad()
@@ -53,9 +47,29 @@ class MaskedSGD:
         if self._masked:
             torch._foreach_mul_(self._masked, self._factors)
 
+    @torch.no_grad()
     def step(self) -> None:
-        """Update the parameters by their gradients, then set the masked ones to zero again."""
-        self._sgd.step()
+        """Update the parameters by their gradients, then set the masked ones to zero again.
+
+        This is the step of ``torch.optim.SGD``, without what that class does around it: at every step it collects the
+        parameters and their states anew, which takes as long as the update of a small network.
+        """
+        trained = [(name, each, each.grad) for name, each in self._parameters.items() if each.grad is not None]
+        momenta = [self._momenta.get(name) for name, _, _ in trained] if self._momentum else []
+        sgd(
+            [parameter for _, parameter, _ in trained],
+            [gradient for _, _, gradient in trained],
+            momenta,
+            fused=True,
+            lr=self._rate if self._rate_on_device is None else self._rate_on_device,
+            momentum=self._momentum,
+            weight_decay=self._weight_decay,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        # The first step has put them into the list.
+        self._momenta |= {name: each for (name, _, _), each in zip(trained, momenta, strict=False) if each is not None}
         self._apply_mask()
 
     @property
@@ -68,25 +82,20 @@ class MaskedSGD:
         if rate == self._rate:
             return
         self._rate = rate
-        (group,) = self._sgd.param_groups
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        if self._rate_on_device is not None:
+            self._rate_on_device.fill_(rate)
 
     @property
     def momenta(self) -> dict[str, Tensor]:
         """Name of a parameter -> its momentum, not a copy; empty before the first step and without momentum."""
-        states = {name: self._sgd.state[parameter] for name, parameter in self._parameters.items()}
-        return {name: state[_BUFFER] for name, state in states.items() if state.get(_BUFFER) is not None}
+        return dict(self._momenta)
 
     def set_momenta(self, momenta: Mapping[str, Tensor]) -> None:
         """Copy `momenta` (as :attr:`momenta` gives them) into this optimiser's own; those that are missing become 0."""
-        own = self.momenta
         for name, parameter in self._parameters.items():
-            if name not in own and name in momenta:
-                own[name] = self._sgd.state[parameter][_BUFFER] = torch.empty_like(parameter)
-        for name, buffer in own.items():
+            if name not in self._momenta and name in momenta:
+                self._momenta[name] = torch.empty_like(parameter, requires_grad=False)
+        for name, buffer in self._momenta.items():
             if name in momenta:
                 buffer.copy_(momenta[name])
             else:

@@ -74,7 +74,7 @@ def test_the_learning_rate_follows_its_schedule_step_by_step(monkeypatch: pytest
 
     def noted(step: Any, *batch: Any) -> None:
         replay(step, *batch)
-        seen.append(float(step._optimizer._sgd.param_groups[0]["lr"]))
+        seen.append(float(step._optimizer._rate_on_device))
 
     monkeypatch.setattr(cuda_graph._Step, "replay", noted)
     training, plain = start(recipe), start(dataclasses.replace(recipe, graphs=False))

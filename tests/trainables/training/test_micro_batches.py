@@ -38,7 +38,7 @@ def gradients(model: nn.Module, batch: tuple[Tensor, Tensor], micro_batches: int
     """Return the gradients of a step, its loss and its hits, in double precision."""
     model = model.double().train()
     precision: Any = contextlib.nullcontext()
-    loss, hits = compute_gradients(model, model, *batch, precision, micro_batches)
+    loss, hits = compute_gradients(model.parameters(), model, *batch, precision, micro_batches)
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None], float(loss), float(hits)
 
 
@@ -100,7 +100,9 @@ def peak(micro_batches: int) -> int:
     model = network("resnet8").train()
     images, labels = some_images(64, 16)
     with LiveMemory() as memory:
-        compute_gradients(model, model, images.float(), labels, torch.autocast("cpu", enabled=False), micro_batches)
+        compute_gradients(
+            model.parameters(), model, images.float(), labels, torch.autocast("cpu", enabled=False), micro_batches
+        )
     return memory.peak
 
 

@@ -154,7 +154,7 @@ class Step(NamedTuple):
         optimizer = MaskedSGD(self.model, self.recipe, mask)
         for _ in range(2):
             autocast = torch.autocast("cpu", enabled=False)
-            compute_gradients(self.model, self.model, self.images, self.labels, autocast)
+            compute_gradients(self.model.parameters(), self.model, self.images, self.labels, autocast)
             optimizer.step()
 
     def evaluate(self) -> None:

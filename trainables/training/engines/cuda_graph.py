@@ -142,6 +142,7 @@ class _Step:
             RuntimeError: the step cannot be captured, or replaying it does something else than computing it.
         """
         self._network = copy.deepcopy(training.model)
+        self._parameters = tuple(self._network.parameters())
         # A mask on all parameters fits any network's mask. Multiplying the others by 1 changes nothing.
         everything = {name: torch.ones_like(each, dtype=torch.bool) for name, each in self._network.named_parameters()}
         self._optimizer = MaskedSGD(self._network, training.recipe, everything, rate_on_device=True)
@@ -158,9 +159,8 @@ class _Step:
 
     def _compute(self) -> None:
         """Take a step on the batch, and add its loss and hits to the sums."""
-        network = self._network
         loss, hits = plain.compute_gradients(
-            network, network, self._images, self._labels, self._autocast, self._micro_batches
+            self._parameters, self._network, self._images, self._labels, self._autocast, self._micro_batches
         )
         self._optimizer.step()
         self._loss += loss

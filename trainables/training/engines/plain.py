@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the conventional name
@@ -65,7 +65,7 @@ class Trainer:
         autocast = training.autocast()
         for images, labels in training.steps():
             loss, hits = compute_gradients(
-                training.model, self.forward, images, labels, autocast, training.micro_batches, self.loss_weight
+                training.parameters, self.forward, images, labels, autocast, training.micro_batches, self.loss_weight
             )
             training.update()
             total_loss += loss
@@ -75,7 +75,7 @@ class Trainer:
 
 
 def compute_gradients(
-    model: nn.Module,
+    parameters: Iterable[Tensor],
     forward: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
@@ -89,8 +89,8 @@ def compute_gradients(
     in rounding, unless the network has BatchNorm, which normalises each micro-batch by its own statistics.
 
     Args:
-        model: the network.
-        forward: its forward pass.
+        parameters: of the network. A network searches all its modules for them, at the cost of a small layer's pass.
+        forward: the network's forward pass.
         images: (N, C, H, W).
         labels: int64 (N,).
         autocast: the precision of the forward pass.
@@ -101,7 +101,8 @@ def compute_gradients(
     Returns:
         The mean loss (nats) and the number of correctly classified images, both of shape () on the device.
     """
-    model.zero_grad(set_to_none=True)
+    for parameter in parameters:
+        parameter.grad = None
     if micro_batches == 1:
         return _add_gradients(forward, images, labels, autocast, weight)
     loss, hits = torch.zeros(2, device=labels.device).unbind()

@@ -28,6 +28,9 @@ class Normalization(nn.Module):
         assert batchnorm.momentum is not None
         self.batchnorm = batchnorm
         self._rectified, self._twice = rectified, twice
+        # Kept here, because a module searches for a buffer at every access.
+        self._running = batchnorm.get_buffer("running_mean"), batchnorm.get_buffer("running_var")
+        self._batches = batchnorm.get_buffer("num_batches_tracked")
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Normalise (blocks, channels, height, width, lanes), add `residual` if given, apply the ReLU if there is one.
@@ -39,21 +42,20 @@ class Normalization(nn.Module):
         x = x.contiguous()
         residual = None if residual is None else residual.contiguous()
         if norm.training:
-            norm.get_buffer("num_batches_tracked").add_(1)
-            first, second = _Normalize.apply(x, residual, norm.weight, norm.bias, norm, self._rectified)
+            self._batches.add_(1)
+            first, second = _Normalize.apply(x, residual, norm.weight, norm.bias, norm, self._running, self._rectified)
         else:
             assert not (torch.is_grad_enabled() and x.requires_grad), "gradients are for training"
-            first = second = _normalized(x, residual, norm, self._rectified)[0]
+            first = second = _normalized(x, residual, norm, self._running, self._rectified)[0]
         return (first, second) if self._twice else first
 
 
 def _normalized(
-    x: Tensor, residual: Tensor | None, norm: nn.BatchNorm2d, rectified: bool
+    x: Tensor, residual: Tensor | None, norm: nn.BatchNorm2d, running: tuple[Tensor, Tensor], rectified: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result, and in training the mean and the inverse standard deviation of each channel."""
     out = torch.empty_like(x)
     mean, inverse = torch.empty(2, x.shape[1]).unbind()
-    running = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
     settings = norm.weight, norm.bias, norm.eps, norm.momentum, rectified, norm.training
     library().normalize(x, residual, *settings, out, mean, inverse, *running, torch.get_num_threads())
     return out, mean, inverse
@@ -68,9 +70,10 @@ class _Normalize(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         norm: nn.BatchNorm2d,
+        running: tuple[Tensor, Tensor],
         rectified: bool,
     ) -> tuple[Tensor, Tensor]:
-        out, mean, inverse = _normalized(x, residual, norm, rectified)
+        out, mean, inverse = _normalized(x, residual, norm, running, rectified)
         ctx.save_for_backward(x, out if rectified and residual is not None else None, weight, bias, mean, inverse)
         ctx.rectified, ctx.summed = rectified, residual is not None
         ctx.set_materialize_grads(False)
@@ -89,4 +92,4 @@ class _Normalize(torch.autograd.Function):
         library().normalize_gradients(gradient, more, *saved, ctx.rectified, *results, torch.get_num_threads())
         if ctx.summed and not ctx.rectified:
             of_residual = gradient if more is None else gradient + more
-        return of_x, of_residual, of_weight, of_bias, None, None
+        return of_x, of_residual, of_weight, of_bias, None, None, None
