@@ -161,7 +161,8 @@ class _Convolve(torch.autograd.Function):
             of_weight, threads = torch.zeros_like(weight), torch.get_num_threads()
             room = _room(x, plan.padding, threads)
             library().sparse_weight_gradients(
-                x, plan.padding, plan.stride, gradient, plan.forward, of_weight, threads, room
+                *(x, plan.padding, plan.stride, gradient, plan.forward),
+                *(of_weight.data_ptr(), threads, room.data_ptr()),
             )
         # Computed last, so that the gradient is still in the processor's cache when the preceding layer reads it.
         if ctx.needs_input_grad[0]:
@@ -174,7 +175,9 @@ def _convolved(
 ) -> Tensor:
     out, threads = source.new_empty(len(source), *shape, source.shape[-1]), torch.get_num_threads()
     room = _room(source, padding, threads)
-    library().sparse_convolve(source, padding, step, out, target_step, taps, weight, threads, room)
+    library().sparse_convolve(
+        source, padding, step, out, target_step, taps, weight.data_ptr(), threads, room.data_ptr()
+    )
     return out
 
 

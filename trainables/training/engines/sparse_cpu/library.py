@@ -36,26 +36,15 @@ _log = logging.getLogger(__name__)
 
 
 class Activations(ctypes.Structure):
-    """A tensor (blocks, channels, height, width, lanes) as the kernels take it; its address is null for None."""
+    """A tensor (blocks, channels, height, width, lanes) as the kernels take it."""
 
     _fields_ = (("data", _POINTER), *((name, _NUMBER) for name in ("blocks", "channels", "height", "width")))
 
     @classmethod
-    def from_param(cls, tensor: Tensor | None) -> Activations:
+    def from_param(cls, tensor: Tensor) -> Activations:
         """Convert the argument of a kernel."""
-        if tensor is None:
-            return cls()
         assert tensor.is_contiguous(), f"kernels want numbers in a row, got strides {tensor.stride()}"
         return cls(tensor.data_ptr(), *tensor.shape[:4])
-
-
-class Numbers(ctypes.c_void_p):
-    """The address of a tensor's data."""
-
-    @classmethod
-    def from_param(cls, tensor: Tensor) -> Numbers:
-        """Convert the argument of a kernel."""
-        return cls(tensor.data_ptr())
 
 
 class Taps(ctypes.Structure):
@@ -71,17 +60,18 @@ class Taps(ctypes.Structure):
 
 _FLAG, _REAL = ctypes.c_bool, ctypes.c_float
 _ARGUMENTS = {
-    "sparse_convolve": (Activations, _NUMBER, _NUMBER, Activations, _NUMBER, Taps, Numbers, _NUMBER, Numbers),
-    "sparse_weight_gradients": (Activations, _NUMBER, _NUMBER, Activations, Taps, Numbers, _NUMBER, Numbers),
+    "sparse_convolve": (Activations, _NUMBER, _NUMBER, Activations, _NUMBER, Taps, _POINTER, _NUMBER, _POINTER),
+    "sparse_weight_gradients": (Activations, _NUMBER, _NUMBER, Activations, Taps, _POINTER, _NUMBER, _POINTER),
     "normalize": (
-        *(Activations, Activations, Numbers, Numbers, _REAL, _REAL, _FLAG, _FLAG, Activations),
-        *(Numbers, Numbers, Numbers, Numbers, _NUMBER),
+        *(Activations, _POINTER, _POINTER, _POINTER, _REAL, _REAL, _FLAG, _FLAG, _POINTER),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _NUMBER),
     ),
     "normalize_gradients": (
-        *(Activations, Activations, Activations, Activations, Numbers, Numbers, Numbers, Numbers, _FLAG),
-        *(Activations, Activations, Numbers, Numbers, _NUMBER),
+        *(_POINTER, _POINTER, Activations, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _FLAG),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _NUMBER),
     ),
 }
+"""Kernel -> types of its arguments. Tensors of a known shape are passed as addresses, which costs least."""
 
 
 @cache

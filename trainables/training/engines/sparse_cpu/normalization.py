@@ -56,9 +56,15 @@ def _normalized(
     """Return the result, and in training the mean and the inverse standard deviation of each channel."""
     out = torch.empty_like(x)
     mean, inverse = torch.empty(2, x.shape[1]).unbind()
-    settings = norm.weight, norm.bias, norm.eps, norm.momentum, rectified, norm.training
-    library().normalize(x, residual, *settings, out, mean, inverse, *running, torch.get_num_threads())
+    inputs, results = map(_address, (residual, norm.weight, norm.bias)), map(_address, (out, mean, inverse, *running))
+    settings = norm.eps, norm.momentum, rectified, norm.training
+    library().normalize(x, *inputs, *settings, *results, torch.get_num_threads())
     return out, mean, inverse
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    """Return the address of a tensor without gaps; null for None."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 class _Normalize(torch.autograd.Function):
@@ -88,8 +94,11 @@ class _Normalize(torch.autograd.Function):
         # Without a ReLU, the residual's gradient is the incoming one.
         of_residual = None if out is None else torch.empty_like(x)
         of_weight, of_bias = torch.empty_like(weight), torch.empty_like(weight)
-        results = of_x, of_residual, of_weight, of_bias
-        library().normalize_gradients(gradient, more, *saved, ctx.rectified, *results, torch.get_num_threads())
+        results = map(_address, (of_x, of_residual, of_weight, of_bias))
+        library().normalize_gradients(
+            *(_address(gradient), _address(more), x, *map(_address, saved[1:]), ctx.rectified),
+            *(*results, torch.get_num_threads()),
+        )
         if ctx.summed and not ctx.rectified:
             of_residual = gradient if more is None else gradient + more
         return of_x, of_residual, of_weight, of_bias, None, None, None

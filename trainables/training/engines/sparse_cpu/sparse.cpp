@@ -198,12 +198,12 @@ extern "C" {
 
 extern const int32_t register_lanes = lanes;
 
-// out = max(0, (x - mean) * scale + shift + residual). Without the residual if its data are null, without the max if not
-// `rectified`. In training the statistics are each channel's own, over all images and positions, and the running ones
+// out = max(0, (x - mean) * scale + shift + residual), all of x's shape. Without the residual if it is null, without the
+// max if not `rectified`. In training the statistics are each channel's own, over all images and positions, and the running ones
 // move towards them by the fraction `momentum`. Otherwise they are the running ones. Going channel by channel keeps a
 // channel's values in the cache for the passes over them.
-void normalize(Activations x, Activations residual, const float* gamma, const float* beta, float eps, float momentum,
-               bool rectified, bool training, Activations out, float* means, float* inverses, float* running_means,
+void normalize(Activations x, const vec* residual, const float* gamma, const float* beta, float eps, float momentum,
+               bool rectified, bool training, vec* out, float* means, float* inverses, float* running_means,
                float* running_variances, int64_t threads) {
     const int64_t positions = x.positions(), stride = x.size(), blocks = x.blocks;
     const float count = blocks * positions * lanes;
@@ -211,8 +211,8 @@ void normalize(Activations x, Activations residual, const float* gamma, const fl
         for (int64_t c = first; c < last; ++c) {
             const vec* from = x.data + c * positions;
             const auto scaled = [&](float scale, float shift) {
-                rescale(from, residual.data ? residual.data + c * positions : nullptr, scale, shift, rectified,
-                        out.data + c * positions, blocks, stride, positions);
+                rescale(from, residual ? residual + c * positions : nullptr, scale, shift, rectified,
+                        out + c * positions, blocks, stride, positions);
             };
             if (!training) {
                 const float scale = gamma[c] / std::sqrt(running_variances[c] + eps);
@@ -238,21 +238,20 @@ void normalize(Activations x, Activations residual, const float* gamma, const fl
 
 // The gradients of `normalize`. The gradient of its result is `gradient`, plus `more` unless that is null. If it was
 // rectified and had a residual, its result `out` shows which values the ReLU passed, and `of_residual` is computed.
-// Otherwise both are null: without a residual, `x` shows which values passed.
-void normalize_gradients(Activations gradient, Activations more, Activations x, Activations out, const float* gamma,
-                         const float* beta, const float* means, const float* inverses, bool rectified,
-                         Activations of_x, Activations of_residual, float* of_gamma, float* of_beta,
-                         int64_t threads) {
+// Otherwise both are null: without a residual, `x` shows which values passed. All have the shape of x.
+void normalize_gradients(const vec* gradient, const vec* more, Activations x, const vec* out, const float* gamma,
+                         const float* beta, const float* means, const float* inverses, bool rectified, vec* of_x,
+                         vec* of_residual, float* of_gamma, float* of_beta, int64_t threads) {
     const int64_t positions = x.positions(), stride = x.size(), blocks = x.blocks;
     const float count = blocks * positions * lanes;
     share(x.channels, threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t c = first; c < last; ++c) {
-            const vec* g = gradient.data + c * positions;
-            const vec* h = more.data ? more.data + c * positions : nullptr;
+            const vec* g = gradient + c * positions;
+            const vec* h = more ? more + c * positions : nullptr;
             const vec* from = x.data + c * positions;
             const auto all = [&](int64_t at) { return h ? g[at] + h[at] : g[at]; };
             const vec mean = splat(means[c]), inverse = splat(inverses[c]);
-            vec* to = of_x.data + c * positions;
+            vec* to = of_x + c * positions;
             // `passed` returns the gradient behind the ReLU at a position, `again` the same in the second pass.
             const auto through_both = [&](const auto& passed, const auto& again) {
                 vec sums[slots] = {}, products[slots] = {};
@@ -271,9 +270,9 @@ void normalize_gradients(Activations gradient, Activations more, Activations x, 
             };
             if (!rectified)
                 through_both(all, all);
-            else if (out.data) {
-                const vec* y = out.data + c * positions;
-                vec* add = of_residual.data + c * positions;
+            else if (out) {
+                const vec* y = out + c * positions;
+                vec* add = of_residual + c * positions;
                 through_both([&](int64_t at) { return add[at] = y[at] > 0 ? all(at) : vec{}; },
                              [&](int64_t at) { return add[at]; });
             } else {
