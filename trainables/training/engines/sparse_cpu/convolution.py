@@ -40,15 +40,19 @@ class SparseConvolution(nn.Module):
         self.weight, self.bias = convolution.weight, convolution.bias
         self._stride, self._padding = stride[0], padding[0]
         self._keep = keep.cpu().numpy()
-        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._plans: dict[tuple[int, ...], Plan] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (blocks, in_channels, height, width, lanes) to (blocks, out_channels, height', width', lanes)."""
+        out: Tensor = _Convolve.apply(x, self.weight, self.plan(x))
+        return out if self.bias is None else out + self.bias.view(-1, 1, 1, 1)
+
+    def plan(self, x: Tensor) -> Plan:
+        """Return the computation for inputs of the size of `x`."""
         size = (*x.shape[1:4], *self.weight.stride())
         if size not in self._plans:
-            self._plans[size] = _Plan(self._keep, self.weight.stride(), self._stride, self._padding, x.shape)
-        out: Tensor = _Convolve.apply(x, self.weight, self._plans[size])
-        return out if self.bias is None else out + self.bias.view(-1, 1, 1, 1)
+            self._plans[size] = Plan(self._keep, self.weight.stride(), self._stride, self._padding, x.shape)
+        return self._plans[size]
 
 
 def _taps(
@@ -103,7 +107,7 @@ def _paired(offsets: list[np.ndarray], channels: int) -> np.ndarray:
     return paired
 
 
-class _Plan:
+class Plan:
     """The forward and backward computation of a layer for one image size.
 
     Attributes:
@@ -145,7 +149,7 @@ class _Plan:
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, plan: Plan) -> Tensor:
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.plan = plan
@@ -154,15 +158,15 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        plan: _Plan = ctx.plan
+        plan: Plan = ctx.plan
         gradient = gradients[0].contiguous()
         of_x = of_weight = None
         if ctx.needs_input_grad[1]:
             of_weight, threads = torch.zeros_like(weight), torch.get_num_threads()
-            room = _room(x, plan.padding, threads)
+            block = padded_blocks(x, plan.padding, threads)
             library().sparse_weight_gradients(
                 *(x, plan.padding, plan.stride, gradient, plan.forward),
-                *(of_weight.data_ptr(), threads, room.data_ptr()),
+                *(of_weight.data_ptr(), threads, block.data_ptr()),
             )
         # Computed last, so that the gradient is still in the processor's cache when the preceding layer reads it.
         if ctx.needs_input_grad[0]:
@@ -174,9 +178,9 @@ def _convolved(
     source: Tensor, padding: int, step: int, shape: tuple[int, ...], target_step: int, taps: Taps, weight: Tensor
 ) -> Tensor:
     out, threads = source.new_empty(len(source), *shape, source.shape[-1]), torch.get_num_threads()
-    room = _room(source, padding, threads)
+    block = padded_blocks(source, padding, threads)
     library().sparse_convolve(
-        source, padding, step, out, target_step, taps, weight.data_ptr(), threads, room.data_ptr()
+        source, padding, step, out, target_step, taps, weight.data_ptr(), threads, block.data_ptr()
     )
     return out
 
@@ -184,7 +188,7 @@ def _convolved(
 _rooms: dict[tuple[int, ...], Tensor] = {}
 
 
-def _room(source: Tensor, padding: int, threads: int) -> Tensor:
+def padded_blocks(source: Tensor, padding: int, threads: int) -> Tensor:
     """Return a buffer for one zero-bordered block per thread; all layers with this shape and padding share it."""
     _, channels, height, width, lanes = source.shape
     size = (threads, channels, height + 2 * padding, width + 2 * padding, lanes)

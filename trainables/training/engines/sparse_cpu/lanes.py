@@ -21,6 +21,7 @@ from trainables.host.cpu import WIDEST_REGISTER
 from trainables.training.engines.sparse_cpu.convolution import SparseConvolution
 from trainables.training.engines.sparse_cpu.library import lanes, library
 from trainables.training.engines.sparse_cpu.normalization import Normalization
+from trainables.training.engines.sparse_cpu.program import with_program
 
 _AT_ONCE: Final = 256
 """Images per evaluation batch; the activations of a layer still fit into the processor's cache."""
@@ -84,7 +85,7 @@ class _Exchange:
             if step not in within:
                 self._done[step] = self._twin(step)
         self._new.lint()
-        return fx.GraphModule(self._modules, self._new, type(self._model).__name__)
+        return with_program(fx.GraphModule(self._modules, self._new, type(self._model).__name__))
 
     def _twin(self, step: fx.Node) -> fx.Node:
         copy = partial(self._given, step)

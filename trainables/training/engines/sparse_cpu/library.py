@@ -15,8 +15,10 @@ import logging
 import platform
 import subprocess
 import tempfile
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +74,27 @@ _ARGUMENTS = {
     ),
 }
 """Kernel -> types of its arguments. Tensors of a known shape are passed as addresses, which costs least."""
+
+
+Call = Callable[[], None]
+
+
+def prepared(kernel: str, *arguments: Any) -> Call:
+    """Return a call of a kernel whose arguments are converted once.
+
+    A tensor's memory must live as long as the call. ``Activations`` and addresses may be changed between two calls.
+    """
+    function = library()[kernel]  # of its own: it converts nothing
+    function.restype = None
+    return partial(function, *map(_converted, _ARGUMENTS[kernel], arguments))
+
+
+def _converted(kind: type[Any], argument: Any) -> Any:
+    if isinstance(argument, kind):
+        return argument
+    if kind is Activations:
+        return Activations.from_param(argument)
+    return kind(argument.data_ptr()) if isinstance(argument, Tensor) else kind(argument)
 
 
 @cache

@@ -27,7 +27,7 @@ class Normalization(nn.Module):
         assert batchnorm.track_running_stats
         assert batchnorm.momentum is not None
         self.batchnorm = batchnorm
-        self._rectified, self._twice = rectified, twice
+        self.rectified, self.twice = rectified, twice
         # Kept here, because a module searches for a buffer at every access.
         self._running = batchnorm.get_buffer("running_mean"), batchnorm.get_buffer("running_var")
         self._batches = batchnorm.get_buffer("num_batches_tracked")
@@ -43,11 +43,11 @@ class Normalization(nn.Module):
         residual = None if residual is None else residual.contiguous()
         if norm.training:
             self._batches.add_(1)
-            first, second = _Normalize.apply(x, residual, norm.weight, norm.bias, norm, self._running, self._rectified)
+            first, second = _Normalize.apply(x, residual, norm.weight, norm.bias, norm, self._running, self.rectified)
         else:
             assert not (torch.is_grad_enabled() and x.requires_grad), "gradients are for training"
-            first = second = _normalized(x, residual, norm, self._running, self._rectified)[0]
-        return (first, second) if self._twice else first
+            first = second = _normalized(x, residual, norm, self._running, self.rectified)[0]
+        return (first, second) if self.twice else first
 
 
 def _normalized(
