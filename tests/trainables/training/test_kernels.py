@@ -24,10 +24,12 @@ from trainables.host.cpu import WIDEST_REGISTER
 from trainables.host.toolchain import find_compiler
 from trainables.masks import apply_mask, magnitude_mask
 from trainables.models import MODELS, build_model
+from trainables.training.engines.sparse_cpu import lanes
 from trainables.training.engines.sparse_cpu import library as libraries
 from trainables.training.engines.sparse_cpu.convolution import SparseConvolution
 from trainables.training.engines.sparse_cpu.lanes import OnLanes, from_lanes, to_lanes
 from trainables.training.engines.sparse_cpu.normalization import Normalization
+from trainables.training.engines.sparse_cpu.program import Program
 from trainables.training.evaluation import eval_mode
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
@@ -279,6 +281,74 @@ def test_whatever_a_batchnorm_is_summed_with_takes_part() -> None:
     images = torch.randn(WIDEST_REGISTER, 3, 6, 6)
     ours = OnLanes(model, {})(images)
     assert_near(ours, copy.deepcopy(model).double()(images.double()))
+
+
+# --- networks as programs -------------------------------------------------------------------------------------------
+Pass = tuple[Tensor, ...]
+
+
+def a_pass(model: nn.Module, forward: nn.Module, seed: int, count: int = 2 * WIDEST_REGISTER) -> Pass:
+    """Return logits and, in order, the gradients that a pass adds to those of the parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, 8, 8, generator=generator)
+    logits = forward(images)
+    cross_entropy(logits, torch.randint(0, 7, (count,), generator=generator)).backward()  # type: ignore[no-untyped-call]
+    return logits, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)
+
+
+def layer_by_layer(model: nn.Module, mask: dict[str, Tensor]) -> nn.Module:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "with_program", lambda network: network)
+        return OnLanes(model, mask)
+
+
+def programs(forward: nn.Module) -> list[Program]:
+    return [module for module in forward.modules() if isinstance(module, Program)]
+
+
+def test_a_resnet_is_a_program() -> None:
+    model, mask = network("resnet20")
+    (program,) = programs(OnLanes(model, mask))
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    assert len(program._steps) == len(layers)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_a_program_has_the_bits_of_the_layers_one_by_one(name: str) -> None:
+    """For batches of two sizes in turns, whose gradients are added up, and for a network whose weights have moved."""
+    passes: list[list[Pass]] = []
+    for make in (OnLanes, layer_by_layer):
+        model, mask = network(name)
+        forward = make(model, mask)
+        passes.append([a_pass(model, forward, each, each % 2 * WIDEST_REGISTER + WIDEST_REGISTER) for each in range(3)])
+        for parameter in model.parameters():
+            parameter.data, parameter.grad = parameter.data.clone() * 1.5, None
+        passes[-1] += [a_pass(model, forward, 3), tuple(model.buffers())]
+    for ours, expected in zip(*passes, strict=True):
+        assert len(ours) == len(expected)
+        assert all(map(torch.equal, ours, expected))
+
+
+def test_a_pass_leaves_the_gradients_of_earlier_ones_alone() -> None:
+    model, mask = network("resnet8")
+    forward = OnLanes(model, mask)
+    _, *first = a_pass(model, forward, 0)
+    copies = [each.clone() for each in first]
+    for parameter in model.parameters():
+        parameter.grad = None
+    _, *second = a_pass(model, forward, 1)
+    assert all(map(torch.equal, first, copies))
+    assert not any(map(torch.equal, first, second))
+
+
+def test_gradients_of_activations_that_are_gone_are_an_error() -> None:
+    model, mask = network("resnet8")
+    forward = OnLanes(model, mask)
+    images = torch.randn(WIDEST_REGISTER, 3, 8, 8)
+    first, second = forward(images), forward(images)
+    with pytest.raises(RuntimeError, match="a later forward pass of the network has overwritten the activations"):
+        first.sum().backward()
+    second.sum().backward()
 
 
 def test_as_many_images_lie_side_by_side_as_a_register_holds_numbers() -> None:

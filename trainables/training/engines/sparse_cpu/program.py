@@ -101,13 +101,17 @@ class Program(nn.Module):
         self._steps = steps
         self._norms = [step.twin.batchnorm for step in steps if isinstance(step.twin, Normalization)]
         self._arguments = [parameter for step in steps for parameter in step.parameters]
+        self._addresses: list[int] = []
         self._prepared: dict[tuple[int, ...], _Prepared] = {}
+        """Shape of the input and number of threads -> calls for the parameters at these addresses."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (blocks, channels, height, width, lanes) to the last layer's result in the same layout."""
         if torch.is_grad_enabled() and all(norm.training for norm in self._norms):
-            addresses = (parameter.data_ptr() for parameter in self._arguments)
-            case = (*x.shape, torch.get_num_threads(), *addresses)
+            addresses = [parameter.data_ptr() for parameter in self._arguments]
+            if addresses != self._addresses:
+                self._addresses, self._prepared = addresses, {}
+            case = (*x.shape, torch.get_num_threads())
             if case not in self._prepared:
                 self._prepared[case] = _Prepared(self._steps, x)
             out: Tensor = _Run.apply(x, self._prepared[case], *self._arguments)
