@@ -22,8 +22,9 @@ from study.plan import Plan
 from study.scheduling.cards import Card, is_called
 from trainables import schema
 from trainables.config import (
+    BARRIER_ALPHAS,
     TRAINING_CONFIGS,
-    ConnectConfig,
+    EnsembleConfig,
     MatchConfig,
     OverlapConfig,
     PlaneConfig,
@@ -277,12 +278,19 @@ def _seconds(plan: Plan, job: Job, forward: Callable[[int, int], float]) -> floa
     test = forward(facts.test_images, batch)
     if not isinstance(config, TRAINING_CONFIGS):
         asked = getattr(config, "images", 0) or facts.train_images
-        estimation = forward(min(asked, facts.train_images), batch)
-        if isinstance(config, MatchConfig):
-            return SECONDS_PER_JOB + 2 * estimation
-        points = {ConnectConfig: "points", PlaneConfig: "resolution"}.get(type(config))
-        number = getattr(config, points) if points else len(job.parents)
-        return SECONDS_PER_JOB + (number**2 if isinstance(config, PlaneConfig) else number) * (test + estimation)
+        images = min(asked, facts.train_images)
+        measured = forward(images, batch)
+        # Several batches are read once for each layer, up to that layer: half of the network on average.
+        layers = MODELS[config.task.model].corrected_layers
+        corrected = measured * (1 if images <= batch else (layers + 1) / 2)
+        if isinstance(config, MatchConfig):  # both networks, and the barrier before and after the match
+            return SECONDS_PER_JOB + 2 * measured + 2 * len(BARRIER_ALPHAS) * (test + corrected)
+        if isinstance(config, EnsembleConfig):
+            return SECONDS_PER_JOB + len(job.parents) * test
+        correction = corrected * (config.correction != "none")
+        if isinstance(config, PlaneConfig):
+            return SECONDS_PER_JOB + config.resolution**2 * (test + correction)
+        return SECONDS_PER_JOB + config.points * (test + measured + correction)
     steps = 3 * forward(facts.train_images, config.recipe.batch_size)
     epoch = steps / plan.workers(job.key) + test  # the leader evaluates; what the workers exchange is not counted
     measuring = forward(facts.train_images, batch) + 2 * test

@@ -9,7 +9,7 @@ no paths, not the name of the search space. A field with the name of a knob, or 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from trainables.checks import known
 from trainables.data.dataset import DatasetFacts
@@ -101,6 +101,10 @@ class PruneConfig:
     seed: int
     prune_shortcuts: bool
     prune_classifier: bool
+
+
+BARRIER_ALPHAS: Final = (0.0, 0.5, 1.0)
+"""Points on the line from A to B at which a match measures the loss barrier."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -85,6 +85,17 @@ def test_measuring_more_points_and_images_takes_longer(store: Store) -> None:
     assert guess(beyond, store)[of_kind(beyond, MATCH)[0]] == guess(every, store)[of_kind(every, MATCH)[0]]
 
 
+def test_a_correction_reads_several_batches_once_for_each_layer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.estimate.eval_batch", lambda size: 100)
+
+    def seconds(**settings: Any) -> float:
+        plan = plan_of(model="resnet20", interpolation_points=3, **settings)
+        return guess(plan, store)[of_kind(plan, CONNECT)[0]]
+
+    one, two = (seconds(match_images=images) - seconds(match_images=images, correction="none") for images in (100, 200))
+    assert two == pytest.approx(2 * one * (MODELS["resnet20"].corrected_layers + 1) / 2)
+
+
 def test_a_plane_takes_the_square_of_its_resolution_and_an_ensemble_its_members(store: Store) -> None:
     coarse, fine = (plan_of(plane_resolution=resolution) for resolution in (5, 10))
     seconds = [guess(plan, store)[of_kind(plan, PLANE)[0]] - SECONDS_PER_JOB for plan in (coarse, fine)]

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from trainables import schema
-from trainables.config import ConnectConfig, EnsembleConfig, MatchConfig, OverlapConfig, PlaneConfig
+from trainables.config import (
+    BARRIER_ALPHAS,
+    ConnectConfig,
+    EnsembleConfig,
+    MatchConfig,
+    OverlapConfig,
+    PlaneConfig,
+)
 from trainables.graph import Job, Ref
 from trainables.jobs.publishing import Context, Files, Metrics, Row, now, publish
 from trainables.jobs.task import TaskData
@@ -55,7 +62,7 @@ def _match(job: Job, context: Context) -> Outcome:
             model_a,
             model_b,
             data.test,
-            alphas=(0.0, 0.5, 1.0),
+            alphas=BARRIER_ALPHAS,
             permutation=permutation,
             correction="bn_reset" if batchnorm_layers(model_a) else "repair",
             train_batches=images,

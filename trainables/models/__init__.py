@@ -50,6 +50,8 @@ class ModelEntry:
             options and 10 classes; proportional to about width squared times the image's area.
         inner_weights: prunable weights at width 1 between the first layer and the classifier; proportional to width
             squared.
+        corrected_layers: layers whose statistics a correction measures: all with BatchNorm, or in a network without it
+            all but the classifier.
         shortcut_weights: weights of 1x1 shortcut convolutions at width 1; proportional to width squared.
         first_kernel: side of the first convolution's kernel.
         reference_image_size: side in pixels of the image that `mult_adds` assumes.
@@ -63,6 +65,7 @@ class ModelEntry:
     base_channels: tuple[int, ...]
     mult_adds: int
     inner_weights: int
+    corrected_layers: int
     shortcut_weights: int = 0
     first_kernel: int = 3
     reference_image_size: int = 32
@@ -78,6 +81,7 @@ MODELS: dict[str, ModelEntry] = {
         base_channels=(16, 32, 64),
         mult_adds=42_910_336,
         inner_weights=267_264,
+        corrected_layers=21,
         shortcut_weights=2_560,
         init="fan_in",
         options={"shortcut": tuple(SHORTCUTS), "stream_taps": tuple(STREAM_TAPS)},
@@ -88,6 +92,7 @@ MODELS: dict[str, ModelEntry] = {
         base_channels=(16, 32, 64),
         mult_adds=14_598_784,
         inner_weights=73_728,
+        corrected_layers=9,
         shortcut_weights=2_560,
         init="fan_in",
         options={"shortcut": tuple(SHORTCUTS)},
@@ -98,6 +103,7 @@ MODELS: dict[str, ModelEntry] = {
         base_channels=(64, 128, 256, 512),
         mult_adds=152_769_536,
         inner_weights=9_216_000,
+        corrected_layers=8,
     ),
     "vgg11_bn": ModelEntry(
         description="VGG11 with BatchNorm, one linear layer",
@@ -105,6 +111,7 @@ MODELS: dict[str, ModelEntry] = {
         base_channels=(64, 128, 256, 512),
         mult_adds=152_769_536,
         inner_weights=9_216_000,
+        corrected_layers=8,
     ),
     "resnet50": ModelEntry(
         description="torchvision's ResNet50 (the paper's ImageNet net; init fan_out is torchvision's, too)",
@@ -112,6 +119,7 @@ MODELS: dict[str, ModelEntry] = {
         base_channels=(64, 128, 256, 512, 1024, 2048),
         mult_adds=4_087_156_736,
         inner_weights=20_676_608,
+        corrected_layers=53,
         shortcut_weights=2_768_896,
         first_kernel=7,
         reference_image_size=224,
@@ -124,6 +132,7 @@ MODELS: dict[str, ModelEntry] = {
         base_channels=(512,),
         mult_adds=2_102_272,
         inner_weights=524_288,
+        corrected_layers=3,
         convolutional=False,
         options={"image_size": range(1, 513)},
     ),

@@ -63,6 +63,8 @@ def test_entry_states_facts_of_the_model(name):
     assert mult_adds == entry.mult_adds
     hidden = {module.weight.shape[0] for module in layers if module is not model.fc}
     assert hidden == set(entry.base_channels)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert entry.corrected_layers == (len(norms) or len(layers) - 1)
 
 
 @pytest.mark.parametrize("name", MODELS)
