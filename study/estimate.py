@@ -280,14 +280,15 @@ def _seconds(plan: Plan, job: Job, forward: Callable[[int, int], float]) -> floa
         asked = getattr(config, "images", 0) or facts.train_images
         images = min(asked, facts.train_images)
         measured = forward(images, batch)
+        model = MODELS[config.task.model]
         # Several batches are read once for each layer, up to that layer: half of the network on average.
-        layers = MODELS[config.task.model].corrected_layers
-        corrected = measured * (1 if images <= batch else (layers + 1) / 2)
+        corrected = measured * (1 if images <= batch else (model.corrected_layers + 1) / 2)
         if isinstance(config, MatchConfig):  # both networks, and the barrier before and after the match
             return SECONDS_PER_JOB + 2 * measured + 2 * len(BARRIER_ALPHAS) * (test + corrected)
         if isinstance(config, EnsembleConfig):
             return SECONDS_PER_JOB + len(job.parents) * test
-        correction = corrected * (config.correction != "none")
+        effective = config.correction == "repair" or (config.correction == "bn_reset" and model.batchnorm)
+        correction = corrected * effective
         if isinstance(config, PlaneConfig):
             return SECONDS_PER_JOB + config.resolution**2 * (test + correction)
         return SECONDS_PER_JOB + config.points * (test + measured + correction)

@@ -73,11 +73,10 @@ class Progress:
             self._last_step = time.monotonic()
         host, _, _ = str(row.get("hostname", "")).partition(".")
         epochs, accuracy = self._plan.jobs[key].epochs, row.get(schema.TEST_ACCURACY)
-        text = ""
-        if epochs:
-            epoch = self._epochs[key] = min(row.get("epoch", 0), epochs)
-            self._before.setdefault(key, max(0, epoch - 1))
-            text = f"epoch {epoch}/{epochs}"
+        epoch = min(row.get("epoch", 0), epochs)
+        if epoch:  # 0 while the job waits, whatever it has done before
+            self._epochs[key], self._before[key] = epoch, min(self._before.get(key, epochs), epoch - 1)
+        text = f"epoch {epoch}/{epochs}" if epochs else ""
         self._running[key] = host, text, "" if accuracy is None else f"{accuracy:.1f} %"
 
     def ended(self, key: str) -> None:
@@ -192,7 +191,7 @@ class Progress:
         now = time.monotonic()
         self._slot_seconds += slots * (now - self._last_step)
         self._last_step = now
-        if not done:
+        if done <= 0:
             return remaining
         # Scale the estimate by the measured speed, whose weight grows until a tenth of the work is done.
         weight = min(1.0, done / (0.1 * (done + sum(seconds[key] * (1.0 - shares[key]) for key in left))))

@@ -94,6 +94,10 @@ def test_a_correction_reads_several_batches_once_for_each_layer(store: Store, mo
 
     one, two = (seconds(match_images=images) - seconds(match_images=images, correction="none") for images in (100, 200))
     assert two == pytest.approx(2 * one * (MODELS["resnet20"].corrected_layers + 1) / 2)
+    corrections = ("none", "bn_reset", "repair")
+    without = [plan_of(model="vgg11", interpolation_points=3, correction=each) for each in corrections]
+    nothing, reset, repaired = (guess(plan, store)[of_kind(plan, CONNECT)[0]] for plan in without)
+    assert nothing == reset < repaired, "without BatchNorm there is nothing to reset"
 
 
 def test_a_plane_takes_the_square_of_its_resolution_and_an_ensemble_its_members(store: Store) -> None:

@@ -155,6 +155,25 @@ def test_estimate_follows_the_pace_of_epochs_before_a_job_ends(monkeypatch: pyte
     assert progress.seconds_left() == pytest.approx(150.0, rel=0.01)
 
 
+def test_a_job_that_waits_or_starts_again_loses_no_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tiny_space(epochs=10, method=("dense",)))
+    searcher, progress = new_progress(plan)
+    config = searcher.suggest("t")
+    assert isinstance(config, dict)
+    searcher.on_trial_start("t")
+    now = time.monotonic()
+    for epoch in (0, 5, 0):  # it waits for a lease, goes on from a checkpoint, and waits again after an interruption
+        progress.result(config["key"], {"epoch": epoch})
+    assert f"epochs 5/{plan.epochs}; 1 running" in progress.line()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + 10.0)
+    assert progress.seconds_left() == pytest.approx(50.0, rel=0.01), "one epoch took ten seconds"
+    progress.result(config["key"], {"epoch": 1})  # its checkpoint was lost
+    assert f"epochs 1/{plan.epochs}; 1 running" in progress.line()
+    left = progress.seconds_left()
+    assert left is not None
+    assert left > 0
+
+
 def test_estimate_knows_of_slots_that_come_and_go(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     slots = [4]
     searcher, progress = new_progress(plan, lambda: slots[0])

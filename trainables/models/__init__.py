@@ -57,6 +57,7 @@ class ModelEntry:
         reference_image_size: side in pixels of the image that `mult_adds` assumes.
         init: the name in ``INITS`` of the model's own initialisation.
         convolutional: whether the model has convolutions.
+        batchnorm: whether it has BatchNorm.
         options: architecture option -> its allowed values; the factory holds the default.
     """
 
@@ -71,6 +72,7 @@ class ModelEntry:
     reference_image_size: int = 32
     init: str = "pytorch"
     convolutional: bool = True
+    batchnorm: bool = True
     options: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 
@@ -100,6 +102,7 @@ MODELS: dict[str, ModelEntry] = {
     "vgg11": ModelEntry(
         description="VGG11 without BatchNorm, one linear layer (the paper's)",
         module="vgg",
+        batchnorm=False,
         base_channels=(64, 128, 256, 512),
         mult_adds=152_769_536,
         inner_weights=9_216_000,
@@ -134,6 +137,7 @@ MODELS: dict[str, ModelEntry] = {
         inner_weights=524_288,
         corrected_layers=3,
         convolutional=False,
+        batchnorm=False,
         options={"image_size": range(1, 513)},
     ),
 }

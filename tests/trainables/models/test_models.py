@@ -64,6 +64,7 @@ def test_entry_states_facts_of_the_model(name):
     hidden = {module.weight.shape[0] for module in layers if module is not model.fc}
     assert hidden == set(entry.base_channels)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert entry.batchnorm == bool(norms)
     assert entry.corrected_layers == (len(norms) or len(layers) - 1)
 
 

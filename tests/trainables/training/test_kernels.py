@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from live_memory import LiveMemory
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -349,6 +350,77 @@ def test_gradients_of_activations_that_are_gone_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="a later forward pass of the network has overwritten the activations"):
         first.sum().backward()
     second.sum().backward()
+
+
+def test_weights_that_change_between_the_passes_are_an_error() -> None:
+    model, mask = network("resnet8")
+    logits = OnLanes(model, mask)(torch.randn(WIDEST_REGISTER, 3, 8, 8))
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logits.sum().backward()
+
+
+class Pieces(nn.Module):
+    """Layers one after the other, then the mean over positions."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean: Tensor = self.layers(x).mean(dim=(2, 3))
+        return mean
+
+
+def convolution(*channels: int, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(*channels, 3, padding=1, bias=bias)  # type: ignore[arg-type]
+
+
+SHARED = convolution(4, 4)
+SHARED_NORM = nn.BatchNorm2d(4)
+PIECES = {
+    "a layer runs twice": (convolution(3, 4), nn.BatchNorm2d(4), SHARED, nn.BatchNorm2d(4), SHARED, nn.BatchNorm2d(4)),
+    "a norm runs twice": (convolution(3, 4), SHARED_NORM, nn.ReLU(), convolution(4, 4), SHARED_NORM, nn.ReLU()),
+    "a convolution is the last": (convolution(3, 4), nn.BatchNorm2d(4), nn.ReLU(), convolution(4, 7)),
+    "there is no norm": (convolution(3, 4), nn.ReLU()),
+    "a norm is the first": (nn.BatchNorm2d(3), convolution(3, 4), nn.BatchNorm2d(4)),
+    "it ends in the middle": (convolution(3, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), convolution(4, 7)),
+    "it ends at a bias": (convolution(3, 4), nn.BatchNorm2d(4), nn.ReLU(), convolution(4, 7, bias=True), nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+def test_whatever_no_program_can_do_is_computed_layer_by_layer(pieces: tuple[nn.Module, ...]) -> None:
+    model = copy.deepcopy(Pieces(*pieces))
+    exact = copy.deepcopy(model).double()
+    forward = OnLanes(model, {})
+    for _ in range(2):
+        images = torch.randn(WIDEST_REGISTER, 3, 8, 8)
+        logits, expected = forward(images), exact(images.double())
+        assert_near(logits, expected)
+        labels = torch.randint(0, logits.shape[1], (len(logits),))
+        found, wanted = learnt(model, logits, labels), learnt(exact, expected, labels)
+        for each, ours in found.items():
+            assert float((ours - wanted[each]).norm()) <= 1e-3 * float(wanted[each].norm()) + 1e-6, each
+
+
+def test_gradients_of_the_images_are_those_of_the_network() -> None:
+    model, mask = network("resnet8")
+    images = torch.randn(WIDEST_REGISTER, 3, 8, 8, requires_grad=True)
+    sums = (each(images).square().sum() for each in (OnLanes(model, mask), model))
+    ours, exact = (torch.autograd.grad(each, images)[0] for each in sums)
+    assert float((ours - exact).norm()) <= 0.02 * float(exact.norm())
+
+
+def test_evaluation_keeps_no_activations_that_no_later_layer_reads() -> None:
+    model, mask = network("resnet20")
+    images, peaks = torch.randn(8 * WIDEST_REGISTER, 3, 16, 16), []
+    for forward in (OnLanes(model, mask), layer_by_layer(model, mask)):
+        with eval_mode(model, forward), torch.no_grad(), LiveMemory() as memory:
+            forward(images)
+        peaks.append(memory.peak)
+    assert peaks[0] <= peaks[1] + images.nbytes
 
 
 def test_as_many_images_lie_side_by_side_as_a_register_holds_numbers() -> None:

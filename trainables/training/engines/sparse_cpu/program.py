@@ -41,11 +41,15 @@ class Step(NamedTuple):
         return 2 if isinstance(self.twin, Normalization) and self.twin.twice else 1
 
 
+_NAME = "program_on_lanes"
+
+
 def with_program(network: fx.GraphModule) -> fx.GraphModule:
     """Return a network of twins with a :class:`Program` in place of its first layers.
 
-    It replaces the layers up to the first step that is neither a convolution without bias nor a BatchNorm; for a ResNet
-    they are all but the classifier. A network without such layers stays as it is.
+    It replaces the layers before the first step that is neither a convolution without bias nor a BatchNorm: all of
+    those of a ResNet for small images, but none behind a network's first pooling. Where the program would not compute
+    the same, as with layers that run twice, the network stays as it is.
     """
     entry, *nodes = (node for node in network.graph.nodes if node.op != "placeholder")
     numbers, steps = {entry: 0}, list[Step]()
@@ -60,9 +64,9 @@ def with_program(network: fx.GraphModule) -> fx.GraphModule:
     leaving = [node for node in numbers for user in node.users if user not in numbers]
     if not steps or not _is_chain(steps) or [numbers[node] for node in leaving] != [len(steps)]:
         return network
-    network.add_submodule("program", Program(steps))
+    network.add_submodule(_NAME, Program(steps))
     with network.graph.inserting_after(entry):
-        leaving[0].replace_all_uses_with(network.graph.call_module("program", (entry,)))
+        leaving[0].replace_all_uses_with(network.graph.call_module(_NAME, (entry,)))
     for node in reversed([*numbers][1:]):
         network.graph.erase_node(node)
     network.recompile()
@@ -86,10 +90,17 @@ def _known(network: fx.GraphModule, node: fx.Node) -> SparseConvolution | Normal
 
 
 def _is_chain(steps: Sequence[Step]) -> bool:
-    """Return whether every value has as many readers as it can have, and the input is read by one convolution."""
+    """Return whether every value has as many readers as it can have, and every layer runs once.
+
+    The first layer must be a convolution, the input's only reader, and the last one a BatchNorm.
+    """
     read = [number for step in steps for number in step.inputs]
     inner = all(read.count(step.output) == step.readers for step in steps[:-1])
-    return inner and steps[-1].readers == 1 and read.count(0) == 1 and isinstance(steps[0].twin, SparseConvolution)
+    parameters = [id(parameter) for step in steps for parameter in step.parameters]
+    once = len(set(parameters)) == len(parameters)
+    first, last = steps[0].twin, steps[-1]
+    ends = isinstance(first, SparseConvolution) and isinstance(last.twin, Normalization) and last.readers == 1
+    return inner and once and ends and read.count(0) == 1
 
 
 class Program(nn.Module):
@@ -101,37 +112,47 @@ class Program(nn.Module):
         self._steps = steps
         self._norms = [step.twin.batchnorm for step in steps if isinstance(step.twin, Normalization)]
         self._arguments = [parameter for step in steps for parameter in step.parameters]
-        self._addresses: list[int] = []
+        last_read = {number: step for step in steps for number in step.inputs}
+        self._done_with = [[number for number in step.inputs if last_read[number] is step] for step in steps]
+        """Of each layer, the values that no later layer reads."""
+        self._constants: list[float | None] = []
         self._prepared: dict[tuple[int, ...], _Prepared] = {}
-        """Shape of the input and number of threads -> calls for the parameters at these addresses."""
+        """Shape of the input and number of threads -> calls with these addresses and settings."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (blocks, channels, height, width, lanes) to the last layer's result in the same layout."""
-        if torch.is_grad_enabled() and all(norm.training for norm in self._norms):
-            addresses = [parameter.data_ptr() for parameter in self._arguments]
-            if addresses != self._addresses:
-                self._addresses, self._prepared = addresses, {}
+        if torch.is_grad_enabled() and not x.requires_grad and all(norm.training for norm in self._norms):
+            constants: list[float | None] = [parameter.data_ptr() for parameter in self._arguments]
+            constants += [each for norm in self._norms for each in (norm.eps, norm.momentum)]
+            if constants != self._constants:
+                self._constants, self._prepared = constants, {}
             case = (*x.shape, torch.get_num_threads())
             if case not in self._prepared:
                 self._prepared[case] = _Prepared(self._steps, x)
             out: Tensor = _Run.apply(x, self._prepared[case], *self._arguments)
             return out
-        values: list[Tensor] = [x]
-        for step in self._steps:
+        values: dict[int, Tensor] = {0: x}
+        del x
+        for step, done_with in zip(self._steps, self._done_with, strict=True):
             result = step.twin(*(values[number] for number in step.inputs))
-            values.append(result[0] if isinstance(result, tuple) else result)
-        return values[-1]
+            values[step.output] = result[0] if isinstance(result, tuple) else result
+            for number in done_with:
+                del values[number]
+        (last,) = values.values()
+        return last
 
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, calls: _Prepared, *_parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, calls: _Prepared, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)  # so that autograd notices a change before the backward pass
         ctx.calls, ctx.x = calls, x.contiguous()
         ctx.run = calls.forward(ctx.x)
-        return calls.result.detach()
+        return calls.result.clone()  # the next step overwrites it, and later layers may keep it
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
         if ctx.run != ctx.calls.runs:
             raise RuntimeError("a later forward pass of the network has overwritten the activations of this one")
         return None, None, *ctx.calls.backward(gradients[0].contiguous())
@@ -163,7 +184,7 @@ class _Prepared:
         """Number of forward passes."""
         self._threads = torch.get_num_threads()
         self._input, self._incoming = Activations.from_param(x), ctypes.c_void_p()
-        self._values: dict[int, Tensor] = {0: x}
+        self._values: dict[int, Tensor] = {0: x.new_empty(()).expand(x.shape)}
         self._moments: dict[int, tuple[Tensor, ...]] = {}
         """Number of a BatchNorm's output -> the batch's mean and inverse standard deviation of each channel."""
         self._forward = [self._forward_call(step) for step in steps]
