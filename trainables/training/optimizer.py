@@ -68,8 +68,9 @@ class MaskedSGD:
             nesterov=False,
             maximize=False,
         )
-        # The first step has put them into the list.
-        self._momenta |= {name: each for (name, _, _), each in zip(trained, momenta, strict=False) if each is not None}
+        if self._momentum:  # which the first step has put into the list
+            names = (name for name, _, _ in trained)
+            self._momenta |= {name: each for name, each in zip(names, momenta, strict=True) if each is not None}
         self._apply_mask()
 
     @property

@@ -42,6 +42,7 @@ class Step(NamedTuple):
 
 
 _NAME = "program_on_lanes"
+"""Name of the program among the modules of a network."""
 
 
 def with_program(network: fx.GraphModule) -> fx.GraphModule:
@@ -145,14 +146,14 @@ class Program(nn.Module):
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, calls: _Prepared, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)  # so that autograd notices a change before the backward pass
+        ctx.save_for_backward(*parameters)
         ctx.calls, ctx.x = calls, x.contiguous()
         ctx.run = calls.forward(ctx.x)
         return calls.result.clone()  # the next step overwrites it, and later layers may keep it
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors
+        _ = ctx.saved_tensors  # raises if a weight has changed
         if ctx.run != ctx.calls.runs:
             raise RuntimeError("a later forward pass of the network has overwritten the activations of this one")
         return None, None, *ctx.calls.backward(gradients[0].contiguous())

@@ -198,10 +198,10 @@ extern "C" {
 
 extern const int32_t register_lanes = lanes;
 
-// out = max(0, (x - mean) * scale + shift + residual), all of x's shape. Without the residual if it is null, without the
-// max if not `rectified`. In training the statistics are each channel's own, over all images and positions, and the running ones
-// move towards them by the fraction `momentum`. Otherwise they are the running ones. Going channel by channel keeps a
-// channel's values in the cache for the passes over them.
+// out = max(0, (x - mean) * scale + shift + residual); `residual` and `out` have the shape of x. Without the residual if
+// it is null, without the max if not `rectified`. In training the statistics are each channel's own, over all images and
+// positions, and the running ones move towards them by the fraction `momentum`. Otherwise they are the running ones.
+// Going channel by channel keeps a channel's values in the cache for the passes over them.
 void normalize(Activations x, const vec* residual, const float* gamma, const float* beta, float eps, float momentum,
                bool rectified, bool training, vec* out, float* means, float* inverses, float* running_means,
                float* running_variances, int64_t threads) {
@@ -238,7 +238,7 @@ void normalize(Activations x, const vec* residual, const float* gamma, const flo
 
 // The gradients of `normalize`. The gradient of its result is `gradient`, plus `more` unless that is null. If it was
 // rectified and had a residual, its result `out` shows which values the ReLU passed, and `of_residual` is computed.
-// Otherwise both are null: without a residual, `x` shows which values passed. All have the shape of x.
+// Otherwise both are null: without a residual, `x` shows which values passed. All of these have the shape of x.
 void normalize_gradients(const vec* gradient, const vec* more, Activations x, const vec* out, const float* gamma,
                          const float* beta, const float* means, const float* inverses, bool rectified, vec* of_x,
                          vec* of_residual, float* of_gamma, float* of_beta, int64_t threads) {
