@@ -35,7 +35,7 @@ from trainables.graph import Job
 from trainables.host import cpu
 from trainables.models import MODELS
 from trainables.storage.store import DamagedArtifact, Store
-from trainables.training import eval_batch
+from trainables.training import correction_passes, eval_batch
 from trainables.training.engines import CPU
 from trainables.training.way import Way
 
@@ -281,8 +281,7 @@ def _seconds(plan: Plan, job: Job, forward: Callable[[int, int], float]) -> floa
         images = min(asked, facts.train_images)
         measured = forward(images, batch)
         model = MODELS[config.task.model]
-        # Several batches are read once for each layer, up to that layer: half of the network on average.
-        corrected = measured * (1 if images <= batch else (model.corrected_layers + 1) / 2)
+        corrected = measured * correction_passes(model.corrected_layers, -(-images // batch))
         if isinstance(config, MatchConfig):  # both networks, and the barrier before and after the match
             return SECONDS_PER_JOB + 2 * measured + 2 * len(BARRIER_ALPHAS) * (test + corrected)
         if isinstance(config, EnsembleConfig):

@@ -22,12 +22,12 @@ from study.estimate import SECONDS_PER_PASS, image_size, launching, multiply_add
 from study.plan import Plan
 from study.scheduling.cards import GIB, Card
 from study.scheduling.hosts import TOLERANCE, Node, Resources
-from trainables.config import TRAINING_CONFIGS, MatchConfig, workers_of
+from trainables.config import TRAINING_CONFIGS, ConnectConfig, MatchConfig, PlaneConfig, workers_of
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Job
 from trainables.knobs import BF16, FP32
 from trainables.models import MODELS
-from trainables.training import eval_batch
+from trainables.training import HELD_OUTPUTS, eval_batch
 from trainables.training.engines import GPU
 
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -102,7 +102,10 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
         copies = nets * (copies + HELD_COPIES * engine.holds_memory)
     elif isinstance(config, MatchConfig):
         # The observed layers of one network wait for the other's; sums, products and scores of unit pairs are float64.
-        momentary += images * (net.tapped + OBSERVED_COPIES * net.largest) + 2 * 3 * net.correlations
+        observed = images * (net.tapped + OBSERVED_COPIES * net.largest) + 2 * 3 * net.correlations
+        momentary += max(observed, images * HELD_OUTPUTS * net.largest)
+    elif isinstance(config, ConnectConfig | PlaneConfig) and config.correction != "none":
+        momentary += images * HELD_OUTPUTS * net.largest
     pixels = facts.in_channels * size**2
     train, test = (
         number * pixels if number * pixels <= RESIDENT_BYTES else 0

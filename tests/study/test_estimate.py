@@ -31,6 +31,7 @@ from trainables.host import cpu
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, METRICS, PLANE, PRUNE, SECONDS, SPARSE, STAGES
 from trainables.storage.store import Store
+from trainables.training import HELD_OUTPUTS
 from trainables.training.engines import CPU
 from trainables.training.way import Way
 
@@ -85,15 +86,20 @@ def test_measuring_more_points_and_images_takes_longer(store: Store) -> None:
     assert guess(beyond, store)[of_kind(beyond, MATCH)[0]] == guess(every, store)[of_kind(every, MATCH)[0]]
 
 
-def test_a_correction_reads_several_batches_once_for_each_layer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.estimate.eval_batch", lambda size: 100)
+def test_a_correction_starts_passes_again_that_are_not_held(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.estimate.eval_batch", lambda size: 10)
 
     def seconds(**settings: Any) -> float:
         plan = plan_of(model="resnet20", interpolation_points=3, **settings)
         return guess(plan, store)[of_kind(plan, CONNECT)[0]]
 
-    one, two = (seconds(match_images=images) - seconds(match_images=images, correction="none") for images in (100, 200))
-    assert two == pytest.approx(2 * one * (MODELS["resnet20"].corrected_layers + 1) / 2)
+    one, all_held, few_held = (
+        seconds(match_images=10 * batches) - seconds(match_images=10 * batches, correction="none")
+        for batches in (1, HELD_OUTPUTS // 2, 10 * HELD_OUTPUTS)
+    )
+    assert all_held == pytest.approx(HELD_OUTPUTS // 2 * one)
+    most = (MODELS["resnet20"].corrected_layers + 1) / 2
+    assert 0.5 * most < few_held / (10 * HELD_OUTPUTS * one) < most
     corrections = ("none", "bn_reset", "repair")
     without = [plan_of(model="vgg11", interpolation_points=3, correction=each) for each in corrections]
     nothing, reset, repaired = (guess(plan, store)[of_kind(plan, CONNECT)[0]] for plan in without)

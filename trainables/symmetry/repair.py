@@ -7,10 +7,9 @@ mean and standard deviation interpolate those of the end points (REPAIR).
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import itertools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
@@ -22,6 +21,7 @@ from trainables.checks import known
 from trainables.knobs import CORRECTIONS
 from trainables.symmetry.moments import DEAD_RATIO, UnitMoments, positions
 from trainables.symmetry.permutations import require_plain_weights
+from trainables.symmetry.resumable import Pause, ResumablePasses
 from trainables.training.evaluation import Batches, eval_mode, image_batches, model_device, observed, require_reiterable
 
 NORM_BEHIND: dict[type[nn.Module], type[_BatchNorm]] = {
@@ -52,8 +52,8 @@ def reset_batchnorm(model: nn.Module, batches: Batches) -> nn.Module:
 
     Args:
         model: not changed.
-        batches: images (N, C, H, W), labels ignored; usually training data. Several batches are read once per layer,
-            each time up to that layer; a single batch is read once.
+        batches: images (N, C, H, W), labels ignored; usually training data. They are read several times if their
+            activations take too much memory together (see `trainables.symmetry.resumable`).
 
     Returns:
         A copy of `model` with new running means, variances and batch counts; weights, momentum and mode are the same.
@@ -96,14 +96,17 @@ def corrector(
             return channel_statistics(worker, points, batches)
 
         first, second = map(measured, ends)
-        return lambda alpha: _repair_in_place(worker, mix_statistics(first, second, alpha), batches)
+        passes = ResumablePasses(worker, batches)
+        return lambda alpha: _repair_in_place(worker, mix_statistics(first, second, alpha), passes)
     layers = batchnorm_layers(worker)
     if not layers:
         name = type(worker).__name__
         message = f"{name} has no BatchNorm layers: resetting them changes nothing (try correction 'repair')"
         warnings.warn(message, NoEffectWarning, stacklevel=3)
         return lambda _alpha: None
-    return lambda _alpha: _recompute_statistics(worker, layers, batches)
+    _require_single_runs(worker, layers, batches)
+    passes = ResumablePasses(worker, batches)
+    return lambda _alpha: _recompute_statistics(worker, layers, passes)
 
 
 def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
@@ -111,62 +114,55 @@ def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
-def _recompute_statistics(model: nn.Module, layers: Collection[_BatchNorm], batches: Batches) -> None:
+def _require_single_runs(model: nn.Module, layers: Collection[nn.Module], batches: Batches) -> None:
+    """Raise ValueError if one of `layers` runs twice in a forward pass."""
+    runs: Counter[str] = Counter()
+    names = [name for name, module in model.named_modules() if module in layers]
+    with torch.no_grad(), eval_mode(model), observed(model, names, lambda name, *_: runs.update([name])):
+        for images in image_batches(batches, model_device(model)):
+            model(images[:2])
+            break
+    if twice := [name for name, count in runs.items() if count > 1]:
+        raise ValueError(f"a BatchNorm layer that runs twice has no statistics of its own: {', '.join(twice)}")
+
+
+def _recompute_statistics(model: nn.Module, layers: Collection[_BatchNorm], passes: ResumablePasses) -> None:
     """Re-estimate the running statistics of `layers` in place, see `reset_batchnorm`.
 
-    Each pass measures the first layer without new statistics and stops there, because later layers need that layer's
-    statistics over all samples. A single batch holds all samples, so one pass then measures all layers.
+    All passes pause at the first layer without new statistics and measure its input there, because that layer needs
+    its statistics over all samples before it runs.
     """
     waiting: set[nn.Module] = set(layers)
-    single = len(list(itertools.islice(batches, 2))) == 1
-    ran: set[nn.Module] = set()
     moments: dict[nn.Module, UnitMoments] = {}
     counts: dict[nn.Module, int] = {}
 
     def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if layer in ran:
-            raise ValueError("a BatchNorm layer that runs twice has no statistics of its own")
-        ran.add(layer)
-        if layer not in waiting:
-            return
-        moments.setdefault(layer, UnitMoments()).update(positions(inputs[0]))
-        if not single:
-            raise _FarEnough
-        settle()
-
-    def settle() -> None:
-        """Set the measured layer's statistics; the variance is biased until all are known, as in train mode."""
-        layer, collected = moments.popitem()
-        layer.get_buffer("running_mean").copy_(collected.mean())
-        layer.get_buffer("running_var").copy_(collected.variance())
-        counts[layer] = collected.count
-        waiting.remove(layer)
+        if layer in waiting:
+            moments.setdefault(layer, UnitMoments()).update(positions(inputs[0]))
+            raise Pause
 
     with ExitStack() as hooks, eval_mode(model, *layers), torch.no_grad():
+        hooks.callback(passes.forget)
         for layer in layers:
             layer.reset_running_stats()
             hooks.callback(layer.register_forward_pre_hook(measure).remove)
         while waiting:
-            passed = 0
-            for images in image_batches(batches, model_device(model)):
-                ran.clear()
-                with contextlib.suppress(_FarEnough):
-                    model(images)
-                passed += 1
-            if not passed:
+            batches = passes.run()
+            if not batches:
                 raise ValueError("estimating activation statistics needs at least one batch, got none")
             if not moments:
                 break  # all layers that run are measured; layers that never run keep the statistics of a new layer
-            settle()
+            # The variance is biased until all layers are known, as in train mode.
+            measured, collected = moments.popitem()
+            measured.get_buffer("running_mean").copy_(collected.mean())
+            measured.get_buffer("running_var").copy_(collected.variance())
+            counts[measured] = collected.count
+            waiting.remove(measured)
         for layer in layers:
             if layer in counts:
                 layer.get_buffer("running_var").mul_(counts[layer] / max(counts[layer] - 1, 1))
                 if layer.num_batches_tracked is not None:
-                    layer.num_batches_tracked.fill_(passed)
-
-
-class _FarEnough(Exception):
-    """Ends a forward pass at the layer that it measures."""
+                    layer.num_batches_tracked.fill_(batches)
 
 
 def repair(
@@ -268,8 +264,8 @@ def mix_statistics(first: ChannelStatistics, second: ChannelStatistics, alpha: f
     return {name: (mixed(mean, second[name][0]), mixed(std, second[name][1])) for name, (mean, std) in first.items()}
 
 
-def _repair_in_place(model: nn.Module, targets: ChannelStatistics, batches: Batches) -> None:
-    """Give the channels of `model`'s repair points the statistics `targets`, measured on `batches`."""
+def _repair_in_place(model: nn.Module, targets: ChannelStatistics, passes: ResumablePasses) -> None:
+    """Give the channels of `model`'s repair points the statistics `targets`, measured in `passes`."""
     own = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
     behind = {name: _norm_behind(model.get_submodule(name)) for name in targets if name not in own}
     norms = {name: behind[name] if name in behind else own[name] for name in targets}
@@ -283,7 +279,7 @@ def _repair_in_place(model: nn.Module, targets: ChannelStatistics, batches: Batc
                 # A standard deviation has no sign; keep the BatchNorm weight's sign, or the channel would be flipped.
                 norm.weight.copy_(norm.weight.sign() * std)
                 norm.bias.copy_(mean)
-        _recompute_statistics(model, norms.values(), batches)
+        _recompute_statistics(model, norms.values(), passes)
         for name, norm in norms.items():
             if name in behind:
                 _fuse(model.get_submodule(name), norm)
