@@ -65,21 +65,16 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
     ``seed_a`` (a dense net's own seed), ``seed_b``, ``data_order``, ``run_id`` and the ``MEASURES``.
     """
     by = axes(frame)
-    needed = dict.fromkeys([*by, *NETS, "run_id", *MEASURES, "stage", "status", "key", "dense_key"])
+    needed = dict.fromkeys([*by, *NETS, "run_id", *MEASURES, "stage", "status"])
     named = frame[list(needed)]
     named = named.assign(**{ROW: rows(frame), PAIR: pairs(frame), schema.PARAM_SPARSITY: frame[schema.TAG_ASKED]})
     grid = _grid(named, by)
-    done = named[named["status"] == FINISHED]
-    sparse = done[done["stage"] == schema.SPARSE]
-    free = sparse[ROW].isin(NO_REWIND)
+    stage, row = named["stage"], named[ROW]
+    trained = named[stage.isin([schema.DENSE, schema.SPARSE]) | ((stage == schema.PRUNE) & (row == IMP))]
+    everywhere = trained[ROW].isin(NO_REWIND)
+    trained = trained.assign(**{schema.PARAM_REWIND_EPOCH: trained[schema.PARAM_REWIND_EPOCH].mask(everywhere)})
     columns = [*by, ROW, PAIR, *NETS, "run_id", *MEASURES]
-    parts = [
-        _dense(named, done, grid, by),
-        _beside(done[(done["stage"] == schema.PRUNE) & (done[ROW] == IMP)], grid, by),
-        _beside(sparse[free], grid, by),
-        sparse[~free],
-    ]
-    return pd.concat([part[columns] for part in parts if len(part)] or [named.loc[[], columns]], ignore_index=True)
+    return _spread(trained[trained["status"] == FINISHED], grid, by)[columns]
 
 
 def rows(frame: pd.DataFrame) -> pd.Series:
@@ -215,25 +210,16 @@ def _grid(named: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     pruned = (named["stage"] == schema.PRUNE) & (named[ROW] == IMP)
     choices = (sparse & ~named[ROW].isin(NO_REWIND), sparse, pruned, named["stage"] == schema.DENSE)
     chosen = next((choice for choice in choices if choice.any()), choices[-1])
-    return named.loc[chosen, by].drop_duplicates()
+    grid = named.loc[chosen, by].drop_duplicates()
+    whole = grid.dropna(subset=by[len(CELL) :])  # a run that does not depend on a varied setting is no cell of its own
+    return whole if len(whole) else grid
 
 
-def _beside(found: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Repeat runs without a rewind epoch for each rewind epoch of the grid."""
-    fixed = [name for name in by if name in CELL[:-1] or found[name].nunique() > 1]
-    return found.drop(columns=[name for name in by if name not in fixed]).merge(grid, on=fixed)
-
-
-def _dense(named: pd.DataFrame, done: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Repeat dense runs for each cell of their task and width.
-
-    If further settings vary, the cells are instead those whose sparse runs name the dense run in ``dense_key``; without
-    such runs, those with the dense run's own values of the settings in which dense runs differ.
-    """
-    dense = done[done["stage"] == schema.DENSE]
-    links = named.loc[named["dense_key"] != "", [*by, "dense_key"]].drop_duplicates()
-    if by == list(CELL) or links.empty:
-        own = [name for name in by[len(CELL) :] if dense[name].nunique() > 1]
-        shared = [*TASK, schema.PARAM_WIDTH, *own]
-        return dense.drop(columns=[name for name in by if name not in shared]).merge(grid, on=shared)
-    return dense.drop(columns=by).merge(links, left_on="key", right_on="dense_key")
+def _spread(found: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Repeat each run for every cell of the grid that has the run's values, where the run has values."""
+    parts = [found.iloc[:0]]
+    for missing, runs in found.groupby([found[name].isna() for name in by]):
+        lacking = {name for name, lacks in zip(by, missing, strict=True) if lacks}
+        fixed = [name for name in by if name not in lacking]
+        parts.append(runs.drop(columns=[*lacking]).merge(grid, on=fixed))
+    return pd.concat(parts, ignore_index=True)

@@ -110,8 +110,9 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
       that a GPU could not hold): str, empty if a run has no such tag.
     - ``started``, ``ended``: UTC timestamps.
     - every recipe field under its own name, in the units of ``trainables.knobs``: str, empty where a job has none.
-    - every setting that the study varies and that is not an axis of every grid, in its own type;
-      ``frame.attrs["varied"]`` lists them. The recipe field of the same name is then in column ``param.<name>``.
+    - every setting that the study varies and that is not an axis of every grid, in its own type, missing where a job
+      does not depend on it; ``frame.attrs["varied"]`` lists them. The recipe field of the same name is then in column
+      ``param.<name>``.
 
     A run that is not FINISHED may carry the accuracy of an intermediate epoch: select by ``status`` before averaging.
     If the space was run with several recipes, the frame holds the runs of the latest one, and
@@ -324,9 +325,17 @@ def _frame(jobs: Sequence[Job]) -> pd.DataFrame:
     frame[schema.TAG_ASKED] = asked.fillna(frame[schema.PARAM_SPARSITY])
     frame[schema.MATCHING] = [job.place.get(schema.MATCHING, {}) for job in jobs]
     for name in varied:
-        frame[name] = [job.varied.get(name) for job in jobs]
+        frame[name] = _column([job.varied.get(name) for job in jobs])
     frame.attrs[schema.VARIED] = varied
     return frame
+
+
+def _column(values: list[Any]) -> Any:
+    """Return values of one type, some of which may be missing, as a column of that type."""
+    if None not in values:
+        return values
+    column = pd.array(values)
+    return column.astype("float64") if pd.api.types.is_float_dtype(column.dtype) else column
 
 
 def _clean(values: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from trainables.config import Cell, check_something_left, workers_of
 from trainables.data import check_dataset
 from trainables.data.dataset import DatasetFacts, Reading
 from trainables.graph import Closure, Job, Ref, measurements, target
-from trainables.knobs import SETTINGS
+from trainables.knobs import MATCHING, MEASURING, SETTINGS, Scalar
 from trainables.models import image_options
 
 Network = tuple[str, float]
@@ -35,6 +36,8 @@ class Plan:
         requests: number of cells in the grid.
         lth_keys: key of a sparse job -> key of the LTH job with the same mask, sparsity and rewind epoch.
         separate_epochs: epochs needed to compute each cell of the grid on its own, without sharing jobs.
+        shared: key of a job -> the settings among `varied_settings` on which it does not depend, because cells with
+            several values of them need it.
         ways: network -> settings of its recipe that replace the space's.
         notes: lines on how the plan came about, for the user.
     """
@@ -46,6 +49,7 @@ class Plan:
     requests: int
     lth_keys: dict[str, str]
     separate_epochs: int
+    shared: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     ways: Ways = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -92,8 +96,12 @@ def make_plan(
     asked: set[str] = set()
     requests = separate = 0
     own_epochs: dict[str, int] = {}
+    names = varied_settings(space)
+    values: defaultdict[str, dict[str, set[Scalar]]] = defaultdict(lambda: {name: set() for name in names})
 
     def ask(root: Job, cell: Cell) -> None:
+        for name in names:
+            values[root.key][name].add(getattr(cell, name))
         if root.key in asked:
             return
         asked.add(root.key)
@@ -119,6 +127,10 @@ def make_plan(
     led = {ref.key: ref for job in graph.jobs.values() for _, ref in job.parents if ref.epoch is None}
     for ref in led.values():
         graph.add(ref)
+    for job in reversed(graph.jobs.values()):  # parents are needed by all cells that need their children
+        for _, ref in job.parents:
+            for name, found in values[job.key].items():
+                values[ref.job.key][name] |= found
     return Plan(
         space=space,
         facts=facts,
@@ -127,8 +139,22 @@ def make_plan(
         requests=requests,
         lth_keys=lth_keys,
         separate_epochs=separate,
+        shared={key: frozenset(name for name in names if len(values[key][name]) > 1) for key in graph.jobs},
         ways=ways or {},
     )
+
+
+def varied_settings(space: SearchSpace) -> list[str]:
+    """Return the settings with several values that split the cells of a grid, beside the axes of every grid.
+
+    Settings of matching make rows of a cell instead, and measurements and members of ensembles make neither.
+    """
+    return [
+        name
+        for name, knob in SETTINGS.items()
+        if not knob.axis and knob.part not in (MATCHING, MEASURING) and knob.name != "member"
+        if isinstance(values := getattr(space, name), tuple) and len(values) > 1
+    ]
 
 
 def datasets(space: SearchSpace) -> list[str]:

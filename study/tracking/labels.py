@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from search_spaces import SearchSpace
-from study.plan import Plan, Ways
+from study.plan import Plan, Ways, varied_settings
 from trainables import schema
 from trainables.config import (
     TRAINING_CONFIGS,
@@ -23,7 +23,7 @@ from trainables.config import (
     SparseConfig,
 )
 from trainables.graph import Job, Ref
-from trainables.knobs import KNOBS, MATCHING, MEASURING, PRUNING, REWINDING, SETTINGS
+from trainables.knobs import KNOBS, MATCHING, PRUNING, REWINDING, SETTINGS
 from trainables.methods import METHODS
 from trainables.models import MODELS
 from trainables.training.way import Way
@@ -49,17 +49,13 @@ def place_tags(plan: Plan) -> dict[str, dict[str, str]]:
 
     The values are JSON, so that numbers stay numbers. ``trainables.schema`` documents each tag.
     """
-    varied = [
-        name
-        for name, knob in SETTINGS.items()
-        if not knob.axis and knob.part not in (MATCHING, MEASURING) and knob.name != "member"
-        if isinstance(values := getattr(plan.space, name), tuple) and len(values) > 1
-    ]
+    varied = varied_settings(plan.space)
     recipe = f"{schema.TAG_RECIPE}.{recipe_digest(plan.space, plan.ways)}"
     tags = {}
     for key, job in plan.jobs.items():
         cell = plan.cells[key]
-        settings = {schema.VARIED: {name: getattr(cell, name) for name in varied}}
+        own = {name: None if name in plan.shared[key] else getattr(cell, name) for name in varied}
+        settings = {schema.VARIED: own}
         tags[key] = {schema.TAG_PLACE: json.dumps(_place_of(job, cell)), recipe: json.dumps(settings)}
     for key, job in plan.jobs.items():
         for _, parent in job.parents if job.kind == schema.SPARSE else ():

@@ -41,16 +41,31 @@ STUDIES = {
 STUDIES["pruned_rates"] = dataclasses.replace(
     STUDIES["rates"], name="pruned_rates", method=("dense", "imp"), sparse_lr=0.01, interpolation_points=3
 )
+STUDIES["one_diverged"] = dataclasses.replace(
+    STUDIES["rates"], name="one_diverged", method=("dense", "lth", "naive", "reinit", "imp"), lr=(0.08, 0.1),
+    sparse_lr=(0.01, 0.02), imp_lr=(0.01, 0.02), rewind_epoch=(0, 10), interpolation_points=0,
+)  # fmt: skip
 STUDIES["pruned"] = dataclasses.replace(STUDIES["pruned_rates"], name="pruned", lr=0.1)
 STUDIES["dense_rates"] = dataclasses.replace(STUDIES["pruned_rates"], name="dense_rates", method=("dense",))
 STUDIES["images"] = dataclasses.replace(STUDIES["images"], match_images=(1_000, 10_000))
+
+
+def finished(_job, _cell):
+    return "FINISHED"
+
+
+def diverged(job, cell):
+    """Let reinitialised nets fail at one learning rate, all nets at another one, and pruning at a third one."""
+    if (job.kind == schema.SPARSE and cell.method == "reinit" and cell.sparse_lr == 0.02) or cell.lr == 0.1:
+        return "FAILED"
+    return None if job.kind == schema.PRUNE and cell.imp_lr == 0.02 else "FINISHED"
 
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cells")
     for space in STUDIES.values():
-        synthetic_spaces.write_space(folder, space)
+        synthetic_spaces.write_space(folder, space, status=diverged if space.name == "one_diverged" else finished)
     return {name: load.runs(name, synthetic.tracking_uri(folder)) for name in STUDIES}
 
 
@@ -140,6 +155,26 @@ def test_settings_that_the_study_varies_tell_cells_apart(frames):
     for _, group in scored.groupby(place):
         counts = group.drop_duplicates("run_id").groupby("row").size()
         assert counts.to_dict() == {"dense": 4, "lth": 4, "naive": 4, "imp": 2}
+
+
+@pytest.mark.parametrize(
+    ("row", "setting", "value"), [("reinit", "sparse_lr", 0.02), ("dense", "lr", 0.1), ("imp", "imp_lr", 0.02)]
+)
+def test_results_that_are_missing_are_not_taken_from_another_recipe(frames, row, setting, value):
+    frame = frames["one_diverged"]
+    assert cells.varied(frame) == ["lr", "sparse_lr", "imp_lr"]
+    found = by_row(frame)[row]
+    assert len(found)
+    assert value not in set(found[setting])
+    assert value in set(frame[setting])
+
+
+def test_results_stand_beside_those_of_every_recipe_on_which_they_do_not_depend(frames):
+    found = by_row(frames["one_diverged"])
+    dense, imp, reinit = (found[row].groupby("run_id") for row in ("dense", "imp", "reinit"))
+    assert set(dense[["imp_lr", "sparse_lr", "rewind_epoch"]].value_counts().groupby("run_id").size()) == {2 * 2 * 2}
+    assert set(imp[["sparse_lr", "rewind_epoch"]].value_counts().groupby("run_id").size()) == {2 * 2}
+    assert set(reinit[["rewind_epoch"]].value_counts().groupby("run_id").size()) == {2}
 
 
 # --- pairs --------------------------------------------------------------------------------------------------------

@@ -158,6 +158,18 @@ def test_without_lth_in_the_grid_there_is_nothing_to_compare_with() -> None:
     assert make_plan(small(method=("naive", "permuted"))).lth_keys == {}
 
 
+@pytest.mark.parametrize("setting", ["lr=0.1,0.2", "imp_lr=0.1,0.2", "sparse_lr=0.1,0.2", "prune_fraction=0.2,0.3"])
+def test_a_job_depends_on_the_settings_whose_values_it_does_not_share(setting: str) -> None:
+    methods = ("dense", "imp", "lth", "naive", "permuted", "reinit", "shuffled")
+    space = override(small(method=methods, interpolation_points=3), [setting])
+    plan = make_plan(space)
+    name, values = setting.split("=")
+    alone = [make_plan(override(space, [f"{name}={value}"])).jobs for value in values.split(",")]
+    assert {key for key, shared in plan.shared.items() if shared} == alone[0].keys() & alone[1].keys()
+    assert set().union(*plan.shared.values()) <= {name}
+    assert plan.shared.keys() == plan.jobs.keys()
+
+
 def test_a_plan_knows_its_data() -> None:
     facts = make_plan(small()).facts
     assert facts.keys() == {"digits"}
