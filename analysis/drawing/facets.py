@@ -10,7 +10,9 @@ import pandas as pd
 
 from analysis import cells, labels, stats
 from analysis.drawing.signs import DASH
+from analysis.load import recipe_fields
 from trainables import schema
+from trainables.knobs import SETTINGS
 from trainables.schema import FINISHED
 
 ALWAYS = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
@@ -66,6 +68,15 @@ def at(numbers: pd.DataFrame, place: Mapping[str, Any]) -> pd.DataFrame:
     for name, value in place.items():
         chosen &= numbers[name].isna() if pd.isna(value) else numbers[name] == value
     return numbers[chosen]
+
+
+def axes(runs: pd.DataFrame, place: Sequence[str]) -> list[str]:
+    """Return the axes of a figure's grid: those in `place`, then all other settings in which the figure's runs differ.
+
+    Never average over a setting: the spread over seeds would then include the spread over its values.
+    """
+    settings = set(recipe_fields(runs)) & {name for name, knob in SETTINGS.items() if not knob.axis} - {*place}
+    return [*place, *(name for name in SETTINGS if name in settings and runs[name].nunique() > 1)]
 
 
 def told_apart(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -31,7 +32,6 @@ NUMBERS = (
     schema.ENSEMBLE_ACCURACY,
     *MEASURES,
 )
-PLACE = (*cells.CELL, schema.PARAM_SEED_A)
 PERCENT = {schema.DISAGREEMENT: 100.0}
 """Measure -> factor from what is recorded to what is drawn."""
 
@@ -40,7 +40,7 @@ PERCENT = {schema.DISAGREEMENT: 100.0}
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per ensemble.
 
-    Columns: ``model``, ``dataset``, ``width``, ``sparsity``, ``rewind_epoch`` and ``seed_a`` (of the first net A);
+    Columns: those of :func:`analysis.cells.axes` and ``seed_a`` (of the first net A);
     ``row``; ``members``; ``member_accuracy_mean`` (percent), ``member_accuracy_std`` (percentage points),
     ``ensemble_accuracy`` (percent), ``ensemble_gain`` (percentage points over the members' mean), ``disagreement``
     (share in [0, 1]), ``kl_divergence`` and ``js_divergence`` (nats). Ensembles of dense nets, which have no sparsity,
@@ -48,22 +48,29 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     found = facets.finished(frame.assign(**{cells.ROW: cells.rows(frame)}), schema.ENSEMBLE)
     found = found.dropna(subset=[schema.MEMBERS, schema.ENSEMBLE_ACCURACY])
-    found = _beside(found)[[*PLACE, cells.ROW, *NUMBERS]]
+    by = _axes(frame)
+    found = _beside(found, by)[[*by, cells.ROW, *NUMBERS]]
     gain = found[schema.ENSEMBLE_ACCURACY] - found[schema.MEMBER_ACCURACY_MEAN]
     found.insert(found.columns.get_loc(schema.ENSEMBLE_ACCURACY) + 1, "ensemble_gain", gain)
     order = {row: place for place, row in enumerate(cells.row_order(found[cells.ROW]))}
     return found.sort_values(
-        [*PLACE, cells.ROW], key=lambda column: column.map(order) if column.name == cells.ROW else column
+        [*by, cells.ROW], key=lambda column: column.map(order) if column.name == cells.ROW else column
     ).reset_index(drop=True)
 
 
-def _beside(found: pd.DataFrame) -> pd.DataFrame:
-    """Return the ensembles, those without a sparsity or rewind epoch once for each that the others have."""
-    axes = [schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH]
-    for name, shared in ((axes[0], PLACE[:3]), (axes[1], PLACE[:4])):
+def _axes(frame: pd.DataFrame) -> list[str]:
+    return [*cells.axes(frame), schema.PARAM_SEED_A]
+
+
+def _beside(found: pd.DataFrame, by: Collection[str]) -> pd.DataFrame:
+    """Return the ensembles, those without a sparsity, rewind epoch or setting once for each that the others have."""
+    shared = [*cells.TASK, schema.PARAM_WIDTH]
+    own = [name for name in by if name not in (*cells.CELL, schema.PARAM_SEED_A)]
+    for name in (*own, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH):
         missing = found[found[name].isna()].drop(columns=name)
         places = found.loc[found[name].notna(), [*shared, name]].drop_duplicates()
-        found = pd.concat([found[found[name].notna()], missing.merge(places, on=list(shared), how="left")])
+        found = pd.concat([found[found[name].notna()], missing.merge(places, on=shared, how="left")])
+        shared.append(name)
     return found
 
 
@@ -73,7 +80,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     columns = {name: style.AXES[name] for name in (schema.MEMBER_ACCURACY_MEAN, *MEASURES)}
     drawn, panels = grid.panels(
         pd.concat([numbers.assign(measure=name) for name in columns]),
-        PLACE,
+        _axes(frame),
         across="measure",
         x=columns,
         absent="not measured",
@@ -113,7 +120,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = table(frame)
     if numbers.empty:
         return pd.DataFrame()
-    shown = facets.told_apart(numbers, PLACE)
+    shown = facets.told_apart(numbers, _axes(frame))
     columns = {labels.axis(name): [labels.value(name, value) for value in numbers[name]] for name in shown}
     columns["method"] = [labels.method(row) for row in numbers[cells.ROW]]
     members = numbers[[schema.MEMBER_ACCURACY_MEAN, schema.MEMBER_ACCURACY_STD, schema.MEMBERS]]

@@ -35,12 +35,13 @@ PLACE = (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_CORRECTION, schema.PARAM_
 
 @once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return both barriers by task, width, correction and pruning round, one line each.
+    """Return both barriers by task, width, correction, pruning round and varied setting, one line each.
 
     Columns: those, ``sparsity`` (reached by the round); ``measure``: ``error_barrier`` (percentage points) or
     ``loss_barrier`` (nats); ``n``, ``mean``, ``std``, ``sem`` over nets.
     """
-    return facets.spread(facets.finite(_paths(frame), BARRIERS), PLACE, BARRIERS)
+    paths = _paths(frame)
+    return facets.spread(facets.finite(paths, BARRIERS), facets.axes(paths, PLACE), BARRIERS)
 
 
 def _paths(frame: pd.DataFrame) -> pd.DataFrame:
@@ -49,19 +50,20 @@ def _paths(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Return the figure: a row of panels per task, a column per width."""
+    """Return the figure: a row of panels per task (and value of a varied setting), a column per width."""
     numbers = table(frame)
+    varied = [name for name in facets.axes(_paths(frame), PLACE) if name not in PLACE]
     numbers = numbers[numbers["measure"] == schema.ERROR_BARRIER]
     rounds = numbers.set_index(schema.PARAM_SPARSITY)[schema.PARAM_ROUND].astype(int).to_dict()
     drawn, panels = grid.means(
         numbers,
-        (*cells.TASK, schema.PARAM_WIDTH),
+        (*cells.TASK, *varied, schema.PARAM_WIDTH),
         across=schema.PARAM_WIDTH,
         along=schema.PARAM_SPARSITY,
         scale=functools.partial(style.sparsity_axis, rounds=rounds),
         line=schema.PARAM_CORRECTION,
         looks=CORRECTIONS,
-        names=[*facets.several_tasks(numbers), schema.PARAM_WIDTH],
+        names=[*facets.several_tasks(numbers), *varied, schema.PARAM_WIDTH],
         x=f"{style.AXES[schema.PARAM_SPARSITY]}, pruning round",
         y=style.AXES[schema.ERROR_BARRIER],
         absent="not measured",
@@ -81,7 +83,8 @@ def notes(frame: pd.DataFrame) -> list[str]:
         return ["No path from a dense net to a pruned one was measured; set imp_path=true in a space to measure them."]
     infinite = int((~np.isfinite(measured[list(BARRIERS)])).any(axis="columns").sum())
     corrections = set(measured[schema.PARAM_CORRECTION])
-    rounds = measured.groupby([*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_CORRECTION])[schema.PARAM_ROUND].nunique()
+    line = [name for name in facets.axes(measured, PLACE) if name not in (schema.PARAM_SPARSITY, schema.PARAM_ROUND)]
+    rounds = measured.groupby(line, dropna=False)[schema.PARAM_ROUND].nunique()
     partial = f"Some lines do not have all rounds yet: the lines have {rounds.min()} to {rounds.max()}."
     return labels.said(
         {

@@ -32,7 +32,7 @@ IDENTITY = "identity"
 How = tuple[str, str]
 HOW = (schema.PARAM_MATCHER, schema.PARAM_CORRECTION)
 PLACE = (*cells.TASK, schema.PARAM_MATCH_EPOCH)
-"""Axes that have rows of panels: B after some epochs of training is another net than B at the end."""
+"""Axes that always have rows of panels: B after some epochs of training is another net than B at the end."""
 CURVES = (schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS)
 BARRIERS = (schema.ERROR_BARRIER, schema.LOSS_BARRIER)
 CURVE = "curve"
@@ -53,31 +53,36 @@ load = curves
 
 @once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return both barriers by task, match epoch, width, matcher and correction, one line each: n, mean, std and sem.
+    """Return both barriers by place, width, matcher and correction, one line each: n, mean, std and sem.
 
-    Error barrier in percentage points, loss barrier in nats; ``measure`` says which. Match epoch: epochs of B's
-    training, -1 for all.
+    A place is a task and match epoch (epochs of B's training, -1 for all), and a value of every other setting in which
+    the measurements differ. ``measure`` says which barrier: error in percentage points, loss in nats.
     """
     measured = _with_epoch(frame.drop_duplicates("run_id"))
-    return facets.spread(facets.finite(measured, BARRIERS), [*PLACE, schema.PARAM_WIDTH, *HOW], BARRIERS)
+    by = [*_axes(measured), schema.PARAM_WIDTH, *HOW]
+    return facets.spread(facets.finite(measured, BARRIERS), by, BARRIERS)
+
+
+def _axes(frame: pd.DataFrame) -> list[str]:
+    """Return the axes that have rows of panels."""
+    return [name for name in facets.axes(frame, [*PLACE, *HOW]) if name not in HOW]
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Return the figure: two rows of panels per task (and match epoch), a column per width and one for the barriers."""
+    """Return the figure: two rows of panels per place, a column per width and one for the barriers."""
     frame, drawn_as = _with_epoch(frame), looks(frame)
+    by = _axes(frame)
     widths = sorted(frame[schema.PARAM_WIDTH].unique())
     columns = {**dict.fromkeys(widths, style.AXES["alpha"]), BESIDE: style.AXES[schema.PARAM_WIDTH]}
-    spots = frame[list(PLACE)].drop_duplicates()
+    spots = frame[by].drop_duplicates()
     for name, values in {CURVE: CURVES, schema.PARAM_WIDTH: columns}.items():
         spots = spots.merge(pd.Series(list(values), dtype=object, name=name), how="cross")
-    names = facets.told_apart(frame, PLACE, always=())
+    names = facets.told_apart(frame, by, always=())
     names = [*dict.fromkeys([*(cells.TASK if set(names) & set(cells.TASK) else ()), *names]), schema.PARAM_WIDTH]
-    drawn, panels = grid.panels(
-        spots, [*PLACE, CURVE], across=schema.PARAM_WIDTH, names=names, x=columns, absent=ABSENT
-    )
+    drawn, panels = grid.panels(spots, [*by, CURVE], across=schema.PARAM_WIDTH, names=names, x=columns, absent=ABSENT)
     for panel in itertools.chain(*panels):
         curve, width = panel.place[CURVE], panel.place[schema.PARAM_WIDTH]
-        here = facets.at(frame, {name: panel.place[name] for name in PLACE})
+        here = facets.at(frame, {name: panel.place[name] for name in by})
         if width == BESIDE:
             _barrier(panel.axes, BARRIERS[CURVES.index(curve)], table(here), drawn_as)
         else:

@@ -11,7 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
 from analysis import cells, labels
-from analysis.drawing import grid, style
+from analysis.drawing import facets, grid, style
 from analysis.load import planes
 from analysis.memo import once
 from trainables import schema
@@ -43,18 +43,19 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per plane and net in it: where it lies, and its error.
 
     Columns: ``model``, ``dataset``, ``width``, ``sparsity``, ``rewind_epoch``, ``matcher``, ``match_epoch``,
-    ``correction``, ``seed_a``, ``seed_b``; ``net``; ``x``, ``y`` (distances in weight space: dense A is at the origin,
-    LTH on the x axis); ``error`` (percent of the test set), ``loss`` (nats).
+    ``correction`` and other settings in which the planes differ; ``seed_a``, ``seed_b``; ``net``; ``x``, ``y``
+    (distances in weight space: dense A is at the origin, LTH on the x axis); ``error`` (percent of the test set),
+    ``loss`` (nats).
     """
-    columns = [*PLACE, schema.PARAM_SEED_A, schema.PARAM_SEED_B, "net", "x", "y", "error", "loss"]
+    columns = [*facets.axes(frame, PLACE), schema.PARAM_SEED_A, schema.PARAM_SEED_B, "net", "x", "y", "error", "loss"]
     return frame.loc[frame["net"] != "", columns].reset_index(drop=True)
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Return the figure: rows of panels by sparsity, rewind epoch and task, columns by width."""
+    """Return the figure: rows of panels by sparsity, rewind epoch, task and varied setting, columns by width."""
     drawn, panels = grid.panels(
         frame,
-        PLACE,
+        facets.axes(frame, PLACE),
         across=schema.PARAM_WIDTH,
         x="Distance in weight space",
         y="Distance in weight space",

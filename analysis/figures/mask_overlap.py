@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from analysis import cells, labels, stats
 from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import MINUS
-from analysis.load import recipe_fields
 from analysis.memo import once
 from trainables import schema
 from trainables.schema import FINISHED
@@ -46,8 +45,9 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     each of ``mask_overlap``, ``mask_overlap_identity`` and ``mask_overlap_random`` (intersection over union, in
     [0, 1]); and ``gain``, ``gain_low``, ``gain_high``: permuted minus as it is, paired, with its 95 % t interval.
     """
-    lines, by = [], grid_axes(frame)
-    for place, group in facets.places(_measured(frame), by):
+    measured = _measured(frame)
+    lines, by = [], facets.axes(measured, PLACE)
+    for place, group in facets.places(measured, by):
         line = {**place, "pairs": len(group)}
         for metric in CURVES:
             one = stats.summarize(group[metric])
@@ -58,12 +58,6 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         lines.append({**line, "gain": gained.value, "gain_low": gained.low, "gain_high": gained.high})
     spreads = [f"{metric}_{what}" for metric in CURVES for what in ("mean", "std")]
     return pd.DataFrame(lines, columns=[*by, "pairs", *spreads, "gain", "gain_low", "gain_high"])
-
-
-def grid_axes(frame: pd.DataFrame) -> list[str]:
-    """Return the columns that tell one line from another: those of ``PLACE``, then the recipe fields that vary."""
-    found = _measured(frame)
-    return [*PLACE, *(name for name in recipe_fields(frame) if found[name].nunique() > 1)]
 
 
 def _measured(frame: pd.DataFrame) -> pd.DataFrame:
@@ -79,7 +73,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     ]
     drawn, panels = grid.means(
         pd.concat(parts),
-        grid_axes(frame),
+        facets.axes(_measured(frame), PLACE),
         across=schema.PARAM_WIDTH,
         along=schema.PARAM_SPARSITY,
         scale=style.sparsity_axis,
@@ -99,7 +93,7 @@ def figure(frame: pd.DataFrame) -> Figure:
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it."""
     numbers = table(frame)
-    names = facets.told_apart(numbers, grid_axes(frame))
+    names = facets.told_apart(numbers, facets.axes(_measured(frame), PLACE))
     lines = []
     for line in numbers.to_dict("records"):
         shown = labels.place(line, names)

@@ -52,7 +52,9 @@ PLACE = (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_MATCHER, schema.PARAM_MAT
 
 @once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one line per task, width, matcher, match epoch, number of images and measure: n, mean and std.
+    """Return one line per place, number of images and measure: n, mean and std.
+
+    A place is a task, width, matcher and match epoch, and a value of every other setting in which the matches differ.
 
     ``match_images``: 0 is all training images. ``measure``: ``loss_barrier_before``, ``loss_barrier_after`` (nats),
     ``agreement_with_weight`` (percent), ``gain`` (percentage points). Empty if no two matches differ only in the number
@@ -64,20 +66,25 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         done = done.iloc[:0].assign(**{IMAGES: ""})
     gains = match_quality.table(frame).groupby("match")[GAIN].mean()
     done = done.assign(**{GAIN: done["key"].map(gains), **{name: 100 * done[name] for name in PERCENT}})
-    varied = done.groupby(list(PLACE), dropna=False)[IMAGES].transform("nunique") > 1
+    by = _axes(done)
+    varied = done.groupby(by, dropna=False)[IMAGES].transform("nunique") > 1
     counts = done[IMAGES].astype(float)  # a setting, which is text in the frame
     done = done[varied].assign(**{IMAGES: counts.where(counts != ALL, math.inf)})  # all images come last
-    numbers = facets.spread(done, [*PLACE, IMAGES], MEASURES)
+    numbers = facets.spread(done, [*by, IMAGES], MEASURES)
     return numbers.assign(**{IMAGES: numbers[IMAGES].where(numbers[IMAGES] != math.inf, ALL).astype(int)})
 
 
+def _axes(numbers: pd.DataFrame) -> list[str]:
+    return [name for name in facets.axes(numbers, [*PLACE, IMAGES]) if name != IMAGES]
+
+
 def figure(frame: pd.DataFrame) -> Figure:
-    """Return the figure: a row of panels per task and width (and matcher), a column per measure."""
+    """Return the figure: a row of panels per place, a column per measure."""
     numbers = table(frame)
     column = {measure: label for label, curves in PANELS.items() for measure, _, _ in curves}
     drawn, _ = grid.means(
         numbers.assign(label=numbers["measure"].map(column)),
-        PLACE,
+        _axes(numbers),
         across="label",
         along=IMAGES,
         scale=functools.partial(style.category_axis, text=_images),
@@ -106,8 +113,8 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     }
     shown = facets.crossed(
         numbers,
-        [*PLACE, IMAGES],
-        [*facets.told_apart(numbers, PLACE), IMAGES],
+        [*_axes(numbers), IMAGES],
+        [*facets.told_apart(numbers, _axes(numbers)), IMAGES],
         heads=[columns[measure][0] for measure in numbers["measure"]],
         texts=[
             stats.format_mean(one.mean, one.std, one.n, decimals=columns[str(one.measure)][1])

@@ -25,7 +25,7 @@ CAPTION = (
     "unmatched units, and the loss barrier that remains at the midpoint of the matched nets. Vertical: test accuracy "
     f"of the nets permuted by the match {MINUS} naive, and the share of the gap from naive to LTH that this closes, "
     f"both as means over the cells that all pairs of a width have in common. {RHO}: Spearman's rank correlation over n "
-    "matches; inside: the same within widths only, because width changes match and gain alike."
+    "matches; within: the same within each width, because width changes match and gain alike."
 )
 TABLE_CAPTION = (
     f"Spearman's rank correlation {RHO} over n matches of a net A onto a net B, with its 95 % interval, between the "
@@ -52,13 +52,14 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per match whose permuted nets can be compared with naive ones.
 
     Columns: ``model``, ``dataset``, ``width``, ``row`` (how it was matched: ``permuted`` or ``permuted:weight``, see
-    :func:`analysis.cells.rows`), ``pair``, ``match`` (key); ``mean_correlation``, ``correlation_excess`` (in [-1, 1]),
-    ``loss_barrier_after`` (nats); ``cells``, the number of cells that the following are means over; ``gain``
-    (percentage points), ``share`` (percent of the gap from naive to LTH, missing where LTH is not ahead).
+    :func:`analysis.cells.rows`), settings that the study varies; ``pair``, ``match`` (key); ``mean_correlation``,
+    ``correlation_excess`` (in [-1, 1]), ``loss_barrier_after`` (nats); ``cells``, the number of cells that the
+    following are means over; ``gain`` (percentage points), ``share`` (percent of the gap from naive to LTH, missing
+    where LTH is not ahead).
     """
     lines: list[dict[str, Any]] = []
-    matches = _matches(frame)
-    for place, group in facets.places(_gains(frame, matches), PLACE):
+    matches, by = _matches(frame), [*PLACE, *cells.varied(frame)]
+    for place, group in facets.places(_gains(frame, matches), by):
         wide = group.groupby([cells.PAIR, "match", "cell"])[["gain", "gap"]].mean().unstack("cell")
         shared = wide["gain"].dropna(axis="columns").columns
         means = {name: wide[name][shared].mean(axis="columns", skipna=False) for name in ("gain", "gap")}
@@ -66,7 +67,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
             gain, gap = (float(means[name][pair, match]) for name in ("gain", "gap"))
             found = {"cells": len(shared), "gain": gain, "share": 100 * gain / gap if gap > 0 else stats.NAN}
             lines.append({**place, cells.PAIR: pair, "match": match, **matches.loc[match], **found})
-    return pd.DataFrame(lines, columns=[*PLACE, cells.PAIR, "match", *QUALITIES, "cells", *OUTCOMES])
+    return pd.DataFrame(lines, columns=[*by, cells.PAIR, "match", *QUALITIES, "cells", *OUTCOMES])
 
 
 def _matches(frame: pd.DataFrame) -> pd.DataFrame:
@@ -99,21 +100,22 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rank correlation of each quality with each outcome, one line per task.
 
     Columns: ``model``, ``dataset``, ``outcome`` (``gain`` or ``share``), ``quality``, ``matches``, ``rho``, ``low``,
-    ``high`` (95 %); ``inside``, ``inside_low``, ``inside_high``: the same within widths, missing if there is only one.
+    ``high`` (95 %); ``within``, ``within_low``, ``within_high``: the same within each width (and recipe, if the study
+    varies it), missing if there is only one.
     """
-    lines = []
+    lines, by = [], [schema.PARAM_WIDTH, *cells.varied(frame)]
     for task, group in facets.places(table(frame), cells.TASK):
-        widths = group[schema.PARAM_WIDTH].tolist()
+        groups = group.groupby(by, dropna=False).ngroup().tolist()
         for outcome in OUTCOMES:
             for quality in QUALITIES:
                 points = (group[quality].tolist(), group[outcome].tolist())
-                one, inside = stats.rank_correlation(*points), stats.rank_correlation(*points, within=widths)
+                one, within = stats.rank_correlation(*points), stats.rank_correlation(*points, within=groups)
                 line = {**task, "outcome": outcome, "quality": quality, "matches": one.n}
                 line |= {"rho": one.value, "low": one.low, "high": one.high}
-                if len(set(widths)) > 1:
-                    line |= {"inside": inside.value, "inside_low": inside.low, "inside_high": inside.high}
+                if len(set(groups)) > 1:
+                    line |= {"within": within.value, "within_low": within.low, "within_high": within.high}
                 lines.append(line)
-    numbers = ["rho", "low", "high", "inside", "inside_low", "inside_high"]
+    numbers = ["rho", "low", "high", "within", "within_low", "within_high"]
     return pd.DataFrame(lines, columns=[*cells.TASK, "outcome", "quality", "matches", *numbers])
 
 
@@ -167,8 +169,8 @@ def _mark(colour: str, row: int) -> dict[str, Any]:
 
 
 def _said(found: pd.Series) -> str:
-    """Return the rank correlation, and the one within widths if there are several widths."""
-    values = {RHO: found["rho"], "inside": found["inside"]}
+    """Return the rank correlation, and the one within widths if there are several."""
+    values = {RHO: found["rho"], "within": found["within"]}
     return ", ".join(f"{name} = {stats.format_difference(rho)}" for name, rho in values.items() if not pd.isna(rho))
 
 
@@ -181,9 +183,9 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     for line in found.to_dict("records"):
         shown = labels.place(line, named) | {"match": QUALITIES[line["quality"]], "outcome": OUTCOMES[line["outcome"]]}
         rho = stats.format_difference(line["rho"], line["low"], line["high"])
-        inside = stats.format_difference(line["inside"], line["inside_low"], line["inside_high"])
+        within = stats.format_difference(line["within"], line["within_low"], line["within_high"])
         lines.append(
-            {**shown, f"{RHO} [95 % CI] (n)": f"{rho or DASH} ({line['matches']})", f"{RHO} inside widths": inside}
+            {**shown, f"{RHO} [95 % CI] (n)": f"{rho or DASH} ({line['matches']})", f"{RHO} within widths": within}
         )
     return pd.DataFrame(lines)
 

@@ -127,7 +127,7 @@ def _votes(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers of our ensembles; the members' accuracy with its standard deviation, of the first seed."""
     done = facets.finished(frame, schema.ENSEMBLE)
     done = done[done[schema.PARAM_MATCHER].isin(["", cells.MATCHER])].dropna(subset=[schema.MEMBERS])
-    place = [*cells.CELL, "method"]
+    place = [*cells.CELL, *cells.varied(frame), "method"]
     spread = facets.spread(done, place, published.VOTES).drop(columns="sem")
     spreads = [schema.MEMBER_ACCURACY_MEAN, schema.MEMBER_ACCURACY_STD, schema.MEMBERS]
     members = done.drop_duplicates(place)[[*place, *spreads]].set_axis([*place, *NUMBERS], axis="columns")
@@ -142,7 +142,7 @@ def _barriers(frame: pd.DataFrame) -> pd.DataFrame:
         done[schema.PARAM_CORRECTION] == done[schema.PARAM_MODEL].map(published.CORRECTIONS).fillna("bn_reset")
     )
     alike &= done[schema.PARAM_MATCH_EPOCH].fillna(cells.END) == cells.END
-    place = [*cells.TASK, schema.PARAM_WIDTH]
+    place = facets.axes(done[alike], [*cells.TASK, schema.PARAM_WIDTH])
     return facets.spread(done[alike], place, list(published.BARRIERS.values())).drop(columns="sem")
 
 

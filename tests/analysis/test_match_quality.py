@@ -66,7 +66,7 @@ def test_the_correlation_is_spearmans_over_matches(frame):
     assert found.loc[("gain", schema.MEAN_CORRELATION), "rho"] == pytest.approx(expected)
     assert found.loc[("share", schema.LOSS_BARRIER_AFTER), "rho"] == pytest.approx(-expected)
     assert (found["matches"] == 3).all()
-    assert found["inside"].isna().all()  # one width: the same question
+    assert found["within"].isna().all()  # one width: the same question
 
 
 def test_the_table_that_people_read_has_the_correlations(frame):
@@ -76,13 +76,13 @@ def test_the_table_that_people_read_has_the_correlations(frame):
     assert shown[f"{RHO} [95 % CI] (n)"].iloc[0] == f"{rho:+.2f} (3)"  # three points are too few for an interval
 
 
-def test_inside_widths_only_matches_of_one_width_are_compared():
+def test_within_widths_only_matches_of_one_width_are_compared():
     wide = study(width=4.0, keys=["d" * 64, "e" * 64, "f" * 64], gains=[11.0, 10.0, 13.0])
     frame = synthetic.runs(study() + wide)
     one = match_quality.correlations(frame).set_index(["outcome", "quality"]).loc[("gain", schema.MEAN_CORRELATION)]
     values = (QUALITY * 2, [*GAIN, 11.0, 10.0, 13.0])
-    inside = stats.rank_correlation(*values, within=[1] * 3 + [4] * 3)
-    assert (one["rho"], one["inside"]) == pytest.approx((stats.rank_correlation(*values).value, inside.value))
+    within = stats.rank_correlation(*values, within=[1] * 3 + [4] * 3)
+    assert (one["rho"], one["within"]) == pytest.approx((stats.rank_correlation(*values).value, within.value))
 
 
 def test_other_matchers_are_rows_and_the_identity_stands_for_naive():
