@@ -2,8 +2,8 @@
 
 Needed are all jobs of all spaces as they are defined now, and all jobs of the space and settings on the command line.
 Where ``--fastest`` has made a choice, the jobs with and without it are needed. A space whose data are missing cannot be
-planned, so results on its datasets stay. Results of a network whose ``--fastest`` choice is damaged stay, too, as do
-files that no study has written.
+planned, so results on its datasets stay. Results on a folder of images stay unless the plans are for the same images.
+Results of a network whose ``--fastest`` choice is damaged stay, too, as do files that no study has written.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Surplus:
         leftovers: paths of files that belong to no result: damaged files that were set aside, files of killed
             attempts, and checkpoints and failure notes of jobs that are published or that no space needs.
         bytes: path -> bytes, for every file under ``store``, ``work`` and ``failed``.
-        kept: dataset, or network and its dataset -> number of results that no planned space needs but that stay,
-            because a space on the dataset cannot be planned or the network's ``--fastest`` choice is unknown.
+        kept: dataset, other images of a dataset, or network and its dataset -> number of results that no planned space
+            needs but that stay, because no plan is made for the data or the network's ``--fastest`` choice is unknown.
         strange: paths of files that stay because no study has written them.
         damaged: a line on each result that turned out to be damaged and was set aside.
     """
@@ -92,7 +92,9 @@ def surplus(
         unchosen: networks whose ``--fastest`` choice is damaged.
     """
     needed: set[str] = set()
+    versions: set[tuple[str, str]] = set()
     for plan in plans:
+        versions |= {(dataset, facts.fingerprint) for dataset, facts in plan.facts.items()}
         needed |= plan.jobs.keys()
         needed |= {root.key for root in plan.closure.roots}
         needed |= {ref.key for job in plan.jobs.values() for _, ref in job.parents}
@@ -104,15 +106,18 @@ def surplus(
     for key, result in found.items():
         task = result.manifest.get("config", {}).get("task", {})
         dataset, model, width = task.get("dataset", "?"), task.get("model", "?"), task.get("width", 0.0)
+        version = task.get("data_version", "")
         if dataset in unplanned:
             kept[dataset] += 1
+        elif version and (dataset, version) not in versions:
+            kept[f"other images of {dataset} than those in --data-dir"] += 1
         elif (model, width) in unchosen:
             kept[f"{called((model, width))} on {dataset}"] += 1
         else:
             results[dataset, model, f"{width:g}", result.manifest.get("kind", "?")].append(key)
     strange = [path for path in files if owner(path) is None]
     ours = [path for path in files if owner(path) is not None]
-    leftovers = _leftovers(store, ours, present, needed, bool(unplanned) or bool(unchosen))
+    leftovers = _leftovers(store, ours, present, needed, bool(unplanned) or bool(unchosen) or bool(kept))
     return Surplus(
         results=dict(sorted(results.items())),
         leftovers=leftovers,
@@ -183,8 +188,8 @@ def _plans(space: SearchSpace, data_dir: str | None, choices: Mapping[str, Kept 
     ]
 
 
-def lines(found: Surplus, missing: Collection[str]) -> list[str]:
-    """Return what can be removed, as lines of text."""
+def lines(found: Surplus, missing: Mapping[str, str]) -> list[str]:
+    """Return what can be removed, as lines of text; `missing` as :func:`plan_all` returns it."""
     size = size_in_words(sum(size for path, size in found.bytes.items() if _result(path) in found.keys))
     text = [f"{len(found.keys)} results that no search space needs, {size}"]
     if found.results:
@@ -193,8 +198,8 @@ def lines(found: Surplus, missing: Collection[str]) -> list[str]:
         text.append(f"  {dataset:<14}{model:<12}{width:>6}  {kind:<10}{len(keys):>8}")
     size = size_in_words(sum(found.bytes[path] for path in found.leftovers))
     text.append(f"{len(found.leftovers)} files left over from damage, killed attempts and finished work, {size}")
-    if missing:
-        text.append(f"not planned, because data are missing: {', '.join(sorted(missing))} (--data-dir)")
+    for reason in dict.fromkeys(missing.values()):
+        text.append(f"not planned: {', '.join(name for name in missing if missing[name] == reason)}: {reason}")
     for dataset, count in found.kept.items():
         text.append(f"  kept: {count} results on {dataset}")
     text += [f"left alone, because no study wrote it: {ascii(path)[1:-1]}" for path in found.strange]

@@ -15,7 +15,8 @@ from study import clean, run
 from study.clean import surplus
 from study.plan import Plan, make_plan
 from trainables import schema
-from trainables.graph import snapshot_key
+from trainables.data.dataset import DatasetFacts
+from trainables.graph import canonical, snapshot_key
 from trainables.storage.store import Store
 
 OTHER = hashlib.sha256(b"of no space").hexdigest()
@@ -58,7 +59,7 @@ def test_states_of_dense_nets_that_are_asked_for_stay(plan: Plan, own_copy: Stor
 def test_without_a_plan_everything_may_go(own_copy: Store) -> None:
     found = surplus(own_copy, [], [])
     assert found.keys == own_copy.keys()
-    text = "\n".join(clean.lines(found, []))
+    text = "\n".join(clean.lines(found, {}))
     assert text.startswith(f"{len(found.keys)} results that no search space needs, ")
     clean.remove(own_copy, found)
     assert own_copy.keys() == set()
@@ -69,6 +70,38 @@ def test_results_of_spaces_that_cannot_be_planned_stay(own_copy: Store) -> None:
     found = surplus(own_copy, [], ["digits"])
     assert found.keys == set()
     assert found.kept == {"digits": len(own_copy.keys())}
+
+
+def test_results_on_other_images_than_those_of_the_plans_stay(tmp_path: Path) -> None:
+    def plan_on(fingerprint: str, **settings: object) -> Plan:
+        facts = DatasetFacts(
+            num_classes=2, in_channels=3, image_size=8, train_images=200, test_images=40, fingerprint=fingerprint
+        )
+        space = tiny_space(dataset="image_folder", **settings)
+        return make_plan(space, facts_of=lambda *_: facts)
+
+    store = Store(tmp_path)
+    mine, theirs = plan_on("a" * 64), plan_on("b" * 64)
+    for plan in (mine, theirs, plan_on("a" * 64, lr=0.3)):
+        for key, job in plan.jobs.items():
+            if key not in store:
+                store.publish(key, {schema.METRICS: b"{}"}, {"kind": job.kind, "config": canonical(job.config)})
+    store.storage.write(f"work/{OTHER}/checkpoint", b"of a job on images that are elsewhere")
+    found = surplus(store, [mine], [])
+    assert found.keys == store.keys() - mine.jobs.keys() - theirs.jobs.keys()
+    assert found.keys, "of another learning rate on the same images"
+    assert found.kept == {"other images of image_folder than those in --data-dir": len(theirs.jobs)}
+    assert not found.leftovers
+    assert "  kept: " in "\n".join(clean.lines(found, {}))
+
+
+def test_the_reason_why_a_space_is_not_planned_is_given_once(own_copy: Store) -> None:
+    missing = {"one": "no data", "two": "batch_size=1024 exceeds the 600 images", "three": "no data"}
+    text = clean.lines(surplus(own_copy, [], []), missing)
+    assert [line for line in text if line.startswith("not planned")] == [
+        "not planned: one, three: no data",
+        "not planned: two: batch_size=1024 exceeds the 600 images",
+    ]
 
 
 def test_what_belongs_to_nothing(plan: Plan, own_copy: Store) -> None:
