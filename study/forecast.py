@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +14,7 @@ from study.scheduling.simulation import Schedule, simulate
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.host import cpu
+from trainables.host.processes import cores
 from trainables.knobs import BF16
 from trainables.storage.store import Store
 from trainables.training.engines import CPU
@@ -78,7 +78,7 @@ def _on_machines(schedule: Schedule, on_core: Estimates, options: Options) -> li
 
 def slots(options: Options, workers: int = 1) -> int:
     """Return how many trials of `workers` workers run at a time on this machine."""
-    return options.max_concurrent or max(1, int((os.cpu_count() or 1) / (workers * (options.cpus_per_trial or 1.0))))
+    return options.max_concurrent or max(1, int(cores() / (workers * (options.cpus_per_trial or 1.0))))
 
 
 def print_plan(

@@ -74,15 +74,16 @@ def group(job: Job, workers: int = 1) -> Group:
     return Group(task.model, task.width, task.shortcut, task.dataset, uses_gpu, workers_of(config, workers))
 
 
-def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
+def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1, memory: float = math.inf) -> float:
     """Return an estimate of the bytes of GPU memory that a job needs.
 
     Args:
         job: a job of any kind.
         facts: facts about its dataset.
         nets: number of jobs of its group that share its trial if their networks may be stacked.
+        memory: bytes of the GPU, which keeps no dataset that would fill it.
     """
-    from trainables.data.batches import RESIDENT_BYTES
+    from trainables.data.batches import resident_bytes
     from trainables.training.footprint import footprint
 
     config, task = job.config, job.config.task
@@ -108,7 +109,7 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1) -> float:
         momentary += images * HELD_OUTPUTS * net.largest
     pixels = facts.in_channels * size**2
     train, test = (
-        number * pixels if number * pixels <= RESIDENT_BYTES else 0
+        number * pixels if number * pixels <= resident_bytes(memory) else 0
         for number in (facts.train_images, facts.test_images)
     )
     # All networks of a process share the images.
@@ -301,16 +302,16 @@ def needs(
         if each.uses_gpu and gpus is None and cards:
             facts = plan.facts[each.dataset]
             need = dataclasses.replace(need, cpus_may_shrink=cpus is None, share=None)
-            nets, (alone, _) = nets_per_trial, _largest(jobs, facts, 1)
+            nets, (alone, _) = nets_per_trial, _largest(jobs, facts, 1, largest)
             step = max((_step(plan, job) for job in jobs if isinstance(job.config, TRAINING_CONFIGS)), default=None)
             if step is not None:
                 adds, launch, precision = step
                 need = dataclasses.replace(need, multiply_adds=adds, launching=launch, precision=precision)
                 nets = min(nets, max(int(1 / need.busy(card)) for card in cards))
             smallest = min((card.memory for card in cards if alone <= card.memory), default=largest)
-            while nets > 1 and _largest(jobs, facts, nets)[0] > smallest:
+            while nets > 1 and _largest(jobs, facts, nets, largest)[0] > smallest:
                 nets //= 2  # several networks that share a trial need not fit where one does
-            needed, kind = _largest(jobs, facts, nets)
+            needed, kind = _largest(jobs, facts, nets, largest)
             trained = nets if any(_shares_trial(job) for job in jobs) else 1
             need = dataclasses.replace(
                 need,
@@ -329,9 +330,9 @@ def needs(
     return found, warnings
 
 
-def _largest(jobs: Iterable[Job], facts: DatasetFacts, nets: int) -> tuple[float, str]:
+def _largest(jobs: Iterable[Job], facts: DatasetFacts, nets: int, memory: float) -> tuple[float, str]:
     """Return the most bytes of GPU memory that one of the jobs needs, see :func:`device_bytes`, and its kind."""
-    return max((device_bytes(job, facts, nets), job.kind) for job in jobs)
+    return max((device_bytes(job, facts, nets, memory), job.kind) for job in jobs)
 
 
 def _shares_trial(job: Job) -> bool:

@@ -30,6 +30,7 @@ from study.scheduling.cards import GIB, Card, card_of
 from study.scheduling.hosts import Node
 from trainables.errors import first_line
 from trainables.host.nvidia import Gpu
+from trainables.host.processes import cores
 
 REFRESH_SECONDS: Final = 2.0
 """Maximum age, in seconds, of the cached nodes of the cluster."""
@@ -219,7 +220,8 @@ def _init(address: str | None) -> None:
         return
     for pause in (*START_PAUSES, None):
         try:
-            ray.init(address="local", include_dashboard=False, **options)
+            # Ray counts the machine's cores, whatever the process's affinity is.
+            ray.init(address="local", num_cpus=cores(), include_dashboard=False, **options)
             return
         except Exception as error:
             passing = isinstance(error, ConnectionError | TimeoutError) or not isinstance(error, ValueError | OSError)

@@ -305,6 +305,7 @@ def pretended_cuda() -> Iterator[Traffic]:
         "current_device": lambda: 0,
         "get_device_name": lambda device=None: "a pretended GPU",
         "get_device_capability": lambda device=None: (9, 0),
+        "get_device_properties": lambda device=None: SimpleNamespace(total_memory=24 * 2**30),
         "manual_seed_all": lambda seed: None,
         "current_stream": lambda device=None: stream,
         "synchronize": lambda device=None: traffic.wait(),

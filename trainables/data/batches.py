@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trainables.data.augmentation import Draws, augment, byte_scale, draw, normalize
 from trainables.data.dataset import Augmentation, Split
+from trainables.host.devices import memory_of
 from trainables.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES: Final = 8 * 2**20
 """float32 bytes prepared at once. Larger chunks exceed the processor's cache, smaller ones cost more calls."""
 RESIDENT_BYTES: Final = 16 * 2**30
-"""A larger split stays mapped from its file, and is copied to the device chunk by chunk."""
+RESIDENT_SHARE: Final = 1 / 4
+"""A split that takes more bytes, or a larger share of the device's memory, stays mapped from its file; its chunks are
+copied to the device in every epoch."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -263,11 +266,16 @@ def one_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> I
             yield waiting.result()
 
 
+def resident_bytes(memory: float) -> float:
+    """Return the most bytes of a split that is kept on a device with `memory` bytes."""
+    return min(RESIDENT_BYTES, RESIDENT_SHARE * memory)
+
+
 def _resident(split: Split, device: Device) -> Split:
     """Return the split on the device, or unchanged if it is too large or has to be decoded."""
-    if split.decoder is not None or split.images.numel() > RESIDENT_BYTES:
-        return split
     device = torch.device(device)
+    if split.decoder is not None or split.images.numel() > resident_bytes(memory_of(device)):
+        return split
     copies = _residents.setdefault(split, WeakValueDictionary())
     resident = copies.get(device)
     if resident is None:

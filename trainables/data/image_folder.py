@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from trainables.data.index import FileState, in_parts, remember
 from trainables.data.layout import Form, ImageFile, ImageFolder, unusable
 from trainables.data.pictures import digest_of, open_picture, turn, unreadable
+from trainables.host.processes import cores
 
 DECODING_THREADS: Final = 4
 """Pillow decodes without the interpreter's lock; more threads would mostly wait for the disk."""
@@ -72,7 +72,7 @@ def _decode_files(
                 images[row] = decoded
         return problems
 
-    threads = min(DECODING_THREADS, os.cpu_count() or 1)
+    threads = min(DECODING_THREADS, cores())
     parts = in_parts(decode_part, range(len(files)), _FILES_PER_TASK, threads)
     return {state: problem for problems in parts for state, problem in problems.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -26,6 +27,13 @@ def seen() -> list[Gpu]:
         )
         for index in range(torch.cuda.device_count())
     ]
+
+
+def memory_of(device: torch.device) -> float:
+    """Return the bytes of a GPU's memory; infinity for other devices."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return math.inf
+    return float(torch.cuda.get_device_properties(device.index).total_memory)
 
 
 def problem(precisions: Iterable[str] = ()) -> str | None:

@@ -10,28 +10,45 @@ import os
 import socket
 from pathlib import Path
 
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_GROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+def cores(groups: Path = _GROUPS, own: Path = _OWN) -> int:
+    """Return how many cores this process may use, at least 1: by its affinity, and by the quotas of control groups.
+
+    Arguments as for :func:`memory`.
+    """
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [each / "cpu.max" for each in _control_groups(groups, own)]
+    for files in (*((quota,) for quota in quotas), (groups / "cpu/cpu.cfs_quota_us", groups / "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+            quota, period = (int(word) for file in files for word in file.read_text(encoding="ascii").split())
+            found = min(found, quota // period) if quota > 0 else found
+    return max(found, 1)
+
+
+def memory(groups: Path = _GROUPS, own: Path = _OWN) -> int:
     """Return the bytes of memory that this process may use: the machine's, or less if a control group limits them.
 
     Args:
         groups: folder of the control groups, of either version.
         own: file that names the process's own group.
     """
-    limits = [groups / "memory" / "memory.limit_in_bytes"]
-    with contextlib.suppress(OSError):  # not Linux
-        group = groups / own.read_text(encoding="utf-8").rpartition("::/")[2].strip()
-        limits += [each / "memory.max" for each in (group, *group.parents)]
+    limits = [groups / "memory/memory.limit_in_bytes", *(each / "memory.max" for each in _control_groups(groups, own))]
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in limits:
         with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
             found = min(found, int(limit.read_text(encoding="ascii")))
     return found
+
+
+def _control_groups(groups: Path, own: Path) -> list[Path]:
+    """Return the folders of this process's control group (version 2) and of those around it; none outside Linux."""
+    try:
+        group = groups / own.read_text(encoding="utf-8").rpartition("::/")[2].strip()
+    except OSError:
+        return []
+    return [group, *group.parents]
 
 
 def me() -> str:

@@ -31,6 +31,8 @@ from waiting import HANG_SECONDS, wait_until
 
 from search_spaces import get_space
 from study.estimate import Estimates
+from study.forecast import slots
+from study.options import Options
 from study.plan import Plan, make_plan
 from study.scheduling import callback as callback_module
 from study.scheduling import searcher as searcher_module
@@ -317,6 +319,16 @@ def test_address_where_something_else_listens_is_an_error_before_ray_tries_it(mo
             connected(address),
         ):
             raise AssertionError("there is nothing to connect to")
+
+
+def test_a_local_ray_and_its_forecast_have_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0}, raising=False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(session, "Cluster", lambda **_: "connected")
+    with connected(None):
+        assert given["num_cpus"] == slots(Options(space="tiny")) == 1
 
 
 @pytest.mark.parametrize("failures", [1, 99])

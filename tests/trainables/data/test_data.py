@@ -252,6 +252,16 @@ def test_images_from_elsewhere_travel_chunk_by_chunk(
     assert [(images.device.type, len(labels)) for images, labels in test] == [("meta", 500), ("meta", 399)]
 
 
+@pytest.mark.parametrize("share", [0.24, 0.26])
+def test_a_split_that_takes_too_much_of_a_device_stays_outside(
+    digits: Dataset, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches_module, "memory_of", lambda _device: digits.train.images.numel() / share)
+    batches = train_batches(digits.train, batch_size=100, device="meta")
+    assert batches.split.images.device.type == ("meta" if share < batches_module.RESIDENT_SHARE else "cpu")
+    assert {images.device.type for images, _ in batches.epoch(0)} == {"meta"}
+
+
 @pytest.mark.gpu
 def test_the_device_gets_the_same_batches(digits: Dataset) -> None:
     augmentation = Augmentation(crop_padding=1, horizontal_flip=True)

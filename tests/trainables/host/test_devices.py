@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from trainables.host import devices
-from trainables.host.devices import has_code, is_broken, of_node, problem, seen
+from trainables.host.devices import has_code, is_broken, memory_of, of_node, problem, seen
 from trainables.host.nvidia import NATIVE, Gpu
 from trainables.knobs import PRECISIONS
 
@@ -37,6 +38,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setattr(torch.cuda, name, value)
 
     return put
+
+
+def test_the_memory_of_a_device_is_that_of_its_gpu(machine: Callable[..., None]) -> None:
+    machine(V100, A100)
+    assert [memory_of(torch.device("cuda", index)) for index in range(2)] == [V100.memory, A100.memory]
+    assert memory_of(torch.device("cpu")) == math.inf
 
 
 @pytest.mark.parametrize(

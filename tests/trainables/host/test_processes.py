@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainables.host.processes import alive, me, memory
+from trainables.host.processes import alive, cores, me, memory
 
 
 @pytest.mark.parametrize("proc", [True, False])
@@ -62,3 +62,28 @@ def test_the_memory_is_the_machines_or_that_of_a_control_group(
     (tmp_path / "groups" / file).parent.mkdir(parents=True)
     (tmp_path / "groups" / file).write_text(f"{content}\n")
     assert memory(tmp_path / "groups", tmp_path / "own") == (limit or machine)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"slurm/job_7/cpu.max": "200000 100000"}, 2),
+        ({"slurm/cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"slurm/job_7/cpu.max": "max 100000"}, 8),
+        ({"slurm/job_7/cpu.max": "6400000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"other/cpu.max": "100000 100000"}, 8),
+    ],
+)
+def test_the_cores_are_those_of_the_affinity_or_of_a_control_group(
+    files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/slurm/job_7\n")
+    for file, content in files.items():
+        (tmp_path / "groups" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / file).write_text(f"{content}\n")
+    assert cores(tmp_path / "groups", tmp_path / "own") == expected

@@ -192,6 +192,7 @@ def test_data_on_the_device_count() -> None:
     assert grown == pytest.approx(1_000_000 * 3 * 32 * 32)
     huge = DatasetFacts(num_classes=10, in_channels=3, image_size=32, train_images=10**8, test_images=1, fingerprint="")
     assert device_bytes(jobs[key], huge) < device_bytes(jobs[key], small), "stays in its file"
+    assert device_bytes(jobs[key], large, memory=8 * GIB) < device_bytes(jobs[key], small), "would fill the GPU"
 
 
 @pytest.mark.parametrize(
