@@ -69,6 +69,7 @@ TAGS = {
     "python": "python",
     "commit": schema.TAG_COMMIT,
     schema.MICRO_BATCHES: schema.MICRO_BATCHES,
+    schema.WORKERS: schema.WORKERS,
 }
 BOOKKEEPING = (
     *("key", "run_id", "name", "status", "started", "ended", "reused", *TAGS),
@@ -107,7 +108,8 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
       (percent) and ``correlation/<group>`` (in [-1, 1]), except MLflow's system metrics, ``system/...``.
     - ``reused``: bool; ``error``, ``parents`` (keys, comma-separated), ``dense_key``, ``lth_key``, ``device`` (of the
       computation), ``torch``, ``python`` (versions), ``commit`` (of this project), ``micro_batches`` (parts of a batch
-      that a GPU could not hold): str, empty if a run has no such tag.
+      that a GPU could not hold), ``workers`` (devices that trained the net together): str, empty if a run has no such
+      tag.
     - ``started``, ``ended``: UTC timestamps.
     - every recipe field under its own name, in the units of ``trainables.knobs``: str, empty where a job has none.
     - every setting that the study varies and that is not an axis of every grid, in its own type, missing where a job

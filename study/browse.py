@@ -28,7 +28,7 @@ from trainables.host import terminal
 from trainables.host.databases import sqlite_file, sqlite_uri
 from trainables.host.redaction import redact
 
-HOST, PORT = "127.0.0.1", 5000
+HOST, PORT, LAST_PORT = "127.0.0.1", 5000, 65_535
 """Where MLflow's server listens by default."""
 STARTING = 90.0
 """Seconds that the server may take to start."""
@@ -121,12 +121,18 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code: 0, or 2 if the request cannot be answered."""
     parser = command.parser("browse", "Show a study in MLflow's pages until Ctrl-C.", out=None)
     parser.prog = "python -m study.browse"
-    parser.add_argument("--port", type=int, metavar="N", help=f"where to listen (default: {PORT}, or a free one)")
+    parser.add_argument("--port", type=_port, metavar="N", help=f"where to listen (default: {PORT}, or a free one)")
     options = parser.parse_args(arguments)
     for ending in (signal.SIGTERM, signal.SIGHUP):  # the server ends with this process
         if signal.getsignal(ending) != signal.SIG_IGN:  # as under nohup
             signal.signal(ending, signal.default_int_handler)
     return command.guarded(options, _show)
+
+
+def _port(text: str) -> int:
+    if text.isdecimal() and 1 <= int(text) <= LAST_PORT:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"a port is a number from 1 to {LAST_PORT}, got {text!r}")
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -27,16 +27,23 @@ def remember(plan: Plan, store: Store) -> None:
 def known_facts(store: Store, name: str, data_dir: str | None, reading: Reading) -> DatasetFacts:
     """Return the facts about a dataset: those of the data in `data_dir`, else those that a study has recorded.
 
-    Data in a bucket are not fetched if a study has recorded facts about them. If no study has recorded any and there is
-    no `data_dir`, they are those of the dataset as it was published.
+    If a study has recorded facts, data in a bucket are not fetched, and a directory need not hold the data on this
+    machine. If no study has recorded any and there is no `data_dir`, they are those of the dataset as it was published.
 
     Raises:
         ValueError: as :func:`check_dataset`, if neither is known.
     """
     entry = get_entry(name)
-    if not entry.needs_data_dir or not (data_dir is None or is_uri(data_dir)):
+    if not entry.needs_data_dir:
         return check_dataset(name, data_dir, reading)
     recorded = _recorded(store, name, reading)
+    if data_dir is not None and not is_uri(data_dir):
+        try:
+            return check_dataset(name, data_dir, reading)
+        except ValueError:
+            if recorded is None:
+                raise
+            return recorded
     if recorded is not None and (data_dir is None or recorded.source.startswith(data_dir.rstrip("/") + "/")):
         return recorded
     is_one_thing = None not in (entry.num_classes, entry.train_images, entry.test_images)

@@ -194,6 +194,9 @@ TAG_COMMIT: Final = "mlflow.source.git.commit"
 MICRO_BATCHES: Final = "micro_batches"
 """Only where a GPU's memory did not hold a whole batch: the most parts in which the job computed one. BatchNorm then
 normalised each part by its own statistics. Also in the environment of a result, and in a checkpoint."""
+WORKERS: Final = "workers"
+"""Only where several processes, each on a device of its own, trained a network together: their number at the end of the
+job. Also in the environment of a result; the seconds of the job are those of one device."""
 TAG_LTH_KEY: Final = "lth_key"
 """Key of the LTH job that `gap_to_lth` compares with."""
 TAG_DENSE_KEY: Final = "dense_key"

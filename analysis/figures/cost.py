@@ -39,7 +39,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     ``hours``.
     """
     done = frame[(frame["status"] == FINISHED) & frame[schema.SECONDS].notna()]
-    hours = done[schema.SECONDS] / HOUR
+    hours = done[schema.SECONDS] / HOUR * pd.to_numeric(done[schema.WORKERS], errors="coerce").fillna(1)
     times = done["key"].map(times_needed(frame)).astype(float)
     costs = pd.DataFrame(
         {

@@ -49,7 +49,8 @@ def facts(frame: pd.DataFrame, space: str, tracking_uri: str) -> dict[str, str]:
     return {
         "Precision and engine": trained_in(frame),
         "Hardware": _counted(frame["device"], "job"),
-        "Micro-batches of a batch": _counted(frame[schema.MICRO_BATCHES], "job"),
+        "Micro-batches per batch": _counted(frame[schema.MICRO_BATCHES], "job"),
+        "Workers of a net": _counted(frame[schema.WORKERS], "job"),
         "Software": labels.listed(
             f"{called} {version}"
             for called, column in (("PyTorch", "torch"), ("Python", "python"))

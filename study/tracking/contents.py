@@ -106,7 +106,8 @@ class Outcome:
 
     Attributes:
         metrics: those of the epochs, then the final ones.
-        tags: the device, the versions of PyTorch and Python, the commit of the project, and micro-batches if any.
+        tags: the device, the versions of PyTorch and Python, the commit of the project, and if there are
+            several, the numbers of micro-batches and workers.
         accuracy: final test accuracy in percent; None if the job has none.
         started: ms since 1970; after an interruption, the time at which the job would have started without one.
         finished: ms since 1970.
@@ -135,8 +136,9 @@ def outcome_of(result: Result, epochs: int) -> Outcome:
     tags = {name: str(environment[name]) for name in ("device", "torch", "python") if name in environment}
     if "commit" in environment:  # results of earlier versions do not say
         tags[schema.TAG_COMMIT] = environment["commit"]
-    if schema.MICRO_BATCHES in environment:
-        tags[schema.MICRO_BATCHES] = str(environment[schema.MICRO_BATCHES])
+    for name in (schema.MICRO_BATCHES, schema.WORKERS):
+        if name in environment:
+            tags[name] = str(environment[name])
     started = finished - round(1000 * final[schema.SECONDS])
     return Outcome(metrics, tags, final.get(schema.TEST_ACCURACY), started, finished)
 

@@ -93,6 +93,12 @@ def test_only_what_has_finished_costs_and_saves(frame):
     assert "The time of 6 failed jobs is not on record." in cost.notes(stopped)
 
 
+def test_a_net_on_several_devices_costs_the_time_of_each(frame):
+    whole = cost.table(frame.assign(workers=["4" if stage == schema.DENSE else "" for stage in frame["stage"]]))
+    assert line(whole, "dense")["hours"] == pytest.approx(4 * line(cost.table(frame), "dense")["hours"])
+    assert line(whole, "sparse")["hours"] == line(cost.table(frame), "sparse")["hours"]
+
+
 def test_what_the_store_had_was_not_spent_again(frame):
     found = cost.table(frame.assign(reused=frame["stage"] == schema.DENSE))
     assert line(found, "dense")["hours_reused"] == found.iloc[-1]["hours_reused"] == pytest.approx(20)

@@ -85,6 +85,14 @@ def test_another_server_on_the_port_is_not_taken_for_ours(monkeypatch: pytest.Mo
         browse._await(ended_after(2), port, "ours")
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "x"])
+def test_a_port_out_of_bounds_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        browse.main(["--space", "digits_quickstart", "--port", port])
+    assert ended.value.code == 2
+    assert f"from 1 to 65535, got '{port}'" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_meanwhile_is_avoided_unless_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 

@@ -158,7 +158,8 @@ def test_images_in_folders_are_known_from_the_study_that_has_read_them(tmp_path:
     with pytest.raises(ValueError, match="needs --data-dir DIR"):
         make_plan(space, facts_of=look_up)
     remember(there, store)
-    assert make_plan(space, facts_of=look_up).jobs.keys() == there.jobs.keys()
+    for data_dir in (None, str(tmp_path / "of_another_machine")):
+        assert make_plan(space, data_dir, facts_of=look_up).jobs.keys() == there.jobs.keys()
     (file,) = (store.root / "data").iterdir()
     flip_bit(file, 3)
     with pytest.raises(ValueError, match="needs --data-dir DIR"):

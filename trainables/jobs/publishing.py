@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from trainables import schema
+from trainables.config import workers_of
 from trainables.data import BY_DEFAULT, Reading
 from trainables.graph import Job, canonical
 from trainables.host import cpu
@@ -160,8 +161,10 @@ def publish(job: Job, context: Context, files: Files, metrics: Metrics, history:
 
 def manifest(job: Job, context: Context) -> dict[str, Any]:
     """Return the record that is published with a job's files: configuration, parents and environment."""
-    commit, divided = project_commit(), context.micro_batches
-    found = {**({"commit": commit} if commit else {}), **({schema.MICRO_BATCHES: divided} if divided > 1 else {})}
+    counts = {schema.MICRO_BATCHES: context.micro_batches, schema.WORKERS: workers_of(job.config, context.crew.workers)}
+    found: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
+    if commit := project_commit():
+        found["commit"] = commit
     return {
         "kind": job.kind,
         "config": canonical(job.config),

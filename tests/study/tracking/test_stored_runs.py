@@ -37,7 +37,11 @@ def publish_made_up(plan: Plan, store: Store) -> None:
         ]
         final = {schema.SECONDS: 1.5, schema.TEST_ACCURACY: 90 + number / 7, schema.GENERALIZATION_GAP: math.inf}
         metrics = json.dumps({"history": history, "final": final}).encode()
-        about = {"kind": job.kind, "finished": stamp + 5_000, "environment": {"device": "cpu", "torch": "2.11"}}
+        about = {
+            "kind": job.kind,
+            "finished": stamp + 5_000,
+            "environment": {"device": "cpu", "torch": "2.11", schema.WORKERS: 2},
+        }
         store.publish(key, {schema.METRICS: metrics}, about)
 
 
@@ -62,6 +66,7 @@ def test_what_a_study_varies_has_the_same_columns(space: SearchSpace, tmp_path: 
     log_all(plan, store, uri, fresh=set())
     frame = stored_runs(plan, store)
     assert frame["reused"].all()
+    assert set(frame[schema.WORKERS]) == {"2"}
     assert_same_frame(frame, load.runs(space.name, uri))
 
 

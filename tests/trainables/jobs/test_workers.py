@@ -90,6 +90,8 @@ def test_two_workers_agree_with_one_also_after_an_interruption_and_the_death_of_
     assert len(hired.workers) == 2, "one worker for all jobs, and one after its death"
     for job in JOBS:
         assert_agree(one.store, two.store, job.key)
+        assert schema.WORKERS not in one.store.manifest(job.key)["environment"]
+        assert two.store.manifest(job.key)["environment"][schema.WORKERS] == 2
     mask = read_mask(two.store, JOBS[-1].key)
     weights = read_weights(two.store, JOBS[-1].key)
     assert all((weights[name][~keep] == 0).all() for name, keep in mask.items())
