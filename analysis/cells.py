@@ -37,7 +37,7 @@ NO_REWIND = frozenset(name for name, method in METHODS.items() if method.init ==
 """Methods that always start at an initialisation of their own, and are therefore compared at every rewind epoch."""
 MATCHED = frozenset(name for name, method in METHODS.items() if method.transform == "permute")
 MATCHER: str = KNOBS[schema.PARAM_MATCHER].default
-"""The paper's matcher, which names of rows leave out wherever the study used it."""
+"""The default matcher, which names of rows leave out wherever the study used it."""
 END: int = KNOBS[schema.PARAM_MATCH_EPOCH].default
 """Value of ``match_epoch`` for nets that were matched after B's training; names of rows leave it out, too."""
 
@@ -98,7 +98,7 @@ def rows(frame: pd.DataFrame) -> pd.Series:
 def main_matching(frame: pd.DataFrame) -> dict[str, object]:
     """Return the study's main way of matching, which names of rows leave out: setting -> value.
 
-    These are the paper's matcher and the end of B's training if sparse runs used them. For every other setting, it is
+    These are the default matcher and the end of B's training if sparse runs used them. For every other setting, it is
     the value of most sparse runs, and the largest of several equally frequent ones.
     """
     main: dict[str, object] = {schema.PARAM_MATCHER: MATCHER, schema.PARAM_MATCH_EPOCH: END}

@@ -41,7 +41,7 @@ def axis(name: str) -> str:
 
 
 def value(name: str, raw: Any) -> str:
-    """Return a value on an axis of the grid: ``x0.5``, ``95 %``, ``10``; a dash where there is none."""
+    """Return a value on an axis of the grid: a width as a factor, ``95 %``, ``10``; a dash where there is none."""
     if pd.isna(raw) or raw == "":
         return DASH
     if name == schema.PARAM_WIDTH:

@@ -7,12 +7,12 @@ Expect:   LTH > permuted > naive, by more at 98 % than at 95 % and by more at th
           width 1 at 95 % leaves little room for a gain. The midpoint of the path from A to B is far better after
           matching. README.md shows the report of a run.
 
-Three settings differ from the paper's, which would hide the effect in 280 steps on 8x8 images:
+Beside its scale, three choices differ from the paper's, which would hide the effect in 280 steps on 8x8 images:
 
 - Learning rate and weight decay make mean learning rate x weight decay x steps of order one (0.6), as in the paper's
   78,000 steps (1.6). With a smaller product, training does not forget the initialisation: the largest weights are
   those that were initialised large, and A's mask says nothing about B, however well their units are matched.
-- Shortcuts are pruned. With one block per stage they would hold most of the surviving weights.
+- Shortcuts are pruned. Unpruned, they would hold most of the surviving weights, with one block per stage.
 - Rewind epochs are a quarter and a half of the training. From the initialisation (k = 0) the paper finds almost no
   gain, and so does this study (--set rewind_epoch=0,5,10).
 

@@ -15,7 +15,7 @@ from search_spaces.space import SearchSpace
 
 MODE_CONNECTIVITY = SearchSpace(
     name="mode_connectivity",
-    question="Are A and B linearly connected after matching, A and its sparse self throughout? (paper, Figs 3, 4)",
+    question="Are A and B linearly connected after matching, and A and its pruned self throughout? (paper, Figs 3, 4)",
     width=(1.0, 2.0, 4.0, 8.0, 16.0),
     rewind_epoch=(25,),
     method=("imp", "lth", "permuted"),

@@ -7,9 +7,9 @@ Jobs:     90, 1,890 epochs: 30 jobs and 630 epochs for each of the three pairs o
 Expect:   LTH > permuted > naive at the later rewind epoch, as on CIFAR-10. With fewer than about 500 test images, the
           intervals are wider than the differences: use more seeds.
 
-The recipe is ``short`` for fewer steps: with 5,000 images, 60 epochs are 4,700 steps, and mean learning rate x weight
-decay x steps is 1.4, near the paper's 1.6 (see ``search_spaces.recipes``). Rewind epochs are a quarter and a half of
-the training. Nets are matched on all training images.
+The recipe is ``short``, adapted to fewer steps: with 5,000 images, 60 epochs are 4,700 steps, and mean learning rate x
+weight decay x steps is 1.4, near the paper's 1.6 (see ``search_spaces.recipes``). Rewind epochs are a quarter and a
+half of the training. Nets are matched on all training images.
 """
 
 from __future__ import annotations

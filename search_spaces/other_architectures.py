@@ -5,7 +5,8 @@ Command:  python -m study.run --space vgg11_rewind_sweep --data-dir DIR
 Jobs:     VGG11: 180 jobs, 25,950 epochs; ResNet50: 49 jobs, 1,875 epochs.
 Expect:   VGG11: dense 91.6 %, permuted close to LTH, no further gain from rewind epochs after 10. ResNet50 at 90 %
           and epoch 25, top-1: LTH 70.7, permuted 66.4, naive 64.8; one pair, as in the paper. At epoch 50 all of them
-          fall, because a restarted schedule has no steps left; --set sparse_schedule=restart,resume compares.
+          fall, because their 30 remaining epochs end before the restarted schedule first lowers the learning rate;
+          --set sparse_schedule=restart,resume compares.
 """
 
 from __future__ import annotations

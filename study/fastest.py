@@ -133,8 +133,8 @@ def choice(space: SearchSpace, assignments: Iterable[str], store: Store, device:
             selected_by = _way(given, settings).engine.selected_by or ("kernels", "")
             neutral = in_words({selected_by[0]: Way().settings[selected_by[0]]})
             raise ValueError(
-                f"{called(network)} cannot be trained with {in_words(settings)} in this space, as was chosen before: "
-                f"give --set {neutral}, or remove {store.uri}/{file(device, network, given)}"
+                f"{called(network)} cannot be trained in this space with {in_words(settings)}, which --fastest chose "
+                f"before: give --set {neutral}, or remove {store.uri}/{file(device, network, given)}"
             )
     return Choice(space=space, kept=given, device=device, ways=ways, missing=missing)
 
@@ -209,11 +209,11 @@ def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, 
     store.storage.create(path, content)
     held, found = _read(store, path)
     if held is None:  # damaged: the earlier choice is lost
-        store.set_aside(path, found, "no choice of --fastest")
+        store.set_aside(path, found, "not a --fastest choice")
         store.storage.create(path, content)
         held, _ = _read(store, path)
     if held is None:
-        raise ValueError(f"{store.uri}/{path} is no choice of --fastest, and cannot be replaced; remove it")
+        raise ValueError(f"{store.uri}/{path} is not a --fastest choice and cannot be replaced: remove it")
     return held
 
 
@@ -231,7 +231,7 @@ def _read(store: Store, path: str) -> tuple[dict[str, Setting] | None, bytes]:
             raise Malformed(f"unknown settings {sorted(unknown)}")
         _way(document["given"], settings)
     except ValueError as error:
-        _log.warning("%s/%s is no choice of --fastest (%s): it counts as not made", store.uri, path, error)
+        _log.warning("%s/%s is not a --fastest choice (%s): it counts as not made", store.uri, path, error)
         return None, content
     return settings, content
 

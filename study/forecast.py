@@ -70,8 +70,8 @@ def _on_machines(schedule: Schedule, on_core: Estimates, options: Options) -> li
     basis = {f"GPUs: {part}by arithmetic, not measured": on_gpus, f"cores: {on_core.basis}": on_cores}
     return [
         *(f"warning: {line}" for line in schedule.warnings),
-        f"on {options.on}: about {duration(schedule.seconds)}, and at least {duration(schedule.bound)} in any order of "
-        f"work; {occupied}, {100 * schedule.idle:.0f} % of them without a trial",
+        f"on {options.on}: about {duration(schedule.seconds)} (no schedule takes less than "
+        f"{duration(schedule.bound)}); {occupied}, {100 * schedule.idle:.0f} % of them idle",
         f"({'; '.join(text for text, number in basis.items() if number)})",
     ]
 
@@ -119,7 +119,11 @@ def _shared(plan: Plan, todo: Mapping[str, set[int | None]]) -> list[str]:
         for key, job in plan.jobs.items()
         if key in todo and isinstance(job.config, TRAINING_CONFIGS) and plan.workers(key) == 1
     }
-    why = f"; {' and '.join(whole)} {'need' if len(whole) > 1 else 'needs'} a network whole" if whole else ""
+    why = (
+        f"; {' and '.join(whole)} {'train' if len(whole) > 1 else 'trains'} each network in a single process"
+        if whole
+        else ""
+    )
     return [f"workers: {', '.join(parts)}{why}"]
 
 

@@ -36,7 +36,9 @@ def _zero_or_more(value: float) -> None:
 
 def _gpus(value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"must be within 0 and 1, got {value:g}: --set workers=N gives a trial N GPUs, one per worker")
+        raise ValueError(
+            f"must be within 0 and 1, got {value:g}: --set workers=N gives a trial N GPUs, with graphs=false"
+        )
 
 
 def _filled(value: str) -> None:
@@ -83,7 +85,7 @@ class Options:
     list: bool = _option("list the search spaces", False)
     dry_run: bool = _option("print the plan and stop", False)
     on: str | None = _option(
-        "with --dry-run: how long the plan takes on machines that need not exist; kinds of GPUs, or cpu for cores: "
+        "with --dry-run: estimate the time on hypothetical machines; kinds of GPUs, or cpu for cores: "
         "8xH100, 8xH100+16xA100-40GB, 16xcpu",
         metavar="MACHINES",
         check=machines,
@@ -98,8 +100,8 @@ class Options:
         metavar="KEY=VALUE",
     )
     fastest: bool = _option(
-        "train each network with the precision, compilation, kernels and stacking measured to train it quickest, "
-        "where --set leaves them open; measured here first unless that has been done",
+        "train each network with the precision, compilation, kernels, stacking and graphs that measured fastest, where "
+        "--set leaves them open; measured here first unless that has been done",
         False,
     )
     storage: str = _option(
@@ -112,7 +114,7 @@ class Options:
         "MLflow tracking store (default: mlflow.db in the storage, or in outputs/ for an object store)", metavar="URI"
     )
     data_dir: str | None = _option(
-        "where the datasets are that do not come with a library: a directory that each node has, or s3://, gs://, "
+        "where to find the datasets that no library ships: a directory that each node has, or s3://, gs://, "
         "az://, of which each node keeps a copy",
         metavar="DIR|URI",
         kind=_place,
@@ -122,11 +124,11 @@ class Options:
         metavar="ADDR",
     )
     max_concurrent: int | None = _option(
-        "most trials at the same time (default: what fits)", metavar="N", kind=int, check=_above_zero
+        "maximum number of trials at a time (default: what fits)", metavar="N", kind=int, check=_above_zero
     )
     gpus_per_trial: float | None = _option(
-        "share of a GPU that a trial gets, or each of its workers, 0 to 1 (default: what its job's memory needs, 1/8 "
-        "to 1, if there are any)",
+        "share of a GPU that a trial gets, or each of its workers, 0 to 1 (default: 1/8 to 1, as the "
+        "memory and the GPU time of its job require; 0 without GPUs)",
         metavar="X",
         kind=float,
         check=_gpus,
@@ -157,7 +159,7 @@ class Options:
         check=_above_zero,
     )
     retries: int = _option(
-        "attempts at a job after one that died without getting further than those before",
+        "further attempts at a job after one that died; one that gets further than all before starts the count anew",
         3,
         metavar="N",
         kind=int,
@@ -193,9 +195,7 @@ class Options:
             raise ValueError("--verify sets damaged results aside, --dry-run and --status change nothing: choose one")
 
         if self.on and not self.dry_run:
-            raise ValueError(
-                "--on goes with --dry-run: it says how long the plan takes on machines that need not exist"
-            )
+            raise ValueError("--on needs --dry-run: it estimates the time on hypothetical machines")
         if self.on and self.gpu_memory:
             raise ValueError("--on names the GPUs, and so their memory: leave out --gpu-memory")
 

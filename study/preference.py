@@ -2,7 +2,7 @@
 
 A setting such as ``kernels="sparse"`` speeds up training on most CPUs, but not every machine, model or batch size
 allows it, and it enters the keys of jobs. A space that lists it in ``SearchSpace.preferred`` runs without it, too. What
-every space prefers on a GPU stands in ``ON_GPUS``.
+every space prefers on a GPU is in ``ON_GPUS``.
 """
 
 from __future__ import annotations

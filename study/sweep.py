@@ -371,7 +371,7 @@ def _needs(
                 )
             if cluster.is_own:
                 raise ClusterError(problem)
-            warnings.append(f"{problem} now; waiting for one that has")
+            warnings.append(f"{problem} now; waiting for room")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     shapes = "; ".join(

@@ -63,7 +63,7 @@ class Recipe(Way):
     first_epoch: int = neutral(0)
 
     def workers(self, most: int) -> int:
-        """Return how many workers share this training if there may be `most`: one if its engine needs it whole.
+        """Return how many workers share this training if there may be `most`: one if its engine uses one process.
 
         Raises:
             ValueError: a batch has fewer images than there are workers.

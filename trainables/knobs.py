@@ -211,7 +211,7 @@ class Knobs:
     epochs: int = training(
         200,
         f"[1, {MAX_EPOCHS}]",
-        "length of dense training; a sparse net trains for the remaining epochs - rewind_epoch",
+        "length of dense training; a sparse net trains for epochs - rewind_epoch epochs",
         unit="epochs",
         recipe=True,
     )
@@ -244,7 +244,7 @@ class Knobs:
     kernels: str = training(
         "dense",
         KERNELS,
-        "convolutions where many weights are masked, dense elsewhere; sparse ones round differently",
+        "kernels of convolutions; sparse ones skip masked weights where many are masked, and round differently",
         neutral="dense",
     )
     stacked: bool = training(
@@ -374,7 +374,7 @@ class Knobs:
     damaged_images: int = reading(
         0,
         f"[0, {MAX_IMAGES}]",
-        "most image files that are left out because they cannot be used; if more cannot, all are refused",
+        "largest number of unusable image files that are left out; with more, all are refused",
         unit="files",
         affects_results=False,
     )

@@ -45,7 +45,7 @@ SYSTEM_MEMORY: Final = "system/peak_memory_megabytes"
 SYSTEM_CPU: Final = "system/cpu_utilization_percentage"
 """CPU time of the process over wall-clock time, in percent; two busy cores are 200."""
 SYSTEM_GPU_MEMORY: Final = "system/peak_gpu_memory_megabytes"
-"""Peak GPU memory (MB) that the process has allocated through PyTorch."""
+"""Peak GPU memory (MB) allocated through PyTorch since the job began."""
 SYSTEM_METRICS: Final = (SYSTEM_MEMORY, SYSTEM_CPU, SYSTEM_GPU_MEMORY)
 
 # --- metrics at the end of a job --------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ TAG_STUDY: Final = "study_report"
 TAG_COMMAND: Final = "command"
 """On the parent run: the command line that the study was last run with."""
 RULE: Final = "\n\n---\n\n"
-"""Within the parent run's description: between what the study and what its report says."""
+"""Within the parent run's description: separates the study's part from the report's."""
 TAG_LEVEL: Final = "level"
 """`cell` on the run of one cell of the grid and one row, `method` on the run of one row in all cells."""
 CELL: Final = "cell"

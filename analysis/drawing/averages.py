@@ -130,7 +130,7 @@ def _gains(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _alone(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Return numbers in which dense nets, repeated for each sparsity to be compared there, stand once."""
+    """Return numbers in which dense nets, repeated for each sparsity to be compared there, appear once."""
     dense = numbers[cells.ROW] == cells.DENSE
     alone = numbers.assign(**{schema.PARAM_SPARSITY: numbers[schema.PARAM_SPARSITY].mask(dense)})
     nets = [name for name in alone if name not in MEASURES]  # not the means, which differ in their last digits

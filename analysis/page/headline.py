@@ -77,22 +77,22 @@ def pooled(gained: pd.DataFrame) -> stats.Estimate:
 def _sentence(where: str, gained: pd.DataFrame) -> str:
     one = pooled(gained)
     if not one.n:
-        return f"With {where} no cell has permuted and naive results of the same pairs yet."
+        return f"With {where}, no cell has permuted and naive results of the same pairs yet."
     basis = f"{labels.plural(one.n, 'pair')} of nets, {labels.plural(gained.shape[1], 'cell')} of the grid"
     points = f"{abs(one.value):.2f} points of test accuracy"
     if one.n == 1:
         side = "ahead of" if one.value >= 0 else "behind"
-        lead = f"permuted is {points} {side} naive for the only pair so far"
-        return f"With {where} {lead} ({basis}): too few for an interval."
+        lead = f"the permuted mask is {points} {side} the naive one in the only pair so far"
+        return f"With {where}, {lead} ({basis}): too few for an interval."
     if math.isnan(one.low):
         signed = stats.format_difference(one.value)
-        return f"With {where} all pairs differ by the same {signed} points ({basis}): this has no interval."
+        return f"With {where}, all pairs differ by the same {signed} points ({basis}): this has no interval."
     basis = f"{_interval(one)}; {basis}"
     if not one.excludes_zero:
         signed = stats.format_difference(one.value)
-        return f"With {where} permuted and naive masks cannot be told apart: {signed} points ({basis})."
+        return f"With {where}, permuted and naive masks do not differ significantly: {signed} points ({basis})."
     verb = "gains" if one.value > 0 else "loses"
-    return f"With {where} permuting the mask {verb} {points} over reusing it as it is ({basis})."
+    return f"With {where}, permuting the mask {verb} {points} over reusing it as it is ({basis})."
 
 
 def _points(one: stats.Estimate) -> str:

@@ -1,1 +1,1 @@
-"""Measurements of this machine: ``python -m study.benchmark [training|matching|sweep|gpu|all]``."""
+"""Measurements of this machine: ``python -m study.benchmark [training|matching|sweep|data|all|gpu|fastest|table]``."""

@@ -175,5 +175,5 @@ def read(path: Path) -> list[dict[str, Any]]:
     try:
         entries: list[dict[str, Any]] = documents.parse(path.read_bytes(), documents.BENCHMARK)["measurements"]
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no benchmark's result ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{path} is not a benchmark result ({type(error).__name__}: {error})") from error
     return entries

@@ -34,8 +34,8 @@ SHARES: Final = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of a GPU that a trial may get. An eighth is the least: processes on one GPU compute one after another, so more
 processes would only wait for each other."""
 ROUNDING: Final = 0.75
-"""A trial that keeps a GPU busy for a fraction of the time gets the next smaller share if that is at least this part of
-the fraction. Each trial on a full GPU may then be slower, but the GPU is never idle while trials wait for one."""
+"""A trial's share is at least this part of the fraction of the time for which it keeps the GPU busy. Shares may thus
+overbook a GPU: each trial on it may be slower, but it is never idle while trials wait for one."""
 STEPS: Final = 10_000
 """Ray counts resources in steps of this fraction."""
 PROCESS_BYTES: Final = GIB

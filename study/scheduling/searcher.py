@@ -248,7 +248,7 @@ class PlanSearcher:
         while self._pausing and self._pausing[0][0] <= now:
             self._release(heapq.heappop(self._pausing)[2])
         while self._ready and self._is_homeless(self._ready[0][2]):
-            self._fail(heapq.heappop(self._ready)[2], f"no host is left that it fits; {self._outs()}")
+            self._fail(heapq.heappop(self._ready)[2], f"no remaining host can run it; {self._outs()}")
         if not (self.trials or self._ready or self._pausing or self._looking):
             return FINISHED
         if not self._ready:

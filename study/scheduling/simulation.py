@@ -1,4 +1,4 @@
-"""A plan laid on machines that need not exist: the real order of work, with a pretended Ray and simulated time.
+"""A plan simulated on hypothetical machines: the real order of work, with a simulated Ray and simulated time.
 
 :class:`PlanSearcher` decides what runs when, with which share of which kind of GPU, as in a real study. This module
 plays Ray's part: it puts trials on GPUs as Ray does, and ends them when their time is over.

@@ -43,8 +43,8 @@ CLOSING_PAUSE, CLOSING_PATIENCE = 1.0, 20.0
 AT_ONCE = 32
 """Results that are read in parallel and then logged in one go, during which no other driver can create runs."""
 AVERAGE_SECONDS, AVERAGE_REST = 120.0, 20.0
-"""Pause between two updates of the averages: at least so many seconds, which a study on digits does not outlast, and so
-many times as long as the last took."""
+"""Pause between two updates of the averages: at least ``AVERAGE_SECONDS``, and at least ``AVERAGE_REST`` times the
+duration of the last update."""
 AVERAGE_RESULTS, AVERAGE_GROWTH = 8, 0.25
 """The averages are updated after this many more results, and after this share of the results before."""
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")

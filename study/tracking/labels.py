@@ -110,15 +110,15 @@ def run_name(job: Job, cell: Cell) -> str:
             else:
                 parts = [f"connect {_matcher(job)}", width, pair, *_until(job.parent("b")), *_few(images)]
         case PlaneConfig():
-            parts = ["plane", width, *place, pair, *_unlike_the_paper(cell)]
+            parts = ["plane", width, *place, pair, *_unlike_the_defaults(cell)]
         case OverlapConfig():
             place = _place_in_words(dataclasses.replace(cell, method="imp"))
-            parts = ["overlap", width, *place, pair, *_unlike_the_paper(cell)]
+            parts = ["overlap", width, *place, pair, *_unlike_the_defaults(cell)]
         case EnsembleConfig():
-            nets = [_net(cell.seed_a), *_unlike_the_paper(cell)]
+            nets = [_net(cell.seed_a), *_unlike_the_defaults(cell)]
             parts = [f"ensemble of {len(job.parents)} {cell.method}", width, *place, *nets]
         case SparseConfig(order=order):
-            nets = [_net(cell.seed_a) if cell.method == "lth" else pair, *_unlike_the_paper(cell)]
+            nets = [_net(cell.seed_a) if cell.method == "lth" else pair, *_unlike_the_defaults(cell)]
             parts = [cell.method, width, *place, *nets, *([f"order {order}"] if order else [])]
     return " · ".join(parts)
 
@@ -216,8 +216,8 @@ def _settings(cell: Cell, part: str) -> dict[str, Any]:
     return {name: getattr(cell, name) for name, knob in KNOBS.items() if knob.part == part}
 
 
-def _unlike_the_paper(cell: Cell) -> list[str]:
-    """Return where the matching of a permuted cell's nets deviates from the paper's, in words."""
+def _unlike_the_defaults(cell: Cell) -> list[str]:
+    """Return in words where the matching of a permuted cell's nets differs from the defaults."""
     if METHODS[cell.method].transform != "permute":
         return []
     early = [f"t={cell.match_epoch}"] if _is_early(cell) else []

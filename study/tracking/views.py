@@ -59,8 +59,8 @@ _NOTE = """\
 - A *cell run* is one method at one width and sparsity: `test_accuracy`, `generalization_gap`, `gap_to_dense` and \
 `gap_to_lth` (percentage points; less is better) as means over seeds, with `_std`, `_n`, `_low` and `_high` (95 % \
 interval), at step = rewind epoch. To find cell runs: `tags.level = 'cell'`.
-- Every other run is a job. `permuted · w4 · S=95% · k=10 · A0→B1` trains net B1, four times as wide, from epoch 10 on \
-under the mask of net A0, which removes 95 % of the prunable weights, permuted as A0 matches B1.
+- Runs with the tag `job_key` are jobs. `permuted · w4 · S=95% · k=10 · A0→B1` trains net B1, four times as wide, from \
+epoch 10 on under the mask of net A0, which removes 95 % of the prunable weights, permuted by the match of A0 onto B1.
 - To find jobs: `params.stage = 'sparse' and params.method = 'permuted'`, `params.width = '1'`, `tags.reused = 'true'`.
 - Tables, figures and intervals: `python -m analysis.report --space {space}`
 """

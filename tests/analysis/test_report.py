@@ -231,7 +231,7 @@ def test_headline_pools_over_pairs_and_not_over_cells(frame):
 
 @pytest.mark.parametrize(
     ("shift", "text"),
-    [(0.0, "gains 0.50 points"), (-2.0, "loses"), (-0.495, "cannot be told apart")],
+    [(0.0, "gains 0.50 points"), (-2.0, "loses"), (-0.495, "do not differ significantly")],
 )
 def test_headline_says_no_more_than_the_interval(frame, shift, text):
     moved = frame.copy()
@@ -240,11 +240,11 @@ def test_headline_says_no_more_than_the_interval(frame, shift, text):
 
 
 def test_headline_of_a_single_pair_claims_nothing(partial):
-    assert "for the only pair so far (1 pair of nets, 1 cell of the grid): too few" in headline.headline(partial)
+    assert "in the only pair so far (1 pair of nets, 1 cell of the grid): too few" in headline.headline(partial)
 
 
 def test_headline_without_any_result(frame):
-    assert headline.headline(frame[frame["method"] != "permuted"]).startswith("With resnet20 on cifar10 no cell has")
+    assert headline.headline(frame[frame["method"] != "permuted"]).startswith("With resnet20 on cifar10, no cell has")
     assert headline.headline(frame.assign(status="RUNNING")) == "No run has finished yet."
 
 

@@ -391,7 +391,7 @@ def test_sweep_on_a_cluster_that_has_no_worker_yet(tmp_path: Path, short_path: P
         driver = python("-m", "study.run", "--space", SPACE, *settings, *where, env=environment)
         out, err = driver.communicate(timeout=HANG_SECONDS)
         assert driver.returncode == 0, (out, err)
-        assert "waiting for one that has" in err
+        assert "waiting for room" in err
         assert "0 were published before" in out
         watch = python("-c", LAST_ONE_OUT, address, env=environment)
         out, err = watch.communicate(timeout=HANG_SECONDS)

@@ -242,7 +242,7 @@ def test_the_process_itself_ends_with_the_code_and_no_traceback(folder: Path) ->
             "--verify sets damaged results aside, --dry-run and --status change nothing",
         ),
         ({"space": None}, "which space"),
-        ({"on": "8xH100"}, "--on goes with --dry-run"),
+        ({"on": "8xH100"}, "--on needs --dry-run"),
         ({"on": "8xH100", "dry_run": True, "gpu_memory": 80.0}, "leave out --gpu-memory"),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_dry_run_on_machines_says_how_long_they_take(folder: Path, capsys: pyt
         lines[on] = capsys.readouterr().out.splitlines()[-2:]
     for on, (line, basis) in lines.items():
         assert line.startswith(f"on {on}: about ")
-        assert "in any order of work" in line
+        assert "no schedule takes less than" in line
         assert ("GPU-hours" in line) == ("by arithmetic, not measured" in basis) == ("cpu" not in on)
         assert ("core-hours" in line) == ("a first guess for one core" in basis) == ("cpu" in on)
     assert list(folder.iterdir()) == []

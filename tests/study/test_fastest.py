@@ -348,7 +348,7 @@ def test_a_choice_is_of_a_network_a_device_and_what_was_given(store: Store) -> N
 def test_a_choice_that_does_not_fit_another_space_is_named(store: Store) -> None:
     fastest.keep(store, path(), SPARSE, {}, {})
     with pytest.raises(
-        ValueError, match=r"resnet8 x0\.25 cannot be trained with .*kernels=sparse.*--set kernels=dense"
+        ValueError, match=r"resnet8 x0\.25 cannot be trained in this space with .*kernels=sparse.*--set kernels=dense"
     ):
         chosen_for(space(batch_size=100), store)
     assert chosen_for(space(batch_size=100), store, settings=["kernels=dense"]).missing == (NET,)
@@ -361,7 +361,7 @@ def test_a_file_that_is_no_choice_is_named_and_replaced(
     store.storage.write(path(), content.encode())
     found = chosen_for(space(), store)
     assert (found.ways, found.missing) == ({}, (NET,))
-    assert "fastest/cpu/resnet8-x0.25.json is no choice of --fastest" in caplog.text
+    assert "fastest/cpu/resnet8-x0.25.json is not a --fastest choice" in caplog.text
     assert fastest.unreadable(fastest.chosen(store)) == {NET}
     assert store.storage.read(path()) == content.encode(), "looking changes nothing"
     assert fastest.keep(store, path(), SPARSE, {}, {}) == SPARSE.settings == fastest.chosen(store)[path()]

@@ -198,7 +198,7 @@ def _fetch(objects: Objects, files: Files, copy: Path) -> None:
             (partial / path).unlink(missing_ok=True)
         raise ValueError(f"objects in {objects.uri} changed while they were fetched: {_some(changed)}")
     if differ:
-        raise StorageError(f"{objects.uri}: of other sizes than they are listed with: {_some(differ)}")
+        raise StorageError(f"{objects.uri}: objects differ in size from the bucket's listing: {_some(differ)}")
     writing.rmdir()
     os.sync()  # a crash of the machine must not leave a complete copy with empty files
     partial.rename(copy)

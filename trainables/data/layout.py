@@ -195,7 +195,7 @@ class ImageFolder:
         """Yield warnings for a person to read before the data are used."""
         files, form = self.files, self.form()
         if self.left_out:
-            yield f"{_count(self.left_out, 'file')} left out, no pictures: {_shortened(self.left_out, 5)}"
+            yield f"{_count(self.left_out, 'file')} left out, which are not pictures: {_shortened(self.left_out, 5)}"
         if self.damaged:
             listed = _shortened((f"{path}: {problem}" for path, problem in self.damaged.items()), _NAMED, "; ")
             yield f"{_count(self.damaged, 'damaged image')} left out, as damaged_images allows: {listed}"

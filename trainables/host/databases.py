@@ -149,10 +149,10 @@ def other_version(uri: str, versions: set[str]) -> str | None:
         return None
     if versions <= known:
         command = shlex.join(["mlflow", "db", "upgrade", uri])
-        return f"an earlier version of MLflow has made it; after a backup, `{command}` brings it up to date"
+        return f"an older MLflow made it: back it up, then run `{command}`"
     return (
-        "a later version of MLflow has made it than the one that is installed; `pip install --upgrade mlflow` gets a "
-        "later one, or record elsewhere (--tracking-uri)"
+        "a newer MLflow than the installed one made it: run `pip install --upgrade mlflow`, or record elsewhere "
+        "(--tracking-uri)"
     )
 
 

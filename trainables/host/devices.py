@@ -84,7 +84,7 @@ def has_code(capability: tuple[int, int], built: Iterable[str]) -> bool:
 def of_node(precisions: Iterable[str], visible: str | None) -> tuple[list[Gpu], str | None]:
     """Return a node's GPUs, and why PyTorch cannot compute on them; see :func:`problem`.
 
-    Call it in a separate process: it undoes that Ray has hidden the GPUs from a process without a share of any.
+    Call it in a separate process: it makes the GPUs visible again that Ray hides from a process without a share of one.
 
     Args:
         precisions: as for :func:`problem`.

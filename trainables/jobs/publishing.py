@@ -92,7 +92,7 @@ class JobLog:
 
     @contextlib.contextmanager
     def hearing(self) -> Iterator[None]:
-        """Record what this thread logs (WARNING and above); no block of :meth:`capturing` of any job does."""
+        """Record what this thread logs (WARNING and above); no job's :meth:`capturing` block records it as well."""
         thread = threading.get_ident()
         handler = _Handler(self, thread)
         _Handler.taken.add(thread)
@@ -105,7 +105,7 @@ class JobLog:
 
 
 class _Handler(logging.Handler):
-    """Records what one thread logs; without one, what all threads log that work for no job in particular."""
+    """Records what one thread logs; without a thread, what every thread logs that has no handler of its own."""
 
     taken: ClassVar[set[int]] = set()
     """The threads that have handlers of their own."""

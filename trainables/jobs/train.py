@@ -128,7 +128,7 @@ def _steps(job: Job, wanted: Collection[int | None], context: Context) -> Course
         case schema.SPARSE:
             yield from _sparse(job, context)
         case _:
-            free_idle_memory()  # measurements need memory of their own, and a trial has asked for that of either
+            free_idle_memory()  # the trial asked for the memory of training or of measuring, not for both at once
             measure(job, context)
     context.store.drop_checkpoint(job.key)
 

@@ -1,7 +1,7 @@
 """A storage in an object store, through fsspec: S3 and compatible servers, Google Cloud Storage, Azure.
 
-An object appears as a whole when its upload ends. An object is created on the condition that there is none with
-``If-None-Match: *``.
+An object appears as a whole when its upload ends. Creating one is conditional: it fails if the object exists
+(``If-None-Match: *`` on S3).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound", "con
 """Phrases by which object stores say that the whole bucket is missing, not only the object."""
 
 _TAGS = ("ETag", "etag", "md5Hash", "last_modified", "created")
-"""What file systems call that by which a listing tells the versions of an object apart, the most reliable one first:
-s3fs; gcsfs, and adlfs as far as it passes it on; gcsfs; adlfs; objects in memory."""
+"""Fields of a listing that identify an object's version, most reliable first: of s3fs; of gcsfs and, where it passes it
+on, adlfs; of gcsfs; of adlfs; of objects in memory."""
 
 
 class ObjectStorage(Storage):

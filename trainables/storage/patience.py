@@ -16,7 +16,7 @@ PATIENCE_SECONDS = 120.0
 """How long an operation is tried again before its job gives up; the study may then try the job again, elsewhere."""
 PATIENCE_VARIABLE: Final = "STUDY_STORAGE_PATIENCE"
 """Environment variable that replaces ``PATIENCE_SECONDS``: longer where the file server takes ten minutes to fail over,
-shorter where the disk is known not to get any emptier. Like credentials, it is set on every node."""
+shorter where nobody will free disk space. Like credentials, it is set on every node."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 """Seconds between two attempts; the pause doubles from the first to the longest."""
 

@@ -9,7 +9,7 @@ Layout below the storage, a directory or an object store::
     failed/<key>.json      why a job failed for good, with its log; removed when the job is published after all
     leases/<key>           who is computing a key now
     studies/<id>           a lease for each running driver
-    data/<name>.json       facts about a dataset, for machines that lack the data
+    data/<digest>.json     facts about a dataset, for machines that lack the data
     fastest/<device>/      choices of ``--fastest``
     starts/<id>.json       what each start of a driver had to compute, with an estimate (trainables.storage.starts)
 
@@ -460,7 +460,7 @@ def _folder(key: str, manifest: Mapping[str, Any]) -> str:
 
 
 def _checkpoint(key: str) -> str:
-    """Return the path of a checkpoint, the same as in earlier versions, so that the job's log reports one of theirs."""
+    """Return the path of a checkpoint: that of earlier versions, so that the job's log reports one that they left."""
     _place(key)
     return f"work/{key}/checkpoint.safetensors"
 

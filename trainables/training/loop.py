@@ -215,7 +215,9 @@ class Training:
 
     def _check_fits(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
         if not 0 <= data["epoch"] <= self.recipe.epochs:
-            raise ValueError(f"a state after {data['epoch']} epochs is none of a training of {self.recipe.epochs}")
+            raise ValueError(
+                f"a state after {data['epoch']} epochs does not belong to a training of {self.recipe.epochs} epochs"
+            )
         network = {_MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
         momenta = {_MOMENTUM + name: tensor for name, tensor in self.model.named_parameters()}
         if missing := network.keys() - tensors.keys():
@@ -223,7 +225,7 @@ class Training:
         for name, tensor in tensors.items():
             own = {**network, **momenta}.get(name)
             if own is None or (own.shape, own.dtype) != (tensor.shape, tensor.dtype):
-                raise ValueError(f"{name} of {tensor.dtype}, {tuple(tensor.shape)}, fits nothing of the network")
+                raise ValueError(f"{name} of {tensor.dtype}, {tuple(tensor.shape)}, matches no tensor of the network")
 
 
 def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -143,9 +143,9 @@ def read(path: Path) -> list[Line]:
     try:
         lines = [Line.load(line) for line in whole.decode().splitlines()]
     except ValueError as error:
-        raise ValueError(f"{path} is no file of GPU checks ({error})") from error
+        raise ValueError(f"{path} is not a file of GPU checks ({error})") from error
     if content and not lines and not content.startswith(b'{"check"'):
-        raise ValueError(f"{path} is no file of GPU checks")
+        raise ValueError(f"{path} is not a file of GPU checks")
     if whole != content:
         path.write_bytes(whole)
     return lines

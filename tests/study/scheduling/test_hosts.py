@@ -218,7 +218,7 @@ def test_jobs_that_fit_only_nodes_that_are_out_fail_and_the_others_go_on() -> No
     for key, job in plan.jobs.items():
         assert cluster.searcher.state[key] == (FAILED if job.config.task.width == 0.5 else DONE)
     errors = set(cluster.searcher.errors.values())
-    assert errors == {"no host is left that it fits; no more jobs for host-gpu: no data here"}
+    assert errors == {"no remaining host can run it; no more jobs for host-gpu: no data here"}
 
 
 def test_node_that_comes_back_repaired_gets_jobs_again(plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""A plan laid on machines that need not exist: no sooner than is possible, and not much later."""
+"""A plan simulated on hypothetical machines: no sooner than is possible, and not much later."""
 
 from __future__ import annotations
 

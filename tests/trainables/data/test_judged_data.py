@@ -405,7 +405,7 @@ def test_what_is_no_picture_is_left_out_and_named(folders: Path) -> None:
     (folders / "train" / "labels.csv").write_text("a,b")
     os.mkfifo(folders / "train" / "ant" / "pipe")
     (warning,) = check_dataset("image_folder", folders).warnings
-    assert warning.startswith("4 files left out, no pictures: ")
+    assert warning.startswith("4 files left out, which are not pictures: ")
     for name in ("train/labels.csv", "train/ant/pipe", "train/ant/empty", "train/ant/notes.txt"):
         assert name in warning
 

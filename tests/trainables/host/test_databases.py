@@ -80,7 +80,7 @@ REFUSED = {
     ),
     "later version": (
         lambda file: change(file, "UPDATE alembic_version SET version_num = 'ffffffffffff'"),
-        r"a later version of MLflow",
+        r"a newer MLflow than the installed one made it",
     ),
     "another program's": (
         lambda file: change(file, "ALTER TABLE experiments RENAME TO letters"),

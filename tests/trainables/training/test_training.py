@@ -448,8 +448,8 @@ def test_a_state_of_another_layout_is_refused_and_changes_nothing(flaw: str) -> 
     tensors, data = first.state()
     STRANGE[flaw](tensors)
     before = bits(second)
-    with pytest.raises(ValueError, match=r"fits nothing of the network|the state lacks"):
+    with pytest.raises(ValueError, match=r"matches no tensor of the network|the state lacks"):
         second.restore(tensors, data)
-    with pytest.raises(ValueError, match=r"a state after 99 epochs is none of a training of \d"):
+    with pytest.raises(ValueError, match=r"a state after 99 epochs does not belong to a training of \d"):
         second.restore(first.state()[0], {**data, "epoch": 99})
     assert (bits(second), second.epoch) == (before, 0)

@@ -110,7 +110,7 @@ def _profile(training: Training) -> Hashable:
 
 
 _idle: dict[Hashable, list[_Step]] = {}
-"""Profile -> captured steps that wait for a network. There is one profile: each step holds memory of the GPU."""
+"""Profile -> captured steps that wait for a network. At most one profile is kept: each step holds memory of the GPU."""
 
 
 def _captured(training: Training, images: Tensor, labels: Tensor) -> _Step:
