@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from analysis.load import column
 from analysis.memo import once
 from trainables import schema
 from trainables.knobs import KNOBS
@@ -48,13 +49,33 @@ def axes(frame: pd.DataFrame) -> list[str]:
     return [*CELL, *varied(frame)]
 
 
+@once
 def varied(frame: pd.DataFrame) -> list[str]:
     """Return the settings, other than the axes of every grid, in which trained nets of the study differ.
 
     Never average over them: the spread over seeds would then include the spread over recipes.
     """
-    trained = frame[frame["stage"].isin([schema.DENSE, schema.PRUNE, schema.SPARSE])]
+    trained = repeated(frame[frame["stage"].isin([schema.DENSE, schema.PRUNE, schema.SPARSE])])
     return [name for name in frame.attrs.get(schema.VARIED, ()) if trained[name].nunique() > 1]
+
+
+def repeated(runs: pd.DataFrame) -> pd.DataFrame:
+    """Repeat each run for every combination of varied settings with which cells need its job.
+
+    A setting on which the job does not depend takes each value that other runs have. It stays missing if none of the
+    runs depends on it.
+    """
+    if schema.RECIPES not in runs:
+        return runs
+    long = runs.assign(order=range(len(runs))).explode(schema.RECIPES, ignore_index=True)
+    for name in dict.fromkeys(name for recipe in long[schema.RECIPES] for name in recipe):
+        long[name] = column([recipe.get(name) for recipe in long[schema.RECIPES]])
+        missing = long[name].isna()
+        values = long.loc[~missing, [name]].drop_duplicates()
+        if len(values):
+            anywhere = long[missing].drop(columns=name).merge(values, how="cross")
+            long = pd.concat([long[~missing], anywhere], ignore_index=True)
+    return long.sort_values("order", kind="stable", ignore_index=True).drop(columns=["order", schema.RECIPES])
 
 
 @once
@@ -65,9 +86,10 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
     ``seed_a`` (a dense net's own seed), ``seed_b``, ``data_order``, ``run_id`` and the ``MEASURES``.
     """
     by = axes(frame)
-    needed = dict.fromkeys([*by, *NETS, "run_id", *MEASURES, "stage", "status"])
-    named = frame[list(needed)]
+    needed = dict.fromkeys([*by, *NETS, "run_id", *MEASURES, "stage", "status", schema.RECIPES])
+    named = frame[[name for name in needed if name in frame]]
     named = named.assign(**{ROW: rows(frame), PAIR: pairs(frame), schema.PARAM_SPARSITY: frame[schema.TAG_ASKED]})
+    named = repeated(named)
     grid = _grid(named, by)
     stage, row = named["stage"], named[ROW]
     trained = named[stage.isin([schema.DENSE, schema.SPARSE]) | ((stage == schema.PRUNE) & (row == IMP))]
@@ -210,9 +232,7 @@ def _grid(named: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     pruned = (named["stage"] == schema.PRUNE) & (named[ROW] == IMP)
     choices = (sparse & ~named[ROW].isin(NO_REWIND), sparse, pruned, named["stage"] == schema.DENSE)
     chosen = next((choice for choice in choices if choice.any()), choices[-1])
-    grid = named.loc[chosen, by].drop_duplicates()
-    whole = grid.dropna(subset=by[len(CELL) :])  # a run that does not depend on a varied setting is no cell of its own
-    return whole if len(whole) else grid
+    return named.loc[chosen, by].drop_duplicates()
 
 
 def _spread(found: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -73,7 +73,7 @@ TAGS = {
 }
 BOOKKEEPING = (
     *("key", "run_id", "name", "status", "started", "ended", "reused", *TAGS),
-    *(schema.TAG_ASKED, schema.MATCHING),
+    *(schema.TAG_ASKED, schema.MATCHING, schema.RECIPES),
 )
 PAIR_PATH = "pair"
 """Value of ``path`` for a `connect` run that leads from net A to net B."""
@@ -82,11 +82,14 @@ UNPRINTED = re.compile(r"[^\t\n -~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\u
 
 
 class Job(NamedTuple):
-    """A run whose tags say which job it is: the run, the job's place in the grid, and its values of varied settings."""
+    """A run whose tags say which job it is: the run, the job's place in the grid, and its values of varied settings.
+
+    There is at least one combination of values, and all have the same names.
+    """
 
     record: Record
     place: dict[str, Any]
-    varied: dict[str, Any]
+    recipes: list[dict[str, Any]]
 
 
 def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
@@ -112,9 +115,10 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
       tag.
     - ``started``, ``ended``: UTC timestamps.
     - every recipe field under its own name, in the units of ``trainables.knobs``: str, empty where a job has none.
-    - every setting that the study varies and that is not an axis of every grid, in its own type, missing where a job
-      does not depend on it; ``frame.attrs["varied"]`` lists them. The recipe field of the same name is then in column
-      ``param.<name>``.
+    - every setting that the study varies and that is not an axis of every grid, in its own type: the first value with
+      which a cell needs the job, missing if the job does not depend on it; ``frame.attrs["varied"]`` lists them. The
+      recipe field of the same name is then in column ``param.<name>``. ``recipes`` lists all combinations of values of
+      these settings with which cells need the job, name -> value, None for any value.
 
     A run that is not FINISHED may carry the accuracy of an intermediate epoch: select by ``status`` before averaging.
     If the space was run with several recipes, the frame holds the runs of the latest one, and
@@ -280,12 +284,13 @@ def _job(record: Record, experiment: Experiment) -> Job:
         Malformed: they are missing or invalid: an earlier version, or something else, wrote the run.
     """
     settings = record.tags.get(f"{schema.TAG_RECIPE}.{experiment.tags.get(schema.TAG_RECIPE)}", '{"varied": {}}')
-    if schema.TAG_PLACE not in record.tags or settings == "true":
+    recipes = {} if settings == "true" else documents.parse(settings, documents.VARIED)[schema.VARIED]
+    if schema.TAG_PLACE not in record.tags or settings == "true" or (isinstance(recipes, dict) and recipes):
         raise documents.Malformed(
             "recorded by an earlier version; running the study's command again brings it up to date, and trains nothing"
         )
     place = documents.parse(record.tags[schema.TAG_PLACE], documents.PLACE)
-    return Job(record, _clean(place), _clean(documents.parse(settings, documents.VARIED)[schema.VARIED]))
+    return Job(record, _clean(place), [_clean(each) for each in recipes or [{}]])
 
 
 def _latest(experiment: Experiment, found: Iterable[Record]) -> list[Record]:
@@ -299,7 +304,7 @@ def _latest(experiment: Experiment, found: Iterable[Record]) -> list[Record]:
 def _frame(jobs: Sequence[Job]) -> pd.DataFrame:
     """Return the frame that :func:`runs` documents."""
     found = [job.record for job in jobs]
-    varied = list(dict.fromkeys(name for job in jobs for name in job.varied))
+    varied = list(dict.fromkeys(name for job in jobs for name in job.recipes[0]))
     grouped = sorted({name for record in found for name in record.metrics if _is_grouped(name)})
     recipe = sorted({name for record in found for name in record.params} - {*IDENTITY, *METRICS})
     columns: dict[str, Any] = {
@@ -327,17 +332,18 @@ def _frame(jobs: Sequence[Job]) -> pd.DataFrame:
     frame[schema.TAG_ASKED] = asked.fillna(frame[schema.PARAM_SPARSITY])
     frame[schema.MATCHING] = [job.place.get(schema.MATCHING, {}) for job in jobs]
     for name in varied:
-        frame[name] = _column([job.varied.get(name) for job in jobs])
+        frame[name] = column([job.recipes[0].get(name) for job in jobs])
+    frame[schema.RECIPES] = [job.recipes for job in jobs]
     frame.attrs[schema.VARIED] = varied
     return frame
 
 
-def _column(values: list[Any]) -> Any:
-    """Return values of one type, some of which may be missing, as a column of that type."""
+def column(values: list[Any]) -> Any:
+    """Return values of one type, some of which may be None, as a column of that type."""
     if None not in values:
         return values
-    column = pd.array(values)
-    return column.astype("float64") if pd.api.types.is_float_dtype(column.dtype) else column
+    found = pd.array(values)
+    return found.astype("float64") if pd.api.types.is_float_dtype(found.dtype) else found
 
 
 def _clean(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Expect:   LTH > permuted > naive, by more at 98 % than at 95 % and by more at th
           width 1 at 95 % leaves little room for a gain. The midpoint of the path from A to B is far better after
           matching. README.md shows the report of a run.
 
-Beside its scale, three choices differ from the paper's, which would hide the effect in 280 steps on 8x8 images:
+Besides its scale, three choices differ from the paper's, which would hide the effect in 280 steps on 8x8 images:
 
 - Learning rate and weight decay make mean learning rate x weight decay x steps of order one (0.6), as in the paper's
   78,000 steps (1.6). With a smaller product, training does not forget the initialisation: the largest weights are

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from search_spaces import SPACES, SearchSpace, get_space
 from study.fastest import Kept, called, chosen, kept, unreadable, ways_of
+from study.known_data import recorded_versions
 from study.options import Options
 from study.plan import Network, Plan, datasets, make_plan, override
 from study.preference import preferences
@@ -117,7 +118,8 @@ def surplus(
             results[dataset, model, f"{width:g}", result.manifest.get("kind", "?")].append(key)
     strange = [path for path in files if owner(path) is None]
     ours = [path for path in files if owner(path) is not None]
-    leftovers = _leftovers(store, ours, present, needed, bool(unplanned) or bool(unchosen) or bool(kept))
+    others = recorded_versions(store) - {version for _, version in versions}
+    leftovers = _leftovers(store, ours, present, needed, bool(unplanned) or bool(unchosen) or bool(others))
     return Surplus(
         results=dict(sorted(results.items())),
         leftovers=leftovers,

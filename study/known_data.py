@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 from study.plan import Plan, reading_of
 from trainables.data import check_dataset
@@ -14,6 +15,8 @@ from trainables.host.places import is_uri
 from trainables.storage import documents
 from trainables.storage.documents import Malformed
 from trainables.storage.store import Store
+
+_FOLDER = "data"
 
 
 def remember(plan: Plan, store: Store) -> None:
@@ -27,8 +30,8 @@ def remember(plan: Plan, store: Store) -> None:
 def known_facts(store: Store, name: str, data_dir: str | None, reading: Reading) -> DatasetFacts:
     """Return the facts about a dataset: those of the data in `data_dir`, else those that a study has recorded.
 
-    If a study has recorded facts, data in a bucket are not fetched, and a directory need not hold the data on this
-    machine. If no study has recorded any and there is no `data_dir`, they are those of the dataset as it was published.
+    If a study has recorded facts about the data in `data_dir`, a bucket is not fetched, and a directory need not exist
+    on this machine. Without `data_dir` and recorded facts, they are those of the dataset as it was published.
 
     Raises:
         ValueError: as :func:`check_dataset`, if neither is known.
@@ -36,22 +39,24 @@ def known_facts(store: Store, name: str, data_dir: str | None, reading: Reading)
     entry = get_entry(name)
     if not entry.needs_data_dir:
         return check_dataset(name, data_dir, reading)
-    recorded = _recorded(store, name, reading)
     if data_dir is not None and not is_uri(data_dir):
-        try:
+        data_dir = str(Path(data_dir).absolute())
+        if Path(data_dir).exists():
             return check_dataset(name, data_dir, reading)
-        except ValueError:
-            if recorded is None:
-                raise
-            return recorded
+    recorded = _recorded(store, _path(name, reading))
     if recorded is not None and (data_dir is None or recorded.source.startswith(data_dir.rstrip("/") + "/")):
         return recorded
     is_one_thing = None not in (entry.num_classes, entry.train_images, entry.test_images)
     return entry.facts() if is_one_thing and data_dir is None else check_dataset(name, data_dir, reading)
 
 
-def _recorded(store: Store, name: str, reading: Reading) -> DatasetFacts | None:
-    path = _path(name, reading)
+def recorded_versions(store: Store) -> set[str]:
+    """Return the fingerprints of all data on which studies have recorded facts; only those of images in folders."""
+    found = (_recorded(store, path) for path in store.storage.names(_FOLDER))
+    return {facts.fingerprint for facts in found if facts and facts.fingerprint}
+
+
+def _recorded(store: Store, path: str) -> DatasetFacts | None:
     if (content := store.storage.read(path)) is None:
         return None
     try:
@@ -65,4 +70,4 @@ def _recorded(store: Store, name: str, reading: Reading) -> DatasetFacts | None:
 
 def _path(name: str, reading: Reading) -> str:
     sized = f"{name} {reading.image_size}" if reading.image_size else name
-    return f"data/{hashlib.sha256(sized.encode()).hexdigest()[:12]}.json"
+    return f"{_FOLDER}/{hashlib.sha256(sized.encode()).hexdigest()[:12]}.json"

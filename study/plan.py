@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,8 @@ class Plan:
         requests: number of cells in the grid.
         lth_keys: key of a sparse job -> key of the LTH job with the same mask, sparsity and rewind epoch.
         separate_epochs: epochs needed to compute each cell of the grid on its own, without sharing jobs.
-        shared: key of a job -> the settings among `varied_settings` on which it does not depend, because cells with
-            several values of them need it.
+        recipes: key of a job -> the combinations of values of the `varied_settings` with which cells need it; None for
+            any value of a setting on which the job does not depend.
         ways: network -> settings of its recipe that replace the space's.
         notes: lines on how the plan came about, for the user.
     """
@@ -49,7 +49,7 @@ class Plan:
     requests: int
     lth_keys: dict[str, str]
     separate_epochs: int
-    shared: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+    recipes: Mapping[str, list[dict[str, Scalar | None]]] = dataclasses.field(default_factory=dict)
     ways: Ways = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -97,11 +97,10 @@ def make_plan(
     requests = separate = 0
     own_epochs: dict[str, int] = {}
     names = varied_settings(space)
-    values: defaultdict[str, dict[str, set[Scalar]]] = defaultdict(lambda: {name: set() for name in names})
+    recipes: defaultdict[str, dict[tuple[Scalar, ...], None]] = defaultdict(dict)  # in the order of the cells
 
     def ask(root: Job, cell: Cell) -> None:
-        for name in names:
-            values[root.key][name].add(getattr(cell, name))
+        recipes[root.key][tuple(getattr(cell, name) for name in names)] = None
         if root.key in asked:
             return
         asked.add(root.key)
@@ -129,8 +128,7 @@ def make_plan(
         graph.add(ref)
     for job in reversed(graph.jobs.values()):  # parents are needed by all cells that need their children
         for _, ref in job.parents:
-            for name, found in values[job.key].items():
-                values[ref.job.key][name] |= found
+            recipes[ref.job.key] |= recipes[job.key]
     return Plan(
         space=space,
         facts=facts,
@@ -139,13 +137,13 @@ def make_plan(
         requests=requests,
         lth_keys=lth_keys,
         separate_epochs=separate,
-        shared={key: frozenset(name for name in names if len(values[key][name]) > 1) for key in graph.jobs},
+        recipes={key: _combined(names, recipes[key], space) for key in graph.jobs},
         ways=ways or {},
     )
 
 
 def varied_settings(space: SearchSpace) -> list[str]:
-    """Return the settings with several values that split the cells of a grid, beside the axes of every grid.
+    """Return the settings with several values that split the cells of a grid, besides the axes of every grid.
 
     Settings of matching make rows of a cell instead, and measurements and members of ensembles make neither.
     """
@@ -155,6 +153,19 @@ def varied_settings(space: SearchSpace) -> list[str]:
         if not knob.axis and knob.part not in (MATCHING, MEASURING) and knob.name != "member"
         if isinstance(values := getattr(space, name), tuple) and len(values) > 1
     ]
+
+
+def _combined(
+    names: Sequence[str], found: Collection[tuple[Scalar, ...]], space: SearchSpace
+) -> list[dict[str, Scalar | None]]:
+    """Return combinations of settings, with None for a setting if all its values go with those of the others."""
+    free = {
+        place
+        for place, name in enumerate(names)
+        if len(found) == len(set(getattr(space, name))) * len({(*each[:place], *each[place + 1 :]) for each in found})
+    }
+    distinct = dict.fromkeys(tuple(None if i in free else value for i, value in enumerate(each)) for each in found)
+    return [dict(zip(names, each, strict=True)) for each in distinct]
 
 
 def datasets(space: SearchSpace) -> list[str]:

@@ -205,8 +205,10 @@ TAG_RECIPE: Final = "recipe"
 """On the experiment: digest of the latest study's settings other than the axes of every grid. A run of a study with
 digest D has the tag `recipe.D`, whose JSON holds `varied`. Runs of different recipes must not be pooled."""
 VARIED: Final = "varied"
-"""Within `recipe.D`: the run's values of the settings, other than the axes of every grid, that this study varies; null
-for a setting on which the run's job does not depend."""
+"""Within `recipe.D`: the combinations of values with which cells need the run's job, of the settings that this study
+varies other than the axes of every grid; null stands for any value. Empty if there are no such settings."""
+RECIPES: Final = "recipes"
+"""Column of a frame of runs, not recorded as such: those combinations."""
 TAG_SETTINGS: Final = "settings"
 """On the experiment: JSON, the latest study's settings other than the axes of every grid and those that it varies."""
 TAG_PLACE: Final = "place"

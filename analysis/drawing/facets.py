@@ -73,7 +73,8 @@ def at(numbers: pd.DataFrame, place: Mapping[str, Any]) -> pd.DataFrame:
 def axes(runs: pd.DataFrame, place: Sequence[str]) -> list[str]:
     """Return the axes of a figure's grid: those in `place`, then all other settings in which the figure's runs differ.
 
-    Never average over a setting: the spread over seeds would then include the spread over its values.
+    Never average over a setting: the spread over seeds would then include the spread over its values. Runs that cells
+    with several values share must have been repeated for each (`analysis.cells.repeated`).
     """
     settings = set(recipe_fields(runs)) & {name for name, knob in SETTINGS.items() if not knob.axis} - {*place}
     return [*place, *(name for name in SETTINGS if name in settings and runs[name].nunique() > 1)]

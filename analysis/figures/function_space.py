@@ -47,7 +47,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     and of IMP's fine-tuned nets, which have no rewind epoch, are repeated at every place that they can be compared at.
     """
     found = facets.finished(frame.assign(**{cells.ROW: cells.rows(frame)}), schema.ENSEMBLE)
-    found = found.dropna(subset=[schema.MEMBERS, schema.ENSEMBLE_ACCURACY])
+    found = cells.repeated(found.dropna(subset=[schema.MEMBERS, schema.ENSEMBLE_ACCURACY]))
     by = _axes(frame)
     found = _beside(found, by)[[*by, cells.ROW, *NUMBERS]]
     gain = found[schema.ENSEMBLE_ACCURACY] - found[schema.MEMBER_ACCURACY_MEAN]
@@ -63,10 +63,10 @@ def _axes(frame: pd.DataFrame) -> list[str]:
 
 
 def _beside(found: pd.DataFrame, by: Collection[str]) -> pd.DataFrame:
-    """Return the ensembles, those without a sparsity, rewind epoch or setting once for each that the others have."""
-    shared = [*cells.TASK, schema.PARAM_WIDTH]
-    own = [name for name in by if name not in (*cells.CELL, schema.PARAM_SEED_A)]
-    for name in (*own, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH):
+    """Return the ensembles, those without a sparsity or rewind epoch once for each that the others have."""
+    axes = (schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
+    shared = [name for name in by if name not in (*axes, schema.PARAM_SEED_A)]
+    for name in axes:
         missing = found[found[name].isna()].drop(columns=name)
         places = found.loc[found[name].notna(), [*shared, name]].drop_duplicates()
         found = pd.concat([found[found[name].notna()], missing.merge(places, on=shared, how="left")])

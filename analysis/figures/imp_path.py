@@ -46,7 +46,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _paths(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the finished measurements of paths from dense to pruned nets."""
-    return facets.finished(frame[frame[schema.PARAM_PATH] == IMP_PATH], schema.CONNECT)
+    return cells.repeated(facets.finished(frame[frame[schema.PARAM_PATH] == IMP_PATH], schema.CONNECT))
 
 
 def figure(frame: pd.DataFrame) -> Figure:

@@ -58,7 +58,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     A place is a task and match epoch (epochs of B's training, -1 for all), and a value of every other setting in which
     the measurements differ. ``measure`` says which barrier: error in percentage points, loss in nats.
     """
-    measured = _with_epoch(frame.drop_duplicates("run_id"))
+    measured = cells.repeated(_with_epoch(frame.drop_duplicates("run_id")))
     by = [*_axes(measured), schema.PARAM_WIDTH, *HOW]
     return facets.spread(facets.finite(measured, BARRIERS), by, BARRIERS)
 
@@ -70,7 +70,7 @@ def _axes(frame: pd.DataFrame) -> list[str]:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: two rows of panels per place, a column per width and one for the barriers."""
-    frame, drawn_as = _with_epoch(frame), looks(frame)
+    frame, drawn_as = cells.repeated(_with_epoch(frame)), looks(frame)
     by = _axes(frame)
     widths = sorted(frame[schema.PARAM_WIDTH].unique())
     columns = {**dict.fromkeys(widths, style.AXES["alpha"]), BESIDE: style.AXES[schema.PARAM_WIDTH]}

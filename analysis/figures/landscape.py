@@ -47,12 +47,14 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     (distances in weight space: dense A is at the origin, LTH on the x axis); ``error`` (percent of the test set),
     ``loss`` (nats).
     """
+    frame = cells.repeated(frame)
     columns = [*facets.axes(frame, PLACE), schema.PARAM_SEED_A, schema.PARAM_SEED_B, "net", "x", "y", "error", "loss"]
     return frame.loc[frame["net"] != "", columns].reset_index(drop=True)
 
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: rows of panels by sparsity, rewind epoch, task and varied setting, columns by width."""
+    frame = cells.repeated(frame)
     drawn, panels = grid.panels(
         frame,
         facets.axes(frame, PLACE),

@@ -61,7 +61,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _measured(frame: pd.DataFrame) -> pd.DataFrame:
-    return facets.finished(frame, schema.OVERLAP)
+    return cells.repeated(facets.finished(frame, schema.OVERLAP))
 
 
 def figure(frame: pd.DataFrame) -> Figure:

@@ -64,12 +64,17 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     done = done[done[schema.PARAM_MATCHER].isin([name for name, matcher in MATCHERS.items() if matcher.needs_data])]
     if IMAGES not in done:  # no match has finished yet
         done = done.iloc[:0].assign(**{IMAGES: ""})
-    gains = match_quality.table(frame).groupby("match")[GAIN].mean()
-    done = done.assign(**{GAIN: done["key"].map(gains), **{name: 100 * done[name] for name in PERCENT}})
+    done = cells.repeated(done.assign(**{name: 100 * done[name] for name in PERCENT}))
+    # A gain depends on all settings of the nets, also on those of which the match knows nothing.
+    varied = cells.varied(frame)
+    own = [name for name in varied if done[name].notna().any()]
+    gains = match_quality.table(frame).groupby(["match", *varied])[GAIN].mean().reset_index()
+    done = done.drop(columns=[name for name in varied if name not in own])
+    done = done.merge(gains.rename(columns={"match": "key"}), on=["key", *own], how="left")
     by = _axes(done)
-    varied = done.groupby(by, dropna=False)[IMAGES].transform("nunique") > 1
+    several = done.groupby(by, dropna=False)[IMAGES].transform("nunique") > 1
     counts = done[IMAGES].astype(float)  # a setting, which is text in the frame
-    done = done[varied].assign(**{IMAGES: counts.where(counts != ALL, math.inf)})  # all images come last
+    done = done[several].assign(**{IMAGES: counts.where(counts != ALL, math.inf)})  # all images come last
     numbers = facets.spread(done, [*by, IMAGES], MEASURES)
     return numbers.assign(**{IMAGES: numbers[IMAGES].where(numbers[IMAGES] != math.inf, ALL).astype(int)})
 

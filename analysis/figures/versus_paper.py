@@ -125,7 +125,7 @@ def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _votes(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers of our ensembles; the members' accuracy with its standard deviation, of the first seed."""
-    done = facets.finished(frame, schema.ENSEMBLE)
+    done = cells.repeated(facets.finished(frame, schema.ENSEMBLE))
     done = done[done[schema.PARAM_MATCHER].isin(["", cells.MATCHER])].dropna(subset=[schema.MEMBERS])
     place = [*cells.CELL, *cells.varied(frame), "method"]
     spread = facets.spread(done, place, published.VOTES).drop(columns="sem")
@@ -137,7 +137,7 @@ def _votes(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _barriers(frame: pd.DataFrame) -> pd.DataFrame:
     """Return our barriers between A and B, for the paper's matching and correction."""
-    done = facets.finished(frame, schema.CONNECT)
+    done = cells.repeated(facets.finished(frame, schema.CONNECT))
     alike = (done[schema.PARAM_MATCHER] == cells.MATCHER) & (
         done[schema.PARAM_CORRECTION] == done[schema.PARAM_MODEL].map(published.CORRECTIONS).fillna("bn_reset")
     )

@@ -54,8 +54,7 @@ def place_tags(plan: Plan) -> dict[str, dict[str, str]]:
     tags = {}
     for key, job in plan.jobs.items():
         cell = plan.cells[key]
-        own = {name: None if name in plan.shared[key] else getattr(cell, name) for name in varied}
-        settings = {schema.VARIED: own}
+        settings = {schema.VARIED: plan.recipes[key] if varied else {}}
         tags[key] = {schema.TAG_PLACE: json.dumps(_place_of(job, cell)), recipe: json.dumps(settings)}
     for key, job in plan.jobs.items():
         for _, parent in job.parents if job.kind == schema.SPARSE else ():

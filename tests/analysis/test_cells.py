@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,10 @@ from analysis import cells, labels, load, summary
 from analysis.figures import accuracy_table
 from analysis.page import coverage
 from search_spaces import SPACES
+from study.plan import override, varied_settings
+from study.tracking.stored_runs import stored_runs
 from trainables import schema
+from trainables.storage.store import Store
 
 SMALL = {"seeds": (0, 1), "sparsity": (0.9,)}
 STUDIES = {
@@ -175,6 +179,43 @@ def test_results_stand_beside_those_of_every_recipe_on_which_they_do_not_depend(
     assert set(dense[["imp_lr", "sparse_lr", "rewind_epoch"]].value_counts().groupby("run_id").size()) == {2 * 2 * 2}
     assert set(imp[["sparse_lr", "rewind_epoch"]].value_counts().groupby("run_id").size()) == {2 * 2}
     assert set(reinit[["rewind_epoch"]].value_counts().groupby("run_id").size()) == {2}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["sparse_schedule=restart,resume", "sparse_lr=0.01,0.02"],
+        ["prune_tolerance=0.0,0.005,0.02", "sparsity=0.8,0.9,0.95"],
+        ["pruner=imp_finetune,imp_rewind", "imp_lr=0.01,0.02"],
+        ["init=default,fan_in", "model=resnet20,vgg11"],
+        ["kernels=dense,sparse", "sparsity=0.5,0.9"],
+        ["rewind_offset=0,1", "rewind_offset_counts=false,true"],
+        ["schedule=cosine,constant", "imp_schedule=,constant"],
+        ["lr=0.05,0.1", "imp_lr=0.01,0.02", "sparse_lr=0.01,0.02"],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_the_cells_of_a_recipe_hold_the_nets_of_a_study_with_that_recipe_alone(settings, tmp_path):
+    """Also where a setting has an effect in a part of the grid only: nothing is lost, and nothing stands elsewhere."""
+    base = dataclasses.replace(
+        SPACES["mask_controls"], method=("dense", "lth", "naive", "reinit"), width=(0.3125,), seeds=(0,),
+        sparsity=(0.9,), rewind_epoch=(5, 10), mask_overlap=False,
+    )  # fmt: skip
+    space = override(base, settings)
+    plan, names = synthetic_spaces.plan_of(space), varied_settings(space)
+    frame = stored_runs(plan, Store(tmp_path)).assign(status="FINISHED")
+    scored = cells.scores(frame)
+    keys = frame.set_index("run_id")["key"]
+    shown = [name for name in names if name in scored]
+    for values in itertools.product(*(getattr(space, name) for name in names)):
+        recipe = dict(zip(names, values, strict=True))
+        alone = synthetic_spaces.plan_of(dataclasses.replace(space, **recipe))
+        here = scored[(scored[shown] == pd.Series(recipe)[shown]).all(axis="columns")] if shown else scored
+        for row, kind in (("dense", "dense"), ("lth", "sparse"), ("naive", "sparse"), ("reinit", "sparse")):
+            expected = {
+                key for key, job in alone.jobs.items() if job.kind == kind and row in (kind, alone.cells[key].method)
+            }
+            assert set(keys[here.loc[here["row"] == row, "run_id"]]) == expected, (recipe, row)
 
 
 # --- pairs --------------------------------------------------------------------------------------------------------

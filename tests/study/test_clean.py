@@ -13,6 +13,7 @@ from tiny_study import only_space, tiny_space
 from search_spaces import SPACES
 from study import clean, run
 from study.clean import surplus
+from study.known_data import remember
 from study.plan import Plan, make_plan
 from trainables import schema
 from trainables.data.dataset import DatasetFacts
@@ -86,7 +87,10 @@ def test_results_on_other_images_than_those_of_the_plans_stay(tmp_path: Path) ->
         for key, job in plan.jobs.items():
             if key not in store:
                 store.publish(key, {schema.METRICS: b"{}"}, {"kind": job.kind, "config": canonical(job.config)})
-    store.storage.write(f"work/{OTHER}/checkpoint", b"of a job on images that are elsewhere")
+    store.storage.write(f"work/{OTHER}/checkpoint", b"maybe of a job on images that are elsewhere")
+    remember(mine, store)
+    assert len(surplus(store, [mine], []).leftovers) == 1
+    remember(theirs, store)
     found = surplus(store, [mine], [])
     assert found.keys == store.keys() - mine.jobs.keys() - theirs.jobs.keys()
     assert found.keys, "of another learning rate on the same images"

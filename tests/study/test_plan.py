@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +16,7 @@ from PIL import Image
 from small_spaces import small
 
 from search_spaces import RECIPES, SPACES, SearchSpace, get_space
-from study.plan import Plan, datasets, make_plan, override
+from study.plan import Plan, datasets, make_plan, override, varied_settings
 from study.tracking.labels import recipe_digest
 from trainables.config import TRAINING_CONFIGS, Cell
 from trainables.data import DATASETS
@@ -165,9 +166,41 @@ def test_a_job_depends_on_the_settings_whose_values_it_does_not_share(setting: s
     plan = make_plan(space)
     name, values = setting.split("=")
     alone = [make_plan(override(space, [f"{name}={value}"])).jobs for value in values.split(",")]
-    assert {key for key, shared in plan.shared.items() if shared} == alone[0].keys() & alone[1].keys()
-    assert set().union(*plan.shared.values()) <= {name}
-    assert plan.shared.keys() == plan.jobs.keys()
+    assert {key for key, recipes in plan.recipes.items() if recipes == [{name: None}]} == alone[0].keys() & alone[
+        1
+    ].keys()
+    assert plan.recipes.keys() == plan.jobs.keys()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["sparse_schedule=restart,resume", "sparse_lr=0.01,0.02"],
+        ["prune_tolerance=0.0,0.005,0.02", "sparsity=0.8,0.9"],
+        ["pruner=imp_finetune,imp_rewind", "imp_lr=0.01,0.02", "lr=0.1,0.2"],
+        ["schedule=cosine,constant", "imp_schedule=,cosine"],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_a_job_belongs_to_the_recipes_whose_plans_need_it(settings: list[str]) -> None:
+    """However the settings depend on each other: each combination is planned on its own."""
+    methods = ("dense", "imp", "lth", "naive", "reinit")
+    space = override(small(method=methods, rewind_epoch=(2, 4)), settings)
+    plan, names = make_plan(space), varied_settings(space)
+    expected: dict[str, set[tuple[Any, ...]]] = {key: set() for key in plan.jobs}
+    for values in itertools.product(*(getattr(space, name) for name in names)):
+        for key in make_plan(dataclasses.replace(space, **dict(zip(names, values, strict=True)))).jobs:
+            expected[key].add(values)
+    for key, recipes in plan.recipes.items():
+        found = [
+            combination
+            for recipe in recipes
+            for combination in itertools.product(
+                *(getattr(space, name) if recipe[name] is None else (recipe[name],) for name in names)
+            )
+        ]
+        assert len(found) == len(set(found))
+        assert set(found) == expected[key]
 
 
 def test_a_plan_knows_its_data() -> None:

@@ -153,13 +153,17 @@ def test_the_data_need_not_be_here(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_images_in_folders_are_known_from_the_study_that_has_read_them(tmp_path: Path) -> None:
     space, store = tiny_space(dataset="image_folder", batch_size=2), Store(tmp_path / "outputs")
-    there = make_plan(space, str(write_folders(tmp_path / "image_folder")))
+    images = write_folders(tmp_path / "image_folder")
+    there = make_plan(space, str(images))
     look_up = partial(known_facts, store)
     with pytest.raises(ValueError, match="needs --data-dir DIR"):
         make_plan(space, facts_of=look_up)
     remember(there, store)
-    for data_dir in (None, str(tmp_path / "of_another_machine")):
-        assert make_plan(space, data_dir, facts_of=look_up).jobs.keys() == there.jobs.keys()
+    assert make_plan(space, facts_of=look_up).jobs.keys() == there.jobs.keys()
+    images.rename(tmp_path / "elsewhere")  # as on another machine
+    assert make_plan(space, str(images), facts_of=look_up).jobs.keys() == there.jobs.keys()
+    with pytest.raises(ValueError, match="another"):
+        make_plan(space, str(tmp_path / "another"), facts_of=look_up)
     (file,) = (store.root / "data").iterdir()
     flip_bit(file, 3)
     with pytest.raises(ValueError, match="needs --data-dir DIR"):

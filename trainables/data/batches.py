@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -180,6 +180,8 @@ class EvalBatches(_Batches):
         ValueError: if `batch_size` is not positive or the split is empty.
     """
 
+    repeatable: ClassVar[bool] = True
+    """Every iteration yields the same batches."""
     order: Tensor | None = None
     augmentation: Augmentation | None = None
     seed: int = 0

@@ -274,7 +274,7 @@ PLACE: Final = {
     **{f"{name}?": _count for name in schema.PLACE_COUNTS},
     "match_epoch?": within(-1, 2**53, whole=True),
 }
-VARIED: Final = {"varied": {"*": (_NULL, *_scalar)}}
+VARIED: Final = {"varied": ({"*": _scalar}, [{"*": (_NULL, *_scalar)}])}
 SETTINGS: Final = {"*": anything}
 START: Final = {
     "space": str,

@@ -32,6 +32,8 @@ NORM_BEHIND: dict[type[nn.Module], type[_BatchNorm]] = {
 }
 """Layer type (output channels on axis 0 of the weight) -> BatchNorm type that normalises its output."""
 FUSIBLE = tuple(NORM_BEHIND)
+MEASURED: tuple[type[nn.Module], ...] = (_BatchNorm, *FUSIBLE)
+"""Types of the layers whose statistics a correction measures."""
 EPSILON = 1e-12
 """BatchNorm's epsilon while REPAIR measures: far below any variance that matters, above that of rounding errors."""
 ChannelStatistics = dict[str, tuple[Tensor, Tensor]]
@@ -96,7 +98,7 @@ def corrector(
             return channel_statistics(worker, points, batches)
 
         first, second = map(measured, ends)
-        passes = ResumablePasses(worker, batches)
+        passes = ResumablePasses(worker, batches, MEASURED)
         return lambda alpha: _repair_in_place(worker, mix_statistics(first, second, alpha), passes)
     layers = batchnorm_layers(worker)
     if not layers:
@@ -105,7 +107,7 @@ def corrector(
         warnings.warn(message, NoEffectWarning, stacklevel=3)
         return lambda _alpha: None
     _require_single_runs(worker, layers, batches)
-    passes = ResumablePasses(worker, batches)
+    passes = ResumablePasses(worker, batches, MEASURED)
     return lambda _alpha: _recompute_statistics(worker, layers, passes)
 
 
@@ -142,6 +144,7 @@ def _recompute_statistics(model: nn.Module, layers: Collection[_BatchNorm], pass
             raise Pause
 
     with ExitStack() as hooks, eval_mode(model, *layers), torch.no_grad():
+        passes.begin()
         hooks.callback(passes.forget)
         for layer in layers:
             layer.reset_running_stats()
@@ -222,9 +225,8 @@ def repair_points(model: nn.Module, batches: Batches) -> tuple[str, ...]:
         if isinstance(layers[name], _BatchNorm) and id(x) in sources:
             normalised.add(sources[id(x)][0])
 
-    watched: tuple[type[nn.Module], ...] = (_BatchNorm, *FUSIBLE)
     layers: dict[str, nn.Module] = {
-        name: module for name, module in model.named_modules() if isinstance(module, watched)
+        name: module for name, module in model.named_modules() if isinstance(module, MEASURED)
     }
     with torch.no_grad(), eval_mode(model), observed(model, layers, watch):
         for images in image_batches(batches, model_device(model)):

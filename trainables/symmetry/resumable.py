@@ -7,6 +7,7 @@ for the 21 layers of a ResNet20.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,16 +39,30 @@ class ResumablePasses:
     modules receive is the same to the bit.
     """
 
-    def __init__(self, model: nn.Module, batches: Batches) -> None:
-        """Trace `model`, whose weights may change whenever no pass is paused."""
+    def __init__(self, model: nn.Module, batches: Batches, layers: Sequence[type[nn.Module]]) -> None:
+        """Trace `model`, whose weights may change before each `begin`; modules of the types `layers` may pause."""
         self._model = model
         self._batches = batches
-        self._interpreter = _trace(model, batches)
-        self._nodes = list(self._interpreter.graph.nodes) if self._interpreter else []
+        self._sample = next((images[:2] for images in image_batches(batches, model_device(model))), None)
+        graph = None if self._sample is None else _trace(model, layers)
+        self._interpreter = fx.Interpreter(model, graph=graph) if graph else None
+        self._nodes = list(graph.nodes) if graph else []
         self._last_used = _last_used(self._nodes)
+        self._resumes = False
+        self.forget()
+
+    def begin(self) -> None:
+        """Let all passes start again, with the model's weights as they are now."""
+        self.forget()
+        self._resumes = self._interpreter is not None and self._is_faithful(self._interpreter)
+
+    def forget(self) -> None:
+        """Let all passes start again, and free what they hold."""
         self._paused: dict[int, _Pass] = {}
         self._count: int | None = None
         self._largest = 0
+        if self._interpreter is not None:
+            self._interpreter.env = {}
 
     def run(self) -> int:
         """Run the pass of every batch, in their order, from where it paused to the next `Pause` or its end.
@@ -59,26 +74,27 @@ class ResumablePasses:
             for index in range(self._count):
                 self._run(index, None)
             return self._count
-        self._count = 0
+        count = 0
         for images in image_batches(self._batches, model_device(self._model)):
-            self._run(self._count, images)
-            self._count += 1
-        return self._count
-
-    def forget(self) -> None:
-        """Let all passes start again."""
-        self._paused.clear()
+            self._run(count, images)
+            count += 1
+        self._count = count
+        return count
 
     def _run(self, index: int, images: Tensor | None) -> None:
+        if self._interpreter is None or not self._resumes:
+            with contextlib.suppress(Pause):
+                self._model(images)
+            return
         current = self._paused.pop(index, _Pass())
         try:
-            if self._interpreter:
-                self._interpret(self._interpreter, current, images)
-            else:
-                self._model(images)
+            self._interpret(self._interpreter, current, images)
         except Pause:
-            if self._interpreter and self._bytes(current) <= HELD_OUTPUTS * self._largest:
+            if self._bytes(current) <= HELD_OUTPUTS * self._largest:
                 self._paused[index] = current
+            elif not _is_repeatable(self._batches):  # batch `index` of the next iteration may hold other images
+                self._paused.clear()
+                self._resumes = False
 
     def _interpret(self, interpreter: fx.Interpreter, current: _Pass, images: Tensor | None) -> None:
         values = interpreter.env = current.values
@@ -93,24 +109,46 @@ class ResumablePasses:
         """Return the memory that a pass takes together with those that have paused."""
         return sum(_bytes(value) for each in (current, *self._paused.values()) for value in each.values.values())
 
+    def _is_faithful(self, interpreter: fx.Interpreter) -> bool:
+        """Return whether the traced network computes what the network does, with its present weights.
 
-def _trace(model: nn.Module, batches: Batches) -> fx.Interpreter | None:
-    """Return an interpreter of `model` in eval mode, or None if that cannot be traced.
+        It does not where Python code decides by the type or the values of a tensor.
+        """
+        with eval_mode(self._model), torch.no_grad():
+            try:
+                return torch.equal(interpreter.run(self._sample), self._model(self._sample))
+            except Exception:  # of code that ran with a stand-in for its input, or of an output that is no tensor
+                return False
 
-    Tracing fails, or gives another network, where Python code decides by the type or the values of the input.
-    """
+
+def _is_repeatable(batches: Batches) -> bool:
+    """Return whether batches are known to be the same in every iteration; a shuffling loader's are not."""
+    return isinstance(batches, Sequence) or getattr(batches, "repeatable", False)
+
+
+def _trace(model: nn.Module, layers: Sequence[type[nn.Module]]) -> fx.Graph | None:
+    """Return the steps of `model` in eval mode, in which calls of `layers` are whole; None if it cannot be traced."""
+    attributes = set(vars(model))
     with eval_mode(model), torch.no_grad():
         try:
-            traced = fx.symbolic_trace(model)
-        except Exception:  # code of any kind ran with a stand-in for its input; with real input, errors are the user's
+            graph = _Tracer(layers).trace(model)
+        except Exception:  # code of any kind ran with a stand-in for its input; real input will raise real errors
             return None
-        if [node.op for node in traced.graph.nodes].count("placeholder") != 1:
-            return None
-        for images in image_batches(batches, model_device(model)):
-            if not torch.equal(traced(images[:2]), model(images[:2])):
-                return None
-            break
-    return fx.Interpreter(traced)
+    inputs = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    constants = set(vars(model)) - attributes  # which tracing has computed, maybe from weights that will change
+    for name in constants:
+        delattr(model, name)
+    return graph if len(inputs) == 1 and not inputs[0].startswith("*") and not constants else None
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, layers: Sequence[type[nn.Module]]) -> None:
+        super().__init__()
+        self._layers = tuple(layers)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module is called as a whole: also a subclass of a layer, so that the hooks on it run."""
+        return isinstance(m, self._layers) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _last_used(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

@@ -94,7 +94,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "matching": {"match_epoch": -1},
     },
     "SETTINGS": {"lr": 0.1, "augment": True, "init": "default"},
-    "VARIED": {"varied": {"lr": 0.1, "augment": True, "init": "default"}},
+    "VARIED": {"varied": [{"lr": 0.1, "augment": True, "init": None}]},
     "START": {
         "space": "tiny",
         "command": "python -m study.run --space tiny",

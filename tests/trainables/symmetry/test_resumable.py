@@ -9,7 +9,7 @@ from small_nets import random_batches, same, small_model, snapshot
 from torch import nn
 
 from trainables.models import MODELS
-from trainables.symmetry.repair import repair, reset_batchnorm
+from trainables.symmetry.repair import corrector, repair, reset_batchnorm
 from trainables.training.evaluation import observed
 
 pytestmark = pytest.mark.numeric
@@ -111,6 +111,85 @@ def test_a_network_that_cannot_be_traced_is_corrected_all_the_same(decides):
     batches = images_only(3)
     untraced, traced = (reset_batchnorm(Branching(each), batches) for each in (decides, lambda _x: True))
     assert same(snapshot(untraced), snapshot(traced))
+
+
+class Kept(nn.Conv2d):
+    """A layer that `torch.fx` would look into, because it is not defined in PyTorch."""
+
+
+class OwnNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class Plain(nn.Module):
+    """A network of replaceable layers, with a norm of its own whose statistics no correction changes."""
+
+    def __init__(self, conv=nn.Conv2d, norm=nn.BatchNorm2d, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.norm, self.second, self.fc = conv(3, 4, 3), norm(4), conv(4, 5, 3), nn.Linear(5, 2)
+        self.register_buffer("frozen", torch.rand(4) + 0.5)
+
+    def forward(self, x):
+        frozen = self.frozen.square().rsqrt()  # of a buffer alone: tracing computes it at once
+        x = self.second(self.norm(self.first(x)).relu() * frozen[:, None, None])
+        return self.fc(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("correction", ["bn_reset", "repair"])
+def test_layers_and_constants_of_one_s_own_are_corrected_as_pytorch_s_are(correction, monkeypatch):
+    states = []
+    for conv, norm, held in ((nn.Conv2d, nn.BatchNorm2d, 0), (nn.Conv2d, nn.BatchNorm2d, 99), (Kept, OwnNorm, 99)):
+        monkeypatch.setattr(HELD, held)
+        ends, worker = [Plain(conv, norm, seed) for seed in range(2)], Plain(conv, norm)
+        correct = corrector(correction, worker, images_only(4), [end.state_dict() for end in ends])
+        for end in reversed(ends):  # the second network has another constant
+            worker.load_state_dict(end.state_dict())
+            correct(0.5)
+            states.append(snapshot(worker))
+    for first, second in zip(states[:2] * 2, states[2:], strict=True):
+        assert same(first, second)
+
+
+class Shuffled:
+    """Batches whose order is another one in every iteration."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __iter__(self):
+        yield from self.images[torch.randperm(len(self.images))].split(4)
+
+
+@pytest.mark.parametrize("held", [0, 3, math.inf])
+def test_batches_in_another_order_each_time_give_the_same_statistics(held, monkeypatch):
+    monkeypatch.setattr(HELD, held)
+    images = torch.cat(images_only(2))[:28]
+    whole, shuffled = (reset_batchnorm(small_model("resnet8"), batches) for batches in ([images], Shuffled(images)))
+    for name, expected in whole.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(shuffled.get_buffer(name), expected, rtol=1e-3, atol=1e-4)
+
+
+class AnyInputs(Branching):
+    """A network that takes any number of inputs, and whose output may be no tensor."""
+
+    def __init__(self, output):
+        super().__init__(lambda _x: True)
+        self.output = output
+
+    def forward(self, *inputs):
+        return self.output(super().forward(inputs[0]))
+
+
+@pytest.mark.parametrize(
+    "output", [lambda y: y, lambda y: (y, y), lambda y: {"out": y}], ids=["tensor", "tuple", "dict"]
+)
+def test_inputs_and_outputs_of_other_forms_are_no_obstacle(output):
+    batches = images_only(3)
+    found, expected = (reset_batchnorm(net, batches) for net in (AnyInputs(output), Branching(lambda _x: True)))
+    assert same(snapshot(found), snapshot(expected))
 
 
 def test_an_error_of_the_network_reaches_the_user():
