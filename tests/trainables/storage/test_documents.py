@@ -447,7 +447,7 @@ def test_a_damaged_plane_is_counted(
     luck, whole = random.Random(damage), json.dumps(PLANE).encode()
     named = {"run_id": "a-run", "name": "", "status": "FINISHED", "started": 0, "ended": 1, "artifacts": ""}
     record = Record(**named, params={}, metrics={}, tags={schema.TAG_KEY: KEY})  # type: ignore[arg-type]
-    job = load.Job(record, {schema.PARAM_STAGE: schema.PLANE, schema.PARAM_WIDTH: 1}, {})
+    job = load.Job(record, {schema.PARAM_STAGE: schema.PLANE, schema.PARAM_WIDTH: 1}, [{}])
     for _ in range(12):
         damaged = json.dumps({**PLANE, "xs": []}).encode() if damage not in DAMAGES else DAMAGES[damage](whole, luck)
         reader = types.SimpleNamespace(text=lambda *_, damaged=damaged: damaged.decode(errors="surrogateescape"))
