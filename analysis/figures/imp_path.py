@@ -52,7 +52,7 @@ def _paths(frame: pd.DataFrame) -> pd.DataFrame:
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: a row of panels per task (and value of a varied setting), a column per width."""
     numbers = table(frame)
-    varied = [name for name in facets.axes(_paths(frame), PLACE) if name not in PLACE]
+    varied = facets.axes(numbers, PLACE)[len(PLACE) :]
     numbers = numbers[numbers["measure"] == schema.ERROR_BARRIER]
     rounds = numbers.set_index(schema.PARAM_SPARSITY)[schema.PARAM_ROUND].astype(int).to_dict()
     drawn, panels = grid.means(

@@ -73,7 +73,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     ]
     drawn, panels = grid.means(
         pd.concat(parts),
-        facets.axes(_measured(frame), PLACE),
+        facets.axes(numbers, PLACE),
         across=schema.PARAM_WIDTH,
         along=schema.PARAM_SPARSITY,
         scale=style.sparsity_axis,
@@ -93,7 +93,7 @@ def figure(frame: pd.DataFrame) -> Figure:
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as people read it."""
     numbers = table(frame)
-    names = facets.told_apart(numbers, facets.axes(_measured(frame), PLACE))
+    names = facets.told_apart(numbers, facets.axes(numbers, PLACE))
     lines = []
     for line in numbers.to_dict("records"):
         shown = labels.place(line, names)
