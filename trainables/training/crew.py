@@ -24,7 +24,7 @@ from typing import Final, Protocol
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store, TCPStore
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from trainables.errors import Verdict, first_line, verdict
 from trainables.training.determinism import deterministic
@@ -37,6 +37,11 @@ LAST_WORDS_SECONDS: Final = 5.0
 """Seconds that the leader waits, after the connection to a worker has been lost, for the reason."""
 WATCH_SECONDS: Final = 0.5
 """Seconds between two looks at whether workers are still there."""
+JOIN_SECONDS: Final = 120.0
+"""Seconds that the leader waits for the connections of workers that are all ready."""
+
+# PyTorch 2.11 has the function under its former name only.
+_set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
 
 
 class WorkerLost(RuntimeError):
@@ -63,10 +68,20 @@ class Post:
     backend: str
     silence: float
 
-    def join(self, store: Store) -> None:
-        """Join the group; returns once all workers have."""
+    def join(self, store: Store, within: float | None = None) -> None:
+        """Join the group; returns once all workers have.
+
+        Args:
+            store: where the workers meet.
+            within: seconds that this may take; as long as a worker may be silent if None.
+
+        Raises:
+            RuntimeError: it took longer.
+        """
         limit = timedelta(seconds=self.silence) if self.silence else timedelta(days=365)
-        dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=self.workers, timeout=limit)
+        joining = limit if within is None else min(limit, timedelta(seconds=within))
+        dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=self.workers, timeout=joining)
+        _set_timeout(limit)
 
 
 class Worker(Protocol):
@@ -204,7 +219,14 @@ class Crew:
             if any(worker.has_ended() for worker in self._others):
                 raise WorkerLost("it has ended at its start")
             time.sleep(WATCH_SECONDS / 10)
-        own.join(store)
+        try:
+            own.join(store, JOIN_SECONDS)  # only the limit tells of a worker that dies before it is connected
+        except RuntimeError:
+            # PyTorch counts the groups that a process has joined, and the next workers count from 0; so does this
+            # process again after it has left a group.
+            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+            dist.destroy_process_group()
+            raise
         if device.type == GPU:
             threading.Thread(target=self._watch, args=(self._closing, self._others), daemon=True).start()
 

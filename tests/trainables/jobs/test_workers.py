@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from doubles import DoubleCrew, assert_agree, use_doubles
 from tiny_study import publish, python, tiny_cell
 from torch import nn
+from torch._C._distributed_c10d import TCPStore
 from waiting import wait_until
 
 from trainables import schema
@@ -27,7 +28,7 @@ from trainables.jobs.publishing import Context
 from trainables.jobs.task import TaskData
 from trainables.storage.artifacts import read_mask, read_weights
 from trainables.storage.store import Store
-from trainables.training.crew import Assignment, Crew, LocalWorker, Post, WorkerLost
+from trainables.training.crew import Assignment, Crew, LocalWorker, Post, Worker, WorkerLost, _ready
 from trainables.training.engines import ENGINES
 from trainables.training.loop import Training
 
@@ -166,6 +167,32 @@ def test_a_batchnorm_whose_statistics_cannot_be_shared_is_refused() -> None:
 
     with pytest.raises(ValueError, match="0 is a Own"):
         ENGINES["plain"].worker_trainer()(nn.Sequential(Own(3), nn.Linear(2, 2)), {}, 0, 2, 8)
+
+
+class _Ready:
+    """A worker that dies between saying that it is ready and joining the others."""
+
+    def __init__(self, post: Post) -> None:
+        TCPStore(post.host, post.port, is_master=False).set(_ready(post.rank), "")
+
+    def has_ended(self) -> bool:
+        return True
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_before_it_joins_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainables.training.crew.JOIN_SECONDS", 1.0)
+    hires: Iterator[Callable[[Post], Worker]] = iter((_Ready, LocalWorker))
+    context = Context(store=Store(tmp_path), crew=Crew(2, lambda post: next(hires)(post), silence=0.0))
+    with closing(context.crew):
+        with pytest.raises(WorkerLost) as lost:
+            list(compute(JOBS[0], [None], context))
+        assert verdict(lost.value) is Verdict.PASSING
+        monkeypatch.undo()
+        assert len(list(compute(JOBS[0], [None], context))) == CELL.epochs
 
 
 @pytest.mark.slow
