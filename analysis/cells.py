@@ -3,7 +3,8 @@
 A *cell* is one point of the grid: model, dataset, width, sparsity, rewind epoch and every other setting that the study
 varied. The *rows* of a cell are compared: a row is a method, with the way of matching if the study tried several. A
 *pair* is one (net A, net B). LTH and pruned nets have no net B and belong to every pair of their net A. Dense nets have
-neither sparsity nor rewind epoch, and pruned nets have no rewind epoch, so both belong to many cells.
+neither sparsity nor rewind epoch, and nets that depend on no rewind epoch, such as fine-tuned and reinitialised ones,
+have none; these belong to many cells.
 """
 
 from __future__ import annotations
@@ -34,8 +35,6 @@ MEASURES = (
     schema.GAP_TO_DENSE,
     schema.GAP_TO_LTH,
 )
-NO_REWIND = frozenset(name for name, method in METHODS.items() if method.init == "fresh")
-"""Methods that always start at an initialisation of their own, and are therefore compared at every rewind epoch."""
 MATCHED = frozenset(name for name, method in METHODS.items() if method.transform == "permute")
 MATCHER: str = KNOBS[schema.PARAM_MATCHER].default
 """The default matcher, which names of rows leave out wherever the study used it."""
@@ -93,8 +92,6 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
     grid = _grid(named, by)
     stage, row = named["stage"], named[ROW]
     trained = named[stage.isin([schema.DENSE, schema.SPARSE]) | ((stage == schema.PRUNE) & (row == IMP))]
-    everywhere = trained[ROW].isin(NO_REWIND)
-    trained = trained.assign(**{schema.PARAM_REWIND_EPOCH: trained[schema.PARAM_REWIND_EPOCH].mask(everywhere)})
     columns = [*by, ROW, PAIR, *NETS, "run_id", *MEASURES]
     return _spread(trained[trained["status"] == FINISHED], grid, by)[columns]
 
@@ -225,14 +222,15 @@ def indistinct(scored: pd.DataFrame, by: list[str]) -> int:
 def _grid(named: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return the cells of the recorded runs, finished or not, that make up the grid.
 
-    These are the sparse runs, without those of ``NO_REWIND`` methods if there are others; without sparse runs, the
-    pruned nets of all rounds; without pruned nets, the dense runs.
+    These are the sparse runs, without those that no rewind epoch affects if there are others; if there are none, such
+    runs are at epoch 0. Without sparse runs, they are the pruned nets of all rounds; without those, the dense runs.
     """
     sparse = named["stage"] == schema.SPARSE
     pruned = (named["stage"] == schema.PRUNE) & (named[ROW] == IMP)
-    choices = (sparse & ~named[ROW].isin(NO_REWIND), sparse, pruned, named["stage"] == schema.DENSE)
+    choices = (sparse & named[schema.PARAM_REWIND_EPOCH].notna(), sparse, pruned, named["stage"] == schema.DENSE)
     chosen = next((choice for choice in choices if choice.any()), choices[-1])
-    return named.loc[chosen, by].drop_duplicates()
+    grid = named.loc[chosen, by].drop_duplicates()
+    return grid.fillna({schema.PARAM_REWIND_EPOCH: 0}) if sparse.any() else grid
 
 
 def _spread(found: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -187,14 +187,17 @@ def run_params(job: Job, cell: Cell) -> dict[str, Any]:
 
 
 def _place(cell: Cell) -> dict[str, Any]:
-    """Return a cell's place in the grid: a dense net has no sparsity, a fine-tuned net no rewind epoch."""
+    """Return a cell's place in the grid.
+
+    A dense net has no sparsity. A net that depends on no rewind epoch has none: it starts at its own initialisation, or
+    is fine-tuned, and the pruner of its mask does not rewind.
+    """
     method = METHODS[cell.method]
     params: dict[str, Any] = {schema.PARAM_METHOD: cell.method, schema.PARAM_SEED_A: cell.seed_a}
     if method.mask is not None:
         params[schema.PARAM_SPARSITY] = f"{cell.sparsity:g}"
-        if method.init != "final" or cell.pruner == "imp_rewind":
-            fresh = method.init == "fresh"  # starts at its own initialisation, so nothing is rewound
-            params[schema.PARAM_REWIND_EPOCH] = 0 if fresh else cell.rewind_epoch
+        if method.init not in ("final", "fresh") or cell.pruner == "imp_rewind":
+            params[schema.PARAM_REWIND_EPOCH] = cell.rewind_epoch
     return params
 
 

@@ -196,13 +196,16 @@ def test_results_stand_beside_those_of_every_recipe_on_which_they_do_not_depend(
     ids=lambda settings: settings[0],
 )
 def test_the_cells_of_a_recipe_hold_the_nets_of_a_study_with_that_recipe_alone(settings, tmp_path):
-    """Also where a setting has an effect in a part of the grid only: nothing is lost, and nothing stands elsewhere."""
+    """Also where a setting has an effect in a part of the grid only: nothing is lost, and nothing stands elsewhere.
+
+    The same holds for the nets of a rewind epoch.
+    """
     base = dataclasses.replace(
         SPACES["mask_controls"], method=("dense", "lth", "naive", "reinit"), width=(0.3125,), seeds=(0,),
         sparsity=(0.9,), rewind_epoch=(5, 10), mask_overlap=False,
     )  # fmt: skip
     space = override(base, settings)
-    plan, names = synthetic_spaces.plan_of(space), varied_settings(space)
+    plan, names = synthetic_spaces.plan_of(space), [*varied_settings(space), "rewind_epoch"]
     frame = stored_runs(plan, Store(tmp_path)).assign(status="FINISHED")
     scored = cells.scores(frame)
     keys = frame.set_index("run_id")["key"]
@@ -210,7 +213,7 @@ def test_the_cells_of_a_recipe_hold_the_nets_of_a_study_with_that_recipe_alone(s
     for values in itertools.product(*(getattr(space, name) for name in names)):
         recipe = dict(zip(names, values, strict=True))
         alone = synthetic_spaces.plan_of(dataclasses.replace(space, **recipe))
-        here = scored[(scored[shown] == pd.Series(recipe)[shown]).all(axis="columns")] if shown else scored
+        here = scored[(scored[shown] == pd.Series(recipe)[shown]).all(axis="columns")]
         for row, kind in (("dense", "dense"), ("lth", "sparse"), ("naive", "sparse"), ("reinit", "sparse")):
             expected = {
                 key for key, job in alone.jobs.items() if job.kind == kind and row in (kind, alone.cells[key].method)

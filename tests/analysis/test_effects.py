@@ -159,7 +159,7 @@ def controlled():
         for rewind in (10, 50)
         for line in synthetic.cell({"naive": NAIVE, "permuted": PERMUTED, "lth": LTH, **CONTROLS}, rewind=rewind)
     ]
-    return synthetic.runs(both + synthetic.cell({"reinit": [78.0, 79.5, 79.0]}, rewind=0))
+    return synthetic.runs(both + synthetic.cell({"reinit": [78.0, 79.5, 79.0]}, rewind=None))
 
 
 @pytest.mark.parametrize("row", ["lth", "permuted", *CONTROLS])

@@ -213,7 +213,8 @@ def test_runs_that_nothing_tells_apart_are_reported(frame):
 
 
 def test_reinit_stands_beside_every_rewind_epoch(frame):
-    fresh = frame[(frame["method"] == "naive") & (frame["rewind_epoch"] == 0)].assign(method="reinit")
+    fresh = frame[(frame["method"] == "naive") & (frame["rewind_epoch"] == 0)]
+    fresh = fresh.assign(method="reinit", rewind_epoch=pd.NA).astype({"rewind_epoch": "Int64"})
     table = accuracy_table.table(pd.concat([frame, fresh], ignore_index=True))
     assert len(table) == 8
     assert set(table["reinit_n"]) == {3}

@@ -52,7 +52,7 @@ def sparse(
     pair: tuple[int, int] = PAIRS[0],
     *,
     sparsity: float = 0.9,
-    rewind: int = 10,
+    rewind: int | None = 10,
     **more: Any,
 ) -> dict[str, Any]:
     """Return a sparse job that reached an accuracy (percent)."""

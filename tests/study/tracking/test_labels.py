@@ -117,7 +117,7 @@ def test_a_retrained_round_says_from_where() -> None:
 
 
 def test_a_net_without_rewinding_is_not_called_by_an_epoch_of_the_grid() -> None:
-    assert named(small(method="reinit", rewind_epoch=(3, 5)))[SPARSE] == {"reinit · w1 · S=50% · k=0 · A0→B1"}
+    assert named(small(method="reinit", rewind_epoch=(3, 5)))[SPARSE] == {"reinit · w1 · S=50% · A0→B1"}
 
 
 def elsewhere(method: str, **settings: Any) -> Cell:
@@ -254,7 +254,7 @@ def test_params_of_a_plane() -> None:
         ("dense", {}),
         ("imp", {"sparsity": "0.5"}),
         ("lth", {"sparsity": "0.5", "rewind_epoch": 5}),
-        ("reinit", {"sparsity": "0.5", "rewind_epoch": 0}),
+        ("reinit", {"sparsity": "0.5"}),
         ("permuted", {"sparsity": "0.5", "rewind_epoch": 5, "matcher": "activation", "match_epoch": -1}),
     ],
 )
