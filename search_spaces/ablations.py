@@ -2,7 +2,7 @@
 
 Command:  python -m study.run --space mask_controls --data-dir DIR   (likewise the others)
 Jobs:     early_matching 162 (19,170 epochs), matcher_ablation 318 (31,980), match_images 312 (36,060),
-          mask_controls 396 (40,680), mask_transfer 117 (13,530).
+          mask_controls 396 (39,480), mask_transfer 117 (13,530).
 Expect:   early_matching (paper, table 15): gains of 0.1 to 0.7 points over naive, mostly within one standard deviation,
           at every epoch of matching. mask_transfer (rebuttal, table 16): permuted is ahead of naive in 5 of 8 cells,
           with much noise. matcher_ablation, match_images and mask_controls have no counterpart in the paper.

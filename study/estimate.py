@@ -120,7 +120,8 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
     classes = {key: (plan.jobs[key].kind, task.model, task.width, task.dataset) for key, task in tasks.items()}
     ratios: dict[tuple[str, str, float, str], list[float]] = defaultdict(list)
     for key, kind in classes.items():
-        if key in published and len(ratios[kind]) < SAMPLES_PER_CLASS:
+        whole = None in plan.closure.outputs[key]
+        if whole and key in published and len(ratios[kind]) < SAMPLES_PER_CLASS:
             seconds = _measured(store, key)
             if seconds is not None:
                 ratios[kind].append(seconds / first[key])
@@ -293,8 +294,8 @@ def _seconds(plan: Plan, job: Job, forward: Callable[[int, int], float]) -> floa
         return SECONDS_PER_JOB + config.points * (test + measured + correction)
     steps = 3 * forward(facts.train_images, config.recipe.batch_size)
     epoch = steps / plan.workers(job.key) + test  # the leader evaluates; what the workers exchange is not counted
-    measuring = forward(facts.train_images, batch) + 2 * test
-    return SECONDS_PER_JOB + config.recipe.epochs * epoch + measuring
+    measuring = (forward(facts.train_images, batch) + 2 * test) * (None in plan.closure.outputs[job.key])
+    return SECONDS_PER_JOB + plan.closure.epochs(job.key) * epoch + measuring
 
 
 def duration(seconds: float) -> str:

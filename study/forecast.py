@@ -95,7 +95,7 @@ def print_plan(
         keys = [key for key, job in plan.jobs.items() if kind in (job.kind, "all")]
         left = [key for key in keys if key in todo]
         if keys:
-            epochs, seconds = sum(plan.jobs[key].epochs for key in left), estimates.total(left)
+            epochs, seconds = sum(plan.jobs[key].epochs_to(todo[key]) for key in left), estimates.total(left)
             row = f"{len(keys):>8}{len(keys) - len(left):>11}{len(left):>8}{epochs:>12,}{duration(seconds):>14}"
             print(f"  {kind:<8}{row}")
     print(

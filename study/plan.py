@@ -65,7 +65,7 @@ class Plan:
     @property
     def epochs(self) -> int:
         """Total epochs of all jobs of the plan."""
-        return sum(job.epochs for job in self.jobs.values())
+        return sum(map(self.closure.epochs, self.jobs))
 
 
 def make_plan(
@@ -112,7 +112,8 @@ def make_plan(
         job = target(cell)
         requests += 1
         if job.key not in own_epochs:
-            own_epochs[job.key] = sum(each.epochs for each in Closure([Ref(job)]).jobs.values())
+            alone = Closure([Ref(job)])
+            own_epochs[job.key] = sum(map(alone.epochs, alone.jobs))
         separate += own_epochs[job.key]
         ask(job, cell)
         if job.kind == schema.SPARSE and "lth" in space.method and job.key not in lth_keys:

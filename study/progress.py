@@ -72,7 +72,7 @@ class Progress:
         if self._last_step is None:
             self._last_step = time.monotonic()
         host, _, _ = str(row.get("hostname", "")).partition(".")
-        epochs, accuracy = self._plan.jobs[key].epochs, row.get(schema.TEST_ACCURACY)
+        epochs, accuracy = self._all_epochs(key), row.get(schema.TEST_ACCURACY)
         epoch = min(row.get("epoch", 0), epochs)
         if epoch:  # 0 while the job waits, whatever it has done before
             self._epochs[key], self._before[key] = epoch, min(self._before.get(key, epochs), epoch - 1)
@@ -136,7 +136,7 @@ class Progress:
         kinds = self._kinds()
         states = sum(kinds.values(), Counter())
         parts = [f"{kind} {each[DONE]}/{each.total()}" for kind, each in kinds.items()]
-        if epochs := sum(self._plan.jobs[key].epochs for key in self._searcher.state):
+        if epochs := sum(map(self._all_epochs, self._searcher.state)):
             parts.append(f"epochs {sum(map(self._epochs_done, self._searcher.state)):,}/{epochs:,}")
         text = f"{duration(time.monotonic() - self._started):>10}  done: {', '.join(parts)}"
         text += f"; {states[RUNNING]} running, {_waiting(states)} waiting"
@@ -166,12 +166,15 @@ class Progress:
             found[self._plan.jobs[key].kind][state] += 1
         return {kind: states for kind, states in found.items() if states}
 
+    def _all_epochs(self, key: str) -> int:
+        return self._plan.jobs[key].epochs_to(self._searcher.todo[key])
+
     def _epochs_done(self, key: str) -> int:
-        return self._plan.jobs[key].epochs if self._searcher.state[key] == DONE else self._epochs.get(key, 0)
+        return self._all_epochs(key) if self._searcher.state[key] == DONE else self._epochs.get(key, 0)
 
     def _share(self, epochs: int, key: str) -> float:
         """Return the fraction that some epochs are of a job's epochs; 0 for a job without epochs."""
-        return epochs / max(1, self._plan.jobs[key].epochs)
+        return epochs / max(1, self._all_epochs(key))
 
     def seconds_left(self) -> float | None:
         """Return the estimated seconds to the end; None if nothing is left."""

@@ -77,7 +77,7 @@ class Status:
     @property
     def done(self) -> dict[str, float]:
         """Key of a running job -> the fraction of its epochs that is done."""
-        epochs = {key: self.plan.jobs[key].epochs for key in self.leases}
+        epochs = {key: self.plan.closure.epochs(key) for key in self.leases}
         return {key: lease["note"].get("step", 0) / epochs[key] for key, lease in self.leases.items() if epochs[key]}
 
 
@@ -165,7 +165,7 @@ def _pace(status: Status) -> list[str]:
     if not counts[RUNNING] + counts[WAITING]:
         return []
     recent = status.recent
-    epochs = sum(status.plan.jobs[key].epochs for key in recent)
+    epochs = sum(map(status.plan.closure.epochs, recent))
     pace = f"last {duration(RATE_SECONDS)}: {len(recent)} jobs, {epochs:,} epochs"
     number = max(1, len(status.leases))
     at_a_time = f"{number} job{'s' * (number > 1)} at a time"
@@ -175,8 +175,8 @@ def _pace(status: Status) -> list[str]:
 def _running(status: Status) -> list[str]:
     text = []
     for key, lease in list(status.leases.items())[:SHOWN]:
-        job, note, name = status.plan.jobs[key], lease["note"], name_in(status.plan, key)
-        epoch = f"epoch {note.get('step', 0)}/{job.epochs}, " if job.epochs else ""
+        epochs, note, name = status.plan.closure.epochs(key), lease["note"], name_in(status.plan, key)
+        epoch = f"epoch {note.get('step', 0)}/{epochs}, " if epochs else ""
         host = host_of(lease["owner"])
         seen = duration(status.now - lease["renewed"])
         text.append(

@@ -18,7 +18,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Container, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar, get_args
@@ -90,8 +91,12 @@ class Job:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs that the job trains; 0 for measurements."""
+        """Number of epochs to the final result; 0 for measurements."""
         return self.config.recipe.epochs if isinstance(self.config, TRAINING_CONFIGS) else 0
+
+    def epochs_to(self, outputs: Collection[int | None]) -> int:
+        """Return the number of epochs that the job trains to publish some of its outputs; None is the final result."""
+        return self.epochs if None in outputs else max((epoch for epoch in outputs if epoch is not None), default=0)
 
 
 @lru_cache(maxsize=1 << 16)  # a grid's cells share most of their jobs
@@ -361,6 +366,8 @@ class Closure:
         """The requested outputs."""
         self.jobs: dict[str, Job] = {}
         """Key -> job, parents before their children."""
+        self.outputs: defaultdict[str, set[int | None]] = defaultdict(set)
+        """Key of a job -> its outputs that are requested or that other jobs take; None is the final result."""
         self._seen: set[str] = set()
         for root in roots:
             self.add(root)
@@ -368,6 +375,7 @@ class Closure:
     def add(self, root: Ref) -> list[Job]:
         """Request an output; return the jobs that this adds to the closure, parents first."""
         self.roots.append(root)
+        self.outputs[root.job.key].add(root.epoch)
         added: list[Job] = []
         # Depth first with an explicit stack: a chain of pruning rounds can be longer than Python's recursion limit.
         stack = [(root.job, False)]
@@ -376,11 +384,17 @@ class Closure:
             if parents_done:
                 self.jobs[job.key] = job
                 added.append(job)
+                for _, ref in job.parents:
+                    self.outputs[ref.job.key].add(ref.epoch)
             elif job.key not in self._seen:
                 self._seen.add(job.key)
                 stack.append((job, True))
                 stack.extend((ref.job, False) for _, ref in reversed(job.parents))
         return added
+
+    def epochs(self, key: str) -> int:
+        """Return the number of epochs that a job trains, which are all only if something takes its final result."""
+        return self.jobs[key].epochs_to(self.outputs[key])
 
     def todo(self, published: Container[str]) -> dict[str, set[int | None]]:
         """Return the missing outputs of each job that has to be computed.

@@ -469,7 +469,14 @@ class PlanSearcher:
         if self._most_nets(self._group(key)) == 1 or not self._is_stackable(key):
             return []
         ready = sorted(entry for entry in self._ready if entry[2] != key and self._is_stackable(entry[2]))
-        return [other for _, _, other in ready if _are_alike(job, self.plan.jobs[other])]
+        return [
+            other for _, _, other in ready if _are_alike(job, self.plan.jobs[other]) and self._take_as_long(key, other)
+        ]
+
+    def _take_as_long(self, key: str, other: str) -> bool:
+        """Return whether two jobs train for about as many epochs."""
+        mine, its = (self.plan.jobs[each].epochs_to(self.todo[each]) for each in (key, other))
+        return min(mine, its) >= LIKE_LENGTH * max(mine, its)
 
     def _nets(self, key: str, like: int) -> int:
         """Return how many networks share the next trial: a job's and those of some of the `like` ready ones."""
@@ -645,7 +652,7 @@ class PlanSearcher:
 
 
 def _are_alike(job: Job, other: Job) -> bool:
-    """Return whether the networks of two training jobs can be stacked and train for about as many epochs."""
+    """Return whether the networks of two training jobs can be stacked."""
     mine, its = job.config, other.config
     assert isinstance(mine, TRAINING_CONFIGS)
     assert isinstance(its, TRAINING_CONFIGS)
@@ -653,5 +660,4 @@ def _are_alike(job: Job, other: Job) -> bool:
         mine.task == its.task
         and mine.recipe.batch_size == its.recipe.batch_size
         and Way.of(mine.recipe) == Way.of(its.recipe)
-        and min(job.epochs, other.epochs) >= LIKE_LENGTH * max(job.epochs, other.epochs)
     )

@@ -19,8 +19,8 @@ from trainables.storage.store import Store
 def stored_runs(plan: Plan, store: Store, fresh: Collection[str] = ()) -> pd.DataFrame:
     """Return the frame that :func:`analysis.load.runs` returns once MLflow has everything, without asking MLflow.
 
-    The frame has one row per job of the plan, whether or not the job is published, and the columns, types and
-    ``attrs`` of the frame from MLflow. These differ:
+    The frame has one row per job, whether or not the job is published, and the columns, types and ``attrs`` of the
+    frame from MLflow. A job of which the plan needs no final result has a row only if it has failed. These differ:
 
     - ``run_id`` is the job's key, because the store does not know MLflow's.
     - ``started`` is the job's end minus its computing time; MLflow has the real start of a job that it saw running.
@@ -50,7 +50,7 @@ def stored_runs(plan: Plan, store: Store, fresh: Collection[str] = ()) -> pd.Dat
     for key in plan.jobs.keys() - results.keys():
         if key in failed and (note := store.failure(key)) is not None:
             records.append(_record(specs[key], FAILED, {schema.TAG_ERROR: note["error"]}, ended=note.get("at")))
-        else:
+        elif None in plan.closure.outputs[key]:
             records.append(_record(specs[key], SCHEDULED, {}))
     order = {key: place for place, key in enumerate(plan.jobs)}
     records.sort(key=lambda record: (record.started is None, record.started or 0, order[record.run_id]))

@@ -182,7 +182,7 @@ JOBS = {
     "early_matching": (162, 19_170),
     "matcher_ablation": (318, 31_980),
     "match_images": (312, 36_060),
-    "mask_controls": (396, 40_680),
+    "mask_controls": (396, 39_480),
     "mask_transfer": (117, 13_530),
     "mode_connectivity": (630, 19_500),
     "ensemble_diversity": (90, 7_375),

@@ -77,6 +77,18 @@ def test_more_work_takes_longer(store: Store, kind: str) -> None:
     assert more_epochs > 1.5 * first
 
 
+def test_a_net_takes_as_long_as_what_is_needed_of_it(store: Store) -> None:
+    plan = plan_of(method=("dense", "naive", "reinit"), rewind_epoch=5)
+    seconds = guess(plan, store)
+    whole, early, fresh = sorted((seconds[key] for key in of_kind(plan, DENSE)), reverse=True)
+    assert fresh == pytest.approx(SECONDS_PER_JOB)
+    assert (early - fresh) / (whole - fresh) == pytest.approx(5 / 20, rel=0.2), (
+        "20 epochs, and the measuring at the end"
+    )
+    publish(store, next(key for key in of_kind(plan, DENSE) if seconds[key] == fresh), 100 * whole)
+    assert estimate(plan, store, store.keys()).measured == 0, "more than was needed of it took that time"
+
+
 def test_measuring_more_points_and_images_takes_longer(store: Store) -> None:
     few, many = (plan_of(interpolation_points=points) for points in (3, 31))
     assert guess(many, store)[of_kind(many, CONNECT)[0]] > guess(few, store)[of_kind(few, CONNECT)[0]]

@@ -103,12 +103,14 @@ def test_every_matcher_and_correction_of_a_grid_is_measured() -> None:
 
 
 def test_separate_epochs_by_hand() -> None:
-    # Dense: 20 epochs. Rounds to 0.5 (0.2, 0.36, 0.488, 0.5): 4 x 2 = 8. Sparse from epoch 5: 15.
-    alone = {"dense": 20, "lth": 20 + 8 + 15, "naive": 2 * 20 + 8 + 15, "permuted": 2 * 20 + 8 + 15}
-    plan = make_plan(small())
-    assert plan.requests == 4
+    # Dense: 20 epochs, but 5 for the B of a naive net. Rounds to 0.5 (0.2, 0.36, 0.488, 0.5): 4 x 2 = 8. Sparse from
+    # epoch 5: 15. A reinitialised net starts from epoch 0 of a third net.
+    alone = {"dense": 20, "lth": 20 + 8 + 15, "naive": 20 + 5 + 8 + 15, "permuted": 2 * 20 + 8 + 15}
+    alone |= {"reinit": 20 + 0 + 8 + 20}
+    plan = make_plan(small(method=tuple(alone)))
+    assert plan.requests == 5
     assert plan.separate_epochs == sum(alone.values())
-    assert plan.epochs == 2 * 20 + 8 + 3 * 15
+    assert plan.epochs == 2 * 20 + 8 + 3 * 15 + 20
     for method, epochs in alone.items():
         single = make_plan(small(method=method))
         assert (single.epochs, single.separate_epochs) == (epochs, epochs)
@@ -233,7 +235,7 @@ def test_members_of_an_ensemble_are_cells_of_the_plan() -> None:
         SPARSE: 3 * 3,
         ENSEMBLE: len(methods),
     }
-    assert plan.separate_epochs == 3 * (20 + (20 + 2) + (20 + 2 + 15) + 2 * (2 * 20 + 2 + 15))
+    assert plan.separate_epochs == 3 * (20 + (20 + 2) + (20 + 2 + 15) + (2 * 20 + 2 + 15) + (20 + 5 + 2 + 15))
 
 
 def test_a_member_is_known_by_its_own_cell() -> None:

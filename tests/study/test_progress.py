@@ -102,6 +102,15 @@ def test_line_at_the_start_and_at_the_end(plan: Plan) -> None:
     assert progress.seconds_left() is None
 
 
+def test_epochs_that_nobody_needs_are_not_counted() -> None:
+    plan = make_plan(tiny_space(method=("dense", "naive"), rewind_epoch=1))
+    searcher, progress = new_progress(plan)
+    assert f"epochs 0/{plan.epochs};" in progress.line()
+    assert plan.epochs < sum(job.epochs for job in plan.jobs.values()), "net B trains up to its rewind epoch"
+    finish(searcher, len(plan.jobs))
+    assert f"epochs {plan.epochs}/{plan.epochs};" in progress.line()
+
+
 def test_line_counts_running_failed_and_blocked(plan: Plan) -> None:
     searcher, progress = new_progress(plan)
     first = searcher.suggest("first")

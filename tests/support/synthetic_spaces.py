@@ -103,7 +103,7 @@ def write_space(
     for number, key in enumerate(plan.jobs):
         job, cell = plan.jobs[key], plan.cells[key]
         state = status(job, cell)
-        if state is not None:
+        if state is not None and None in plan.closure.outputs[key]:
             _add_run(rows, plan, results, places, key, state, number, int(experiment), artifacts)
     rows.insert(folder)
     return plan

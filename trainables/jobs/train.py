@@ -152,8 +152,7 @@ def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Course
     # A checkpoint later than a missing state is of no use: training must pass through that state.
     session = _Session(job, data, training, context, latest=min(states, default=config.recipe.epochs))
     publish_state(training.epoch)
-    stop = config.recipe.epochs if None in missing else max(states, default=0)
-    yield from session.epochs(stop, publish_state)
+    yield from session.epochs(job.epochs_to(missing), publish_state)
     if None in missing:
         session.publish({})
 

@@ -168,6 +168,15 @@ def test_unlike_networks_are_not_stacked() -> None:
         assert first.seed != second.seed
 
 
+def test_networks_of_which_only_an_early_state_is_needed_are_stacked_among_themselves() -> None:
+    space = tiny_space(method=("dense", "reinit"), seeds=(0, 1), stacked=True)
+    plan = make_plan(space)
+    searcher = new_searcher(plan)
+    stacks = [keys_of(searcher.suggest(f"t{number}")) for number in range(2)]
+    assert {len(stack) for stack in stacks} == {2}
+    assert all(len({plan.closure.epochs(key) for key in stack}) == 1 for stack in stacks)
+
+
 # --- how they end -----------------------------------------------------------------------------------------------------
 def first_stack(searcher: PlanSearcher) -> list[str]:
     """Start the first trial, "t"; return the keys of its jobs."""

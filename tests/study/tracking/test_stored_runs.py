@@ -82,6 +82,15 @@ def test_every_job_has_a_row_whatever_became_of_it(plan: Plan, own_copy: Store) 
     assert pd.isna(frame.loc[waiting.key, schema.TEST_ACCURACY])
 
 
+def test_a_net_of_which_only_a_state_is_needed_is_no_run_to_come(tmp_path: Path) -> None:
+    plan, store = make_plan(tiny_space(method=("dense", "reinit"))), Store(tmp_path)
+    frame = stored_runs(plan, store).set_index("key")
+    (only_its_state,) = plan.jobs.keys() - frame.index
+    assert plan.closure.outputs[only_its_state] == {0}
+    store.record_failure(only_its_state, {"error": "no memory", "at": 1_700_000_000_000})
+    assert stored_runs(plan, store).set_index("key").loc[only_its_state, "status"] == "FAILED"
+
+
 def test_nothing_at_all_is_a_frame_of_jobs_to_come(plan: Plan, own_copy: Store) -> None:
     without(own_copy, *plan.jobs.values())
     assert set(stored_runs(plan, own_copy)["status"]) == {"SCHEDULED"}
