@@ -295,7 +295,8 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
 def pretended_cuda() -> Iterator[Traffic]:
     """Pretend that this machine has a GPU, until the block ends; yield what passes between it and the host."""
     traffic = Traffic()
-    stream = SimpleNamespace(synchronize=traffic.wait, wait_stream=lambda other: None)
+    event = SimpleNamespace(synchronize=traffic.wait)
+    stream = SimpleNamespace(synchronize=traffic.wait, wait_stream=lambda other: None, record_event=lambda: event)
     answers: dict[str, Callable[..., Any]] = {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,

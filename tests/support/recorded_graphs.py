@@ -33,17 +33,25 @@ class Recorded:
         self.log.append((self, what))
 
     @contextmanager
-    def entered(self, *inputs: Tensor) -> Iterator[None]:
+    def entered(self) -> Iterator[None]:
         self._note("entered")
         yield
-        self._note(f"left with {len(inputs)}")
+        self._note("left")
 
     def join(self) -> None:
         self._note("joined")
 
-    def capture(self, work: Callable[[], None]) -> None:
-        with _Recorder(self._calls):
+    def rehearse(self, work: Callable[[], None]) -> None:
+        with _Waiting():
             work()
+        self._note("rehearsed")
+
+    def capture(self, work: Callable[[], None]) -> None:
+        try:
+            with _Recorder(self._calls):
+                work()
+        except RuntimeError:  # CUDA says at the end of a capture that there was an error, and not which one
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
         self._note("captured")
 
     @torch.no_grad()
@@ -55,6 +63,15 @@ class Recorded:
                     if isinstance(old, Tensor):
                         old.copy_(new)
         self._note("replayed")
+
+
+class _Waiting(TorchDispatchMode):
+    """Raises as PyTorch does where it is told to, when the host reads a number of the GPU's."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return function(*arguments, **(named or {}))
 
 
 class _Recorder(TorchDispatchMode):

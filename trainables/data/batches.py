@@ -8,6 +8,7 @@ costs almost nothing. Neither the size of the chunks nor where their images come
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES: Final = 8 * 2**20
 """float32 bytes prepared at once. Larger chunks exceed the processor's cache, smaller ones cost more calls."""
+CHUNKS_AHEAD: Final = 8
+"""How many chunks the host copies to a GPU before the GPU has used them. Each takes pinned memory of the host."""
 RESIDENT_BYTES: Final = 16 * 2**30
 RESIDENT_SHARE: Final = 1 / 4
 """A split that takes more bytes, or a larger share of the device's memory, stays mapped from its file; its chunks are
@@ -227,8 +230,13 @@ def _on_device(split: Split, chunks: Iterable[Tensor | slice], device: torch.dev
         return
     else:
         fetched = one_ahead(pinned if device.type == "cuda" else gathered, chunks)
+    used: deque[torch.cuda.Event] = deque()
     for images, labels in fetched:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        if device.type == "cuda":
+            used.append(torch.cuda.current_stream(device).record_event())
+            if len(used) > CHUNKS_AHEAD:
+                used.popleft().synchronize()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -129,7 +129,7 @@ class Training:
         with tensor_float(self.recipe.precision == TF32), measured_convolutions():
             yield
 
-    def steps(self) -> Iterator[Batch]:
+    def steps(self) -> Generator[Batch, None, None]:
         """Yield the batches of the next epoch; the learning rate is set before each one.
 
         The caller computes a batch's gradients and calls :meth:`update`. :meth:`finish_epoch` ends the epoch.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -91,26 +92,39 @@ class MaskedSGD:
         """Name of a parameter -> its momentum, not a copy; empty before the first step and without momentum."""
         return dict(self._momenta)
 
+    @torch.no_grad()
     def set_momenta(self, momenta: Mapping[str, Tensor]) -> None:
         """Copy `momenta` (as :attr:`momenta` gives them) into this optimiser's own; those that are missing become 0."""
         for name, parameter in self._parameters.items():
             if name not in self._momenta and name in momenta:
                 self._momenta[name] = torch.empty_like(parameter, requires_grad=False)
-        for name, buffer in self._momenta.items():
-            if name in momenta:
-                buffer.copy_(momenta[name])
-            else:
-                buffer.zero_()
+        copy_all((buffer, momenta[name]) for name, buffer in self._momenta.items() if name in momenta)
+        if missing := [buffer for name, buffer in self._momenta.items() if name not in momenta]:
+            torch._foreach_zero_(missing)
 
     def take_over(self, other: MaskedSGD) -> None:
         """Copy mask, momenta and learning rate from the optimiser of a network of the same architecture.
 
         This optimiser's mask must name every parameter that the other's names.
         """
-        for name, factor in self._keep.items():
-            if name in other._keep:
-                factor.copy_(other._keep[name])
-            else:
-                factor.fill_(1.0)
+        copy_all((factor, other._keep[name]) for name, factor in self._keep.items() if name in other._keep)
+        if unmasked := [factor for name, factor in self._keep.items() if name not in other._keep]:
+            torch._foreach_zero_(unmasked)
+            torch._foreach_add_(unmasked, 1.0)
         self.set_momenta(other.momenta)
         self.rate = other.rate
+
+
+@torch.no_grad()
+def copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copy tensors into others, (target, source), in as few kernels as possible: those of one type take one call.
+
+    A single call for several types would take a kernel for each tensor.
+    """
+    by_type: defaultdict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+    for target, source in pairs:
+        targets, sources = by_type[target.dtype]
+        targets.append(target)
+        sources.append(source)
+    for targets, sources in by_type.values():
+        torch._foreach_copy_(targets, sources)

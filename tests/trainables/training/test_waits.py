@@ -106,14 +106,19 @@ def test_stacked_networks_wait_no_more_often_than_one() -> None:
         assert len(traffic.waits) == 1, traffic.waits
 
 
-def test_images_that_do_not_fit_into_memory_come_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ahead", "waits"), [(3, 0), (2, 1), (0, 3)])
+def test_the_host_waits_for_the_gpu_only_where_it_is_too_many_images_ahead(
+    ahead: int, waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images do not fit into the GPU's memory, so that each chunk is sent."""
     monkeypatch.setattr(batches, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(batches, "CHUNKS_AHEAD", ahead)
     with pretended_cuda() as traffic:
         own = training(3).batches
         traffic.clear()
         seen = list(own.epoch(0))
         assert all(part.is_cuda for batch in seen for part in batch)
-    assert not traffic.waits
+    assert len(traffic.waits) == waits
     assert len(traffic.to_device) == 3 + 2 * 3, "the draws, and images and labels of each chunk"
 
 

@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
-from trainables.errors import Verdict, first_line, verdict
+from trainables.errors import Verdict, causes, first_line, verdict
 from trainables.training.engines import GPU, plain
 from trainables.training.loop import Training
-from trainables.training.optimizer import MaskedSGD
+from trainables.training.optimizer import MaskedSGD, copy_all
 
 _WARM_UP: Final = 3
 """Steps before a capture, in which PyTorch allocates, and cuDNN chooses its algorithms."""
@@ -64,7 +66,8 @@ class Trainer(plain.Trainer):
         """Train one or several networks for one epoch."""
         if self._uncapturable:
             return super().train_epoch(trainings)
-        batches = zip(*(training.steps() for training in trainings), strict=True)
+        each = [training.steps() for training in trainings]
+        batches = zip(*each, strict=True)
         first = next(batches)
         try:
             steps = [_captured(training, *batch) for training, batch in zip(trainings, first, strict=True)]
@@ -72,9 +75,12 @@ class Trainer(plain.Trainer):
             if verdict(error) is Verdict.OUT_OF_GPU_MEMORY and len(trainings) > 1:
                 self.free_idle_memory()
                 raise  # so that fewer networks share the next trial
-            reason = first_line(error)
+            # A capture that ends badly says only that there was an error; its cause is the context.
+            reason = ", after ".join(dict.fromkeys(first_line(cause) for cause in causes(error, contexts=True)))
         else:
             return _train(steps, trainings, chain([first], batches))
+        for unused in each:
+            unused.close()  # which ends the processes that decode its images
         return [_train_plainly(training, reason) for training in trainings]
 
 
@@ -151,8 +157,9 @@ class _Step:
         self._autocast, self._micro_batches = training.autocast(), training.micro_batches
         self._lane = Lane(training.device)
         with self._lane.entered():
-            for _ in range(_WARM_UP):
+            for _ in range(_WARM_UP - 1):
                 self._compute()
+            self._lane.rehearse(self._compute)
         self._lane.capture(self._compute)
         self._check(training)
         self._network.zero_grad(set_to_none=True)  # the graph has gradients of its own
@@ -184,19 +191,22 @@ class _Step:
     def _weights(self) -> Tensor:
         return torch.cat([parameter.detach().flatten() for parameter in self._network.parameters()])
 
-    @torch.no_grad()
     def load(self, training: Training) -> None:
         """Copy a network here, with its mask, momenta and learning rate, and set the sums to zero."""
-        torch._foreach_copy_(_tensors(self._network), _tensors(training.model))
+        copy_all(zip(_tensors(self._network), _tensors(training.model), strict=True))
         self._optimizer.take_over(training.optimizer)
         self._loss.zero_()
         self._hits.zero_()
 
     def replay(self, images: Tensor, labels: Tensor, rate: float) -> None:
         """Take a step on a batch at a learning rate; the host does not wait for it."""
-        with self._lane.entered(images, labels):
+        with self._lane.entered():
             self._images.copy_(images)
             self._labels.copy_(labels)
+        # The next batches get this one's memory once it has been copied. Otherwise the memory of all batches that the
+        # host is ahead by would be in use, up to a whole epoch.
+        self._lane.join()
+        with self._lane.entered():
             self._optimizer.rate = rate
             self._lane.replay()
 
@@ -204,13 +214,12 @@ class _Step:
         """Let the current stream wait for the steps; the host does not wait."""
         self._lane.join()
 
-    @torch.no_grad()
     def store(self, training: Training) -> tuple[float, float]:
         """Copy the network back with its momenta; return the sums of losses and hits since :meth:`load`.
 
         Call :meth:`join` first.
         """
-        torch._foreach_copy_(_tensors(training.model), _tensors(self._network))
+        copy_all(zip(_tensors(training.model), _tensors(self._network), strict=True))
         training.optimizer.set_momenta(self._optimizer.momenta)
         mean_losses, right = torch.stack((self._loss, self._hits)).tolist()  # the host waits once
         return mean_losses, right
@@ -228,18 +237,18 @@ class Lane:
         """Return whether a device can capture work."""
         return device.type == GPU
 
+    _unused: ClassVar[list[torch.cuda.Stream]] = []
+    """Streams of lanes that are gone. cuBLAS keeps a workspace for every stream that it has been used on."""
+
     def __init__(self, device: torch.device) -> None:
-        """Open a stream on a device."""
+        """Open a stream on a device, the same one as all other lanes of this process."""
         self._device, self._graph = device, torch.cuda.CUDAGraph()
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = self._unused.pop() if self._unused else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        weakref.finalize(self, self._unused.append, self._stream)
 
     @contextmanager
-    def entered(self, *inputs: Tensor) -> Iterator[None]:
-        """Queue the block's work on the stream, after all work that the current stream has been given so far.
-
-        Args:
-            *inputs: tensors that the block reads; their memory is kept until the stream has read them.
-        """
+    def entered(self) -> Iterator[None]:
+        """Queue the block's work on the stream, after all work that the current stream has been given so far."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         try:
             with torch.cuda.stream(self._stream):
@@ -247,12 +256,27 @@ class Lane:
         except BaseException:
             self.join()  # others get the memory on which the abandoned work is still computing
             raise
-        for each in inputs:
-            each.record_stream(self._stream)
 
     def join(self) -> None:
         """Let the current stream wait for this one; the host does not wait."""
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def rehearse(self, work: Callable[[], None]) -> None:
+        """Do `work` as a capture would; call it within :meth:`entered`.
+
+        A capture that fails leaves the allocator of PyTorch 2.11 unable to free memory, so it must not be tried.
+
+        Raises:
+            RuntimeError: the host waits for the GPU, which no graph can repeat.
+        """
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it does not notice every wait; the capture notices the others
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
     def capture(self, work: Callable[[], None]) -> None:
         """Capture the kernels that `work` launches, without computing them."""
