@@ -229,12 +229,15 @@ def test_precision_of_the_recipe_holds_in_the_steps_and_nowhere_else(
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     seen = []
+
+    def noted(*of_pass: Any) -> None:
+        seen.append((torch.backends.cudnn.allow_tf32, of_pass[2].dtype))
+
     nets = [net(seed, double=False, precision=precision) for seed in (0, 1)]
-    nets[0].model.register_forward_hook(
-        lambda *of_pass: seen.append((torch.backends.cudnn.allow_tf32, of_pass[2].dtype))
-    )
+    for each in nets:
+        each.model.register_forward_hook(noted)
     ends = train_epoch(nets)
-    assert seen == [(rounded, dtype or torch.float32)] * STEPS
+    assert seen == [(rounded, dtype or torch.float32)] * STEPS, "of the network that computes for both"
     assert torch.backends.cudnn.allow_tf32
     assert not torch.is_autocast_enabled("cpu")
     assert all(math.isfinite(end()[TEST_LOSS]) for end in ends)

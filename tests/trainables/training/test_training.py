@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from recorded_graphs import Recorded
+from small_nets import small_model
 from tiny_study import python
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, gelu, relu
 from waiting import HANG_SECONDS
 
 from trainables.config import Recipe
@@ -22,10 +24,10 @@ from trainables.data import load_dataset
 from trainables.data.batches import EvalBatches, TrainBatches
 from trainables.host.toolchain import find_compiler
 from trainables.masks import layerwise_random_mask, magnitude_mask
-from trainables.models import build_model
+from trainables.models import MODELS, build_model
 from trainables.schema import TEST_LOSS, TRAIN_LOSS
 from trainables.storage.artifacts import pack, pack_checkpoint, unpack_checkpoint
-from trainables.training.engines import ENGINES, compiled, cuda_graph
+from trainables.training.engines import ENGINES, compiled, cuda_graph, plain
 from trainables.training.loop import Diverged, Training
 from trainables.training.schedule import learning_rate
 
@@ -188,6 +190,39 @@ def test_only_a_recipe_that_says_so_is_compiled_and_its_code_serves_the_whole_ar
     assert asked == ["reset", first.model, second.model]
     other = start(recipe, model=new_model("mlp"))
     assert asked[3:] == ["reset", other.model]
+
+
+class Own(nn.Module):
+    """A network whose attributes are of every kind."""
+
+    def __init__(self, **changes: object) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+        attributes = {"act": relu, "scales": [1, 2.0], "names": {"a": (True, None)}, "constant": CONSTANT}
+        vars(self).update(attributes | changes)
+
+
+CONSTANT = torch.ones(2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_networks_of_a_model_have_one_architecture(name: str) -> None:
+    one, other = small_model(name, 0), small_model(name, 1)
+    assert plain.architecture(one) == plain.architecture(other) == plain.architecture(copy.deepcopy(one))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"act": gelu}, {"scales": [1, 2]}, {"names": {"a": (1, None)}}, {"constant": torch.ones(2)}, {"more": 1}],
+    ids=str,
+)
+def test_networks_that_may_compute_something_else_have_another_architecture(changes: dict[str, object]) -> None:
+    own = plain.architecture(Own())
+    assert own == plain.architecture(Own())
+    assert own != plain.architecture(Own(**changes))
+    hooked = Own()
+    hooked.fc.register_forward_hook(lambda *_: None)
+    assert own != plain.architecture(hooked)
 
 
 def test_networks_with_other_batches_are_compiled_for_their_own_size(monkeypatch: pytest.MonkeyPatch) -> None:

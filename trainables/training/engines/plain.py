@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the conventional name
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from trainables.training.loop import Training
 
-_PLAIN = (bool, int, float, str, tuple, type(None))
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+"""Attributes of all modules: parameters, buffers, submodules and hooks."""
 
 
 class Trainer:
@@ -133,17 +135,40 @@ def at_least_single(logits: Tensor) -> Tensor:
 def architecture(model: nn.Module) -> Hashable:
     """Return a value that two networks share exactly if they compute the same function of parameters and buffers.
 
-    It has the type and the plain attributes of every module, and the name and memory layout of every tensor.
+    It has the type, attributes and hooks of every module, and the name and memory layout of every tensor. Attributes
+    other than numbers, texts and collections of them, such as functions, are the same only if they are the same object.
     """
-    modules = tuple((path, type(module), *_attributes(module)) for path, module in model.named_modules())
+    modules = tuple((path, type(module), _attributes(module)) for path, module in model.named_modules())
     tensors = (*model.named_parameters(), *model.named_buffers())
     return modules, tuple((name, each.dtype, each.shape, each.stride()) for name, each in tensors)
 
 
-def _attributes(module: nn.Module) -> list[tuple[str, str]]:
-    """Return the names and values of a module's plain attributes, such as stride and padding."""
-    found = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN) and name != "training"}
-    return [(name, repr(value)) for name, value in found.items()]
+def _attributes(module: nn.Module) -> Hashable:
+    """Return the names and values of a module's own attributes, such as stride and padding, and its hooks."""
+    own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+    hooks = {name: value for name, value in vars(module).items() if name.endswith("_hooks") and value}
+    return _comparable(own), tuple((name, _comparable(list(each.values()))) for name, each in hooks.items())
+
+
+def _comparable(value: object) -> Hashable:
+    if isinstance(value, Mapping):
+        return Mapping, tuple((repr(name), _comparable(each)) for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_comparable, value))
+    return repr(value) if value is None or isinstance(value, bool | int | float | str) else _Same(value)
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """An object that is equal to itself alone, however it compares: a tensor compares number by number."""
+
+    value: object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def likeness(training: Training) -> tuple[Hashable, ...]:
