@@ -116,20 +116,27 @@ class OurTrial:
     def launches(self) -> dict[str, float]:
         """Return what PyTorch's profiler counts per training step of all networks.
 
+        It is the difference between an epoch of few steps and one of a single step, both of which begin and end alike.
+
         Returns:
             ``kernels`` that the GPU runs, ``launches`` and ``synchronisations`` by the host.
         """
-        with self._few_steps(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-            train_epoch(self.trainings)
-            synchronize()
-        events = profiler.events() or []
-        by_host = [event.name for event in events if event.device_type.name == "CPU"]
-        counts = {
-            "kernels": sum(event.device_type.name == "CUDA" for event in events),
-            "launches": sum(name.startswith(_LAUNCHES) for name in by_host),
-            "synchronisations": sum(name.startswith("cuda") and "Synchronize" in name for name in by_host),
-        }
-        return {name: count / FEW_STEPS for name, count in counts.items()}
+        counts, most = [], min(FEW_STEPS, self.trainings[0].batches.steps_per_epoch)
+        for steps in (1, most):
+            with self._few_steps(steps), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+                train_epoch(self.trainings)
+                synchronize()
+            events = profiler.events() or []
+            by_host = [event.name for event in events if event.device_type.name == "CPU"]
+            counts.append(
+                {
+                    "kernels": sum(event.device_type.name == "CUDA" for event in events),
+                    "launches": sum(name.startswith(_LAUNCHES) for name in by_host),
+                    "synchronisations": sum(name.startswith("cuda") and "Synchronize" in name for name in by_host),
+                }
+            )
+        of_one, of_few = counts
+        return {name: (of_few[name] - of_one[name]) / (most - 1) for name in of_few}
 
     def device_bytes(self) -> int:
         """Return the most GPU memory that PyTorch has reserved for training and for evaluation in full batches."""
@@ -137,12 +144,12 @@ class OurTrial:
         return torch.cuda.max_memory_reserved()
 
     @contextmanager
-    def _few_steps(self) -> Iterator[list[float]]:
-        """Make epochs ``FEW_STEPS`` long at most; yield the list of the times at which each network's are enqueued."""
+    def _few_steps(self, most: int = FEW_STEPS) -> Iterator[list[float]]:
+        """Make epochs `most` steps long at most; yield the list of the times at which each network's are enqueued."""
         enqueued: list[float] = []
 
         def shortened(steps: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
-            yield from islice(steps(), FEW_STEPS)
+            yield from islice(steps(), most)
             enqueued.append(time.perf_counter())
 
         for training in self.trainings:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +153,33 @@ def test_ways_are_timed_beside_the_conventional_loop_and_the_bare_step(monkeypat
     assert rates
     assert {str(Way.of(rate)) for rate in rates} <= {each.partition(",")[0] for each in its}
     assert all(rate.conventional for rate in rates)
+
+
+@pytest.mark.usefixtures("here")
+def test_trials_that_do_not_fit_on_the_gpu_together_compete_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    *its, large = speed.entrants(REDUCED, 1.0, compiling=False, precision="fp32")
+    together: list[list[str]] = []
+    ready = speed.ready
+
+    def noted(teams: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        group = dict(teams)
+        together.append([*group])
+        return ready(group.items())
+
+    monkeypatch.setattr(speed, "ready", noted)
+    monkeypatch.setattr(speed, "memory_of", lambda device: 4.0 + 1.5)
+    monkeypatch.setattr(speed._Contest, "needed", lambda contest, each: 9.0 if each == large else 2.0)
+    with ExitStack() as stack:
+        outcome = speed.training(replace(REDUCED, rounds=1), stack, width=1.0)["training resnet8 x0.25 fp32"]()
+    assert not together, "none has room beside the loop and the bare step"
+    assert outcome.ok is None
+    monkeypatch.setattr(speed, "memory_of", lambda device: 4.0 + 3.5)
+    with ExitStack() as stack:
+        outcome = speed.training(replace(REDUCED, rounds=1), stack, width=1.0)["training resnet8 x0.25 fp32"]()
+    assert together == [[str(each), "bare fp32"] for each in its]
+    assert outcome.found["too large for this GPU"] == str(large)
+    assert outcome.found["fastest"] in map(str, its)
+    assert len([row for row in outcome.rows if isinstance(row, Comparison)]) == 2 * len(its)
 
 
 @pytest.mark.slow  # each process imports torch

@@ -7,8 +7,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+import torch
 
 from study.benchmark.contest import MEBIBYTE, Team, compared, in_turns, ready, timed
 from study.benchmark.gpu.sections import Checks, Outcome, Scale
@@ -21,6 +24,7 @@ from study.scheduling.placement import PROCESS_BYTES, device_bytes
 from trainables.config import Cell
 from trainables.data import load_dataset
 from trainables.graph import Job, target
+from trainables.host.devices import memory_of
 from trainables.host.processes import cores
 from trainables.knobs import TF32
 from trainables.symmetry.matching import activation_moments
@@ -122,7 +126,47 @@ class _Contest:
         return team
 
     def measure(self, its: Sequence[Entrant]) -> Outcome:
-        """Time trials of one precision, the bare step and the conventional loop, alternately."""
+        """Time trials of one precision, the bare step and the conventional loop, alternately.
+
+        They take turns, but all stay in the GPU's memory. Trials that do not fit together compete one group after
+        another.
+        """
+        groups, too_large = self._groups(its)
+        rows: list[Row] = []
+        ratios: dict[str, float] = {}
+        fits: list[bool] = []
+        for group in groups:
+            self._compete(group, rows, ratios, fits)
+        missing = [str(each) for each in chain(*groups) if str(each) not in ratios]
+        found = {
+            "fastest": max(ratios, key=lambda name: ratios[name], default=""),
+            "times the conventional loop": max(ratios.values(), default=0.0),
+            **({"memory as predicted": all(fits)} if fits else {}),
+            **({"not measured": ", ".join(missing)} if missing else {}),
+            **({"too large for this GPU": ", ".join(map(str, too_large))} if too_large else {}),
+        }
+        return Outcome(ok=all(fits) and not missing if groups else None, found=found, rows=rows)
+
+    def _groups(self, its: Sequence[Entrant]) -> tuple[list[list[Entrant]], list[Entrant]]:
+        """Return the trials in groups that fit on the GPU together by prediction, and those that do not fit at all."""
+        loop, bare = Way(), Way(precision=its[0].way.precision)
+        beside = sum(self.needed(Entrant(way, 1)) for way in (loop, bare))
+        room = memory_of(torch.device(self._setting.device)) - beside
+        groups: list[list[Entrant]] = []
+        too_large, left = [], 0.0
+        for each in its:
+            if (needed := self.needed(each)) > room:
+                too_large.append(each)
+                continue
+            if needed > left:
+                groups.append([])
+                left = room
+            groups[-1].append(each)
+            left -= needed
+        return groups, too_large
+
+    def _compete(self, its: Sequence[Entrant], rows: list[Row], ratios: dict[str, float], fits: list[bool]) -> None:
+        """Time a group; add its rows, speeds as multiples of the conventional loop's, and whether its memory fits."""
         setting, folder = self._setting, self.images()
         bare = f"bare {its[0].way.precision}"
         what, on = f"training {setting.model} x{setting.width:g}", _ON[setting.device]
@@ -141,11 +185,11 @@ class _Contest:
             works = {name: team.seconds for name, team in teams.items()} | {CONVENTIONAL: self.conventional().seconds}
             seconds = in_turns(works, range(self._scale.rounds))
             median = {name: statistics.median(each) for name, each in seconds.items()}
-            rows: list[Row] = list(compared(pairs, seconds, setting.images))
-            fits = []
+            rows += compared(pairs, seconds, setting.images)
             for each in (each for each in its if str(each) in teams):
                 team, name = teams[str(each)], f"{what} {each}, {on}"
-                used, predicted = team.ask("device_bytes"), self._predicted(each)
+                ratios[str(each)] = median[CONVENTIONAL] / median[str(each)]
+                used, predicted = team.ask("device_bytes"), self.needed(each) - PROCESS_BYTES
                 host_share = team.ask("host_share")
                 lost = max(0.0, setting.images * each.nets * (team.seconds("run afresh") - median[str(each)]))
                 fits += [used <= predicted] if setting.device == GPU else []
@@ -159,20 +203,12 @@ class _Contest:
                 if each.nets > 1 or not each.way.engine.shares_trial:
                     of_trial = rate(setting, each.way, median[str(each)], lost)
                     rows.append(dataclasses.replace(of_trial, conventional=1 / median[CONVENTIONAL]))
-        missing = [name for name in started if name not in teams]
-        found = {
-            "fastest": min(teams, key=lambda name: median[name], default=""),
-            "times the conventional loop": max((median[CONVENTIONAL] / median[name] for name in teams), default=0.0),
-            **({"memory as predicted": all(fits)} if fits else {}),
-            **({"not measured": ", ".join(missing)} if missing else {}),
-        }
-        return Outcome(ok=all(fits) and not missing, found=found, rows=rows)
 
-    def _predicted(self, entrant: Entrant) -> float:
-        """Return the bytes that placement expects of a trial, without those of its process."""
+    def needed(self, entrant: Entrant) -> float:
+        """Return the bytes of GPU memory that placement expects of a trial, those of its process included."""
         facts = load_dataset("image_folder", self.images())
         job = job_of(self._setting, facts.fingerprint, entrant.way)
-        return device_bytes(job, facts, entrant.nets) - PROCESS_BYTES
+        return device_bytes(job, facts, entrant.nets)
 
 
 def job_of(setting: Training, data_version: str, way: Way) -> Job:
@@ -191,21 +227,26 @@ def processes(scale: Scale, stack: ExitStack) -> Checks:
 
     def measure(entrant: Entrant) -> Outcome:
         what, on = f"training {setting.model} x{setting.width:g} {entrant}", _ON[setting.device]
+        room = memory_of(torch.device(setting.device)) - contest.needed(Entrant(Way(), 1))
+        most = room / contest.needed(entrant)
+        counts = [count for count in scale.processes if count <= most]
+        if not counts:
+            return Outcome(found={"too large for this GPU": str(entrant)})
         conventional = contest.conventional()
         with ExitStack() as own:
             arguments = (setting, contest.images(), entrant.way, entrant.nets)
-            team = Team(own, str(entrant), OurTrial, *arguments, count=max(scale.processes))
+            team = Team(own, str(entrant), OurTrial, *arguments, count=max(counts))
             team.wait()
-            works = {str(count): partial(team.seconds, count=count) for count in scale.processes}
+            works = {str(count): partial(team.seconds, count=count) for count in counts}
             seconds = in_turns(works | {CONVENTIONAL: conventional.seconds}, range(scale.rounds))
         pairs = {
             f"{what}, {count} processes, {on}, against one conventional": (str(count), CONVENTIONAL)
-            for count in scale.processes
+            for count in counts
             if count > 1
         }
-        speeds = {count: 1 / statistics.median(seconds[str(count)]) for count in scale.processes}
+        speeds = {count: 1 / statistics.median(seconds[str(count)]) for count in counts}
         best = max(speeds, key=lambda count: speeds[count])
-        found = {"most images/s": speeds[best], "with processes": best, "images/s of one": speeds[scale.processes[0]]}
+        found = {"most images/s": speeds[best], "with processes": best, "images/s of one": speeds[counts[0]]}
         return Outcome(found=found, rows=list(compared(pairs, seconds, setting.images)))
 
     return {
