@@ -501,6 +501,13 @@ def test_the_image_has_what_the_project_needs() -> None:
     assert extras == {"s3", "gcs"} <= project["project"]["optional-dependencies"].keys()
 
 
+def test_the_image_finds_the_driver_where_google_s_nodes_mount_it() -> None:
+    lines = (FILES / "Dockerfile").read_text().splitlines()
+    (settings,) = (line.split()[1:] for line in lines if line.startswith("ENV "))
+    assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in settings
+    assert lines.index("FROM python:3.12-slim") < lines.index("ENV " + " ".join(settings)) < lines.index("USER study")
+
+
 def _extras(text: str) -> Iterator[str]:
     for extras in re.findall(r"requirements\[([a-z0-9,]+)\]", text):
         yield from extras.split(",")

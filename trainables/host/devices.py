@@ -113,7 +113,7 @@ def _invisible() -> str:
     if built is None:
         reason = "it was built without CUDA: install a build with it"
     elif driver is None:
-        reason = "the driver is missing: install it"
+        reason = "the driver is missing: install it; in a container, mount it and add its folder to LD_LIBRARY_PATH"
     elif driver < (int(built.partition(".")[0]), 0):
         supported = ".".join(map(str, driver))
         reason = f"the driver supports CUDA {supported}: update the driver, or install a PyTorch for that CUDA"

@@ -88,6 +88,12 @@ def driver_version() -> tuple[int, int] | None:
     return version // 1000, version % 1000 // 10
 
 
+def mps_runs() -> bool:
+    """Return whether NVIDIA's Multi-Process Service runs here, so that processes compute on a GPU side by side."""
+    folder = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
+    return Path(folder, "control").exists()
+
+
 def _driver() -> Any:
     try:
         return ctypes.CDLL("libcuda.so.1")

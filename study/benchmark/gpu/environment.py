@@ -11,7 +11,7 @@ import torch
 from study.benchmark.contest import MEBIBYTE, machine
 from study.benchmark.gpu.sections import Checks, Outcome, Scale
 from trainables.host.devices import problem
-from trainables.host.nvidia import driver_version
+from trainables.host.nvidia import driver_version, mps_runs
 from trainables.training.engines import GPU
 
 
@@ -39,6 +39,7 @@ def _card() -> dict[str, object]:
         "gpu_mib": round(card.total_memory / MEBIBYTE),
         "multiprocessors": card.multi_processor_count,
         "driver": _driver(),
+        "mps": mps_runs(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }

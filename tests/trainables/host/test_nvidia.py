@@ -119,3 +119,12 @@ def test_a_driver_that_works_and_a_machine_without_gpus_are_no_errors(
     with_driver(monkeypatch, None)
     (kernel / "0000:3b:00.0" / "information").unlink()
     check_driver()
+
+
+def test_mps_is_known_by_the_file_through_which_it_is_controlled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert not nvidia.mps_runs()
+    (tmp_path / "control").touch()
+    assert nvidia.mps_runs()

@@ -6,7 +6,8 @@ the memory on which it was captured, so a network is copied there for an epoch a
 therefore serves all networks of a process that have the same architecture and batch shape, with masks, weights and
 learning rates of their own.
 
-Several networks train at a time, each with a graph on a stream of its own, and get the same bits as alone.
+Several networks train at a time, each with a graph on a stream of its own, and get the same bits as alone in the same
+process; cuDNN may choose other algorithms in another one.
 
 A network whose step cannot be captured is trained by the plain engine, and the job's log says why.
 """
