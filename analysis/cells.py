@@ -89,11 +89,15 @@ def scores(frame: pd.DataFrame) -> pd.DataFrame:
     named = frame[[name for name in needed if name in frame]]
     named = named.assign(**{ROW: rows(frame), PAIR: pairs(frame), schema.PARAM_SPARSITY: frame[schema.TAG_ASKED]})
     named = repeated(named)
-    grid = _grid(named, by)
     stage, row = named["stage"], named[ROW]
     trained = named[stage.isin([schema.DENSE, schema.SPARSE]) | ((stage == schema.PRUNE) & (row == IMP))]
     columns = [*by, ROW, PAIR, *NETS, "run_id", *MEASURES]
-    return _spread(trained[trained["status"] == FINISHED], grid, by)[columns]
+    return _spread(trained[trained["status"] == FINISHED], _grid(named, by), by)[columns]
+
+
+def everywhere(sparse: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return sparse runs, one line for every cell that a run belongs to; needs ``row``, ``stage`` and the axes `by`."""
+    return _spread(sparse, _grid(sparse, by), by)
 
 
 def rows(frame: pd.DataFrame) -> pd.Series:
@@ -222,15 +226,19 @@ def indistinct(scored: pd.DataFrame, by: list[str]) -> int:
 def _grid(named: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return the cells of the recorded runs, finished or not, that make up the grid.
 
-    These are the sparse runs, without those that no rewind epoch affects if there are others; if there are none, such
-    runs are at epoch 0. Without sparse runs, they are the pruned nets of all rounds; without those, the dense runs.
+    These are the sparse runs; without sparse runs, the pruned nets of all rounds; without those, the dense runs. Sparse
+    runs that no rewind epoch affects are at epoch 0 where no others are at the same place.
     """
-    sparse = named["stage"] == schema.SPARSE
+    sparse, dense = named["stage"] == schema.SPARSE, named["stage"] == schema.DENSE
     pruned = (named["stage"] == schema.PRUNE) & (named[ROW] == IMP)
-    choices = (sparse & named[schema.PARAM_REWIND_EPOCH].notna(), sparse, pruned, named["stage"] == schema.DENSE)
-    chosen = next((choice for choice in choices if choice.any()), choices[-1])
+    chosen = next((choice for choice in (sparse, pruned) if choice.any()), dense)
     grid = named.loc[chosen, by].drop_duplicates()
-    return grid.fillna({schema.PARAM_REWIND_EPOCH: 0}) if sparse.any() else grid
+    if not sparse.any():
+        return grid
+    place = [name for name in by if name != schema.PARAM_REWIND_EPOCH]
+    some = grid[schema.PARAM_REWIND_EPOCH].notna()
+    others = some.groupby([grid[name] for name in place], dropna=False).transform("any")
+    return grid[some | ~others].fillna({schema.PARAM_REWIND_EPOCH: 0})
 
 
 def _spread(found: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 Command:  python -m study.run --space resnet20_width_sweep --data-dir DIR
 Jobs:     CIFAR-10: 1,308 jobs, 182,880 epochs, instead of 1,131,720 if cells shared no jobs;
-          CIFAR-100: 1,020 jobs, 133,560 epochs, instead of 846,360.
+          CIFAR-100: 1,020 jobs, 133,560 epochs, instead of 807,240.
 Expect:   at 97 % (paper): LTH - permuted 2.85 / 0.90 / 0.48 / 0.28 points at width 1 / 4 / 8 / 16 on CIFAR-10, and
           4.97 / 2.38 / 2.11 / 1.67 on CIFAR-100; permuted above naive from rewind epoch 10 on.
 """

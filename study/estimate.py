@@ -115,16 +115,20 @@ def estimate(plan: Plan, store: Store, published: Collection[str]) -> Estimates:
     found = {net: nearest(rates, net) for net in set(nets.values())}
     if any(found.values()):
         basis = f"from {path}"
-    first = {key: _first_guess(plan, job, nets[key], found[nets[key]]) for key, job in plan.jobs.items()}
+
+    def guess(key: str, needed: Collection[int | None]) -> float:
+        return _first_guess(plan, plan.jobs[key], needed, nets[key], found[nets[key]])
+
+    todo = plan.closure.todo(published)
+    first = {key: guess(key, todo.get(key, plan.closure.outputs[key])) for key in plan.jobs}
     tasks = {key: job.config.task for key, job in plan.jobs.items()}
     classes = {key: (plan.jobs[key].kind, task.model, task.width, task.dataset) for key, task in tasks.items()}
     ratios: dict[tuple[str, str, float, str], list[float]] = defaultdict(list)
     for key, kind in classes.items():
-        whole = None in plan.closure.outputs[key]
-        if whole and key in published and len(ratios[kind]) < SAMPLES_PER_CLASS:
+        if key in published and len(ratios[kind]) < SAMPLES_PER_CLASS:
             seconds = _measured(store, key)
             if seconds is not None:
-                ratios[kind].append(seconds / first[key])
+                ratios[kind].append(seconds / guess(key, [None]))
     measured = [ratio for each in ratios.values() for ratio in each]
     overall = statistics.median(measured) if measured else 1.0
     corrections = {kind: statistics.median(each) for kind, each in ratios.items() if each}
@@ -154,7 +158,7 @@ def on_card(plan: Plan, job: Job, card: Card, rates: Sequence[Rate] = ()) -> OnC
 
     The arithmetic takes multiply-adds over the card's rate, but at least the time that launching the kernels takes.
     """
-    net = _net(plan, job)
+    net, needed = _net(plan, job), plan.closure.outputs[job.key]
 
     def seconds(per_pass: float) -> float:
         def forward(images: int, batch: int) -> float:
@@ -162,10 +166,10 @@ def on_card(plan: Plan, job: Job, card: Card, rates: Sequence[Rate] = ()) -> OnC
             multiply_adds = images * multiply_adds_per_image(net.model, net.width, net.image_size)
             return card.seconds(multiply_adds, passes * per_pass, net.way.precision)
 
-        return _seconds(plan, job, forward)
+        return _seconds(plan, job, needed, forward)
 
     rate = nearest(rates, net)
-    whole = seconds(launching(job)) if rate is None else _first_guess(plan, job, net, rate)
+    whole = seconds(launching(job)) if rate is None else _first_guess(plan, job, needed, net, rate)
     return OnCard(whole, min(1.0, (seconds(0.0) - SECONDS_PER_JOB) / whole), rate is not None)
 
 
@@ -253,7 +257,7 @@ def _measured(store: Store, key: str) -> float | None:
         return None
 
 
-def _first_guess(plan: Plan, job: Job, net: Net, rate: Rate | None) -> float:
+def _first_guess(plan: Plan, job: Job, needed: Collection[int | None], net: Net, rate: Rate | None) -> float:
     """Return the estimated seconds of a job from the nearest measured rate."""
     per_second, pass_seconds, compile_seconds = MULTIPLY_ADDS_PER_SECOND, SECONDS_PER_PASS, 0.0
     if rate is not None:
@@ -266,11 +270,11 @@ def _first_guess(plan: Plan, job: Job, net: Net, rate: Rate | None) -> float:
     def forward(images: int, batch: int) -> float:
         return images * seconds_per_image + -(-images // batch) * pass_seconds
 
-    return compile_seconds + _seconds(plan, job, forward)
+    return compile_seconds + _seconds(plan, job, needed, forward)
 
 
-def _seconds(plan: Plan, job: Job, forward: Callable[[int, int], float]) -> float:
-    """Return the seconds of a job from those of forward passes over a number of images in batches."""
+def _seconds(plan: Plan, job: Job, needed: Collection[int | None], forward: Callable[[int, int], float]) -> float:
+    """Return the seconds of a job up to its needed outputs from those of forward passes over images in batches."""
     config = job.config
     facts = plan.facts[config.task.dataset]
     if isinstance(config, OverlapConfig):
@@ -294,8 +298,8 @@ def _seconds(plan: Plan, job: Job, forward: Callable[[int, int], float]) -> floa
         return SECONDS_PER_JOB + config.points * (test + measured + correction)
     steps = 3 * forward(facts.train_images, config.recipe.batch_size)
     epoch = steps / plan.workers(job.key) + test  # the leader evaluates; what the workers exchange is not counted
-    measuring = (forward(facts.train_images, batch) + 2 * test) * (None in plan.closure.outputs[job.key])
-    return SECONDS_PER_JOB + plan.closure.epochs(job.key) * epoch + measuring
+    measuring = (forward(facts.train_images, batch) + 2 * test) * (None in needed)
+    return SECONDS_PER_JOB + job.epochs_to(needed) * epoch + measuring
 
 
 def duration(seconds: float) -> str:

@@ -256,7 +256,7 @@ def seconds(plan: Plan, jobs: Iterable[Job], way: Way, rates: Mapping[Way, Rate]
     total = 0.0
     for job in jobs:
         rate = rates[way.at(masked(job))]
-        images = plan.closure.epochs(job.key) * plan.facts[job.config.task.dataset].train_images
+        images = plan.closure.epochs_of(job.key) * plan.facts[job.config.task.dataset].train_images
         total += images / rate.images_per_second + rate.compile_seconds
     return total
 

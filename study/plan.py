@@ -65,7 +65,7 @@ class Plan:
     @property
     def epochs(self) -> int:
         """Total epochs of all jobs of the plan."""
-        return sum(map(self.closure.epochs, self.jobs))
+        return sum(map(self.closure.epochs_of, self.jobs))
 
 
 def make_plan(
@@ -113,7 +113,7 @@ def make_plan(
         requests += 1
         if job.key not in own_epochs:
             alone = Closure([Ref(job)])
-            own_epochs[job.key] = sum(map(alone.epochs, alone.jobs))
+            own_epochs[job.key] = sum(map(alone.epochs_of, alone.jobs))
         separate += own_epochs[job.key]
         ask(job, cell)
         if job.kind == schema.SPARSE and "lth" in space.method and job.key not in lth_keys:

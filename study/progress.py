@@ -173,7 +173,7 @@ class Progress:
         return self._all_epochs(key) if self._searcher.state[key] == DONE else self._epochs.get(key, 0)
 
     def _share(self, epochs: int, key: str) -> float:
-        """Return the fraction that some epochs are of a job's epochs; 0 for a job without epochs."""
+        """Return the fraction that some epochs are of those that a job has to train; 0 for a job without epochs."""
         return epochs / max(1, self._all_epochs(key))
 
     def seconds_left(self) -> float | None:

@@ -39,6 +39,7 @@ class Status:
     Attributes:
         plan: the study.
         states: key of a job -> one of ``STATES``.
+        todo: key of a job that is not published -> its missing outputs; None is the final result.
         leases: key of a running job -> its lease.
         failures: key of a failed job -> the note on its failure.
         manifests: key of a published job -> its manifest.
@@ -52,6 +53,7 @@ class Status:
 
     plan: Plan
     states: Mapping[str, str]
+    todo: Mapping[str, Collection[int | None]]
     leases: Mapping[str, Mapping[str, Any]]
     failures: Mapping[str, Mapping[str, Any]]
     manifests: Mapping[str, Mapping[str, Any]]
@@ -76,9 +78,11 @@ class Status:
 
     @property
     def done(self) -> dict[str, float]:
-        """Key of a running job -> the fraction of its epochs that is done."""
-        epochs = {key: self.plan.closure.epochs(key) for key in self.leases}
-        return {key: lease["note"].get("step", 0) / epochs[key] for key, lease in self.leases.items() if epochs[key]}
+        """Key of a running job -> the fraction, in [0, 1], of the epochs to its missing outputs that is done."""
+        epochs = {key: self.plan.jobs[key].epochs_to(self.todo[key]) for key in self.leases}
+        steps = {key: lease["note"].get("step", 0) for key, lease in self.leases.items()}
+        # Another study may train the network further than this one needs.
+        return {key: min(1.0, steps[key] / epochs[key]) for key in self.leases if epochs[key]}
 
 
 def print_status(plan: Plan, store: Store, unmeasured: Sequence[Network]) -> None:
@@ -118,6 +122,7 @@ def status(plan: Plan, store: Store) -> Status:
     return Status(
         plan=plan,
         states=states,
+        todo=todo,
         leases=leases,
         failures=failures,
         manifests=manifests,
@@ -165,7 +170,7 @@ def _pace(status: Status) -> list[str]:
     if not counts[RUNNING] + counts[WAITING]:
         return []
     recent = status.recent
-    epochs = sum(map(status.plan.closure.epochs, recent))
+    epochs = sum(status.plan.jobs[key].epochs for key in recent)
     pace = f"last {duration(RATE_SECONDS)}: {len(recent)} jobs, {epochs:,} epochs"
     number = max(1, len(status.leases))
     at_a_time = f"{number} job{'s' * (number > 1)} at a time"
@@ -175,8 +180,8 @@ def _pace(status: Status) -> list[str]:
 def _running(status: Status) -> list[str]:
     text = []
     for key, lease in list(status.leases.items())[:SHOWN]:
-        epochs, note, name = status.plan.closure.epochs(key), lease["note"], name_in(status.plan, key)
-        epoch = f"epoch {note.get('step', 0)}/{epochs}, " if epochs else ""
+        note, name = lease["note"], name_in(status.plan, key)
+        epoch = f"epoch {note.get('step', 0)}/{note['epochs']}, " if note.get("epochs") else ""
         host = host_of(lease["owner"])
         seen = duration(status.now - lease["renewed"])
         text.append(

@@ -392,7 +392,7 @@ class Closure:
                 stack.extend((ref.job, False) for _, ref in reversed(job.parents))
         return added
 
-    def epochs(self, key: str) -> int:
+    def epochs_of(self, key: str) -> int:
         """Return the number of epochs that a job trains, which are all only if something takes its final result."""
         return self.jobs[key].epochs_to(self.outputs[key])
 

@@ -45,7 +45,7 @@ def missing(frame: pd.DataFrame) -> pd.DataFrame:
     by = cells.axes(frame)
     sparse = frame[frame["stage"] == schema.SPARSE]
     named = sparse.assign(**{cells.ROW: cells.rows(frame), cells.PAIR: cells.pairs(sparse)})
-    named = named[named[schema.PARAM_REWIND_EPOCH].notna()]
+    named = cells.everywhere(named, by)
     of_a = [*by, schema.PARAM_SEED_A]
     with_b = named[schema.PARAM_SEED_B].notna()
     nets = named[of_a].drop_duplicates()

@@ -103,7 +103,7 @@ def setting_for(plan: Plan, jobs: Sequence[Job], device: str) -> Training:
     some engine gains from, because sparser masks gain more; 0 means that there is no such mask. As many test images are
     evaluated per training image as in an epoch.
     """
-    job = max(jobs, key=lambda job: plan.closure.epochs(job.key) * plan.facts[job.config.task.dataset].train_images)
+    job = max(jobs, key=lambda job: plan.closure.epochs_of(job.key) * plan.facts[job.config.task.dataset].train_images)
     assert isinstance(job.config, TRAINING_CONFIGS)
     task, size = job.config.task, image_size(plan, job)
     images = images_in_a_second(task.model, task.width, size, device)

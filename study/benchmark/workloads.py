@@ -122,6 +122,7 @@ class OurTrial:
             ``kernels`` that the GPU runs, ``launches`` and ``synchronisations`` by the host.
         """
         counts, most = [], min(FEW_STEPS, self.trainings[0].batches.steps_per_epoch)
+        assert most > 1
         for steps in (1, most):
             with self._few_steps(steps), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
                 train_epoch(self.trainings)

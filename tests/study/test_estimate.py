@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from study.estimate import (
 )
 from study.plan import Plan, make_plan
 from study.scheduling.cards import CARDS, Card
+from trainables.graph import snapshot_key
 from trainables.host import cpu
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, METRICS, PLANE, PRUNE, SECONDS, SPARSE, STAGES
@@ -51,7 +53,9 @@ def guess(plan: Plan, store: Store) -> dict[str, float]:
     return dict(estimate(plan, store, set()).seconds)
 
 
-def publish(store: Store, key: str, seconds: float) -> None:
+def publish(store: Store, key: str, seconds: float, states: Collection[int | None] = ()) -> None:
+    for epoch in (each for each in states if each is not None):
+        store.publish(snapshot_key(key, epoch), {}, {})
     store.publish(key, {METRICS: json.dumps({"history": [], "final": {SECONDS: seconds}}).encode()}, {})
 
 
@@ -85,8 +89,18 @@ def test_a_net_takes_as_long_as_what_is_needed_of_it(store: Store) -> None:
     assert (early - fresh) / (whole - fresh) == pytest.approx(5 / 20, rel=0.2), (
         "20 epochs, and the measuring at the end"
     )
-    publish(store, next(key for key in of_kind(plan, DENSE) if seconds[key] == fresh), 100 * whole)
-    assert estimate(plan, store, store.keys()).measured == 0, "more than was needed of it took that time"
+    publish(store, next(key for key in of_kind(plan, DENSE) if seconds[key] == fresh), 2 * whole)
+    again = estimate(plan, store, store.keys()).seconds
+    assert again == pytest.approx({key: 2 * each for key, each in seconds.items()}), "it was trained as a whole"
+
+
+def test_a_trained_net_that_lacks_an_early_state_takes_as_long_as_that_state(store: Store) -> None:
+    plan = plan_of(method=("dense", "naive"), rewind_epoch=(5, 10))
+    net = next(key for key in of_kind(plan, DENSE) if plan.closure.outputs[key] == {5, 10})
+    first = guess(plan, store)[net]
+    store.publish(snapshot_key(net, 10), {}, {})
+    shorter = estimate(plan, store, store.keys()).seconds[net]
+    assert (shorter - SECONDS_PER_JOB) / (first - SECONDS_PER_JOB) == pytest.approx(5 / 10)
 
 
 def test_measuring_more_points_and_images_takes_longer(store: Store) -> None:
@@ -165,7 +179,7 @@ def test_a_machine_that_trains_slower_takes_longer_and_a_job_counts_more_than_th
     benchmarked(store, rate(speed("resnet8", MULTIPLY_ADDS_PER_SECOND / 10), model="resnet8"))
     slow = guess(plan, store)
     assert 2 * first[measured] < slow[measured] < 10 * first[measured], "the fixed cost of a step stays"
-    publish(store, measured, 3 * slow[measured])
+    publish(store, measured, 3 * slow[measured], plan.closure.outputs[measured])
     estimates = estimate(plan, store, store.keys())
     assert dict(estimates.seconds) == pytest.approx({key: 3 * seconds for key, seconds in slow.items()})
     assert estimates.basis == "from 1 published jobs"
@@ -226,7 +240,7 @@ def test_a_damaged_benchmark_is_named_and_not_used(store: Store) -> None:
 def test_one_measured_job_corrects_all(store: Store) -> None:
     plan = plan_of()
     first, measured = guess(plan, store), of_kind(plan, DENSE)[0]
-    publish(store, measured, 3 * first[measured])
+    publish(store, measured, 3 * first[measured], plan.closure.outputs[measured])
     estimates = estimate(plan, store, store.keys())
     assert estimates.measured == 1
     assert dict(estimates.seconds) == pytest.approx({key: 3 * seconds for key, seconds in first.items()})

@@ -73,7 +73,10 @@ def test_a_storage_that_does_not_exist_is_no_empty_study(scheme: str, plan: Plan
 def test_what_runs_fails_is_blocked_and_waits(plan: Plan, own_copy: Store) -> None:
     store = without(own_copy, MATCH.key, NAIVE.key, PERMUTED.key, *_connections(plan))
     store.record_failure(MATCH.key, {"error": "ValueError: no match", "at": 1000 * time.time() - 60_000, "log": "..."})
-    with store.register_study({"space": "tiny"}), store.lease(NAIVE.key, {"step": 2}) or pytest.fail("it is free"):
+    with (
+        store.register_study({"space": "tiny"}),
+        store.lease(NAIVE.key, {"step": 2, "epochs": NAIVE.epochs}) or pytest.fail("it is free"),
+    ):
         found = status(plan, store)
     states = found.states
     assert (states[MATCH.key], states[PERMUTED.key], states[NAIVE.key]) == (FAILED, BLOCKED, RUNNING)
@@ -96,6 +99,19 @@ def test_the_time_left_counts_the_epochs_of_running_jobs(plan: Plan, own_copy: S
         with store.lease(NAIVE.key, {"step": step}) or pytest.fail("it is free"):
             left.append(status(plan, store).seconds_left)
     assert left[1] == pytest.approx(left[0] * (1 - 1 / NAIVE.epochs))
+
+
+@pytest.mark.parametrize(("step", "done"), [(0, 0.0), (1, 0.5), (3, 1.0)])
+def test_a_net_of_which_an_early_state_is_needed_counts_the_epochs_to_it(
+    step: int, done: float, tmp_path: Path
+) -> None:
+    """Another study may train the same net to its end."""
+    plan, store = make_plan(tiny_space(method=("dense", "naive"), rewind_epoch=2)), Store(tmp_path)
+    assert plan.closure.outputs[DENSE_B.key] == {2}
+    with store.lease(DENSE_B.key, {"step": step, "epochs": DENSE_B.epochs}) or pytest.fail("it is free"):
+        found = status(plan, store)
+    assert found.done == {DENSE_B.key: done}
+    assert f"epoch {step}/{DENSE_B.epochs}, " in "\n".join(lines(found))
 
 
 def test_hosts_that_get_no_more_jobs_are_named(plan: Plan, own_copy: Store) -> None:

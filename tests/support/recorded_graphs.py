@@ -38,6 +38,12 @@ class Recorded:
         yield
         self._note("left")
 
+    def mark(self) -> None:
+        self._note("marked")
+
+    def join_mark(self) -> None:
+        self._note("joined mark")
+
     def join(self) -> None:
         self._note("joined")
 

@@ -11,7 +11,7 @@ A process can also compute several jobs at a time and train compatible nets at o
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Hashable, Iterable, Sequence
+from collections.abc import Collection, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 
 from trainables.errors import release
@@ -161,14 +161,14 @@ def _course(job: Job, outputs: Collection[int | None], context: Context) -> Cour
                 raise
 
 
-def _take(graph: Closure, todo: Collection[str], context: Context) -> tuple[Job, Lease | None]:
+def _take(graph: Closure, todo: Mapping[str, Collection[int | None]], context: Context) -> tuple[Job, Lease | None]:
     """Return a job that can run now and its lease; if other processes hold all such jobs, one of them and None."""
     held = None
     for key in todo:
         job = graph.jobs[key]
         if any(ref.job.key in todo for _, ref in job.parents):
             continue
-        lease = context.store.lease(key, {"kind": job.kind, "epochs": job.epochs})
+        lease = context.store.lease(key, {"kind": job.kind, "epochs": job.epochs_to(todo[key])})
         if lease is not None:
             return job, lease
         held = held or job

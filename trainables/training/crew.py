@@ -221,11 +221,11 @@ class Crew:
             time.sleep(WATCH_SECONDS / 10)
         try:
             own.join(store, JOIN_SECONDS)  # only the limit tells of a worker that dies before it is connected
-        except RuntimeError:
-            # PyTorch counts the groups that a process has joined, and the next workers count from 0; so does this
-            # process again after it has left a group.
-            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-            dist.destroy_process_group()
+        except BaseException:
+            if not dist.is_initialized():
+                # PyTorch numbers the groups of a process, and new workers start at 0. Leaving one resets the number.
+                dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+                dist.destroy_process_group()
             raise
         if device.type == GPU:
             threading.Thread(target=self._watch, args=(self._closing, self._others), daemon=True).start()

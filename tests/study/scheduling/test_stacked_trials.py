@@ -174,7 +174,7 @@ def test_networks_of_which_only_an_early_state_is_needed_are_stacked_among_thems
     searcher = new_searcher(plan)
     stacks = [keys_of(searcher.suggest(f"t{number}")) for number in range(2)]
     assert {len(stack) for stack in stacks} == {2}
-    assert all(len({plan.closure.epochs(key) for key in stack}) == 1 for stack in stacks)
+    assert all(len({plan.closure.epochs_of(key) for key in stack}) == 1 for stack in stacks)
 
 
 # --- how they end -----------------------------------------------------------------------------------------------------

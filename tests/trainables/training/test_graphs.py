@@ -200,10 +200,14 @@ def test_each_network_has_a_lane_that_the_next_batch_waits_for_until_it_has_read
     assert len(set(lanes)) == 2
     for lane in lanes:
         own = [what for each, what in Recorded.log if each is lane]
-        step = ["entered", "left", "joined", "entered", "replayed", "left"]
+        step = ["entered", "marked", "replayed", "left", "joined mark"]
         assert own[-len(step) * FEW_STEPS - 1 :] == step * FEW_STEPS + ["joined"]
     steps = [lane for lane, what in Recorded.log if what == "replayed"]
     assert steps[-2 * FEW_STEPS :] == lanes * FEW_STEPS, "the lanes take turns, so that they are busy at the same time"
+    waits = [what for _, what in Recorded.log if what in ("replayed", "joined mark")][-4 * FEW_STEPS :]
+    assert waits == ["replayed", "replayed", "joined mark", "joined mark"] * FEW_STEPS, (
+        "no lane waits for another's step"
+    )
 
 
 def test_a_job_that_measures_frees_the_captured_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,10 @@ def _train(
         for batch in batches:
             for step, training, (images, labels) in zip(steps, trainings, batch, strict=True):
                 step.replay(images, labels, training.optimizer.rate)
+            # The next batches get these ones' memory once they have been copied. Otherwise the memory of all batches
+            # that the host is ahead by would be in use, up to a whole epoch.
+            for step in steps:
+                step.release()
     finally:
         for step in steps:
             step.join()  # after an error, too: others get the memory on which the graphs are still computing
@@ -204,12 +208,13 @@ class _Step:
         with self._lane.entered():
             self._images.copy_(images)
             self._labels.copy_(labels)
-        # The next batches get this one's memory once it has been copied. Otherwise the memory of all batches that the
-        # host is ahead by would be in use, up to a whole epoch.
-        self._lane.join()
-        with self._lane.entered():
+            self._lane.mark()
             self._optimizer.rate = rate
             self._lane.replay()
+
+    def release(self) -> None:
+        """Let the current stream wait until the last batch has been copied; the host does not wait."""
+        self._lane.join_mark()
 
     def join(self) -> None:
         """Let the current stream wait for the steps; the host does not wait."""
@@ -258,21 +263,31 @@ class Lane:
             self.join()  # others get the memory on which the abandoned work is still computing
             raise
 
+    def mark(self) -> None:
+        """Mark how far the stream's work has been queued; call it within :meth:`entered`."""
+        self._mark = self._stream.record_event()
+
+    def join_mark(self) -> None:
+        """Let the current stream wait for the work before the last mark; the host does not wait."""
+        torch.cuda.current_stream(self._device).wait_event(self._mark)
+
     def join(self) -> None:
         """Let the current stream wait for this one; the host does not wait."""
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def rehearse(self, work: Callable[[], None]) -> None:
-        """Do `work` as a capture would; call it within :meth:`entered`.
+        """Do `work` and notice where the host waits for the GPU; call it within :meth:`entered`.
 
-        A capture that fails leaves the allocator of PyTorch 2.11 unable to free memory, so it must not be tried.
+        A capture notices all waits, but one that fails leaves the allocator of PyTorch 2.11 unable to free memory. This
+        notices most of them before. It does so in all threads of the process; the others, which read data and write
+        checkpoints, never wait for the GPU.
 
         Raises:
             RuntimeError: the host waits for the GPU, which no graph can repeat.
         """
         before = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it does not notice every wait; the capture notices the others
+            warnings.simplefilter("ignore")  # that it does not notice every wait
             torch.cuda.set_sync_debug_mode("error")
         try:
             work()

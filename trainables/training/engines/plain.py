@@ -13,6 +13,8 @@ from trainables.training.loop import Training
 
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 """Attributes of all modules: parameters, buffers, submodules and hooks."""
+_HOOKS = tuple(name for name in _OF_EVERY_MODULE if "_hooks" in name and "state_dict" not in name)
+"""Those of hooks that take part in a pass, and of their flags."""
 
 
 class Trainer:
@@ -133,10 +135,11 @@ def at_least_single(logits: Tensor) -> Tensor:
 
 
 def architecture(model: nn.Module) -> Hashable:
-    """Return a value that two networks share exactly if they compute the same function of parameters and buffers.
+    """Return a value that two networks share only if they compute the same function of parameters and buffers.
 
     It has the type, attributes and hooks of every module, and the name and memory layout of every tensor. Attributes
-    other than numbers, texts and collections of them, such as functions, are the same only if they are the same object.
+    are compared as numbers, texts, lists, tuples and mappings of them; other objects, such as functions, are equal to
+    themselves alone, so two networks with objects of their own share nothing.
     """
     modules = tuple((path, type(module), _attributes(module)) for path, module in model.named_modules())
     tensors = (*model.named_parameters(), *model.named_buffers())
@@ -146,8 +149,7 @@ def architecture(model: nn.Module) -> Hashable:
 def _attributes(module: nn.Module) -> Hashable:
     """Return the names and values of a module's own attributes, such as stride and padding, and its hooks."""
     own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
-    hooks = {name: value for name, value in vars(module).items() if name.endswith("_hooks") and value}
-    return _comparable(own), tuple((name, _comparable(list(each.values()))) for name, each in hooks.items())
+    return _comparable(own), *(_comparable([*vars(module)[name].values()]) for name in _HOOKS)
 
 
 def _comparable(value: object) -> Hashable:
