@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from analysis import cells, labels, stats
 from analysis.drawing import facets, grid, intervals, style
 from analysis.drawing.signs import MINUS
+from analysis.gains import gains, pooled
 from analysis.memo import once
-from analysis.page import headline
 from trainables import schema
 
 TITLE = "Is it the alignment, the layer densities or the mask?"
@@ -100,8 +100,8 @@ def answers(frame: pd.DataFrame) -> pd.DataFrame:
     by, lines = cells.axes(frame), []
     for task, scored in facets.places(cells.scores(frame), cells.TASK):
         for question, row, over in QUESTIONS:
-            gained = headline.gains(scored, by, row, over)
-            one = headline.pooled(gained)
+            gained = gains(scored, by, row, over)
+            one = pooled(gained)
             if one.n:
                 place = {**task, "question": question, "row": row, "over": over}
                 limits = {"difference": one.value, "ci_low": one.low, "ci_high": one.high}
