@@ -270,6 +270,18 @@ def decimals_for(spread: float, *, digits: int = 2, most: int = 2) -> int:
     return min(most, max(0, digits - 1 - math.floor(math.log10(spread))))
 
 
+def format_number(value: float, decimals: int = 2, *, signed: bool = False) -> str:
+    """Return a number as people read it: with a minus sign, commas between thousands, and no sign if it rounds to zero.
+
+    Args:
+        value: the number.
+        decimals: digits after the decimal point.
+        signed: whether a positive number has a plus, as differences do.
+    """
+    sign = MINUS if value < 0 else "+" if signed else ""
+    return ("" if round(value, decimals) == 0 else sign) + f"{abs(value):,.{decimals}f}"
+
+
 def format_mean(mean: float, std: float, n: int, *, decimals: int | None = None, gap: str = " ") -> str:
     """Return ``mean ± std (n)``; without ± if there is no spread to show, empty if there is no value.
 
@@ -283,26 +295,24 @@ def format_mean(mean: float, std: float, n: int, *, decimals: int | None = None,
     if n == 0 or math.isnan(mean):
         return ""
     places = decimals_for(std) if decimals is None else decimals
-    spread = "" if math.isnan(std) else f"{gap}±{gap}{std:.{places}f}"
-    return f"{mean:.{places}f}{spread} ({n})".replace("-", MINUS)
+    spread = "" if math.isnan(std) else f"{gap}±{gap}{format_number(std, places)}"
+    return f"{format_number(mean, places)}{spread} ({n})"
 
 
-def format_share(value: float, low: float, high: float) -> str:
+def format_share(value: float, low: float = NAN, high: float = NAN) -> str:
     """Return ``41 % [30, 52]``; without the interval if there is none, empty if there is no share."""
     if math.isnan(value):
         return ""
-    limits = "" if math.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
-    return f"{100 * value:.0f} %{limits}".replace("-", MINUS)
+    share, *limits = (format_number(100 * part, 0) for part in (value, low, high))
+    return f"{share} %" + ("" if math.isnan(low) else f" [{', '.join(limits)}]")
 
 
 def format_difference(mean: float, low: float = NAN, high: float = NAN, *, decimals: int = 2) -> str:
     """Return ``+mean [low, high]``; without the interval if there is none, empty if there is no value."""
     if math.isnan(mean):
         return ""
-    text = f"{mean:+.{decimals}f}"
-    if not math.isnan(low):
-        text += f" [{low:+.{decimals}f}, {high:+.{decimals}f}]"
-    return text.replace("-", MINUS)
+    difference, *limits = (format_number(value, decimals, signed=True) for value in (mean, low, high))
+    return difference + ("" if math.isnan(low) else f" [{', '.join(limits)}]")
 
 
 def format_p(p: float) -> str:

@@ -80,7 +80,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     columns = _places(numbers, cells.axes(frame)) | _means(numbers, MAIN)
     columns[GAIN] = _ahead(frame, cells.NAIVE)
     columns["p (Holm)"] = [stats.format_p(p) for p in numbers["p_holm"]]
-    columns["Gap closed"] = ["" if pd.isna(share) else f"{100 * share:.0f} %" for share in numbers["share_closed"]]
+    columns["Gap closed"] = [stats.format_share(share) for share in numbers["share_closed"]]
     return _without_empty(columns)
 
 

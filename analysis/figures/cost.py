@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import labels
+from analysis import labels, stats
 from analysis.drawing import facets, style
 from analysis.drawing.signs import TIMES
 from analysis.memo import once
@@ -147,7 +147,11 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     columns |= {"hours_alone": f"alone ({unit})", "hours_saved": f"saved ({unit})"}
     shown = {"job": numbers["job"], "jobs": [f"{jobs:,}" for jobs in numbers["jobs"]]}
     return pd.DataFrame(
-        shown | {head: [f"{value * HOUR / seconds:,.2f}" for value in numbers[name]] for name, head in columns.items()}
+        shown
+        | {
+            head: [stats.format_number(value * HOUR / seconds) for value in numbers[name]]
+            for name, head in columns.items()
+        }
     )
 
 

@@ -129,7 +129,7 @@ def _draw(axes: Axes, numbers: pd.DataFrame, limits: tuple[float, float]) -> Non
         beside = axes.twinx()
     beside.set_ylim(*axes.get_ylim())
     shares = [*single["share_closed"], *pooled["share_closed"]]
-    beside.set_yticks(heights, [stats.format_share(share, stats.NAN, stats.NAN) or DASH for share in shares])
+    beside.set_yticks(heights, [stats.format_share(share) or DASH for share in shares])
     beside.tick_params(axis="y", length=0, labelsize=7.5)
     beside.grid(False)
     beside.spines[:].set_visible(False)

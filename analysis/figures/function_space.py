@@ -127,11 +127,11 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     columns["members (%)"] = [
         stats.format_mean(mean, std, int(n), decimals=2) for mean, std, n in members.itertuples(index=False)
     ]
-    columns["ensemble (%)"] = [f"{value:.2f}" for value in numbers[schema.ENSEMBLE_ACCURACY]]
+    columns["ensemble (%)"] = [stats.format_number(value) for value in numbers[schema.ENSEMBLE_ACCURACY]]
     columns[f"ensemble {MINUS} members (pp)"] = [stats.format_difference(value) for value in numbers["ensemble_gain"]]
-    columns["disagreement (%)"] = [f"{100 * value:.1f}" for value in numbers[schema.DISAGREEMENT]]
-    columns["KL (nats)"] = [f"{value:.3f}" for value in numbers[schema.KL_DIVERGENCE]]
-    columns["JS (nats)"] = [f"{value:.3f}" for value in numbers[schema.JS_DIVERGENCE]]
+    columns["disagreement (%)"] = [stats.format_number(100 * value, 1) for value in numbers[schema.DISAGREEMENT]]
+    columns["KL (nats)"] = [stats.format_number(value, 3) for value in numbers[schema.KL_DIVERGENCE]]
+    columns["JS (nats)"] = [stats.format_number(value, 3) for value in numbers[schema.JS_DIVERGENCE]]
     return pd.DataFrame(columns)
 
 

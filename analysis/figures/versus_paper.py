@@ -210,8 +210,9 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
 def _both(line: Mapping[Any, Any]) -> str:
     """Return both means and their difference in standard errors."""
     decimals = 3 if line["measure"] in SMALL else 2
-    apart = stats.format_difference(round(line["in_standard_errors"], 1) + 0.0, decimals=1)  # + 0.0: no negative zero
-    return f"{line['ours_mean']:.{decimals}f} / {line['paper_mean']:.{decimals}f}" + (f" ({apart})" if apart else "")
+    apart = stats.format_difference(line["in_standard_errors"], decimals=1)
+    both = " / ".join(stats.format_number(line[f"{who}_mean"], decimals) for who in ("ours", "paper"))
+    return both + (f" ({apart})" if apart else "")
 
 
 # --- notes ----------------------------------------------------------------------------------------------
@@ -254,7 +255,7 @@ def _agreement(numbers: pd.DataFrame) -> Iterator[str]:
 def _by_method(numbers: pd.DataFrame) -> Iterator[str]:
     accuracies = numbers[numbers["measure"] == schema.TEST_ACCURACY]
     means = accuracies.groupby("method")["difference"].mean()
-    items = [f"{labels.method(row)} {means[row]:+.2f}".replace("-", MINUS) for row in ROWS if row in means]
+    items = [f"{labels.method(row)} {stats.format_difference(means[row])}" for row in ROWS if row in means]
     if items:
         yield f"Ours {MINUS} the paper's, mean over its numbers (pp): {labels.listed(items)}."
 

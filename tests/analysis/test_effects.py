@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from analysis import cells, stats
 from analysis.drawing import intervals, style
-from analysis.figures import controls, effects
+from analysis.figures import accuracy_table, controls, effects
 
 MINUS = "\N{MINUS SIGN}"
 NAIVE = [80.0, 81.0, 82.0]
@@ -106,6 +106,15 @@ def test_the_table_that_people_read_has_the_means_over_rewind_epochs(frame):
     alone = effects.formatted(frame[frame["rewind_epoch"] != 20])  # then cell by cell
     assert alone["rewind epochs"].tolist() == ["0", "10", "10"]
     assert alone["Gap closed [95 % CI]"].iloc[0] == "\N{EN DASH}"
+
+
+def test_a_loss_has_a_minus_sign_in_both_tables():
+    worse = synthetic.cell({"naive": PERMUTED, "permuted": NAIVE, "lth": LTH}, rewind=10)
+    frame = synthetic.runs(worse)
+    share = stats.format_share(effects.table(frame)["share_closed"].iloc[0])
+    assert share.startswith(MINUS)
+    assert accuracy_table.formatted(frame)["Gap closed"].tolist() == [share]
+    assert effects.formatted(frame)["Gap closed [95 % CI]"].iloc[0].startswith(share)
 
 
 def test_unfinished_runs_do_not_count(frame):

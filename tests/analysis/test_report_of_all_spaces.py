@@ -8,6 +8,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import dataclasses
 import html
+import re
 
 import pandas as pd
 import pytest
@@ -65,9 +66,21 @@ def has_table(module, space, uri, out, name):
     return wanted.read_bytes() in {path.read_bytes() for path in out.glob("*.csv")}
 
 
+SIGNED = re.compile(r"(?<![\w.])-[\d.]|[-+\N{MINUS SIGN}]0(\.0+)?(?![\d.])")
+"""A number with a hyphen for a minus sign, or a zero with a sign."""
+
+
+def check_signs(page):
+    """Check that the tables of a page write negative numbers and zeros alike."""
+    data = [html.unescape(datum) for datum in re.findall("<td[^>]*>(.*?)</td>", page)]
+    assert data
+    assert not [datum for datum in data if SIGNED.search(datum)]
+
+
 def check_report(space, uri, out):
     """Write a report, check that it is whole, and return the names of the figures in it."""
     page = write.write_report(space, uri, out).read_text(encoding="utf-8")
+    check_signs(page)
     drawn = set()
     for name, module in FIGURES.items():
         section = page.partition(f' id="{name}">')[2].partition("</section>")[0]

@@ -226,6 +226,31 @@ def test_shares_are_of_complete_pairs():
         stats.paired_share([1.0], [1.0], [1.0, 2.0])
 
 
+# --- signs ------------------------------------------------------------------------------------------------------------
+MINUS = "\N{MINUS SIGN}"
+FORMATTERS = {
+    "number": stats.format_number,
+    "difference": stats.format_difference,
+    "mean": lambda value: stats.format_mean(value, math.nan, 3),
+    "share": lambda value: stats.format_share(value / 100),
+    "estimate": lambda value: str(stats.Estimate(3, value, value, value)),
+}
+
+
+@pytest.mark.parametrize("name", FORMATTERS)
+def test_a_negative_number_has_a_minus_sign_and_a_rounded_zero_has_none(name):
+    written = FORMATTERS[name]
+    assert written(-4.0).startswith(f"{MINUS}4")
+    for zero in (-0.0001, -0.0, 0.0, 0.0001):
+        assert written(zero).startswith("0")
+        assert not set(written(zero)) & set(f"-+{MINUS}")
+
+
+def test_every_part_of_an_interval_has_its_sign():
+    assert stats.format_difference(1.0, -0.001, 1234.5) == "+1.00 [0.00, +1,234.50]"
+    assert stats.format_share(0.5, -0.2, 1.2) == f"50 % [{MINUS}20, 120]"
+
+
 # --- rank correlation -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("n", [4, 10, 40])
 def test_rank_correlation_is_spearmans(n):
