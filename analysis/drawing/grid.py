@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from analysis import cells, labels
 from analysis.drawing import facets, style
+from trainables import schema
 
 UNPAIRED = (cells.DENSE, cells.IMP)
 """Rows without a net B, which the number of pairs in a title does not count."""
@@ -27,12 +28,14 @@ class Panel:
 
     Attributes:
         axes: what to draw on.
+        leads: whether it is the first of its row, or of a line of it.
         place: axis of the grid -> the panel's value.
         heading: the place in words.
         lines: the numbers at this place; the panel is already marked as empty if there are none.
     """
 
     axes: Axes
+    leads: bool
     place: dict[str, Any]
     heading: str
     lines: pd.DataFrame
@@ -57,7 +60,8 @@ def panels(
 ) -> tuple[Figure, list[list[Panel]]]:
     """Return a figure and its rows of panels, labelled but not drawn; no rows if there are no numbers.
 
-    A footnote says how many rows the medium has no room for.
+    A footnote says how many rows the medium has no room for: at every place on the other axes those of the lowest
+    sparsities, because the more weights are pruned, the more it matters which.
 
     Args:
         numbers: what the figure shows, a line per place and whatever its panels compare.
@@ -72,37 +76,51 @@ def panels(
         wrap: likewise.
     """
     down = [name for name in by if name != across and name not in without]
-    rows = numbers[down].drop_duplicates().sort_values(down).to_dict("records")
+    rows = numbers[down].drop_duplicates().sort_values(down, ignore_index=True)
     named_columns = x if isinstance(x, Mapping) else y if isinstance(y, Mapping) else sorted(numbers[across].unique())
     values = list(named_columns)
     figure, drawn = style.panels(max(len(rows), 1), max(len(values), 1), tall, wrap=wrap)
-    if not rows:
+    if rows.empty:
         for axes in drawn[0]:
             style.empty(axes, absent)
     named = facets.told_apart(numbers, by, hide=without) if names is None else names
     laid_out: list[list[Panel]] = []
-    lowest: dict[int, Axes] = {}
-    for row, line in zip(rows, drawn, strict=False):
+    lowest: dict[tuple[int, str], Axes] = {}
+    for row, line in zip(_kept(rows, len(drawn)).to_dict("records"), drawn, strict=False):
         laid_out.append([])
         for value, axes in zip(values, line, strict=True):
             place, spot = {**row, across: value}, style.place(axes)
-            lowest[spot.colspan.start] = axes
+            lowest[spot.colspan.start, x if isinstance(x, str) else x[value]] = axes
+            leads = value == values[0] or spot.is_first_col()
             if not isinstance(y, str) or spot.is_first_col():
                 style.label(axes, y=y if isinstance(y, str) else y[value])
-            if not isinstance(x, str) and line is drawn[-1]:
-                style.label(axes, x=x[value])
             here = facets.at(numbers, place)
             if here.empty:
                 style.empty(axes, absent)
-            laid_out[-1].append(Panel(axes=axes, place=place, heading=labels.cell(place, named), lines=here))
-    if isinstance(x, str):
-        for axes in lowest.values():
-            style.label(axes, x=x)
+            heading = labels.cell(place, named)
+            laid_out[-1].append(Panel(axes=axes, leads=leads, place=place, heading=heading, lines=here))
+    for (_, text), axes in lowest.items():
+        style.label(axes, x=text)
     if len(rows) > len(drawn):
-        more = labels.plural(len(rows) - len(drawn), "more row")
+        more = labels.plural(len(rows) - len(drawn), "more row of panels", "more rows of panels")
+        denser = schema.PARAM_SPARSITY in rows and _elsewhere(rows).ngroups <= len(drawn)
+        which = " of lower sparsities" if denser else ""
         with style.themed():
-            figure.supxlabel(f"{more} of panels left to the table.", x=0.99, ha="right", fontsize="small")
+            figure.supxlabel(f"{more}{which} left to the table.", x=0.99, ha="right", fontsize="small")
     return figure, laid_out
+
+
+def _kept(rows: pd.DataFrame, room: int) -> pd.DataFrame:
+    """Return the rows to draw, at most `room`, in order: at every place on the other axes the highest sparsities."""
+    if len(rows) <= room or schema.PARAM_SPARSITY not in rows:
+        return rows.head(room)
+    rank = _elsewhere(rows)[schema.PARAM_SPARSITY].rank(ascending=False, method="first", na_option="bottom")
+    return rows.loc[rank.sort_values(kind="stable").index[:room]].sort_index()
+
+
+def _elsewhere(rows: pd.DataFrame) -> Any:
+    """Return rows grouped by their place on the axes other than sparsity."""
+    return rows.groupby([name for name in rows if name != schema.PARAM_SPARSITY], dropna=False)
 
 
 def means(

@@ -16,7 +16,7 @@ class Medium:
 
     Attributes:
         width: width of the page or column.
-        height: height of the page; rows of panels beyond it are left to the table.
+        height: height of the page; rows of panels that do not fit it are left to the table.
         least: least width of a figure.
         panel: least and largest width of a panel.
         font: size of labels in points.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import matplotlib
 import numpy as np
@@ -104,6 +104,8 @@ AXES = {
 LEGEND_HEIGHT = 0.4
 NARROW = 2.2
 """Inches below which titles need more lines."""
+LOWEST = 0.75
+"""Inches, without titles and labels, to which panels are lowered at most so that more rows fit."""
 MOST_TICKS = 6
 GROUND = 'style="background: white"'
 OPEN = {"markerfacecolor": "none", "markeredgewidth": 1.2}
@@ -165,34 +167,67 @@ def look(row: str) -> Look:
 def panels(rows: int, columns: int, tall: float = 0.56, *, wrap: bool = False) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure with a grid of empty panels, as a list of rows: those that the medium has room for.
 
-    A row is broken into several lines where the medium is too narrow for it.
+    A row is broken into several lines where the medium is too narrow for it. Where the medium is too low for all rows,
+    panels are lowered, to ``LOWEST`` at most, or rows stand side by side, before any row is left out.
 
     Args:
         rows: number of rows, at least 1.
         columns: number of columns, at least 1.
         tall: height of a panel over its width, without titles and labels.
-        wrap: whether rows of a single panel may stand side by side, which fills more of the page.
+        wrap: whether rows of a single panel stand side by side even if all fit below each other, which fills more of
+            the page.
     """
     medium = media.current()
     fit = int(medium.width / medium.panel[0])
-    beside = wrap and columns == 1
-    across = min(rows, fit) if beside else math.ceil(columns / math.ceil(columns / fit))
-    slots = 1 if beside else across * math.ceil(columns / across)
-    width = min(medium.width / across, medium.panel[1])
-    room = medium.height - LEGEND_HEIGHT
-    around = 0.55 if width > NARROW else 0.8
-    height = min(around + tall * width, room / math.ceil(slots / across))
-    rows = min(rows, int(room / height + 1e-9) * across // slots)
-    down = math.ceil(rows * slots / across)
+    most = max(1, min(rows, fit // columns))
+    least = most if wrap and columns == 1 else 1
+    layouts = [_layout(rows, columns, beside, tall) for beside in range(least, most + 1)]
+    chosen = max(layouts, key=lambda layout: (layout.rows, layout.plot))
+    down = math.ceil(chosen.rows * chosen.slots / chosen.across)
     with themed():
-        size = (max(width * across, medium.least), height * down + LEGEND_HEIGHT)
+        size = (max(chosen.width * chosen.across, medium.least), chosen.height * down + LEGEND_HEIGHT)
         figure = Figure(figsize=size, layout="constrained")
-        spec = figure.add_gridspec(down, across)
+        spec = figure.add_gridspec(down, chosen.across)
         drawn = [
-            [figure.add_subplot(spec[divmod(row * slots + column, across)]) for column in range(columns)]
-            for row in range(rows)
+            [figure.add_subplot(spec[divmod(row * chosen.slots + column, chosen.across)]) for column in range(columns)]
+            for row in range(chosen.rows)
         ]
     return figure, drawn
+
+
+class _Layout(NamedTuple):
+    """Sizes of panels in inches, and how many there are.
+
+    Attributes:
+        rows: number of rows that there is room for.
+        plot: height of a panel without titles and labels.
+        across: number of panels side by side.
+        slots: places in the grid that a row takes.
+        width: width of a panel.
+        height: height of a panel with titles and labels.
+    """
+
+    rows: int
+    plot: float
+    across: int
+    slots: int
+    width: float
+    height: float
+
+
+def _layout(rows: int, columns: int, beside: int, tall: float) -> _Layout:
+    """Return how rows fit the medium, of which `beside` stand side by side: all of them if panels of ``LOWEST`` do."""
+    medium = media.current()
+    fit = int(medium.width / medium.panel[0])
+    lines = math.ceil(columns / fit)
+    across = beside * math.ceil(columns / lines)
+    width = min(medium.width / across, medium.panel[1])
+    around = 0.55 if width > NARROW else 0.8
+    room = medium.height - LEGEND_HEIGHT
+    natural, least = around + tall * width, around + min(LOWEST, tall * width)
+    height = min(natural, max(least, room / (lines * math.ceil(rows / beside))), room / lines)
+    shown = min(rows, int(room / height + 1e-9) // lines * beside)
+    return _Layout(shown, height - around, across, across * lines // beside, width, height)
 
 
 def place(axes: Axes) -> SubplotSpec:

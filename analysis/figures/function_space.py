@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Collection
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import cells, labels, stats
@@ -88,17 +87,18 @@ def figure(frame: pd.DataFrame) -> Figure:
     for panel in itertools.chain(*panels):
         accuracies = panel.place["measure"] == schema.MEMBER_ACCURACY_MEAN
         style.title(panel.axes, panel.heading if accuracies else "", facets.count(panel.lines[schema.MEMBERS]))
-        _draw(panel.axes, panel.lines.iloc[::-1], panel.place["measure"])
+        _draw(panel, panel.lines.iloc[::-1], panel.place["measure"])
     member = style.Look(colour=style.INK, marker="o", dash="None")
     handles = [style.handle("Members, mean ± std", member), style.handle("Ensemble", member, **style.OPEN)]
     style.legend(drawn, handles if panels else [])
     return drawn
 
 
-def _draw(axes: Axes, numbers: pd.DataFrame, measure: str) -> None:
+def _draw(panel: grid.Panel, numbers: pd.DataFrame, measure: str) -> None:
     """Draw a measure from zero on; for accuracies the members' mean with its standard deviation, and the ensemble."""
-    named = style.place(axes).is_first_col()
-    axes.set_yticks(range(len(numbers)), [labels.method(row) if named else "" for row in numbers[cells.ROW]])
+    axes = panel.axes
+    names = [labels.method(row) if panel.leads else "" for row in numbers[cells.ROW]]
+    axes.set_yticks(range(len(numbers)), names)
     axes.set_ylim(-0.6, len(numbers) - 0.4)
     for height, one in enumerate(numbers.to_dict("records")):
         look = style.look(one[cells.ROW])

@@ -87,7 +87,7 @@ def figure(frame: pd.DataFrame) -> Figure:
             _barrier(panel.axes, BARRIERS[CURVES.index(curve)], table(here), drawn_as)
         else:
             _curve(panel.axes, curve, here[here[schema.PARAM_WIDTH] == width], drawn_as, panel.heading)
-            if style.place(panel.axes).is_first_col():
+            if panel.leads:
                 style.label(panel.axes, y=style.AXES[curve])
     style.legend(drawn, [style.handle(_name(how, drawn_as), look) for how, look in drawn_as.items()])
     return drawn

@@ -135,7 +135,7 @@ def figure(frame: pd.DataFrame) -> Figure:
         quality, outcome = panel.place["quality"], panel.place["outcome"]
         here = facets.at(numbers, {name: panel.place[name] for name in cells.TASK}).dropna(subset=[quality, outcome])
         style.title(panel.axes, _said(panel.lines.iloc[0]), f"n = {len(here)}")
-        if style.place(panel.axes).is_first_col():
+        if panel.leads:
             style.label(panel.axes, y=", ".join(filter(None, [panel.heading, OUTCOMES[outcome]])))
         _panel(panel.axes, here, quality, outcome, widths, rows)
     handles = [

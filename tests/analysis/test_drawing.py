@@ -64,6 +64,7 @@ def test_beside_other_threads_nothing_is_forked(tmp_path: Path, monkeypatch: pyt
 
 # --- sizes ------------------------------------------------------------------------------------------------------
 PRINTED = media.STYLES["paper"]
+MEDIA = [*itertools.chain(*media.STYLES.values())]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def drawn(numbers: pd.DataFrame) -> tuple[Figure, list[list[grid.Panel]]]:
     )
 
 
-@pytest.mark.parametrize("medium", [*itertools.chain(*media.STYLES.values())])
+@pytest.mark.parametrize("medium", MEDIA)
 def test_a_figure_fits_what_it_is_drawn_for_and_says_what_it_leaves_out(
     medium: media.Medium, numbers: pd.DataFrame
 ) -> None:
@@ -103,13 +104,50 @@ def test_a_figure_fits_what_it_is_drawn_for_and_says_what_it_leaves_out(
     assert medium.least <= width <= medium.width
     assert height <= medium.height + 1e-9
     assert [len(line) for line in panels] == [6] * len(panels)
-    assert figure.get_supxlabel() == f"{30 - len(panels)} more rows of panels left to the table."
+    assert figure.get_supxlabel() == f"{30 - len(panels)} more rows of panels of lower sparsities left to the table."
     for axes in figure.axes:
         box = axes.get_tightbbox().transformed(figure.dpi_scale_trans.inverted())
         assert -0.01 <= box.x0 < box.x1 <= width + 0.01
         assert axes.xaxis.label.get_fontsize() == medium.font
     boxes = [axes.get_window_extent() for axes in figure.axes]
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+@pytest.mark.parametrize("medium", MEDIA)
+@pytest.mark.parametrize("shape", [(1, 3), (2, 2), (3, 2), (4, 1), (4, 2)])
+def test_rows_are_lowered_or_set_side_by_side_before_any_is_left_out(
+    medium: media.Medium, shape: tuple[int, int], numbers: pd.DataFrame
+) -> None:
+    columns, rows = shape
+    widths, sparsities = sorted(set(numbers["width"]))[:columns], sorted(set(numbers["sparsity"]))[:rows]
+    few = numbers[numbers["width"].isin(widths) & numbers["sparsity"].isin(sparsities)]
+    with media.drawing_for(medium):
+        figure, panels = drawn(few)
+        figure.draw_without_rendering()
+    shown = [[panel.place["sparsity"] for panel in line] for line in panels]
+    assert shown == [[sparsity] * columns for sparsity in sparsities]
+    assert all(line[0].leads for line in panels)
+    assert figure.get_supxlabel() == ""
+    lowest = min(axes.get_window_extent().height / figure.dpi for axes in figure.axes)
+    assert lowest > 0.8 * style.LOWEST
+    sides = {axes.get_subplotspec().colspan.start: axes.get_xlabel() for axes in figure.axes}  # the last one is lowest
+    assert set(sides.values()) == {style.AXES["rewind_epoch"]}
+
+
+@pytest.mark.parametrize("medium", MEDIA)
+def test_what_is_left_out_are_the_lowest_sparsities_of_every_place(medium: media.Medium, numbers: pd.DataFrame) -> None:
+    both = pd.concat([numbers, numbers.assign(dataset="svhn")])
+    with media.drawing_for(medium):
+        figure, panels = drawn(both)
+    kept = pd.DataFrame([line[0].place for line in panels]).groupby("dataset")["sparsity"]
+    for _, sparsities in kept:
+        assert sparsities.tolist() == sorted(set(numbers["sparsity"]))[-len(sparsities) :]
+    counts = kept.size().tolist()
+    if len(panels) > 1:
+        assert max(counts) - min(counts) <= 1 < sum(counts)
+        assert " of lower sparsities left" in figure.get_supxlabel()
+    else:  # a whole data set is left out
+        assert figure.get_supxlabel() == "59 more rows of panels left to the table."
 
 
 def test_figures_for_papers_are_written_at_every_width_with_fonts_that_publishers_accept(tmp_path: Path) -> None:

@@ -370,8 +370,9 @@ def test_many_recipes_do_not_make_an_endless_figure(frame):
     parts = [frame.assign(lr=str(n), key=frame["key"] + str(n)) for n in range(12)]
     sampled = pd.concat([part[part["stage"] == "sparse"] for part in parts], ignore_index=True)
     sampled.attrs["varied"] = ["lr"]
-    figure = rewind.figure(sampled)
-    assert figure.get_size_inches()[1] <= media.current().height
+    with media.drawing_for(*media.STYLES["slides"]):
+        figure = rewind.figure(sampled)
+        assert figure.get_size_inches()[1] <= media.current().height
     assert figure.get_supxlabel() == f"{24 - len(figure.axes) // 2} more rows of panels left to the table."
 
 
