@@ -24,6 +24,9 @@ NAMES = {
     schema.PARAM_SEED_A: "net A",
 }
 """Axis -> its name; a recipe field keeps its own."""
+SEVERAL_EPOCHS, IMAGES = "rewind epochs", "images"
+"""Headings of columns that say what a line is about and hold no value of an axis: the rewind epochs that the line is a
+mean over, and the images of a match, of which there may be all."""
 LONGEST = 60
 """Characters of a name in a figure, at most."""
 

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis import cells, labels, load, memo
+from analysis import labels, load, memo
 from analysis.drawing import files, style
 from analysis.drawing.parallel import write_figures
+from analysis.drawing.signs import MINUS
 from analysis.figures import accuracy_table
 from analysis.figures.table import FIGURES, loader
 from analysis.mlflow_report import NotLogged, log_report
@@ -29,8 +30,6 @@ from analysis.record.folder import is_record
 PAGE, RUNS, ACCURACY = "index.html", "runs.csv", "accuracy"
 MOST_FAILURES = 25
 """Maximum number of failed jobs that the page lists; ``runs.csv`` has them all."""
-UNBROKEN = {r"(?<=[,\]]) ": "\N{NO-BREAK SPACE}"}
-"""Within an interval and before its n, a narrow column breaks no line."""
 QUESTION = "Does a lottery-ticket mask help a new random initialisation once its units are permuted to match?"
 
 
@@ -163,17 +162,20 @@ def _head(space: str, question: str, frame: pd.DataFrame) -> str:
 
 
 def _accuracy(frame: pd.DataFrame) -> str:
-    """Return the section of the table of accuracies; the gain leads, so that a phone shows it without scrolling."""
+    """Return the section of the tables of accuracies."""
     table = accuracy_table.formatted(frame)
-    texts = [name for name in table.columns if name in (labels.axis("model"), labels.axis("dataset"))]
-    places = [name for name in map(labels.axis, cells.axes(frame)) if name in table]
-    leading = [*places, accuracy_table.GAIN] if accuracy_table.GAIN in table else places
-    ordered = table[[*leading, *table.columns.drop(leading)]].replace({accuracy_table.GAIN: UNBROKEN}, regex=True)
-    body = files.html_table(ordered, texts=texts, narrow=[accuracy_table.GAIN]) if len(table) else ""
+    body = _table(table) if len(table) else ""
     for title, others in (("IMP", accuracy_table.imp(frame)), ("Controls", accuracy_table.controls(frame))):
         if len(others):
-            body += f"<h3>{title}</h3>" + files.html_table(others, texts=texts)
+            body += f"<h3>{title}</h3>" + _table(others)
     return _section(ACCURACY, accuracy_table.TITLE, body, accuracy_table.CAPTION, accuracy_table.notes(frame))
+
+
+def _table(table: pd.DataFrame) -> str:
+    """Return a table as HTML, whose gains follow what a line is about, so that a phone shows them without scrolling."""
+    places = [name for name in table.columns if name in files.PLACES]
+    gains = [name for name in table.columns if MINUS in name and name not in places]
+    return files.html_table(table[[*places, *gains, *table.columns.drop([*places, *gains])]])
 
 
 def _figure(name: str, module: Any, frame: pd.DataFrame, drawing: Path) -> str:
@@ -182,7 +184,7 @@ def _figure(name: str, module: Any, frame: pd.DataFrame, drawing: Path) -> str:
     body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}">{svg}</div>'
     caption = module.CAPTION
     if hasattr(module, "formatted"):
-        body += files.html_table(module.formatted(frame), texts=files.TEXTS)
+        body += _table(module.formatted(frame))
         caption += f" Table: {module.TABLE_CAPTION}" if hasattr(module, "TABLE_CAPTION") else ""
     return _section(name, module.TITLE, body, caption, module.notes(frame))
 

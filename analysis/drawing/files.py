@@ -24,7 +24,7 @@ SUFFIXES = (".csv", ".md", ".tex", *(f"{medium}{kind}" for medium in media.SUFFI
 """Ends of the names of all files that are written here."""
 TEXTS = ("model", "dataset", "method", "job", "measure", "match", "outcome", "question", "compared")
 """Columns that are aligned left."""
-PLACES = {*TEXTS, *labels.NAMES.values(), *KNOBS}
+PLACES = {*TEXTS, *labels.NAMES.values(), labels.SEVERAL_EPOCHS, labels.IMAGES, *KNOBS}
 """Columns that say what a line is about; a LaTeX table that is split has them in all its parts."""
 MOST_LINES, MOST_CHARACTERS = 45, 145
 """Lines and characters beside each other that a LaTeX table may have; larger tables are split."""
@@ -66,6 +66,10 @@ MEASURED = re.compile(r"[+-][\d.]+(e[+-]?\d+)?[\d., ±()%]*", re.IGNORECASE)
 """Numbers with a sign, which are left unchanged: ``-1e-05``, ``+0.44 ± 0.10 (3)``."""
 BRACKETS = re.compile(r"\[.*?\]|\(.*?\)")
 """What a heading is not broken in."""
+INTERVAL = re.compile(r"\[[^\]]*\]( \([^)]*\))?")
+"""An interval and the n after it, in which a page breaks no line."""
+LONG = 18
+"""Characters beyond which a column breaks its lines on a phone: more than those of a mean."""
 LATEX = r"""\begin{{table*}}[t]
 \centering\small\setlength{{\tabcolsep}}{{4pt}}
 \caption{{{caption}}}\label{{tab:{label}}}
@@ -239,16 +243,16 @@ def markdown_text(text: str) -> str:
     return text
 
 
-def html_table(
-    table: pd.DataFrame, *, texts: Iterable[str] = (), wide: Iterable[str] = (), narrow: Iterable[str] = ()
-) -> str:
+def html_table(table: pd.DataFrame, *, texts: Iterable[str] = TEXTS, wide: Iterable[str] = ()) -> str:
     """Return a table as HTML.
 
     Columns named in `texts` or `wide` are aligned left, all others right; lines are only broken in those in `wide`, and
-    on a phone in those in `narrow`.
+    on a phone in those with long entries.
     """
-    classes = dict.fromkeys(texts, ' class="l"') | dict.fromkeys(wide, ' class="l wide"')
-    classes |= dict.fromkeys(narrow, ' class="narrow"')
+    kinds = {name: ["l"] * (name in {*texts, *wide}) + ["wide"] * (name in {*wide}) for name in table.columns}
+    for name in table.columns.difference([*wide]):
+        kinds[name] += ["narrow"] * (_longest(table[name]) > LONG)
+    classes = {name: f' class="{" ".join(kind)}"' for name, kind in kinds.items() if kind}
     head = "".join(f'<th{classes.get(name, "")} scope="col">{html.escape(str(name))}</th>' for name in table.columns)
     body = "".join(
         "<tr>" + "".join(f"<td{classes.get(name, '')}>{_datum(value)}</td>" for name, value in line.items()) + "</tr>\n"
@@ -258,4 +262,5 @@ def html_table(
 
 
 def _datum(value: Any) -> str:
-    return html.escape(str(value)) or DASH
+    unbroken = INTERVAL.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), str(value))
+    return html.escape(unbroken) or DASH

@@ -148,7 +148,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
         interval = stats.format_difference(line[MEAN], line["ci_low"], line["ci_high"])
         share = stats.format_share(*(line[name] for name in ("share_closed", "share_low", "share_high")))
         epoch = labels.value(schema.PARAM_REWIND_EPOCH, line[schema.PARAM_REWIND_EPOCH])
-        shown["rewind epochs"] = f"{line['cells']} (all ≥ 1)" if line["cells"] > 1 else epoch
+        shown[labels.SEVERAL_EPOCHS] = f"{line['cells']} (all ≥ 1)" if line["cells"] > 1 else epoch
         shown[f"Permuted {MINUS} naive [95 % CI] (n)"] = f"{interval} ({line['pairs']})"
         lines.append({**shown, f"LTH {MINUS} naive": gap, "Gap closed [95 % CI]": share or DASH})
     return pd.DataFrame(lines)

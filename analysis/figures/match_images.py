@@ -8,7 +8,7 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import cells, stats
+from analysis import cells, labels, stats
 from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import MINUS
 from analysis.figures import match_quality
@@ -127,7 +127,9 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
         ],
         order=[name for name, _ in columns.values()],
     )
-    return shown.assign(**{IMAGES: [_images(int(count)) for count in shown[IMAGES]]}).rename(columns={IMAGES: "images"})
+    return shown.assign(**{IMAGES: [_images(int(count)) for count in shown[IMAGES]]}).rename(
+        columns={IMAGES: labels.IMAGES}
+    )
 
 
 def notes(frame: pd.DataFrame) -> list[str]:

@@ -114,6 +114,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   svg { max-width: none; }
   th, td { padding: .3rem; }
   .narrow { white-space: normal; min-width: 9.5rem; }
+  .l.narrow { min-width: 6.2rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
 }

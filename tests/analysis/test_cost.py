@@ -65,8 +65,8 @@ def test_hours_by_hand(frame):
 
 def test_the_table_that_people_read_is_in_one_unit(frame):
     shown = cost.formatted(frame).set_index("job")
-    assert shown.columns.tolist() == ["jobs", "took (hours)", "reused (hours)", "alone (hours)", "saved (hours)"]
-    assert shown.loc["prune"].tolist() == ["2", "8.00", "0.00", "48.00", "40.00"]
+    assert shown.columns.tolist() == ["jobs", "took (hours)", "alone (hours)", "saved (hours)", "reused (hours)"]
+    assert shown.loc["prune"].tolist() == ["2", "8.00", "48.00", "40.00", "0.00"]
     assert shown.loc["total", "took (hours)"] == "41.50"
 
 

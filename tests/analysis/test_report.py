@@ -424,6 +424,41 @@ def test_the_page_fetches_nothing(pages):
         assert page.count("<script") == 1
 
 
+DATUM = re.compile(r'<t[hd](?: class="([^"]*)")?[^>]*>(.*?)</t[hd]>')
+
+
+def tables(page):
+    """Name of a section of a page -> its tables, each as classes and texts by column, the heading first."""
+    found = {}
+    for name, section in re.findall(r'<section id="(\w+)">(.*?)</section>', page, flags=re.DOTALL):
+        for table in re.findall("<table>.*?</table>", section, flags=re.DOTALL):
+            every = zip(*(DATUM.findall(row) for row in table.split("<tr>")[1:]), strict=True)
+            columns = [(column[0][0].split(), [html.unescape(text) for _, text in column]) for column in every]
+            found.setdefault(name, []).append(columns)
+    return found
+
+
+def test_gains_stand_where_a_phone_shows_them(pages):
+    """They follow what a line is about, and long columns may be broken, but not within an interval and its n."""
+    found = tables(pages["full"])
+    assert found.keys() >= {"accuracy", "effects", "controls"}
+    gained = {}
+    for name, columns in ((name, columns) for name, each in found.items() for columns in each):
+        heads = [texts[0] for _, texts in columns]
+        gains = [place for place, head in enumerate(heads) if MINUS in head]
+        places = [place for place, head in enumerate(heads) if head in files.PLACES]
+        gained[name] = gained.get(name, False) or bool(gains)
+        if gains:
+            assert sorted([*places, *gains]) == list(range(len(places) + len(gains))), heads
+            assert max(places) < min(gains)
+        for classes, (_, *texts) in columns:
+            long = max(map(len, texts)) > files.LONG and "wide" not in classes
+            assert ("narrow" in classes) == long, texts
+            assert not [text for text in texts if re.search(r"\[[^\]]* |\] ", text)]
+    assert gained["accuracy"]
+    assert gained["effects"]
+
+
 def test_the_first_screen_asks_answers_and_shows(pages, frame):
     top = pages["full"].partition('<section id="accuracy">')[0]
     asked, said = top.index("<h1>Does a lottery-ticket mask help"), top.index(html.escape(headline.headline(frame)))
