@@ -182,11 +182,16 @@ def _figure(name: str, module: Any, frame: pd.DataFrame, drawing: Path) -> str:
     """Return a figure's section."""
     svg = style.on_page(drawing.read_text(encoding="utf-8"))
     body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}">{svg}</div>'
-    caption = module.CAPTION
     if hasattr(module, "formatted"):
         body += _table(module.formatted(frame))
-        caption += f" Table: {module.TABLE_CAPTION}" if hasattr(module, "TABLE_CAPTION") else ""
-    return _section(name, module.TITLE, body, caption, module.notes(frame))
+    return _section(name, module.TITLE, body, caption(module), module.notes(frame))
+
+
+def caption(module: Any) -> str:
+    """Return the caption of a figure and its table, in which what both share is said once."""
+    if not hasattr(module, "TABLE_CAPTION"):
+        return str(module.CAPTION)
+    return f"{module.CAPTION} Table: {module.TABLE_CAPTION.removeprefix(getattr(module, 'SHARED', '')).strip()}"
 
 
 def _absent(name: str, module: Any, frame: pd.DataFrame) -> str:

@@ -21,15 +21,15 @@ ROWS_EXPLAINED = (
     "mask found by pruning B. Reinit: A's mask on a third net, which starts from its initialisation at every rewind "
     "epoch."
 )
+SHARED = (
+    "Differences in test accuracy between methods on the same pairs (A, B), in percentage points: means with 95 % t "
+    f"intervals over n pairs. {ROWS_EXPLAINED}"
+)
 CAPTION = (
-    f"Test accuracy {MINUS} that of the naive net of the same pair (A, B), in percentage points: mean and 95 % t "
-    f"interval over n pairs, by rewind epoch; the line at 0 is naive. {ROWS_EXPLAINED} An arrow means that the "
-    "interval extends beyond the panel."
+    f"{SHARED} By rewind epoch, each method {MINUS} naive, which is the line at 0. An arrow means that the interval "
+    "extends beyond the panel."
 )
-TABLE_CAPTION = (
-    "Differences in test accuracy between methods on the same pairs (A, B), in percentage points: means over the cells "
-    f"that all pairs have in common, with 95 % t intervals over pairs (n). {ROWS_EXPLAINED}"
-)
+TABLE_CAPTION = f"{SHARED} Over the cells that all pairs have in common."
 CONTROLS = ("shuffled", "layerwise_random", "own_mask", "reinit")
 APART = (cells.DENSE, cells.IMP, cells.NAIVE)
 """Rows that are not compared: they are trained differently, or are the reference."""

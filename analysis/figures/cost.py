@@ -17,12 +17,12 @@ from trainables.graph import snapshot_key
 from trainables.schema import FINISHED
 
 TITLE = "What it cost, and what sharing saved"
-CAPTION = (
+SHARED = CAPTION = (
     "Device time by kind of job: sum over n finished jobs of the wall-clock time that each worked on its device (or "
     "share of a device). Alone: the time if nothing were shared, so that every sparse net needed its own dense nets "
     "(up to the rewind epoch if that is all it uses), pruning rounds and matches; all other jobs count once."
 )
-TABLE_CAPTION = f"{CAPTION} Reused: the part whose results the store already had. Saved: alone minus took."
+TABLE_CAPTION = f"{SHARED} Saved: alone minus took. Reused: the part whose results the store already had."
 HOUR = 3600.0
 UNITS = ((HOUR, "hours", "h"), (60.0, "minutes", "min"), (1.0, "seconds", "s"))
 """Seconds of a unit of time, its name and its sign."""

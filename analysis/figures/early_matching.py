@@ -14,17 +14,16 @@ from analysis.memo import once
 from trainables import schema
 
 TITLE = "Matching net B early in its training"
+SHARED = (
+    "Test accuracy in percent of the permuted net by t, the number of epochs that net B had been trained for when "
+    "the fully trained net A was matched to it; and of LTH and naive, which need no match. Mask and starting point "
+    "of sparse training do not depend on t. Mean ± sample standard deviation over n pairs (A, B)."
+)
 CAPTION = (
-    "Test accuracy of the permuted net against t, the number of epochs that net B had been trained for when the fully "
-    "trained net A was matched to it. Mask and starting point of sparse training do not depend on t. Mean ± sample "
-    "standard deviation over n pairs (A, B). Horizontal lines with bands: LTH and naive, which need no match. Each "
-    "panel has its own vertical scale; the epochs are evenly spaced."
+    f"{SHARED} Horizontal lines with bands: LTH and naive. Each panel has its own vertical scale; the epochs are "
+    "evenly spaced."
 )
-TABLE_CAPTION = (
-    "Test accuracy in percent of LTH, of naive, and of the nets permuted by a match of A to net B after t epochs of "
-    "B's training: mean ± sample standard deviation (number of pairs A, B), and the mean paired difference permuted "
-    f"{MINUS} naive in percentage points."
-)
+TABLE_CAPTION = f"{SHARED} After the comma: mean paired difference permuted {MINUS} naive in percentage points."
 LEVEL = (cells.LTH, cells.NAIVE)
 """Rows that do not depend on the match."""
 T = schema.PARAM_MATCH_EPOCH

@@ -17,19 +17,19 @@ from trainables import schema
 from trainables.methods import COMPARED
 
 TITLE = "What permuting the mask gains, cell by cell"
-CAPTION = (
+SHARED = (
     f"Test accuracy of the permuted net {MINUS} that of the naive net of the same pair (A, B), in percentage points: "
-    "mean and 95 % t interval over n pairs, a line per rewind epoch. Filled markers: p < 0.05 in the paired t test "
-    "after Holm's correction over all cells of the study. Diamonds: mean over the rewind epochs from 1 on, interval "
-    f"over pairs. On the right: share of the gap from naive to LTH that permuting closes; {DASH} where LTH is not "
-    "ahead of naive by more than a standard error. The panels of a row share their scale; an arrow means that the "
-    "interval extends beyond the panel."
+    "mean and 95 % t interval over n pairs. Gap closed: share of the gap from naive to LTH that permuting closes; "
+    f"{DASH} where LTH is not ahead of naive by more than a standard error."
+)
+CAPTION = (
+    f"{SHARED} A line per rewind epoch. Filled markers: p < 0.05 in the paired t test after Holm's correction over "
+    "all cells of the study. Diamonds: mean over the rewind epochs from 1 on. On the right: gap closed. The panels "
+    "of a row share their scale; an arrow means that the interval extends beyond the panel."
 )
 TABLE_CAPTION = (
-    f"Test accuracy of the permuted net {MINUS} that of the naive net of the same pair (A, B), in percentage points: "
-    "mean with its 95 % t interval (number of pairs); several rewind epochs are averaged within each pair. Gap closed: "
-    f"share of the gap LTH {MINUS} naive that permuting closes, with Fieller's 95 % interval over pairs; {DASH} where "
-    "LTH is not ahead of naive by more than a standard error."
+    f"{SHARED} Several rewind epochs are averaged within each pair. The interval of the gap closed is Fieller's 95 % "
+    "interval over pairs."
 )
 DRAWN = style.look(cells.PERMUTED)
 POOLED = style.Look(colour=style.INK, marker="d", dash="None")
@@ -133,7 +133,7 @@ def _draw(axes: Axes, numbers: pd.DataFrame, limits: tuple[float, float]) -> Non
     beside.tick_params(axis="y", length=0, labelsize=7.5)
     beside.grid(False)
     beside.spines[:].set_visible(False)
-    style.label(beside, y="Share of gap closed" if style.place(axes).is_last_col() else "")
+    style.label(beside, y="Gap closed" if style.place(axes).is_last_col() else "")
 
 
 @once

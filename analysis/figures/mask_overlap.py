@@ -13,12 +13,12 @@ from trainables import schema
 from trainables.schema import FINISHED
 
 TITLE = "Overlap of A's mask with B's own"
-CAPTION = (
+SHARED = CAPTION = (
     "Intersection over union of the kept weights of two masks: A's mask, permuted by the match of A onto B or as it "
     "is, and the mask found by pruning B itself. Mean ± sample standard deviation over n pairs (A, B). By chance: the "
     "expected value for random masks with the same layer densities. 1 means identical masks."
 )
-TABLE_CAPTION = f"{CAPTION} Last column: mean of the paired differences with its 95 % t interval."
+TABLE_CAPTION = f"{SHARED} Permuted {MINUS} as it is: mean of the paired differences with its 95 % t interval."
 CHANCE = style.Look(colour=style.GREY, marker="p", dash=":")
 CURVES: dict[str, tuple[str, style.Look]] = {
     schema.MASK_OVERLAP: ("Permuted", style.look(cells.PERMUTED)),

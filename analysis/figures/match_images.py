@@ -21,17 +21,11 @@ IMAGES = "match_images"
 ALL = 0
 GAIN = "gain"
 CAPTION = (
-    "Matches of net A onto net B that use different numbers of training images. Left: test loss at the midpoint of the "
-    "two nets minus the mean of their own losses, with A as it is and matched; the same images are used to recompute "
-    "the BatchNorm statistics there. Middle: share of units that weight matching, which uses no images, assigns alike. "
-    f"Right: test accuracy of the nets permuted by the match {MINUS} naive, mean over the cells of the grid. Mean ± "
-    "sample standard deviation over n pairs (A, B)."
-)
-TABLE_CAPTION = (
-    "Matches of net A onto net B that use different numbers of training images: test loss at the midpoint of the two "
-    "nets minus the mean of their own losses, with A as it is and matched; share of units that weight matching "
-    f"assigns alike; test accuracy of the nets permuted by the match {MINUS} naive. Mean ± sample standard deviation "
-    "(number of pairs A, B)."
+    "Matches of net A onto net B that use different numbers of training images. Barrier: test loss at the midpoint "
+    "of the two nets minus the mean of their own losses, with A as it is and matched; the same images are used to "
+    "recompute the BatchNorm statistics there. Same as by weights: share of units that weight matching, which uses "
+    f"no images, assigns alike. Permuted {MINUS} naive: difference in test accuracy of the nets permuted by the "
+    "match, mean over the cells of the grid. Mean ± sample standard deviation over n pairs (A, B)."
 )
 Curve = tuple[str, str, style.Look]
 MATCHED = style.look(cells.PERMUTED)

@@ -20,19 +20,15 @@ from analysis.memo import once
 from trainables import schema
 
 TITLE = "Match quality against gain"
-CAPTION = (
-    "One point per match of a net A onto a net B. Horizontal: correlation of the matched units, its excess over "
-    "unmatched units, and the loss barrier that remains at the midpoint of the matched nets. Vertical: test accuracy "
-    f"of the nets permuted by the match {MINUS} naive, and the share of the gap from naive to LTH that this closes, "
-    f"both as means over the cells that all pairs of a width have in common. {RHO}: Spearman's rank correlation over n "
-    "matches; within: the same within each width, because width changes match and gain alike."
+SHARED = (
+    "Quality of n matches of a net A onto a net B: correlation of the matched units, its excess over unmatched "
+    "units, and the loss barrier that remains at the midpoint of the matched nets. What the nets permuted by a match "
+    f"gain: test accuracy {MINUS} naive, and the share of the gap from naive to LTH that this closes, both as means "
+    f"over the cells that all pairs of a width have in common. {RHO}: Spearman's rank correlation of quality and "
+    "gain; within widths: the same within each width, because width changes match and gain alike."
 )
-TABLE_CAPTION = (
-    f"Spearman's rank correlation {RHO} over n matches of a net A onto a net B, with its 95 % interval, between the "
-    f"quality of the match and what the nets permuted by it gain: test accuracy permuted {MINUS} naive, and the share "
-    "of the gap from naive to LTH that this closes. Inside widths: the same within widths only, because width changes "
-    "match and gain alike."
-)
+CAPTION = f"{SHARED} One point per match."
+TABLE_CAPTION = f"{SHARED} With 95 % intervals."
 EXCESS = "correlation_excess"
 QUALITIES = {
     schema.MEAN_CORRELATION: "Mean correlation of matched units",

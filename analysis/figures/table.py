@@ -2,7 +2,9 @@
 
 A module has ``figure(frame)`` and ``table(frame)``, pure functions of a frame; ``notes(frame)``, what the figure leaves
 out and why; ``TITLE`` and ``CAPTION``. The frame is that of :func:`analysis.load.runs`, or of the module's own
-``load(space, tracking_uri)``. A module may have ``formatted(frame)``, the table as people read it.
+``load(space, tracking_uri)``. A module may have ``formatted(frame)``, the table as people read it. If ``CAPTION`` does
+not describe that table, the module has ``TABLE_CAPTION``, too, and ``SHARED``, with which both begin and which the page
+says once.
 """
 
 from __future__ import annotations

@@ -424,6 +424,23 @@ def test_the_page_fetches_nothing(pages):
         assert page.count("<script") == 1
 
 
+RUN = 7
+"""Words in a row that two captions do not have in common by chance."""
+
+
+@pytest.mark.parametrize("name", [name for name, module in FIGURES.items() if hasattr(module, "TABLE_CAPTION")])
+def test_what_figure_and_table_share_is_said_once_on_the_page(name):
+    module = FIGURES[name]
+    assert module.CAPTION.startswith(getattr(module, "SHARED", ""))
+    assert module.TABLE_CAPTION.startswith(getattr(module, "SHARED", ""))
+    caption = write.caption(module)
+    assert caption.startswith(module.CAPTION)
+    words = caption.split()
+    runs = [tuple(words[start : start + RUN]) for start in range(len(words) - RUN + 1)]
+    assert len(runs) == len(set(runs))
+    assert words[-3:] == module.TABLE_CAPTION.split()[-3:]
+
+
 DATUM = re.compile(r'<t[hd](?: class="([^"]*)")?[^>]*>(.*?)</t[hd]>')
 
 
