@@ -26,8 +26,9 @@ TEXTS = ("model", "dataset", "method", "job", "measure", "match", "outcome", "qu
 """Columns that are aligned left."""
 PLACES = {*TEXTS, *labels.NAMES.values(), labels.SEVERAL_EPOCHS, labels.IMAGES, *KNOBS}
 """Columns that say what a line is about; a LaTeX table that is split has them in all its parts."""
-MOST_LINES, MOST_CHARACTERS = 45, 145
-"""Lines and characters beside each other that a LaTeX table may have; larger tables are split."""
+MOST_LINES, MOST_CHARACTERS = 45, 122
+"""Lines and characters beside each other that a LaTeX table may have; larger tables are split. A table of so many
+characters has 7 points in a text of 5.5 inches."""
 LATEX_SIGNS = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -66,12 +67,14 @@ MEASURED = re.compile(r"[+-][\d.]+(e[+-]?\d+)?[\d., ±()%]*", re.IGNORECASE)
 """Numbers with a sign, which are left unchanged: ``-1e-05``, ``+0.44 ± 0.10 (3)``."""
 BRACKETS = re.compile(r"\[.*?\]|\(.*?\)")
 """What a heading is not broken in."""
+COUNTED = re.compile(r"(?P<value>.*\S) \((?P<n>\d+)\)")
+"""An entry and its number of runs or pairs."""
 INTERVAL = re.compile(r"\[[^\]]*\]( \([^)]*\))?")
 """An interval and the n after it, in which a page breaks no line."""
 LONG = 18
 """Characters beyond which a column breaks its lines on a phone: more than those of a mean."""
 LATEX = r"""\begin{{table*}}[t]
-\centering\small\setlength{{\tabcolsep}}{{4pt}}
+\centering\footnotesize\setlength{{\tabcolsep}}{{3pt}}
 \caption{{{caption}}}\label{{tab:{label}}}
 \sbox0{{\begin{{tabular}}{{@{{}}{columns}@{{}}}}
 \toprule
@@ -150,14 +153,18 @@ def latex(table: pd.DataFrame, *, caption: str, label: str) -> str:
     r"""Return a table of texts in LaTeX, as one or several floats, for the packages booktabs and graphicx.
 
     A float is as wide as the text of a paper with one or two columns, at most. A table with too many lines or columns
-    for that is split, and all its parts have the columns that say what a line is about.
+    for that is split, and all its parts have the columns that say what a line is about. The number of runs that all
+    entries of a column have, ``(3)``, stands in its heading, ``(n = 3)``, which makes the column narrower.
 
     Args:
         table: what to write; characters that LaTeX reserves are escaped.
         caption: plain text.
         label: for ``\ref{tab:...}``; parts beyond the first have a number at its end.
     """
-    blocks = _blocks(table)
+    counted = _counted_in_heads(table)
+    if list(counted) != list(table):
+        caption = f"{caption} n in a heading: that of the whole column.".strip()
+    blocks = _blocks(counted)
     parts = [block[start : start + MOST_LINES] for block in blocks for start in range(0, len(table), MOST_LINES)]
     written = []
     for number, part in enumerate(parts, start=1):
@@ -172,6 +179,19 @@ def latex(table: pd.DataFrame, *, caption: str, label: str) -> str:
             )
         )
     return "\n".join(written)
+
+
+def _counted_in_heads(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which the number of runs that all entries of a column have, ``(3)``, stands in its heading."""
+    columns = {}
+    for name in table.columns:
+        texts = [str(text) for text in table[name]]
+        counts = {found and found["n"] for found in map(COUNTED.fullmatch, filter(None, texts))}
+        if name not in PLACES and len(counts) == 1 and (n := counts.pop()):
+            name = f"{name.removesuffix('(n)').rstrip()} (n = {n})"
+            texts = [COUNTED.sub(r"\g<value>", text) for text in texts]
+        columns[name] = texts
+    return pd.DataFrame(columns)
 
 
 def _blocks(table: pd.DataFrame) -> list[pd.DataFrame]:
@@ -206,7 +226,8 @@ def _latex_head(head: str, texts: Iterable[Any]) -> str:
 
 
 def _latex_line(values: Iterable[Any]) -> str:
-    line = " & ".join(_latex_text(str(value)) for value in values) + r" \\"
+    texts = (_latex_text(str(value)) for value in values)
+    line = " & ".join(text.replace(r" $\pm$ ", r"\,$\pm$\,") for text in texts) + r" \\"
     # LaTeX would take a bracket or star for an argument of the line break before it.
     return f"{{}}{line}" if line.startswith(("[", "*")) else line
 

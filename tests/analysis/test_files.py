@@ -44,7 +44,7 @@ def test_latex_is_a_table_of_booktabs():
 
 def test_latex_escapes_what_it_reserves():
     first, second = body(files.latex(TABLE, caption="", label="x"))
-    assert first == r"Layerwise random & $\times$0.5 & a\_b \{c\} & +0.44 $\pm$ 0.10 (3) \\"
+    assert first == r"Layerwise random & $\times$0.5 & a\_b \{c\} & +0.44\,$\pm$\,0.10 (3) \\"
     assert second == r"Permuted (t=5) & $\times$16 & 10~\% \textbackslash{} \#3 \textasciitilde{} \$ & -- \\"
     greek = files.latex(pd.DataFrame({"x": [f"{ALPHA}, π, A→B"]}), caption="", label="x")
     assert body(greek) == [r"$\alpha$, $\pi$, A$\rightarrow$B \\"]
@@ -53,6 +53,23 @@ def test_latex_escapes_what_it_reserves():
 
 def test_letters_that_latex_lacks_become_their_code_points():
     assert body(files.latex(pd.DataFrame({"x": ["naïve 中"]}), caption="", label="x")) == [r"naïve U+4E2D \\"]
+
+
+def test_the_number_of_runs_of_a_whole_column_stands_in_its_heading_in_latex():
+    table = pd.DataFrame(
+        {
+            "width": ["1 (2)", "4 (2)", "8 (2)"],
+            "Dense": ["90.00 ± 0.10 (3)", "91.00 ± 0.20 (3)", ""],
+            "Naive": ["80.00 (1)", "81.00 ± 0.20 (3)", "82.00 ± 0.20 (3)"],
+            "Gain [95 % CI] (n)": ["+0.44 [+0.10, +0.78] (12)"] * 3,
+        }
+    )
+    text = files.latex(table, caption="c (number of runs).", label="x")
+    assert r"\caption{c (number of runs). n in a heading: that of the whole column.}" in text
+    assert r"Dense\\{}(n~=~3)" in text
+    assert r"Gain [95~\%~CI]\\{}(n~=~12)" in text
+    assert body(text)[1] == r"4 (2) & 91.00\,$\pm$\,0.20 & 81.00\,$\pm$\,0.20 (3) & +0.44 [+0.10, +0.78] \\"
+    assert body(text)[2] == r"8 (2) &  & 82.00\,$\pm$\,0.20 (3) & +0.44 [+0.10, +0.78] \\"
 
 
 def test_a_long_heading_is_broken_to_the_width_of_its_column():
@@ -72,11 +89,11 @@ def test_a_long_latex_table_is_several_floats():
 
 
 def test_a_wide_latex_table_is_several_that_say_what_their_lines_are_about():
-    wide = TABLE.assign(**{f"measure {number}": ["+0.44 ± 0.10 (3)"] * 2 for number in range(12)})
+    wide = TABLE.assign(**{f"measure {number}": ["+0.44 ± 0.10 (3)"] * 2 for number in range(15)})
     texts = parts(wide)
     assert len(texts) == 3
     assert all(r"\toprule" "\nmethod & width & " in text for text in texts)
-    assert re.findall(r"measure \d+", "".join(texts)) == [f"measure {number}" for number in range(12)]
+    assert re.findall(r"measure \d+", "".join(texts)) == [f"measure {number}" for number in range(15)]
 
 
 def module(**parts):

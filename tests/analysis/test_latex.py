@@ -1,6 +1,7 @@
 """Tables of a report as LaTeX sets them in papers of one and of two columns."""
 
 import dataclasses
+import re
 import shutil
 import subprocess
 
@@ -18,17 +19,31 @@ from search_spaces import SPACES
 
 pytestmark = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 
+POINTS = {"one column": 5.5 * 72.27, "two columns": 6.75 * 72.27}
 PAPERS = {
     "one column": r"\documentclass{article}\setlength{\textwidth}{5.5in}",
     "two columns": r"\documentclass[twocolumn]{article}\setlength{\textwidth}{6.75in}\setlength{\columnsep}{0.25in}",
 }
 
 
-def check_set(folder, tables):
-    """Assert that papers with these tables compile, and that nothing in them sticks out."""
+SMALLEST = 7.0
+"""Points of a table's letters in a text of 5.5 inches, at least."""
+SHRUNK = r"\ifdim\wd0>\linewidth"
+SAYS_ITS_SIZE = r"\typeout{table of \the\dimexpr\wd0\relax\space at \csname f@size\endcsname}"
+
+
+def sizes(log, room):
+    """Points of the letters of each table, which is shrunk to the room (points) where it is wider."""
+    said = re.findall(r"table of ([\d.]+)pt at ([\d.]+)", log)
+    return [float(size) * min(1.0, room / float(width)) for width, size in said]
+
+
+def check_set(folder, tables, smallest=SMALLEST):
+    """Assert that papers with these tables compile, that nothing in them sticks out, and that all can be read."""
     for name, head in PAPERS.items():
         text = "\n".join([head, r"\usepackage{booktabs,graphicx}", r"\begin{document}", "Text."])
-        text += "".join(f"\n{table}\n\\clearpage" for table in tables) + "\n\\end{document}\n"
+        told = [table.replace(SHRUNK, SAYS_ITS_SIZE + SHRUNK) for table in tables]
+        text += "".join(f"\n{table}\n\\clearpage" for table in told) + "\n\\end{document}\n"
         (folder / "paper.tex").write_text(text, encoding="utf-8")
         command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
         done = subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=HANG_SECONDS)
@@ -37,6 +52,9 @@ def check_set(folder, tables):
         assert (folder / "paper.pdf").exists()
         for sign in ("Overfull", "Missing character", "multiply defined"):
             assert sign not in log, f"{name}: {log[log.find(sign) :][:300]}"
+        found = sizes(log, POINTS[name])
+        assert len(found) == sum(table.count(SHRUNK) for table in tables)
+        assert min(found) >= smallest, f"{name}: {found}"
 
 
 def written_tables(space, uri, out):
@@ -62,7 +80,8 @@ def test_names_and_signs_of_all_kinds_and_tables_of_all_sizes(tmp_path):
     wide = table.assign(**{f"measure {number} [95 % CI] (n)": "+0.44 ± 0.10 (3)" for number in range(30)})
     long = pd.concat([table] * 40)
     tables = {"odd": table, "wide": wide, "long": long}
-    check_set(tmp_path, [files.latex(each, caption=odd, label=name) for name, each in tables.items()])
+    written = [files.latex(each, caption=odd, label=name) for name, each in tables.items()]
+    check_set(tmp_path, written, smallest=0)  # names of any length
 
 
 @pytest.mark.slow
