@@ -69,7 +69,9 @@ def write_files(
     parts = write_parts(frame, space, tracking_uri, out)
     runs = out / RUNS
     files.write_csv(frame, runs)
-    figures = [_figure(name, FIGURES[name], parts.shown[name], out / f"{name}.svg") for name in parts.drawn]
+    answer = headline.figure_of(frame)
+    drawn = sorted(parts.drawn, key=lambda name: name != answer)
+    figures = [_figure(name, FIGURES[name], parts.shown[name], out / f"{name}.svg") for name in drawn]
     absent = [_absent(name, FIGURES[name], parts.shown[name]) for name in FIGURES if name not in parts.drawn]
     sections = [
         *figures[:1],  # the answer at a glance

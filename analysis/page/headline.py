@@ -14,11 +14,15 @@ import pandas as pd
 from analysis import cells, labels, stats
 from analysis.drawing import facets
 from analysis.drawing.signs import MINUS
-from analysis.figures import accuracy_table, controls, function_space, interpolation, match_quality
+from analysis.figures import accuracy_table, controls, function_space, interpolation, match_images, match_quality
 from analysis.gains import gains, pooled, share
 from trainables import schema
 
 NOTHING = "No run has finished yet."
+MANY_WIDTHS = 3
+"""A study of so many widths asks for their effect."""
+FIGURES_OF_WAYS = {schema.PARAM_MATCH_EPOCH: "early_matching", match_images.IMAGES: "match_images"}
+"""Setting of matching -> the figure of its effect; ``match_quality`` has that of any other."""
 FIRST_CONTROLS = 2
 """How many of the controls' questions the headline answers; the figure answers all."""
 
@@ -51,6 +55,22 @@ def details(frame: pd.DataFrame) -> list[str]:
             others.append(f"{f'{where}, permuted' if named else 'Permuted'} {MINUS} naive {points}.")
         said += others
     return said + _tested(frame)
+
+
+def figure_of(frame: pd.DataFrame) -> str:
+    """Return the name of the figure that shows what the headline says; it may lack numbers so far."""
+    by = cells.axes(frame)
+    for where, runs, scored in _tasks(frame):
+        if _ensembles(runs, where):
+            return "function_space"
+        if _ways(runs, scored, by, where):
+            several = [name for name in FIGURES_OF_WAYS if len(_values(runs, name)) > 1]
+            return FIGURES_OF_WAYS[several[0]] if several else "match_quality"
+        if _gain(scored, by, where):
+            return "width" if scored[schema.PARAM_WIDTH].nunique() >= MANY_WIDTHS else "rewind"
+        if _paths(runs, where):
+            return "interpolation"
+    return "rewind"
 
 
 def _tasks(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
@@ -111,9 +131,13 @@ def _closed(scored: pd.DataFrame, by: list[str]) -> list[str]:
         widths[labels.value(schema.PARAM_WIDTH, width)] = share(group, by)
     if math.isnan(whole.value):
         return []
-    each = [f"{_percent(one.value)} at width {width}" for width, one in widths.items() if not math.isnan(one.value)]
+    each = [
+        f"{stats.format_share(one.value)} at width {width}"
+        for width, one in widths.items()
+        if not math.isnan(one.value)
+    ]
     by_width = f": {labels.listed(each)}" if len(each) > 1 else ""
-    return [f"This closes {_percent(whole.value)} of the gap from naive to LTH{by_width}."]
+    return [f"This closes {stats.format_share(whole.value)} of the gap from naive to LTH{by_width}."]
 
 
 def _ways(runs: pd.DataFrame, scored: pd.DataFrame, by: list[str], where: str) -> list[str]:
@@ -127,8 +151,7 @@ def _ways(runs: pd.DataFrame, scored: pd.DataFrame, by: list[str], where: str) -
     if len(ways) < 2 or not all(map(len, found.values())):
         return []
     main = cells.main_matching(runs)
-    asked = {name: {each.get(name) for each in runs[schema.MATCHING] if each} for name in main}
-    usual = ", ".join(_setting(name, value) for name, value in main.items() if len(asked[name]) > 1)
+    usual = ", ".join(_setting(name, value) for name, value in main.items() if len(_values(runs, name)) > 1)
     each = [
         f"{labels.short(row.partition(':')[2]) or usual} {_differs(pooled(gained))}" for row, gained in found.items()
     ]
@@ -137,6 +160,11 @@ def _ways(runs: pd.DataFrame, scored: pd.DataFrame, by: list[str], where: str) -
         f"{where}, permuting the mask gains over reusing it as it is, in points of test accuracy with "
         f"{100 * stats.CONFIDENCE:g} % intervals: {'; '.join(each)} ({basis})."
     ]
+
+
+def _values(runs: pd.DataFrame, name: str) -> set[object]:
+    """Return the values of a setting of matching that a study has."""
+    return {matching[name] for matching in runs[schema.MATCHING] if name in matching}
 
 
 def _setting(name: str, value: object) -> str:
@@ -209,10 +237,6 @@ def _basis(one: stats.Estimate, gained: pd.DataFrame) -> str:
 
 def _side(one: stats.Estimate) -> str:
     return "ahead of" if one.value >= 0 else "behind"
-
-
-def _percent(part: float) -> str:
-    return stats.format_share(part, stats.NAN, stats.NAN)
 
 
 def _differs(one: stats.Estimate) -> str:

@@ -12,6 +12,7 @@ import synthetic_spaces
 
 from analysis import cells, load
 from analysis.drawing.signs import MINUS, TIMES
+from analysis.figures.table import FIGURES
 from analysis.gains import gains, pooled, share
 from analysis.page import headline
 from search_spaces import SPACES
@@ -46,6 +47,18 @@ ANSWERS = {
 }
 """Space -> parts of its headline, in order."""
 
+FIRST = {
+    "resnet20_width_sweep": "width",
+    "resnet20_cifar100_width_sweep": "width",
+    "early_matching": "early_matching",
+    "matcher_ablation": "match_quality",
+    "match_images": "match_images",
+    "mode_connectivity": "interpolation",
+    "ensemble_diversity": "function_space",
+    "ensemble_diversity_cifar100": "function_space",
+}
+"""Space -> its first figure, if that is not accuracy by rewind epoch."""
+
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):
@@ -65,6 +78,14 @@ def test_the_headline_answers_the_question_of_its_space(name, uri):
     assert min(places) >= 0, said
     assert places == sorted(places), said
     assert "yet" not in said, "the study is complete"
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_first_figure_shows_what_the_headline_says(name, uri):
+    frame = load.runs(name, uri)
+    first = headline.figure_of(frame)
+    assert first == FIRST.get(name, "rewind")
+    assert len(FIGURES[first].table(frame)), "it has numbers"
 
 
 @pytest.mark.parametrize("name", SPACES)
