@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -247,5 +248,6 @@ def _spread(found: pd.DataFrame, grid: pd.DataFrame, by: list[str]) -> pd.DataFr
     for missing, runs in found.groupby([found[name].isna() for name in by]):
         lacking = {name for name, lacks in zip(by, missing, strict=True) if lacks}
         fixed = [name for name in by if name not in lacking]
-        parts.append(runs.drop(columns=[*lacking]).merge(grid, on=fixed))
+        how: dict[str, Any] = {"on": fixed} if fixed else {"how": "cross"}
+        parts.append(runs.drop(columns=[*lacking]).merge(grid, **how))
     return pd.concat(parts, ignore_index=True)
