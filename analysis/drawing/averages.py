@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +20,24 @@ import pandas as pd
 from analysis import cells, labels, stats
 from analysis.drawing import facets, style
 from trainables import schema
+from trainables.knobs import KNOBS
+from trainables.methods import METHODS
 
 MEASURES = (schema.GAP_TO_DENSE, schema.GAP_TO_LTH, schema.TEST_ACCURACY, schema.GENERALIZATION_GAP)
+GAPS = frozenset({schema.GAP_TO_DENSE, schema.GAP_TO_LTH})
 AXES = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
 """Axes of the charts of method runs. Values by width and by sparsity are means over rewind epochs."""
 SIGNS = {schema.PARAM_WIDTH: "w", schema.PARAM_SPARSITY: "S", **dict.fromkeys(cells.TASK, "")}
 """Axis -> what stands before its value where space is short; nothing before models and datasets."""
+BRIEF = {
+    schema.GAP_TO_DENSE: "to dense",
+    schema.GAP_TO_LTH: "to LTH",
+    schema.TEST_ACCURACY: "accuracy",
+    schema.GENERALIZATION_GAP: "train-test",
+}
+"""Measure -> its name in a curve's metric, which MLflow repeats in every entry of a legend of two lines."""
+SHADES = 0.55
+"""Shares of white and of black in the lightest and in the darkest shade of a method's colour."""
 DECIMALS = 9
 """Values that agree to this many decimals are the same."""
 UNUSUAL = re.compile(r"[^\w\-. :]")
@@ -38,7 +51,9 @@ class Average:
     Attributes:
         level: ``cell`` or ``method``.
         name: for people.
-        colour: of the row in all figures.
+        colour: of the method in all figures; a shade of it for each way of matching other than the main one.
+        order: sorts as text in the order in which runs are to be listed.
+        note: what the run's description says.
         params: the run's place in the grid.
         points: name of a metric and step -> value.
     """
@@ -46,6 +61,8 @@ class Average:
     level: str
     name: str
     colour: str
+    order: str
+    note: str = ""
     params: dict[str, str]
     points: dict[tuple[str, int], float] = field(default_factory=dict)
 
@@ -58,7 +75,7 @@ class Average:
     def content(self) -> str:
         """Digest of all that the run shows, but for the rounding of sums."""
         values = sorted((point, round(value, DECIMALS)) for point, value in self.points.items())
-        return _digest([self.level, self.name, self.colour, self.params, values])
+        return _digest([self.level, self.name, self.colour, self.order, self.note, self.params, values])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,11 +86,13 @@ class Chart:
         measure: one of ``MEASURES``.
         axis: one of ``AXES``.
         metric: the metric that it draws, whose name is the chart's title.
+        late: whether means over rewind epochs leave epoch 0 out, as they do where there are others.
     """
 
     measure: str
     axis: str
     metric: str
+    late: bool
 
 
 def averages(frame: pd.DataFrame) -> tuple[list[Average], list[Chart]]:
@@ -86,8 +105,11 @@ def averages(frame: pd.DataFrame) -> tuple[list[Average], list[Chart]]:
     epochs = cells.shared_epochs(scored, by)
     scored = _nets(scored, by)
     pooled = cells.over_rewind_epochs(scored, epochs, by, MEASURES)
-    found = _cell_runs(scored, epochs, pooled, by)
-    rows, charts = _method_runs(scored[scored[cells.ROW] != cells.IMP], pooled[pooled[cells.ROW] != cells.IMP], by)
+    colours = _shades(cells.row_order(scored[cells.ROW]))
+    found = _cell_runs(scored, epochs, pooled, by, _ignored(frame, by), colours)
+    drawn, means = (numbers[numbers[cells.ROW] != cells.IMP] for numbers in (scored, pooled))
+    late = bool((epochs[schema.PARAM_REWIND_EPOCH] > 0).any())
+    rows, charts = _method_runs(drawn, means, by, colours, late=late)
     return [*found, *rows], charts
 
 
@@ -98,16 +120,55 @@ def _nets(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return means.assign(**{schema.PARAM_DATA_ORDER: pd.NA})
 
 
+def _ignored(frame: pd.DataFrame, by: Sequence[str]) -> dict[str, list[str]]:
+    """Return the axes on which no run of a row depends: row -> axes.
+
+    The scores repeat such a run for every value of these axes, to be compared there.
+    """
+    free: dict[str, list[str]] = {}
+    for row, runs in frame.groupby(cells.rows(frame)):
+        recipes = [recipe for combinations in runs.get(schema.RECIPES, ()) for recipe in combinations]
+        settings = [name for name in by if name not in cells.CELL]
+        found = [name for name in settings if all(recipe.get(name) is None for recipe in recipes)]
+        free[str(row)] = [schema.PARAM_SPARSITY, *found] if runs[schema.PARAM_SPARSITY].isna().all() else found
+    return free
+
+
+def _shades(rows: Sequence[str]) -> dict[str, str]:
+    """Return the colour of each row: that of its method, from light to dark for its other ways of matching."""
+    colours = {row: style.look(row).colour for row in rows}
+    for method in {row.split(":")[0] for row in rows}:
+        others = [row for row in rows if row.startswith(f"{method}:")]
+        steps = max(1, len(others) + len(others) % 2 - 1)  # odd, so that no shade is the colour itself
+        for place, row in enumerate(others):
+            colours[row] = _shade(colours[row], SHADES * (1 - 2 * place / steps))
+    return colours
+
+
+def _shade(colour: str, light: float) -> str:
+    """Return a colour mixed with white, or with black if `light`, the share of white, is negative."""
+    mixed = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    shares = (value + (255 - value) * light if light > 0 else value * (1 + light) for value in mixed)
+    return "#" + "".join(f"{round(share):02X}" for share in shares)
+
+
 # --- cell runs --------------------------------------------------------------------------------------------------
-def _cell_runs(scored: pd.DataFrame, epochs: pd.DataFrame, pooled: pd.DataFrame, by: list[str]) -> list[Average]:
+def _cell_runs(
+    scored: pd.DataFrame,
+    epochs: pd.DataFrame,
+    pooled: pd.DataFrame,
+    by: list[str],
+    ignored: Mapping[str, Sequence[str]],
+    colours: Mapping[str, str],
+) -> list[Average]:
     apart = [name for name in by if name != schema.PARAM_REWIND_EPOCH]
     gains, gain = _gains(scored, by), (schema.PERMUTED_MINUS_NAIVE,)
     over = schema.OVER_REWIND_EPOCHS
     points: dict[tuple[Any, ...], dict[tuple[str, int], float]] = {}
     for numbers, measures, suffix in (
-        (_alone(scored), MEASURES, ""),
+        (_alone(scored, ignored), MEASURES, ""),
         (gains, gain, ""),
-        (_alone(pooled), MEASURES, over),
+        (_alone(pooled, ignored), MEASURES, over),
         (cells.over_rewind_epochs(gains, epochs, by, gain), gain, over),
     ):
         axes = [*apart, cells.ROW]
@@ -116,7 +177,9 @@ def _cell_runs(scored: pd.DataFrame, epochs: pd.DataFrame, pooled: pd.DataFrame,
             of_run = points.setdefault(tuple(_param(place[name]) for name in axes), {})
             for measure in measures:
                 of_run.update(_statistics(measure + suffix, _step(place), group[measure]))
-    return [_cell_run(dict(zip([*apart, cells.ROW], place, strict=True)), found) for place, found in points.items()]
+    named = [*facets.several_tasks(scored), *AXES[:2], *(name for name in apart if name not in cells.CELL)]
+    places = [dict(zip([*apart, cells.ROW], place, strict=True)) for place in points]
+    return [_cell_run(place, named, colours, found) for place, found in zip(places, points.values(), strict=True)]
 
 
 def _gains(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -129,10 +192,11 @@ def _gains(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return long.dropna().reset_index().assign(**{schema.PARAM_DATA_ORDER: pd.NA})
 
 
-def _alone(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Return numbers in which dense nets, repeated for each sparsity to be compared there, appear once."""
-    dense = numbers[cells.ROW] == cells.DENSE
-    alone = numbers.assign(**{schema.PARAM_SPARSITY: numbers[schema.PARAM_SPARSITY].mask(dense)})
+def _alone(numbers: pd.DataFrame, ignored: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Return numbers in which the runs of a row are missing on the axes that it ignores, and appear once."""
+    alone = numbers.copy()
+    for name in {name for names in ignored.values() for name in names}:
+        alone[name] = alone[name].mask(alone[cells.ROW].isin([row for row, names in ignored.items() if name in names]))
     nets = [name for name in alone if name not in MEASURES]  # not the means, which differ in their last digits
     return alone.groupby(nets, dropna=False, sort=False).first().reset_index()
 
@@ -148,21 +212,54 @@ def _statistics(name: str, step: int, values: pd.Series) -> Iterator[tuple[tuple
                 yield (name + suffix, step), value
 
 
-def _cell_run(place: Mapping[str, str], points: dict[tuple[str, int], float]) -> Average:
+def _cell_run(
+    place: Mapping[str, str],
+    named: Sequence[str],
+    colours: Mapping[str, str],
+    points: dict[tuple[str, int], float],
+) -> Average:
     row = place[cells.ROW]
     params = {name: text for name, text in place.items() if text} | {schema.PARAM_METHOD: row.split(":")[0]}
-    where = [f"{sign}{place[name]}" for name, sign in SIGNS.items() if sign and place[name]]
-    others = [text for name, text in params.items() if name not in (*cells.CELL, cells.ROW, schema.PARAM_METHOD)]
     counts = [int(value) for (name, _), value in points.items() if name == schema.TEST_ACCURACY + schema.N]
-    name = " · ".join([row, *where, *others, facets.count(pd.Series(counts))])
-    return Average(level=schema.CELL, name=name, colour=style.look(row).colour, params=params, points=points)
+    return Average(
+        level=schema.CELL,
+        name=" · ".join([row, *_words(place, named), facets.count(pd.Series(counts))]),
+        colour=colours[row],
+        order=" ".join([*(_sortable(text) for name, text in place.items() if name != cells.ROW), _row_order(row)]),
+        params=params,
+        points=points,
+    )
+
+
+def _words(place: Mapping[Any, Any], named: Sequence[str], signs: Mapping[str, str] = SIGNS) -> list[str]:
+    """Return a place in words, ``w4``, ``S0.95``, ``weight_decay=0.02``, without the axes on which it has no value."""
+    texts = {name: _param(place[name]) for name in named}
+    return [f"{signs.get(name, f'{name}=')}{text}" for name, text in texts.items() if text]
+
+
+def _row_order(row: str) -> str:
+    """Return a text by which rows sort as in the table of methods, and ways of matching by their numbers."""
+    method, _, how = row.partition(":")
+    place = list(METHODS).index(method) if method in METHODS else len(METHODS)
+    return f"{place:02d} {method} {re.sub('[0-9]+', lambda digits: digits[0].zfill(9), how)}".rstrip()
+
+
+def _sortable(text: str) -> str:
+    """Return a text that sorts as its number, if it is one and not negative; a missing one comes first."""
+    try:
+        return f"{float(text):020.9f}"
+    except ValueError:
+        return text
 
 
 # --- method runs ------------------------------------------------------------------------------------------------
-def _method_runs(scored: pd.DataFrame, pooled: pd.DataFrame, by: list[str]) -> tuple[list[Average], list[Chart]]:
+def _method_runs(
+    scored: pd.DataFrame, pooled: pd.DataFrame, by: list[str], colours: Mapping[str, str], *, late: bool
+) -> tuple[list[Average], list[Chart]]:
     """Return a run for each row, and a chart for each curve of each measure that some row has."""
     points: dict[str, dict[tuple[str, int], float]] = {row: {} for row in cells.row_order(scored[cells.ROW])}
-    charts: dict[str, Chart] = {}
+    measured: dict[str, set[str]] = {row: set() for row in points}
+    charts: dict[Chart, None] = {}
     for axis in AXES:
         rewound = axis == schema.PARAM_REWIND_EPOCH
         numbers, places = (scored, by) if rewound else (pooled, _without(by))
@@ -171,30 +268,47 @@ def _method_runs(scored: pd.DataFrame, pooled: pd.DataFrame, by: list[str]) -> t
             for of_row in points.values():
                 of_row.update({(axis, step): value for value, step in ticks.items()})
         shown = facets.told_apart(numbers, [name for name in places if name != axis])
+        # First what tells a chart from those beside it: what varies, and of that the settings, the last one first.
+        settings = [name for name in reversed(shown) if name not in SIGNS]
+        shown = [*settings, *(name for name in shown if name in SIGNS)]
+        shown.sort(key=lambda name: numbers[name].nunique(dropna=False) < 2)
         for measure in MEASURES:
             lines = facets.spread(numbers.dropna(subset=axis), [*places, cells.ROW], [measure])
             for line in lines.to_dict("records"):
-                metric = _metric(measure, axis, line, shown)
+                metric = UNUSUAL.sub("_", " ".join([*_words(line, shown, _signs(shown)), BRIEF[measure]]))
                 points[line[cells.ROW]][metric, _step(line) if rewound else ticks[line[axis]]] = line["mean"]
-                charts.setdefault(metric, Chart(measure=measure, axis=axis, metric=metric))
+                measured[line[cells.ROW]].add(measure)
+                charts.setdefault(Chart(measure=measure, axis=axis, metric=metric, late=late))
     counts = facets.spread(scored, [*by, cells.ROW], [schema.TEST_ACCURACY])
     runs = [
         Average(
             level=schema.METHOD,
-            name=f"{labels.method(row)} · {facets.count(counts.loc[counts[cells.ROW] == row, 'n'])}",
-            colour=style.look(row).colour,
+            name=_method(row),
+            colour=colours[row],
+            # A legend shows its first entries only: last come those that have no curve in most charts, dense nets.
+            order=f"{0 if measured[row] & GAPS else 1} {_row_order(row)}",
+            note=facets.count(counts.loc[counts[cells.ROW] == row, "n"]),
             params={cells.ROW: row, schema.PARAM_METHOD: row.split(":")[0]},
             points=found,
         )
         for row, found in points.items()
     ]
-    return runs, list(charts.values())
+    return runs, list(charts)
 
 
-def _metric(measure: str, axis: str, line: Mapping[Any, Any], shown: Sequence[str]) -> str:
-    """Return the name of a curve's metric, which is the title of its chart: first what tells it from its neighbours."""
-    words = [f"{SIGNS.get(name, f'{name} ')}{_param(line[name])}" for name in shown if _param(line[name])]
-    return UNUSUAL.sub("_", f"{' '.join(words)} - {measure} by {axis}")
+def _method(row: str) -> str:
+    """Return the name of a row, which begins with what tells it from the method's other rows: MLflow cuts names."""
+    method, _, how = row.partition(":")
+    settings = (part.partition("=") for part in how.split(", ") if part)
+    parts = [f"{value} {name}" if name in KNOBS else f"{name}{sign}{value}" for name, sign, value in settings]
+    return labels.short(" · ".join([*parts, labels.method(method)]))
+
+
+def _signs(shown: Sequence[str]) -> dict[str, str]:
+    """Return what stands before values in the names of metrics, ``w_decay:`` for ``weight_decay``, if it is unique."""
+    short = {name: re.sub("([^_])[^_]*(?=_)", r"\1", name) for name in shown if name not in SIGNS}
+    counts = Counter(short.values())
+    return SIGNS | {name: f"{text if counts[text] == 1 else name}:" for name, text in short.items()}
 
 
 def _without(by: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from study.plan import Plan
 from study.tracking.contents import SOURCE, USER
 from study.tracking.experiment import Experiment
 from study.tracking.labels import recipe_digest
-from study.tracking.views import view_tags
+from study.tracking.views import ORDER, view_tags
 from trainables import schema
 from trainables.host.places import user
 from trainables.host.redaction import redact
@@ -66,7 +66,7 @@ class CellRuns:
                 _show(experiment, parent, average, found.pop(average.key, []))
             for outdated in found.values():  # of another recipe, or of results that are gone
                 _delete(experiment, outdated)
-            experiment.set_tags(view_tags(charts, experiment.created, experiment.tags))
+            experiment.set_tags(view_tags(charts, _settings(wanted), experiment.created, experiment.tags))
 
     def _averages(self) -> tuple[Sequence[Average], Sequence[Chart]]:
         from analysis.drawing.averages import averages
@@ -118,6 +118,12 @@ class CellRuns:
         }
 
 
+def _settings(averages: Sequence[Average]) -> list[str]:
+    """Return the settings that tell cell runs apart, other than the axes of every grid."""
+    names = {name for average in averages for name in average.params}
+    return [name for name in SETTINGS if name in names and not SETTINGS[name].axis]
+
+
 def _recipe(plan: Plan) -> str:
     """Return the settings of a plan's space that its cells share, without those that are the default."""
     settings = {name: getattr(plan.space, name) for name, knob in SETTINGS.items()}
@@ -139,6 +145,8 @@ def _show(experiment: Experiment, parent: str, average: Average, runs: list[Any]
         schema.TAG_AVERAGE: average.key,
         schema.TAG_LEVEL: average.level,
         schema.TAG_COLOUR: average.colour,
+        ORDER: average.order,
+        **({schema.NOTE: average.note} if average.note else {}),
         PARENT: parent,
         SOURCE: "study.run",
         USER: user(),

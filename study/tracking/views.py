@@ -20,9 +20,12 @@ if TYPE_CHECKING:  # pandas and matplotlib are not for a plan
 
 PACKED = "deflate;"
 """How MLflow's pages mark a state that is compressed."""
-HEIGHT, ACROSS = 260, (1, 4)
-"""Height of a chart in pixels; bounds of the number of charts in a row."""
+HEIGHT, ACROSS = 320, (1, 2)
+"""Height of a chart in pixels; bounds of the number of charts in a row. More would be too narrow for their titles and
+legends: menus, the list of runs and, where it opens, MLflow's Assistant leave a third of a page of 1440 pixels."""
 CELLS = "cells"
+ORDER = "order"
+"""Tag of runs that show averages: sorts as text in the order in which the views list them."""
 VIEWS = {
     schema.VIEW: "Gaps by width, sparsity and rewind epoch",
     "gap_by_width": "Gap by width",
@@ -35,11 +38,11 @@ _MEASURES = {
     schema.GAP_TO_DENSE: "Gap to dense (pp)",
     schema.GAP_TO_LTH: "Gap to LTH (pp)",
     schema.TEST_ACCURACY: "Test accuracy (%)",
-    schema.GENERALIZATION_GAP: "Training minus test accuracy (pp)",
+    schema.GENERALIZATION_GAP: "Train - test accuracy (pp)",
 }
 _AXES = {
-    schema.PARAM_WIDTH: "by width, mean over k",
-    schema.PARAM_SPARSITY: "by sparsity, mean over k",
+    schema.PARAM_WIDTH: "by width",
+    schema.PARAM_SPARSITY: "by sparsity",
     schema.PARAM_REWIND_EPOCH: "by rewind epoch k",
 }
 _SHOWN = {
@@ -49,6 +52,7 @@ _SHOWN = {
     "by_rewind_epoch": [(measure, schema.PARAM_REWIND_EPOCH) for measure in sorted(_MEASURES, reverse=True)],
 }
 """View of method runs -> its sections: measure and axis of the charts."""
+_GAPS = frozenset({schema.GAP_TO_DENSE, schema.GAP_TO_LTH})
 _OTHERS = "Model metrics"
 """Section that MLflow's pages give to all other metrics."""
 _NOTE = """\
@@ -101,15 +105,18 @@ def address(experiment: str, view: str = schema.VIEW) -> str:
     return f"/experiments/{experiment}/runs?{kind}&viewStateShareKey={view}&compareRunsMode={mode}"
 
 
-def view_tags(charts: Sequence[Chart], created: int, present: dict[str, str]) -> dict[str, str]:
+def view_tags(
+    charts: Sequence[Chart], settings: Sequence[str], created: int, present: dict[str, str]
+) -> dict[str, str]:
     """Return the saved views, as tags, except those that a user has edited.
 
     Args:
         charts: the charts of the study's method runs.
+        settings: params of its cell runs other than the axes of every grid.
         created: creation time of the experiment, ms since 1970.
         present: the experiment's tags.
     """
-    views = {view: _of_methods(_SHOWN[view], charts) for view in _SHOWN} | {CELLS: _of_cells()}
+    views = {view: _of_methods(_SHOWN[view], charts) for view in _SHOWN} | {CELLS: _of_cells(settings)}
     names = {schema.VIEW_TAG + view: view for view in views}
     return {
         name: _saved(VIEWS[view], created, views[view])
@@ -138,13 +145,21 @@ def _of_methods(shown: Iterable[tuple[str, str]], charts: Sequence[Chart]) -> di
     for measure, axis in shown:
         place = f"{measure} {axis}"
         chosen = [chart for chart in charts if (chart.measure, chart.axis) == (measure, axis)]
-        sections.append(_section(place, f"{_MEASURES[measure]} {_AXES[axis]}", len(chosen)))
+        sections.append(_section(place, _title(measure, axis, late=any(chart.late for chart in chosen)), len(chosen)))
         cards += [_line(place, chart.metric, axis) for chart in chosen]
     columns = [f"params.`{schema.PARAM_METHOD}`"]
-    return _state(schema.METHOD, sections, cards, columns)
+    # Dense nets have no gap, but would take a line of every legend, which shows two.
+    sparse = f" and params.{schema.PARAM_METHOD} != 'dense'" if {measure for measure, _ in shown} <= _GAPS else ""
+    return _state(schema.METHOD, sections, cards, columns, sparse)
 
 
-def _of_cells() -> dict[str, Any]:
+def _title(measure: str, axis: str, *, late: bool) -> str:
+    """Return the title of a section; MLflow's pages show some 47 characters of it."""
+    pooled = ", mean over k > 0" if late else ", k = 0"
+    return f"{_MEASURES[measure]} {_AXES[axis]}{'' if axis == schema.PARAM_REWIND_EPOCH else pooled}"
+
+
+def _of_cells(settings: Sequence[str]) -> dict[str, Any]:
     """Return the state of a page with cell runs: a table of means, and charts of all cells."""
     over = schema.OVER_REWIND_EPOCHS
     cards = [
@@ -153,20 +168,24 @@ def _of_cells() -> dict[str, Any]:
         for axis in (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
     ]
     cards += [_line(CELLS, measure, schema.PARAM_REWIND_EPOCH) for measure in _MEASURES]
-    places = (schema.PARAM_METHOD, schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
     # Means only: a heading shows a dozen letters, by which the deviation of a metric looks like its mean.
-    metrics = (*_MEASURES, schema.PERMUTED_MINUS_NAIVE)
-    columns = [*(f"params.`{name}`" for name in places), *(f"metrics.`{name}{over}`" for name in metrics)]
-    return _state(schema.CELL, [_section(CELLS, VIEWS[CELLS], len(cards))], cards, columns)
+    metrics = (schema.TEST_ACCURACY, schema.GAP_TO_DENSE, schema.GAP_TO_LTH, schema.PERMUTED_MINUS_NAIVE)
+    places = [f"params.`{name}`" for name in (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, *settings)]
+    means = [f"metrics.`{name}{over}`" for name in (*metrics, schema.GENERALIZATION_GAP)]
+    state = _state(schema.CELL, [_section(CELLS, VIEWS[CELLS], len(cards))], cards, [*places, *means])
+    # Beside the selected columns, the table has these three; without an order, params come last and off the screen.
+    widths = {"attributes.`Run Name`": 230, **dict.fromkeys(places, 74), **dict.fromkeys(means, 112)}
+    widths |= {"runDateAndNestInfo": 150, "duration": 80}
+    return state | {"columnOrder": [*widths], "columnWidths": widths}
 
 
 def _state(
-    level: str, sections: list[dict[str, Any]], cards: list[dict[str, Any]], columns: list[str]
+    level: str, sections: list[dict[str, Any]], cards: list[dict[str, Any]], columns: list[str], chosen: str = ""
 ) -> dict[str, Any]:
     return {
-        "searchFilter": f"tags.{schema.TAG_LEVEL} = '{level}'",
+        "searchFilter": f"tags.{schema.TAG_LEVEL} = '{level}'{chosen}",
         # Not by time, by which the page would show children of the parent run only after a click on it.
-        "orderByKey": "tags.`mlflow.runName`",
+        "orderByKey": f"tags.`{ORDER}`",
         "orderByAsc": True,
         "runsHiddenMode": "SHOW_ALL",  # by default, charts show ten runs
         "selectedColumns": columns,

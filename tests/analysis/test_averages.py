@@ -14,6 +14,7 @@ from analysis.drawing import style
 from analysis.drawing.averages import AXES, MEASURES, averages
 from analysis.figures import accuracy_table
 from search_spaces import SPACES
+from study.plan import override
 from trainables import schema
 
 MOST_RUNS = 100
@@ -115,7 +116,7 @@ def test_before_the_first_sparse_run_there_are_averages_of_dense_nets(folder, pr
 def test_dense_nets_count_once_although_means_of_other_cells_may_round_differently(frame):
     scored = cells.scores(frame)
     wobbly = scored.assign(**{name: scored[name] + 1e-12 * scored["sparsity"] for name in MEASURES})
-    dense = drawing._alone(wobbly[wobbly["row"] == "dense"])
+    dense = drawing._alone(wobbly[wobbly["row"] == "dense"], {"dense": ["sparsity"]})
     assert (
         len(dense)
         == len(synthetic.WIDTHS) * len(synthetic.REWINDS) * frame.query("stage == 'dense'")["seed_a"].nunique()
@@ -147,21 +148,86 @@ def test_method_runs_have_the_points_of_the_cells(averaged):
         points = methods[row, None, None].points
         for (_, width, sparsity), cell in ((place, run) for place, run in runs.items() if place[0] == row):
             for measure in MEASURES:
-                panel = f"w{width} S{sparsity} - {measure} by rewind_epoch"
+                panel = f"w{width} S{sparsity} {drawing.BRIEF[measure]}"
                 curve = {step: value for (name, step), value in points.items() if name == panel}
                 shown = {step: value for (name, step), value in cell.points.items() if name == measure}
                 assert curve == pytest.approx(shown)
             step = [f"{each:g}" for each in synthetic.WIDTHS].index(width)
             assert points["width", step] == float(width)
             mean = cell.points[schema.TEST_ACCURACY + schema.OVER_REWIND_EPOCHS, 0]
-            assert points[f"S{sparsity} - {schema.TEST_ACCURACY} by width", step] == pytest.approx(mean)
+            assert points[f"S{sparsity} accuracy", step] == pytest.approx(mean)
 
 
 def test_every_chart_has_a_metric_of_its_own_that_some_run_has(averaged):
     runs, charts = averaged
     metrics = {name for run in runs if run.level == schema.METHOD for name, _ in run.points}
     assert sorted(chart.metric for chart in charts) == sorted(metrics - {"width", "sparsity"})
+    assert all(chart.late for chart in charts)
     assert {(chart.axis, chart.measure) for chart in charts} == set(itertools.product(AXES, MEASURES))
+
+
+def test_cells_are_listed_by_the_numbers_of_their_place_and_methods_with_gaps_before_dense_nets(averaged):
+    runs = sorted((run for run in averaged[0] if run.level == schema.CELL), key=lambda run: run.order)
+    methods = {row: place for place, row in enumerate(("dense", "imp", "lth", "naive", "permuted"))}
+    places = [(float(run.params["width"]), float(run.params.get("sparsity", 0))) for run in runs]
+    listed = [(*place, methods[run.params["row"]]) for place, run in zip(places, runs, strict=True)]
+    assert listed == sorted(listed)
+    rows = sorted((run for run in averaged[0] if run.level == schema.METHOD), key=lambda run: run.order)
+    assert [run.name for run in rows] == ["LTH", "Naive", "Permuted", "Dense"]
+    assert [run.note for run in rows] == ["n = 3", "n = 3", "n = 3", "n = 6"]
+
+
+def test_numbers_sort_by_value():
+    numbers = ["", "0.0001", "0.5", "1", "4", "8", "16", "0.1e3"]
+    assert sorted(set(numbers), key=drawing._sortable) == numbers
+    rows = ["dense", "lth", "permuted", "permuted:t=5", "permuted:t=10", "unknown"]
+    assert sorted(set(rows), key=drawing._row_order) == rows
+
+
+def test_settings_tell_charts_and_cells_apart_by_name_and_nets_that_ignore_one_count_once(tmp_path):
+    space = override(SPACES["digits_quickstart"], ["imp_epochs=1,2", "weight_decay=0.01,0.02", "sparsity=0.95"])
+    synthetic_spaces.write_space(synthetic.with_tables(tmp_path), space)
+    runs, charts = averages(load.runs(space.name, synthetic.tracking_uri(tmp_path)))
+    settings = itertools.product((1, 2), ("0.01", "0.02"))
+    by_width = [chart.metric for chart in charts if (chart.measure, chart.axis) == (schema.GAP_TO_DENSE, "width")]
+    assert sorted(by_width) == [f"i_epochs:{epochs} w_decay:{decay} S0.95 to dense" for epochs, decay in settings]
+    names = [run.name for run in runs if run.level == schema.CELL]
+    assert len(set(names)) == len(names)
+    assert [name for name in names if name.startswith("lth · w1 · S0.95 · weight_decay=0.02 · imp_epochs=2 · n = ")]
+    assert sorted(name.rpartition(" · ")[0] for name in names if name.startswith("dense · w1")) == [
+        "dense · w1 · weight_decay=0.01",
+        "dense · w1 · weight_decay=0.02",
+    ]
+    dense = {run.name: run for run in runs if run.name.startswith("dense · w1")}
+    assert {run.params.get("imp_epochs") for run in dense.values()} == {None}
+
+
+def test_short_names_of_settings_are_unique():
+    assert drawing._signs(["width", "weight_decay"])["weight_decay"] == "w_decay:"
+    signs = drawing._signs(["match_epoch", "mask_epoch", "lr"])
+    assert (signs["match_epoch"], signs["mask_epoch"], signs["lr"]) == ("match_epoch:", "mask_epoch:", "lr:")
+
+
+def test_ways_of_matching_have_names_that_differ_at_once_and_a_shade_of_their_method_s_colour(tmp_path):
+    synthetic_spaces.write_space(synthetic.with_tables(tmp_path), SPACES["match_images"])
+    runs, _ = averages(load.runs("match_images", synthetic.tracking_uri(tmp_path)))
+    rows = sorted((run for run in runs if run.level == schema.METHOD), key=lambda run: run.order)
+    images = [f"{count} match_images · Permuted" for count in (100, 300, 1000, 3000)]
+    assert [run.name for run in rows] == ["LTH", "Naive", "Permuted", *images, "Dense"]
+    colours = {run.name: run.colour for run in rows}
+    assert len(set(colours.values())) == len(rows)
+    assert colours["Permuted"] == style.look("permuted").colour
+    light = [sum(bytes.fromhex(colours[name][1:])) for name in images]
+    assert light == sorted(light, reverse=True)
+    assert {run.colour for run in runs if run.params["row"] == "permuted:match_images=100"} == {colours[images[0]]}
+
+
+@pytest.mark.parametrize("others", range(1, 6))
+def test_no_shade_is_the_colour_itself(others):
+    rows = ["permuted", *(f"permuted:t={epoch}" for epoch in range(others))]
+    colours = drawing._shades(rows)
+    assert len(set(colours.values())) == len(rows)
+    assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour in colours.values())
 
 
 @pytest.mark.slow
@@ -171,6 +237,7 @@ def test_every_space_has_names_that_mlflow_takes_and_few_enough_method_runs(tmp_
     frame = load.runs(name, synthetic.tracking_uri(tmp_path))
     runs, charts = averages(frame)
     assert charts
+    assert len({chart.metric for chart in charts}) == len(charts)
     assert sum(run.level == schema.METHOD for run in runs) <= MOST_RUNS
     assert len({run.key for run in runs}) == len(runs)
     for run in runs:
