@@ -16,20 +16,28 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from typing import IO
 from urllib.parse import urlsplit
 
 from analysis import command, sources
 from study.tracking.views import address
 from trainables.host import terminal
-from trainables.host.databases import sqlite_file, sqlite_uri
-from trainables.host.redaction import redact
+from trainables.host.databases import refusal, sqlite_file, sqlite_uri
+from trainables.host.redaction import redact, redact_text
 
 HOST, PORT, LAST_PORT = "127.0.0.1", 5000, 65_535
 """Where MLflow's server listens by default."""
+NAME = "study.localhost"
+"""Name of this machine in the address of the pages. Under ``localhost`` and the loopback addresses themselves, MLflow's
+pages open an assistant over a quarter of the window at a reader's first visit, and no option keeps them from it.
+Browsers take every name that ends in ``.localhost`` for the loopback address (RFC 6761), without asking anyone."""
+HOSTS = ("localhost", HOST, "[[]::1]", NAME)
+"""Patterns of names under which the server answers: MLflow's own, which a forwarded port has, and ours."""
 STARTING = 90.0
 """Seconds that the server may take to start."""
 TOKEN = "X-Study-Browse"
@@ -72,18 +80,78 @@ def _server(uri: str, port: int) -> Iterator[str]:
     token = secrets.token_hex(8)
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     server += ["--host", HOST, "--port", str(port), "--uvicorn-opts", f"--log-level=error --header {TOKEN}:{token}"]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with tempfile.TemporaryDirectory(prefix="mlflow-") as folder:  # the server writes to its working directory
         process = subprocess.Popen(
-            server, cwd=folder, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL, start_new_session=True
+            server,
+            cwd=folder,
+            env=_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
+        assert process.stderr is not None
+        said = _Said(process.stderr)
         try:
             _await(process, port, token)
-            yield f"http://{HOST}:{port}"
+            said.pass_on(held=False)  # notes on how MLflow is set up, and warnings about its own code
+            yield f"http://{_name()}:{port}"
+        except OSError:
+            said.pass_on()
+            raise
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             process.wait()
+            said.end()
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the server. Versions of MLflow without these settings ignore them."""
+    ours = {
+        "MLFLOW_SERVER_ALLOWED_HOSTS": [f"{host}{port}" for host in HOSTS for port in ("", ":*")],
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": [f"http://{NAME}{port}" for port in ("", ":*")],
+    }
+    allowed = {name: ",".join([*filter(None, [os.environ.get(name)]), *values]) for name, values in ours.items()}
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return {**os.environ, **allowed, **quiet}
+
+
+def _name() -> str:
+    """Return the name of this machine in the address of the pages."""
+    return HOST if sys.platform == "darwin" else NAME  # Safari asks macOS, which may not know the name
+
+
+class _Said:
+    """What a server writes to its standard error: held back until it is known whether the server has started."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        """Begin to read the stream, so that the server never waits for a reader."""
+        self._stream, self._held, self._lock = stream, list[str](), threading.Lock()
+        self._passes = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def pass_on(self, *, held: bool = True) -> None:
+        """Print from now on what the server writes, without passwords, and what was held back, or else drop that."""
+        with self._lock:
+            if held:
+                print(*self._held, sep="", end="", file=sys.stderr, flush=True)
+            self._held.clear()
+            self._passes = True
+
+    def end(self) -> None:
+        """Wait for the end of the stream, which comes when the server has ended."""
+        self._reader.join()
+        self._stream.close()
+
+    def _read(self) -> None:
+        for line in self._stream:
+            text = redact_text(line.decode(errors="replace"))
+            with self._lock:
+                if self._passes:
+                    print(text, end="", file=sys.stderr, flush=True)
+                else:
+                    self._held.append(text)
 
 
 def _free(port: int | None) -> int:
@@ -92,8 +160,17 @@ def _free(port: int | None) -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
             probe.bind((HOST, wanted))
-            return int(probe.getsockname()[1])
+            found = int(probe.getsockname()[1])
+            if not _taken_in_ipv6(found):
+                return found
     raise OSError(f"port {port} is in use: choose another one, or leave out --port")
+
+
+def _taken_in_ipv6(port: int) -> bool:
+    """Return whether another server listens on a port at ::1, where a browser may look for ``NAME`` first."""
+    with contextlib.suppress(OSError), socket.create_connection(("::1", port), timeout=1):
+        return True
+    return False
 
 
 def _await(process: subprocess.Popen[bytes], port: int, token: str) -> None:
@@ -137,11 +214,15 @@ def _port(text: str) -> int:
 
 def _show(options: argparse.Namespace) -> None:
     uri = command.tracking_uri(options)
+    if problem := refusal(uri, ""):  # before MLflow's server, which would end with a traceback
+        raise sources.AnalysisError(f"neither study.run nor MLflow can use {redact(uri)}: {problem}")
     experiment = sources.source(uri).experiment(options.space)
     with pages(uri, options.port) as base, contextlib.suppress(KeyboardInterrupt):
+        ours = base != uri.rstrip("/")
+        if ours:
+            print("Ctrl-C ends the server of this page:", file=sys.stderr, flush=True)
         print(f"{redact(base)}/#{address(experiment.id)}", flush=True)
-        if base != uri.rstrip("/"):
-            print("Ctrl-C ends the server", flush=True)
+        if ours:
             signal.pause()
 
 

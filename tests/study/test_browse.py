@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import http.server
+import json
+import os
 import re
 import signal
 import socket
+import sqlite3
 import threading
-import urllib.request
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import synthetic_runs as synthetic
+from mlflow import MlflowClient
 from tiny_study import python
 from waiting import HANG_SECONDS
 
@@ -37,6 +42,17 @@ def test_a_busy_port_is_named_if_it_was_asked_for_and_avoided_if_not(monkeypatch
             browse._free(busy)
         monkeypatch.setattr(browse, "PORT", busy)
         assert browse._free(None) not in (busy, 0)
+
+
+def test_a_port_is_busy_if_a_server_has_it_where_browsers_look_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        other = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with other:
+        busy = other.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {busy} is in use"):
+            browse._free(busy)
 
 
 def test_the_pages_of_a_server_need_no_other_server() -> None:
@@ -112,21 +128,115 @@ def test_a_port_that_is_taken_meanwhile_is_avoided_unless_it_was_asked_for(monke
     assert len(tried) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGHUP])
-def test_the_printed_address_answers_and_a_signal_ends_the_server(tmp_path: Path, ending: signal.Signals) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A storage with a study of one dense net."""
     folder = tmp_path / "with a space"
     folder.mkdir()
     synthetic.Recorder(synthetic.with_tables(folder), "study").dense(1.0, 0)
+    return folder
+
+
+def test_a_database_of_another_mlflow_is_refused_with_the_cure_before_a_server_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(browse, "pages")
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '90e64c465722'")
+    assert browse.main(["--space", "study", "--storage", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert "an older MLflow made it: back it up, then run `mlflow db upgrade" in err
+    assert err.count("\n") == 1
+
+
+def test_a_deleted_experiment_is_refused_with_the_cure(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(browse, "pages")
+    MlflowClient(synthetic.tracking_uri(folder)).delete_experiment("1")
+    assert browse.main(["--space", "study", "--storage", str(folder)]) == 2
+    assert "mlflow experiments restore --experiment-id 1" in capsys.readouterr().err
+
+
+def test_only_macos_is_not_trusted_to_know_the_name_under_which_mlflow_opens_no_assistant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    assert browse._name() == "study.localhost"
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert browse._name() == "127.0.0.1"
+
+
+def test_names_that_the_user_has_allowed_stay_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "login.example.org")
+    monkeypatch.delenv("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", raising=False)
+    environment = browse._environment()
+    hosts = environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert {"login.example.org", "localhost", "localhost:*", "127.0.0.1:*", "study.localhost:*"} <= set(hosts)
+    assert environment["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].startswith("http://study.localhost,")
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_what_a_server_says_while_it_starts_is_shown_only_if_it_does_not(
+    capsys: pytest.CaptureFixture[str], held: bool
+) -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as server:
+        said = browse._Said(stream)
+        server.write(b"starting http://me:secret@host\n")
+        wait_until(lambda: len(said._held) == 1)
+        said.pass_on(held=held)
+        server.write(b"ERROR: later\n")
+        server.close()
+        said.end()
+    assert capsys.readouterr().err == ("starting http://***@host\n" if held else "") + "ERROR: later\n"
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + HANG_SECONDS
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_start_shows_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mlflow.db").write_bytes(b"no database")
+    with pytest.raises(OSError, match="did not start"), browse.pages(synthetic.tracking_uri(folder)):
+        pass
+    assert "file is not a database" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGHUP])
+def test_the_printed_address_answers_and_a_signal_ends_the_server(folder: Path, ending: signal.Signals) -> None:
     with python("-m", "study.browse", "--space", "study", "--storage", str(folder)) as process:
         try:
             assert process.stdout is not None
+            assert process.stderr is not None
             url = process.stdout.readline().strip()
-            found = re.fullmatch(rf"(http://127\.0\.0\.1:\d+)/#{re.escape(address('1'))}", url)
+            found = re.fullmatch(rf"http://(study\.localhost|127\.0\.0\.1):(\d+)/#{re.escape(address('1'))}", url)
             assert found is not None, url
-            assert urllib.request.urlopen(f"{found[1]}/health", timeout=HANG_SECONDS).status == 200
+            host, port = found.groups()
+            assert process.stderr.readline() == "Ctrl-C ends the server of this page:\n"
+            # Under every name that a browser here or at the end of a tunnel has for this machine.
+            for name in (f"{host}:{port}", "localhost:6000", f"127.0.0.1:{port}"):
+                assert answer(port, {"Host": name, "Origin": f"http://{name}"}) == 200
+            assert answer(port, {"Host": "example.org"}) == 403
+            assert answer(port, {"Host": f"{host}:{port}", "Origin": "http://example.org"}) == 403
         finally:
             process.send_signal(ending)
             assert process.wait(HANG_SECONDS) == 0
+        assert process.stderr.read().count("\n") == 2, "two requests that it has refused"
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"{found[1]}/health", timeout=HANG_SECONDS)
+        answer(port, {})
+
+
+def answer(port: str, headers: dict[str, str]) -> int:
+    """Return the status with which a server answers the request by which MLflow's pages list runs."""
+    connection = http.client.HTTPConnection(browse.HOST, int(port), timeout=HANG_SECONDS)
+    with contextlib.closing(connection):
+        content = {"Content-Type": "application/json"}
+        body = json.dumps({"experiment_ids": ["1"]})
+        connection.request("POST", "/ajax-api/2.0/mlflow/runs/search", body, {**content, **headers})
+        return connection.getresponse().status
