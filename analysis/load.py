@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -251,7 +252,16 @@ def _checked(experiment: Experiment, found: Sequence[Record], uri: str) -> tuple
         raise NoRuns(f"{named} has {len(found)} runs, but none is a study's job (no tag {schema.TAG_KEY!r})")
     jobs, left_out = _jobs(experiment, found)
     if not jobs and not left_out:
-        raise NoRuns(f"{named} has no runs yet of its latest recipe, and {ours} of earlier ones")
+        tags = {name for record in found for name in record.tags}
+        cure = f"running the study's command again (python -m study.run --space {shlex.quote(experiment.name)} ...)"
+        if any(name.startswith(f"{schema.TAG_RECIPE}.") for name in tags):
+            raise NoRuns(
+                f"{named} has no runs yet of its latest recipe, and {ours} of earlier ones; {cure} records what is "
+                "published and trains the rest"
+            )
+        raise NoRuns(
+            f"{named} has {ours} runs of an earlier version; {cure} brings them up to date, and trains nothing"
+        )
     if not jobs:
         raise AnalysisError(left_out[0])
     return jobs, left_out

@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from analysis.record import folder
 from trainables import schema
 from trainables.checks import suggestion
-from trainables.host.databases import ARTIFACTS, opened, sqlite_file, without_collector
+from trainables.host.databases import ARTIFACTS, deleted, opened, sqlite_file, without_collector
 from trainables.host.redaction import redact, redact_text
 
 if TYPE_CHECKING:
@@ -159,8 +159,9 @@ class Source:
         found = self._found(name)
         if found is not None and found.active:
             return found
-        what = "no experiment" if found is None else "deleted experiment"
-        raise AnalysisError(f"{what} {name!r} in {redact(self._uri)}{suggestion(name, self.names())}")
+        if found is not None:
+            raise AnalysisError(f"{redact(self._uri)}: {deleted(redact(self._uri), name, found.id)}")
+        raise AnalysisError(f"no experiment {name!r} in {redact(self._uri)}{suggestion(name, self.names())}")
 
     def _found(self, name: str) -> Experiment | None:
         """Return the experiment of this name, even if it has been deleted."""

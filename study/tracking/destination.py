@@ -27,6 +27,11 @@ _DATABASES = {"sqlite": "sqlite3", "postgresql": "psycopg2", "mysql": "MySQLdb",
 """Scheme of a database -> the Python module that SQLAlchemy uses for it, unless the URI names a driver."""
 _MODULES = {"pysqlite": "sqlite3", "mysqldb": "MySQLdb", "mysqlconnector": "mysql"}
 """Name of a driver in a URI -> its Python module, where the two differ."""
+_ELSEWHERE = (
+    "bring it back and run the same command again, or record elsewhere, in mlflow.db without --tracking-uri; "
+    "published results are recorded there, too"
+)
+"""What to do about a server or database that cannot be reached."""
 
 
 def check_tracking(uri: str, experiment: str = "", timeout: float = 10.0) -> None:
@@ -67,7 +72,7 @@ def _check_server(uri: str, experiment: str, timeout: float) -> None:
             return
         answer = patiently(partial(_ask_server, uri, f"/api/2.0/mlflow/experiments/get-by-name?{named}", timeout))
     except StorageError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"{error}; {_ELSEWHERE}") from error
     try:
         found = json.loads(answer)["experiment"]
         stage, number = found["lifecycle_stage"], str(found["experiment_id"])
@@ -113,7 +118,7 @@ def _check_database(uri: str, driver: str, experiment: str) -> None:
         try:
             problem = patiently(partial(_ask_database, uri, experiment))
         except StorageError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(f"{error}; {_ELSEWHERE}") from error
         if problem:
             raise ValueError(f"tracking database {redact(uri)}: {problem}")
         return

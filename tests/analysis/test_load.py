@@ -176,8 +176,18 @@ def test_recipes_are_not_pooled(folder, uri):
     assert frame["key"].iloc[1] == new
     assert frame.attrs["set_aside"] == 1
     recorder.client.set_experiment_tag(recorder.experiment_id, schema.TAG_RECIPE, "newest")
-    with pytest.raises(load.AnalysisError, match="no runs yet of its latest recipe, and 3 of earlier ones"):
+    advice = "running the study's command again .python -m study.run --space two_recipes .* trains the rest"
+    with pytest.raises(load.AnalysisError, match=f"no runs yet of its latest recipe, and 3 of earlier ones; {advice}"):
         load.runs("two_recipes", uri)
+
+
+def test_runs_that_say_nothing_of_recipes_are_named_with_what_brings_them_up_to_date(folder, uri):
+    recorder = synthetic.Recorder(folder, "no recipes")
+    recorder.client.set_experiment_tag(recorder.experiment_id, schema.TAG_RECIPE, "new")
+    recorder.dense(1.0, 0)
+    advice = "has 1 runs of an earlier version; running .*study.run --space 'no recipes' .* and trains nothing"
+    with pytest.raises(load.AnalysisError, match=advice):
+        load.runs("no recipes", uri)
 
 
 def test_the_question_of_a_study(folder, uri):
@@ -223,7 +233,10 @@ def test_no_curves_is_an_empty_frame(folder, uri):
         ("with_swep", "no experiment 'with_swep'.*did you mean 'width_sweep'.*known: .*just_planned"),
         ("just_planned", "'just_planned' has no runs yet"),
         ("somebody_elses", "1 runs, but none is a study's job.*job_key"),
-        ("thrown_away", "deleted experiment 'thrown_away'"),
+        (
+            "thrown_away",
+            r"'thrown_away' has been deleted; restore it \(`.*mlflow experiments restore --experiment-id \d+`",
+        ),
     ],
 )
 def test_experiments_that_cannot_be_read(uri, space, message):

@@ -124,7 +124,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "address without a port": ([*SPACE, "--address", "head"], r"--address takes auto or host:port, got 'head'"),
     "unreachable tracking server": (
         [*SPACE, "--tracking-uri", "http://127.0.0.1:9"],
-        r"tracking server http://127.0.0.1:9 cannot be reached: .*refused",
+        r"tracking server http://127.0.0.1:9 cannot be reached: .*refused.*; bring it back .* or record elsewhere, in "
+        "mlflow.db without --tracking-uri",
     ),
     "tracking server with a broken address": (
         [*SPACE, "--tracking-uri", "http://localhost:port"],
