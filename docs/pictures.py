@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import shutil
 import sys
@@ -35,11 +36,6 @@ MOST_COLOURS = 256
 """Colours of a picture: enough for lines and text, at a fraction of the file size."""
 MOST_PIXELS = 1200
 """Width of a picture, at most."""
-NO_ASSISTANT = """try {
-  localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
-  localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
-} catch {}"""
-"""Keeps MLflow from opening a panel over a quarter of the page."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,11 +86,11 @@ def of_mlflow(base: str, experiment: str, run: str) -> list[Shot]:
     lines = "document.querySelectorAll('.js-plotly-plot .scatterlayer .trace').length > 0"
     named = f"document.body.innerText.includes('{schema.TEST_ACCURACY}')"
     banner = "div:has(> [aria-label='Hide banner'])"
+    wide = functools.partial(Shot, width=1440)
+    runs, charts = (f"{base}/#{address(experiment, *view)}" for view in ((CELLS,), ()))
     return [
-        Shot(
-            name="mlflow-runs", address=f"{base}/#{address(experiment, CELLS)}", height=760, ready=rows, hidden=banner
-        ),
-        Shot(name="mlflow-charts", address=f"{base}/#{address(experiment)}", height=1200, ready=lines, hidden=banner),
+        wide(name="mlflow-runs", address=runs, height=900, ready=rows, hidden=banner),
+        wide(name="mlflow-charts", address=charts, height=1790, ready=lines, hidden=banner),
         Shot(
             name="mlflow-run", address=f"{base}/#/experiments/{experiment}/runs/{run}?{kind}", height=900, ready=named
         ),
@@ -120,7 +116,6 @@ def take(browser: Browser, shot: Shot, host: str) -> bytes:
     )
     with contextlib.closing(context):
         context.route(lambda url: urlsplit(url).hostname not in (None, host), lambda route: route.abort())
-        context.add_init_script(NO_ASSISTANT)
         page = context.new_page()
         page.goto(shot.address)
         page.wait_for_function(shot.ready)
