@@ -53,7 +53,6 @@ class Average:
         name: for people.
         colour: of the method in all figures; a shade of it for each way of matching other than the main one.
         order: sorts as text in the order in which runs are to be listed.
-        note: what the run's description says.
         params: the run's place in the grid.
         points: name of a metric and step -> value.
     """
@@ -62,7 +61,6 @@ class Average:
     name: str
     colour: str
     order: str
-    note: str = ""
     params: dict[str, str]
     points: dict[tuple[str, int], float] = field(default_factory=dict)
 
@@ -75,7 +73,7 @@ class Average:
     def content(self) -> str:
         """Digest of all that the run shows, but for the rounding of sums."""
         values = sorted((point, round(value, DECIMALS)) for point, value in self.points.items())
-        return _digest([self.level, self.name, self.colour, self.order, self.note, self.params, values])
+        return _digest([self.level, self.name, self.colour, self.order, self.params, values])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -283,11 +281,10 @@ def _method_runs(
     runs = [
         Average(
             level=schema.METHOD,
-            name=_method(row),
+            name=f"{_method(row)} · {facets.count(counts.loc[counts[cells.ROW] == row, 'n'])}",
             colour=colours[row],
             # A legend shows its first entries only: last come those that have no curve in most charts, dense nets.
             order=f"{0 if measured[row] & GAPS else 1} {_row_order(row)}",
-            note=facets.count(counts.loc[counts[cells.ROW] == row, "n"]),
             params={cells.ROW: row, schema.PARAM_METHOD: row.split(":")[0]},
             points=found,
         )

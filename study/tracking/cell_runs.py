@@ -146,7 +146,6 @@ def _show(experiment: Experiment, parent: str, average: Average, runs: list[Any]
         schema.TAG_LEVEL: average.level,
         schema.TAG_COLOUR: average.colour,
         ORDER: average.order,
-        **({schema.NOTE: average.note} if average.note else {}),
         PARENT: parent,
         SOURCE: "study.run",
         USER: user(),

@@ -173,8 +173,7 @@ def test_cells_are_listed_by_the_numbers_of_their_place_and_methods_with_gaps_be
     listed = [(*place, methods[run.params["row"]]) for place, run in zip(places, runs, strict=True)]
     assert listed == sorted(listed)
     rows = sorted((run for run in averaged[0] if run.level == schema.METHOD), key=lambda run: run.order)
-    assert [run.name for run in rows] == ["LTH", "Naive", "Permuted", "Dense"]
-    assert [run.note for run in rows] == ["n = 3", "n = 3", "n = 3", "n = 6"]
+    assert [run.name for run in rows] == ["LTH · n = 3", "Naive · n = 3", "Permuted · n = 3", "Dense · n = 6"]
 
 
 def test_numbers_sort_by_value():
@@ -213,8 +212,9 @@ def test_ways_of_matching_have_names_that_differ_at_once_and_a_shade_of_their_me
     runs, _ = averages(load.runs("match_images", synthetic.tracking_uri(tmp_path)))
     rows = sorted((run for run in runs if run.level == schema.METHOD), key=lambda run: run.order)
     images = [f"{count} match_images · Permuted" for count in (100, 300, 1000, 3000)]
-    assert [run.name for run in rows] == ["LTH", "Naive", "Permuted", *images, "Dense"]
-    colours = {run.name: run.colour for run in rows}
+    names = [run.name.removesuffix(" · n = 3") for run in rows]
+    assert names == ["LTH", "Naive", "Permuted", *images, "Dense · n = 6"]
+    colours = {name: run.colour for name, run in zip(names, rows, strict=True)}
     assert len(set(colours.values())) == len(rows)
     assert colours["Permuted"] == style.look("permuted").colour
     light = [sum(bytes.fromhex(colours[name][1:])) for name in images]
