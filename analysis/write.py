@@ -1,7 +1,8 @@
 """The report of a study: one page, and its tables and figures as separate files in the same folder.
 
-The page is self-contained (its figures are inline SVG), so it can be mailed or archived as it is. All files become
-artifacts of the run ``study`` in the study's MLflow experiment.
+The page is self-contained (its figures are inline SVG), so it can be mailed or archived as it is. It has each figure
+twice: on a phone, a figure for a wide screen would have letters of 4 to 6 pixels. All files become artifacts of the run
+``study`` in the study's MLflow experiment.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import html
 import itertools
 import os
 import sys
-from collections.abc import Collection, Iterable
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from analysis import labels, load, memo
-from analysis.drawing import files, style
+from analysis.drawing import files, media, style
 from analysis.drawing.parallel import write_figures
 from analysis.drawing.signs import MINUS
 from analysis.figures import accuracy_table
@@ -26,6 +28,9 @@ from analysis.figures.table import FIGURES, loader
 from analysis.mlflow_report import NotLogged, log_report
 from analysis.page import coverage, document, headline, how
 from analysis.record.folder import is_record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAGE, RUNS, ACCURACY = "index.html", "runs.csv", "accuracy"
 MOST_FAILURES = 25
@@ -71,7 +76,9 @@ def write_files(
     files.write_csv(frame, runs)
     answer = headline.figure_of(frame)
     drawn = sorted(parts.drawn, key=lambda name: name != answer)
-    figures = [_figure(name, FIGURES[name], parts.shown[name], out / f"{name}.svg") for name in drawn]
+    with tempfile.TemporaryDirectory() as folder, media.drawing_for(media.PHONE):
+        write_figures(parts.drawn, narrow := Path(folder))
+        figures = [_figure(name, FIGURES[name], parts.shown[name], out, narrow) for name in drawn]
     absent = [_absent(name, FIGURES[name], parts.shown[name]) for name in FIGURES if name not in parts.drawn]
     sections = [
         *figures[:1],  # the answer at a glance
@@ -92,12 +99,12 @@ class Parts(NamedTuple):
 
     Attributes:
         shown: name of a figure -> the frame that it shows.
-        drawn: names of the figures that have data.
+        drawn: name of a figure that has data -> function that draws it.
         written: the files.
     """
 
     shown: dict[str, pd.DataFrame]
-    drawn: list[str]
+    drawn: Mapping[str, Callable[[], Figure]]
     written: list[Path]
 
 
@@ -126,7 +133,7 @@ def write_parts(
     for name, suffix in itertools.product((ACCURACY, *FIGURES), files.SUFFIXES):
         if (path := out / f"{name}{suffix}") not in written:
             path.unlink(missing_ok=True)
-    return Parts(shown, list(drawings), written)
+    return Parts(shown, drawings, written)
 
 
 def _without_copies(written: list[Path]) -> list[Path]:
@@ -180,10 +187,12 @@ def _table(table: pd.DataFrame) -> str:
     return files.html_table(table[[*places, *gains, *table.columns.drop([*places, *gains])]])
 
 
-def _figure(name: str, module: Any, frame: pd.DataFrame, drawing: Path) -> str:
-    """Return a figure's section."""
-    svg = style.on_page(drawing.read_text(encoding="utf-8"))
-    body = f'<div class="scroll" role="img" aria-label="{html.escape(module.TITLE)}">{svg}</div>'
+def _figure(name: str, module: Any, frame: pd.DataFrame, wide: Path, narrow: Path) -> str:
+    """Return a figure's section, with the drawing in the folder `wide`, and for phones that in the folder `narrow`."""
+    body = ""
+    for kind, path in (("wide", wide / f"{name}.svg"), ("phone", narrow / f"{name}{media.PHONE.suffix}.svg")):
+        svg = style.on_page(path.read_text(encoding="utf-8"))
+        body += f'<div class="scroll {kind}" role="img" aria-label="{html.escape(module.TITLE)}">{svg}</div>'
     if hasattr(module, "formatted"):
         body += _table(module.formatted(frame))
     return _section(name, module.TITLE, body, caption(module), module.notes(frame))

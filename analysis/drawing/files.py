@@ -19,8 +19,7 @@ from trainables.knobs import KNOBS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = (".png", ".svg", ".pdf")
-SUFFIXES = (".csv", ".md", ".tex", *(f"{medium}{kind}" for medium in media.SUFFIXES for kind in FORMATS))
+SUFFIXES = (".csv", ".md", ".tex", *(f"{medium}{kind}" for medium in media.SUFFIXES for kind in media.FORMATS))
 """Ends of the names of all files that are written here."""
 TEXTS = ("model", "dataset", "method", "job", "measure", "match", "outcome", "question", "compared")
 """Columns that are aligned left."""
@@ -135,7 +134,7 @@ def _inert(value: Any) -> Any:
 
 
 def write_figure(draw: Callable[[], Figure], name: str, out: Path) -> list[Path]:
-    """Draw a figure for each of the media asked for, write it as PNG, SVG and PDF, and return the paths."""
+    """Draw a figure for each of the media asked for, write it in the medium's formats, and return the paths."""
     from analysis.drawing import style
 
     out.mkdir(parents=True, exist_ok=True)
@@ -143,7 +142,7 @@ def write_figure(draw: Callable[[], Figure], name: str, out: Path) -> list[Path]
     for medium in media.asked():
         with media.drawing_for(medium):
             figure = draw()
-            for kind in FORMATS:
+            for kind in medium.formats:
                 paths.append(out / f"{name}{medium.suffix}{kind}")
                 style.save(figure, paths[-1], dpi=medium.dpi)
     return paths

@@ -67,7 +67,8 @@ def panels(
         numbers: what the figure shows, a line per place and whatever its panels compare.
         by: the axes of the grid.
         across: the axis whose values are the columns of panels; all axes not named otherwise make up the rows.
-        x: label of the horizontal axes, for the lowest panels; or column -> its own, which says what columns there are.
+        x: label of the horizontal axes, for the lowest panels; or column -> its own, which says what columns there are,
+            for panels above none with the same.
         y: label of the vertical axes, for the leftmost panels; or likewise.
         without: axes along which a panel draws.
         names: axes that headings name; by default those of :func:`analysis.drawing.facets.told_apart`.
@@ -85,12 +86,12 @@ def panels(
             style.empty(axes, absent)
     named = facets.told_apart(numbers, by, hide=without) if names is None else names
     laid_out: list[list[Panel]] = []
-    lowest: dict[tuple[int, str], Axes] = {}
+    stacks: dict[int, list[tuple[Axes, str]]] = {}
     for row, line in zip(_kept(rows, len(drawn)).to_dict("records"), drawn, strict=False):
         laid_out.append([])
         for value, axes in zip(values, line, strict=True):
             place, spot = {**row, across: value}, style.place(axes)
-            lowest[spot.colspan.start, x if isinstance(x, str) else x[value]] = axes
+            stacks.setdefault(spot.colspan.start, []).append((axes, x if isinstance(x, str) else x[value]))
             leads = value == values[0] or spot.is_first_col()
             if not isinstance(y, str) or spot.is_first_col():
                 style.label(axes, y=y if isinstance(y, str) else y[value])
@@ -99,8 +100,11 @@ def panels(
                 style.empty(axes, absent)
             heading = labels.cell(place, named)
             laid_out[-1].append(Panel(axes=axes, leads=leads, place=place, heading=heading, lines=here))
-    for (_, text), axes in lowest.items():
-        style.label(axes, x=text)
+    for stack in stacks.values():
+        below = [*(text for _, text in stack[1:]), None]
+        for (axes, text), other in zip(stack, below, strict=True):
+            if text != other:
+                style.label(axes, x=text)
     if len(rows) > len(drawn):
         more = labels.plural(len(rows) - len(drawn), "more row of panels", "more rows of panels")
         denser = schema.PARAM_SPARSITY in rows and _elsewhere(rows).ngroups <= len(drawn)

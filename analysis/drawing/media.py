@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 DEFAULT = "web"
+FORMATS = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,7 @@ class Medium:
         font: size of labels in points.
         dpi: pixels per inch of a PNG.
         suffix: end of the names of its files, before the dot.
+        formats: kinds of files that a figure is written as.
     """
 
     width: float
@@ -31,6 +33,7 @@ class Medium:
     font: float = 8.5
     dpi: int = 200
     suffix: str = ""
+    formats: tuple[str, ...] = FORMATS
 
 
 def _printed(width: float, suffix: str = "") -> Medium:
@@ -45,6 +48,9 @@ STYLES: dict[str, tuple[Medium, ...]] = {
     "slides": (Medium(width=8.0, height=4.3, least=8.0, panel=(1.9, 3.0), dpi=320),),
 }
 """Name of a style -> the media that every figure is drawn for."""
+PHONE = Medium(width=3.6, height=61.0, least=3.6, panel=(2.3, 3.6), suffix="-phone", formats=(".svg",))
+"""The page on a phone of 390 CSS pixels: a panel per line, because a figure of the usual width would have letters of 4
+to 6 pixels there, and twice as high as usual, because panels that are usually side by side are below each other."""
 SUFFIXES = tuple(dict.fromkeys(medium.suffix for media in STYLES.values() for medium in media))
 _asked: ContextVar[tuple[Medium, ...]] = ContextVar("media", default=STYLES[DEFAULT])
 

@@ -103,6 +103,7 @@ tbody tr:hover { background: var(--shade); }
 .l { text-align: left; }
 td.wide { white-space: normal; overflow-wrap: break-word; min-width: 16rem; }
 svg { display: block; height: auto; max-width: 100%; color: var(--ink); }
+div.phone { display: none; }
 svg text { font-family: inherit !important; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: 0; font-size: .92rem; }
 dt { color: var(--soft); }
@@ -111,12 +112,15 @@ dd { margin: 0; overflow-wrap: anywhere; }
   body { padding: 1.2rem .9rem 3rem; }
   .headline { font-size: 1.08rem; }
   .scroll { margin-right: -.9rem; max-width: calc(100% + .9rem); }
-  svg { max-width: none; }
   th, td { padding: .3rem; }
   .narrow { white-space: normal; min-width: 9.5rem; }
   .l.narrow { min-width: 6.2rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
+}
+@media screen and (max-width: 40rem) {
+  div.wide { display: none; }
+  div.phone { display: block; margin-top: 0; }
 }
 @media print {
   :root { --ground: #fff; --ink: #000; --soft: #333; --line: #bbb; --accent: #000; --warn: #000; --warnground: #fff; }

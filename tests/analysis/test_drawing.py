@@ -64,7 +64,7 @@ def test_beside_other_threads_nothing_is_forked(tmp_path: Path, monkeypatch: pyt
 
 # --- sizes ------------------------------------------------------------------------------------------------------
 PRINTED = media.STYLES["paper"]
-MEDIA = [*itertools.chain(*media.STYLES.values())]
+MEDIA = [*itertools.chain(*media.STYLES.values()), media.PHONE]
 
 
 @pytest.fixture(scope="module")

@@ -403,7 +403,7 @@ def test_the_page_has_everything(pages, frame, drawn, sources):
     page = pages["full"]
     assert html.escape(headline.headline(frame)) in page
     assert len(drawn) >= 4
-    assert page.count("<svg") == len(drawn)
+    assert page.count("<svg") == 2 * len(drawn), "for wide screens and for phones"
     for name, module in FIGURES.items():
         assert f'id="{name}"' in page
         shown = module.CAPTION if name in drawn else module.notes(sources[loader(module)])[0]
@@ -485,11 +485,25 @@ def test_the_first_screen_asks_answers_and_shows(pages, frame):
     assert heads[:4] == ["width", "sparsity", "rewind epoch", accuracy_table.GAIN]
 
 
+SCREEN = 390 - 2 * 0.9 * 16
+"""CSS pixels of a phone within the margins of the page."""
+
+
+def test_every_figure_has_a_drawing_for_phones_that_fits_and_can_be_read(pages, drawn):
+    drawings = re.findall(r'<div class="scroll phone" role="img".*?</svg>\s*</div>', pages["full"], flags=re.DOTALL)
+    assert len(drawings) == len(drawn)
+    for drawing in drawings:
+        width, unit = re.search(r'<svg [^>]*width="([\d.]+)(pt)"', drawing).groups()
+        assert float(width) * 4 / 3 <= SCREEN, unit
+        points = map(float, re.findall(r"font(?:-size)?: ([\d.]+)px", drawing))  # in units of the drawing
+        assert min(points) * 4 / 3 >= 8
+
+
 def test_points_of_a_figure_say_their_value(pages):
     (figure,) = re.findall('<section id="rewind">.*?</section>', pages["full"], flags=re.DOTALL)
     said = re.findall(r'<g class="point" aria-label="([^"]+)"><use [^>]+/><circle', figure)
-    assert len(said) == 4 * 4 * 2, "panels, methods, rewind epochs"
-    assert said.count("Naive: 87.00 ± 0.26 (3)") == 1
+    assert len(said) == 2 * 4 * 4 * 2, "drawings, panels, methods, rewind epochs"
+    assert said.count("Naive: 87.00 ± 0.26 (3)") == 2
     assert ' aria-label="Naive: 87.00 ± 0.26 (3)"' in figure.partition("width")[2]
 
 
@@ -527,6 +541,13 @@ def test_colours_have_the_contrast_that_wcag_asks_for():
         assert all(_contrast(*pair) >= 4.5 for pair in texts), theme
     for name, look in style.LOOKS.items():
         assert look.colour == style.INK or _contrast(look.colour, ground) >= 3, name
+
+
+def test_no_text_has_the_colour_of_a_method(pages):
+    """These have the contrast that lines need, which is less than what text needs."""
+    texts = re.findall(r'<text style="([^"]*)"', pages["full"])
+    assert texts
+    assert {re.search("fill: ([^;]+)", text)[1] for text in texts} <= {"currentColor", landscape.CONTOUR}
 
 
 def test_ids_are_unique_and_resolved(pages):
