@@ -29,7 +29,7 @@ PLACE = (*cells.CELL, schema.PARAM_MATCHER, schema.PARAM_MATCH_EPOCH, schema.PAR
 LEVELS = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 95, 99)
 """Errors in percent at which contours may be drawn."""
 MOST_LEVELS = 8
-GROUND = LinearSegmentedColormap.from_list("error", ["#f7fbff", "#c9ddf0", "#7fb2d9", "#3f87c0"])
+GROUND = LinearSegmentedColormap.from_list("error", ["#f7fbff", "#c9ddf0", "#7fb2d9", "#60a0d0"])
 """From low error to high; light enough for dark contours and markers in any theme of the page."""
 CONTOUR = "#26323d"
 CLEAR = (0.1, 0.05)

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_runs as synthetic
+from matplotlib.colors import to_hex
 from mlflow import MlflowClient
 from scipy import stats as scipy_stats
 
@@ -539,6 +540,8 @@ def test_colours_have_the_contrast_that_wcag_asks_for():
         texts += [(ink, found["shade"]), (ground, ink), (found["warn"], found["warnground"])]
         texts += [(_blended(ink, ground, style.FAINT), ground)]
         assert all(_contrast(*pair) >= 4.5 for pair in texts), theme
+    grounds = [to_hex(landscape.GROUND(share)) for share in (0.0, 0.5, 1.0)]
+    assert all(_contrast(landscape.CONTOUR, each) >= 4.5 for each in grounds), "labels of contours"
     for name, look in style.LOOKS.items():
         assert look.colour == style.INK or _contrast(look.colour, ground) >= 3, name
 
