@@ -57,6 +57,7 @@ def panels(
     absent: str = "no finished run",
     tall: float = 0.56,
     wrap: bool = False,
+    listed: bool = False,
 ) -> tuple[Figure, list[list[Panel]]]:
     """Return a figure and its rows of panels, labelled but not drawn; no rows if there are no numbers.
 
@@ -75,12 +76,14 @@ def panels(
         absent: text of a panel without numbers.
         tall: as in :func:`analysis.drawing.style.panels`.
         wrap: likewise.
+        listed: whether the vertical axis of a panel has a label for each line of its numbers.
     """
     down = [name for name in by if name != across and name not in without]
     rows = numbers[down].drop_duplicates().sort_values(down, ignore_index=True)
     named_columns = x if isinstance(x, Mapping) else y if isinstance(y, Mapping) else sorted(numbers[across].unique())
     values = list(named_columns)
-    figure, drawn = style.panels(max(len(rows), 1), max(len(values), 1), tall, wrap=wrap)
+    entries = numbers.groupby([*down, across], dropna=False).size().max() if listed and len(numbers) else 0
+    figure, drawn = style.panels(max(len(rows), 1), max(len(values), 1), tall, wrap=wrap, entries=entries)
     if rows.empty:
         for axes in drawn[0]:
             style.empty(axes, absent)

@@ -104,6 +104,8 @@ AXES = {
 LEGEND_HEIGHT = 0.4
 NARROW = 2.2
 """Inches below which titles need more lines."""
+LINE = 1.2
+"""Height of a line of labels in units of the font size."""
 LOWEST = 0.75
 """Inches, without titles and labels, to which panels are lowered at most so that more rows fit."""
 MOST_TICKS = 6
@@ -164,7 +166,9 @@ def look(row: str) -> Look:
     return Look(colour=known.colour, marker=known.marker, dash=dash)
 
 
-def panels(rows: int, columns: int, tall: float = 0.56, *, wrap: bool = False) -> tuple[Figure, list[list[Axes]]]:
+def panels(
+    rows: int, columns: int, tall: float = 0.56, *, wrap: bool = False, entries: int = 0
+) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure with a grid of empty panels, as a list of rows: those that the medium has room for.
 
     A row is broken into several lines where the medium is too narrow for it. Where the medium is too low for all rows,
@@ -176,12 +180,13 @@ def panels(rows: int, columns: int, tall: float = 0.56, *, wrap: bool = False) -
         tall: height of a panel over its width, without titles and labels.
         wrap: whether rows of a single panel stand side by side even if all fit below each other, which fills more of
             the page.
+        entries: number of labels on the vertical axis of a panel that need a line each; no panel is lowered below that.
     """
     medium = media.current()
     fit = int(medium.width / medium.panel[0])
     most = max(1, min(rows, fit // columns))
     least = most if wrap and columns == 1 else 1
-    layouts = [_layout(rows, columns, beside, tall) for beside in range(least, most + 1)]
+    layouts = [_layout(rows, columns, beside, tall, entries) for beside in range(least, most + 1)]
     chosen = max(layouts, key=lambda layout: (layout.rows, layout.plot))
     down = math.ceil(chosen.rows * chosen.slots / chosen.across)
     with themed():
@@ -215,8 +220,8 @@ class _Layout(NamedTuple):
     height: float
 
 
-def _layout(rows: int, columns: int, beside: int, tall: float) -> _Layout:
-    """Return how rows fit the medium, of which `beside` stand side by side: all of them if panels of ``LOWEST`` do."""
+def _layout(rows: int, columns: int, beside: int, tall: float, entries: int) -> _Layout:
+    """Return how rows fit the medium, of which `beside` stand side by side: all of them if the lowest panels do."""
     medium = media.current()
     fit = int(medium.width / medium.panel[0])
     lines = math.ceil(columns / fit)
@@ -224,9 +229,10 @@ def _layout(rows: int, columns: int, beside: int, tall: float) -> _Layout:
     width = min(medium.width / across, medium.panel[1])
     around = 0.55 if width > NARROW else 0.8
     room = medium.height - LEGEND_HEIGHT
-    natural, least = around + tall * width, around + min(LOWEST, tall * width)
-    height = min(natural, max(least, room / (lines * math.ceil(rows / beside))), room / lines)
-    shown = min(rows, int(room / height + 1e-9) // lines * beside)
+    natural = around + tall * width
+    least = min(natural, around + max(LOWEST, entries * LINE * medium.font / 72))
+    shown = min(rows, max(1, int(room / least + 1e-9) // lines) * beside)
+    height = min(natural, room / (lines * math.ceil(shown / beside)))
     return _Layout(shown, height - around, across, across * lines // beside, width, height)
 
 

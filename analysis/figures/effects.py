@@ -94,6 +94,7 @@ def figure(frame: pd.DataFrame) -> Figure:
         without=[schema.PARAM_REWIND_EPOCH],
         x=f"Permuted {MINUS} naive (pp)",
         y=style.AXES[schema.PARAM_REWIND_EPOCH],
+        listed=True,
     )
     for line in panels:
         limits = intervals.limits(pd.concat([panel.lines for panel in line]), MEAN)

@@ -83,6 +83,7 @@ def figure(frame: pd.DataFrame) -> Figure:
         across="measure",
         x=columns,
         absent="not measured",
+        listed=True,
     )
     for panel in itertools.chain(*panels):
         accuracies = panel.place["measure"] == schema.MEMBER_ACCURACY_MEAN

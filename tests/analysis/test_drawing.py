@@ -135,6 +135,23 @@ def test_rows_are_lowered_or_set_side_by_side_before_any_is_left_out(
 
 
 @pytest.mark.parametrize("medium", MEDIA)
+@pytest.mark.parametrize("columns", [1, 6])
+@pytest.mark.parametrize("entries", [0, 7])
+def test_panels_that_are_drawn_fill_the_room_and_have_room_for_their_labels(
+    medium: media.Medium, columns: int, entries: int
+) -> None:
+    with media.drawing_for(medium):
+        (figure, drawn), (alone, _) = (style.panels(rows, columns, entries=entries) for rows in (99, 1))
+    taken, whole = (each.get_size_inches()[1] - style.LEGEND_HEIGHT for each in (figure, alone))
+    lines, of_row = (each.axes[0].get_subplotspec().get_gridspec().nrows for each in (figure, alone))
+    left = medium.height - style.LEGEND_HEIGHT - taken
+    assert 1 <= len(drawn) < 99
+    assert left < of_row * taken / lines, "no room for another row"
+    assert columns == 1 or left < 1e-9 or taken / lines == pytest.approx(whole / of_row), "not lowered without need"
+    assert entries * medium.font / 72 < taken / lines
+
+
+@pytest.mark.parametrize("medium", MEDIA)
 def test_what_is_left_out_are_the_lowest_sparsities_of_every_place(medium: media.Medium, numbers: pd.DataFrame) -> None:
     both = pd.concat([numbers, numbers.assign(dataset="svhn")])
     with media.drawing_for(medium):
