@@ -17,7 +17,7 @@ from study.plan import Plan
 from study.tracking.contents import SOURCE, USER
 from study.tracking.experiment import Experiment
 from study.tracking.labels import recipe_digest
-from study.tracking.views import ORDER, view_tags
+from study.tracking.views import view_tags
 from trainables import schema
 from trainables.host.places import user
 from trainables.host.redaction import redact
@@ -145,7 +145,7 @@ def _show(experiment: Experiment, parent: str, average: Average, runs: list[Any]
         schema.TAG_AVERAGE: average.key,
         schema.TAG_LEVEL: average.level,
         schema.TAG_COLOUR: average.colour,
-        ORDER: average.order,
+        schema.TAG_ORDER: average.order,
         PARENT: parent,
         SOURCE: "study.run",
         USER: user(),

@@ -24,8 +24,6 @@ HEIGHT, ACROSS = 320, (1, 2)
 """Height of a chart in pixels; bounds of the number of charts in a row. More would be too narrow for their titles and
 legends: menus, the list of runs and, where it opens, MLflow's Assistant leave a third of a page of 1440 pixels."""
 CELLS = "cells"
-ORDER = "order"
-"""Tag of runs that show averages: sorts as text in the order in which the views list them."""
 VIEWS = {
     schema.VIEW: "Gaps by width, sparsity and rewind epoch",
     "gap_by_width": "Gap by width",
@@ -185,7 +183,7 @@ def _state(
     return {
         "searchFilter": f"tags.{schema.TAG_LEVEL} = '{level}'{chosen}",
         # Not by time, by which the page would show children of the parent run only after a click on it.
-        "orderByKey": f"tags.`{ORDER}`",
+        "orderByKey": f"tags.`{schema.TAG_ORDER}`",
         "orderByAsc": True,
         "runsHiddenMode": "SHOW_ALL",  # by default, charts show ten runs
         "selectedColumns": columns,
