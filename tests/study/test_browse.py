@@ -12,8 +12,7 @@ import signal
 import socket
 import sqlite3
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +21,7 @@ import pytest
 import synthetic_runs as synthetic
 from mlflow import MlflowClient
 from tiny_study import python
-from waiting import HANG_SECONDS
+from waiting import HANG_SECONDS, wait_until
 
 from study import browse
 from study.tracking.views import address
@@ -190,13 +189,6 @@ def test_what_a_server_says_while_it_starts_is_shown_only_if_it_does_not(
         server.close()
         said.end()
     assert capsys.readouterr().err == ("starting http://***@host\n" if held else "") + "ERROR: later\n"
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + HANG_SECONDS
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.slow
