@@ -7,7 +7,7 @@ depends on what there is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ from analysis.drawing import facets
 from analysis.drawing.signs import MINUS
 from analysis.figures import accuracy_table, controls, function_space, interpolation, match_images, match_quality
 from analysis.gains import gains, pooled, share
+from analysis.memo import once
 from trainables import schema
 
 NOTHING = "No run has finished yet."
@@ -32,21 +33,19 @@ def headline(frame: pd.DataFrame) -> str:
 
     The gain of each pair of nets is averaged over the cells that all pairs have, and the interval is over pairs.
     """
-    tasks = list(_tasks(frame))
-    found = [" ".join(_leading(runs, scored, cells.axes(frame), where)) for where, runs, scored in tasks]
-    return " ".join(filter(None, found)) or (f"{tasks[0][0]}, nothing can be compared yet." if tasks else NOTHING)
+    found = " ".join(sentence for answer in _answers(frame) for sentence in answer.sentences)
+    tasks = _tasks(frame)
+    return found or (f"{tasks[0].where}, nothing can be compared yet." if tasks else NOTHING)
 
 
 def details(frame: pd.DataFrame) -> list[str]:
     """Return the sentences that qualify the headline, those that the headline leaves out included."""
-    by, tasks = cells.axes(frame), list(_tasks(frame))
+    by, tasks = cells.axes(frame), _tasks(frame)
     named = len(tasks) > 1
     said = []
-    for where, runs, scored in tasks:
-        leading = _leading(runs, scored, by, where)
-        others = [
-            " ".join(each) for each in (_gain(scored, by, where), _paths(runs, where)) if not {*each} <= {*leading}
-        ]
+    for (where, runs, scored), answer in zip(tasks, _answers(frame), strict=True):
+        found = _gain(scored, by, where), _paths(runs, where)
+        others = [" ".join(each) for each in found if not {*each} <= {*answer.sentences}]
         epochs = scored[schema.PARAM_REWIND_EPOCH]
         parts = {"from the untouched initialisation": scored[epochs == 0], "from epoch 1 or later": scored[epochs > 0]}
         starts = {start: pooled(gains(part, by)) for start, part in parts.items()}
@@ -59,33 +58,49 @@ def details(frame: pd.DataFrame) -> list[str]:
 
 def figure_of(frame: pd.DataFrame) -> str:
     """Return the name of the figure that shows what the headline says; it may lack numbers so far."""
-    by = cells.axes(frame)
-    for where, runs, scored in _tasks(frame):
-        if _ensembles(runs, where):
-            return "function_space"
-        if _ways(runs, scored, by, where):
-            several = [name for name in FIGURES_OF_WAYS if len(_values(runs, name)) > 1]
-            return FIGURES_OF_WAYS[several[0]] if several else "match_quality"
-        if _gain(scored, by, where):
-            return "width" if scored[schema.PARAM_WIDTH].nunique() >= MANY_WIDTHS else "rewind"
-        if _paths(runs, where):
-            return "interpolation"
-    return "rewind"
+    return next((answer.figure for answer in _answers(frame) if answer.figure), "rewind")
 
 
-def _tasks(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    """Yield each task with its runs and their lines of :func:`analysis.cells.scores`."""
-    for task, scored in facets.places(cells.scores(frame), cells.TASK):
-        yield f"With {labels.cell(task, cells.TASK)}", facets.at(frame, task), scored
+class _Task(NamedTuple):
+    """A task in words, its runs, and their lines of :func:`analysis.cells.scores`."""
+
+    where: str
+    runs: pd.DataFrame
+    scored: pd.DataFrame
 
 
-def _leading(runs: pd.DataFrame, scored: pd.DataFrame, by: list[str], where: str) -> list[str]:
-    """Return the sentences of a task's headline."""
-    if said := _ensembles(runs, where) or _ways(runs, scored, by, where):
-        return said
+class _Answer(NamedTuple):
+    """What a task's headline says, and the name of the figure that shows it; empty if none does."""
+
+    figure: str
+    sentences: list[str]
+
+
+@once
+def _tasks(frame: pd.DataFrame) -> list[_Task]:
+    tasks = facets.places(cells.scores(frame), cells.TASK)
+    return [_Task(f"With {labels.cell(task, cells.TASK)}", facets.at(frame, task), scored) for task, scored in tasks]
+
+
+@once
+def _answers(frame: pd.DataFrame) -> list[_Answer]:
+    """Return the answer of each task, in the order of :func:`_tasks`."""
+    return [_answer(task, cells.axes(frame)) for task in _tasks(frame)]
+
+
+def _answer(task: _Task, by: list[str]) -> _Answer:
+    where, runs, scored = task
+    if said := _ensembles(runs, where):
+        return _Answer("function_space", said)
+    if said := _ways(runs, scored, by, where):
+        several = [figure for name, figure in FIGURES_OF_WAYS.items() if len(_values(runs, name)) > 1]
+        return _Answer(several[0] if several else "match_quality", said)
     if said := _gain(scored, by, where):
-        return said + _controls(scored, by)
-    return _paths(runs, where) or _compared(scored, by, where)
+        many = scored[schema.PARAM_WIDTH].nunique() >= MANY_WIDTHS
+        return _Answer("width" if many else "rewind", said + _controls(scored, by))
+    if said := _paths(runs, where):
+        return _Answer("interpolation", said)
+    return _Answer("", _compared(scored, by, where))
 
 
 def _tested(frame: pd.DataFrame) -> list[str]:
