@@ -65,12 +65,8 @@ TAGS = {
     "parents": schema.TAG_PARENTS,
     "dense_key": schema.TAG_DENSE_KEY,
     "lth_key": schema.TAG_LTH_KEY,
-    "device": "device",
-    "torch": "torch",
-    "python": "python",
     "commit": schema.TAG_COMMIT,
-    schema.MICRO_BATCHES: schema.MICRO_BATCHES,
-    schema.WORKERS: schema.WORKERS,
+    **{name: name for name in schema.ENVIRONMENT},
 }
 BOOKKEEPING = (
     *("key", "run_id", "name", "status", "started", "ended", "reused", *TAGS),
@@ -110,10 +106,8 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     - one float64 column per name in ``METRICS``, in the units of ``trainables.schema``: the latest value, NaN if not
       logged. Likewise for every metric with a slash in its name that some run has, such as ``plane_error/<net>``
       (percent) and ``correlation/<group>`` (in [-1, 1]), except MLflow's system metrics, ``system/...``.
-    - ``reused``: bool; ``error``, ``parents`` (keys, comma-separated), ``dense_key``, ``lth_key``, ``device`` (of the
-      computation), ``torch``, ``python`` (versions), ``commit`` (of this project), ``micro_batches`` (parts of a batch
-      that a GPU could not hold), ``workers`` (devices that trained the net together): str, empty if a run has no such
-      tag.
+    - ``reused``: bool; ``error``, ``parents`` (keys, comma-separated), ``dense_key``, ``lth_key``, ``commit`` (of this
+      project), and those of ``schema.ENVIRONMENT`` (device, versions, ...): str, empty if a run has no such tag.
     - ``started``, ``ended``: UTC timestamps.
     - every recipe field under its own name, in the units of ``trainables.knobs``: str, empty where a job has none.
     - every setting that the study varies and that is not an axis of every grid, in its own type: the first value with

@@ -197,6 +197,14 @@ normalised each part by its own statistics. Also in the environment of a result,
 WORKERS: Final = "workers"
 """Only where several processes, each on a device of its own, trained a network together: their number at the end of the
 job. Also in the environment of a result; the seconds of the job are those of one device."""
+DEVICE: Final = "device"
+"""Name of the GPU or CPU that computed the job, in the environment of a result and on its run."""
+CORES: Final = "cores"
+"""Only where a CPU computed the job: how many of its cores the process was allowed to use; likewise."""
+SOFTWARE: Final = {"torch": "PyTorch", "ray": "Ray", "mlflow": "MLflow", "python": "Python"}
+"""The versions in the environment of a result and on its run: name there -> name of the software."""
+ENVIRONMENT: Final = (DEVICE, CORES, *SOFTWARE, MICRO_BATCHES, WORKERS)
+"""What the run of a job says of its result's environment, under the same names."""
 TAG_LTH_KEY: Final = "lth_key"
 """Key of the LTH job that `gap_to_lth` compares with."""
 TAG_DENSE_KEY: Final = "dense_key"

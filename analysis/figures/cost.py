@@ -162,7 +162,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
         return ["No job has finished with its time on record."]
     reused = numbers.iloc[-1]["hours_reused"]
     devices = Counter(frame.loc[(frame["status"] == FINISHED) & (frame["device"] != ""), "device"])
-    named = [f"{device} ({count} jobs)" for device, count in devices.most_common()]
+    named = [f"{device} ({labels.plural(count, 'job')})" for device, count in devices.most_common()]
     timeless = int(((frame["status"] == FINISHED) & frame[schema.SECONDS].isna()).sum())
     failed = int((frame["status"] == "FAILED").sum())
     return labels.said(

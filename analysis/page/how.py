@@ -48,13 +48,11 @@ def facts(frame: pd.DataFrame, space: str, tracking_uri: str) -> dict[str, str]:
     shared = f", of which {reused} were reused from the storage" if reused else ""
     return {
         "Precision and engine": trained_in(frame),
-        "Hardware": _counted(frame["device"], "job"),
+        "Hardware": _counted(_hardware(frame), "job"),
         "Micro-batches per batch": _counted(frame[schema.MICRO_BATCHES], "job"),
         "Workers of a net": _counted(frame[schema.WORKERS], "job"),
         "Software": labels.listed(
-            f"{called} {version}"
-            for called, column in (("PyTorch", "torch"), ("Python", "python"))
-            for version in _distinct(frame[column])
+            f"{called} {version}" for name, called in schema.SOFTWARE.items() for version in _distinct(frame[name])
         ),
         "Commit": labels.listed(_distinct(frame["commit"])),
         "Command": frame.attrs.get("command", ""),
@@ -109,6 +107,12 @@ def trained_in(frame: pd.DataFrame) -> str:
     if len(found) == 1:
         return next(iter(found))
     return "; ".join(f"{labels.listed(networks)}: {engines}" for engines, networks in found.items())
+
+
+def _hardware(frame: pd.DataFrame) -> pd.Series:
+    """Return the device of each run and, of a CPU, its cores; empty if a run does not say."""
+    cores = frame[schema.CORES]  # text that anyone can write
+    return frame[schema.DEVICE] + cores.map(lambda n: f", {labels.plural(int(n), 'core')}" if n.isdecimal() else "")
 
 
 def _distinct(texts: pd.Series) -> list[str]:

@@ -106,8 +106,7 @@ class Outcome:
 
     Attributes:
         metrics: those of the epochs, then the final ones.
-        tags: the device, the versions of PyTorch and Python, the commit of the project, and if there are
-            several, the numbers of micro-batches and workers.
+        tags: those of ``schema.ENVIRONMENT`` and the commit of the project, as far as the result says them.
         accuracy: final test accuracy in percent; None if the job has none.
         started: ms since 1970; after an interruption, the time at which the job would have started without one.
         finished: ms since 1970.
@@ -133,12 +132,8 @@ def outcome_of(result: Result, epochs: int) -> Outcome:
     by_epoch = {name for name, *_ in metrics}
     metrics += [(name, value, finished, epochs) for name, value in final.items() if name not in by_epoch]
     environment = manifest["environment"]
-    tags = {name: str(environment[name]) for name in ("device", "torch", "python") if name in environment}
-    if "commit" in environment:  # results of earlier versions do not say
-        tags[schema.TAG_COMMIT] = environment["commit"]
-    for name in (schema.MICRO_BATCHES, schema.WORKERS):
-        if name in environment:
-            tags[name] = str(environment[name])
+    said = {name: name for name in schema.ENVIRONMENT} | {"commit": schema.TAG_COMMIT}
+    tags = {tag: str(environment[name]) for name, tag in said.items() if name in environment}
     started = finished - round(1000 * final[schema.SECONDS])
     return Outcome(metrics, tags, final.get(schema.TEST_ACCURACY), started, finished)
 

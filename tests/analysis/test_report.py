@@ -583,6 +583,14 @@ def test_credentials_do_not_reach_the_page(frame):
     assert "secret" not in page
 
 
+def test_hardware_and_software_are_named_as_far_as_runs_say(frame):
+    cores, ray = ["2", "1", "", "²", "many"], ["2.60.0", "", "", "", ""]
+    said = frame.head(5).assign(device="EPYC", cores=cores, ray=ray)
+    facts = how.facts(said, "full", "")
+    assert facts["Hardware"] == "EPYC (3 jobs), EPYC, 2 cores (1 job), EPYC, 1 core (1 job)"
+    assert facts["Software"] == "PyTorch 2.11.0, Ray 2.60.0"
+
+
 def test_markdown_keeps_its_columns():
     table = files.markdown(pd.DataFrame({"a|b": ["1", "22"], "c": ["x", ""]}))
     assert [line.count(" | ") for line in table.splitlines() if "---" not in line] == [1, 1, 1]

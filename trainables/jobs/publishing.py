@@ -20,8 +20,9 @@ from trainables.config import workers_of
 from trainables.data import BY_DEFAULT, Reading
 from trainables.graph import Job, canonical
 from trainables.host import cpu
+from trainables.host.processes import cores
 from trainables.host.redaction import redact_text
-from trainables.host.version import project_commit
+from trainables.host.version import library_version, project_commit
 from trainables.storage.artifacts import pack_json
 from trainables.storage.store import Store
 from trainables.training.crew import Crew
@@ -175,11 +176,14 @@ def manifest(job: Job, context: Context) -> dict[str, Any]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return the host, device and software versions of this process."""
+    """Return the host, device and software versions of this process; libraries that are not installed are left out."""
+    versions = {name: library_version(name) for name in schema.SOFTWARE}
+    versions |= {"python": platform.python_version(), "torch": torch.__version__}
+    cuda = device.type == "cuda"
     return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.name(),
+        **{name: version for name, version in versions.items() if version},
+        schema.DEVICE: torch.cuda.get_device_name(device) if cuda else cpu.name(),
+        **({} if cuda else {schema.CORES: cores()}),
         "threads": torch.get_num_threads(),
         "host": platform.node(),
     }

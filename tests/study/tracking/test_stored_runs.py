@@ -40,7 +40,7 @@ def publish_made_up(plan: Plan, store: Store) -> None:
         about = {
             "kind": job.kind,
             "finished": stamp + 5_000,
-            "environment": {"device": "cpu", "torch": "2.11", schema.WORKERS: 2},
+            "environment": {"device": "cpu", schema.CORES: 4, "ray": "2.60.0", schema.WORKERS: 2},
         }
         store.publish(key, {schema.METRICS: metrics}, about)
 
@@ -66,7 +66,7 @@ def test_what_a_study_varies_has_the_same_columns(space: SearchSpace, tmp_path: 
     log_all(plan, store, uri, fresh=set())
     frame = stored_runs(plan, store)
     assert frame["reused"].all()
-    assert set(frame[schema.WORKERS]) == {"2"}
+    assert {(*row,) for row in frame[[schema.CORES, "ray", schema.WORKERS]].values} == {("4", "2.60.0", "2")}
     assert_same_frame(frame, load.runs(space.name, uri))
 
 

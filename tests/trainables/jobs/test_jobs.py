@@ -159,7 +159,7 @@ def test_manifest_says_where_a_result_comes_from(published: Store) -> None:
         "permutation": MATCH.key,
     }
     assert make_job(job.kind, job.config, **dict(job.parents)).key == job.key
-    assert {"python", "torch", "device", "threads", "host"} <= manifest["environment"].keys()
+    assert {schema.DEVICE, schema.CORES, *schema.SOFTWARE, "threads", "host"} <= manifest["environment"].keys()
     assert schema.MICRO_BATCHES not in manifest["environment"], "only of divided batches"
 
 
