@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,18 @@ def numbers() -> pd.DataFrame:
     ``std`` (NaN if the paper has none), ``n``. Accuracies in percent, divergences and losses in nats.
     """
     return _numbers().copy()
+
+
+@functools.cache
+def nearest_width(model: str, dataset: str, width: float) -> float:
+    """Return the width, by its ratio to the given one, at which the paper has permuted nets of a model on a dataset.
+
+    NaN if it has none.
+    """
+    found = _numbers()
+    found = found[(found["method"] == cells.PERMUTED) & (found["model"] == model) & (found["dataset"] == dataset)]
+    widths = found["width"].unique().tolist() if 0 < width < math.inf else []
+    return float(min(widths, key=lambda theirs: abs(math.log(theirs / width)), default=stats.NAN))
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from analysis.drawing.signs import MINUS
 from analysis.figures import accuracy_table, versus_paper
 from analysis.figures.table import FIGURES
 from analysis.page import headline, how
+from analysis.paper import numbers as published
 from analysis.record import folder
 from analysis.sources import AnalysisError
 from trainables import schema
@@ -29,7 +30,10 @@ CAPTION = (
     f"Permuted {MINUS} naive: mean of the paired differences in percentage points with its 95 % t interval (number of "
     "pairs A, B)."
 )
-PAPER = " Paper: the mean in the paper for the same cell."
+PAPER = (
+    " Paper: its mean in the same cell, or its difference of means; where it lacks the width, its difference at the "
+    "nearest width."
+)
 FACTS = ("Precision and engine", "Hardware", "Software", "Commit", "Started", "Ended")
 HOUR = 3600.0
 
@@ -88,10 +92,10 @@ def refreshed(text: str, root: Path) -> str:
 def results(frame: pd.DataFrame) -> list[str]:
     """Return the lines of a table in Markdown: every method in every cell, with the paper's numbers, and a caption."""
     scored, by, numbers = cells.scores(frame), cells.axes(frame), accuracy_table.table(frame)
-    paper = versus_paper.table(frame)
-    paper = paper[paper["measure"] == schema.TEST_ACCURACY]
     others = [row for row in cells.row_order(scored[cells.ROW]) if row not in (*accuracy_table.MAIN, cells.IMP)]
     rows = [row for row in (*accuracy_table.MAIN, *others) if row in set(scored[cells.ROW])]
+    resized = frame.assign(**{schema.PARAM_WIDTH: [_nearest_width(run) for run in frame.to_dict("records")]})
+    paper, nearest = versus_paper.table(frame), versus_paper.table(resized)
     shown = facets.told_apart(numbers, by, always=accuracy_table.GRID)
     lines = [[*map(labels.axis, shown), *map(labels.method, rows), accuracy_table.GAIN]]
     for place, cell in facets.places(numbers, by):
@@ -100,24 +104,41 @@ def results(frame: pd.DataFrame) -> list[str]:
         for row in rows:
             mean = stats.interval(of_cell.loc[of_cell[cells.ROW] == row, schema.TEST_ACCURACY])
             text = stats.format_mean(mean.value, mean.high - mean.value, mean.n, decimals=2)
-            texts.append("".join([text, *_of_paper(paper, place, row)]))
+            theirs = _paper_accuracy(paper, place, row)
+            texts.append(text if theirs is None else f"{text}<br>paper {theirs:.2f}")
         gain = cell.iloc[0]
         limits = (gain["permuted_minus_naive"], gain["ci_low"], gain["ci_high"])
-        lines.append([*texts, str(stats.Estimate(int(gain["pairs"]), *limits))])
+        lines.append([*texts, str(stats.Estimate(int(gain["pairs"]), *limits)) + _paper_gain(nearest, place)])
     said = [files.markdown_text(text) for text in accuracy_table.notes(frame)]
     rule = [":--" if name in map(labels.axis, cells.TASK) else "--:" for name in lines[0]]
     table = [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
-    return [*table, "", CAPTION + (PAPER if len(paper) else ""), *said]
+    return [*table, "", CAPTION + (PAPER if len(nearest) else ""), *said]
 
 
-def _of_paper(paper: pd.DataFrame, place: Mapping[str, Any], row: str) -> Iterator[str]:
-    """Yield the paper's accuracy of a row in a cell, if it has one."""
+def _nearest_width(place: Mapping[Any, Any]) -> float:
+    """Return the width, nearest to that of a run or cell, for which the paper has a gain; NaN if it has none."""
+    return published.nearest_width(place[schema.PARAM_MODEL], place[schema.PARAM_DATASET], place[schema.PARAM_WIDTH])
+
+
+def _paper_accuracy(paper: pd.DataFrame, place: Mapping[str, Any], row: str) -> float | None:
+    """Return the paper's mean accuracy (percent) of a row in a cell; None if it has none."""
     where = {name: place[name] for name in cells.CELL}
     if row == cells.DENSE:
         where |= {schema.PARAM_SPARSITY: stats.NAN, schema.PARAM_REWIND_EPOCH: pd.NA}
-    found = facets.at(paper, {**where, "method": row, schema.PARAM_MATCH_EPOCH: pd.NA})
-    if len(found):
-        yield f"<br>paper {found['paper_mean'].iloc[0]:.2f}"
+    known = {**where, "method": row, "measure": schema.TEST_ACCURACY, schema.PARAM_MATCH_EPOCH: pd.NA}
+    found = facets.at(paper, known)["paper_mean"]
+    return float(found.iloc[0]) if len(found) else None
+
+
+def _paper_gain(paper: pd.DataFrame, place: Mapping[str, Any]) -> str:
+    """Return the paper's permuted - naive (points) at its width nearest to a cell's, as text; empty if it has none."""
+    width = _nearest_width(place)
+    at = {**place, schema.PARAM_WIDTH: width}
+    permuted, naive = (_paper_accuracy(paper, at, row) for row in (cells.PERMUTED, cells.NAIVE))
+    if permuted is None or naive is None:
+        return ""
+    where = "" if width == place[schema.PARAM_WIDTH] else f" at {labels.value(schema.PARAM_WIDTH, width)}:"
+    return f"<br>paper{where} {stats.format_difference(permuted - naive)}"
 
 
 def _facts(frame: pd.DataFrame, space: str) -> dict[str, str]:

@@ -15,11 +15,12 @@ import pytest
 import synthetic_runs as synthetic
 from checkout import ROOT
 
-from analysis import load, sources, write
+from analysis import load, sources, stats, write
 from analysis.drawing.signs import MINUS, TIMES
 from analysis.figures import accuracy_table
 from analysis.figures.table import FIGURES
 from analysis.page import how
+from analysis.paper import numbers
 from analysis.record import __main__ as command
 from analysis.record import folder, readme, update
 from trainables import schema
@@ -308,6 +309,24 @@ def test_the_readme_shows_the_results_of_its_records():
     assert untraced(text, ROOT) == []
 
 
+@pytest.mark.parametrize(
+    ("width", "theirs"), [(0.5, 1.0), (1.0, 1.0), (2.1, 4.0), (3.0, 4.0), (100.0, 16.0), (0.0, None)]
+)
+def test_the_gain_of_the_paper_at_its_nearest_width_stands_beside_ours(record, width, theirs):
+    frame = load.runs(SPACE, str(record))
+    table = "\n".join(readme.results(frame.assign(width=width)))
+    found = numbers.numbers().set_index(["model", "dataset", "width", "sparsity", "rewind_epoch", "method", "measure"])
+    means = found.loc[found["match_epoch"].isna(), "mean"]
+    if theirs is None:
+        assert "paper" not in table.lower()
+        return
+    cell = ("resnet20", "cifar10", theirs, 0.9, 10)
+    gain = means[(*cell, "permuted", schema.TEST_ACCURACY)] - means[(*cell, "naive", schema.TEST_ACCURACY)]
+    own = width == theirs
+    assert f"(2)<br>paper{'' if own else f' at {TIMES}{theirs:g}:'} {stats.format_difference(gain)} |" in table
+    assert table.count("<br>paper") == (5 if own else 1), "accuracies of another width are not comparable"
+
+
 def test_a_page_that_differs_from_its_record_is_found_and_written_again(study, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(write, "FIGURES", {})
@@ -330,7 +349,7 @@ def test_a_page_that_differs_from_its_record_is_found_and_written_again(study, t
         "Permuted": "89.15 ± 0.64 (2)<br>paper 89.56",
         "Naive": "88.10 ± 2.54 (2)<br>paper 88.77",
         "Shuffled": "88.00 ± 2.54 (2)",
-        accuracy_table.GAIN: f"+1.05 [{MINUS}0.86, +2.96] (2)",
+        accuracy_table.GAIN: f"+1.05 [{MINUS}0.86, +2.96] (2)<br>paper +0.79",
     }
     assert readme.refreshed(text.replace("89.15", "89.16"), tmp_path) == text
     assert untraced(text, tmp_path) == ["7.77"]
