@@ -26,6 +26,8 @@ from trainables.schema import FINISHED
 TASK = (schema.PARAM_MODEL, schema.PARAM_DATASET)
 CELL = (*TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
 ROW, PAIR = schema.PARAM_ROW, "pair"
+ARROW = "→"
+"""Between net A and net B in the name of a pair."""
 NETS = (schema.PARAM_SEED_A, schema.PARAM_SEED_B, schema.PARAM_DATA_ORDER)
 DENSE, IMP = "dense", "imp"
 LTH, NAIVE, PERMUTED = COMPARED
@@ -149,7 +151,49 @@ def early(names: pd.Series) -> pd.Series:
 def pairs(frame: pd.DataFrame) -> pd.Series:
     """Return each run's nets: ``A0→B1``, or ``A0`` if there is no net B."""
     a, b = (frame[name].astype("string").fillna("") for name in (schema.PARAM_SEED_A, schema.PARAM_SEED_B))
-    return ("A" + a + ("→B" + b).where(b != "", "")).astype(str)
+    return ("A" + a + (f"{ARROW}B" + b).where(b != "", "")).astype(str)
+
+
+def by_mask(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return lines of :func:`paired` with one per cell and net A: those under one mask are no independent observations.
+
+    Remove lines that lack a row before, or the means of two rows may be over different nets B.
+    """
+    levels = [pairs.index.get_level_values(name) for name in pairs.index.names]
+    nets = [level.map(_net_a) if level.name == PAIR else level for level in levels]
+    return pairs.groupby(nets, dropna=False).mean()
+
+
+def observations(pairs: pd.DataFrame, *rows: str) -> list[list[float]]:
+    """Return the independent values of each row: means by net A over the pairs that have all of the rows.
+
+    Args:
+        pairs: a line per pair, with the column ``pair`` and one for each row that was measured.
+        rows: what is compared.
+    """
+    found = pairs.reindex(columns=[PAIR, *rows]).dropna(subset=[*rows])
+    means = found.groupby(found[PAIR].map(_net_a))[[*rows]].mean()
+    return [means[row].tolist() for row in rows]
+
+
+def _net_a(pair: str) -> str:
+    return pair.partition(ARROW)[0]
+
+
+def nets(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return scores with one line per cell, row and pair: data orders are averaged, as all start from one state."""
+    return _averaged(scored, [*by, ROW, PAIR, schema.PARAM_SEED_A, schema.PARAM_SEED_B])
+
+
+def by_seed(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return scores with one line per cell, row and net A, for intervals: nets B under one mask are averaged, too."""
+    found = _averaged(nets(scored, by), [*by, ROW, schema.PARAM_SEED_A])
+    return found.assign(**{schema.PARAM_SEED_B: pd.NA, PAIR: pairs})
+
+
+def _averaged(scored: pd.DataFrame, place: list[str]) -> pd.DataFrame:
+    means = scored.groupby(place, dropna=False)[[*MEASURES]].mean().reset_index()
+    return means.assign(**{schema.PARAM_DATA_ORDER: pd.NA})
 
 
 def row_order(names: pd.Series) -> list[str]:
@@ -199,18 +243,63 @@ def over_rewind_epochs(
     return values.mean().where(values.count().ge(groups["wanted"].first(), axis="index")).reset_index()
 
 
-def shared_epochs(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return the cells whose results may be averaged over rewind epochs: those with the most runs at their place.
+def shared_epochs(scored: pd.DataFrame, by: list[str], planned: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells whose results may be averaged over rewind epochs, so that means differ in nothing else.
 
-    The initialisation, epoch 0, counts only where there is no other rewind epoch.
+    These are the rewind epochs that the study plans at every width and sparsity and, at each place, those of the
+    largest block of nets that all have results (:func:`complete`). The initialisation, epoch 0, counts only where there
+    is no other rewind epoch.
+
+    Args:
+        scored: as returned by :func:`scores`.
+        by: the axes that tell one cell from another.
+        planned: the same of all recorded runs, as if they had finished.
     """
     apart = [name for name in by if name != schema.PARAM_REWIND_EPOCH]
-    counts = scored.groupby(by, dropna=False).size().rename("runs").reset_index()
-    late = counts[schema.PARAM_REWIND_EPOCH].fillna(0) > 0
-    some = late.groupby([counts[name] for name in apart], dropna=False).transform("any")
-    counts = counts[late | ~some]
-    most = counts.groupby(apart, dropna=False)["runs"].transform("max")
-    return counts.loc[counts["runs"] == most, by]
+    found = _late(scored, apart).merge(_planned_everywhere(_late(planned, apart), by), on=by)
+    parts = []
+    for _, group in found.groupby(apart, dropna=False):
+        parts.append(group[complete(group[ROW] + group[PAIR], group[schema.PARAM_REWIND_EPOCH])])
+    return pd.concat(parts or [found])[by].drop_duplicates()
+
+
+def _late(scored: pd.DataFrame, apart: list[str]) -> pd.DataFrame:
+    """Return the lines at rewind epochs from 1 on, and all lines of places that have no such epoch."""
+    late = scored[schema.PARAM_REWIND_EPOCH].fillna(0) > 0
+    some = late.groupby([scored[name] for name in apart], dropna=False).transform("any")
+    return scored[late | ~some]
+
+
+def _planned_everywhere(planned: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return the cells at rewind epochs that all widths and sparsities have; all cells where these share none."""
+    grid, size = planned[by].drop_duplicates(), [schema.PARAM_WIDTH, schema.PARAM_SPARSITY]
+    others = [name for name in by if name not in (*size, schema.PARAM_REWIND_EPOCH)]
+    parts = [grid.iloc[:0]]
+    for _, group in grid.groupby(others, dropna=False):
+        sizes = group.groupby(schema.PARAM_REWIND_EPOCH, dropna=False)[size[0]].transform("size")
+        common = sizes == len(group[size].drop_duplicates())
+        parts.append(group[common] if common.any() else group)
+    return pd.concat(parts)
+
+
+def complete(nets: pd.Series, places: pd.Series) -> pd.Series:
+    """Return which measurements are in the largest block of nets that were all measured at all of its places.
+
+    A pair of nets that has only begun, or one of another width, would leave few places or none if all pairs had to have
+    them. Of the k nets with the most places, k times the number of places that they share is largest for the block's k;
+    more nets win a tie.
+
+    Args:
+        nets: the net or pair of each measurement.
+        places: its place, on the same index; a missing value is a place.
+    """
+    codes = pd.Series(pd.factorize(places, use_na_sentinel=False)[0], index=places.index)
+    present = pd.crosstab(nets.to_numpy(), codes.to_numpy()).astype(bool)
+    fullest = present.loc[present.sum(axis="columns").sort_values(ascending=False, kind="stable").index]
+    shared = fullest.cummin()  # the places that each net shares with all fuller ones
+    sizes = [k * int(count) for k, count in enumerate(shared.sum(axis="columns"), 1)]
+    count = max(range(len(sizes)), key=lambda place: (sizes[place], place), default=-1) + 1
+    return nets.isin(fullest.index[:count]) & codes.isin(shared.columns[shared.iloc[:count].all()])
 
 
 def _means(scored: pd.DataFrame, place: list[str], measure: str) -> pd.DataFrame:

@@ -1,45 +1,64 @@
-"""Paired differences between rows of the same cells, pooled over cells: the pairs of nets are the observations."""
+"""Differences between rows of the same cells, pooled over cells: the masks are the observations."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pandas as pd
 
-from analysis import cells, stats
+from analysis import stats
+from analysis.cells import LTH, NAIVE, PAIR, PERMUTED, by_mask, complete, paired
 
 
-def gains(scored: pd.DataFrame, by: list[str], row: str = cells.PERMUTED, over: str = cells.NAIVE) -> pd.DataFrame:
-    """Return `row` - `over` (percentage points), a line per pair and a column per cell that has all pairs.
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Accuracies of some rows in all combinations of some pairs and cells.
+
+    Cells of a pair share their dense nets, and pairs of one net A share its mask, so neither are independent
+    observations: means are over the cells and the pairs of each net A, and intervals over the nets A.
+
+    Attributes:
+        accuracies: percent, a column per row, a line per cell and net A.
+        pairs: number of pairs (A, B).
+        cells: number of cells.
+        left_out: number of other pairs that have all rows in some cell.
+    """
+
+    accuracies: pd.DataFrame
+    pairs: int
+    cells: int
+    left_out: int
+
+    @property
+    def masks(self) -> int:
+        """Number of nets A."""
+        return int(self.accuracies.index.get_level_values(PAIR).nunique())
+
+    def gain(self, row: str = PERMUTED, over: str = NAIVE) -> stats.Estimate:
+        """Return the mean of `row` - `over` (percentage points)."""
+        means = self._means()
+        return stats.paired_difference(means[row].tolist(), means[over].tolist())
+
+    def share(self) -> stats.Estimate:
+        """Return the share of the gap from naive to LTH that permuting closes (:func:`analysis.stats.paired_share`)."""
+        means = self._means()
+        return stats.paired_share(*(means[row].tolist() for row in (PERMUTED, NAIVE, LTH)))
+
+    def _means(self) -> pd.DataFrame:
+        return self.accuracies.groupby(level=PAIR).mean()
+
+
+def block(scored: pd.DataFrame, by: list[str], *rows: str) -> Block:
+    """Return the largest block in which each pair has all rows in each cell (:func:`analysis.cells.complete`).
 
     Args:
         scored: as returned by :func:`analysis.cells.scores`.
         by: the axes that tell one cell from another.
-        row: what is compared.
-        over: what it is compared with.
+        rows: what is to be compared.
     """
-    shared = _shared(scored, by, row, over)
-    return (shared[row] - shared[over]).unstack(by) if len(shared) else pd.DataFrame()
-
-
-def pooled(gained: pd.DataFrame) -> stats.Estimate:
-    """Return the mean over cells of each pair's gain, and its interval over pairs.
-
-    The cells of a pair share their dense nets, so they are not independent observations.
-    """
-    return stats.interval(gained.mean(axis="columns") if gained.size else [])
-
-
-def share(scored: pd.DataFrame, by: list[str]) -> stats.Estimate:
-    """Return the share of the gap from naive to LTH that permuting closes, of each pair's means over the same cells.
-
-    Arguments are those of :func:`gains`; see :func:`analysis.stats.paired_share`.
-    """
-    rows = (cells.PERMUTED, cells.NAIVE, cells.LTH)
-    means = _shared(scored, by, *rows).groupby(level=cells.PAIR).mean()
-    return stats.paired_share(*(means[row].tolist() for row in rows))
-
-
-def _shared(scored: pd.DataFrame, by: list[str], *rows: str) -> pd.DataFrame:
-    """Return the accuracies of rows, a column for each, in the cells in which all pairs have all of them."""
-    found = cells.paired(scored, by).reindex(columns=[*rows]).dropna()
-    pairs = found.index.get_level_values(cells.PAIR).nunique()
-    return found[found.groupby(level=by, dropna=False)[rows[0]].transform("size") == pairs]
+    found = paired(scored, by).reindex(columns=[*rows]).dropna()
+    cell = found.groupby(level=by, dropna=False).ngroup()
+    pair = pd.Series(found.index.get_level_values(PAIR), index=found.index)
+    chosen = complete(pair, cell)
+    pairs = pair[chosen].nunique()
+    return Block(by_mask(found[chosen]), pairs, cell[chosen].nunique(), pair.nunique() - pairs)

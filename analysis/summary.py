@@ -26,7 +26,7 @@ def short_table(frame: pd.DataFrame) -> str:
 
     There is one block per task (and varied recipe): dense, LTH, permuted and naive (dense and IMP if the study has
     nothing else) as mean ± sample standard deviation
-    (number of runs) in percent, and the paired difference permuted - naive in percentage points with its 95 % t
+    (number of nets) in percent, and the paired difference permuted - naive in percentage points with its 95 % t
     interval. ``(2/4)`` says that two of four runs have finished; a dash stands in place of the mean if none has.
 
     Args:
@@ -40,7 +40,7 @@ def short_table(frame: pd.DataFrame) -> str:
     planned = {name.removesuffix("_all") for name in numbers if name.endswith("_all")}
     rows = PRUNED if cells.IMP in planned <= {*PRUNED} else ROWS
     apart = [name for name in by if name not in accuracy_table.GRID]
-    lines = [f"Test accuracy (%), mean ± std (runs); permuted {MINUS} naive in points, paired, with 95 % interval"]
+    lines = [f"Test accuracy (%), mean ± std (nets); permuted {MINUS} naive in points, paired, with 95 % interval"]
     for place, block in facets.places(numbers, apart):
         lines += ["", labels.cell(place, apart), *_block(block, rows)]
     return "\n".join(lines + _footer(frame))
@@ -48,7 +48,7 @@ def short_table(frame: pd.DataFrame) -> str:
 
 def _counts(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return one line per cell, finished or not, with its axes and the number of its runs by row, ``<row>_all``."""
-    every = cells.scores(frame.assign(status=FINISHED))
+    every = cells.nets(cells.scores(frame.assign(status=FINISHED)), by)
     counts = every.groupby([*by, cells.ROW], dropna=False).size().unstack(cells.ROW, fill_value=0)
     return counts.add_suffix("_all").reset_index().rename_axis(columns=None)
 

@@ -22,6 +22,7 @@ from analysis.drawing import facets, style
 from trainables import schema
 from trainables.knobs import KNOBS
 from trainables.methods import METHODS
+from trainables.schema import FINISHED
 
 MEASURES = (schema.GAP_TO_DENSE, schema.GAP_TO_LTH, schema.TEST_ACCURACY, schema.GENERALIZATION_GAP)
 GAPS = frozenset({schema.GAP_TO_DENSE, schema.GAP_TO_LTH})
@@ -100,22 +101,15 @@ def averages(frame: pd.DataFrame) -> tuple[list[Average], list[Chart]]:
         frame: the study's runs, as :func:`analysis.load.runs` returns them.
     """
     by, scored = cells.axes(frame), cells.scores(frame)
-    epochs = cells.shared_epochs(scored, by)
-    scored = _nets(scored, by)
-    pooled = cells.over_rewind_epochs(scored, epochs, by, MEASURES)
-    colours = _shades(cells.row_order(scored[cells.ROW]))
-    found = _cell_runs(scored, epochs, pooled, by, _ignored(frame, by), colours)
-    drawn, means = (numbers[numbers[cells.ROW] != cells.IMP] for numbers in (scored, pooled))
+    epochs = cells.shared_epochs(scored, by, cells.scores(frame.assign(status=FINISHED)))
+    seeds, gains = cells.by_seed(scored, by), _gains(scored, by)
+    pooled = cells.over_rewind_epochs(seeds, epochs, by, MEASURES)
+    colours = _shades(cells.row_order(seeds[cells.ROW]))
+    found = _cell_runs(seeds, gains, epochs, pooled, by, _ignored(frame, by), colours)
+    drawn, means = (numbers[numbers[cells.ROW] != cells.IMP] for numbers in (seeds, pooled))
     late = bool((epochs[schema.PARAM_REWIND_EPOCH] > 0).any())
     rows, charts = _method_runs(drawn, means, by, colours, late=late)
     return [*found, *rows], charts
-
-
-def _nets(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return the scores with one line per cell, row and pair: data orders are averaged, as they share seeds."""
-    place = [*by, cells.ROW, cells.PAIR, schema.PARAM_SEED_A, schema.PARAM_SEED_B]
-    means = scored.groupby(place, dropna=False)[[*MEASURES]].mean().reset_index()
-    return means.assign(**{schema.PARAM_DATA_ORDER: pd.NA})
 
 
 def _ignored(frame: pd.DataFrame, by: Sequence[str]) -> dict[str, list[str]]:
@@ -153,6 +147,7 @@ def _shade(colour: str, light: float) -> str:
 # --- cell runs --------------------------------------------------------------------------------------------------
 def _cell_runs(
     scored: pd.DataFrame,
+    gains: pd.DataFrame,
     epochs: pd.DataFrame,
     pooled: pd.DataFrame,
     by: list[str],
@@ -160,7 +155,7 @@ def _cell_runs(
     colours: Mapping[str, str],
 ) -> list[Average]:
     apart = [name for name in by if name != schema.PARAM_REWIND_EPOCH]
-    gains, gain = _gains(scored, by), (schema.PERMUTED_MINUS_NAIVE,)
+    gain = (schema.PERMUTED_MINUS_NAIVE,)
     over = schema.OVER_REWIND_EPOCHS
     points: dict[tuple[Any, ...], dict[tuple[str, int], float]] = {}
     for numbers, measures, suffix in (
@@ -181,11 +176,11 @@ def _cell_runs(
 
 
 def _gains(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return the paired differences permuted - naive in test accuracy, a line per cell, permuted row and pair."""
+    """Return the paired differences permuted - naive in test accuracy, a line per cell, permuted row and net A."""
     pairs = cells.paired(scored, by)
     permuted = [row for row in pairs.columns if row.split(":")[0] == cells.PERMUTED]
     naive = pairs.reindex(columns=[cells.NAIVE])[cells.NAIVE]
-    gains = pairs[permuted].sub(naive, axis="index")
+    gains = cells.by_mask(pairs[permuted].sub(naive, axis="index"))
     long = gains.melt(ignore_index=False, var_name=cells.ROW, value_name=schema.PERMUTED_MINUS_NAIVE)
     return long.dropna().reset_index().assign(**{schema.PARAM_DATA_ORDER: pd.NA})
 

@@ -35,7 +35,7 @@ def summaries(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     Lines without a value are left out. The order is that of the grid, and within a cell that of the method table.
     """
     by = cells.axes(frame)
-    return spread(cells.scores(frame), [*by, cells.ROW], measures)
+    return spread(cells.nets(cells.scores(frame), by), [*by, cells.ROW], measures)
 
 
 def spread(frame: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
@@ -110,7 +110,7 @@ def leads(frame: pd.DataFrame, over: str = cells.NAIVE) -> pd.DataFrame:
     lines = []
     for place, group in places(pairs, by) if over in pairs else ():
         for row in cells.row_order(pairs.columns.drop([*by, cells.PAIR, over])):
-            one = stats.paired_difference(group[row].tolist(), group[over].tolist())
+            one = stats.paired_difference(*cells.observations(group, row, over))
             if one.n:
                 lines.append([*place.values(), row, one.n, one.value, one.low, one.high, one.p])
     found = pd.DataFrame(lines, columns=[*by, cells.ROW, "pairs", "lead", "ci_low", "ci_high", "p"])

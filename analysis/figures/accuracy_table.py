@@ -22,15 +22,15 @@ MAIN = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
 KEPT = {labels.axis(name) for name in GRID}
 TITLE = "Test accuracy"
 CAPTION = (
-    "Test accuracy in percent after the last epoch: mean ± sample standard deviation (number of runs). "
+    "Test accuracy in percent after the last epoch: mean ± sample standard deviation (number of nets). "
     f"Permuted {MINUS} naive: mean of the paired differences in percentage points with its 95 % t interval (number of "
     "pairs A, B that have both). p: paired t test, adjusted for the number of cells (Holm). Gap closed: "
     f"(permuted {MINUS} naive) / (LTH {MINUS} naive), if LTH is ahead of naive by more than a standard error."
 )
 MORE = {
-    "imp": "Test accuracy in percent of the pruned nets themselves: mean ± sample standard deviation (number of runs).",
+    "imp": "Test accuracy in percent of the pruned nets themselves: mean ± sample standard deviation (number of nets).",
     "controls": (
-        "Test accuracy of the controls in percent: mean ± sample standard deviation (number of runs). Permuted "
+        "Test accuracy of the controls in percent: mean ± sample standard deviation (number of nets). Permuted "
         f"{MINUS} each of them: mean of the paired differences in percentage points with its 95 % t interval (number "
         "of pairs A, B that have both)."
     ),
@@ -46,7 +46,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     :func:`comparison`.
     """
     by, scored = cells.axes(frame), cells.scores(frame)
-    spread = facets.spread(scored, [*by, cells.ROW], [schema.TEST_ACCURACY])
+    spread = facets.spread(cells.nets(scored, by), [*by, cells.ROW], [schema.TEST_ACCURACY])
     rows = [f"{row}_{what}" for row in cells.row_order(spread[cells.ROW]) for what in SPREAD]
     wide = spread.groupby([*by, cells.ROW], dropna=False)[list(SPREAD)].first().unstack(cells.ROW)
     wide = wide.set_axis([f"{row}_{what}" for what, row in wide.columns], axis="columns")[rows].reset_index()
@@ -64,9 +64,9 @@ def comparison(pairs: pd.DataFrame) -> dict[str, float]:
     ``permuted_minus_naive`` with ``ci_low``, ``ci_high`` (percentage points, 95 %), ``pairs`` and ``p``; and
     ``share_closed`` with ``share_low``, ``share_high`` (:func:`analysis.stats.paired_share`).
     """
-    permuted, naive, lth = pairs.reindex(columns=[cells.PERMUTED, cells.NAIVE, cells.LTH]).to_numpy(dtype=float).T
-    difference = stats.paired_difference(permuted, naive)
-    share = stats.paired_share(permuted, naive, lth)
+    rows = (cells.PERMUTED, cells.NAIVE, cells.LTH)
+    difference = stats.paired_difference(*cells.observations(pairs, *rows[:2]))
+    share = stats.paired_share(*cells.observations(pairs, *rows))
     gain = (difference.value, difference.low, difference.high, difference.n, difference.p)
     return dict(zip(COMPARED, (*gain, share.value, share.low, share.high), strict=True))
 

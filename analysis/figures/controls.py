@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from analysis import cells, labels, stats
 from analysis.drawing import facets, grid, intervals, style
 from analysis.drawing.signs import MINUS
-from analysis.gains import gains, pooled
+from analysis.gains import block
 from analysis.memo import once
 from trainables import schema
 
@@ -29,7 +29,7 @@ CAPTION = (
     f"{SHARED} By rewind epoch, each method {MINUS} naive, which is the line at 0. An arrow means that the interval "
     "extends beyond the panel."
 )
-TABLE_CAPTION = f"{SHARED} Over the cells that all pairs have in common."
+TABLE_CAPTION = f"{SHARED} Over the largest set of cells of which all its pairs have all."
 CONTROLS = ("shuffled", "layerwise_random", "own_mask", "reinit")
 APART = (cells.DENSE, cells.IMP, cells.NAIVE)
 """Rows that are not compared: they are trained differently, or are the reference."""
@@ -92,7 +92,7 @@ def _draw(axes: Axes, numbers: pd.DataFrame, rows: list[str]) -> None:
 
 
 def answers(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the answers of the controls, means over the cells that all pairs have, one line per task and question.
+    """Return the answers of the controls, one line per task and question, over a :class:`analysis.gains.Block` each.
 
     Columns: ``model``, ``dataset``, ``question``, ``row``, ``over``, ``cells``, ``pairs``, ``difference``, ``ci_low``,
     ``ci_high`` (percentage points, 95 % over pairs). Only questions whose two rows were measured.
@@ -100,12 +100,12 @@ def answers(frame: pd.DataFrame) -> pd.DataFrame:
     by, lines = cells.axes(frame), []
     for task, scored in facets.places(cells.scores(frame), cells.TASK):
         for question, row, over in QUESTIONS:
-            gained = gains(scored, by, row, over)
-            one = pooled(gained)
+            compared = block(scored, by, row, over)
+            one = compared.gain(row, over)
             if one.n:
                 place = {**task, "question": question, "row": row, "over": over}
                 limits = {"difference": one.value, "ci_low": one.low, "ci_high": one.high}
-                lines.append({**place, "cells": gained.shape[1], "pairs": one.n, **limits})
+                lines.append({**place, "cells": compared.cells, "pairs": compared.pairs, **limits})
     columns = [*cells.TASK, "question", "row", "over", "cells", "pairs", "difference", "ci_low", "ci_high"]
     return pd.DataFrame(lines, columns=columns)
 

@@ -43,7 +43,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per cell that has a pair with both nets, and one for each mean over rewind epochs.
 
     Columns: the cell's axes; ``cells``, the number of cells that the line averages: a line without a rewind epoch is
-    the mean over the epochs from 1 on that all its pairs have; ``permuted_minus_naive``, ``ci_low``, ``ci_high``
+    the mean over the epochs from 1 on that all its pairs have (:func:`analysis.cells.complete`);
+    ``permuted_minus_naive``, ``ci_low``, ``ci_high``
     (percentage points, 95 %), ``pairs``, ``p``; ``p_holm``, adjusted for the number of single cells;
     ``lth_minus_naive``, ``lth_minus_permuted`` (percentage points, over the pairs that have all three);
     ``share_closed`` with ``share_low``, ``share_high`` (:func:`analysis.stats.paired_share`), missing where the gap
@@ -61,10 +62,10 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _line(pairs: pd.DataFrame, count: int = 1) -> dict[str, Any]:
-    lth, naive, permuted = pairs[list(COMPARED)].to_numpy(dtype=float).T
+    lth, naive, permuted = cells.observations(pairs, *COMPARED)
     gaps = {
-        "lth_minus_naive": stats.summarize(lth - naive).mean,
-        "lth_minus_permuted": stats.summarize(lth - permuted).mean,
+        "lth_minus_naive": stats.paired_difference(lth, naive).value,
+        "lth_minus_permuted": stats.paired_difference(lth, permuted).value,
     }
     return {"cells": count, **gaps, **accuracy_table.comparison(pairs)}
 
@@ -75,11 +76,11 @@ def _pooled(pairs: pd.DataFrame, by: list[str]) -> list[dict[str, Any]]:
     late = pairs[pairs[schema.PARAM_REWIND_EPOCH] > 0]
     lines = []
     for place, group in facets.places(late, apart):
-        present = group.groupby(schema.PARAM_REWIND_EPOCH)[cells.PAIR].nunique()
-        shared = present.index[present == group[cells.PAIR].nunique()]
-        if len(shared) > 1:
-            common = group[group[schema.PARAM_REWIND_EPOCH].isin(shared)].groupby(cells.PAIR)[list(COMPARED)]
-            line = _line(common.mean().where(common.count() == len(shared)), len(shared))
+        chosen = group[cells.complete(group[cells.PAIR], group[schema.PARAM_REWIND_EPOCH])]
+        count = chosen[schema.PARAM_REWIND_EPOCH].nunique()
+        if count > 1:
+            common = chosen.groupby(cells.PAIR)[list(COMPARED)]
+            line = _line(common.mean().where(common.count() == count).reset_index(), count)
             lines.append({**place, schema.PARAM_REWIND_EPOCH: pd.NA, **line})
     return lines
 

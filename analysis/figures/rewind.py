@@ -13,7 +13,7 @@ from trainables import schema
 TITLE = "Accuracy against the rewind epoch"
 CAPTION = (
     "Test accuracy after the last epoch against the rewind epoch: sparse training starts from the dense net's state "
-    "after this many epochs, 0 being the untrained initialisation. Mean ± sample standard deviation over n pairs "
+    "after this many epochs, 0 being the initialisation. Mean ± sample standard deviation over n pairs "
     "(A, B). Dashed: the dense nets, mean ± standard deviation. Each panel has its own vertical scale; markers at the "
     "same epoch are drawn side by side."
 )

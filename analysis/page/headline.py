@@ -7,6 +7,7 @@ depends on what there is.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import pandas as pd
@@ -15,7 +16,8 @@ from analysis import cells, labels, stats
 from analysis.drawing import facets
 from analysis.drawing.signs import MINUS
 from analysis.figures import accuracy_table, controls, function_space, interpolation, match_images, match_quality
-from analysis.gains import gains, pooled, share
+from analysis.gains import Block, block
+from analysis.load import PAIR_PATH
 from analysis.memo import once
 from trainables import schema
 
@@ -29,10 +31,7 @@ FIRST_CONTROLS = 2
 
 
 def headline(frame: pd.DataFrame) -> str:
-    """Return what the study found, a few sentences per task.
-
-    The gain of each pair of nets is averaged over the cells that all pairs have, and the interval is over pairs.
-    """
+    """Return what the study found, a few sentences per task; :class:`analysis.gains.Block` says over which nets."""
     found = " ".join(sentence for answer in _answers(frame) for sentence in answer.sentences)
     tasks = _tasks(frame)
     return found or (f"{tasks[0].where}, nothing can be compared yet." if tasks else NOTHING)
@@ -47,10 +46,10 @@ def details(frame: pd.DataFrame) -> list[str]:
         found = _gain(scored, by, where), _paths(runs, where)
         others = [" ".join(each) for each in found if not {*each} <= {*answer.sentences}]
         epochs = scored[schema.PARAM_REWIND_EPOCH]
-        parts = {"from the untouched initialisation": scored[epochs == 0], "from epoch 1 or later": scored[epochs > 0]}
-        starts = {start: pooled(gains(part, by)) for start, part in parts.items()}
-        if all(one.n for one in starts.values()):
-            points = "; ".join(f"{start}: {_points(one)}" for start, one in starts.items())
+        parts = {_first(runs): scored[epochs == 0], "from epoch 1 or later": scored[epochs > 0]}
+        starts = {start: block(part, by, cells.PERMUTED, cells.NAIVE) for start, part in parts.items()}
+        if all(found.pairs for found in starts.values()):
+            points = "; ".join(f"{start}: {_points(found, found.gain())}" for start, found in starts.items())
             others.append(f"{f'{where}, permuted' if named else 'Permuted'} {MINUS} naive {points}.")
         said += others
     return said + _tested(frame)
@@ -69,6 +68,12 @@ class _Task(NamedTuple):
     scored: pd.DataFrame
 
 
+def _first(runs: pd.DataFrame) -> str:
+    """Return where training from rewind epoch 0 starts."""
+    offsets = runs.get("rewind_offset", pd.Series(dtype=str)).replace("", "0")
+    return "from the untouched initialisation" if set(offsets) <= {"0"} else "from rewind epoch 0"
+
+
 class _Answer(NamedTuple):
     """What a task's headline says, and the name of the figure that shows it; empty if none does."""
 
@@ -85,14 +90,14 @@ def _tasks(frame: pd.DataFrame) -> list[_Task]:
 @once
 def _answers(frame: pd.DataFrame) -> list[_Answer]:
     """Return the answer of each task, in the order of :func:`_tasks`."""
-    return [_answer(task, cells.axes(frame)) for task in _tasks(frame)]
+    return [_answer(task, cells.axes(frame), cells.main_matching(frame)) for task in _tasks(frame)]
 
 
-def _answer(task: _Task, by: list[str]) -> _Answer:
+def _answer(task: _Task, by: list[str], main: Mapping[str, object]) -> _Answer:
     where, runs, scored = task
     if said := _ensembles(runs, where):
         return _Answer("function_space", said)
-    if said := _ways(runs, scored, by, where):
+    if said := _ways(task, by, main):
         several = [figure for name, figure in FIGURES_OF_WAYS.items() if len(_values(runs, name)) > 1]
         return _Answer(several[0] if several else "match_quality", said)
     if said := _gain(scored, by, where):
@@ -120,13 +125,14 @@ def _tested(frame: pd.DataFrame) -> list[str]:
 # --- what permuting gains ---------------------------------------------------------------------------------------
 def _gain(scored: pd.DataFrame, by: list[str], where: str) -> list[str]:
     """Return what permuting gains over reusing the mask as it is, and how much of the gap to LTH that closes."""
-    gained = gains(scored, by)
-    one = pooled(gained)
+    compared = block(scored, by, cells.PERMUTED, cells.NAIVE)
+    one = compared.gain()
     if not one.n:
         return []
-    basis, points = _basis(one, gained), f"{abs(one.value):.2f} points of test accuracy"
+    basis, points = _basis(compared), f"{abs(one.value):.2f} points of test accuracy"
     if one.n == 1:
-        lead = f"the permuted mask is {points} {_side(one)} the naive one in the only pair so far"
+        only = "the only pair" if compared.pairs == 1 else "the pairs of the only net A"
+        lead = f"the permuted mask is {points} {_side(one)} the naive one in {only} so far"
         return [f"{where}, {lead} ({basis}): too few for an interval."]
     if math.isnan(one.low):
         signed = stats.format_difference(one.value)
@@ -137,43 +143,55 @@ def _gain(scored: pd.DataFrame, by: list[str], where: str) -> list[str]:
         return [f"{where}, permuted and naive masks do not differ significantly: {signed} points ({basis})."]
     verb = "gains" if one.value > 0 else "loses"
     said = [f"{where}, permuting the mask {verb} {points} over reusing it as it is ({basis})."]
-    return said + _closed(scored, by) if one.value > 0 else said
+    return said + _closed(scored, by, compared) if one.value > 0 else said
 
 
-def _closed(scored: pd.DataFrame, by: list[str]) -> list[str]:
-    whole, widths = share(scored, by), dict[str, stats.Estimate]()
-    for width, group in scored.groupby(schema.PARAM_WIDTH):
-        widths[labels.value(schema.PARAM_WIDTH, width)] = share(group, by)
-    if math.isnan(whole.value):
+def _closed(scored: pd.DataFrame, by: list[str], compared: Block) -> list[str]:
+    """Return the share of the gap to LTH that is closed, also by width over the cells that every width has."""
+    triple = (cells.PERMUTED, cells.NAIVE, cells.LTH)
+    whole, widths = block(scored, by, *triple), dict[str, stats.Estimate]()
+    if math.isnan(whole.share().value):
         return []
+    everywhere = _at_every_width(scored, by)
+    for width, group in everywhere.groupby(schema.PARAM_WIDTH):
+        widths[labels.value(schema.PARAM_WIDTH, width)] = block(group, by, *triple).share()
     each = [
         f"{stats.format_share(one.value)} at width {width}"
         for width, one in widths.items()
         if not math.isnan(one.value)
     ]
-    by_width = f": {labels.listed(each)}" if len(each) > 1 else ""
-    return [f"This closes {stats.format_share(whole.value)} of the gap from naive to LTH{by_width}."]
+    same = whole.accuracies.index.equals(compared.accuracies.index)
+    lead = "This closes" if same else f"Where LTH nets have finished, too ({_basis(whole)}), it closes"
+    common = "" if len(everywhere) == len(scored) else " over the rewind epochs that they have in common"
+    by_width = f": {labels.listed(each)}{common}" if len(each) > 1 else ""
+    return [f"{lead} {stats.format_share(whole.share().value)} of the gap from naive to LTH{by_width}."]
 
 
-def _ways(runs: pd.DataFrame, scored: pd.DataFrame, by: list[str], where: str) -> list[str]:
-    """Return the gain of every way of matching, if the study has several."""
+def _at_every_width(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return the lines of the cells that every width has, so that widths differ in nothing else."""
+    apart = [name for name in by if name != schema.PARAM_WIDTH]
+    widths = scored.groupby(apart, dropna=False)[schema.PARAM_WIDTH].transform("nunique")
+    return scored[widths == scored[schema.PARAM_WIDTH].nunique()]
+
+
+def _ways(task: _Task, by: list[str], main: Mapping[str, object]) -> list[str]:
+    """Return the gain of every way of matching that most pairs have, over the same cells, if the study has several."""
+    where, runs, scored = task
     present = cells.row_order(scored[cells.ROW])
     over = cells.NAIVE if cells.NAIVE in present else match_quality.UNMOVED
     ways = [row for row in present if row.partition(":")[0] == cells.PERMUTED and row != over]
     if any("=" in row for row in ways):  # by number, the largest last
         ways = [row for row in ways if row != cells.PERMUTED] + [row for row in ways if row == cells.PERMUTED]
-    found = {row: gains(scored, by, row, over) for row in ways}
-    if len(ways) < 2 or not all(map(len, found.values())):
+    pairs = {row: block(scored, by, row, over).pairs for row in ways}
+    ways = [row for row in ways if pairs[row] == max(pairs.values())]
+    compared = block(scored, by, *ways, over)
+    if len(ways) < 2 or not compared.pairs:
         return []
-    main = cells.main_matching(runs)
     usual = ", ".join(_setting(name, value) for name, value in main.items() if len(_values(runs, name)) > 1)
-    each = [
-        f"{labels.short(row.partition(':')[2]) or usual} {_differs(pooled(gained))}" for row, gained in found.items()
-    ]
-    basis = _basis(pooled(found[ways[0]]), found[ways[0]])
+    each = [f"{labels.short(row.partition(':')[2]) or usual} {_differs(compared.gain(row, over))}" for row in ways]
     return [
         f"{where}, permuting the mask gains over reusing it as it is, in points of test accuracy with "
-        f"{100 * stats.CONFIDENCE:g} % intervals: {'; '.join(each)} ({basis})."
+        f"{100 * stats.CONFIDENCE:g} % intervals: {'; '.join(each)} ({_basis(compared)})."
     ]
 
 
@@ -192,62 +210,88 @@ def _controls(scored: pd.DataFrame, by: list[str]) -> list[str]:
     """Return how permuted compares with other ways to get a mask."""
     said = []
     for _, row, over in controls.QUESTIONS[:FIRST_CONTROLS]:
-        one = pooled(gains(scored, by, row, over))
-        if one.n:
+        compared = block(scored, by, row, over)
+        if compared.pairs:
             names = labels.method(row), labels.method(over).lower()
-            said.append(f"{names[0]} {MINUS} {names[1]}: {_points(one)}.")
+            said.append(f"{names[0]} {MINUS} {names[1]}: {_points(compared, compared.gain(row, over))}.")
     return said
 
 
 def _compared(scored: pd.DataFrame, by: list[str], where: str) -> list[str]:
     """Return how permuted compares with LTH, or LTH with naive, in a study without permuted or naive nets."""
     for row, over in ((cells.PERMUTED, cells.LTH), (cells.LTH, cells.NAIVE)):
-        gained = gains(scored, by, row, over)
-        if (one := pooled(gained)).n:
+        compared = block(scored, by, row, over)
+        if (one := compared.gain(row, over)).n:
             names = labels.method(row), labels.method(over).replace("Naive", "naive")
             points = f"{abs(one.value):.2f} points of test accuracy {_side(one)}"
             limits = "" if math.isnan(one.low) else f"{_interval(one)}; "
-            return [f"{where}, {names[0]} is {points} {names[1]} ({limits}{_basis(one, gained)})."]
+            return [f"{where}, {names[0]} is {points} {names[1]} ({limits}{_basis(compared)})."]
     return []
 
 
 # --- other questions --------------------------------------------------------------------------------------------
 def _ensembles(runs: pd.DataFrame, where: str) -> list[str]:
-    """Return what ensembles gain over their members, means over the places at which there are several."""
-    numbers = function_space.table(runs)
+    """Return what ensembles gain over their members at each place, where all methods have an ensemble of the nets A."""
+    numbers, by = function_space.table(runs), cells.axes(runs)
     if numbers.empty:
         return []
-    each = []
-    for row in cells.row_order(numbers[cells.ROW]):
-        own = numbers[numbers[cells.ROW] == row]
-        reached, gained = own[schema.ENSEMBLE_ACCURACY].mean(), own["ensemble_gain"].mean()
-        each.append(f"{labels.method(row)} {reached:.2f} % ({stats.format_difference(gained)})")
-    count = facets.count(numbers[schema.MEMBERS])
-    said = f"{where}, ensembles reach this test accuracy (points over the mean of their members; {count} nets)"
-    return [f"{said}: {', '.join(each)}."]
+    rows = numbers.groupby([*by, schema.PARAM_SEED_A], dropna=False)[cells.ROW].transform("nunique")
+    whole = numbers[rows == rows.max()]
+    named = facets.told_apart(whole, [name for name in by if name not in cells.TASK], always=())
+    said = []
+    for place, found in facets.places(whole, by):
+        each = []
+        for row in cells.row_order(found[cells.ROW]):
+            own = found[found[cells.ROW] == row]
+            reached, gained = own[schema.ENSEMBLE_ACCURACY].mean(), own["ensemble_gain"].mean()
+            each.append(f"{labels.method(row)} {reached:.2f} % ({stats.format_difference(gained)})")
+        nets, count = facets.count(found[schema.MEMBERS]), found[schema.PARAM_SEED_A].nunique()
+        of_each = f"{nets} nets" if count == 1 else f"{nets} nets, means of {count} ensembles"
+        spot = ", ".join([where, *filter(None, [labels.cell(place, named)])])
+        reach = f"{spot}, ensembles reach this test accuracy (points over the mean of their members; {of_each})"
+        said.append(f"{reach}: {', '.join(each)}.")
+    return said
 
 
 def _paths(runs: pd.DataFrame, where: str) -> list[str]:
-    """Return what matching leaves of the error barrier between A and B, at the smallest and at the largest width."""
-    numbers = interpolation.table(runs)
-    numbers = numbers[numbers["measure"] == schema.ERROR_BARRIER]
-    main = cells.main_matching(runs)[schema.PARAM_MATCHER]
+    """Return what matching leaves of the error barrier between A and B, at the smallest and at the largest width.
+
+    Only pairs that were measured before and after the main matching count; of several corrections, the one that leaves
+    the lowest barriers.
+    """
+    done = cells.repeated(facets.finished(runs, schema.CONNECT)).assign(**{cells.PAIR: cells.pairs})
+    done = facets.finite(done[done[schema.PARAM_PATH].replace("", PAIR_PATH) == PAIR_PATH], [schema.ERROR_BARRIER])
+    main, ends = cells.main_matching(runs), (schema.PARAM_WIDTH, schema.PARAM_CORRECTION)
+    epochs = done[schema.PARAM_MATCH_EPOCH].fillna(cells.END)
+    of_pair = [*dict.fromkeys([*ends, *facets.axes(done, cells.TASK), cells.PAIR])]
+    barriers = done[epochs == main[schema.PARAM_MATCH_EPOCH]].groupby([*of_pair, schema.PARAM_MATCHER], dropna=False)
+    wide = barriers[schema.ERROR_BARRIER].mean().unstack().reindex(columns=_before_and_after(main)).dropna()
+    if wide.empty:
+        return []
+    *_, after = wide
+    correction = wide[after].groupby(schema.PARAM_CORRECTION).mean().idxmin()
+    several = wide.index.get_level_values(schema.PARAM_CORRECTION).nunique() > 1
     each = []
-    for width in sorted(numbers[schema.PARAM_WIDTH].unique()):
-        here = numbers[numbers[schema.PARAM_WIDTH] == width]
-        means = here.groupby([schema.PARAM_CORRECTION, schema.PARAM_MATCHER])["mean"].mean().unstack()
-        means = means.reindex(columns=[interpolation.IDENTITY, main]).dropna()
-        if len(means):
-            correction = means[main].idxmin()
-            before, after = means.loc[correction]
-            each.append(f"from {before:.1f} to {after:.1f} points at width {labels.value(schema.PARAM_WIDTH, width)}")
-    ends = " and ".join(dict.fromkeys((each[0], each[-1]))) if each else ""
-    return [f"{where}, matching changes the error barrier between A and B {ends}."] if each else []
+    for width, found in wide.xs(correction, level=schema.PARAM_CORRECTION).groupby(schema.PARAM_WIDTH):
+        first, last = found.mean()
+        pairs = labels.plural(found.index.get_level_values(cells.PAIR).nunique(), "pair")
+        each.append(f"from {first:.1f} to {last:.1f} points at width {labels.value(ends[0], width)} ({pairs})")
+    ends_of_widths = " and ".join(dict.fromkeys((each[0], each[-1])))
+    how = f" with {correction}" if several else ""
+    return [f"{where}, matching changes the error barrier between A and B{how} {ends_of_widths}."]
+
+
+def _before_and_after(main: Mapping[str, object]) -> list[object]:
+    return [interpolation.IDENTITY, main[schema.PARAM_MATCHER]]
 
 
 # --- words ------------------------------------------------------------------------------------------------------
-def _basis(one: stats.Estimate, gained: pd.DataFrame) -> str:
-    return f"{labels.plural(one.n, 'pair')} of nets, {labels.plural(gained.shape[1], 'cell')} of the grid"
+def _basis(compared: Block) -> str:
+    """Return which part of the study a mean is over."""
+    masks = f" that share {labels.plural(compared.masks, 'net A', 'nets A')}" if compared.masks < compared.pairs else ""
+    rest = f"; {labels.plural(compared.left_out, 'pair')} without all of these cells left out"
+    pairs = f"{labels.plural(compared.pairs, 'pair')} of nets{masks}"
+    return f"{pairs}, {labels.plural(compared.cells, 'cell')} of the grid" + (rest if compared.left_out else "")
 
 
 def _side(one: stats.Estimate) -> str:
@@ -258,10 +302,11 @@ def _differs(one: stats.Estimate) -> str:
     return stats.format_difference(one.value, one.low, one.high)
 
 
-def _points(one: stats.Estimate) -> str:
-    """Return a difference with its unit and interval."""
-    mean = stats.format_difference(one.value)
-    return f"{mean} points" + ("" if math.isnan(one.low) else f" ({_interval(one)})")
+def _points(compared: Block, one: stats.Estimate) -> str:
+    """Return a difference with its unit, interval and numbers of pairs and cells."""
+    limits = "" if math.isnan(one.low) else f"{_interval(one)}; "
+    basis = f"{labels.plural(compared.pairs, 'pair')}, {labels.plural(compared.cells, 'cell')}"
+    return f"{stats.format_difference(one.value)} points ({limits}{basis})"
 
 
 def _interval(one: stats.Estimate) -> str:

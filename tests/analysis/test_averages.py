@@ -1,5 +1,6 @@
 """Means over seeds as MLflow shows them: the numbers are those of the tables, and every chart has its metric."""
 
+import dataclasses
 import itertools
 import math
 import re
@@ -96,6 +97,47 @@ def test_an_incomplete_study_says_how_many_seeds_there_are(folder):
     one = runs["permuted", "1", "0.95"]
     assert one.name.endswith("n = 1")
     assert not [name for name, _ in one.points if name.endswith(("_std", "_low", "_high"))]
+
+
+def test_lines_over_width_are_means_over_the_rewind_epochs_that_all_widths_have(tmp_path):
+    space = dataclasses.replace(
+        SPACES["resnet20_width_sweep"],
+        seeds=(0, 1),
+        width=(1.0, 16.0),
+        sparsity=(0.9,),
+        rewind_epoch=(0, 5, 10, 15),
+        rewind_epochs_of_width=((16.0, (0, 10)),),
+    )
+    synthetic_spaces.write_space(synthetic.with_tables(tmp_path), space)
+    frame = load.runs(space.name, synthetic.tracking_uri(tmp_path))
+    name = schema.TEST_ACCURACY
+    for width in ("1", "16"):
+        points = found(averages(frame))["naive", width, "0.9"].points
+        assert points[name + schema.OVER_REWIND_EPOCHS, 0] == pytest.approx(points[name, 10])
+
+
+def test_a_seed_that_has_only_begun_takes_no_rewind_epoch_from_the_others(frame):
+    begun = frame["seed_a"] == synthetic.PAIRS[0][0]
+    late = (frame["stage"] == "sparse") & (frame["rewind_epoch"] == max(synthetic.REWINDS))
+    whole = found(averages(frame))["naive", "1", "0.95"].points
+    part = found(averages(frame.assign(status=frame["status"].mask(begun & late, "RUNNING"))))[
+        "naive", "1", "0.95"
+    ].points
+    assert {step for _, step in part} == {step for _, step in whole}
+    name = schema.TEST_ACCURACY + schema.OVER_REWIND_EPOCHS
+    assert part[name + schema.N, 0] == whole[name + schema.N, 0] - 1
+
+
+def test_nets_under_one_mask_and_data_orders_count_once(tmp_path):
+    space = dataclasses.replace(SPACES["ensemble_diversity"], seeds=(0, 1000))
+    synthetic_spaces.write_space(synthetic.with_tables(tmp_path), space)
+    frame = load.runs(space.name, synthetic.tracking_uri(tmp_path))
+    sparse = frame[frame["stage"] == "sparse"]
+    assert (sparse.groupby("method").size() > 2).all(), "members of the ensembles of two nets A"
+    runs = [run for run in averages(frame)[0] if run.params["row"] in set(sparse["method"])]
+    counts = {value for run in runs for (metric, _), value in run.points.items() if metric.endswith(schema.N)}
+    assert runs
+    assert counts == {2}
 
 
 @pytest.mark.parametrize("pruned", [False, True])

@@ -5,7 +5,10 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import dataclasses
+import math
+import re
 
+import pandas as pd
 import pytest
 import synthetic_runs as synthetic
 import synthetic_spaces
@@ -13,7 +16,7 @@ import synthetic_spaces
 from analysis import cells, load
 from analysis.drawing.signs import MINUS, TIMES
 from analysis.figures.table import FIGURES
-from analysis.gains import gains, pooled, share
+from analysis.gains import block
 from analysis.page import headline
 from search_spaces import SPACES
 
@@ -39,8 +42,8 @@ ANSWERS = {
     "mask_transfer": ["With resnet20 on svhn, permuting the mask gains"],
     "mode_connectivity": [
         "matching changes the error barrier between A and B",
-        f"at width {TIMES}1 and from",
-        f"at width {TIMES}16",
+        f"at width {TIMES}1 (3 pairs) and from",
+        f"at width {TIMES}16 (3 pairs)",
     ],
     "ensemble_diversity": ["ensembles reach", "LTH 9", "Permuted 9"],
     "ensemble_diversity_cifar100": ["ensembles reach", "LTH 7", "Permuted 7"],
@@ -95,20 +98,140 @@ def test_the_details_repeat_nothing_of_the_headline(name, uri):
     assert not [each for each in headline.details(frame) if each in said]
 
 
-def test_a_share_is_that_of_the_cells_that_all_pairs_have(uri):
-    scored = cells.scores(load.runs("resnet20_width_sweep", uri))
-    by = [name for name in cells.CELL if name in scored]
-    whole = share(scored, by)
-    lth, permuted = (pooled(gains(scored, by, row)).value for row in (cells.LTH, cells.PERMUTED))
-    assert whole.value == pytest.approx(permuted / lth)
-    place = scored[by].drop_duplicates().iloc[0]
-    lost = (
-        (scored[by] == place).all(axis="columns")
-        & (scored["row"] == "naive")
-        & (scored["pair"] == "A0\N{RIGHTWARDS ARROW}B1")
+# --- blocks: over which pairs and cells means are -------------------------------------------------------------------
+TRIPLE = (cells.PERMUTED, cells.NAIVE, cells.LTH)
+
+
+@pytest.fixture
+def scored(uri):
+    """The scores of three pairs at widths 1 to 16 and one sparsity."""
+    return cells.scores(load.runs("resnet20_width_sweep", uri))
+
+
+def first_cells(scored, count):
+    """Say which lines are in the first cells of the grid."""
+    return scored.groupby([*cells.CELL], dropna=False).ngroup() < count
+
+
+def test_a_share_is_that_of_the_cells_that_the_pairs_have(scored):
+    by = [*cells.CELL]
+    whole = block(scored, by, *TRIPLE)
+    permuted, lth = (whole.gain(row, cells.NAIVE).value for row in (cells.PERMUTED, cells.LTH))
+    assert whole.share().value == pytest.approx(permuted / lth)
+    place = first_cells(scored, 1)
+    lost = place & (scored["row"] == "naive") & (scored["pair"] == f"A0{cells.ARROW}B1")
+    assert block(scored[~lost], by, *TRIPLE).share() == block(scored[~place], by, *TRIPLE).share()
+
+
+@pytest.mark.parametrize("begun", [1, 3])
+def test_a_pair_that_has_only_begun_is_left_out(scored, begun):
+    by, seen = [*cells.CELL], scored[scored["pair"] != f"A2{cells.ARROW}B3"]
+    whole = block(scored, by, *TRIPLE)
+    new = scored[first_cells(scored, begun) & scored["pair"].isin([f"A2{cells.ARROW}B3", "A2"])]
+    rest = seen[seen["seed_a"] != 2]
+    two = block(pd.concat([rest, new]), by, *TRIPLE)
+    assert (two.pairs, two.cells, two.left_out) == (2, whole.cells, 1)
+    assert two.gain() == block(rest, by, *TRIPLE).gain()
+
+
+def test_a_pair_of_another_width_leaves_the_others_as_they_are(scored):
+    by, own = [*cells.CELL], scored["seed_a"].isin([4]) | (scored["pair"] == f"A4{cells.ARROW}B5")
+    other = scored[own & (scored["width"] == 4.0)]
+    together = pd.concat([scored[~own & (scored["width"] == 1.0)], other])
+    found = block(together, by, *TRIPLE)
+    assert (found.pairs, found.left_out) == (2, 1)
+    assert found.gain() == block(scored[~own & (scored["width"] == 1.0)], by, *TRIPLE).gain()
+
+
+def test_nothing_in_common_is_an_empty_block(scored):
+    none = block(scored, [*cells.CELL], cells.PERMUTED, "a way that no run has")
+    assert (none.pairs, none.cells, none.left_out, none.masks) == (0, 0, 0, 0)
+    assert block(scored.iloc[:0], [*cells.CELL], *TRIPLE).gain().n == 0
+
+
+def test_nets_b_under_one_mask_are_one_observation(scored):
+    by, pair = [*cells.CELL], f"A0{cells.ARROW}B1"
+    twins = scored[scored["pair"] == pair]
+    twins = twins.assign(pair=f"A0{cells.ARROW}B99", seed_b=99, test_accuracy=twins["test_accuracy"] + 1)
+    alone, shared = block(scored, by, *TRIPLE), block(pd.concat([scored, twins]), by, *TRIPLE)
+    assert (shared.pairs, shared.masks, shared.gain().n) == (alone.pairs + 1, alone.masks, alone.gain().n)
+    assert shared.gain().value == pytest.approx(alone.gain().value), "both nets gain alike"
+    only = block(pd.concat([scored[scored["seed_a"] == 0], twins]), by, *TRIPLE)
+    assert (only.pairs, only.gain().n) == (2, 1)
+    assert math.isnan(only.gain().low), "one mask says nothing about others"
+
+
+def test_the_share_names_its_own_cells_where_lth_lacks_some(uri):
+    frame = load.runs("digits_quickstart", uri)
+    lth = (frame["method"] == "lth") & (frame["stage"] == "sparse")
+    first = frame.loc[lth, "rewind_epoch"].min()
+    said = headline.headline(frame[~(lth & (frame["rewind_epoch"] > first))])
+    assert "This closes" not in said
+    assert re.search(r"Where LTH nets have finished, too \(\d+ pairs of nets, \d+ cells of the grid\), it closes", said)
+
+
+def test_widths_are_compared_at_the_rewind_epochs_that_all_of_them_have(uri):
+    frame = load.runs("resnet20_width_sweep", uri)
+    sparse = frame["stage"] == "sparse"
+    late = sparse & (frame["rewind_epoch"] > 10)
+    lacking, common = frame[~(late & (frame["width"] == 16))], frame[~late]
+    shares = re.compile(r"\d+ % at width")
+    said, alone = (headline.headline(each) for each in (lacking, common))
+    assert shares.findall(said) == shares.findall(alone)
+    assert "over the rewind epochs that they have in common" in said
+    assert "in common" not in alone
+
+
+def test_ways_of_matching_are_compared_over_the_same_cells(uri):
+    frame = load.runs("matcher_ablation", uri)
+    by_weight = frame["matching"].map(lambda how: how.get("matcher") == "weight") & (frame["stage"] == "sparse")
+    late = frame["rewind_epoch"] > frame["rewind_epoch"].min()
+    activation = re.compile(r"activation (\S+)")
+    some, common = (
+        headline.headline(frame[~(by_weight & late)]),
+        headline.headline(frame[~((frame["stage"] == "sparse") & late)]),
     )
-    rest = ~(scored[by] == place).all(axis="columns")
-    assert share(scored[~lost], by) == share(scored[rest], by), "one pair lacks a cell, so no pair counts it"
+    assert activation.search(some)[1] == activation.search(common)[1]
+
+
+def test_barriers_are_those_of_pairs_that_were_measured_before_and_after(uri):
+    frame = load.runs("mode_connectivity", uri)
+    path = (frame["stage"] == "connect") & (frame["path"] == load.PAIR_PATH)
+    moved = path & (frame["matcher"] != "identity")
+    first = frame["seed_a"] == frame.loc[path, "seed_a"].min()
+    assert headline.headline(frame[~(moved & ~first)]) == headline.headline(frame[~(path & ~first)])
+    early = frame[path].assign(match_epoch=5, error_barrier=99.0, run_id=frame["run_id"] + "e", key=frame["key"] + "e")
+    assert headline.headline(pd.concat([frame, early])) == headline.headline(frame), "B after 5 epochs is another net"
+    twice = frame[path].assign(correction="none", error_barrier=99.0, run_id=frame["run_id"] + "c")
+    assert "A and B with bn_reset from" in headline.headline(pd.concat([frame, twice]))
+
+
+def test_ensembles_are_compared_at_places_that_all_methods_have(uri):
+    frame = load.runs("ensemble_diversity_cifar100", uri)
+    said = headline.headline(frame)
+    sparsities = sorted(set(frame.loc[frame["stage"] == "ensemble", "sparsity"].dropna()))
+    assert [said.count(f"{100 * sparsity:g} % sparse, ensembles reach") for sparsity in sparsities] == [1, 1]
+    ensemble = (frame["stage"] == "ensemble") & (frame["method"] == "permuted")
+    lost = headline.headline(frame[~(ensemble & (frame["sparsity"] == sparsities[0]))])
+    assert lost.count("ensembles reach") == 1
+    assert all(part in said for part in lost.split(" sparse, ")[1:])
+
+
+def test_an_offset_start_is_not_called_untouched(uri):
+    frame = load.runs("cifar10_two_cores", uri)
+    start = "from the untouched initialisation"
+    assert any(start in each for each in headline.details(frame))
+    offset = frame.assign(rewind_offset=frame["stage"].map(lambda stage: "1" if stage == "sparse" else ""))
+    assert not any(start in each for each in headline.details(offset))
+    assert any("from rewind epoch 0:" in each for each in headline.details(offset))
+
+
+def test_no_number_is_without_the_pairs_and_cells_that_it_is_from(uri):
+    for name in SPACES:
+        frame = load.runs(name, uri)
+        for sentence in (headline.headline(frame), *headline.details(frame)):
+            for said in re.findall(r"points \(([^)]*)\)", sentence):
+                assert re.search(r"\d+ pairs?\b|n = \d|\d ensembles|nets", said), sentence
 
 
 def test_the_headline_claims_no_way_that_some_pairs_lack(uri):
