@@ -27,7 +27,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: rows of panels by rewind epoch (and task, and varied recipe), columns by width."""
     by, numbers = cells.axes(frame), table(frame)
     epochs = numbers[schema.PARAM_REWIND_EPOCH]
-    shown = epochs.isin(chosen_rewinds(epochs)) | epochs.isna()
+    shown = epochs.isin(chosen_rewinds(_rewound(numbers))) | epochs.isna()
     numbers = numbers[shown & ~cells.early(numbers[cells.ROW])]
     always = (schema.PARAM_WIDTH, schema.PARAM_REWIND_EPOCH)
     drawn, _ = grid.means(
@@ -42,6 +42,15 @@ def figure(frame: pd.DataFrame) -> Figure:
         wrap=True,
     )
     return drawn
+
+
+def _rewound(numbers: pd.DataFrame) -> pd.Series:
+    """Return the rewind epochs of the sparse nets that have results; of all nets if none has.
+
+    Dense nets stand at every rewind epoch of the grid, finished or not, and would make a row of panels of their own.
+    """
+    sparse = numbers[~numbers[cells.ROW].isin(rewind.HIDDEN)]
+    return (numbers if sparse.empty else sparse)[schema.PARAM_REWIND_EPOCH]
 
 
 def chosen_rewinds(epochs: pd.Series) -> list[int]:
@@ -59,7 +68,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
     numbers = table(frame)
     if numbers.empty:
         return ["No sparse run has finished yet."]
-    epochs = numbers[schema.PARAM_REWIND_EPOCH]
+    epochs = _rewound(numbers)
     left = sorted(set(map(int, epochs.dropna())) - set(chosen_rewinds(epochs)))
     said = {
         f"Left to the table: rewind {'epochs' if len(left) > 1 else 'epoch'} {labels.listed(map(str, left))}.": left,

@@ -15,7 +15,8 @@ CAPTION = (
     "Mean ± sample standard deviation over n pairs (A, B), in percentage points. Gap to dense: accuracy of the dense "
     "net minus that of the sparse net. Gap to LTH: accuracy of LTH with the same mask minus that of the sparse net. "
     "Generalization gap: training minus test accuracy of the final weights, both without augmentation. Each row of "
-    "panels shows the largest rewind epoch that all its widths have in common; the table has the others."
+    "panels shows the rewind epoch at which the most widths have sparse nets, the largest of several such epochs; the "
+    "table has the others."
 )
 MEASURES = (schema.GAP_TO_DENSE, schema.GAP_TO_LTH, schema.GENERALIZATION_GAP)
 
@@ -28,13 +29,10 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: rows of panels by sparsity (and task, and varied recipe), columns by gap."""
-    numbers = table(frame)
-    to_itself = (numbers["measure"] == schema.GAP_TO_LTH) & (numbers[cells.ROW] == cells.LTH)
-    numbers = numbers[~cells.early(numbers[cells.ROW]) & (numbers[cells.ROW] != cells.IMP) & ~to_itself]
-    by = cells.axes(frame)
-    rows = [name for name in by if name not in (schema.PARAM_WIDTH, schema.PARAM_REWIND_EPOCH)]
+    by, numbers = cells.axes(frame), _drawable(frame)
     parts = [
-        facets.at(group, {schema.PARAM_REWIND_EPOCH: chosen_rewind(group)}) for _, group in facets.places(numbers, rows)
+        facets.at(group, {schema.PARAM_REWIND_EPOCH: chosen_rewind(group)})
+        for _, group in facets.places(numbers, _down(by))
     ]
     numbers = pd.concat(parts or [numbers])
     always = (schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
@@ -51,9 +49,27 @@ def figure(frame: pd.DataFrame) -> Figure:
     return drawn
 
 
+def _drawable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the numbers that the figure can show, at every rewind epoch."""
+    numbers = table(frame)
+    to_itself = (numbers["measure"] == schema.GAP_TO_LTH) & (numbers[cells.ROW] == cells.LTH)
+    return numbers[~cells.early(numbers[cells.ROW]) & (numbers[cells.ROW] != cells.IMP) & ~to_itself]
+
+
+def _down(by: list[str]) -> list[str]:
+    """Return the axes that make up the rows of panels."""
+    return [name for name in by if name not in (schema.PARAM_WIDTH, schema.PARAM_REWIND_EPOCH)]
+
+
 def chosen_rewind(numbers: pd.DataFrame) -> int | None:
-    """Return the largest rewind epoch that the most widths have; None if there is none."""
-    found = numbers.dropna(subset=[schema.PARAM_REWIND_EPOCH])
+    """Return the largest of the rewind epochs at which the most widths have sparse nets; None if there is none.
+
+    Dense nets, which stand at every rewind epoch of the grid, finished or not, count only where no sparse net has a
+    result.
+    """
+    known = numbers.dropna(subset=[schema.PARAM_REWIND_EPOCH])
+    sparse = known[known[cells.ROW] != cells.DENSE]
+    found = known if sparse.empty else sparse
     if found.empty:
         return None
     widths = found.groupby(schema.PARAM_REWIND_EPOCH)[schema.PARAM_WIDTH].nunique()
@@ -68,4 +84,20 @@ def notes(frame: pd.DataFrame) -> list[str]:
         f"Not recorded yet: {labels.listed(missing)}.": missing,
         "Only one width has results.": numbers[schema.PARAM_WIDTH].nunique() == 1,
     }
-    return labels.said(said)
+    return labels.said(said) + _absent_widths(frame)
+
+
+def _absent_widths(frame: pd.DataFrame) -> list[str]:
+    """Return a sentence on the widths whose sparse nets have results, but not at the rewind epoch that is drawn."""
+    by, numbers = cells.axes(frame), _drawable(frame)
+    named = facets.told_apart(numbers, _down(by), always=())
+    absent: dict[str, list[str]] = {}
+    for place, group in facets.places(numbers[numbers[cells.ROW] != cells.DENSE], _down(by)):
+        epoch = chosen_rewind(group)
+        drawn = set(facets.at(group, {schema.PARAM_REWIND_EPOCH: epoch})[schema.PARAM_WIDTH])
+        widths = [labels.value(schema.PARAM_WIDTH, width) for width in sorted(set(group[schema.PARAM_WIDTH]) - drawn)]
+        if widths:
+            which = f"width {labels.listed(widths)}, without sparse nets at rewind epoch {epoch}"
+            absent.setdefault(which, []).append(labels.cell(place, named))
+    places = {which: labels.listed(filter(None, where)) for which, where in absent.items()}
+    return [f"Left to the table: {which}{f' ({where})' if where else ''}." for which, where in places.items()]

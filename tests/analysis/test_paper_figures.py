@@ -172,6 +172,15 @@ def test_rewind_epochs_that_are_drawn(epochs, shown):
     assert sparsity.chosen_rewinds(pd.Series(epochs, dtype="Int64")) == shown
 
 
+def test_rewind_epochs_of_dense_nets_alone_make_no_row_of_panels(read):
+    frame = read(sparsity, "sweep")
+    sparse = frame["stage"] == schema.SPARSE
+    running = frame.assign(status=frame["status"].mask(sparse & frame["rewind_epoch"].isin([25, 50]), "RUNNING"))
+    titles = [axes.get_title("left").replace("\n", " ") for axes in sparsity.figure(running).axes]
+    assert [title.rpartition("rewind epoch ")[2] for title in titles[::2]] == ["0", "5", "10"]
+    assert not any("Left to the table" in note for note in sparsity.notes(running))
+
+
 def test_rewind_epochs_that_are_not_drawn_are_named(read):
     assert "Left to the table: rewind epoch 0." in sparsity.notes(read(sparsity, "sweep"))
     assert "Only one sparsity has results." in sparsity.notes(read(sparsity, "mode"))

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import synthetic_effects
 import synthetic_runs as synthetic
 from matplotlib.colors import to_hex
 from mlflow import MlflowClient
@@ -323,6 +324,38 @@ def test_width_figure_takes_the_largest_common_rewind_epoch(frame):
     assert len(figure.axes) == 6
     gap_to_lth = lines(figure.axes[1])[style.look("naive").colour]
     assert np.asarray(gap_to_lth.get_ydata()) == pytest.approx([6.0, 3.0])
+
+
+def gaps(*places, **more):
+    """Return sparse jobs with all three gaps at each width and rewind epoch."""
+    gap = {schema.GAP_TO_DENSE: 3.0, schema.GAP_TO_LTH: 1.0, schema.GENERALIZATION_GAP: 9.0}
+    methods = {"lth": [80.0, 81.0], "naive": [70.0, 71.0]}
+    return [
+        line
+        for wide, epoch in places
+        for line in synthetic_effects.cell(methods, width=wide, rewind=epoch, **gap, **more)
+    ]
+
+
+def test_width_figure_shows_an_epoch_of_finished_sparse_nets_although_dense_ones_stand_at_every_epoch():
+    dense = [synthetic_effects.dense(90.0, seed, **{schema.GENERALIZATION_GAP: 8.0}) for seed in range(4)]
+    done, running = gaps((1.0, 0), (1.0, 5)), gaps((1.0, 10), status="RUNNING")
+    drawn = width.figure(synthetic_effects.runs([*dense, *done, *running]))
+    assert [axes.get_title(loc="left").rpartition(", ")[2] for axes in drawn.axes[:1]] == ["rewind epoch 5"]
+    assert "not measured yet" not in [text.get_text() for axes in drawn.axes for text in axes.texts]
+    alone = width.table(synthetic_effects.runs([*dense, *running]))
+    assert width.chosen_rewind(alone) == 10  # dense nets are drawn as long as there is nothing else
+
+
+def test_widths_without_the_rewind_epoch_that_the_width_figure_shows_are_named():
+    frame = synthetic_effects.runs(gaps((1.0, 5), (4.0, 25)))
+    assert width.notes(frame) == [
+        "Left to the table: width \N{MULTIPLICATION SIGN}1, without sparse nets at rewind epoch 25."
+    ]
+    both = synthetic_effects.runs([*gaps((1.0, 5), (4.0, 5), (4.0, 25)), *gaps((1.0, 5), (4.0, 25), sparsity=0.5)])
+    assert width.notes(both) == [
+        "Left to the table: width \N{MULTIPLICATION SIGN}1, without sparse nets at rewind epoch 25 (50 % sparse)."
+    ]
 
 
 def test_interpolation_figure_and_barriers(curves):
