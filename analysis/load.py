@@ -26,6 +26,7 @@ from trainables.storage import documents
 __all__ = [
     "AnalysisError",
     "curves",
+    "fixed_settings",
     "frame_of",
     "histories",
     "planes",
@@ -119,7 +120,7 @@ def runs(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:
     If the space was run with several recipes, the frame holds the runs of the latest one, and
     ``frame.attrs["set_aside"]`` counts the others. ``frame.attrs["left_out"]`` has one line for each run that was left
     out because its place in the grid cannot be read, and for each metric with unusable values. ``frame.attrs`` also has
-    the study's ``question``, its last ``command``, its ``settings`` (JSON, see :func:`analysis.page.how.settings`) and
+    the study's ``question``, its last ``command``, its ``settings`` (JSON, see :func:`fixed_settings`) and
     the ID of its ``experiment``.
 
     Args:
@@ -397,3 +398,11 @@ def recipe_fields(frame: pd.DataFrame) -> list[str]:
     """Return the columns that hold recipe fields in a frame of :func:`runs`."""
     known = {*BOOKKEEPING, *IDENTITY, *METRICS}
     return [name for name in frame.columns if name not in known and not _is_grouped(name)]
+
+
+def fixed_settings(frame: pd.DataFrame) -> dict[str, Any]:
+    """Return the study's settings that are the same in all of its cells; none if they cannot be read."""
+    try:
+        return documents.parse(frame.attrs.get("settings", "{}"), documents.SETTINGS)
+    except documents.Malformed:  # anyone can write to an experiment
+        return {}

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 import pandas as pd
 
 from analysis import labels
+from analysis.load import fixed_settings
 from trainables import schema
 from trainables.host.redaction import redact
 from trainables.knobs import KNOBS, MATCHING, NETWORK, PRUNING, READING, REWINDING, TRAINING
-from trainables.storage import documents
 from trainables.training.way import SETTINGS
 
 PARTS = {
@@ -70,14 +70,6 @@ def settings(frame: pd.DataFrame) -> dict[str, str]:
     values: dict[str, Iterable[Any]] = {name: [value] for name, value in fixed_settings(frame).items()}
     values |= {name: sorted(set(frame[name].dropna())) for name in frame.attrs.get(schema.VARIED, ())}
     return {name: " and ".join(labels.short(str(value)) for value in each) for name, each in values.items()}
-
-
-def fixed_settings(frame: pd.DataFrame) -> dict[str, Any]:
-    """Return the study's settings that are the same in all of its cells; none if they cannot be read."""
-    try:
-        return documents.parse(frame.attrs.get("settings", "{}"), documents.SETTINGS)
-    except documents.Malformed:  # anyone can write to an experiment
-        return {}
 
 
 def _recipe(frame: pd.DataFrame) -> dict[str, str]:

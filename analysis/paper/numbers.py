@@ -11,8 +11,9 @@ import pandas as pd
 
 from analysis import cells, stats
 from trainables import schema
-from trainables.knobs import KNOBS
+from trainables.knobs import KNOBS, MATCHING, NETWORK, PRUNING, REWINDING, TRAINING
 from trainables.models import MODELS
+from trainables.training import way
 
 FOLDER = Path(__file__).parent
 PLACE = (*cells.CELL, schema.PARAM_MATCH_EPOCH, "method")
@@ -26,7 +27,23 @@ MASKS = {"svhn": "cifar10"}
 """Dataset -> dataset of its masks, if that is another one."""
 VOTES = (schema.ENSEMBLE_ACCURACY, schema.DISAGREEMENT, schema.KL_DIVERGENCE, schema.JS_DIVERGENCE)
 
-IMAGENET: dict[str, float | str] = {  # tables 3 and 4; schedules, precision and initialisation are its code's
+_RECORDED = {"epochs": "dense_epochs", "lr": "dense_lr", "sparse_lr": "lr"}
+"""Knob -> the name under which runs of sparse nets record it, if that is another one."""
+_ROUNDING = {*way.SETTINGS, "deterministic"} - {"precision"}
+"""Knobs on which no more than rounding depends, as far as the paper's numbers are concerned."""
+_SET = {
+    _RECORDED.get(name, name): knob.default
+    for name, knob in KNOBS.items()
+    if knob.part in (TRAINING, NETWORK, REWINDING, PRUNING, MATCHING)
+    and knob.affects_results
+    and not (knob.axis or name in _ROUNDING)
+}
+"""Settings of a sparse net that affect its results -> our default."""
+CIFAR: dict[str, float | str] = _SET | {  # tables 2 and 4, which are our defaults
+    "init": MODELS["resnet20"].init,
+    "imp_schedule": KNOBS["schedule"].default,
+}
+IMAGENET: dict[str, float | str] = CIFAR | {  # tables 3 and 4; schedules, precision and initialisation are its code's
     "schedule": "steps_paper_code",
     "warmup_epochs": 5.0,
     "imp_schedule": "constant",
@@ -40,16 +57,22 @@ IMAGENET: dict[str, float | str] = {  # tables 3 and 4; schedules, precision and
     "weight_decay": 1e-4,
     "imp_epochs": 20,
     "imp_lr": 0.04,
+    "imp_weight_decay": 1e-4,
     "pruner": "imp_finetune",
     "prune_fraction": 0.2,
 }
-_KNOBS = {"dense_epochs": "epochs", "dense_lr": "lr", "lr": "sparse_lr", "imp_schedule": "schedule"}
-"""Recipe field of a sparse net -> the knob that sets it, if that has another name."""
-CIFAR: dict[str, float | str] = {  # tables 2 and 4, which are our defaults
-    name: KNOBS[_KNOBS.get(name, name)].default for name in IMAGENET
-} | {"init": MODELS["resnet20"].init}
-RECIPES = {"resnet20": CIFAR, "vgg11": CIFAR | {"init": MODELS["vgg11"].init}, "resnet50": IMAGENET}
-"""Model -> recipe of its sparse nets, by the names that runs record."""
+MATCHES: dict[str, dict[str, float | str]] = {
+    "resnet20": {"match_images": 0, "match_augment": True, "stream_taps": "paper_code"},
+    "vgg11": {"match_images": 0, "match_augment": True, "stream_taps": "end"},
+    "resnet50": {"match_images": 12_800, "match_augment": True, "stream_taps": "end"},
+}
+"""Model -> how its nets were matched, which the paper leaves open: these are its code's settings, not our defaults."""
+RECIPES = {
+    "resnet20": CIFAR | MATCHES["resnet20"],
+    "vgg11": CIFAR | {"init": MODELS["vgg11"].init} | MATCHES["vgg11"],
+    "resnet50": IMAGENET | MATCHES["resnet50"],
+}
+"""Model -> recipe of its sparse nets, by the names that runs record, or else those of knobs."""
 
 
 def numbers() -> pd.DataFrame:

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from analysis import load, memo, write
-from analysis.page import how
 from analysis.record import folder, readme
 from analysis.record.folder import Curves, Run
 from analysis.sources import AnalysisError, Record, Source, source
@@ -59,7 +58,7 @@ def add(space: str, tracking_uri: str, store: Store | None, out: Path) -> None:
         "space": space,
         "question": frame.attrs["question"],
         "recipe": experiment.tags.get(schema.TAG_RECIPE, ""),
-        "settings": how.fixed_settings(frame),
+        "settings": load.fixed_settings(frame),
         "starts": [],
     }
     if (out / folder.RUNS).exists():

@@ -1,10 +1,12 @@
 """Ours beside the paper's: what is compared with what, how far apart it is, and what is said about it."""
 
+import json
 import math
 
 import pandas as pd
 import pytest
 import synthetic_effects as synthetic
+import synthetic_spaces
 from scipy import stats as scipy_stats
 
 from analysis.drawing.signs import DASH, TIMES
@@ -12,7 +14,9 @@ from analysis.figures import versus_paper
 from analysis.paper import numbers
 from search_spaces import SearchSpace
 from study.plan import override
+from study.tracking.labels import run_params, settings_tag
 from trainables import schema
+from trainables.knobs import KNOBS
 from trainables.methods import METHODS
 from trainables.models import MODELS
 
@@ -168,6 +172,14 @@ def test_ensembles_are_compared_with_table_1():
     assert any("states neither the rewind epoch" in note for note in versus_paper.notes(synthetic.runs([line])))
 
 
+@pytest.mark.parametrize(("dataset", "width", "said"), [("cifar10", 1.0, False), ("cifar100", 4.0, True)])
+def test_the_sparsity_of_table_1_on_cifar_100_is_doubted(dataset, width, said):
+    line = {"stage": schema.ENSEMBLE, "method": "lth", "sparsity": 0.9, "rewind_epoch": 25, "seed_a": 0}
+    line |= {"dataset": dataset, "width": width, schema.MEMBERS: 5.0, schema.ENSEMBLE_ACCURACY: 76.0}
+    notes = versus_paper.notes(synthetic.runs([line]))
+    assert any("at 95 % (table 12)" in note for note in notes) == said
+
+
 # --- what is said -----------------------------------------------------------------------------------------------------
 def test_the_papers_recipe_goes_without_saying_and_any_other_does_not(frame):
     assert not any("was not trained as the paper" in note for note in versus_paper.notes(frame))
@@ -195,11 +207,65 @@ def test_schedule_precision_and_initialisation_are_compared_with_the_papers_too(
 
 
 @pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("prune_shortcuts", "True"),
+        ("prune_tolerance", "0.005"),
+        ("augment", "False"),
+        ("match_images", "100"),
+        ("rewind_offset", "1"),
+        ("shortcut", "conv1x1"),
+        ("imp_momentum", "0.0"),
+        ("imp_weight_decay", "0.0"),
+    ],
+)
+def test_the_network_its_mask_and_its_match_are_compared_with_the_papers_too(frame, name, ours):
+    theirs = numbers.RECIPES["resnet20"][name]
+    assert not any(f"{name} " in note for note in versus_paper.notes(frame.assign(**{name: str(theirs)})))
+    assert f"{name} {ours} ({theirs})" in " ".join(versus_paper.notes(frame.assign(**{name: ours})))
+
+
+def test_a_schedule_that_sparse_nets_resume_is_not_the_papers(frame):
+    resumed = frame.copy()
+    resumed.attrs["settings"] = json.dumps({"sparse_schedule": "resume", "lr": 0.5})
+    assert "sparse_schedule resume (restart)" in " ".join(versus_paper.notes(resumed))
+    assert " lr " not in " ".join(versus_paper.notes(resumed)), "runs record their own, which is the paper's"
+    varied = frame.assign(sparse_schedule=["restart", "resume"] * (len(frame) // 2) + ["resume"] * (len(frame) % 2))
+    assert "sparse_schedule restart and resume (restart)" in " ".join(versus_paper.notes(varied))
+
+
+@pytest.mark.parametrize("lr", ["0.02", "fast"])
+def test_a_setting_that_is_no_number_differs(frame, lr):
+    assert ("lr fast (0.02)" in " ".join(versus_paper.notes(frame.assign(lr=lr)))) == (lr == "fast")
+
+
+def test_every_setting_that_affects_results_is_compared_and_recorded():
+    space = SearchSpace(name="test", question="?", rewind_epoch=(0,), method=("permuted",), seeds=(0,))
+    plan = synthetic_spaces.plan_of(space)
+    job = next(job for job in plan.jobs.values() if job.kind == schema.SPARSE)
+    recorded = {*run_params(job, plan.cells[job.key]), *versus_paper.UNRECORDED}
+    assert numbers.RECIPES["resnet20"].keys() <= recorded
+    assert json.loads(settings_tag(space)).keys() >= set(versus_paper.UNRECORDED)
+    parts = {"training", "network", "rewinding", "pruning", "matching"}
+    knobs = {name for name, knob in KNOBS.items() if knob.part in parts and knob.affects_results}
+    rounding = {"compiled", "kernels", "stacked", "graphs", "deterministic"}
+    renamed = {"epochs": "dense_epochs", "lr": "dense_lr", "sparse_lr": "lr"}
+    compared = {renamed.get(name, name) for name in knobs - rounding - {"match_epoch"}}
+    assert compared == numbers.RECIPES["resnet20"].keys()
+
+
+@pytest.mark.parametrize(
     ("model", "recipe"), [("resnet20", "paper"), ("vgg11", "paper"), ("resnet50", "paper_imagenet")]
 )
 def test_our_recipes_of_the_paper_are_the_papers(model, recipe):
-    space = override(SearchSpace(name="test", question="?", model=(model,), rewind_epoch=(0,)), [f"recipe={recipe}"])
-    for name, theirs in numbers.RECIPES[model].items():
+    space, code = (
+        override(SearchSpace(name="test", question="?", model=(model,), rewind_epoch=(0,)), [f"recipe={name}"])
+        for name in (recipe, "paper_code")
+    )
+    for name, theirs in numbers.MATCHES[model].items():
+        assert getattr(code, name) == theirs, name
+    for name in numbers.RECIPES[model].keys() - numbers.MATCHES[model].keys():
+        theirs = numbers.RECIPES[model][name]
         value = getattr(space, {"dense_epochs": "epochs", "dense_lr": "lr", "lr": "sparse_lr"}.get(name, name))
         value = (
             {"init": MODELS[model].init, "imp_schedule": space.schedule}[name] if value in ("default", "") else value
