@@ -70,24 +70,35 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     ``p_holm``, adjusted for the number of lines. Lines of ensembles have our rewind epoch, because the paper does not
     state its own.
     """
-    frame, theirs = _own_masks(frame), published.numbers()
-    parts = [
-        _beside(theirs, _accuracies(frame), (*cells.CELL, schema.PARAM_MATCH_EPOCH, "method")),
-        _beside(theirs, _votes(frame), (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, "method")),
-        _beside(theirs, _barriers(frame), (*cells.TASK, schema.PARAM_WIDTH)),
-    ]
+    theirs, several = published.numbers(), schema.PARAM_MASK_DATASET in cells.varied(frame)
+    runs = frame if several else _own_masks(frame, frame)  # several are axes of our numbers, among which to choose
+    places = {
+        _accuracies: (*cells.CELL, schema.PARAM_MATCH_EPOCH, "method"),
+        _votes: (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, "method"),
+        _barriers: (*cells.TASK, schema.PARAM_WIDTH),
+    }
+    parts = [_beside(theirs, _own_masks(frame, ours(runs)), place) for ours, place in places.items()]
     both = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     compared = [_compared(line) for line in both.to_dict("records")]
     found = pd.DataFrame(compared, columns=["difference", "standard_error", "in_standard_errors", "p"], dtype=float)
     return both.join(found.assign(p_holm=stats.holm(found["p"].tolist())))
 
 
-def _own_masks(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs whose mask is from the same dataset as the paper's: their own, but CIFAR-10 for SVHN."""
-    if schema.PARAM_MASK_DATASET not in frame:
-        return frame
-    masks = frame[schema.PARAM_MASK_DATASET]
-    return frame[(masks == "") | (masks == frame[schema.PARAM_DATASET].replace(published.MASKS))]
+def _own_masks(frame: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
+    """Return lines whose masks are from the same dataset as the paper's: their own, but CIFAR-10 for SVHN.
+
+    Lines that depend on no mask, such as those of dense nets, are among them.
+
+    Args:
+        frame: the runs.
+        lines: the runs themselves, or numbers of them.
+    """
+    if schema.PARAM_MASK_DATASET not in lines:
+        return lines
+    masks, datasets = lines[schema.PARAM_MASK_DATASET], lines[schema.PARAM_DATASET]
+    if schema.PARAM_MASK_DATASET in frame.attrs.get(schema.VARIED, ()):
+        masks = masks.where(masks.isna() | (masks != ""), datasets)  # empty among values of the setting: its default
+    return lines[masks.isna() | (masks == "") | (masks == datasets.replace(published.MASKS))]
 
 
 def _beside(theirs: pd.DataFrame, ours: pd.DataFrame, place: Iterable[str]) -> pd.DataFrame:

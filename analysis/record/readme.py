@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ PAPER = (
 )
 FACTS = ("Precision and engine", "Hardware", "Software", "Commit", "Started", "Ended")
 HOUR = 3600.0
+Place = tuple[Any, ...]
+"""Values of the axes of a place in the grid, and a row, to look numbers up by."""
 
 
 def page(frame: pd.DataFrame, record: Path, written: Iterable[Path]) -> str:
@@ -95,20 +97,21 @@ def results(frame: pd.DataFrame) -> list[str]:
     others = [row for row in cells.row_order(scored[cells.ROW]) if row not in (*accuracy_table.MAIN, cells.IMP)]
     rows = [row for row in (*accuracy_table.MAIN, *others) if row in set(scored[cells.ROW])]
     resized = frame.assign(**{schema.PARAM_WIDTH: [_nearest_width(run) for run in frame.to_dict("records")]})
-    paper, nearest = versus_paper.table(frame), versus_paper.table(resized)
+    paper, nearest = (_paper_accuracies(versus_paper.table(runs), by) for runs in (frame, resized))
+    accuracies = {_values(place): runs for place, runs in facets.places(scored, [*by, cells.ROW])}
     shown = facets.told_apart(numbers, by, always=accuracy_table.GRID)
     lines = [[*map(labels.axis, shown), *map(labels.method, rows), accuracy_table.GAIN]]
     for place, cell in facets.places(numbers, by):
-        of_cell = facets.at(scored, place)
         texts = [labels.value(name, place[name]) for name in shown]
         for row in rows:
-            mean = stats.interval(of_cell.loc[of_cell[cells.ROW] == row, schema.TEST_ACCURACY])
+            found = accuracies.get((*_values(place), row), scored.iloc[:0])
+            mean = stats.interval(found[schema.TEST_ACCURACY])
             text = stats.format_mean(mean.value, mean.high - mean.value, mean.n, decimals=2)
-            theirs = _paper_accuracy(paper, place, row)
+            theirs = paper.get(_where(place, row, by))
             texts.append(text if theirs is None else f"{text}<br>paper {theirs:.2f}")
         gain = cell.iloc[0]
         limits = (gain["permuted_minus_naive"], gain["ci_low"], gain["ci_high"])
-        lines.append([*texts, str(stats.Estimate(int(gain["pairs"]), *limits)) + _paper_gain(nearest, place)])
+        lines.append([*texts, str(stats.Estimate(int(gain["pairs"]), *limits)) + _paper_gain(nearest, place, by)])
     said = [files.markdown_text(text) for text in accuracy_table.notes(frame)]
     rule = [":--" if name in map(labels.axis, cells.TASK) else "--:" for name in lines[0]]
     table = [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
@@ -120,21 +123,31 @@ def _nearest_width(place: Mapping[Any, Any]) -> float:
     return published.nearest_width(place[schema.PARAM_MODEL], place[schema.PARAM_DATASET], place[schema.PARAM_WIDTH])
 
 
-def _paper_accuracy(paper: pd.DataFrame, place: Mapping[str, Any], row: str) -> float | None:
-    """Return the paper's mean accuracy (percent) of a row in a cell; None if it has none."""
-    where = {name: place[name] for name in cells.CELL}
-    if row == cells.DENSE:
-        where |= {schema.PARAM_SPARSITY: stats.NAN, schema.PARAM_REWIND_EPOCH: pd.NA}
-    known = {**where, "method": row, "measure": schema.TEST_ACCURACY, schema.PARAM_MATCH_EPOCH: pd.NA}
-    found = facets.at(paper, known)["paper_mean"]
-    return float(found.iloc[0]) if len(found) else None
+def _paper_accuracies(paper: pd.DataFrame, by: Sequence[str]) -> dict[Place, float]:
+    """Return the paper's mean accuracies (percent) by :func:`_where`, from :func:`versus_paper.table`."""
+    found = paper[(paper["measure"] == schema.TEST_ACCURACY) & paper[schema.PARAM_MATCH_EPOCH].isna()]
+    return {_where(line, line["method"], by): line["paper_mean"] for line in found.to_dict("records")}
 
 
-def _paper_gain(paper: pd.DataFrame, place: Mapping[str, Any]) -> str:
+def _where(place: Mapping[Any, Any], row: str, by: Sequence[str]) -> Place:
+    """Return a place in the grid, with every setting that the study varies, and a row: not all masks are the paper's.
+
+    The paper's dense nets depend neither on masks nor on how nets are trained under them.
+    """
+    names = (*cells.TASK, schema.PARAM_WIDTH) if row == cells.DENSE else by
+    return (*_values({name: place[name] for name in names}), row)
+
+
+def _values(place: Mapping[Any, Any]) -> Place:
+    """Return the values of a place so that they can be looked up: a missing value is equal to another one."""
+    return tuple(None if pd.isna(value) else value for value in place.values())
+
+
+def _paper_gain(nearest: Mapping[Place, float], place: Mapping[str, Any], by: Sequence[str]) -> str:
     """Return the paper's permuted - naive (points) at its width nearest to a cell's, as text; empty if it has none."""
     width = _nearest_width(place)
     at = {**place, schema.PARAM_WIDTH: width}
-    permuted, naive = (_paper_accuracy(paper, at, row) for row in (cells.PERMUTED, cells.NAIVE))
+    permuted, naive = (nearest.get(_where(at, row, by)) for row in (cells.PERMUTED, cells.NAIVE))
     if permuted is None or naive is None:
         return ""
     where = "" if width == place[schema.PARAM_WIDTH] else f" at {labels.value(schema.PARAM_WIDTH, width)}:"

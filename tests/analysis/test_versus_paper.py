@@ -1,18 +1,23 @@
 """Ours beside the paper's: what is compared with what, how far apart it is, and what is said about it."""
 
+import dataclasses
 import json
 import math
+import re
 
 import pandas as pd
 import pytest
 import synthetic_effects as synthetic
+import synthetic_runs
 import synthetic_spaces
 from scipy import stats as scipy_stats
 
+from analysis import load
 from analysis.drawing.signs import DASH, TIMES
 from analysis.figures import versus_paper
 from analysis.paper import numbers
-from search_spaces import SearchSpace
+from analysis.record import readme
+from search_spaces import SPACES, SearchSpace
 from study.plan import override
 from study.tracking.labels import run_params, settings_tag
 from trainables import schema
@@ -126,6 +131,35 @@ def test_masks_of_another_dataset_are_not_the_papers(frame):
     foreign = frame.assign(mask_dataset=["svhn"] * len(frame))
     assert versus_paper.table(foreign).empty
     assert len(versus_paper.table(frame.assign(mask_dataset="cifar10"))) == 4
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """Return a function that reads a study of masks from CIFAR-10 and from SVHN on either dataset."""
+    folder = tmp_path_factory.mktemp("foreign")
+    for dataset, methods in (("cifar10", "dense,naive,permuted"), ("svhn", "dense,naive,permuted")):
+        values = ["mask_dataset=cifar10,svhn", "sparsity=0.9", "rewind_epoch=10", "width=1", f"method={methods}"]
+        space = override(SPACES["resnet20_width_sweep"], [*values, f"dataset={dataset}"])
+        synthetic_spaces.write_space(folder, dataclasses.replace(space, name=dataset))
+    return lambda name: load.runs(name, synthetic_runs.tracking_uri(folder))
+
+
+def test_where_masks_are_from_several_datasets_the_papers_numbers_are_for_its_own(foreign):
+    found = versus_paper.table(foreign("cifar10"))
+    accuracies = found[found["measure"] == schema.TEST_ACCURACY]
+    lines = accuracies[["method", "mask_dataset", "ours_n"]].sort_values("method").to_numpy().tolist()
+    assert lines == [["dense", "cifar10", 6], ["naive", "cifar10", 3], ["permuted", "cifar10", 3]]
+    assert set(versus_paper.table(foreign("svhn"))["mask_dataset"].dropna()) == {"cifar10"}
+
+
+def test_a_record_shows_the_papers_numbers_beside_nets_under_its_masks_only(foreign):
+    for dataset, theirs in (("cifar10", ["92.88", "89.50", "88.83"]), ("svhn", ["94.47", "92.93"])):
+        head, _, *lines = readme.results(foreign(dataset))[:4]
+        assert "mask_dataset" in head
+        shown = {line.split(" | ")[3]: re.findall(r"<br>paper ([0-9.]+)", line) for line in lines}
+        dense = theirs[:1] if dataset == "cifar10" else []
+        assert shown["svhn"] == dense, "the dense net has no mask"
+        assert len(shown["cifar10"]) == len(theirs)
 
 
 def test_early_matches_are_compared_with_table_15():
