@@ -27,8 +27,11 @@ SHARED = (
     f"over the cells that all pairs of a width have in common. {RHO}: Spearman's rank correlation of quality and "
     "gain; within widths: the same within each width, because width changes match and gain alike."
 )
-CAPTION = f"{SHARED} One point per match."
-TABLE_CAPTION = f"{SHARED} With 95 % intervals."
+CAPTION = f"{SHARED} One point per match; if pairs of nets have several, n says of how many pairs the matches are."
+TABLE_CAPTION = (
+    f"{SHARED} Pairs: of a net A and a net B of one width. With 95 % intervals where each pair has one match: several "
+    "matches of a pair share its naive and LTH nets, so they are not independent."
+)
 EXCESS = "correlation_excess"
 QUALITIES = {
     schema.MEAN_CORRELATION: "Mean correlation of matched units",
@@ -45,7 +48,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 @once
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one line per match whose permuted nets can be compared with naive ones.
+    """Return one line per match whose permuted nets can be compared with naive ones, and combination of settings.
 
     Columns: ``model``, ``dataset``, ``width``, ``row`` (how it was matched: ``permuted`` or ``permuted:weight``, see
     :func:`analysis.cells.rows`), settings that the study varies; ``pair``, ``match`` (key); ``mean_correlation``,
@@ -53,8 +56,29 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     following are means over; ``gain`` (percentage points), ``share`` (percent of the gap from naive to LTH, missing
     where LTH is not ahead).
     """
+    return _lines(frame, cells.varied(frame))
+
+
+@once
+def points(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one line per match: :func:`table`, averaged over the settings on which no match depends.
+
+    Such settings, as the learning rate of sparse nets, count as cells. A match that counted once for each of their
+    values would look like several matches.
+    """
+    return _lines(frame, _settings(frame))
+
+
+def _settings(frame: pd.DataFrame) -> list[str]:
+    """Return the settings that the study varies and on which its matches depend."""
+    matches = facets.finished(frame, schema.MATCH)
+    return [name for name in cells.varied(frame) if matches[name].notna().any()]
+
+
+def _lines(frame: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
+    """Return what :func:`table` documents, with lines of their own for the values of these settings only."""
     lines: list[dict[str, Any]] = []
-    matches, by = _matches(frame), [*PLACE, *cells.varied(frame)]
+    matches, by = _matches(frame), [*PLACE, *settings]
     for place, group in facets.places(_gains(frame, matches), by):
         wide = group.groupby([cells.PAIR, "match", "cell"])[["gain", "gap"]].mean().unstack("cell")
         shared = wide["gain"].dropna(axis="columns").columns
@@ -95,29 +119,35 @@ def _gains(frame: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
 def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rank correlation of each quality with each outcome, one line per task.
 
-    Columns: ``model``, ``dataset``, ``outcome`` (``gain`` or ``share``), ``quality``, ``matches``, ``rho``, ``low``,
-    ``high`` (95 %); ``within``, ``within_low``, ``within_high``: the same within each width (and recipe, if the study
-    varies it), missing if there is only one.
+    Columns: ``model``, ``dataset``, ``outcome`` (``gain`` or ``share``), ``quality``, ``matches``, ``pairs`` (of nets A
+    and B that these matches are of), ``rho``, ``low``, ``high`` (95 %); ``within``, ``within_low``, ``within_high``:
+    the same within each width (and setting on which matches depend, if the study varies it), missing if there is only
+    one. Intervals are missing where a pair has several matches: these share its naive and LTH nets.
     """
-    lines, by = [], [schema.PARAM_WIDTH, *cells.varied(frame)]
-    for task, group in facets.places(table(frame), cells.TASK):
-        groups = group.groupby(by, dropna=False).ngroup().tolist()
+    lines, by = [], [schema.PARAM_WIDTH, *_settings(frame)]
+    for task, group in facets.places(points(frame), cells.TASK):
         for outcome in OUTCOMES:
             for quality in QUALITIES:
-                points = (group[quality].tolist(), group[outcome].tolist())
-                one, within = stats.rank_correlation(*points), stats.rank_correlation(*points, within=groups)
-                line = {**task, "outcome": outcome, "quality": quality, "matches": one.n}
-                line |= {"rho": one.value, "low": one.low, "high": one.high}
-                if len(set(groups)) > 1:
-                    line |= {"within": within.value, "within_low": within.low, "within_high": within.high}
+                here = group.dropna(subset=[quality, outcome])
+                widths, pairs = (here.groupby(names, dropna=False).ngroup() for names in (by, [*by, cells.PAIR]))
+                values = (here[quality].tolist(), here[outcome].tolist())
+                one, within = stats.rank_correlation(*values), stats.rank_correlation(*values, within=widths.tolist())
+                line = {**task, "outcome": outcome, "quality": quality, "matches": one.n, "pairs": pairs.nunique()}
+                line |= {"rho": one.value}
+                if widths.nunique() > 1:
+                    line |= {"within": within.value}
+                if pairs.is_unique:
+                    line |= {"low": one.low, "high": one.high}
+                if pairs.is_unique and widths.nunique() > 1:
+                    line |= {"within_low": within.low, "within_high": within.high}
                 lines.append(line)
     numbers = ["rho", "low", "high", "within", "within_low", "within_high"]
-    return pd.DataFrame(lines, columns=[*cells.TASK, "outcome", "quality", "matches", *numbers])
+    return pd.DataFrame(lines, columns=[*cells.TASK, "outcome", "quality", "matches", "pairs", *numbers])
 
 
 def figure(frame: pd.DataFrame) -> Figure:
     """Return the figure: two rows of panels per task, a column per quality; colour: width, marker: the matching."""
-    numbers = table(frame)
+    numbers = points(frame)
     widths, rows = sorted(numbers[schema.PARAM_WIDTH].unique()), cells.row_order(numbers[cells.ROW])
     drawn, panels = grid.panels(
         correlations(frame),
@@ -130,7 +160,8 @@ def figure(frame: pd.DataFrame) -> Figure:
     for panel in itertools.chain(*panels):
         quality, outcome = panel.place["quality"], panel.place["outcome"]
         here = facets.at(numbers, {name: panel.place[name] for name in cells.TASK}).dropna(subset=[quality, outcome])
-        style.title(panel.axes, _said(panel.lines.iloc[0]), f"n = {len(here)}")
+        correlation = panel.lines.iloc[0]
+        style.title(panel.axes, _said(correlation), _count(correlation))
         if panel.leads:
             style.label(panel.axes, y=", ".join(filter(None, [panel.heading, OUTCOMES[outcome]])))
         _panel(panel.axes, here, quality, outcome, widths, rows)
@@ -170,6 +201,12 @@ def _said(found: pd.Series) -> str:
     return ", ".join(f"{name} = {stats.format_difference(rho)}" for name, rho in values.items() if not pd.isna(rho))
 
 
+def _count(found: pd.Series) -> str:
+    """Return the number of matches, and of pairs of nets if that is smaller."""
+    matches, pairs = int(found["matches"]), int(found["pairs"])
+    return f"n = {matches}" if matches == pairs else f"n = {matches} of {labels.plural(pairs, 'pair')}"
+
+
 @once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rank correlations as people read them."""
@@ -180,15 +217,14 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
         shown = labels.place(line, named) | {"match": QUALITIES[line["quality"]], "outcome": OUTCOMES[line["outcome"]]}
         rho = stats.format_difference(line["rho"], line["low"], line["high"])
         within = stats.format_difference(line["within"], line["within_low"], line["within_high"])
-        lines.append(
-            {**shown, f"{RHO} [95 % CI] (n)": f"{rho or DASH} ({line['matches']})", f"{RHO} within widths": within}
-        )
+        said = {f"{RHO} [95 % CI] (n)": f"{rho or DASH} ({line['matches']})", f"{RHO} within widths": within}
+        lines.append({**shown, **said, "pairs": str(line["pairs"])})
     return pd.DataFrame(lines)
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
     """Return what the figure leaves out, one sentence each."""
-    numbers = table(frame)
+    numbers = points(frame)
     if numbers.empty:
         return ["No match has permuted nets yet that can be compared with naive ones of the same pair and cell."]
     absent = [label.removesuffix(" (nats)") for name, label in QUALITIES.items() if numbers[name].isna().all()]

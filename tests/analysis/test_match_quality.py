@@ -85,6 +85,42 @@ def test_within_widths_only_matches_of_one_width_are_compared():
     assert (one["rho"], one["within"]) == pytest.approx((stats.rank_correlation(*values).value, within.value))
 
 
+def test_a_match_counts_once_whatever_settings_vary_that_it_does_not_depend_on():
+    lines = [line for line in study() if line["stage"] == schema.MATCH]
+    for rate, more in ((0.02, 0.0), (0.05, 1.0), (0.1, 2.0)):
+        gains = [gain + more for gain in GAIN]
+        lines += [{**line, "sparse_lr": rate} for line in study(gains=gains) if line["stage"] == schema.SPARSE]
+    frame = synthetic.runs(lines).astype({"sparse_lr": "Float64"})
+    frame.attrs[schema.VARIED] = ["sparse_lr"]
+    assert len(match_quality.table(frame)) == 3 * 3
+    found = match_quality.points(frame).set_index("match")
+    assert found.loc[KEYS, "gain"].tolist() == pytest.approx([gain + 1 for gain in GAIN])
+    assert set(found["cells"]) == {2 * 3}
+    one = match_quality.correlations(frame).iloc[0]
+    assert (one["matches"], one["pairs"]) == (3, 3)
+    assert [axes.get_title(loc="right") for axes in match_quality.figure(frame).axes] == ["n = 3"] * 6
+
+
+def test_several_matches_of_a_pair_have_no_interval_and_their_pairs_are_counted():
+    other = [
+        {**line, "matcher": "weight"}
+        for line in study(keys=["d" * 64, "e" * 64, "f" * 64], gains=[0.2, 0.1, 0.4], matcher="weight")
+        if line["stage"] == schema.MATCH or line.get("method") == "permuted"
+    ]
+    wide = study(width=4.0, keys=["1" * 64, "2" * 64, "3" * 64], gains=[11.0, 10.0, 13.0])
+    several = synthetic.runs([*study(), *other, *wide])
+    found = match_quality.correlations(several)
+    assert set(zip(found["matches"], found["pairs"], strict=True)) == {(9, 6)}
+    assert found["rho"].notna().all()
+    assert found["within"].notna().all()
+    assert found[["low", "high", "within_low", "within_high"]].isna().all(axis=None)
+    assert match_quality.formatted(several)["pairs"].tolist() == ["6"] * 6
+    assert {axes.get_title(loc="right") for axes in match_quality.figure(several).axes} == {"n = 9 of 6 pairs"}
+    alone = match_quality.correlations(synthetic.runs([*study(), *wide]))
+    assert set(zip(alone["matches"], alone["pairs"], strict=True)) == {(6, 6)}
+    assert alone[["low", "high"]].notna().all(axis=None)
+
+
 def test_other_matchers_are_rows_and_the_identity_stands_for_naive():
     lines = study()
     moved = {"naive": ("i", "identity"), "permuted": ("", "activation")}
