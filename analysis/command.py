@@ -7,11 +7,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from analysis.drawing.media import DEFAULT, STYLES, drawing_for
 from trainables.host.databases import default_tracking_uri
-from trainables.host.places import expanded
+from trainables.host.places import expanded, folder_of
 from trainables.host.terminal import OK, refused
 
 if TYPE_CHECKING:
@@ -77,10 +76,8 @@ def tracking_uri(arguments: argparse.Namespace) -> str:
 
 def _local(storage: str) -> Path:
     """Return a path or ``file://`` URI as a path; the default storage for an object store, which holds no database."""
-    if "://" not in storage:
-        return expanded(storage)
-    parts = urlsplit(storage)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else Path(DEFAULT_STORAGE)
+    found = folder_of(storage)
+    return Path(DEFAULT_STORAGE) if found is None else expanded(found)
 
 
 def guarded(arguments: argparse.Namespace, action: Callable[[argparse.Namespace], None]) -> int:

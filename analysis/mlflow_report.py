@@ -14,10 +14,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from trainables import schema
-from trainables.host.databases import misplaced, sqlite_file
+from trainables.host.databases import artifact_folder, misplaced, sqlite_file
 from trainables.host.redaction import redact, redact_text
 from trainables.schema import FINISHED
 
@@ -120,14 +119,13 @@ def _check_place(location: str, tracking_uri: str) -> None:
     Raises:
         NotLogged: the folder is elsewhere.
     """
-    parts, database = urlsplit(location), sqlite_file(tracking_uri)
-    if parts.scheme not in ("", "file"):
+    folder, database = artifact_folder(location), sqlite_file(tracking_uri)
+    if folder is None:
         return
     if database is not None and (reason := misplaced(location, database)):
         raise NotLogged(f"the database is of no use for it: {reason}")
-    folder = Path(unquote(parts.path)).resolve()
     if database is None and not folder.is_dir():
-        raise NotLogged(f"the experiment keeps its artifacts in {folder}, which is not on this machine")
+        raise NotLogged(f"the experiment keeps its artifacts in {folder.resolve()}, which is not on this machine")
 
 
 @contextlib.contextmanager

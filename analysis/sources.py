@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from analysis.record import folder
 from trainables import schema
 from trainables.checks import suggestion
-from trainables.host.databases import ARTIFACTS, deleted, opened, sqlite_file, without_collector
+from trainables.host.databases import ARTIFACTS, artifact_folder, deleted, opened, sqlite_file, without_collector
 from trainables.host.redaction import redact, redact_text
 
 if TYPE_CHECKING:
@@ -323,10 +322,8 @@ class _Database(Source):
         }
 
     def text(self, record: Record, artifact: str) -> str:
-        parts = urlsplit(record.artifacts)
-        if parts.scheme not in ("", "file"):
+        if (folder := artifact_folder(record.artifacts)) is None:
             return super().text(record, artifact)
-        folder = Path(unquote(parts.path))
         if not folder.exists() and ARTIFACTS in folder.parts:  # in a copied storage they lie beside the database
             folder = self._file.parent.joinpath(*folder.parts[folder.parts.index(ARTIFACTS) :])
         return _read(folder / artifact)

@@ -285,6 +285,7 @@ def asked(*options):
         ("outputs", "sqlite:///outputs/mlflow.db"),
         ("/data/study", "sqlite:////data/study/mlflow.db"),
         ("file:///data/my%20study", "sqlite:////data/my study/mlflow.db"),
+        ("file:///data/a#b", "sqlite:////data/a#b/mlflow.db"),  # where study.run keeps it
         ("s3://bucket/study", "sqlite:///outputs/mlflow.db"),
     ],
 )

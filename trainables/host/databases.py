@@ -117,16 +117,27 @@ def deleted(uri: str, experiment: str, number: str) -> str:
     return f"its experiment {experiment!r} has been deleted; {choices} or record elsewhere (--tracking-uri)"
 
 
+def artifact_folder(location: str) -> Path | None:
+    """Return the local folder of an artifact location as MLflow reads it; None if it is elsewhere, as in ``s3://``.
+
+    MLflow decodes ``%20`` even in a path, and ends the path of a ``file:`` URI, but not a path, at a ``?`` or ``#``.
+    """
+    parts = urlsplit(location)
+    if parts.scheme not in ("", "file"):
+        return None
+    return Path(unquote(parts.path if parts.scheme else location))
+
+
 def misplaced(location: str, database: Path) -> str | None:
     """Return what is wrong with an experiment's artifact folder; None if nothing is.
 
     MLflow writes to the path or URI that an experiment names. If the database was copied or moved, MLflow would write
     to the original's folder, or create the path where nobody looks for it.
     """
-    parts = urlsplit(location)
-    if parts.scheme not in ("", "file") or not parts.path:
+    named = artifact_folder(location)
+    if named in (None, Path()):
         return None
-    folder, home = Path(unquote(parts.path) if parts.scheme else location).resolve(), database.resolve().parent
+    folder, home = named.resolve(), database.resolve().parent
     if folder.is_relative_to(home):
         return None
     if (home / ARTIFACTS).is_dir():

@@ -28,10 +28,19 @@ def located(place: str | os.PathLike[str], base: str | os.PathLike[str] = "") ->
         place: a URI, which is returned unchanged unless it is ``file://``, or a path, whose leading ``~`` is expanded.
         base: what a path is relative to; by default, the current directory.
     """
+    folder = folder_of(place)
+    return os.fspath(place) if folder is None else os.path.abspath(Path(base, expanded(folder)))
+
+
+def folder_of(place: str | os.PathLike[str]) -> Path | None:
+    """Return the path that a path or a ``file://`` URI names; None for any other URI, such as ``s3://bucket/prefix``.
+
+    In a URI, ``%20`` is a space, and ``?`` and ``#`` belong to the path, as in a path.
+    """
     text = os.fspath(place)
     if text.startswith("file://"):
-        text = unquote(text.removeprefix("file://"))
-    return text if is_uri(text) else os.path.abspath(Path(base, expanded(text)))
+        return Path(unquote(text.removeprefix("file://")))
+    return None if is_uri(text) else Path(text)
 
 
 def is_uri(place: str) -> bool:

@@ -10,11 +10,20 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from analysis import sources
 from study.tracking.destination import _ask_database, check_tracking
 from trainables.host import databases
-from trainables.host.databases import default_tracking_uri, refusal, sqlite_file, sqlite_uri
+from trainables.host.databases import (
+    ARTIFACTS,
+    artifact_folder,
+    default_tracking_uri,
+    misplaced,
+    refusal,
+    sqlite_file,
+    sqlite_uri,
+)
 from trainables.storage import StorageError
 
 NAMES = ("plain", "a b", "a%20b", "a?b=c", "a#b", "100%", "it's", "ü&;=")
@@ -48,6 +57,22 @@ def test_names_come_back_with_either_sqlalchemy(name: str, decodes: bool, monkey
     monkeypatch.setattr(databases, "_decodes", lambda: decodes)
     file = Path("/folder", name, "mlflow.db")
     assert sqlite_file(sqlite_uri(file)) == file
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_artifacts_are_looked_for_where_mlflow_writes_them(name: str, tmp_path: Path) -> None:
+    for location in (f"/folder/{name}/artifacts", Path("/folder", name, "artifacts").as_uri()):
+        assert artifact_folder(location) == Path(local_file_uri_to_path(location))
+    home = tmp_path / "a b"
+    (home / ARTIFACTS).mkdir(parents=True)
+    for location in (f"{tmp_path}/a%20b/{ARTIFACTS}", (home / ARTIFACTS).as_uri()):
+        assert misplaced(location, home / "mlflow.db") is None
+
+
+@pytest.mark.parametrize("location", ["s3://bucket/a", "mlflow-artifacts:/1", "dbfs:/a"])
+def test_artifacts_elsewhere_have_no_folder_here(location: str, tmp_path: Path) -> None:
+    assert artifact_folder(location) is None
+    assert misplaced(location, tmp_path / "mlflow.db") is None
 
 
 def change(file: Path, *statements: str) -> None:

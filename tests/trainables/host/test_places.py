@@ -61,6 +61,13 @@ def test_a_known_user_keeps_both(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(os.environ) == before
 
 
+def test_a_folder_is_named_by_a_path_or_a_uri() -> None:
+    assert places.folder_of("~/a%20b?c#d") == Path("~/a%20b?c#d")
+    assert places.folder_of("file:///a%20b?c#d") == Path("/a b?c#d")
+    assert places.folder_of("s3://bucket/prefix") is None
+    assert places.located("file:///a%20b?c#d") == "/a b?c#d"
+
+
 def test_the_users_cache_comes_before_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert places.first_writable(places.cache_folders(), "this") == tmp_path / "cache" / places.CACHE
