@@ -22,12 +22,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import IO
-from urllib.parse import urlsplit
 
 from analysis import command, sources
 from study.tracking.views import address
 from trainables.host import terminal
-from trainables.host.databases import refusal, sqlite_file, sqlite_uri
+from trainables.host.databases import is_server, refusal, sqlite_file, sqlite_uri
 from trainables.host.redaction import redact, redact_text
 
 HOST, PORT, LAST_PORT = "127.0.0.1", 5000, 65_535
@@ -59,7 +58,7 @@ def pages(tracking_uri: str, port: int | None = None) -> Iterator[str]:
     Raises:
         OSError: the port is not free, or the server does not start.
     """
-    if urlsplit(tracking_uri).scheme in ("http", "https"):
+    if is_server(tracking_uri):
         yield tracking_uri.rstrip("/")
         return
     database = sqlite_file(tracking_uri)

@@ -13,7 +13,7 @@ from study.plan import Plan
 from study.scheduling.states import BLOCKED, FAILED
 from study.tracking.delivery import Tracker
 from study.tracking.labels import name_in
-from trainables.host.databases import DATABASE, sqlite_file
+from trainables.host.databases import DATABASE, is_server, sqlite_file
 from trainables.host.redaction import redact, redact_text
 from trainables.storage.store import StorageError, Store
 
@@ -139,7 +139,7 @@ def print_next_steps(plan: Plan, store: Store, tracking_uri: str, page: str | No
     if not (store.is_local and sqlite_file(tracking_uri) == store.root / DATABASE):
         options += ["--tracking-uri", redact(tracking_uri)]
     print(f"report:  {shlex.join(['python', '-m', 'analysis.report', *options])}")
-    if tracking_uri.startswith(("http://", "https://")):
+    if is_server(tracking_uri):
         print(f"browse:  {redact(tracking_uri).rstrip('/')}/{f'#{page}' if page else ''}")
         return
     print(f"browse:  {shlex.join(['python', '-m', 'study.browse', *options])}")

@@ -6,13 +6,13 @@ import datetime
 import html
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 import pandas as pd
 
 from analysis import labels
 from analysis.load import fixed_settings
 from trainables import schema
+from trainables.host.databases import is_server
 from trainables.host.redaction import redact
 from trainables.knobs import KNOBS, MATCHING, NETWORK, PRUNING, READING, REWINDING, TRAINING
 from trainables.training.way import SETTINGS
@@ -43,7 +43,7 @@ def facts(frame: pd.DataFrame, space: str, tracking_uri: str) -> dict[str, str]:
     set_aside, reused = frame.attrs.get("set_aside", 0), int(frame["reused"].sum())
     experiment = frame.attrs.get("experiment", "")
     where = f"experiment {space} (ID {experiment}) in {redact(tracking_uri)}"
-    if urlsplit(tracking_uri).scheme in ("http", "https"):
+    if is_server(tracking_uri):
         where += f", {redact(tracking_uri).rstrip('/')}/#/experiments/{experiment}"
     shared = f", of which {reused} were reused from the storage" if reused else ""
     return {

@@ -18,7 +18,7 @@ import urllib.request
 from functools import partial
 
 from trainables.checks import known
-from trainables.host.databases import DELETED, deleted, other_version, refusal, sqlite_file
+from trainables.host.databases import DELETED, deleted, is_server, other_version, refusal, sqlite_file
 from trainables.host.redaction import redact, redact_text
 from trainables.storage import patiently
 from trainables.storage.store import StorageError
@@ -55,7 +55,7 @@ def check_tracking(uri: str, experiment: str = "", timeout: float = 10.0) -> Non
     if scheme in ("", "file"):
         folder = redact(uri).removeprefix("file://")
         raise ValueError(f"tracking URI {redact(uri)!r} is a directory; use sqlite:///{folder}/mlflow.db")
-    if scheme in ("http", "https"):
+    if is_server(uri):
         _check_server(uri, experiment, timeout)
     elif scheme in _DATABASES:
         _check_database(uri, driver or _DATABASES[scheme], experiment)

@@ -42,6 +42,11 @@ def sqlite_uri(file: Path) -> str:
     return f"sqlite:///{encoded}" if _decodes() else f"sqlite:///file:{encoded}?uri=true"
 
 
+def is_server(uri: str) -> bool:
+    """Return whether a tracking URI is that of an MLflow server rather than a database, a path or another service."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
 def sqlite_file(uri: str) -> Path | None:
     """Return the database file of an SQLite URI; None for another kind of URI or a database in memory."""
     scheme, _, rest = uri.partition(":///")
@@ -111,7 +116,7 @@ def deleted(uri: str, experiment: str, number: str) -> str:
     """Return a message on a deleted experiment, given its name and MLflow's ID, that says what the user can do."""
     restore = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {number}"
     choices = f"restore it (`{restore}`)"
-    if not uri.startswith("http"):  # a server's database is elsewhere
+    if not is_server(uri):  # a server's database is elsewhere
         remove = shlex.join(["mlflow", "gc", "--backend-store-uri", uri, "--experiment-ids", number])
         choices += f", remove it for good (`{remove}`),"
     return f"its experiment {experiment!r} has been deleted; {choices} or record elsewhere (--tracking-uri)"

@@ -137,6 +137,13 @@ def test_what_mlflow_would_refuse_is_found_at_the_start_with_its_cure(name: str,
     assert "\n" not in str(caught.value)
 
 
+def test_a_path_that_begins_like_an_address_is_no_server() -> None:
+    assert databases.is_server("https://server:5000/mlflow")
+    assert not databases.is_server("httpdata/mlflow.db")
+    assert "remove it for good" not in databases.deleted("https://server", "here", "1")
+    assert "remove it for good" in databases.deleted("httpdata/mlflow.db", "here", "1")
+
+
 @pytest.mark.parametrize("name", ["deleted experiment", "earlier version", "later version"])
 def test_a_database_that_is_no_file_is_asked_for_the_same(name: str, made: Path, tmp_path: Path) -> None:
     damage, message = REFUSED[name]
