@@ -13,14 +13,12 @@ from trainables.host import terminal
 from trainables.host.places import expanded
 from trainables.storage.store import Store
 
-RECORDS = "records"
-
 
 @terminal.command
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code: 0, or 2 if the request cannot be answered."""
     said = "Add a study's runs to its record, and draw the record's figures and tables."
-    options = command.parser("record", said, out=f"{RECORDS}/NAME/")
+    options = command.parser("record", said, out=f"{folder.RECORDS}/NAME/")
     options.add_argument(
         "--readme", metavar="FILE", help="then write the tables of results that this page has marks for"
     )
@@ -29,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _update(arguments: argparse.Namespace) -> None:
     uri = command.tracking_uri(arguments)
-    out = expanded(arguments.out) if arguments.out else Path(RECORDS) / arguments.space
+    out = expanded(arguments.out) if arguments.out else Path(folder.RECORDS, arguments.space)
     store = None if folder.is_record(uri) else Store(arguments.storage)
     update.add(arguments.space, uri, store, out)
     print(*update.draw(arguments.space, out), sep="\n")

@@ -16,6 +16,8 @@ from typing import Any
 from trainables import schema
 from trainables.storage import documents
 
+RECORDS = "records"
+"""Folder in which a record is kept by default, in a folder named after its study."""
 RUNS, CURVES, STUDY = "runs.csv", "curves.csv", "record.json"
 RUN_COLUMNS = ("key", "name", "status", "started", "ended")
 GROUPS = ("params", "metrics", "tags")
@@ -28,7 +30,7 @@ GUARD = "'"
 FORMULA = ("=", "+", "-", "@", GUARD)
 
 Run = dict[str, Any]
-"""A run as the fields of ``analysis.sources.Run``; its ID is its job's key."""
+"""A run as the fields of ``analysis.sources.Record`` but ``artifacts``; its ID is its job's key."""
 Curves = dict[tuple[str, str], dict[int, float]]
 """Key and metric -> step -> value."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,18 @@ def page(frame: pd.DataFrame, record: Path, written: Iterable[Path]) -> str:
     for name, module in FIGURES.items():
         if f"{name}.svg" in names:
             parts += [f"### {module.TITLE}", f"![{module.TITLE}]({name}.svg)", files.markdown_text(module.CAPTION)]
-    parts += [f"`python -m analysis.record --space {space} --tracking-uri records/{space}` writes this folder again."]
+    parts += [f"`{_drawn_by(space, record)}` writes this folder again."]
     return "\n\n".join(parts) + "\n"
+
+
+def _drawn_by(space: str, record: Path) -> str:
+    """Return the command that draws a record again, where it can without the path of anybody's machine."""
+    here = Path.cwd()
+    path = record.relative_to(here) if record.is_relative_to(here) else record
+    options = ["--space", space, "--tracking-uri", str(path)]
+    if path != Path(folder.RECORDS, space):
+        options += ["--out", str(path)]
+    return shlex.join(["python", "-m", "analysis.record", *options])
 
 
 def refreshed(text: str, root: Path) -> str:

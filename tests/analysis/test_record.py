@@ -7,6 +7,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 import json
 import math
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -187,6 +188,26 @@ def test_a_record_is_drawn_from_its_own_files(study, tmp_path, monkeypatch, caps
         (out / name).unlink()
     assert command.main(["--space", SPACE, "--tracking-uri", str(out)]) == 0
     assert content(out) == whole
+
+
+@pytest.mark.parametrize("place", ["records", "my records", "elsewhere"])
+def test_a_record_says_how_it_is_drawn_again(place, record, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = (tmp_path if place != "elsewhere" else record.parent) / place / SPACE
+    shutil.copytree(record, out)
+    text = readme.page(load.runs(SPACE, str(out)), out, [])
+    said = re.search(r"`python -m analysis\.record (.*)` writes this folder again", text)[1]
+    monkeypatch.setattr(write, "FIGURES", {})
+    assert command.main(shlex.split(said)) == 0
+    assert (out / "README.md").exists()
+    assert (
+        said
+        == {
+            "records": f"--space {SPACE} --tracking-uri records/{SPACE}",
+            "my records": f"--space {SPACE} --tracking-uri 'my records/{SPACE}' --out 'my records/{SPACE}'",
+            "elsewhere": f"--space {SPACE} --tracking-uri {out} --out {out}",
+        }[place]
+    )
 
 
 def test_runs_of_another_recipe_or_study_are_refused(study, tmp_path):
