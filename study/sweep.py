@@ -37,6 +37,7 @@ from study.tracking.cell_runs import CellRuns
 from study.tracking.delivery import Tracker
 from study.tracking.labels import recipe_digest
 from trainables.config import DETERMINISTIC_ON_CPU, TRAINING_CONFIGS
+from trainables.host.clock import now
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK
 from trainables.knobs import UNKEYED
 from trainables.storage.starts import noted
@@ -286,7 +287,7 @@ class _Sweep:
                 if not searcher.unfinished():
                     self._tracker.last()  # it goes on while Ray ends, which takes seconds
         with contextlib.suppress(StorageError):  # the summary also names the failures
-            note_failures(self._store, searcher, round(1000 * time.time()))
+            note_failures(self._store, searcher, now())
 
     @property
     def _halted(self) -> bool:

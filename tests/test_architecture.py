@@ -82,6 +82,7 @@ TORCH_FREE = (
     "trainables.knobs",
     "trainables.methods",
     "trainables.models",
+    "trainables.host.clock",
     "trainables.host.places",
     "trainables.host.redaction",
     "trainables.training.engines",

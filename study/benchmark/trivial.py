@@ -9,7 +9,8 @@ from ray.tune import Trainable
 
 from trainables import schema
 from trainables.graph import snapshot_key
-from trainables.jobs.publishing import environment, now
+from trainables.host.clock import now
+from trainables.jobs.publishing import environment
 from trainables.storage.artifacts import pack_json
 from trainables.storage.store import Store
 from trainables.trial_results import STATUS_OK

@@ -8,7 +8,6 @@ nothing.
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from study.tracking.experiment import Experiment
 from study.tracking.labels import recipe_digest
 from study.tracking.views import view_tags
 from trainables import schema
+from trainables.host.clock import now
 from trainables.host.places import user
 from trainables.host.redaction import redact
 from trainables.host.version import project_commit
@@ -140,7 +140,7 @@ def _show(experiment: Experiment, parent: str, average: Average, runs: list[Any]
     if shown := [run for run in runs if run.data.tags.get(schema.TAG_CONTENT) == content]:
         _delete(experiment, [run for run in runs if run is not shown[0]])
         return
-    now = round(1000 * time.time())
+    when = now()
     tags = {
         schema.TAG_AVERAGE: average.key,
         schema.TAG_LEVEL: average.level,
@@ -150,8 +150,8 @@ def _show(experiment: Experiment, parent: str, average: Average, runs: list[Any]
         SOURCE: "study.run",
         USER: user(),
     }
-    run_id = experiment.client.create_run(experiment.id, now, tags, average.name).info.run_id
-    points = [(name, value, now, step) for (name, step), value in average.points.items()]
+    run_id = experiment.client.create_run(experiment.id, when, tags, average.name).info.run_id
+    points = [(name, value, when, step) for (name, step), value in average.points.items()]
     *full, rest = [points[start : start + BATCH] for start in range(0, max(len(points), 1), BATCH)]
     for batch in full:
         experiment.log(run_id, batch)

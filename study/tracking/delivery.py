@@ -28,6 +28,7 @@ from study.tracking.contents import Row
 from study.tracking.experiment import DatabaseGone, Experiment
 from study.tracking.mlflow_runs import Runs, Unattached
 from study.tracking.views import address
+from trainables.host.clock import now
 from trainables.host.processes import me
 from trainables.host.redaction import redact_text
 from trainables.storage.store import DamagedArtifact, Result, StorageError, Store
@@ -159,10 +160,10 @@ class Tracker:
             key: the job's key.
             error: why it failed.
         """
-        now = round(1000 * time.time())
+        when = now()
         with self._changed:
             rows = self._live.pop(key, _Live()).rows
-            self._end(key, partial(self._runs.fail, key, rows, error, now))
+            self._end(key, partial(self._runs.fail, key, rows, error, when))
 
     def _end(self, key: str, action: Callable[[], None]) -> None:
         self._expected.add(key)

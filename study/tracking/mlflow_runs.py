@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from study.tracking.contents import (
 from study.tracking.experiment import Experiment
 from study.tracking.labels import settings_tag
 from trainables import schema
+from trainables.host.clock import now
 from trainables.host.redaction import redact_text
 from trainables.schema import FAILED, FINISHED, KILLED, RUNNING
 from trainables.storage.store import DamagedArtifact, Result, Store
@@ -293,7 +293,7 @@ class Runs:
         """Log the failure that is noted in the store, unless the job's run ended at that time or later."""
         if self.is_recorded(key) or (note := self._store.failure(key)) is None:
             return
-        when = int(note.get("at", 0)) or round(1000 * time.time())
+        when = int(note.get("at", 0)) or now()
         if key not in self._runs or when > self._runs[key].ended:
             self.fail(key, [], note["error"], when)
 
@@ -473,7 +473,7 @@ class Runs:
     def _end(self, key: str, run: _Run, status: str, when: int | None = None) -> None:
         self._client.set_terminated(run.id, status, end_time=when)
         run.status, run.complete = status, status == FINISHED
-        run.ended = when or round(1000 * time.time())
+        run.ended = when or now()
         if key in self._doubtful:  # its creation failed once, perhaps only for us: there may be two runs
             self._find(key)
             self._doubtful.discard(key)

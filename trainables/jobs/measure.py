@@ -19,7 +19,8 @@ from trainables.config import (
     PlaneConfig,
 )
 from trainables.graph import Job, Ref
-from trainables.jobs.publishing import Context, Files, Metrics, Row, now, publish
+from trainables.host.clock import now
+from trainables.jobs.publishing import Context, Files, Metrics, Row, publish
 from trainables.jobs.task import TaskData
 from trainables.masks import expected_overlap, mask_overlap
 from trainables.methods import MATCHERS

@@ -20,6 +20,7 @@ from trainables.config import workers_of
 from trainables.data import BY_DEFAULT, Reading
 from trainables.graph import Job, canonical
 from trainables.host import cpu
+from trainables.host.clock import now
 from trainables.host.processes import cores
 from trainables.host.redaction import redact_text
 from trainables.host.version import library_version, project_commit
@@ -202,8 +203,3 @@ def failure_note(error: Exception, context: Context) -> dict[str, Any]:
         "environment": environment(context.device),
         "log": context.log.text(),
     }
-
-
-def now() -> int:
-    """Return the current time in ms since 1970, MLflow's unit."""
-    return round(time.time() * 1000)

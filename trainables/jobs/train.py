@@ -20,6 +20,7 @@ from trainables import schema
 from trainables.config import DenseConfig, PruneConfig, SparseConfig, nothing_left
 from trainables.errors import Verdict, verdict
 from trainables.graph import Job, Ref
+from trainables.host.clock import now
 from trainables.host.usage import Usage
 from trainables.jobs.checkpoints import CheckpointWriter
 from trainables.jobs.measure import measure
@@ -33,7 +34,6 @@ from trainables.jobs.publishing import (
     failure_note,
     in_words,
     manifest,
-    now,
     publish,
 )
 from trainables.jobs.task import TaskData

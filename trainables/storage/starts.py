@@ -11,10 +11,10 @@ import json
 import re
 import secrets
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from trainables.host.clock import now
 from trainables.storage import StorageError, documents
 from trainables.storage.documents import Document, Malformed
 from trainables.storage.lease import RELEASE_SECONDS
@@ -36,12 +36,12 @@ def noted(store: Store, note: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         StorageError: the storage cannot be written.
     """
-    path, document = f"starts/{secrets.token_hex(6)}.json", {**note, "started": _now()}
+    path, document = f"starts/{secrets.token_hex(6)}.json", {**note, "started": now()}
     store.storage.write(path, json.dumps(document).encode())
 
     def end() -> None:
         with contextlib.suppress(StorageError):  # as if the driver had been killed
-            store.storage.write(path, json.dumps({**document, "ended": _now()}).encode())
+            store.storage.write(path, json.dumps({**document, "ended": now()}).encode())
 
     try:
         yield
@@ -72,7 +72,3 @@ def starts(store: Store, space: str) -> dict[str, Document]:
         if document["space"] == space:
             found[named["name"]] = document
     return dict(sorted(found.items(), key=lambda each: each[1]["started"]))
-
-
-def _now() -> int:
-    return round(1000 * time.time())
