@@ -23,9 +23,9 @@ SHARED = (
     f"{DASH} where LTH is not ahead of naive by more than a standard error."
 )
 CAPTION = (
-    f"{SHARED} A line per rewind epoch. Filled markers: p < 0.05 in the paired t test after Holm's correction over "
-    "all cells of the study. Diamonds: mean over the rewind epochs from 1 on. On the right: gap closed. The panels "
-    "of a row share their scale; an arrow means that the interval extends beyond the panel."
+    f"{SHARED} A line per rewind epoch. Filled markers: p < {stats.LEVEL} in the paired t test after Holm's correction "
+    "over all cells of the study. Diamonds: mean over the rewind epochs from 1 on. On the right: gap closed. The "
+    "panels of a row share their scale; an arrow means that the interval extends beyond the panel."
 )
 TABLE_CAPTION = (
     f"{SHARED} Several rewind epochs are averaged within each pair. The interval of the gap closed is Fieller's 95 % "
@@ -105,7 +105,7 @@ def figure(frame: pd.DataFrame) -> Figure:
                 _draw(panel.axes, panel.lines, limits)
     if panels:
         handles = [
-            style.handle("p < 0.05 (Holm)", DRAWN),
+            style.handle(f"p < {stats.LEVEL} (Holm)", DRAWN),
             style.handle("not significant", DRAWN, **style.OPEN),
             style.handle("as good as naive", style.look(cells.NAIVE), marker="None"),
         ]
