@@ -11,7 +11,7 @@ from analysis.drawing import facets
 from analysis.drawing.signs import DASH, MINUS
 from analysis.figures import accuracy_table
 from trainables import schema
-from trainables.schema import FINISHED
+from trainables.schema import FAILED, FINISHED
 
 COLUMNS = 100
 ROWS = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
@@ -99,7 +99,7 @@ def _footer(frame: pd.DataFrame) -> list[str]:
     others = [name for name in cells.row_order(cells.scores(frame)[cells.ROW]) if name not in (*ROWS, cells.IMP)]
     if others:
         said.append(f"Also measured, see the report: {labels.listed(map(labels.method, others))}.")
-    failed = frame[frame["status"] == "FAILED"]
+    failed = frame[frame["status"] == FAILED]
     if len(failed):
         stages = failed[schema.PARAM_STAGE].value_counts()
         said.append("Failed and left out: " + labels.listed(f"{n} {stage}" for stage, n in stages.items()) + ".")

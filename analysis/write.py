@@ -28,6 +28,7 @@ from analysis.figures.table import FIGURES, loader
 from analysis.mlflow_report import NotLogged, log_report
 from analysis.page import coverage, document, headline, how
 from analysis.record.folder import is_record
+from trainables.schema import FINISHED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,7 +166,7 @@ def _head(space: str, question: str, frame: pd.DataFrame) -> str:
         f'<p class="basis">{html.escape(basis)} <a href="#how">How it was computed</a></p>',
     ]
     if not coverage.is_complete(frame):
-        done = f"{(frame['status'] == 'FINISHED').sum()} of {labels.plural(len(frame), 'job')} on record have finished"
+        done = f"{(frame['status'] == FINISHED).sum()} of {labels.plural(len(frame), 'job')} on record have finished"
         parts.append(f'<p class="partial">Not complete: {done}; <a href="#coverage">what is missing</a>.</p>')
     return "\n".join(parts)
 
@@ -248,7 +249,7 @@ def _downloads(written: Iterable[Path]) -> str:
 
 def description(frame: pd.DataFrame) -> str:
     """Return the description of the report's MLflow run, in Markdown."""
-    done = (frame["status"] == "FINISHED").sum()
+    done = (frame["status"] == FINISHED).sum()
     said = files.markdown_text(headline.headline(frame))
     return f"{said}\n\n{done} of {len(frame)} jobs on record finished. Open `{PAGE}` below Artifacts."
 

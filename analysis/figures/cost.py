@@ -14,7 +14,7 @@ from analysis.drawing.signs import TIMES
 from analysis.memo import once
 from trainables import schema
 from trainables.graph import snapshot_key
-from trainables.schema import FINISHED
+from trainables.schema import FAILED, FINISHED
 
 TITLE = "What it cost, and what sharing saved"
 SHARED = CAPTION = (
@@ -164,7 +164,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
     devices = Counter(frame.loc[(frame["status"] == FINISHED) & (frame["device"] != ""), "device"])
     named = [f"{device} ({labels.plural(count, 'job')})" for device, count in devices.most_common()]
     timeless = int(((frame["status"] == FINISHED) & frame[schema.SECONDS].isna()).sum())
-    failed = int((frame["status"] == "FAILED").sum())
+    failed = int((frame["status"] == FAILED).sum())
     return labels.said(
         {
             f"{_duration(reused)} of it was not spent for this study, which reused stored results.": reused > 0,

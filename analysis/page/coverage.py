@@ -6,9 +6,9 @@ import pandas as pd
 
 from analysis import cells, labels
 from trainables import schema
-from trainables.schema import FINISHED
+from trainables.schema import FAILED, FINISHED, KILLED, RUNNING, SCHEDULED
 
-STATUSES = ("FINISHED", "RUNNING", "SCHEDULED", "FAILED", "KILLED")
+STATUSES = (FINISHED, RUNNING, SCHEDULED, FAILED, KILLED)
 
 
 def counts(frame: pd.DataFrame) -> pd.DataFrame:
@@ -31,7 +31,7 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
             "key": run["key"][:12],
             "error": (run["error"].strip().splitlines() or ["not recorded"])[0][:200],
         }
-        for _, run in frame[frame["status"] == "FAILED"].iterrows()
+        for _, run in frame[frame["status"] == FAILED].iterrows()
     ]
     return pd.DataFrame(lines, columns=["job", "key", "error"])
 

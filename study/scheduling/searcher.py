@@ -44,7 +44,7 @@ from trainables.trial_results import (
     by_net,
 )
 
-FINISHED = "FINISHED"
+NO_MORE_TRIALS = "FINISHED"
 """What Ray Tune expects from a search algorithm that has no more trials."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds before the next attempt at a job that died; the pause doubles from the first to the longest."""
@@ -238,7 +238,7 @@ class PlanSearcher:
 
     # --- Ray Tune's side --------------------------------------------------------------------------------------------
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the config of the most urgent ready job; None if no job may start now; FINISHED at the end."""
+        """Return the config of the most urgent ready job; None if no job may start now; NO_MORE_TRIALS at the end."""
         now = self._clock()
         self._confirm()
         room = self._hosts.room()
@@ -250,7 +250,7 @@ class PlanSearcher:
         while self._ready and self._is_homeless(self._ready[0][2]):
             self._fail(heapq.heappop(self._ready)[2], f"no remaining host can run it; {self._outs()}")
         if not (self.trials or self._ready or self._pausing or self._looking):
-            return FINISHED
+            return NO_MORE_TRIALS
         if not self._ready:
             return None
         pool, key = self._pool(), self._ready[0][2]

@@ -12,7 +12,7 @@ from tiny_study import tiny_space
 
 from study.estimate import Estimates
 from study.plan import make_plan
-from study.scheduling.searcher import FINISHED, PlanSearcher
+from study.scheduling.searcher import NO_MORE_TRIALS, PlanSearcher
 from study.scheduling.states import DONE
 from study.tracking.contents import outcome_of
 from trainables import schema
@@ -43,7 +43,7 @@ def test_a_job_that_a_whole_gpu_does_not_hold_goes_on_in_micro_batches(
         say=lines.append,
     )
     with pretended_cuda() as traffic:
-        while (config := searcher.suggest(f"t{len(asked)}")) != FINISHED:
+        while (config := searcher.suggest(f"t{len(asked)}")) != NO_MORE_TRIALS:
             assert isinstance(config, dict)
             asked.append(config.get(schema.MICRO_BATCHES, 1))
             trial, result = PlannedJob.__new__(PlannedJob), {"done": False}

@@ -15,7 +15,7 @@ from study.plan import Plan, make_plan
 from study.scheduling import searcher as searcher_module
 from study.scheduling.hosts import FAILURES, Hosts, Node
 from study.scheduling.placement import Need
-from study.scheduling.searcher import FINISHED, FIRST_PAUSE, LONGEST_PAUSE, PlanSearcher
+from study.scheduling.searcher import FIRST_PAUSE, LONGEST_PAUSE, NO_MORE_TRIALS, PlanSearcher
 from study.scheduling.states import DONE, FAILED, NOT_RUN, RUNNING
 from trainables.storage.store import StorageError
 
@@ -57,7 +57,7 @@ class Cluster:
             config = self.searcher.suggest(f"t{self.trials}")
             if isinstance(config, dict):
                 return f"t{self.trials}", config
-            if config == FINISHED:
+            if config == NO_MORE_TRIALS:
                 return None
             self.now += FIRST_PAUSE
             assert self.now < 100 * LONGEST_PAUSE, "nothing is handed out any more"
@@ -318,5 +318,5 @@ def test_answers_that_come_late_are_not_waited_for(plan: Plan, monkeypatch: pyte
     assert cluster.searcher.suggest("end") is None
     for future in asked.values():
         future.set_result(True)
-    assert cluster.searcher.suggest("end") == FINISHED
+    assert cluster.searcher.suggest("end") == NO_MORE_TRIALS
     assert cluster.states() == {DONE}

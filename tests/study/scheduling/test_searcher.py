@@ -22,11 +22,11 @@ from study.scheduling.cards import CARDS, GIB
 from study.scheduling.hosts import Hosts, Node
 from study.scheduling.placement import Need, group
 from study.scheduling.searcher import (
-    FINISHED,
     FIRST_PAUSE,
     GROWTH_SECONDS,
     HELD_PAUSE,
     LONGEST_PAUSE,
+    NO_MORE_TRIALS,
     STARVING_SECONDS,
     PlanSearcher,
 )
@@ -110,7 +110,7 @@ class Sweep:
             if config is None:
                 assert self.running, "nothing runs and nothing is offered: the sweep would hang"
                 return False
-            if config == FINISHED:
+            if config == NO_MORE_TRIALS:
                 assert not self.running
                 return True
             assert isinstance(config, dict)
@@ -160,7 +160,7 @@ def test_what_is_published_is_neither_suggested_nor_waited_for(plan: Plan) -> No
 
 
 def test_nothing_to_do_is_finished_at_once(plan: Plan) -> None:
-    assert new_searcher(plan, set(plan.jobs)).suggest("t") == FINISHED
+    assert new_searcher(plan, set(plan.jobs)).suggest("t") == NO_MORE_TRIALS
 
 
 def test_longest_chain_first(plan: Plan) -> None:
@@ -226,7 +226,7 @@ def test_job_that_died_is_tried_again_after_pauses_that_double(plan: Plan) -> No
         died = clock.now
         while (offer := searcher.suggest(f"t{attempt}")) is None:
             clock.now += 0.5
-        if offer == FINISHED:
+        if offer == NO_MORE_TRIALS:
             break
         pauses.append(clock.now - died)
         searcher.on_trial_complete(f"t{attempt}", None, error=True)
@@ -267,7 +267,7 @@ def test_every_job_may_die_as_often_as_there_are_retries(plan: Plan) -> None:
         if (config := searcher.suggest(f"t{trial}")) is None:
             clock.now += 1.0
             continue
-        if config == FINISHED:
+        if config == NO_MORE_TRIALS:
             break
         seen[config["key"]] += 1
         died = seen[config["key"]] == 1
@@ -282,7 +282,7 @@ def die_in_epoch(searcher: PlanSearcher, clock: Clock, epochs: list[int]) -> int
     for attempt, epoch in enumerate(epochs):
         while (offer := searcher.suggest(f"t{attempt}")) is None:
             clock.now += 1.0
-        if offer == FINISHED:
+        if offer == NO_MORE_TRIALS:
             return attempt
         assert isinstance(offer, dict)
         for step in range(1, epoch + 1):
@@ -385,7 +385,7 @@ def shares(searcher: PlanSearcher, result: Mapping[str, Any] = NO_MEMORY) -> lis
     for attempt in itertools.count():
         while (offer := searcher.suggest(f"t{attempt}")) is None:
             clock.now += 1.0
-        if offer == FINISHED:
+        if offer == NO_MORE_TRIALS:
             return asked
         assert isinstance(offer, dict)
         asked.append(offer["resources"].get("GPU", 0.0))
@@ -425,7 +425,7 @@ def test_a_batch_that_a_whole_gpu_does_not_hold_is_divided_down_to_the_least_mic
     searcher = new_searcher(plan, set(others), needs=ask(plan, CPU=1, GPU=1.0), say=(lines := list[str]()).append)
     asked = [out_of_memory(searcher, f"t{attempt}").get(schema.MICRO_BATCHES) for attempt in range(4)]
     assert asked == [None, 2, 4, 8], "128 images are eight micro-batches of 16"
-    assert (searcher.suggest("t4"), searcher.state[dense[0]]) == (FINISHED, FAILED)
+    assert (searcher.suggest("t4"), searcher.state[dense[0]]) == (NO_MORE_TRIALS, FAILED)
     assert "with batches of 128 images in 2 micro-batches" in lines[0]
     assert searcher.recurring == {dense[0]}
 
@@ -436,7 +436,7 @@ def test_all_trained_networks_of_a_group_are_divided_alike_and_measurements_for_
     width = plan.jobs[first["key"]].config.task.width
     for number in itertools.count():
         config = searcher.suggest(f"t{number}")
-        if config == FINISHED:
+        if config == NO_MORE_TRIALS:
             break
         assert isinstance(config, dict)
         job = plan.jobs[config["key"]]
@@ -489,7 +489,7 @@ def test_out_of_memory_on_a_whole_card_is_tried_on_a_larger_kind_only(plan: Plan
     searcher = PlanSearcher(plan, todo, estimates, {}, 0, hosts=Hosts(lambda: nodes), needs=small, clock=Clock())
     places = []
     for attempt in itertools.count():
-        if (offer := searcher.suggest(f"t{attempt}")) == FINISHED:
+        if (offer := searcher.suggest(f"t{attempt}")) == NO_MORE_TRIALS:
             break
         assert isinstance(offer, dict)
         (allowed,) = nodes.keys() - set(offer["avoided"])
@@ -533,7 +533,7 @@ def test_storage_that_stays_away_halts_the_sweep(plan: Plan) -> None:
     assert searcher.suggest("more") is None, "those that run may end"
     for number in range(2, len(configs)):
         searcher.on_trial_complete(f"t{number}", None, error=True)
-    assert searcher.suggest("more") == FINISHED
+    assert searcher.suggest("more") == NO_MORE_TRIALS
     assert Counter(searcher.state.values()) == {DONE: 1, NOT_RUN: len(plan.jobs) - 1}
     assert set(searcher.unfinished()) == plan.jobs.keys() - {configs[1]["key"]}
     assert searcher.errors == {}
@@ -665,7 +665,7 @@ def test_config_is_all_that_a_trial_needs(plan: Plan) -> None:
 
     sweep.searcher.suggest = noting  # type: ignore[method-assign]
     sweep.run()
-    assert configs.pop() == FINISHED
+    assert configs.pop() == NO_MORE_TRIALS
     for config in configs:
         cell = Cell.from_mapping(json.loads(config["cell"]))
         jobs = Closure(Ref(job) for job in (target(cell), *measurements(cell))).jobs

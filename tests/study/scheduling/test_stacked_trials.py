@@ -18,7 +18,7 @@ from tiny_study import tiny_space
 from study.estimate import Estimates
 from study.plan import Plan, make_plan
 from study.scheduling.callback import StudyCallback
-from study.scheduling.searcher import FINISHED, LIKE_LENGTH, PlanSearcher
+from study.scheduling.searcher import LIKE_LENGTH, NO_MORE_TRIALS, PlanSearcher
 from study.scheduling.states import BLOCKED, DONE, FAILED, READY, RUNNING
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS
@@ -68,7 +68,7 @@ def test_every_job_is_handed_out_once_with_its_like_after_its_parents(plan: Plan
     running: dict[str, list[str]] = {}
     handed_out: list[str] = []
     sizes = []
-    while (config := searcher.suggest(trial := f"t{len(handed_out)}")) != FINISHED:
+    while (config := searcher.suggest(trial := f"t{len(handed_out)}")) != NO_MORE_TRIALS:
         if isinstance(config, dict):
             keys = running[trial] = keys_of(config)
             sizes.append(len(keys))
@@ -144,7 +144,7 @@ def test_stacks_do_not_dwindle_along_chains() -> None:
     searcher = new_searcher(plan, hosts=one_node(lambda: {"CPU": 2.0}), nets_per_trial=8, ahead=2)
     running: deque[tuple[str, list[str]]] = deque()
     sizes: dict[str, list[int]] = {}
-    while (config := searcher.suggest(trial := f"t{sum(map(len, sizes.values()))}")) != FINISHED:
+    while (config := searcher.suggest(trial := f"t{sum(map(len, sizes.values()))}")) != NO_MORE_TRIALS:
         if config is None:
             over, keys = running.popleft()
             searcher.on_trial_complete(over, ends(keys))
