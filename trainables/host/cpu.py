@@ -18,9 +18,14 @@ def name() -> str:
     return _line("model name") or platform.processor() or platform.machine()
 
 
+def features() -> str:
+    """Return Linux's names of the CPU's features, separated by spaces; empty where the system does not list them."""
+    return _line("flags") or _line("Features")
+
+
 def emulates_bf16() -> bool:
-    """Return whether this CPU is known to lack instructions for bfloat16; a system may not list a CPU's features."""
-    listed = _line("flags") or _line("Features")
+    """Return whether this CPU is known to lack instructions for bfloat16."""
+    listed = features()
     return bool(listed) and set(listed.split()).isdisjoint(BF16_FEATURES)
 
 

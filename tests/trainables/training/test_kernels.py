@@ -572,7 +572,7 @@ def test_libraries_for_different_processors_flags_and_compilers_are_kept_apart(
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     made = [libraries._built(stand_in)]
-    monkeypatch.setattr(libraries, "_processor", lambda: "flags : another processor")
+    monkeypatch.setattr(libraries.cpu, "features", lambda: "those of another processor")
     made.append(libraries._built(stand_in))
     monkeypatch.setattr(libraries, "FLAGS", (*libraries.FLAGS, "-g"))
     made.append(libraries._built(stand_in))

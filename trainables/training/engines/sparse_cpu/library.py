@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.host import cpu
 from trainables.host.places import cache_folders, first_writable
 from trainables.host.toolchain import compiler
 
@@ -126,11 +127,12 @@ def _built(program: str) -> Path:
     """Return the library for this source, compiler and processor; compile it if it is not in the cache."""
     flags = _flags()
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-    made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), version, *flags, platform.machine(), _processor()))
+    # Nodes may share a home directory, but not the code. Where their features are not listed, they are taken for alike.
+    processor = cpu.features() or platform.processor()
+    made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), version, *flags, platform.machine(), processor))
     folder = first_writable(cache_folders(), "compiled kernels")
     name = f"sparse-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         if found := _verified(folder, name):
             return found
         # All trials of a node may compile at once: each builds its own file, and a rename publishes only whole files.
@@ -170,12 +172,3 @@ def _share_openmp() -> None:
         return
     for path in dict.fromkeys(line.split(maxsplit=5)[-1] for line in maps if "/libgomp" in line):
         ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-
-
-def _processor() -> str:
-    """Return text that differs between processors that need different code: nodes may share a home directory."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux, where we assume that nodes sharing a home are alike
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
