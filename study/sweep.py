@@ -60,10 +60,6 @@ SHOW_SECONDS = 2.0
 """Seconds between two messages on the runs still to be recorded; ten times as long outside a terminal."""
 START_SECONDS = 20.0
 """Seconds that the tracker waits at first, unless a job reports earlier, so that it does not slow the first trials."""
-AHEAD_LOCAL, AHEAD_CLUSTER, AHEAD_IN_GROWTH = 2, 16, 128
-"""Number of jobs handed to Ray beyond what fits: on this machine, on a cluster, and on one to which machines are being
-added. Ray's autoscaler starts machines for them. They vanish with the driver, unlike ``ray.autoscaler.sdk``'s requests,
-which would keep machines alive, and paid for, after the driver has died."""
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON or TensorBoard files per trial
@@ -222,7 +218,7 @@ class _Sweep:
             from study.progress import Progress
             from study.scheduling.hosts import Hosts
             from study.scheduling.looks import Looks
-            from study.scheduling.searcher import PlanSearcher
+            from study.scheduling.searcher import AHEAD_CLUSTER, AHEAD_IN_GROWTH, AHEAD_LOCAL, PlanSearcher
             from study.scheduling.trials import run_trials
 
             max_silence = 3600.0 * options.max_silence

@@ -91,7 +91,7 @@ def run(jobs: int, tracked: bool) -> Cost:
     """
     from study.estimate import estimate
     from study.scheduling.states import DONE
-    from study.sweep import AHEAD_LOCAL, prepare_environment
+    from study.sweep import prepare_environment
     from study.tracking.delivery import Tracker
     from trainables.host.databases import default_tracking_uri
     from trainables.storage.store import Store
@@ -110,7 +110,7 @@ def run(jobs: int, tracked: bool) -> Cost:
         todo = plan.closure.todo(set())
         estimates = estimate(plan, store, set())
         hosts = Hosts(cluster.nodes)
-        searcher = PlanSearcher(plan, todo, estimates, {"storage": store.uri}, hosts=hosts, ahead=AHEAD_LOCAL)
+        searcher = PlanSearcher(plan, todo, estimates, {"storage": store.uri}, hosts=hosts)
         tracker = Tracker(plan, store, default_tracking_uri(store.root), fresh=set(todo)) if tracked else None
         start_memory = usage.peak_memory() / MEBIBYTE
         start, driver_start = time.perf_counter(), time.process_time()

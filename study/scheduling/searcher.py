@@ -46,6 +46,10 @@ from trainables.trial_results import (
 
 NO_MORE_TRIALS = "FINISHED"
 """What Ray Tune expects from a search algorithm that has no more trials."""
+AHEAD_LOCAL, AHEAD_CLUSTER, AHEAD_IN_GROWTH = 2, 16, 128
+"""Number of jobs handed to Ray beyond what fits: on this machine, on a cluster, and on one to which machines are being
+added. Ray's autoscaler starts machines for them. They vanish with the driver, unlike ``ray.autoscaler.sdk``'s requests,
+which would keep machines alive, and paid for, after the driver has died."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds before the next attempt at a job that died; the pause doubles from the first to the longest."""
 HELD_PAUSE = 20.0
@@ -138,7 +142,7 @@ class PlanSearcher:
         hosts: Hosts,
         needs: Mapping[Group, Need] | None = None,
         expected: Card | None = None,
-        ahead: int = 2,
+        ahead: int = AHEAD_LOCAL,
         ahead_in_growth: int = 0,
         max_concurrent: int | None = None,
         nets_per_trial: int = 1,

@@ -17,7 +17,7 @@ from study.plan import Plan
 from study.scheduling.cards import CARDS, CORES_PER_CARD, Card
 from study.scheduling.hosts import TOLERANCE, Hosts, Node, in_words
 from study.scheduling.placement import group, needs
-from study.scheduling.searcher import PlanSearcher
+from study.scheduling.searcher import AHEAD_CLUSTER, AHEAD_LOCAL, PlanSearcher
 from trainables.training.engines import CPU
 from trainables.trial_results import STATUS_OK
 
@@ -163,7 +163,6 @@ def simulate(
     gpus: float | None = None,
     max_concurrent: int | None = None,
     nets_per_trial: int = 1,
-    ahead: int = 2,
 ) -> Schedule:
     """Return how the missing jobs of a plan, at least one, run on some devices.
 
@@ -177,7 +176,6 @@ def simulate(
         gpus: share of a GPU of each trial, as ``--gpus-per-trial``.
         max_concurrent: most trials at the same time.
         nets_per_trial: most networks that are stacked in one trial.
-        ahead: number of jobs handed to Ray beyond what fits.
 
     Raises:
         ValueError: a trial asks for more than any machine has.
@@ -208,7 +206,7 @@ def simulate(
         {},
         hosts=Hosts(lambda: nodes),
         needs=found,
-        ahead=ahead,
+        ahead=AHEAD_CLUSTER if cards else AHEAD_LOCAL,  # cores are those of one machine
         max_concurrent=max_concurrent,
         nets_per_trial=nets_per_trial,
         clock=lambda: pretended.now,

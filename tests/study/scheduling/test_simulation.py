@@ -15,8 +15,9 @@ from study.estimate import Estimates, on_card
 from study.options import Options
 from study.plan import Plan, make_plan, override
 from study.preference import preferences
-from study.scheduling import placement
+from study.scheduling import placement, simulation
 from study.scheduling.cards import CARDS, machines
+from study.scheduling.searcher import AHEAD_CLUSTER, AHEAD_LOCAL, PlanSearcher
 from study.scheduling.simulation import Schedule, simulate
 from trainables.data.dataset import DatasetFacts
 from trainables.knobs import Scalar
@@ -53,13 +54,26 @@ def test_workers_take_several_devices_for_a_part_of_the_time() -> None:
             lay(shared, on.replace("4x", "1x"))
 
 
+def test_as_many_jobs_are_handed_to_ray_as_in_a_real_run(tiny: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed = []
+
+    def searcher(*arguments: Any, ahead: int, **options: Any) -> PlanSearcher:
+        handed.append(ahead)
+        return PlanSearcher(*arguments, ahead=ahead, **options)
+
+    monkeypatch.setattr(simulation, "PlanSearcher", searcher)
+    for on in ("2xcpu", "2xH100"):
+        lay(tiny, on)
+    assert handed == [AHEAD_LOCAL, AHEAD_CLUSTER], "cores are those of this machine, GPUs those of a cluster"
+
+
 # --- the paper's grid -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("on", "ratio"),
     [
         pytest.param("8xH100", 1.05, marks=pytest.mark.slow),
         ("16xH100", 1.05),
-        pytest.param("32xH100", 1.15, marks=pytest.mark.slow),
+        pytest.param("32xH100", 1.3, marks=pytest.mark.slow),  # urgent jobs wait behind those handed to Ray
         pytest.param("64xH100", 1.05, marks=pytest.mark.slow),
         pytest.param("64xA100-40GB", 1.15, marks=pytest.mark.slow),
         pytest.param("24xA100-40GB+8xH100", 1.25, marks=pytest.mark.slow),
