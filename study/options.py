@@ -12,6 +12,7 @@ from typing import Any
 from study.scheduling.address import cluster_address
 from study.scheduling.cards import machines
 from trainables.host.places import located
+from trainables.training import CHECKPOINT_SECONDS, SILENCE
 
 LEAST = 1e-4
 """Smallest amount above 0: Ray counts resources in ten-thousandths."""
@@ -168,7 +169,7 @@ class Options:
     checkpoint_seconds: float = _option(
         "a job saves a checkpoint at the first end of an epoch after this many seconds; a killed job loses at most "
         "that, one epoch, and the time in which a checkpoint is written",
-        30.0,
+        CHECKPOINT_SECONDS,
         metavar="S",
         kind=float,
         check=_zero_or_more,
@@ -176,7 +177,7 @@ class Options:
     max_silence: float = _option(
         "hours after which a trial that has ended neither an epoch nor a measurement counts as hung: it is ended and "
         "tried again; 0: never",
-        12.0,
+        SILENCE / 3600.0,
         metavar="H",
         kind=float,
         check=_zero_or_more,

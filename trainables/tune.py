@@ -45,8 +45,9 @@ from trainables.jobs.publishing import Context, Row
 from trainables.knobs import KNOBS, UNKEYED
 from trainables.storage.artifacts import read_metrics
 from trainables.storage.store import StorageError, Store
+from trainables.training import SILENCE
 from trainables.training.allocation import give_back
-from trainables.training.crew import SILENCE, Crew, Post, serve
+from trainables.training.crew import Crew, Post, serve
 from trainables.training.determinism import fix_workspace
 from trainables.training.engines import CPU, GPU
 from trainables.trial_results import (

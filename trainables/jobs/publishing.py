@@ -26,6 +26,7 @@ from trainables.host.redaction import redact_text
 from trainables.host.version import library_version, project_commit
 from trainables.storage.artifacts import pack_json
 from trainables.storage.store import Store
+from trainables.training import CHECKPOINT_SECONDS
 from trainables.training.crew import Crew
 
 Metrics = dict[str, float]
@@ -143,7 +144,7 @@ class Context:
     reading: Reading = BY_DEFAULT
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     micro_batches: int = 1
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     crew: Crew = field(default_factory=Crew)
     log: JobLog = field(default_factory=JobLog)
 

@@ -9,6 +9,10 @@ EVAL_PIXELS: Final = EVAL_BATCH * 64**2
 HELD_OUTPUTS: Final = 10
 """While a correction measures a layer, forward passes that have paused there may hold this many times the memory of the
 largest tensor in the pass of one batch. The observations of a match take about as much."""
+CHECKPOINT_SECONDS: Final = 30.0
+"""Seconds after which a job saves a checkpoint, unless the study says otherwise."""
+SILENCE: Final = 12 * 3600.0
+"""Seconds for which a trial or a worker may be silent, unless the study says otherwise."""
 LEAST_MICRO_BATCH: Final = 16
 """Fewest images of a micro-batch: BatchNorm's statistics over fewer are poor."""
 

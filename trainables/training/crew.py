@@ -27,12 +27,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from trainables.errors import Verdict, first_line, verdict
+from trainables.training import SILENCE
 from trainables.training.determinism import deterministic
 from trainables.training.engines import CPU, GPU
 from trainables.training.loop import Training
 
-SILENCE: Final = 12 * 3600.0
-"""Seconds for which a worker may be silent, unless the study says otherwise."""
 LAST_WORDS_SECONDS: Final = 5.0
 """Seconds that the leader waits, after the connection to a worker has been lost, for the reason."""
 WATCH_SECONDS: Final = 0.5
