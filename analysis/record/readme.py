@@ -27,7 +27,8 @@ PAGE = "README.md"
 SECTION = re.compile(r"(?<=<!-- results: )(?P<record>\S+) -->\n.*?(?=<!-- results end -->)", re.DOTALL)
 """What a page shows of a record, between two marks of which the first names the record's folder."""
 CAPTION = (
-    "Test accuracy in percent: mean ± half the width of its 95 % t interval (number of nets). "
+    "Test accuracy in percent: mean ± half the width of its 95 % t interval (number of nets; those under one mask "
+    "count once). "
     f"Permuted {MINUS} naive: mean of the paired differences in percentage points with its 95 % t interval (number of "
     "pairs A, B)."
 )
@@ -109,7 +110,7 @@ def results(frame: pd.DataFrame) -> list[str]:
     rows = [row for row in (*accuracy_table.MAIN, *others) if row in set(scored[cells.ROW])]
     resized = frame.assign(**{schema.PARAM_WIDTH: [_nearest_width(run) for run in frame.to_dict("records")]})
     paper, nearest = (_paper_accuracies(versus_paper.table(runs), by) for runs in (frame, resized))
-    accuracies = {_values(place): runs for place, runs in facets.places(scored, [*by, cells.ROW])}
+    accuracies = {_values(place): nets for place, nets in facets.places(cells.by_seed(scored, by), [*by, cells.ROW])}
     shown = facets.told_apart(numbers, by, always=accuracy_table.GRID)
     lines = [[*map(labels.axis, shown), *map(labels.method, rows), accuracy_table.GAIN]]
     for place, cell in facets.places(numbers, by):
