@@ -173,6 +173,19 @@ def on_card(plan: Plan, job: Job, card: Card, rates: Sequence[Rate] = ()) -> OnC
     return OnCard(whole, min(1.0, (seconds(0.0) - SECONDS_PER_JOB) / whole), rate is not None)
 
 
+def on_gpus(estimates: Estimates, plan: Plan, keys: Collection[str], cards: Sequence[Card], store: Store) -> Estimates:
+    """Return estimates in which some jobs run alone on the kind of GPU, of several, that is fastest for them."""
+    rates = {card: rates_on(store, card) for card in cards}
+    found = {
+        key: min((on_card(plan, plan.jobs[key], card, rates[card]) for card in cards), key=lambda each: each.seconds)
+        for key in keys
+    }
+    measured = sum(each.measured for each in found.values())
+    part = f"{measured} of {len(found)} jobs from measured rates, the others " if measured else ""
+    seconds = {key: each.seconds for key, each in found.items()}
+    return Estimates({**estimates.seconds, **seconds}, measured, f"{part}by arithmetic, not measured")
+
+
 def launching(job: Job) -> float:
     """Return the fixed cost of a job's forward pass on a GPU, in seconds; a training step costs three times that."""
     its_engine = job.config.recipe.engine if isinstance(job.config, TRAINING_CONFIGS) else None

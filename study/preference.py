@@ -8,7 +8,7 @@ every space prefers on a GPU is in ``ON_GPUS``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -112,8 +112,13 @@ def preferring(
 
 def _in_words(plan: Plan, preference: Preference) -> tuple[str, str]:
     """Return the preferred settings in words, and the options that train without them."""
-    own = in_words({name: getattr(plan.space, name) for name in preference.settings})
-    return in_words(preference.settings), " ".join(f"--set {each}" for each in own.split())
+    return in_words(preference.settings), as_options(plan.space, preference.settings)
+
+
+def as_options(space: SearchSpace, names: Iterable[str]) -> str:
+    """Return options of ``study.run`` that give some settings of a ``Way`` the values that they have in a space."""
+    own = in_words({name: getattr(space, name) for name in names})
+    return " ".join(f"--set {each}" for each in own.split())
 
 
 def _noted(plan: Plan, note: str) -> Plan:

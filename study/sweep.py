@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from study.estimate import Estimates, duration, estimate
+from study.estimate import Estimates, duration, estimate, on_gpus
+from study.fastest import kept
 from study.forecast import print_plan
 from study.known_data import remember
 from study.options import Options
@@ -31,6 +32,7 @@ from study.outcome import (
     report_missing,
 )
 from study.plan import Plan
+from study.preference import ON_GPUS, as_options, preferring
 from study.scheduling.address import ClusterError
 from study.scheduling.states import DONE
 from study.tracking.cell_runs import CellRuns
@@ -113,6 +115,8 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
     todo = plan.closure.todo(published)
     estimates = estimate(plan, store, published)
     print_plan(plan, todo, estimates, store, options)
+    if todo:
+        print(f"est. time: one job after another, {estimates.basis}")
     average = CellRuns(plan, tracking_uri, command).update
     tracker = Tracker(plan, store, tracking_uri, fresh=set(todo), average=average)
     tracker.start(START_SECONDS if todo else 0.0)
@@ -231,7 +235,10 @@ class _Sweep:
                 "study": registration.name,
             }
             hosts, looks = Hosts(cluster.nodes), Looks(self._plan, self._store, todo)
-            needs, expected = _needs(self._plan, todo, cluster, hosts, options)
+            needs, cards = _needs(self._plan, todo, cluster, hosts, options)
+            if cards:
+                _check_preference(self._plan, self._store, cards, options)
+                self._estimates = self._on_gpus(todo, needs, cards)
 
             def say(line: str) -> None:
                 progress.say(line)
@@ -246,7 +253,7 @@ class _Sweep:
                 options.retries,
                 hosts=hosts,
                 needs=needs,
-                expected=expected,
+                expected=cards[0] if cards else None,
                 ahead=AHEAD_LOCAL if cluster.is_own else AHEAD_CLUSTER,
                 ahead_in_growth=0 if cluster.is_own else AHEAD_IN_GROWTH,
                 max_concurrent=options.max_concurrent,
@@ -284,6 +291,18 @@ class _Sweep:
                     self._tracker.last()  # it goes on while Ray ends, which takes seconds
         with contextlib.suppress(StorageError):  # the summary also names the failures
             note_failures(self._store, searcher, now())
+
+    def _on_gpus(self, todo: Collection[str], needs: Mapping[Group, Need], cards: Sequence[Card]) -> Estimates:
+        """Return the estimates for the cluster's GPUs, and print their sum: those for a core say nothing about GPUs."""
+        from study.scheduling.placement import group
+
+        plan = self._plan
+        keys = [key for key in todo if needs[group(plan.jobs[key], plan.space.workers)].share is None]
+        found = on_gpus(self._estimates, plan, keys, cards, self._store)
+        if keys:
+            jobs = f"{len(keys)} job{'' if len(keys) == 1 else 's'}"
+            print(f"on GPUs: {jobs} in {duration(found.total(keys))}, one after another, {found.basis}", flush=True)
+        return found
 
     @property
     def _halted(self) -> bool:
@@ -323,8 +342,8 @@ class _Sweep:
 
 def _needs(
     plan: Plan, todo: dict[str, set[int | None]], cluster: Cluster, hosts: Hosts, options: Options
-) -> tuple[dict[Group, Need], Card | None]:
-    """Return what the trials of each group need, and the kind of GPU of nodes that are yet to come; print both.
+) -> tuple[dict[Group, Need], list[Card]]:
+    """Return what the trials of each group need, and the kinds of GPUs, the smallest first; print the former.
 
     Raises:
         ClusterError: this machine is too small for one of the jobs, PyTorch cannot compute on any node's GPUs, or a job
@@ -379,7 +398,23 @@ def _needs(
     together = f"; {sharing} networks may share a trial, up to {options.nets_per_trial} each" if sharing else ""
     more = ", more while GPUs are idle" if cards else ""
     print(f"trials: {shapes}{more}{together}{hint}", flush=True)
-    return found, expected
+    return found, cards
+
+
+def _check_preference(plan: Plan, store: Store, cards: Sequence[Card], options: Options) -> None:
+    """Raise ClusterError if the plan lacks the settings for GPUs because the driver could not know of the GPUs.
+
+    A GPU that nobody expected would otherwise train in the way of a CPU, and these settings enter the keys of jobs.
+    """
+    if options.fastest:
+        return
+    capability = min(card.capability for card in cards)
+    preferred = preferring(plan, kept(plan.space, options.set), store, GPU, capability).space
+    if changed := [name for name in ON_GPUS if getattr(preferred, name) != getattr(plan.space, name)]:
+        raise ClusterError(
+            f"the nodes have GPUs, which was unknown when this was planned: `{as_options(preferred, changed)}` trains "
+            f"as is usual on GPUs, `{as_options(plan.space, changed)}` as planned"
+        )
 
 
 _NO_GPUS = " (the cluster has no GPUs now; if it starts machines with GPUs, --gpu-memory makes trials ask for them)"

@@ -23,6 +23,7 @@ from study.estimate import (
     estimate,
     masked,
     on_card,
+    on_gpus,
     rates_here,
     rates_on,
 )
@@ -320,6 +321,22 @@ def test_the_time_on_a_core_does_not_come_from_rates_of_a_gpu(store: Store) -> N
     before = estimate(plan, store, ())
     keep(store.root / FILE, "training", {}, [rate(1e6)], machine={"device": "NVIDIA H100 80GB HBM3"}, commit=None)
     assert estimate(plan, store, ()) == before
+
+
+def test_jobs_on_gpus_take_the_time_of_the_fastest_kind_and_all_others_that_of_a_core(store: Store) -> None:
+    plan = plan_of()
+    on_core, (key, *_) = estimate(plan, store, ()), of_kind(plan, DENSE)
+    cards = [CARDS["L4"], CARDS["H100"]]
+    found = on_gpus(on_core, plan, [key], cards, store)
+    assert found.seconds[key] == min(on_card(plan, plan.jobs[key], card).seconds for card in cards)
+    assert {each: found.seconds[each] for each in plan.jobs.keys() - {key}} == {
+        each: on_core.seconds[each] for each in plan.jobs.keys() - {key}
+    }
+    assert found.basis == "by arithmetic, not measured"
+    keep(store.root / FILE, "training", {}, [rate(1e7)], machine={"device": "NVIDIA L4"}, commit=None)
+    measured = on_gpus(on_core, plan, [key], cards[:1], store)
+    assert measured.seconds[key] == on_card(plan, plan.jobs[key], cards[0], rates_on(store, cards[0])).seconds
+    assert measured.basis.startswith("1 of 1 jobs from measured rates")
 
 
 # --- how long a plan takes ------------------------------------------------------------------------------------------

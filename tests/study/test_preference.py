@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from search_spaces import SPACES, SearchSpace, get_space
-from study import fastest, preference
+from study import fastest, preference, sweep
 from study.clean import plan_all
+from study.options import Options
 from study.plan import Plan, make_plan, override
 from study.preference import ON_GPUS, preferences, preferring
+from study.scheduling.address import ClusterError
+from study.scheduling.cards import CARDS
 from trainables import schema
 from trainables.storage.starts import noted
 from trainables.storage.store import Store
@@ -172,3 +176,41 @@ def test_a_preference_is_checked_like_any_setting() -> None:
         SearchSpace(name="test", question="?", preferred=(("kernels", "quick"),))
     with pytest.raises(ValueError, match="kernel"):
         SearchSpace(name="test", question="?", preferred=(("kernel", "sparse"),))
+
+
+# --- GPUs that only the cluster knew of -------------------------------------------------------------------------------
+def check(
+    tmp_path: Path, *assignments: str, card: str = "A100-80GB", plan: Plan | None = None, **changes: bool
+) -> None:
+    asked, seen = preferred(tmp_path, *FEW, *assignments, device=None)
+    assert plan is not None or seen is asked, "a driver that cannot know the nodes plans for none"
+    options = Options(space="digits_quickstart", set=(*FEW, *assignments), **changes)
+    sweep._check_preference(plan or asked, Store(tmp_path), [CARDS[card]], options)
+
+
+@pytest.mark.parametrize(
+    ("card", "cure"), [("A100-80GB", "--set precision=tf32 --set graphs=true"), ("T4", "--set graphs=true")]
+)
+def test_gpus_that_were_not_known_are_not_used_in_the_way_of_a_cpu(card: str, cure: str, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=re.escape(f"`{cure}` trains as is usual on GPUs")):
+        check(tmp_path, card=card)
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [("precision=tf32", "graphs=true"), ("precision=fp32", "graphs=false"), ("kernels=sparse",)],
+)
+def test_settings_that_the_user_gives_are_used_on_gpus_that_were_not_known(
+    assignments: tuple[str, ...], tmp_path: Path
+) -> None:
+    check(tmp_path, *assignments)
+
+
+def test_a_study_that_began_in_the_way_of_a_cpu_may_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(override(get_space("digits_quickstart"), FEW))
+    monkeypatch.setattr(Store, "keys", lambda self: plan.jobs.keys())
+    check(tmp_path, plan=plan)
+
+
+def test_what_was_measured_to_be_the_fastest_is_used_on_any_gpu(tmp_path: Path) -> None:
+    check(tmp_path, fastest=True)
