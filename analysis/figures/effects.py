@@ -47,8 +47,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     ``permuted_minus_naive``, ``ci_low``, ``ci_high``
     (percentage points, 95 %), ``pairs``, ``p``; ``p_holm``, adjusted for the number of single cells;
     ``lth_minus_naive``, ``lth_minus_permuted`` (percentage points, over the pairs that have all three);
-    ``share_closed`` with ``share_low``, ``share_high`` (:func:`analysis.stats.paired_share`), missing where the gap
-    from naive to LTH is too small.
+    ``share_closed`` with ``share_low``, ``share_high`` (:func:`analysis.stats.paired_share`), missing where LTH is
+    not ahead of naive by more than a standard error.
     """
     by = cells.axes(frame)
     pairs = cells.paired(cells.scores(frame), by).reindex(columns=list(COMPARED)).reset_index()
@@ -140,18 +140,19 @@ def _draw(axes: Axes, numbers: pd.DataFrame, limits: tuple[float, float]) -> Non
 
 @once
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the means over rewind epochs as people read them, or the cells if none has several."""
+    """Return the mean over rewind epochs at each place as people read it, or its cells where there is no mean."""
     numbers, by = table(frame), cells.axes(frame)
-    pooled = numbers[numbers["cells"] > 1]
+    apart = [name for name in by if name != schema.PARAM_REWIND_EPOCH]
+    most = numbers.groupby(apart, dropna=False)["cells"].transform("max")
     lines = []
-    for line in (numbers if pooled.empty else pooled).to_dict("records"):
+    for line in numbers[(numbers["cells"] > 1) | (most == 1)].to_dict("records"):
         shown = labels.place(line, facets.told_apart(numbers, by, hide=[schema.PARAM_REWIND_EPOCH]))
         gap = stats.format_difference(line["lth_minus_naive"])
-        interval = stats.format_difference(line[MEAN], line["ci_low"], line["ci_high"])
+        gain = stats.Estimate(line["pairs"], line[MEAN], line["ci_low"], line["ci_high"])
         share = stats.format_share(*(line[name] for name in ("share_closed", "share_low", "share_high")))
         epoch = labels.value(schema.PARAM_REWIND_EPOCH, line[schema.PARAM_REWIND_EPOCH])
         shown[labels.SEVERAL_EPOCHS] = f"{line['cells']} (all ≥ 1)" if line["cells"] > 1 else epoch
-        shown[f"Permuted {MINUS} naive [95 % CI] (n)"] = f"{interval} ({line['pairs']})"
+        shown[f"Permuted {MINUS} naive [95 % CI] (n)"] = str(gain)
         lines.append({**shown, f"LTH {MINUS} naive": gap, "Gap closed [95 % CI]": share or DASH})
     return pd.DataFrame(lines)
 
@@ -167,8 +168,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
     loose = single["share_closed"].notna() & single["share_low"].isna() & ~alone
     found = {
         "{} with a single pair, without an interval.": alone,
-        "In {} the gap between naive and LTH is too small (within one standard error of zero) for a share of it to "
-        "mean anything.": small,
+        "In {} LTH is not ahead of naive by more than a standard error, so there is no share of the gap.": small,
         "In {} the share has no interval, because LTH is not significantly ahead of naive or because the pairs do not "
         "vary.": loose,
     }

@@ -92,12 +92,33 @@ def test_a_gap_that_is_too_small_has_no_share_and_is_said(frame):
     assert one["lth_minus_naive"] == pytest.approx(0.1 / 3)
     assert math.isnan(one["share_closed"])
     said = " ".join(effects.notes(frame))
-    assert "In 1 cell the gap between naive and LTH is too small" in said
+    assert "In 1 cell LTH is not ahead of naive by more than a standard error, so there is no share" in said
     assert "1 cell with a single pair, without an interval." in said
 
 
+def test_lth_that_is_clearly_behind_naive_is_not_said_to_be_close():
+    behind = synthetic.cell({"naive": NAIVE, "permuted": PERMUTED, "lth": [76.9, 77.9, 78.9]})
+    said = " ".join(effects.notes(synthetic.runs(behind)))
+    assert "In 1 cell LTH is not ahead of naive" in said
+    assert "within one standard error" not in said
+    assert "too small" not in said
+
+
+def test_places_without_a_mean_over_rewind_epochs_show_their_cells():
+    accuracies = {"naive": NAIVE, "permuted": PERMUTED, "lth": LTH}
+    grid = [(1.0, 0), (1.0, 5), (1.0, 10), (4.0, 0), (4.0, 10)]
+    lines = [line for width, epoch in grid for line in synthetic.cell(accuracies, width=width, rewind=epoch)]
+    shown = effects.formatted(synthetic.runs(lines))
+    assert shown[["width", "rewind epochs"]].to_numpy().tolist() == [
+        ["\N{MULTIPLICATION SIGN}1", "2 (all ≥ 1)"],
+        ["\N{MULTIPLICATION SIGN}4", "0"],
+        ["\N{MULTIPLICATION SIGN}4", "10"],
+    ]
+
+
 def test_the_table_that_people_read_has_the_means_over_rewind_epochs(frame):
-    (line,) = effects.formatted(frame).to_dict("records")
+    line, alone = effects.formatted(frame).to_dict("records")
+    assert (alone["width"], alone["rewind epochs"]) == ("\N{MULTIPLICATION SIGN}4", "10")
     assert (line["width"], line["sparsity"], line["rewind epochs"]) == (
         "\N{MULTIPLICATION SIGN}1",
         "90 %",
