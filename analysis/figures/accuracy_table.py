@@ -85,13 +85,19 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def imp(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the accuracy of the pruned nets themselves, which have no rewind epoch; empty if there are none."""
+    """Return the accuracy of the pruned nets themselves; empty if there are none.
+
+    There is a column for the rewind epoch only if they depend on it, as those of ``pruner=imp_rewind`` do.
+    """
     numbers = table(frame)
-    columns = _places(numbers, cells.axes(frame)) | _means(numbers, [cells.IMP])
-    columns.pop(labels.axis(schema.PARAM_REWIND_EPOCH), None)
-    name = labels.method(cells.IMP)
-    found = pd.DataFrame(columns).drop_duplicates()
-    return found[found[name] != ""] if name in found else pd.DataFrame()
+    places, means = _places(numbers, cells.axes(frame)), _means(numbers, [cells.IMP])
+    name, epoch = labels.method(cells.IMP), labels.axis(schema.PARAM_REWIND_EPOCH)
+    if name not in means:
+        return pd.DataFrame()
+    found = pd.DataFrame(places | means)
+    found = found[found[name] != ""]
+    alike = found.drop(columns=epoch).drop_duplicates()
+    return found if alike.duplicated([place for place in places if place != epoch]).any() else alike
 
 
 def controls(frame: pd.DataFrame) -> pd.DataFrame:

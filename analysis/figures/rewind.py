@@ -18,7 +18,8 @@ CAPTION = (
     "same epoch are drawn side by side."
 )
 HIDDEN = (cells.DENSE, cells.IMP)
-"""Rows without a rewind epoch: dense nets are drawn as a reference line, IMP is left to the table."""
+"""Rows without a curve: dense nets, which have no rewind epoch, are drawn as a reference line, and IMP is left to the
+table, because only pruning rounds that rewind depend on the rewind epoch."""
 MATCHED_EARLY = "Nets that were matched before the end of B's training are in the figure on early matching."
 
 

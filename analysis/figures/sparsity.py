@@ -14,8 +14,9 @@ TITLE = "Accuracy against sparsity"
 CAPTION = (
     "Test accuracy after the last epoch against the share of prunable weights that are pruned, mean ± sample standard "
     "deviation over n pairs (A, B). Equal steps on the horizontal axis prune equal shares of the remaining weights. "
-    "Dashed: the dense nets, mean ± standard deviation. Dotted: the pruned net itself (IMP), which has no rewind "
-    "epoch. Each panel has its own vertical scale; markers at the same sparsity are drawn side by side."
+    "Dashed: the dense nets, mean ± standard deviation. Dotted: the pruned net itself (IMP), which is the same at "
+    "every rewind epoch unless pruning rounds rewind to it. Each panel has its own vertical scale; markers at the "
+    "same sparsity are drawn side by side."
 )
 MOST_REWINDS = 4
 """Rewind epochs that are drawn at most, as in the paper's figures."""

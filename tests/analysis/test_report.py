@@ -27,7 +27,7 @@ from analysis import cells, command, load, memo, report, summary, write
 from analysis.drawing import files, hover, media, style
 from analysis.drawing.signs import DASH
 from analysis.figures import __main__ as figures_command
-from analysis.figures import accuracy_table, interpolation, landscape, learning, rewind, width
+from analysis.figures import accuracy_table, interpolation, landscape, learning, rewind, sparsity, width
 from analysis.figures.table import FIGURES, loader
 from analysis.page import STYLE, coverage, headline, how
 from trainables import schema
@@ -140,6 +140,16 @@ def test_the_table_as_people_read_it(frame):
     imp = accuracy_table.imp(frame)
     assert imp.columns.tolist() == ["width", "sparsity", "IMP"]
     assert len(imp) == 4, "once for all rewind epochs"
+
+
+def test_pruned_nets_that_depend_on_the_rewind_epoch_are_told_apart_by_it():
+    lines = gaps((1.0, 0), (1.0, 10))
+    for epoch, seed in itertools.product((0, 10), (0, 2)):
+        place = {"sparsity": 0.9, "rewind_epoch": epoch, "seed_a": seed}
+        lines.append({"stage": schema.PRUNE, "method": "imp", schema.TEST_ACCURACY: 70.0 + epoch, **place})
+    imp = accuracy_table.imp(synthetic_effects.runs(lines))
+    assert imp[["rewind epoch", "IMP"]].to_numpy().tolist() == [["0", "70.00 ± 0.00 (2)"], ["10", "80.00 ± 0.00 (2)"]]
+    assert "which has no rewind epoch" not in sparsity.CAPTION
 
 
 def test_unfinished_runs_do_not_count(partial):
