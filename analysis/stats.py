@@ -43,10 +43,6 @@ class Summary:
         """Standard error of the mean, NaN if there is no standard deviation."""
         return self.std / math.sqrt(self.n) if self.n else NAN
 
-    def __str__(self) -> str:
-        """Return ``mean ± std (n)``."""
-        return format_mean(self.mean, self.std, self.n)
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -122,23 +118,34 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estima
     """
     if len(first) != len(second):
         raise ValueError(f"pairs need two values each, got {len(first)} and {len(second)}")
-    return interval(np.asarray(first, float) - np.asarray(second, float))
+    values = np.asarray([first, second], float)
+    return interval(values[0] - values[1], scale=_size(values))
 
 
-def interval(differences: Iterable[float]) -> Estimate:
+def interval(differences: Iterable[float], *, scale: float = 0.0) -> Estimate:
     """Return the mean of differences with its t interval and the p value of mean = 0, without missing values.
 
-    There is no interval below two values, or if all are equal.
+    There is no interval below two values, or if all are equal up to rounding.
+
+    Args:
+        differences: one per pair.
+        scale: size of the values that were subtracted, in their unit: their rounding shows in the differences, even
+            where these are all zero.
     """
     from scipy import special  # not scipy.stats, which takes ten times as long to import and to call
 
     summary = summarize(differences)
     n, mean, sem = summary.n, summary.mean, summary.sem
-    if n < 2 or summary.std <= NO_SPREAD * abs(mean):
+    if n < 2 or summary.std <= NO_SPREAD * max(abs(mean), scale):
         return Estimate(n, mean)
     half = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * sem
     p = float(2 * special.stdtr(n - 1, -abs(mean) / sem))
     return Estimate(n, mean, mean - half, mean + half, p)
+
+
+def _size(values: NDArray[np.float64]) -> float:
+    """Return the largest magnitude among values, some of which may be missing; 0 if all are."""
+    return float(np.nanmax(np.abs(values), initial=0.0)) if values.size else 0.0
 
 
 def welch(first: Summary, second: Summary) -> Comparison:
@@ -236,16 +243,22 @@ def paired_share(permuted: Sequence[float], naive: Sequence[float], lth: Sequenc
     triples = np.column_stack([np.asarray(values, float) for values in (permuted, naive, lth)])
     triples = triples[~np.isnan(triples).any(axis=1)]
     n = len(triples)
-    ahead = summarize(triples[:, 2] - triples[:, 1])
-    if not (n and ahead.mean > (0.0 if n == 1 else ahead.sem)):
+    ahead, rounding = summarize(triples[:, 2] - triples[:, 1]), NO_SPREAD * _size(triples)
+    if not (n and ahead.mean > max(rounding, 0.0 if n == 1 else ahead.sem)):
         return Estimate(n, NAN)
     value = share_closed(*(float(mean) for mean in triples.mean(axis=0)))
-    low, high = _fieller(triples[:, 0] - triples[:, 1], triples[:, 2] - triples[:, 1])
+    low, high = _fieller(triples[:, 0] - triples[:, 1], triples[:, 2] - triples[:, 1], rounding)
     return Estimate(n, value, low, high)
 
 
-def _fieller(part: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple[float, float]:
-    """Return Fieller's limits of the ratio of two paired means, NaN if there are none (Fieller, 1954)."""
+def _fieller(part: NDArray[np.float64], whole: NDArray[np.float64], rounding: float) -> tuple[float, float]:
+    """Return Fieller's limits of the ratio of two paired means, NaN if there are none (Fieller, 1954).
+
+    Args:
+        part: numerator of each pair.
+        whole: denominator of each pair.
+        rounding: spread of either, in their unit, up to which its values are equal.
+    """
     from scipy import special
 
     n = len(whole)
@@ -260,7 +273,8 @@ def _fieller(part: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple[flo
     if not a > 0:
         return NAN, NAN
     half, middle = math.sqrt(max(0.0, b**2 - a * c)) / a, b / a
-    return (NAN, NAN) if half <= NO_SPREAD * abs(middle) else (float(middle - half), float(middle + half))
+    equal = half <= max(NO_SPREAD * abs(middle), rounding / abs(whole.mean()))
+    return (NAN, NAN) if equal else (float(middle - half), float(middle + half))
 
 
 def decimals_for(spread: float, *, digits: int = 2, most: int = 2) -> int:

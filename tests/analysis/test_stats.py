@@ -18,7 +18,8 @@ def test_summary_by_hand():
 
 
 def test_the_papers_rows_use_the_sample_standard_deviation():
-    assert str(stats.summarize([94.94, 95.11, 94.86])) == "94.97 ± 0.13 (3)"
+    one = stats.summarize([94.94, 95.11, 94.86])
+    assert stats.format_mean(one.mean, one.std, one.n) == "94.97 ± 0.13 (3)"
 
 
 def test_one_value_has_no_spread_and_none_has_nothing():
@@ -28,7 +29,7 @@ def test_one_value_has_no_spread_and_none_has_nothing():
     assert math.isnan(one.sem)
     assert none.n == 0
     assert math.isnan(none.mean)
-    assert (str(one), str(none)) == ("5.00 (1)", "")
+    assert [stats.format_mean(each.mean, each.std, each.n) for each in (one, none)] == ["5.00 (1)", ""]
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -57,6 +58,33 @@ def test_a_pair_with_a_missing_value_does_not_count():
     assert math.isnan(one.low)
     assert not one.excludes_zero
     assert str(one) == "+1.00 (1)"
+
+
+EQUAL = [[75.31, 75.47, 75.12], [80.11, 80.53, 80.77], [77.71, 77.33, 77.93]]
+"""Accuracies of three nets by data order."""
+FORTH, BACK = ([sum(values[::step]) / 3 for values in EQUAL] for step in (1, -1))
+
+
+def test_values_that_differ_in_rounding_only_have_no_interval_of_their_difference():
+    assert FORTH != BACK, "sums in another order"
+    one = stats.paired_difference(FORTH, BACK)
+    assert one.n == 3
+    assert abs(one.value) < 1e-12
+    assert all(math.isnan(value) for value in (one.low, one.high, one.p))
+    ends = stats.paired_difference([*FORTH, math.nan], [*BACK, 1.0])
+    assert (ends.n, math.isnan(ends.low)) == (3, True)
+    small = stats.paired_difference([1e-6, 3e-6, 2e-6], [0.0, 0.0, 0.0])
+    assert small.low == pytest.approx(2e-6 - 4.302653 * 1e-6 / math.sqrt(3))
+
+
+def test_rounding_gives_no_share_of_a_gap_and_no_interval_of_a_share():
+    ahead = stats.paired_share([value + 1 for value in FORTH], FORTH, BACK)
+    behind = stats.paired_share([value + 1 for value in FORTH], BACK, FORTH)
+    assert math.isnan(ahead.value)
+    assert math.isnan(behind.value)
+    nothing = stats.paired_share(FORTH, BACK, [value + 5 for value in BACK])
+    assert nothing.value == pytest.approx(0, abs=1e-12)
+    assert math.isnan(nothing.low)
 
 
 def test_pairs_need_both_values():
