@@ -75,6 +75,9 @@ BOOKKEEPING = (
 )
 PAIR_PATH = "pair"
 """Value of ``path`` for a `connect` run that leads from net A to net B."""
+POINTS = "interpolation_points"
+HALF_A_STEP = 0.005 + 1e-9
+"""How far the alpha of a run's step may be from the alpha at which it was measured."""
 UNPRINTED = re.compile(r"[^\t\n -~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Control characters and others that are unsafe to print; anyone with access to an experiment can put them there."""
 
@@ -176,8 +179,22 @@ def curves(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame
     frame = _frame([job for job in found if job.place.get(schema.PARAM_PATH, PAIR_PATH) == PAIR_PATH])
     metrics = (schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS)
     measured = histories(frame["run_id"].tolist(), metrics, tracking_uri)
-    measured["alpha"] = measured.pop("step") / 100
-    return frame.merge(measured, on="run_id")
+    found = frame.merge(measured, on="run_id")
+    recorded = found.get(f"param.{POINTS}", found.get(POINTS, pd.Series(dtype=str)))
+    found.insert(len(frame.columns), "alpha", _alphas(found.pop("step") / 100, recorded))
+    return found
+
+
+def _alphas(rounded: pd.Series, points: pd.Series) -> pd.Series:
+    """Return the alphas of curves, whose runs record them in whole hundredths, because steps are whole numbers.
+
+    Args:
+        rounded: alphas as recorded.
+        points: number of evenly spaced alphas of the run, as text that anyone can write.
+    """
+    intervals = pd.to_numeric(points, errors="coerce").reindex(rounded.index).astype(float) - 1
+    exact = (rounded * intervals).round() / intervals
+    return rounded.where(~((exact - rounded).abs() <= HALF_A_STEP), exact)
 
 
 def histories(run_ids: Sequence[str], metrics: Sequence[str], tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame:

@@ -144,7 +144,8 @@ def _votes(frame: pd.DataFrame) -> pd.DataFrame:
     place = [*cells.CELL, *cells.varied(frame), "method"]
     spread = facets.spread(done, place, published.VOTES).drop(columns="sem")
     spreads = [schema.MEMBER_ACCURACY_MEAN, schema.MEMBER_ACCURACY_STD, schema.MEMBERS]
-    members = done.drop_duplicates(place)[[*place, *spreads]].set_axis([*place, *NUMBERS], axis="columns")
+    firsts = done.sort_values([schema.PARAM_SEED_A, "key"])  # not by start, which differs from run to run of a study
+    members = firsts.drop_duplicates(place)[[*place, *spreads]].set_axis([*place, *NUMBERS], axis="columns")
     members = members.assign(measure=schema.MEMBER_ACCURACY_MEAN)
     return pd.concat([members.astype({"n": int}), spread], ignore_index=True)
 

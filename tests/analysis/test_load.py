@@ -69,7 +69,7 @@ def test_values_and_types(frame):
 
 def test_every_column_is_documented_and_every_metric_has_its_unit_in_the_schema(frame):
     columns = [name for name in frame.columns if name not in load.recipe_fields(frame)]
-    assert set(columns) <= set(re.findall(r"``(\w+)``", load.runs.__doc__)) | set(load.METRICS)
+    assert set(columns) <= set(re.findall(r"``(\w+)``", load.runs.__doc__)) | {*load.METRICS, *schema.ENVIRONMENT}
     text = inspect.getsource(schema)
     documented = re.findall(r'^\w+: Final = "(\w+)"\n"""', text, flags=re.MULTILINE)
     assert set(load.METRICS) <= set(documented)
@@ -90,6 +90,19 @@ def test_curves_are_long_and_complete(uri):
     assert point["interpolation_accuracy"] == pytest.approx(90 - 20.3)
     assert point["interpolation_loss"] == pytest.approx(0.3 + 20.3 / 20)
     assert (point["error_barrier"], point["seed_b"]) == (pytest.approx(20.3), 1)
+
+
+@pytest.mark.parametrize(
+    ("points", "step", "alpha"),
+    [(25, 4, 1 / 24), (25, 96, 23 / 24), (9, 12, 1 / 8), (11, 10, 0.1), (3, 10, 0.1), (1, 10, 0.1), ("many", 10, 0.1)],
+)
+def test_alphas_are_those_that_were_measured_not_their_steps(folder, uri, points, step, alpha):
+    name = f"alphas_{points}_{step}"
+    recorder = synthetic.Recorder(folder, name)
+    curve = {schema.INTERPOLATION_LOSS: {0: 1.0, step: 2.0, 100: 1.0}}
+    place = {"stage": schema.CONNECT, "width": 1.0, "seed_a": 0, "seed_b": 1, "matcher": "identity"}
+    recorder.run({}, curves=curve, interpolation_points=points, **place)
+    assert load.curves(name, uri)["alpha"].tolist() == [0.0, pytest.approx(alpha, abs=1e-12), 1.0]
 
 
 def test_curves_lead_from_a_to_b_only(folder, uri):

@@ -206,6 +206,17 @@ def test_ensembles_are_compared_with_table_1():
     assert any("states neither the rewind epoch" in note for note in versus_paper.notes(synthetic.runs([line])))
 
 
+def test_members_are_those_of_the_first_seed_in_whatever_order_ensembles_started():
+    line = {"stage": schema.ENSEMBLE, "method": "lth", "sparsity": 0.9, "rewind_epoch": 25, schema.MEMBERS: 5.0}
+    first, second = (
+        line | {"seed_a": seed, schema.MEMBER_ACCURACY_MEAN: mean, schema.ENSEMBLE_ACCURACY: 92.0}
+        for seed, mean in ((0, 89.0), (2, 90.0))
+    )
+    for started in ([first, second], [second, first]):
+        found = only(versus_paper.table(synthetic.runs(started)), measure=schema.MEMBER_ACCURACY_MEAN)
+        assert found["ours_mean"] == 89.0
+
+
 @pytest.mark.parametrize(("dataset", "width", "said"), [("cifar10", 1.0, False), ("cifar100", 4.0, True)])
 def test_the_sparsity_of_table_1_on_cifar_100_is_doubted(dataset, width, said):
     line = {"stage": schema.ENSEMBLE, "method": "lth", "sparsity": 0.9, "rewind_epoch": 25, "seed_a": 0}
