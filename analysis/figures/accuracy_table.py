@@ -115,10 +115,10 @@ def controls(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _ahead(frame: pd.DataFrame, row: str) -> list[str]:
     """Return permuted minus another row in each cell, paired, with its interval."""
-    by, leads = cells.axes(frame), facets.leads(frame, over=row)
-    found = table(frame)[by].merge(leads[leads[cells.ROW] == cells.PERMUTED], how="left", on=by)
-    limits = zip(found["lead"], found["ci_low"], found["ci_high"], found["pairs"], strict=True)
-    return [f"{stats.format_difference(lead, low, high)} ({n:.0f})" if n > 0 else "" for lead, low, high, n in limits]
+    by, ahead = cells.axes(frame), facets.leads(frame, over=row)
+    found = table(frame)[by].merge(ahead[ahead[cells.ROW] == cells.PERMUTED], how="left", on=by)
+    leads = zip(found["pairs"].fillna(0).astype(int), found["lead"], found["ci_low"], found["ci_high"], strict=True)
+    return [str(stats.Estimate(*lead)) for lead in leads]
 
 
 def _rows(numbers: pd.DataFrame) -> list[str]:

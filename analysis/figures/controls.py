@@ -117,12 +117,12 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     named = facets.several_tasks(answered)
     lines = []
     for line in answered.to_dict("records"):
-        difference = stats.format_difference(line["difference"], line["ci_low"], line["ci_high"])
+        difference = stats.Estimate(line["pairs"], line["difference"], line["ci_low"], line["ci_high"])
         shown = labels.place(line, named) | {
             "question": line["question"],
             "compared": f"{labels.method(line['row'])} {MINUS} {labels.method(line['over']).lower()}",
         }
-        lines.append({**shown, "points [95 % CI] (n)": f"{difference} ({line['pairs']})", "cells": str(line["cells"])})
+        lines.append({**shown, "points [95 % CI] (n)": str(difference), "cells": str(line["cells"])})
     return pd.DataFrame(lines)
 
 
