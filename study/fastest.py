@@ -26,18 +26,17 @@ from trainables.host.nvidia import gpus
 from trainables.knobs import BF16, CPU_PRECISIONS, written
 from trainables.storage import documents
 from trainables.storage.documents import Malformed
-from trainables.storage.store import Store
+from trainables.storage.store import FASTEST, Store
 from trainables.training.engines import CPU, GPU
 from trainables.training.way import SETTINGS, WAYS, Setting, Way, in_words
 
-FOLDER: Final = "fastest"
 TIE: Final = 1.05
 """Ways within this factor of the fastest count as ties: a second measurement might reverse them."""
 
 NOTABLE: Final = 1.1
 """A plan mentions a way if it is faster than the space's own by more than this factor."""
 
-_FILE = re.compile(rf"{FOLDER}/[a-z]+/(.+?)-x([0-9]+(?:\.[0-9]+)?)(-.*)?\.json")
+_FILE = re.compile(rf"{FASTEST}/[a-z]+/(.+?)-x([0-9]+(?:\.[0-9]+)?)(-.*)?\.json")
 
 _log = logging.getLogger(__name__)
 
@@ -165,7 +164,7 @@ def device_of_trials(gpus_per_trial: float | None, address: str | None, store: S
     if gpus_per_trial is not None:
         has_gpus = gpus_per_trial > 0
     elif address is not None:
-        has_gpus = any(path.startswith(f"{FOLDER}/{GPU}/") for path in _files(store))
+        has_gpus = any(path.startswith(f"{FASTEST}/{GPU}/") for path in _files(store))
     else:
         has_gpus = bool(gpus())
     return GPU if has_gpus else CPU
@@ -193,7 +192,7 @@ def file(device: str, network: Network, given: Kept) -> str:
     """Return the path of a network's choice in the storage."""
     model, width = network
     settings = (f"{name}={written(value)}" for name, value in sorted(given.items()))
-    return f"{FOLDER}/{device}/{'-'.join([model, f'x{width:g}', *settings])}.json"
+    return f"{FASTEST}/{device}/{'-'.join([model, f'x{width:g}', *settings])}.json"
 
 
 def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, Any]) -> dict[str, Setting]:
@@ -218,7 +217,7 @@ def keep(store: Store, path: str, way: Way, given: Kept, evidence: Mapping[str, 
 
 
 def _files(store: Store) -> list[str]:
-    return [path for path in store.storage.names(FOLDER) if path.endswith(".json")]
+    return [path for path in store.storage.names(FASTEST) if path.endswith(".json")]
 
 
 def _read(store: Store, path: str) -> tuple[dict[str, Setting] | None, bytes]:

@@ -14,9 +14,7 @@ from trainables.data.registry import get_entry
 from trainables.host.places import is_uri
 from trainables.storage import documents
 from trainables.storage.documents import Malformed
-from trainables.storage.store import Store
-
-_FOLDER = "data"
+from trainables.storage.store import FACTS_OF_DATA, Store
 
 
 def remember(plan: Plan, store: Store) -> None:
@@ -52,7 +50,7 @@ def known_facts(store: Store, name: str, data_dir: str | None, reading: Reading)
 
 def recorded_versions(store: Store) -> set[str]:
     """Return the fingerprints of all data on which studies have recorded facts; only those of images in folders."""
-    found = (_recorded(store, path) for path in store.storage.names(_FOLDER))
+    found = (_recorded(store, path) for path in store.storage.names(FACTS_OF_DATA))
     return {facts.fingerprint for facts in found if facts and facts.fingerprint}
 
 
@@ -70,4 +68,4 @@ def _recorded(store: Store, path: str) -> DatasetFacts | None:
 
 def _path(name: str, reading: Reading) -> str:
     sized = f"{name} {reading.image_size}" if reading.image_size else name
-    return f"{_FOLDER}/{hashlib.sha256(sized.encode()).hexdigest()[:12]}.json"
+    return f"{FACTS_OF_DATA}/{hashlib.sha256(sized.encode()).hexdigest()[:12]}.json"

@@ -20,7 +20,7 @@ from study.tracking.labels import name_in
 from trainables import schema
 from trainables.host.processes import host_of
 from trainables.host.redaction import redact_text
-from trainables.storage.store import Store
+from trainables.storage.store import DAMAGED, Store
 
 PUBLISHED = "published"
 STATES = (PUBLISHED, RUNNING, FAILED, BLOCKED, WAITING)
@@ -118,7 +118,7 @@ def status(plan: Plan, store: Store) -> Status:
     sizes: Counter[str] = Counter()
     for directory in ("store", "work"):
         for path, size in store.storage.sizes(directory).items():
-            sizes["damaged" if path.startswith("store/.damaged/") else directory] += size
+            sizes["damaged" if path.startswith(f"{DAMAGED}/") else directory] += size
     return Status(
         plan=plan,
         states=states,

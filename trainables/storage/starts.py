@@ -18,9 +18,9 @@ from trainables.host.clock import now
 from trainables.storage import StorageError, documents
 from trainables.storage.documents import Document, Malformed
 from trainables.storage.lease import RELEASE_SECONDS
-from trainables.storage.store import Store
+from trainables.storage.store import STARTS, Store
 
-_PATH: Final = re.compile(r"starts/(?P<name>[0-9a-f]{12})\.json")
+_PATH: Final = re.compile(rf"{STARTS}/(?P<name>[0-9a-f]{{12}})\.json")
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def noted(store: Store, note: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         StorageError: the storage cannot be written.
     """
-    path, document = f"starts/{secrets.token_hex(6)}.json", {**note, "started": now()}
+    path, document = f"{STARTS}/{secrets.token_hex(6)}.json", {**note, "started": now()}
     store.storage.write(path, json.dumps(document).encode())
 
     def end() -> None:
@@ -61,7 +61,7 @@ def starts(store: Store, space: str) -> dict[str, Document]:
         StorageError: the storage cannot be read.
     """
     found = {}
-    for path in store.storage.names("starts"):
+    for path in store.storage.names(STARTS):
         if not (named := _PATH.fullmatch(path)) or (content := store.storage.read(path)) is None:
             continue
         try:

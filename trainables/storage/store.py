@@ -49,7 +49,7 @@ READERS = 16
 """Results that are read from an object store at the same time."""
 DAMAGED = "store/.damaged"
 """Where results and documents that failed their checks are moved."""
-_DOCUMENTS = ("data", "fastest", "starts")
+FACTS_OF_DATA, FASTEST, STARTS = _DOCUMENTS = ("data", "fastest", "starts")
 """Folders of documents that are kept for good."""
 _KEY = re.compile(documents.KEY_FORM)
 _NAME = re.compile(documents.ARTIFACT_FORM)
