@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 from analysis.drawing.media import DEFAULT, STYLES, drawing_for
 from trainables.host.databases import default_tracking_uri
-from trainables.host.places import expanded, folder_of
+from trainables.host.places import DEFAULT_STORAGE, expanded, folder_of
 from trainables.host.terminal import OK, refused
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DEFAULT_STORAGE = "outputs"
 
 
 def parser(program: str, description: str, *, out: str | None = "STORAGE/report/NAME/") -> argparse.ArgumentParser:
@@ -40,7 +38,7 @@ def parser(program: str, description: str, *, out: str | None = "STORAGE/report/
     options.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow tracking URI (default: mlflow.db in the storage, or in outputs/ for an object store)",
+        help=f"MLflow tracking URI (default: mlflow.db in the storage, or in {DEFAULT_STORAGE}/ for an object store)",
     )
     if out is None:
         options.set_defaults(style=DEFAULT)

@@ -19,6 +19,7 @@ import pandas as pd
 from analysis.sources import AnalysisError, Experiment, NoRuns, Record, Source, source
 from trainables import schema
 from trainables.host import databases
+from trainables.host.places import DEFAULT_STORAGE
 from trainables.host.redaction import redact, redact_text
 from trainables.schema import FINISHED
 from trainables.storage import documents
@@ -34,7 +35,7 @@ __all__ = [
     "runs",
 ]
 
-DEFAULT_TRACKING_URI = f"sqlite:///outputs/{databases.DATABASE}"
+DEFAULT_TRACKING_URI = f"sqlite:///{DEFAULT_STORAGE}/{databases.DATABASE}"
 NAN = float("nan")
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainables.checks import known
-from trainables.host.places import located
+from trainables.host.places import DEFAULT_STORAGE, located
 from trainables.knobs import SETTINGS, Scalar, by_limit, plain_values
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class SearchSpace(_Settings):
             if cell["rewind_epoch"] in of_width.get(cell["width"], self.rewind_epoch):
                 yield cell
 
-    def param_space(self, *, storage: str = "outputs", data_dir: str | None = None) -> dict[str, Any]:
+    def param_space(self, *, storage: str = DEFAULT_STORAGE, data_dir: str | None = None) -> dict[str, Any]:
         """Return the space for a plain ``ray.tune.Tuner`` around one of the four Trainables.
 
         Axes become Tune's ``grid_search``. The method is left out, because each Trainable is one method.

@@ -211,8 +211,8 @@ def rates_here(store: Store) -> list[Rate]:
 
 
 def benchmark_file(store: Store) -> Path:
-    """Return the path of the measurements: beside the results if they are in a local directory, else in ``outputs``."""
-    return (store.root if store.is_local else Path("outputs")) / FILE
+    """Return the path of the measurements."""
+    return store.beside / FILE
 
 
 def image_size(plan: Plan, job: Job) -> int:

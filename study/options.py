@@ -11,7 +11,7 @@ from typing import Any
 
 from study.scheduling.address import cluster_address
 from study.scheduling.cards import machines
-from trainables.host.places import located
+from trainables.host.places import DEFAULT_STORAGE, located
 from trainables.training import CHECKPOINT_SECONDS, SILENCE
 
 LEAST = 1e-4
@@ -106,13 +106,14 @@ class Options:
         False,
     )
     storage: str = _option(
-        "where results are kept: a directory that all nodes see, or s3://, gs://, az:// (default: outputs)",
-        "outputs",
+        f"where results are kept: a directory that all nodes see, or s3://, gs://, az:// (default: {DEFAULT_STORAGE})",
+        DEFAULT_STORAGE,
         metavar="DIR|URI",
         check=_filled,
     )
     tracking_uri: str | None = _option(
-        "MLflow tracking store (default: mlflow.db in the storage, or in outputs/ for an object store)", metavar="URI"
+        f"MLflow tracking store (default: mlflow.db in the storage, or in {DEFAULT_STORAGE}/ for an object store)",
+        metavar="URI",
     )
     data_dir: str | None = _option(
         "where to find the datasets that no library ships: a directory that each node has, or s3://, gs://, "

@@ -14,6 +14,7 @@ from study.scheduling.states import BLOCKED, FAILED
 from study.tracking.delivery import Tracker
 from study.tracking.labels import name_in
 from trainables.host.databases import DATABASE, is_server, sqlite_file
+from trainables.host.places import DEFAULT_STORAGE
 from trainables.host.redaction import redact, redact_text
 from trainables.storage.store import StorageError, Store
 
@@ -149,7 +150,7 @@ def print_next_steps(plan: Plan, store: Store, tracking_uri: str, page: str | No
 
 
 def _is_default(store: Store) -> bool:
-    return store.is_local and store.root == Path("outputs").absolute()
+    return store.is_local and store.root == Path(DEFAULT_STORAGE).absolute()
 
 
 def _shown(store: Store) -> str:

@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from search_spaces import SPACES, SearchSpace, get_space
 from study import fastest
@@ -85,7 +84,7 @@ def _answer(store: Store, options: Options) -> tuple[Plan, str] | None:
         return None
     space = override(get_space(options.space or ""), options.set)
     # An object store cannot hold the database, so it stays on the driver's machine.
-    uri = options.tracking_uri or default_tracking_uri(store.root if store.is_local else Path("outputs").absolute())
+    uri = options.tracking_uri or default_tracking_uri(store.beside.absolute())
     choice = _choice(space, store, options) if options.fastest else None
     unmeasured = choice.missing if choice else ()
     ways = choice.ways if choice else None

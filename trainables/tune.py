@@ -37,7 +37,7 @@ from trainables.data import BY_DEFAULT, Reading, check_dataset
 from trainables.errors import HostFault, Verdict, WouldRecur, causes, first_line, is_of_cuda, release, verdict
 from trainables.graph import Closure, Job, Ref, measurements, target
 from trainables.host.devices import is_broken, problem
-from trainables.host.places import located, settle
+from trainables.host.places import DEFAULT_STORAGE, located, settle
 from trainables.host.redaction import redact_text
 from trainables.host.terminal import forgive
 from trainables.jobs.execution import News, compute, compute_together
@@ -128,7 +128,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         reading = Reading(**given)
         job, outputs = self._job(own, data_dir, reading)
         context = Context(
-            store=Store(_located(str(surroundings.pop("storage", "outputs")))),
+            store=Store(_located(str(surroundings.pop("storage", DEFAULT_STORAGE)))),
             reading=reading,
             device=self._device(job),
             crew=self._crew_of(workers_of(job.config, workers), config.get("max_silence", SILENCE)),

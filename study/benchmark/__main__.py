@@ -15,6 +15,7 @@ from study.benchmark import results, table
 from study.benchmark.results import Rate, Row
 from study.benchmark.settings import KINDS
 from trainables.checks import bounded
+from trainables.host.places import DEFAULT_STORAGE
 from trainables.host.terminal import OK, command, refused
 from trainables.host.version import project_commit
 
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         help="time limit for all measurements together: contests run fewer rounds, at least one, and contests that do "
         "not fit are named and skipped (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, default=Path("outputs", results.FILE), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path(DEFAULT_STORAGE, results.FILE), help="default: %(default)s")
     return parser
 
 

@@ -14,6 +14,8 @@ from typing import Final
 from urllib.parse import unquote
 
 CACHE: Final = "sparse-symmetry-study"
+DEFAULT_STORAGE: Final = "outputs"
+"""Where studies keep their results by default; also what they keep on this machine beside an object store."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainables.host.places import DEFAULT_STORAGE
 from trainables.host.processes import alive
 from trainables.schema import MANIFEST, METRICS, PLANE_GRID
 from trainables.storage import LocalStorage, StorageError, documents, open_storage
@@ -130,6 +131,11 @@ class Store:
     def is_local(self) -> bool:
         """Whether the store is a directory."""
         return isinstance(self.storage, LocalStorage)
+
+    @property
+    def beside(self) -> Path:
+        """The local folder for files beside the results: that of the store, or the default one for an object store."""
+        return self.root if self.is_local else Path(DEFAULT_STORAGE)
 
     @property
     def root(self) -> Path:

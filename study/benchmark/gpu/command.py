@@ -22,6 +22,7 @@ from study.benchmark.gpu.sections import ENVIRONMENT, REDUCED, SECTIONS, Outcome
 from study.benchmark.processes import started
 from trainables.checks import bounded, known
 from trainables.host.nvidia import gpus
+from trainables.host.places import DEFAULT_STORAGE
 from trainables.host.terminal import FAILURES, OK, refused
 from trainables.host.version import project_commit
 from trainables.training.engines import CPU, GPU
@@ -168,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("outputs", "gpu.jsonl"),
+        default=Path(DEFAULT_STORAGE, "gpu.jsonl"),
         metavar="FILE",
         help=f"gets a line per check; {results.FILE} beside it gets the measurements (default: %(default)s)",
     )
