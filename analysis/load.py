@@ -74,8 +74,6 @@ BOOKKEEPING = (
     *("key", "run_id", "name", "status", "started", "ended", "reused", *TAGS),
     *(schema.TAG_ASKED, schema.MATCHING, schema.RECIPES),
 )
-PAIR_PATH = "pair"
-"""Value of ``path`` for a `connect` run that leads from net A to net B."""
 POINTS = "interpolation_points"
 HALF_A_STEP = 0.005 + 1e-9
 """How far the alpha of a run's step may be from the alpha at which it was measured."""
@@ -177,7 +175,7 @@ def curves(space: str, tracking_uri: str = DEFAULT_TRACKING_URI) -> pd.DataFrame
     Arguments and errors are those of :func:`runs`.
     """
     _, found = _of_stage(space, tracking_uri, schema.CONNECT)
-    frame = _frame([job for job in found if job.place.get(schema.PARAM_PATH, PAIR_PATH) == PAIR_PATH])
+    frame = _frame([job for job in found if job.place.get(schema.PARAM_PATH, schema.PATH_PAIR) == schema.PATH_PAIR])
     metrics = (schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS)
     measured = histories(frame["run_id"].tolist(), metrics, tracking_uri)
     found = frame.merge(measured, on="run_id")

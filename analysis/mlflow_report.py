@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-RUN_NAME = "study"
-
 
 class NotLogged(RuntimeError):
     """The report could not be logged completely; the message gives the reason in one line."""
@@ -57,8 +55,8 @@ def log_report(space: str, tracking_uri: str, files: Sequence[Path], description
         run = _only_run(client, experiment.experiment_id)
         known = run is not None
         if run is None:
-            tags = {schema.TAG_STUDY: "true", "mlflow.source.name": "analysis.report"}
-            run = client.create_run(experiment.experiment_id, tags=tags, run_name=RUN_NAME)
+            tags = {schema.TAG_STUDY: "true", schema.TAG_SOURCE: "analysis.report"}
+            run = client.create_run(experiment.experiment_id, tags=tags, run_name=schema.STUDY_RUN)
         run_id: str = run.info.run_id
         try:
             _replace(get_artifact_repository(run.info.artifact_uri, tracking_uri), files)

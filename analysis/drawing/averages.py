@@ -24,8 +24,7 @@ from trainables.knobs import KNOBS
 from trainables.methods import METHODS
 from trainables.schema import FINISHED
 
-MEASURES = (schema.GAP_TO_DENSE, schema.GAP_TO_LTH, schema.TEST_ACCURACY, schema.GENERALIZATION_GAP)
-GAPS = frozenset({schema.GAP_TO_DENSE, schema.GAP_TO_LTH})
+MEASURES = (*schema.GAPS, schema.TEST_ACCURACY, schema.GENERALIZATION_GAP)
 AXES = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
 """Axes of the charts of method runs. Values by width and by sparsity are means over rewind epochs."""
 SIGNS = {schema.PARAM_WIDTH: "w", schema.PARAM_SPARSITY: "S", **dict.fromkeys(cells.TASK, "")}
@@ -279,7 +278,7 @@ def _method_runs(
             name=f"{_method(row)} · {facets.count(counts.loc[counts[cells.ROW] == row, 'n'])}",
             colour=colours[row],
             # A legend shows its first entries only: last come those that have no curve in most charts, dense nets.
-            order=f"{0 if measured[row] & GAPS else 1} {_row_order(row)}",
+            order=f"{0 if measured[row] & set(schema.GAPS) else 1} {_row_order(row)}",
             params={cells.ROW: row, schema.PARAM_METHOD: row.split(":")[0]},
             points=found,
         )

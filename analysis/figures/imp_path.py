@@ -21,8 +21,6 @@ CAPTION = (
     "statistics recomputed at each point. A barrier near 0 means the same basin. Mean ± sample standard deviation over "
     "n nets; the panels of a row share their scale. Below the sparsities: number of the round."
 )
-IMP_PATH = "imp"
-"""``path`` of a `connect` run that leads from dense A to a pruned A."""
 BARRIERS = (schema.ERROR_BARRIER, schema.LOSS_BARRIER)
 CORRECTIONS = {
     "none": ("As it is", style.Look(colour=style.VERMILLION, marker="s")),
@@ -46,7 +44,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _paths(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the finished measurements of paths from dense to pruned nets."""
-    return cells.repeated(facets.finished(frame[frame[schema.PARAM_PATH] == IMP_PATH], schema.CONNECT))
+    return cells.repeated(facets.finished(frame[frame[schema.PARAM_PATH] == schema.PATH_IMP], schema.CONNECT))
 
 
 def figure(frame: pd.DataFrame) -> Figure:

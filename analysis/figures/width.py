@@ -18,7 +18,7 @@ CAPTION = (
     "panels shows the rewind epoch at which the most widths have sparse nets, the largest of several such epochs; the "
     "table has the others."
 )
-MEASURES = (schema.GAP_TO_DENSE, schema.GAP_TO_LTH, schema.GENERALIZATION_GAP)
+MEASURES = (*schema.GAPS, schema.GENERALIZATION_GAP)
 
 
 @once

@@ -17,7 +17,6 @@ from analysis.drawing import facets
 from analysis.drawing.signs import MINUS
 from analysis.figures import accuracy_table, controls, function_space, interpolation, match_images, match_quality
 from analysis.gains import Block, block
-from analysis.load import PAIR_PATH
 from analysis.memo import once
 from trainables import schema
 
@@ -260,7 +259,7 @@ def _paths(runs: pd.DataFrame, where: str) -> list[str]:
     the lowest barriers.
     """
     done = cells.repeated(facets.finished(runs, schema.CONNECT)).assign(**{cells.PAIR: cells.pairs})
-    done = facets.finite(done[done[schema.PARAM_PATH].replace("", PAIR_PATH) == PAIR_PATH], [schema.ERROR_BARRIER])
+    done = facets.finite(done[done[schema.PARAM_PATH].replace("", schema.PATH_PAIR) == PAIR_PATH], [schema.ERROR_BARRIER])
     main, ends = cells.main_matching(runs), (schema.PARAM_WIDTH, schema.PARAM_CORRECTION)
     epochs = done[schema.PARAM_MATCH_EPOCH].fillna(cells.END)
     of_pair = [*dict.fromkeys([*ends, *facets.axes(done, cells.TASK), cells.PAIR])]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from study.plan import Plan
-from study.tracking.contents import SOURCE, USER
+from study.tracking.contents import USER
 from study.tracking.experiment import Experiment
 from study.tracking.labels import recipe_digest
 from study.tracking.views import view_tags
@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # pandas and matplotlib are not for a plan
 
 BATCH = 900
 """Metric values per request; MLflow takes 1,000 of all kinds."""
-PARENT_NAME = "study"
 PARENT = "mlflow.parentRunId"
 
 
@@ -87,7 +86,7 @@ class CellRuns:
         client, tags = experiment.client, self._parent_tags(experiment)
         found = list(experiment.runs(f"tags.{schema.TAG_STUDY} = 'true'"))
         if not found:
-            run = client.create_run(experiment.id, tags=tags, run_name=PARENT_NAME)
+            run = client.create_run(experiment.id, tags=tags, run_name=schema.STUDY_RUN)
             client.set_terminated(run.info.run_id, FINISHED)
             return str(run.info.run_id)
         run = min(found, key=lambda each: each.info.start_time)
@@ -110,9 +109,9 @@ class CellRuns:
             schema.TAG_RECIPE: recipe_digest(plan.space, plan.ways),
             schema.TAG_STORE: redact(experiment.store.uri),
             schema.NOTE: "\n\n".join(lines),
-            "mlflow.runName": PARENT_NAME,
+            "mlflow.runName": schema.STUDY_RUN,
             schema.TAG_COMMAND: self._command,
-            SOURCE: "study.run",
+            schema.TAG_SOURCE: "study.run",
             USER: user(),
             **({schema.TAG_COMMIT: commit} if commit else {}),
         }
@@ -147,7 +146,7 @@ def _show(experiment: Experiment, parent: str, average: Average, runs: list[Any]
         schema.TAG_COLOUR: average.colour,
         schema.TAG_ORDER: average.order,
         PARENT: parent,
-        SOURCE: "study.run",
+        schema.TAG_SOURCE: "study.run",
         USER: user(),
     }
     run_id = experiment.client.create_run(experiment.id, when, tags, average.name).info.run_id

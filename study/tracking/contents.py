@@ -14,7 +14,7 @@ from trainables.host.redaction import redact
 from trainables.host.version import project_commit
 from trainables.storage.store import Result, Store
 
-SOURCE, SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"
+SOURCE_TYPE = "mlflow.source.type"
 USER, TRIAL_NAME = "mlflow.user", "trial_name"
 GAPS = {schema.GAP_TO_DENSE: schema.TAG_DENSE_KEY, schema.GAP_TO_LTH: schema.TAG_LTH_KEY}
 """Metric -> the tag that names the job with which it compares a run."""
@@ -70,7 +70,7 @@ class Contents:
             schema.TAG_REUSED: "false" if fresh else "true",
             schema.TAG_STORE: self.storage,
             schema.TAG_PARENTS: ",".join(ref.key for _, ref in job.parents),
-            SOURCE: "study.run",
+            schema.TAG_SOURCE: "study.run",
             SOURCE_TYPE: "LOCAL",
             USER: self._user,
             TRIAL_NAME: name,

@@ -169,10 +169,14 @@ def run_params(job: Job, cell: Cell) -> dict[str, Any]:
             params |= {"match_augment": config.augment, "interpolation_points": config.points}
             end = job.parent("b").job.config
             if isinstance(end, PruneConfig):
-                params |= {schema.PARAM_PATH: "imp", schema.PARAM_SEED_A: end.seed, schema.PARAM_ROUND: end.round}
+                params |= {
+                    schema.PARAM_PATH: schema.PATH_IMP,
+                    schema.PARAM_SEED_A: end.seed,
+                    schema.PARAM_ROUND: end.round,
+                }
                 params[schema.PARAM_SPARSITY] = f"{end.sparsity:g}"
             else:
-                params |= _pair(cell) | {schema.PARAM_PATH: "pair", schema.PARAM_MATCHER: _matcher(job)}
+                params |= _pair(cell) | {schema.PARAM_PATH: schema.PATH_PAIR, schema.PARAM_MATCHER: _matcher(job)}
                 params[schema.PARAM_MATCH_EPOCH] = cell.match_epoch
         case PlaneConfig():
             params |= _place(cell) | _pair(cell) | {schema.PARAM_CORRECTION: config.correction}

@@ -21,7 +21,6 @@ from typing import Any
 from study.plan import Plan
 from study.tracking.contents import (
     GAPS,
-    SOURCE,
     TRIAL_NAME,
     Contents,
     Metric,
@@ -445,7 +444,8 @@ class Runs:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         version = spec.tags.get(schema.TAG_DATA_VERSION, STANDARD)[:DIGEST_LENGTH]
-        source = json.dumps({"tags": {SOURCE: "trainables.data"}})  # the module that finds the data on this machine
+        # The source is the module that finds the data on this machine.
+        source = json.dumps({"tags": {schema.TAG_SOURCE: "trainables.data"}})
         dataset = Dataset(spec.params[schema.PARAM_DATASET], version, source_type="code", source=source)
         self._client.log_inputs(run.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
         run.dataset = True

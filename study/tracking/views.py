@@ -50,7 +50,6 @@ _SHOWN = {
     "by_rewind_epoch": [(measure, schema.PARAM_REWIND_EPOCH) for measure in sorted(_MEASURES, reverse=True)],
 }
 """View of method runs -> its sections: measure and axis of the charts."""
-_GAPS = frozenset({schema.GAP_TO_DENSE, schema.GAP_TO_LTH})
 _OTHERS = "Model metrics"
 """Section that MLflow's pages give to all other metrics."""
 _NOTE = """\
@@ -147,7 +146,8 @@ def _of_methods(shown: Iterable[tuple[str, str]], charts: Sequence[Chart]) -> di
         cards += [_line(place, chart.metric, axis) for chart in chosen]
     columns = [f"params.`{schema.PARAM_METHOD}`"]
     # Dense nets have no gap, but would take a line of every legend, which shows two.
-    sparse = f" and params.{schema.PARAM_METHOD} != 'dense'" if {measure for measure, _ in shown} <= _GAPS else ""
+    only_gaps = {measure for measure, _ in shown} <= set(schema.GAPS)
+    sparse = f" and params.{schema.PARAM_METHOD} != 'dense'" if only_gaps else ""
     return _state(schema.METHOD, sections, cards, columns, sparse)
 
 
@@ -162,7 +162,7 @@ def _of_cells(settings: Sequence[str]) -> dict[str, Any]:
     over = schema.OVER_REWIND_EPOCHS
     cards = [
         _scatter(CELLS, axis, measure + over)
-        for measure in (schema.GAP_TO_DENSE, schema.GAP_TO_LTH)
+        for measure in schema.GAPS
         for axis in (schema.PARAM_WIDTH, schema.PARAM_SPARSITY)
     ]
     cards += [_line(CELLS, measure, schema.PARAM_REWIND_EPOCH) for measure in _MEASURES]

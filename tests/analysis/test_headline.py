@@ -196,7 +196,7 @@ def test_ways_of_matching_are_compared_over_the_same_cells(uri):
 
 def test_barriers_are_those_of_pairs_that_were_measured_before_and_after(uri):
     frame = load.runs("mode_connectivity", uri)
-    path = (frame["stage"] == "connect") & (frame["path"] == load.PAIR_PATH)
+    path = (frame["stage"] == "connect") & (frame["path"] == schema.PATH_PAIR)
     moved = path & (frame["matcher"] != "identity")
     first = frame["seed_a"] == frame.loc[path, "seed_a"].min()
     assert headline.headline(frame[~(moved & ~first)]) == headline.headline(frame[~(path & ~first)])

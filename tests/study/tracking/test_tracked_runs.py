@@ -30,7 +30,6 @@ from tracked import (
 from waiting import HANG_SECONDS
 
 from study.plan import Plan, make_plan
-from study.tracking import contents
 from study.tracking.labels import recipe_digest
 from trainables import schema
 from trainables.data import check_dataset
@@ -326,7 +325,7 @@ def test_runs_name_the_commit_that_the_store_has(plan: Plan, published: Store, l
     for key, run in logged[1].items():
         commit = published.manifest(key)["environment"].get("commit")
         assert run.data.tags.get(schema.TAG_COMMIT) == commit == project_commit()
-        assert run.data.tags[contents.SOURCE] == "study.run"
+        assert run.data.tags[schema.TAG_SOURCE] == "study.run"
 
 
 @pytest.mark.parametrize("fresh", [True, False])
