@@ -25,9 +25,9 @@ def short_table(frame: pd.DataFrame) -> str:
     """Return test accuracy by width, sparsity and rewind epoch in at most 100 columns.
 
     There is one block per task (and varied recipe): dense, LTH, permuted and naive (dense and IMP if the study has
-    nothing else) as mean ± sample standard deviation
-    (number of nets) in percent, and the paired difference permuted - naive in percentage points with its 95 % t
-    interval. ``(2/4)`` says that two of four runs have finished; a dash stands in place of the mean if none has.
+    nothing else) as mean ± sample standard deviation (number of nets) in percent, and the paired difference permuted -
+    naive in percentage points with its 95 % t interval. ``(2/4)`` says that two of four runs have finished; a dash
+    stands in place of the mean if none has.
 
     Args:
         frame: as returned by :func:`analysis.load.runs`.

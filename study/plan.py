@@ -189,7 +189,7 @@ def reading_of(space: SearchSpace) -> Reading:
 
 
 def _refuse_idle_settings(space: SearchSpace) -> None:
-    """Raise ValueError for a setting that would silently do nothing in this space."""
+    """Raise ValueError for ``imp_path``, ``plane_resolution``, ``mask_overlap`` or ``member`` if nothing reads it."""
     for setting, method in (("imp_path", "imp"), ("plane_resolution", "permuted"), ("mask_overlap", "permuted")):
         if getattr(space, setting) and method not in space.method:
             raise ValueError(f"{setting} is measured for method {method!r}, which the space does not have")

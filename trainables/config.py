@@ -332,6 +332,6 @@ def nothing_left(sparsity: float, count: int, network: str) -> str:
 
 
 def model_options(shortcut: str, stream_taps: str) -> dict[str, str]:
-    """Return the architecture options that differ from the default, which all models share."""
+    """Return the architecture options whose value is not the default; all models have the same defaults."""
     options = {"shortcut": shortcut, "stream_taps": stream_taps}
     return {name: value for name, value in options.items() if value != KNOBS[name].neutral}

@@ -151,9 +151,8 @@ def _add_starts(found: Mapping[str, documents.Document], study: dict[str, Any], 
     """Add the starts in a storage to a record: how long each ran, and the estimate of the jobs that were new to it.
 
     Starts of other recipes are left out. A start that does not name its recipe counts if it had a job of the record to
-    run.
-    A job that was interrupted is in several starts; the estimate of the first one counts, and the result belongs to the
-    last one. A start that was killed has ended with its last result.
+    run. A job that was interrupted is in several starts; the estimate of the first one counts, and the result belongs
+    to the last one. A start that was killed has ended with its last result.
     """
 
     def belongs(start: documents.Document) -> bool:

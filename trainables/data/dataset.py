@@ -120,8 +120,8 @@ class DatasetFacts:
         test_images: size of the test split.
         fingerprint: numbers of images and digest of the names and contents of a folder's files; it does not depend on
             the folder's path, and changes when a file is added, removed, renamed or changed. It is part of every job's
-            key, since the name ``image_folder`` says nothing about the images. Empty if the dataset's name determines
-            the data.
+            key, since a dataset's name says nothing about a user's images. Empty for ``digits`` and torchvision's
+            archives, which their name determines.
         source: where the data are; empty if they come with a library.
         warnings: for a person to read before the data are used.
     """

@@ -259,7 +259,7 @@ def serve(post: Post) -> None:
     """Work as a worker other than the leader, until the process is ended.
 
     Raises:
-        Exception: the leader has gone, or whatever ended the work; the leader gets to know it.
+        Exception: the leader has gone, or whatever ended the work; the leader is told.
     """
     store = TCPStore(post.host, post.port, is_master=False)
     try:
