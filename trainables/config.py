@@ -15,7 +15,7 @@ from trainables.checks import known
 from trainables.data.dataset import DatasetFacts
 from trainables.knobs import KNOBS, Knobs, by_limit, neutral, of_knob
 from trainables.methods import METHODS
-from trainables.models import MODELS, build_model, check_options, check_width, image_options
+from trainables.models import MODELS, SHORTCUT_KERNELS, build_model, check_options, check_width, image_options
 from trainables.training.way import Way
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ def prunable_count(cell: Cell, num_classes: int, in_channels: int, image_size: i
     if cell.prune_classifier:
         count += entry.base_channels[-1] * cell.width * num_classes
     if cell.prune_shortcuts:
-        kernel = 3 if "shortcut" in entry.options and cell.shortcut == "conv3x3" else 1
+        kernel = SHORTCUT_KERNELS[cell.shortcut] if "shortcut" in entry.options else 1
         count += kernel**2 * entry.shortcut_weights * cell.width**2
     return round(count)
 

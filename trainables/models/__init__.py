@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from trainables.models.network import Network
 
 MIN_WIDTH, MAX_WIDTH = 0.25, 32.0
+SHORTCUT_KERNELS: dict[str, int] = {"conv3x3": 3, "conv1x1": 1}
+"""Kind of shortcut -> the side of its convolution's kernel."""
 SHORTCUTS: dict[str, str] = {
     "conv3x3": "3 x 3 (the paper's code)",
     "conv1x1": "1 x 1 (the usual one)",
@@ -228,11 +230,11 @@ def check_options(name: str, **options: object) -> None:
     Raises:
         ValueError: an option that the model does not have, or a value that the option does not take.
     """
-    known = model_entry(name).options
+    taken = model_entry(name).options
     for option, value in options.items():
-        if option not in known:
-            raise ValueError(f"model {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}")
-        allowed = known[option]
+        if option not in taken:
+            raise ValueError(f"model {name!r} has no option {option!r}; its options: {', '.join(taken) or 'none'}")
+        allowed = taken[option]
         if type(value) is not type(allowed[0]) or value not in allowed:
             span = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else ", ".join(map(repr, allowed))
             raise ValueError(f"option {option} of model {name!r} cannot be {value!r}; it takes: {span}")

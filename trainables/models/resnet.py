@@ -15,10 +15,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from trainables.models import SHORTCUT_KERNELS
 from trainables.models.network import Axes, Network, batchnorm, build_spec, conv, kaiming_normal, linear, scaled
 from trainables.symmetry.permutations import PermutationSpec
-
-SHORTCUT_KERNELS = {"conv3x3": 3, "conv1x1": 1}
 
 
 def resnet20(
