@@ -259,7 +259,9 @@ def _paths(runs: pd.DataFrame, where: str) -> list[str]:
     the lowest barriers.
     """
     done = cells.repeated(facets.finished(runs, schema.CONNECT)).assign(**{cells.PAIR: cells.pairs})
-    done = facets.finite(done[done[schema.PARAM_PATH].replace("", schema.PATH_PAIR) == schema.PATH_PAIR], [schema.ERROR_BARRIER])
+    done = facets.finite(
+        done[done[schema.PARAM_PATH].replace("", schema.PATH_PAIR) == schema.PATH_PAIR], [schema.ERROR_BARRIER]
+    )
     main, ends = cells.main_matching(runs), (schema.PARAM_WIDTH, schema.PARAM_CORRECTION)
     epochs = done[schema.PARAM_MATCH_EPOCH].fillna(cells.END)
     of_pair = [*dict.fromkeys([*ends, *facets.axes(done, cells.TASK), cells.PAIR])]

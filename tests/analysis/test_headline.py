@@ -19,6 +19,7 @@ from analysis.figures.table import FIGURES
 from analysis.gains import block
 from analysis.page import headline
 from search_spaces import SPACES
+from trainables import schema
 
 SMALL = {"seeds": (0, 1, 2), "sparsity": (0.9,), "rewind_epochs_of_width": ()}
 GAIN = ["permuting the mask gains", "of the gap from naive to LTH"]
