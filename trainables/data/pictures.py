@@ -25,6 +25,10 @@ FRAMES: Final = "with several frames, of which the first is used"
 ORIENTED: Final = "turned by their EXIF orientation, which is used only with an image_size"
 _ORIENTATION: Final = 0x0112
 
+# Pillow warns of sizes, which are checked here, and of tags. The filter is for good, because pictures are opened in
+# threads: the filters belong to the process, and `warnings.catch_warnings` would set back those of another thread.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 class Picture(NamedTuple):
     """What is known of a file.
@@ -59,9 +63,7 @@ def open_picture(file: io.BytesIO) -> Image.Image:
     """
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about sizes, which are checked here, and about tags
-        return Image.open(file, formats=_readers())
+    return Image.open(file, formats=_readers())
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -439,6 +440,33 @@ def test_a_pillow_without_a_format_reads_the_others(folders: Path, monkeypatch: 
         assert "AVIF" not in pictures._readers()
     finally:
         pictures._readers.cache_clear()
+
+
+def test_opening_pictures_leaves_the_filters_of_warnings_alone(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They belong to the process: threads that change them for a moment set back those of each other."""
+    open_image, during = Image.open, list[list[object]]()
+
+    def opened(*given: object, **named: object) -> Image.Image:
+        during.append(list(warnings.filters))
+        return open_image(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image, "open", opened)
+    before = list(warnings.filters)
+    check_dataset("image_folder", folders)
+    load_dataset("image_folder", folders)
+    assert during
+    assert all(filters == before for filters in during)
+    assert list(warnings.filters) == before
+
+
+def test_warnings_are_ignored_if_they_are_of_pillow() -> None:
+    program = (
+        "import warnings, trainables.data.pictures; warned = warnings.warn_explicit; "
+        "warned('size', UserWarning, 'a.py', 1, 'PIL.Image'); warned('tag', UserWarning, 'b.py', 1, 'PILS')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "tag" in done.stderr
+    assert "size" not in done.stderr
 
 
 def deep(kind: type, suffix: str) -> Callable[[Path], Path]:
