@@ -266,7 +266,10 @@ class _Session:
         """Train until `stop` epochs are complete; call `ended` with the number of each before its row is yielded."""
         training, log = self._training, self.context.log
         repeats = _is_deterministic(self._job, self.context)
-        with CheckpointWriter(self._job.key, self.context) as checkpoints:
+        # A traced network is a reference cycle: without the release, the activations of a whole batch would stay in the
+        # process beside those of its next job, until Python next looks for cycles.
+        with contextlib.ExitStack() as end, CheckpointWriter(self._job.key, self.context) as checkpoints:
+            end.callback(training.trainer.release)
             while training.epoch < stop:
                 wanted = EpochWanted(training=training, deterministic=repeats, log=log, end=training.run_epoch)
                 yield wanted

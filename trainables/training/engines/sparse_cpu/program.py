@@ -120,6 +120,10 @@ class Program(nn.Module):
         self._prepared: dict[tuple[int, ...], _Prepared] = {}
         """Shape of the input and number of threads -> calls with these addresses and settings."""
 
+    def release(self) -> None:
+        """Free the prepared calls and their memory; the next training step prepares them again."""
+        self._prepared = {}
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (blocks, channels, height, width, lanes) to the last layer's result in the same layout."""
         if torch.is_grad_enabled() and not x.requires_grad and all(norm.training for norm in self._norms):
