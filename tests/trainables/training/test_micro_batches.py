@@ -96,6 +96,12 @@ def test_networks_with_other_micro_batches_do_not_train_together() -> None:
     assert start("stacked").profile == start("stacked").profile != start("stacked", 2).profile
 
 
+def test_networks_that_divide_their_batches_are_not_stacked() -> None:
+    """A joint network takes whole batches, which would move the running statistics by a fraction of their momentum."""
+    assert start("stacked", 2).profile is None
+    assert start("stacked").profile is not None
+
+
 def peak(micro_batches: int) -> int:
     model = network("resnet8").train()
     images, labels = some_images(64, 16)

@@ -36,7 +36,12 @@ class Trainer(plain.Trainer):
     """Trains a network together with others, or alone if there are none."""
 
     def profile(self, training: Training) -> Hashable | None:
-        """Return architecture, device, precision and batches' shape; None if a layer's type is not in `_LAYERS`."""
+        """Return architecture, device, precision and batches' shape.
+
+        None if a layer's type is not in `_LAYERS`, or if batches are divided: a joint network computes whole ones.
+        """
+        if training.micro_batches > 1:
+            return None
         model = training.model
         layers = [each for each in model.modules() if not list(each.children()) or list(each.parameters(recurse=False))]
         if not all(type(layer) in _LAYERS for layer in layers):
