@@ -22,7 +22,7 @@ from trainables.storage.documents import number
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Incremented when files would be judged differently."""
 RECENT_NS: Final = 2 * 10**9
 """Age at which a file's times are reliable: some file systems have a resolution of 2 s."""

@@ -24,6 +24,8 @@ TRANSPARENT: Final = "with transparency, which is dropped"
 FRAMES: Final = "with several frames, of which the first is used"
 ORIENTED: Final = "turned by their EXIF orientation, which is used only with an image_size"
 _ORIENTATION: Final = 0x0112
+_JPEG2000_SIZE: Final = b"\xff\x4f\xff\x51"
+"""The first bytes of the pixels' stream, whose header follows."""
 
 # Pillow warns of sizes, which are checked here, and of tags. The filter is for good, because pictures are opened in
 # threads: the filters belong to the process, and `warnings.catch_warnings` would set back those of another thread.
@@ -129,6 +131,15 @@ def _depth(image: Image.Image, data: bytes) -> int:
         *_, arguments = image.tile[0]  # type: ignore[attr-defined]
         largest = arguments[-1] if isinstance(arguments, tuple) else arguments
         return int(largest).bit_length() if isinstance(largest, int) else 8
+    if image.format == "JPEG2000" and (start := data.find(_JPEG2000_SIZE)) >= 0:
+        count = int.from_bytes(data[start + 40 : start + 42], "big")
+        depths = data[
+            start + 42 : start + 42 + 3 * count : 3
+        ]  # each less one; the highest bit says whether it is signed
+        return max((1 + (depth & 0x7F) for depth in depths), default=8)
+    if image.format == "AVIF" and (start := data.find(b"av1C")) >= 0:
+        flags = data[start + 6 : start + 7] or b"\0"
+        return 8 + 2 * bool(flags[0] & 0x40) * (1 + bool(flags[0] & 0x20))  # 8, 10 or 12
     return 8
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from tiny_images import picture, spoilt, write_folders
 
 from search_spaces import get_space
@@ -469,6 +469,11 @@ def test_warnings_are_ignored_if_they_are_of_pillow() -> None:
     assert "size" not in done.stderr
 
 
+def needs(feature: str) -> pytest.MarkDecorator:
+    """Return what skips a test where this Pillow lacks a feature."""
+    return pytest.mark.skipif(not features.check(feature), reason=f"Pillow without {feature}")
+
+
 def deep(kind: type, suffix: str) -> Callable[[Path], Path]:
     def write(path: Path) -> Path:
         Image.fromarray(np.full((8, 8), 300, dtype=kind)).save(path.with_suffix(suffix))
@@ -497,6 +502,45 @@ def deep_colours(path: Path) -> Path:
 def deep_pnm(path: Path) -> Path:
     path.with_suffix(".ppm").write_bytes(b"P6 8 8 1023\n" + bytes(8 * 8 * 6))
     return path.with_suffix(".ppm")
+
+
+def deep_jpeg2000(path: Path) -> Path:
+    """Write a file whose header says that the second of its colours has 16 bits."""
+    path = path.with_suffix(".jp2")
+    Image.fromarray(picture(0)).save(path)
+    content = bytearray(path.read_bytes())
+    colours = content.index(b"\xff\x4f\xff\x51") + 42
+    assert content[colours : colours + 9 : 3] == b"\7\7\7"
+    content[colours + 3] = 15
+    path.write_bytes(content)
+    return path
+
+
+def deep_avif(bits: int) -> Callable[[Path], Path]:
+    """Return what writes a file whose header says that its colours have 10 or 12 bits."""
+
+    def write(path: Path) -> Path:
+        path = path.with_suffix(".avif")
+        Image.fromarray(picture(0)).save(path)
+        content = bytearray(path.read_bytes())
+        colours = content.index(b"pixi") + 9
+        assert content[colours : colours + 3] == b"\x08\x08\x08"
+        content[colours : colours + 3] = bytes([bits] * 3)
+        content[content.index(b"av1C") + 6] |= {10: 0x40, 12: 0x60}[bits]
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def test_pictures_of_eight_bits_are_used_whatever_their_format(folders: Path) -> None:
+    readers = {".jp2": "jpg_2000", ".j2k": "jpg_2000", ".avif": "avif"}
+    kinds = [suffix for suffix, feature in readers.items() if features.check(feature)]
+    for split in ("train", "test"):
+        for number, suffix in enumerate(kinds):
+            Image.fromarray(picture(100 + number)).save(folders / split / "ant" / f"new{suffix}")
+            Image.fromarray(picture(200 + number)).convert("L").save(folders / split / "ant" / f"grey{suffix}")
+    assert check_dataset("image_folder", folders).train_images == 12 + 2 * len(kinds)
 
 
 def thread(path: Path) -> Path:
@@ -542,6 +586,9 @@ def cut_off(path: Path) -> Path:
         (deep(np.float32, ".tiff"), "pixels of type F"),
         (deep_colours, "16 bits per channel"),
         (deep_pnm, "10 bits per channel"),
+        pytest.param(deep_jpeg2000, "16 bits per channel", marks=needs("jpg_2000")),
+        pytest.param(deep_avif(10), "10 bits per channel", marks=needs("avif")),
+        pytest.param(deep_avif(12), "12 bits per channel", marks=needs("avif")),
         (thread, "at most 64 times"),
         (bomb, "exceeds limit"),
         (empty, "no picture that can be read"),
