@@ -132,11 +132,9 @@ def _depth(image: Image.Image, data: bytes) -> int:
         largest = arguments[-1] if isinstance(arguments, tuple) else arguments
         return int(largest).bit_length() if isinstance(largest, int) else 8
     if image.format == "JPEG2000" and (start := data.find(_JPEG2000_SIZE)) >= 0:
-        count = int.from_bytes(data[start + 40 : start + 42], "big")
-        depths = data[
-            start + 42 : start + 42 + 3 * count : 3
-        ]  # each less one; the highest bit says whether it is signed
-        return max((1 + (depth & 0x7F) for depth in depths), default=8)
+        end = start + 42 + 3 * int.from_bytes(data[start + 40 : start + 42], "big")
+        # A channel's byte is its depth less one; the highest bit says whether its values have a sign.
+        return max((1 + (depth & 0x7F) for depth in data[start + 42 : end : 3]), default=8)
     if image.format == "AVIF" and (start := data.find(b"av1C")) >= 0:
         flags = data[start + 6 : start + 7] or b"\0"
         return 8 + 2 * bool(flags[0] & 0x40) * (1 + bool(flags[0] & 0x20))  # 8, 10 or 12
