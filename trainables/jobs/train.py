@@ -57,7 +57,7 @@ from trainables.storage.store import DamagedArtifact, NotPublished, StorageError
 from trainables.symmetry.permutations import apply_permutation, permutation_spec, random_permutation
 from trainables.training.determinism import deterministic
 from trainables.training.engines import CPU, free_idle_memory
-from trainables.training.evaluation import evaluate, predict_logits
+from trainables.training.evaluation import evaluate, joined
 from trainables.training.loop import Training, tensor_float
 
 LOGITS_LIMIT = 2_000_000
@@ -296,11 +296,12 @@ class _Session:
     def publish(self, metrics: Metrics, files: Files | None = None) -> None:
         """Measure the final network on test and training images, and publish it with `metrics` and `files`."""
         training, data = self._training, self._data
-        test = evaluate(training.model, data.test)
+        logits: list[Tensor] | None = [] if data.test.num_images * data.num_classes <= LOGITS_LIMIT else None
+        test = evaluate(training.model, data.test, logits)
         train = evaluate(training.model, data.train_plain)
         files = {**(files or {}), schema.WEIGHTS: pack(training.weights())}
-        if test.count * data.num_classes <= LOGITS_LIMIT:
-            files[schema.LOGITS] = pack({"logits": predict_logits(training.model, data.test)})
+        if logits is not None:
+            files[schema.LOGITS] = pack({"logits": joined(logits)})
         top5 = {schema.TEST_TOP5_ACCURACY: test.top5_accuracy} if data.num_classes >= schema.TOP5_CLASSES else {}
         metrics = {
             schema.TEST_LOSS: test.loss,

@@ -36,12 +36,13 @@ class Evaluation:
     count: int
 
 
-def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
+def evaluate(model: nn.Module, batches: Batches, logits: list[Tensor] | None = None) -> Evaluation:
     """Measure `model` in eval mode; every sample has the same weight, whatever the batch sizes.
 
     Args:
         model: maps images (N, C, H, W) to logits (N, classes).
         batches: (images, labels) pairs, read once.
+        logits: a list that gets each batch's logits, float32 (N, classes) on the network's device; see :func:`joined`.
 
     Raises:
         ValueError: a batch has no labels, or there are no samples.
@@ -56,12 +57,14 @@ def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
             if isinstance(batch, Tensor) or len(batch) != 2:
                 raise ValueError("batches of (images, labels) are needed here, got a batch without labels")
             images, labels = (part.to(device, non_blocking=True) for part in batch)
-            logits = model(images).float()
-            loss += cross_entropy(logits, labels, reduction="sum")
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            found = model(images).float()
+            loss += cross_entropy(found, labels, reduction="sum")
+            best = found.topk(min(5, found.shape[1]), dim=1).indices == labels[:, None]
             hits[0] += best[:, 0].sum()
             hits[1] += best.sum()
             count += len(labels)
+            if logits is not None:
+                logits.append(found)
     if count == 0:
         raise ValueError("evaluate() needs at least one sample, got no batches")
     total_loss, top1, top5 = torch.cat([loss[None], hits]).tolist()
@@ -80,8 +83,13 @@ def predict_logits(model: nn.Module, batches: Batches) -> Tensor:
         logits = [model(images).float() for images in image_batches(batches, model_device(model))]
     if not logits:
         raise ValueError("predict_logits() needs at least one sample, got no batches")
+    return joined(logits)
+
+
+def joined(logits: Sequence[Tensor]) -> Tensor:
+    """Return the logits of all batches, each (N, classes), as one float32 tensor on the CPU."""
     # A clone made outside inference mode is an ordinary tensor, which callers may modify.
-    return torch.cat(logits).cpu().clone()
+    return torch.cat(list(logits)).cpu().clone()
 
 
 def image_batches(batches: Batches, device: torch.device) -> Iterator[Tensor]:

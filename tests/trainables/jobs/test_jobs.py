@@ -70,7 +70,7 @@ from trainables.storage.artifacts import (
 from trainables.storage.store import Store
 from trainables.symmetry.permutations import apply_permutation, permutation_spec
 from trainables.training.engines.sparse_cpu import program
-from trainables.training.evaluation import evaluate
+from trainables.training.evaluation import evaluate, predict_logits
 from trainables.training.loop import Diverged, Training
 
 CELL = tiny_cell()
@@ -130,6 +130,22 @@ def test_accuracies_follow_from_weights_and_from_logits(published: Store, method
     train = evaluate(net, EvalBatches(data.train, mean=data.mean, std=data.std, batch_size=100))
     assert final[schema.FINAL_TRAIN_ACCURACY] == pytest.approx(train.accuracy, abs=0.15)  # an image may be on the edge
     assert final[schema.FINAL_TRAIN_LOSS] == pytest.approx(train.loss, rel=1e-3)
+
+
+def test_a_job_passes_over_its_test_set_once_at_its_end(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, iterate = list[int](), EvalBatches.__iter__
+
+    def counted(batches: EvalBatches) -> Any:
+        passes.append(batches.num_images)
+        return iterate(batches)
+
+    monkeypatch.setattr(EvalBatches, "__iter__", counted)
+    publish([Ref(DENSE_A)], context)
+    test, train = 899, 898
+    assert passes == [test] * DENSE_A.epochs + [test, train]
+    data = task.TaskData(DENSE_A.config.task, context)
+    anew = predict_logits(data.model(read_weights(context.store, DENSE_A.key)), data.test)
+    assert torch.equal(unpack(context.store.read(DENSE_A.key, schema.LOGITS))["logits"], anew)
 
 
 @pytest.mark.parametrize("classes", [19, 20])

@@ -8,7 +8,7 @@ from small_nets import random_batches, same, small_model, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from trainables.training.evaluation import eval_mode, evaluate, model_device, predict_logits, require_reiterable
+from trainables.training.evaluation import eval_mode, evaluate, joined, model_device, predict_logits, require_reiterable
 
 
 def logits_as_images(logits):
@@ -76,6 +76,13 @@ def test_logits_are_ordinary_tensors_in_the_order_of_the_batches():
     assert (logits.dtype, logits.device.type) == (torch.float32, "cpu")
     assert not logits.is_inference()
     torch.testing.assert_close(predict_logits(model, [images for images, _labels in batches]), logits)
+
+
+def test_the_logits_of_an_evaluation_are_those_of_a_pass_of_their_own():
+    model, batches, logits = small_model("resnet8"), random_batches(), []
+    assert evaluate(model, batches, logits) == evaluate(model, batches)
+    assert torch.equal(joined(logits), predict_logits(model, batches))
+    assert not joined(logits).is_inference()
 
 
 @pytest.mark.parametrize("measure", [evaluate, predict_logits])
