@@ -301,7 +301,8 @@ def _seconds(plan: Plan, job: Job, needed: Collection[int | None], forward: Call
         model = MODELS[config.task.model]
         corrected = measured * correction_passes(model.corrected_layers, -(-images // batch))
         if isinstance(config, MatchConfig):  # both networks, and the barrier before and after the match
-            return SECONDS_PER_JOB + 2 * measured + 2 * len(BARRIER_ALPHAS) * (test + corrected)
+            points = 2 * len(BARRIER_ALPHAS) - 1  # B is measured once
+            return SECONDS_PER_JOB + 2 * measured + points * (test + corrected)
         if isinstance(config, EnsembleConfig):
             return SECONDS_PER_JOB + len(job.parents) * test
         effective = config.correction == "repair" or (config.correction == "bn_reset" and model.batchnorm)
@@ -311,7 +312,7 @@ def _seconds(plan: Plan, job: Job, needed: Collection[int | None], forward: Call
         return SECONDS_PER_JOB + config.points * (test + measured + correction)
     steps = 3 * forward(facts.train_images, config.recipe.batch_size)
     epoch = steps / plan.workers(job.key) + test  # the leader evaluates; what the workers exchange is not counted
-    measuring = (forward(facts.train_images, batch) + 2 * test) * (None in needed)
+    measuring = (forward(facts.train_images, batch) + test) * (None in needed)
     return SECONDS_PER_JOB + job.epochs_to(needed) * epoch + measuring
 
 

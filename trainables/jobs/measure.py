@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -58,24 +58,33 @@ def _match(job: Job, context: Context) -> Outcome:
     images = data.measuring(config.images, seed, augment=config.augment)
     found = match(model_a, model_b, images, config.matcher, seed=seed)
 
-    def barrier(permutation: Permutation | None) -> float:
-        curve = interpolation_curve(
+    def losses(permutation: Permutation | None, alphas: Sequence[float]) -> tuple[float, ...]:
+        return interpolation_curve(
             model_a,
             model_b,
             data.test,
-            alphas=BARRIER_ALPHAS,
+            alphas=alphas,
             permutation=permutation,
             correction="bn_reset" if batchnorm_layers(model_a) else "repair",
             train_batches=images,
-        )
-        return loss_barrier(curve)
+        ).losses
+
+    def barriers() -> Metrics:
+        before = after = losses(None, BARRIER_ALPHAS)
+        if found.moved_units:
+            # B is the same end point, to the bit. The other one is not: permuting A changes the order of its sums.
+            *moved, _ = BARRIER_ALPHAS
+            after = *losses(found.permutation, moved), before[-1]
+        return {
+            schema.LOSS_BARRIER_BEFORE: loss_barrier(BARRIER_ALPHAS, before),
+            schema.LOSS_BARRIER_AFTER: loss_barrier(BARRIER_ALPHAS, after),
+        }
 
     # The classifier of a network trained on another dataset cannot predict these labels.
     trained_on = job.parent("a").job.config.task
     comparable = (trained_on.dataset, trained_on.data_version) == (config.task.dataset, config.task.data_version)
     metrics = {
-        **({schema.LOSS_BARRIER_BEFORE: barrier(None)} if comparable else {}),
-        **({schema.LOSS_BARRIER_AFTER: barrier(found.permutation)} if comparable else {}),
+        **(barriers() if comparable else {}),
         schema.MEAN_CORRELATION: mean_over_groups(found.correlation),
         schema.MEAN_CORRELATION_IDENTITY: mean_over_groups(found.correlation_identity),
         schema.MOVED_UNITS: found.moved_units,

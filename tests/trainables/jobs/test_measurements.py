@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_study import assert_same_result, publish, tiny_cell
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from trainables import schema
-from trainables.config import Cell
+from trainables.config import BARRIER_ALPHAS, Cell
 from trainables.data import load_dataset
 from trainables.graph import (
     Job,
@@ -31,7 +31,7 @@ from trainables.graph import (
     pruning_rounds,
     target,
 )
-from trainables.jobs import train
+from trainables.jobs import measure, train
 from trainables.jobs.measure import MEASUREMENTS, agreement
 from trainables.jobs.publishing import Context
 from trainables.jobs.task import TaskData
@@ -40,7 +40,7 @@ from trainables.methods import MATCHERS
 from trainables.seeding import derive_seed
 from trainables.storage.artifacts import read_mask, read_metrics, read_permutation, read_weights, unpack
 from trainables.storage.store import Store
-from trainables.symmetry.connectivity import interpolate
+from trainables.symmetry.connectivity import InterpolationCurve, interpolate, interpolation_curve, loss_barrier
 from trainables.symmetry.permutations import (
     apply_permutation,
     identity_permutation,
@@ -127,6 +127,32 @@ def test_the_identity_moves_nothing(store: Store) -> None:
     final = measured(match_job(CELL, "identity"), store)["final"]
     assert final[schema.MOVED_UNITS] == 0
     assert final[schema.MEAN_CORRELATION] == final[schema.MEAN_CORRELATION_IDENTITY]
+
+
+@pytest.mark.parametrize("model", ["resnet8", "mlp"])
+@pytest.mark.parametrize(("matcher", "points"), [("activation", 5), ("identity", 3)])
+def test_a_match_measures_no_network_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch, model: str, matcher: str, points: int
+) -> None:
+    """Its barriers are those of whole curves, to the bit: at its end, B is the same net whatever the other end."""
+    job = match_job(tiny_cell(model=model, match_images=150), matcher)
+    nets, calls = list[nn.Module](), list[dict[str, Any]]()
+
+    def noted(*given: Any, **options: Any) -> InterpolationCurve:
+        nets[:] = given[:2]
+        calls.append(options)
+        return interpolation_curve(*given, **options)
+
+    monkeypatch.setattr(measure, "interpolation_curve", noted)
+    final = measured(job, store)["final"]
+    assert sum(len(options["alphas"]) for options in calls) == points
+    options = {**calls[0], "alphas": BARRIER_ALPHAS}
+    for name, permutation in (
+        (schema.LOSS_BARRIER_BEFORE, None),
+        (schema.LOSS_BARRIER_AFTER, read_permutation(store, job.key)),
+    ):
+        whole = interpolation_curve(*nets, data(store).test, **{**options, "permutation": permutation})
+        assert final[name] == loss_barrier(whole)
 
 
 def test_matching_by_activations_finds_the_highest_correlation(store: Store) -> None:
