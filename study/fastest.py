@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from search_spaces import RECIPES, SearchSpace
+from search_spaces import SearchSpace, recipe
 from study.benchmark.results import Rate
 from study.estimate import image_size, masked
 from study.plan import Network, Plan, Ways
@@ -143,7 +143,7 @@ def kept(space: SearchSpace, assignments: Iterable[str]) -> dict[str, Setting]:
     names: set[str] = set()
     for assignment in assignments:
         name, _, value = assignment.partition("=")
-        names |= RECIPES[value].keys() if name == "recipe" else {name}
+        names |= recipe(value, space.model).keys() if name == "recipe" else {name}
     return {name: getattr(space, name) for name in SETTINGS if name in names}
 
 

@@ -101,7 +101,7 @@ def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
         (["precision=tf32"], GPU, False, {TF32, TF32_STACKED, TF32_GRAPHS}),
         (["precision=tf32"], CPU, False, {TF32, TF32_STACKED}),
         (["precision=bf16"], CPU, True, {BF16, BF16_COMPILED, BF16_STACKED}),
-        (["recipe=paper_imagenet"], CPU, True, {PLAIN, SPARSE, COMPILED, STACKED}),
+        (["recipe=paper_imagenet", "stacked=false"], CPU, True, {PLAIN, SPARSE, COMPILED, BF16, BF16_COMPILED}),
         (["kernels=dense"], CPU, False, {PLAIN, BF16, STACKED, BF16_STACKED}),
         (["precision=fp32", "compiled=false"], CPU, True, {PLAIN, SPARSE, STACKED}),
         (["model=mlp", "stacked=false"], CPU, False, {PLAIN, BF16}),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces import SPACES, SearchSpace, get_space
+from search_spaces import RECIPES, SPACES, SearchSpace, get_space
 from study import fastest, preference, sweep
 from study.clean import plan_all
 from study.options import Options
@@ -110,7 +110,6 @@ def test_every_space_trains_on_gpus_as_fast_as_pytorch_does_by_itself(space: Sea
         (["graphs=false"], ["precision=tf32", "graphs=false"]),
         (["compiled=true"], ["precision=tf32", "compiled=true"]),
         (["stacked=true"], ["precision=tf32", "stacked=true"]),
-        (["recipe=paper_imagenet", "epochs=12", "batch_size=128"], ["graphs=true"]),
         (["precision=fp32", "graphs=false"], []),
         (["precision=fp32,tf32"], []),
         (["kernels=sparse"], []),
@@ -120,6 +119,18 @@ def test_what_the_user_sets_comes_first_on_gpus(given: list[str], used: list[str
     asked, plan = preferred(tmp_path, *given, device=GPU)
     assert plan.space == override(asked.space, used)
     assert (plan is asked) is (used == [])
+
+
+@pytest.mark.parametrize("name", ["digits_quickstart", "resnet50_imagenet_sweep", "vgg11_rewind_sweep"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_leaves_open_how_training_is_computed(name: str, recipe: str) -> None:
+    """So its keys are the same whether a space has it or the user names it."""
+    assignments = [f"recipe={recipe}", "rewind_epoch=5", "batch_size=128"]
+    space = override(get_space(name), assignments)
+    given = fastest.kept(space, assignments)
+    assert given == {}
+    on_gpus = next(each for each in preferences(space, given) if each.on == GPU)
+    assert on_gpus.settings == ON_GPUS
 
 
 @pytest.mark.parametrize("began", [[], ["precision=tf32", "graphs=true"], ["graphs=true"]], ids=str)
