@@ -268,13 +268,24 @@ class PlannedJob(JobTrainable):
         return jobs[config["key"]], list(config["outputs"])
 
     def _find_study(self) -> None:
-        """Raise HostFault unless this host sees the storage in which the driver has registered the study."""
+        """Raise HostFault unless this host sees the storage in which the driver has registered the study.
+
+        Raises:
+            HostFault: it does not, or the storage denies it access, which the driver has.
+            StorageError: the storage is out of reach.
+        """
         if self._study is None:
             return
         store = self._context.store
         for pause in SIGHT_PAUSES:
             time.sleep(pause)
-            if store.has_study(self._study):
+            try:
+                found = store.has_study(self._study)
+            except StorageError as error:
+                if error.passing:
+                    raise
+                raise HostFault(f"{platform.node()} does not reach the driver's storage: {error}") from error
+            if found:
                 self._study = None
                 return
         raise HostFault(

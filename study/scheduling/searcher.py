@@ -29,6 +29,7 @@ from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
 from trainables.host.redaction import redact_text
+from trainables.storage.patience import default_patience
 from trainables.storage.store import StorageError
 from trainables.training import LEAST_MICRO_BATCH, eval_batch
 from trainables.training.way import Way
@@ -200,7 +201,12 @@ class PlanSearcher:
         self._vain = dict.fromkeys(self.todo, 0)
         self._furthest = dict.fromkeys(self.todo, 0)
         self._shunned: dict[str, set[str]] = {}
-        """Key of a job -> nodes on which the job has died."""
+        """Key of a job -> nodes on which the job has died, or has not reached the storage."""
+        self._unreached: dict[str, set[str]] = {}
+        """Key of a job -> nodes from which the job has not reached the storage."""
+        self._published: dict[str, float] = {}
+        """Id of a node -> seconds of the clock when the store last confirmed a result from there."""
+        self._patience = default_patience()
         self._looking: list[tuple[str, Trial, Mapping[str, Any], Future[bool]]] = []
         """Jobs that their trials report as done and that the store has not confirmed yet."""
         parents = {key: {ref.job.key for _, ref in plan.jobs[key].parents} & self.todo.keys() for key in self.todo}
@@ -326,13 +332,10 @@ class PlanSearcher:
             self._look(key, trial, result)
         elif status == STATUS_HELD:
             self._postpone(key, HELD_PAUSE)
-        elif status in (STATUS_DIED, STATUS_HOST):
+        elif status in (STATUS_DIED, STATUS_HOST, STATUS_STORAGE):
             self._go_elsewhere(key, trial, result, text)
         elif status in (STATUS_OUT_OF_MEMORY, STATUS_HOST_MEMORY):
             self._lacks_memory(key, trial, result, text)
-        elif status == STATUS_STORAGE:
-            if not self._pause(key, text):
-                self._halt(key, text)
         else:
             if status == STATUS_FAILED:
                 self.recurring.add(key)
@@ -342,7 +345,7 @@ class PlanSearcher:
         """Mark a job as done once the store confirms its trial's report."""
         self._hosts.worked(str(result.get("node")))
         if self._held is None:
-            self._finish(key)
+            self._finish(key, result)
             return
         answer = self._held(key)
         self._looking.append((key, trial, result, answer))
@@ -356,28 +359,62 @@ class PlanSearcher:
             key, trial, result, answer = end
             error = answer.exception()
             if error is None and answer.result():
-                self._finish(key)
+                self._finish(key, result)
                 continue
-            status = STATUS_STORAGE if isinstance(error, StorageError) else STATUS_DIED
-            text = str(error or "its trial has published it, but the store does not hold it")
-            self._end(key, trial, {**result, "status": status, "error": text})
+            if isinstance(error, StorageError):  # of this process, so the trial's node has no part in it
+                ended = {"status": STATUS_STORAGE, "error": str(error), "node": "", "hostname": ""}
+            else:
+                text = str(error or "its trial has published it, but the store does not hold it")
+                ended = {"status": STATUS_DIED, "error": text}
+            self._end(key, trial, {**result, **ended})
 
     def _go_elsewhere(self, key: str, trial: Trial, result: Mapping[str, Any], text: str) -> None:
         """Retry a job on another node, and exclude this node if it is to blame."""
         node, host, known = str(result.get("node", "")), str(result.get("hostname", "")), len(self._hosts.out)
-        surely = result.get("status") == STATUS_HOST
-        its_fault = (surely or not trial.worked) and self._hosts.failed(node, key, text, surely=surely)
+        surely, of_storage = (result.get("status") == status for status in (STATUS_HOST, STATUS_STORAGE))
+        suspect = surely or (not trial.worked and (not of_storage or self._others_publish(node)))
+        its_fault = suspect and self._hosts.failed(node, key, text, surely=surely)
         why = f"{text} (on {host})" if host and host not in text else text
         if not its_fault:
             self._shunned.setdefault(key, set()).update({node} - {""})
-            if not self._pause(key, why):
+            if of_storage:
+                self._unreached.setdefault(key, set()).update({node} - {""})
+            if self._pause(key, why):
+                return
+            if not of_storage:
                 self._fail(key, text)
+            elif self._may_reach_elsewhere(key, trial, node):
+                self._tell(key, f"{why}; goes to another host, this attempt does not count")
+                self._postpone(key, FIRST_PAUSE)
+            else:
+                self._halt(key, text)
             return
         if len(self._hosts.out) > known:
             self._put_out(node)
         if self._hosts.room().get("CPU"):
             self._tell(key, f"{why}; goes to another host, this attempt does not count")
         self._postpone(key, FIRST_PAUSE)
+
+    def _others_publish(self, node: str) -> bool:
+        """Return whether other nodes reach the storage while one does not: then the node is suspect, not the storage.
+
+        A result that the store confirmed before an outage proves nothing. Operations give up somewhat before their
+        patience is over, so only half of it counts.
+        """
+        since = self._clock() - self._patience / 2
+        return any(at >= since for each, at in self._published.items() if each != node)
+
+    def _may_reach_elsewhere(self, key: str, trial: Trial, node: str) -> bool:
+        """Return whether a job without attempts, and without the storage, is worth one on a node that it has not tried.
+
+        After two nodes the storage is to blame, unless other nodes reach it.
+        """
+        tried = self._unreached[key]
+        return (
+            (len(tried) == 1 or (bool(tried) and self._others_publish(node)))
+            and self.halted is None
+            and self._hosts.fit(trial.asked, self._hosts.present() | tried, trial.workers)
+        )
 
     def _put_out(self, node: str) -> None:
         """Announce that a node gets no more jobs, discount the failures there, and halt if it was the last one."""
@@ -518,7 +555,8 @@ class PlanSearcher:
         return min(max(1, min(fits, default=1), running), self._max_concurrent or len(self.todo))
 
     # --- how a job ends -----------------------------------------------------------------------------------------------
-    def _finish(self, key: str) -> None:
+    def _finish(self, key: str, result: Mapping[str, Any]) -> None:
+        self._published[str(result.get("node"))] = self._clock()
         self._move(key, DONE)
         self._order.done(key)
         for child in self._order.get_ready():

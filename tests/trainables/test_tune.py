@@ -532,6 +532,20 @@ def test_host_that_sees_another_storage_than_the_driver_takes_no_work(
     assert list((tmp_path / "outputs").rglob("*")) == [tmp_path / "outputs" / "studies"], "nothing was computed"
 
 
+@pytest.mark.parametrize(("passing", "status"), [(False, "host"), (True, "storage")])
+def test_host_to_which_the_drivers_storage_denies_access_takes_no_work(
+    begun: Callable[..., PlannedJob], monkeypatch: pytest.MonkeyPatch, passing: bool, status: str
+) -> None:
+    def denied(store: Store, name: str) -> bool:
+        raise StorageError("storage s3://bucket/study: Forbidden", passing=passing)
+
+    monkeypatch.setattr(Store, "has_study", denied)
+    result = begun(study="0123456789abcdef").step()
+    assert (result["status"], result["done"]) == (status, True)
+    assert "s3://bucket/study: Forbidden" in result["error"]
+    assert (platform.node() in result["error"]) is not passing
+
+
 def test_host_that_sees_the_study_in_the_storage_works(begun: Callable[..., PlannedJob], tmp_path: Path) -> None:
     with Store(tmp_path / "outputs").register_study({"space": "tiny"}) as registration:
         trial = begun(study=registration.name)

@@ -17,6 +17,7 @@ from study.scheduling.hosts import FAILURES, Hosts, Node
 from study.scheduling.placement import Need
 from study.scheduling.searcher import FIRST_PAUSE, LONGEST_PAUSE, NO_MORE_TRIALS, PlanSearcher
 from study.scheduling.states import DONE, FAILED, NOT_RUN, RUNNING
+from trainables.storage.patience import PATIENCE_SECONDS
 from trainables.storage.store import StorageError
 
 CPUS = {"CPU": 4.0}
@@ -24,6 +25,7 @@ GPUS = {"CPU": 4.0, "GPU": 1.0}
 OK = {"status": "ok"}
 BROKEN = {"status": "host", "error": "no data here"}
 DIED = {"status": "died", "error": "illegal memory access"}
+AWAY = {"status": "storage", "error": "storage /data: Stale file handle"}
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +264,55 @@ def test_why_a_node_is_out_is_said_without_credentials() -> None:
     (out,) = hosts.out.values()
     assert "server/data" in out
     assert "secret" not in out
+
+
+# --- a node without the storage ---------------------------------------------------------------------------------------
+def test_node_that_does_not_reach_the_storage_halts_no_study_and_gets_no_more_jobs(plan: Plan) -> None:
+    cluster = Cluster(plan, dict.fromkeys("abcdefghij", CPUS), retries=3)
+    cluster.run({"a": AWAY, "b": OK})
+    assert cluster.states() == {DONE}, cluster.searcher.halted
+    tried = [key for node, key in cluster.places if node == "a"]
+    assert len(tried) == len(set(tried)), "a further attempt is made elsewhere"
+    assert cluster.lines[0].startswith("again: ")
+    assert "Stale file handle (on host-a); attempt 1 of 3 more" in cluster.lines[0]
+
+
+def test_only_what_other_nodes_publish_meanwhile_speaks_against_a_node_without_the_storage(plan: Plan) -> None:
+    for publishing, out in ((True, ["host-a: storage /data: Stale file handle"]), (False, [])):
+        cluster = Cluster(plan, {"a": CPUS, "b": CPUS}, retries=9)
+        found = [cluster.suggest() for _ in plan.jobs]
+        for number, each in enumerate(found):
+            assert each is not None
+            works = publishing and number == 0
+            cluster.end(each[0], "b" if works else "a", OK if works else AWAY)
+        assert cluster.searcher.outs() == out, "all nodes may suffer the same outage"
+
+
+def test_result_from_before_an_outage_speaks_against_no_node(plan: Plan) -> None:
+    cluster = Cluster(plan, {"a": CPUS, "b": CPUS}, retries=9)
+    found = [cluster.suggest() for _ in plan.jobs]
+    for number, each in enumerate(found):
+        assert each is not None
+        cluster.end(each[0], "b" if number == 0 else "a", AWAY if number else OK)
+        cluster.now += PATIENCE_SECONDS
+    assert cluster.searcher.outs() == []
+
+
+@pytest.mark.parametrize("nodes", [["a"], ["a", "b"], ["a", "b", "c"]])
+def test_storage_that_two_nodes_or_the_only_one_do_not_reach_halts_the_study(plan: Plan, nodes: list[str]) -> None:
+    cluster = Cluster(plan, dict.fromkeys(nodes, CPUS), retries=0, max_concurrent=1)
+    cluster.run(dict.fromkeys(nodes, AWAY))
+    assert cluster.searcher.halted == AWAY["error"]
+    assert cluster.states() == {NOT_RUN}
+    assert len({node for node, _ in cluster.places}) == min(2, len(nodes))
+
+
+def test_driver_that_does_not_reach_the_storage_blames_no_node(plan: Plan) -> None:
+    away = StorageError("storage /data: Stale file handle")
+    cluster = Cluster(plan, {"a": CPUS, "b": CPUS}, held=lambda key: answered(away), retries=1)
+    cluster.run({"a": OK, "b": OK})
+    assert {node for node, _ in cluster.places} == {"a"}
+    assert (cluster.searcher.outs(), cluster.searcher.halted) == ([], str(away))
 
 
 # --- what the store holds ---------------------------------------------------------------------------------------------
