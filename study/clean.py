@@ -60,7 +60,7 @@ class Surplus:
     Attributes:
         results: keys of results that no space needs, grouped.
         leftovers: paths of files that belong to no result: damaged files that were set aside, files of killed
-            attempts, and checkpoints and failure notes of jobs that are published or that no space needs.
+            attempts, and checkpoints and failure notes of jobs that are finished or that no space needs.
         bytes: path -> bytes, for every file under ``store``, ``work`` and ``failed``.
         kept: dataset, other images of a dataset, or network and its dataset -> number of results that no planned space
             needs but that stay, because no plan is made for the data or the network's ``--fastest`` choice is unknown.
@@ -82,7 +82,7 @@ class Surplus:
 
 
 def surplus(
-    store: Store, plans: Iterable[Plan], unplanned: Collection[str], unchosen: Collection[Network] = ()
+    store: Store, plans: Collection[Plan], unplanned: Collection[str], unchosen: Collection[Network] = ()
 ) -> Surplus:
     """Return what a store holds beyond the needs of the given plans.
 
@@ -119,7 +119,9 @@ def surplus(
     strange = [path for path in files if owner(path) is None]
     ours = [path for path in files if owner(path) is not None]
     others = recorded_versions(store) - {version for _, version in versions}
-    leftovers = _leftovers(store, ours, present, needed, bool(unplanned) or bool(unchosen) or bool(others))
+    # A published dense net may be on its way to a further state that a space needs.
+    finished = present.difference(*(plan.closure.todo(present) for plan in plans))
+    leftovers = _leftovers(store, ours, present, finished, needed, bool(unplanned) or bool(unchosen) or bool(others))
     return Surplus(
         results=dict(sorted(results.items())),
         leftovers=leftovers,
@@ -131,15 +133,23 @@ def surplus(
 
 
 def _leftovers(
-    store: Store, files: Iterable[str], present: Collection[str], needed: Collection[str], careful: bool
+    store: Store,
+    files: Iterable[str],
+    present: Collection[str],
+    finished: Collection[str],
+    needed: Collection[str],
+    careful: bool,
 ) -> list[str]:
-    """Return the files that belong to no result; `careful` keeps checkpoints and notes of jobs in no known plan."""
+    """Return the files that belong to no result; `careful` keeps checkpoints and notes of jobs in no known plan.
+
+    `present` are the keys of the results, `finished` those of jobs of which no output is missing.
+    """
     found, folders = [], defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
     for path in files:
         key, within = owner(path), path.split("/")[3:]
         assert key is not None, "files of others are left alone"
         if not path.startswith("store/"):
-            if key in present or (key not in needed and not careful):
+            if key in finished or (key not in needed and not careful):
                 found.append(path)
         elif key not in present:
             found.append(path)

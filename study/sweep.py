@@ -110,9 +110,9 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
         StorageError: the storage cannot be reached; what was published stays.
     """
     prepare_environment(options.cluster)
-    store.sweep()
     published = store.keys()
     todo = plan.closure.todo(published)
+    store.sweep(todo)
     estimates = estimate(plan, store, published)
     print_plan(plan, todo, estimates, store, options)
     if todo:
@@ -310,9 +310,9 @@ class _Sweep:
         return self._searcher is not None and self._searcher.halted is not None
 
     def clear_up(self) -> None:
-        """Remove the leases and checkpoints of published jobs whose processes or nodes died just after publishing."""
+        """Remove checkpoints of jobs whose processes or nodes died just after publishing, and leases of the dead."""
         if not self._halted:
-            self._store.sweep()
+            self._store.sweep(self._plan.closure.todo(self._store.keys()))
 
     def missing(self) -> list[str]:
         """Return the keys of the jobs that were reported as published but are not in the store now."""

@@ -108,6 +108,16 @@ def test_the_reason_why_a_space_is_not_planned_is_given_once(own_copy: Store) ->
     ]
 
 
+def test_checkpoint_of_a_published_net_on_its_way_to_a_state_stays(plan: Plan, own_copy: Store) -> None:
+    child, state = next((key, ref) for key, job in plan.jobs.items() for _, ref in job.parents if ref.epoch is not None)
+    own_copy.write_checkpoint(state.job.key, b"a study that was stopped goes on from here")
+    path = f"work/{state.job.key}/checkpoint.safetensors"
+    assert path in surplus(own_copy, [plan], []).leftovers, "the state is there"
+    for key in (child, state.key):
+        own_copy.remove(key)
+    assert path not in surplus(own_copy, [plan], []).leftovers
+
+
 def test_what_belongs_to_nothing(plan: Plan, own_copy: Store) -> None:
     before = paths(own_copy)
     unneeded = surplus(own_copy, [plan], []).keys

@@ -28,7 +28,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,6 @@ _RESULT = re.compile(
     rf"(?P<file>({documents.ATTEMPT_FORM}/)?{documents.ARTIFACT_FORM})"
 )
 _CHECKPOINT = re.compile(rf"work/(?P<key>{documents.KEY_FORM})/.+")
-_LEASE = re.compile(rf"leases/(?P<key>{documents.KEY_FORM})")
 _FAILURE = re.compile(rf"failed/(?P<key>{documents.KEY_FORM})\.json")
 _EARLIER = re.compile(rf"store/\.tmp/{documents.KEY_FORM}-.+-[0-9a-f]{{8}}/.+")
 """Half-written results of earlier versions."""
@@ -353,14 +352,21 @@ class Store:
                 f"storage {self.uri!r} is not writable: {reason or error}; choose another --storage"
             ) from error
 
-    def sweep(self) -> None:
-        """Remove leases and half-written documents of dead processes; leases and checkpoints of published jobs."""
+    def sweep(self, needed: Container[str]) -> None:
+        """Remove leases and half-written documents of dead processes, and checkpoints of finished jobs.
+
+        Args:
+            needed: keys of the jobs that a study still has to compute. A published dense net is among them if a state
+                is missing, to which it is then trained from its checkpoint.
+        """
         self.forget_damaged_leases()
         for path in (each for folder in _DOCUMENTS for each in self.storage.names(folder)):
             if (half := unfinished(path)) and not alive(half[1]):
                 self.storage.remove(path)
-        for path in (*self.storage.names("work"), *self.storage.names("leases")):
-            if (found := _CHECKPOINT.fullmatch(path) or _LEASE.fullmatch(path)) and found["key"] in self:
+        computed = self.leases()  # another study may be computing a state that this one does not need
+        for path in self.storage.names("work"):
+            key = found["key"] if (found := _CHECKPOINT.fullmatch(path)) else None
+            if key is not None and key not in needed and key not in computed and key in self:
                 self.storage.remove(path)
 
     # --- work in progress ---------------------------------------------------------------------------------------

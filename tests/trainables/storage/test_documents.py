@@ -265,8 +265,7 @@ def space(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
     """The tiny study is the only space there is; a sweep ends when it has read what it reads before it starts."""
 
     def run_sweep(plan: Plan, uri: str, store: Store, *_: Any) -> int:
-        store.sweep()
-        plan.closure.todo(store.keys())
+        store.sweep(plan.closure.todo(store.keys()))
         return 0
 
     monkeypatch.setattr("study.run.run_sweep", run_sweep)

@@ -516,12 +516,23 @@ def test_sweeping_removes_leases_of_the_dead_and_what_is_left_of_published_jobs(
     full.write_checkpoint(KEY, b"its job was killed just after it was published")
     full.write_checkpoint(other, b"work in progress")
     with full.lease(other) or pytest.fail("it is free"):
-        lease = full.storage.read(f"leases/{other}") or b""
-        full.storage.write(f"leases/{KEY}", lease.replace(me().encode(), b"a-host-that-is-gone:1:1"))
-        assert len([*full.storage.names("leases"), *full.storage.names("studies")]) == 4
-        full.sweep()
+        assert len([*full.storage.names("leases"), *full.storage.names("studies")]) == 3
+        full.sweep(set())
         assert [*full.storage.names("leases"), *full.storage.names("studies")] == [f"leases/{other}"]
     assert [*full.storage.names("work")] == [f"work/{other}/checkpoint.safetensors"]
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_sweeping_keeps_what_a_published_net_needs_that_is_trained_to_a_further_state(
+    full: Store, needed: bool
+) -> None:
+    full.write_checkpoint(KEY, b"on its way to the state")
+    with full.lease(KEY) or pytest.fail("it is free") as lease:
+        full.sweep({KEY} if needed else set())
+        assert [*full.storage.names("leases")] == [lease.path]
+        assert full.read_checkpoint(KEY) is not None, "another study may need the state"
+    full.sweep({KEY} if needed else set())
+    assert (full.read_checkpoint(KEY) is not None) is needed
 
 
 @pytest.mark.parametrize(
@@ -541,7 +552,7 @@ def test_sweeping_removes_what_dead_processes_left_half_written(full: Store, pat
     others = f"{path}-another-host:1:1-0123abcd.tmp"
     for each in (dead, writing, others):
         full.storage.write(each, b"half")
-    full.sweep()
+    full.sweep(set())
     assert sorted(full.storage.names(path.split("/")[0])) == sorted([writing, others])
 
 
@@ -549,7 +560,7 @@ def test_sweeping_passes_over_what_is_of_no_study(full: Store) -> None:
     strays = {f"{folder}/{name}" for folder in ("store", "work", "leases") for name in (".DS_Store", "a-b/c")}
     for path in strays:
         full.storage.write(path, b"of a file manager")
-    full.sweep()
+    full.sweep(set())
     assert all(full.storage.read(path) for path in strays)
     assert full.read(KEY, WEIGHTS) == FILES[WEIGHTS]
 
@@ -559,12 +570,12 @@ def test_sweeping_passes_over_what_is_of_no_study(full: Store) -> None:
 def test_sweeping_removes_damaged_leases(full: Store, name: str, content: str) -> None:
     full.storage.write(name, content.encode())
     assert (full.leases(), full.studies()) == ({}, [])
-    full.sweep()
+    full.sweep(set())
     assert full.storage.read(name) is None
 
 
 def test_sweeping_an_empty_store_does_nothing(store: Store) -> None:
-    store.sweep()
+    store.sweep(set())
     assert not store.root.exists()
 
 
