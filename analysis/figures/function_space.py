@@ -48,7 +48,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     found = facets.finished(frame.assign(**{cells.ROW: cells.rows(frame)}), schema.ENSEMBLE)
     found = cells.repeated(found.dropna(subset=[schema.MEMBERS, schema.ENSEMBLE_ACCURACY]))
     by = _axes(frame)
-    found = _beside(found, by)[[*by, cells.ROW, *NUMBERS]]
+    found = _at_every_place(found, by)[[*by, cells.ROW, *NUMBERS]]
     gain = found[schema.ENSEMBLE_ACCURACY] - found[schema.MEMBER_ACCURACY_MEAN]
     found.insert(found.columns.get_loc(schema.ENSEMBLE_ACCURACY) + 1, "ensemble_gain", gain)
     order = {row: place for place, row in enumerate(cells.row_order(found[cells.ROW]))}
@@ -61,7 +61,7 @@ def _axes(frame: pd.DataFrame) -> list[str]:
     return [*cells.axes(frame), schema.PARAM_SEED_A]
 
 
-def _beside(found: pd.DataFrame, by: Collection[str]) -> pd.DataFrame:
+def _at_every_place(found: pd.DataFrame, by: Collection[str]) -> pd.DataFrame:
     """Return the ensembles, those without a sparsity or rewind epoch once for each that the others have."""
     axes = (schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
     shared = [name for name in by if name not in (*axes, schema.PARAM_SEED_A)]

@@ -77,7 +77,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         _votes: (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, "method"),
         _barriers: (*cells.TASK, schema.PARAM_WIDTH),
     }
-    parts = [_beside(theirs, _own_masks(frame, ours(runs)), place) for ours, place in places.items()]
+    parts = [_with_ours(theirs, _own_masks(frame, ours(runs)), place) for ours, place in places.items()]
     both = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     compared = [_compared(line) for line in both.to_dict("records")]
     found = pd.DataFrame(compared, columns=["difference", "standard_error", "in_standard_errors", "p"], dtype=float)
@@ -101,7 +101,7 @@ def _own_masks(frame: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
     return lines[masks.isna() | (masks == "") | (masks == datasets.replace(published.MASKS))]
 
 
-def _beside(theirs: pd.DataFrame, ours: pd.DataFrame, place: Iterable[str]) -> pd.DataFrame:
+def _with_ours(theirs: pd.DataFrame, ours: pd.DataFrame, place: Iterable[str]) -> pd.DataFrame:
     """Return the numbers that both have at the same place; all other columns are taken from ours."""
     on = [*place, "measure"]
     theirs = theirs.drop(columns=[name for name in published.PLACE if name not in on and name in ours])

@@ -182,18 +182,18 @@ def _times(starts: list[dict[str, Any]], runs: Iterable[folder.Run]) -> dict[str
     """Return how long a study took, beside its estimates: name -> fact."""
     timed = [run for run in runs if run["status"] == FINISHED and schema.SECONDS in run["metrics"]]
     estimates = [float(run["tags"].get(folder.ESTIMATE, "nan")) for run in timed]
-    jobs = _beside(sum(run["metrics"][schema.SECONDS] for run in timed), sum(estimates))
+    jobs = _with_estimate(sum(run["metrics"][schema.SECONDS] for run in timed), sum(estimates))
     facts = {"Time of the finished jobs": jobs}
     if starts:
         taken = sum(folder.milliseconds(each["ended"]) - folder.milliseconds(each["started"]) for each in starts) / 1000
-        whole = _beside(taken, sum(each["estimated_seconds"] for each in starts))
+        whole = _with_estimate(taken, sum(each["estimated_seconds"] for each in starts))
         killed = sum(not each["end_noted"] for each in starts)
         last = f", {killed} of which counts up to its last result" if killed else ""
         facts["Wall-clock time"] = f"{whole}, in {labels.plural(len(starts), 'start')}{last}"
     return facts
 
 
-def _beside(taken: float, estimated: float) -> str:
+def _with_estimate(taken: float, estimated: float) -> str:
     """Return a time beside its estimate, which is NaN if there is none."""
     if not estimated > 0:
         return _duration(taken)
