@@ -30,6 +30,7 @@ from trainables.config import (
     PlaneConfig,
     PruneConfig,
     SparseConfig,
+    input_size,
 )
 from trainables.graph import Job
 from trainables.host import cpu
@@ -217,8 +218,7 @@ def benchmark_file(store: Store) -> Path:
 
 def image_size(plan: Plan, job: Job) -> int:
     """Return the side length, in pixels, of a job's images; the model's reference size if the dataset does not say."""
-    task = job.config.task
-    return plan.facts[task.dataset].image_size or MODELS[task.model].reference_image_size
+    return input_size(job.config.task, plan.facts[job.config.task.dataset])
 
 
 def masked(job: Job) -> float:

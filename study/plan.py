@@ -14,7 +14,7 @@ from trainables.checks import known
 from trainables.config import Cell, check_something_left, workers_of
 from trainables.data import check_dataset
 from trainables.data.dataset import DatasetFacts, Reading
-from trainables.graph import Closure, Job, Ref, measurements, target
+from trainables.graph import Closure, Job, Ref, lth_cell, measurements, target
 from trainables.knobs import MATCHING, MEASURING, SETTINGS, Scalar
 from trainables.models import image_options
 
@@ -117,11 +117,11 @@ def make_plan(
         separate += own_epochs[job.key]
         ask(job, cell)
         if job.kind == schema.SPARSE and "lth" in space.method and job.key not in lth_keys:
-            lth_keys[job.key] = target(dataclasses.replace(cell, method="lth", member=0)).key
+            lth_keys[job.key] = target(lth_cell(cell)).key
     for cell in grid:  # after all nets, so that an ensemble's members have their own cells, not the ensemble's
         for measurement in measurements(cell):  # cells with the same target may differ in their measurements
             if measurement.kind == schema.PLANE and (lth := measurement.parent("lth").key) not in graph.jobs:
-                unasked[lth] = dataclasses.replace(cell, method="lth", member=0)  # a net that the grid does not request
+                unasked[lth] = lth_cell(cell)  # a net that the grid does not request
             ask(measurement, cell)
     # A result on which only other jobs depend is also a run and a part of the tables. A state at a rewind epoch is not.
     led = {ref.key: ref for job in graph.jobs.values() for _, ref in job.parents if ref.epoch is None}

@@ -293,6 +293,16 @@ class Cell(Knobs):
         return cls(**values)
 
 
+def same_data(one: Cell | Task, other: Cell | Task) -> bool:
+    """Return whether two nets are trained on the same data, so that the classifier of either predicts both's labels."""
+    return (one.dataset, one.data_version) == (other.dataset, other.data_version)
+
+
+def input_size(task: Task, facts: DatasetFacts) -> int:
+    """Return the side, in pixels, of a net's images; the model's reference size if the dataset does not say."""
+    return facts.image_size or MODELS[task.model].reference_image_size
+
+
 def check_something_left(cell: Cell, facts: DatasetFacts) -> None:
     """Check that pruning to the cell's sparsity leaves a weight.
 

@@ -38,6 +38,7 @@ from trainables.config import (
     Recipe,
     SparseConfig,
     Task,
+    same_data,
 )
 from trainables.knobs import KNOBS, MAX_MEMBERS, MAX_SEED
 from trainables.methods import METHODS
@@ -171,8 +172,7 @@ def measurements(cell: Cell) -> tuple[Job, ...]:
     """Return the additional measurements that the cell requests; ``trainables.knobs`` documents the settings."""
     jobs: list[Job] = []
     if METHODS[cell.method].transform == "permute":
-        # A net of another dataset has another classifier, so no path leads from it to B.
-        alike = (_mask_cell(cell).dataset, _mask_cell(cell).data_version) == (cell.dataset, cell.data_version)
+        alike = same_data(_mask_cell(cell), cell)  # no path leads to B from a net with another classifier
         if cell.interpolation_points and alike:
             matches = [match_job(cell, matcher) for matcher in dict.fromkeys(("identity", cell.matcher))]
             jobs += [connect_job(cell, match.parent("a"), match.parent("b"), match) for match in matches]
@@ -289,7 +289,7 @@ def plane_job(cell: Cell) -> Job:
         PLANE,
         config,
         dense=Ref(dense_job(_mask_cell(cell), cell.seed_a)),
-        lth=Ref(target(dataclasses.replace(cell, method="lth", member=0))),
+        lth=Ref(target(lth_cell(cell))),
         permuted=Ref(permuted),
         permutation=permuted.parent("permutation"),
     )
@@ -313,6 +313,11 @@ def overlap_job(cell: Cell) -> Job:
         own=Ref(own),
         permutation=permuted.parent("permutation"),
     )
+
+
+def lth_cell(cell: Cell) -> Cell:
+    """Return the cell of the LTH net with which nets under the same mask are compared."""
+    return dataclasses.replace(cell, method="lth", member=0)
 
 
 def _mask_cell(cell: Cell) -> Cell:

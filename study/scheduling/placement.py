@@ -22,11 +22,10 @@ from study.estimate import SECONDS_PER_PASS, image_size, launching, multiply_add
 from study.plan import Plan
 from study.scheduling.cards import GIB, Card
 from study.scheduling.hosts import TOLERANCE, Node, Resources
-from trainables.config import TRAINING_CONFIGS, ConnectConfig, MatchConfig, PlaneConfig, workers_of
+from trainables.config import TRAINING_CONFIGS, ConnectConfig, MatchConfig, PlaneConfig, input_size, workers_of
 from trainables.data.dataset import DatasetFacts
 from trainables.graph import Job
 from trainables.knobs import BF16, FP32
-from trainables.models import MODELS
 from trainables.training import HELD_OUTPUTS, eval_batch
 from trainables.training.engines import GPU
 
@@ -87,7 +86,7 @@ def device_bytes(job: Job, facts: DatasetFacts, nets: int = 1, memory: float = m
     from trainables.training.footprint import footprint
 
     config, task = job.config, job.config.task
-    size = facts.image_size or MODELS[task.model].reference_image_size
+    size = input_size(task, facts)
     net = footprint(task, image_size=size, num_classes=facts.num_classes, in_channels=facts.in_channels)
     images = eval_batch(size)
     momentary = float(images * LAYER_COPIES * net.largest)

@@ -17,6 +17,7 @@ from trainables.config import (
     MatchConfig,
     OverlapConfig,
     PlaneConfig,
+    same_data,
 )
 from trainables.graph import Job, Ref
 from trainables.host.clock import now
@@ -80,9 +81,7 @@ def _match(job: Job, context: Context) -> Outcome:
             schema.LOSS_BARRIER_AFTER: loss_barrier(BARRIER_ALPHAS, after),
         }
 
-    # The classifier of a network trained on another dataset cannot predict these labels.
-    trained_on = job.parent("a").job.config.task
-    comparable = (trained_on.dataset, trained_on.data_version) == (config.task.dataset, config.task.data_version)
+    comparable = same_data(job.parent("a").job.config.task, config.task)
     metrics = {
         **(barriers() if comparable else {}),
         schema.MEAN_CORRELATION: mean_over_groups(found.correlation),
