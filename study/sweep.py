@@ -259,7 +259,7 @@ class _Sweep:
                 max_concurrent=options.max_concurrent,
                 nets_per_trial=options.nets_per_trial,
                 elastic=options.elastic,
-                held=looks.held,
+                stored=looks.stored,
                 say=say,
             )
             progress = Progress(self._plan, searcher, self._estimates)

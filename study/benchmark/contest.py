@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing
-import os
 import platform
 import signal
 import sys
@@ -26,7 +25,7 @@ import torch
 from study.benchmark.processes import started
 from study.benchmark.results import Comparison, Row
 from trainables.host import cpu, usage
-from trainables.host.processes import cores
+from trainables.host.processes import cores, memory
 
 MEBIBYTE = 2**20
 
@@ -233,7 +232,7 @@ def machine() -> dict[str, object]:
         "cpu": cpu.name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": cores(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(memory() / 2**30, 1),
         "system": platform.system(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -22,7 +22,7 @@ class Looks:
         self._plan, self._store, self._outputs = plan, store, outputs
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="looks")
 
-    def held(self, key: str) -> Future[bool]:
+    def stored(self, key: str) -> Future[bool]:
         """Ask whether the store holds a job's results; keep looking for a minute if it does not."""
         return self._pool.submit(self._look, key, PAUSES)
 

@@ -148,7 +148,7 @@ class PlanSearcher:
         max_concurrent: int | None = None,
         nets_per_trial: int = 1,
         elastic: bool = False,
-        held: Callable[[str], Future[bool]] | None = None,
+        stored: Callable[[str], Future[bool]] | None = None,
         say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -172,7 +172,7 @@ class PlanSearcher:
             nets_per_trial: most networks that are stacked; fewer when that keeps every GPU (or every CPU, without
                 GPUs) busy.
             elastic: a trial starts with fewer workers while the cluster has no room for all, busy or not.
-            held: asks the store for a job's results; None: the searcher trusts the trial's report.
+            stored: asks the store for a job's results; None: the searcher trusts the trial's report.
             say: shows a line about a further attempt, or about a node that gets no more jobs.
             clock: returns monotonic seconds.
         """
@@ -192,7 +192,7 @@ class PlanSearcher:
         self._most: dict[Group, int] = {}
         self._divided: dict[tuple[Group, bool], int] = {}
         """Group, and whether its jobs train or measure -> the micro-batches of their batches, if more than one."""
-        self._hosts, self._held, self._say, self._clock = hosts, held, say, clock
+        self._hosts, self._stored, self._say, self._clock = hosts, stored, say, clock
         self._ahead_in_growth, self._grown = max(ahead, ahead_in_growth), clock()
         self._room: Resources = hosts.room()
         """What the nodes that get jobs had for trials at the last call of :meth:`suggest`, or at the start."""
@@ -344,10 +344,10 @@ class PlanSearcher:
     def _look(self, key: str, trial: Trial, result: Mapping[str, Any]) -> None:
         """Mark a job as done once the store confirms its trial's report."""
         self._hosts.worked(str(result.get("node")))
-        if self._held is None:
+        if self._stored is None:
             self._finish(key, result)
             return
-        answer = self._held(key)
+        answer = self._stored(key)
         self._looking.append((key, trial, result, answer))
         wait([answer], LOOK_SECONDS)
         self._confirm()

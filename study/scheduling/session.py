@@ -78,8 +78,8 @@ class Cluster:
             with contextlib.suppress(ray.exceptions.RayError):
                 alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
                 if self._asks_nodes:
-                    self._ask(alive)
-                    self._cards |= self._answers(0.0)
+                    self._ask_for_gpus(alive)
+                    self._cards |= self._gpus_answered(0.0)
                 self._nodes = now, {each: self._node(each, node) for each, node in alive.items()}
         return self._nodes[1]
 
@@ -100,8 +100,8 @@ class Cluster:
         """
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
         self._precisions = frozenset(precisions)
-        self._ask(nodes)
-        self._cards = self._answers(ANSWER_SECONDS)
+        self._ask_for_gpus(nodes)
+        self._cards = self._gpus_answered(ANSWER_SECONDS)
         if self._problems and len(self._problems) == len(self._cards):
             reasons = dict.fromkeys(f"{_name(nodes[node])}: {reason}" for node, reason in self._problems.items())
             raise ClusterError(f"{'; '.join(reasons)} (--gpus-per-trial 0 computes on CPUs)")
@@ -128,7 +128,7 @@ class Cluster:
             raise ClusterError("no node has said how much memory its GPUs have; give --gpu-memory or --gpus-per-trial")
         return sorted({card for card in self._cards.values() if card is not None}, key=lambda card: card.memory)
 
-    def _ask(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    def _ask_for_gpus(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
         """Ask the nodes that have GPUs, and have not been asked yet, what kind they are."""
         new = [each for each in nodes.keys() - self._asked.keys() if nodes[each]["Resources"].get("GPU")]
         if not new:
@@ -140,7 +140,7 @@ class Cluster:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             self._asked[node] = task.options(scheduling_strategy=there).remote(self._precisions)
 
-    def _answers(self, seconds: float) -> dict[str, Card | None]:
+    def _gpus_answered(self, seconds: float) -> dict[str, Card | None]:
         """Return the answers that arrive within some seconds: id of a node -> its kind of GPU, None if unusable."""
         waiting = {answer: node for node, answer in self._asked.items() if answer is not None}
         arrived, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=seconds) if waiting else ([], [])

@@ -333,7 +333,7 @@ def test_job_is_done_for_its_children_only_when_the_store_holds_it() -> None:
         waiting.append(Future())
         return waiting[-1]
 
-    cluster = Cluster(plan, {"a": CPUS}, held=ask)
+    cluster = Cluster(plan, {"a": CPUS}, stored=ask)
     trial_id, config = cluster.suggest() or ("", {})
     cluster.end(trial_id, "a", OK)
     assert cluster.searcher.state[config["key"]] == RUNNING
@@ -344,7 +344,7 @@ def test_job_is_done_for_its_children_only_when_the_store_holds_it() -> None:
 
 
 def test_job_whose_result_the_store_does_not_hold_is_tried_again_and_fails(plan: Plan) -> None:
-    cluster = Cluster(plan, {"a": CPUS}, held=lambda key: answered(False), retries=1)
+    cluster = Cluster(plan, {"a": CPUS}, stored=lambda key: answered(False), retries=1)
     cluster.run({"a": OK})
     assert cluster.states() == {FAILED}
     assert set(cluster.searcher.errors.values()) == {"its trial has published it, but the store does not hold it"}
@@ -353,7 +353,7 @@ def test_job_whose_result_the_store_does_not_hold_is_tried_again_and_fails(plan:
 
 def test_store_that_does_not_answer_is_the_storage_s_fault(plan: Plan) -> None:
     away = StorageError("storage /data: Stale file handle")
-    cluster = Cluster(plan, {"a": CPUS}, held=lambda key: answered(away), retries=1, max_concurrent=1)
+    cluster = Cluster(plan, {"a": CPUS}, stored=lambda key: answered(away), retries=1, max_concurrent=1)
     cluster.run({"a": OK})
     assert cluster.states() == {NOT_RUN}
     assert cluster.searcher.halted == str(away)
@@ -362,7 +362,7 @@ def test_store_that_does_not_answer_is_the_storage_s_fault(plan: Plan) -> None:
 def test_answers_that_come_late_are_not_waited_for(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searcher_module, "LOOK_SECONDS", 0.0)
     asked: dict[str, Future[bool]] = {}
-    cluster = Cluster(plan, {"a": CPUS}, held=lambda key: asked.setdefault(key, Future()))
+    cluster = Cluster(plan, {"a": CPUS}, stored=lambda key: asked.setdefault(key, Future()))
     for _ in plan.jobs:
         trial_id, _config = cluster.suggest() or ("", {})
         cluster.end(trial_id, "a", OK)

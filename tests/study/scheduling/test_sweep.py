@@ -276,7 +276,7 @@ def test_a_node_that_cannot_even_say_what_it_has_is_named_with_the_reason(monkey
 
     monkeypatch.setattr(ray, "wait", lambda answers, **_: (answers, []))
     monkeypatch.setattr(ray, "get", get)
-    assert cluster._answers(0.0) == {"broken": None}
+    assert cluster._gpus_answered(0.0) == {"broken": None}
     assert cluster._problems == {"broken": "its GPUs cannot be asked: No module named 'torch'"}
 
 
