@@ -121,6 +121,16 @@ def rows(frame: pd.DataFrame) -> pd.Series:
     return pd.Series(names, index=frame.index, dtype=str)
 
 
+def method_of(row: str) -> str:
+    """Return the method in a name of :func:`rows`."""
+    return row.partition(":")[0]
+
+
+def how_of(row: str) -> str:
+    """Return how the matching in a name of :func:`rows` deviates from the main one; empty if it does not."""
+    return row.partition(":")[2]
+
+
 def main_matching(frame: pd.DataFrame) -> dict[str, object]:
     """Return the study's main way of matching, which names of rows leave out: setting -> value.
 
@@ -202,7 +212,7 @@ def row_order(names: pd.Series) -> list[str]:
 
     def key(name: str) -> tuple[int, list[tuple[bool, int, str]]]:
         parts = [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
-        return order.get(name.split(":")[0], len(order)), parts
+        return order.get(method_of(name), len(order)), parts
 
     return sorted(map(str, names.unique()), key=key)
 

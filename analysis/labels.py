@@ -33,9 +33,9 @@ LONGEST = 60
 
 def method(row: str) -> str:
     """Return the name of a row of :func:`cells.rows`: the method's label, and the matching unless it is the main."""
-    name, _, matcher = row.partition(":")
+    name, how = cells.method_of(row), cells.how_of(row)
     label = METHODS[name].label if name in METHODS else short(name)
-    return f"{label} ({short(matcher)})" if matcher else label
+    return f"{label} ({short(how)})" if how else label
 
 
 def axis(name: str) -> str:

@@ -128,7 +128,7 @@ def _ignored(frame: pd.DataFrame, by: Sequence[str]) -> dict[str, list[str]]:
 def _shades(rows: Sequence[str]) -> dict[str, str]:
     """Return the colour of each row: that of its method, from light to dark for its other ways of matching."""
     colours = {row: style.look(row).colour for row in rows}
-    for method in {row.split(":")[0] for row in rows}:
+    for method in {cells.method_of(row) for row in rows}:
         others = [row for row in rows if row.startswith(f"{method}:")]
         steps = max(1, len(others) + len(others) % 2 - 1)  # odd, so that no shade is the colour itself
         for place, row in enumerate(others):
@@ -177,7 +177,7 @@ def _cell_runs(
 def _gains(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return the paired differences permuted - naive in test accuracy, a line per cell, permuted row and net A."""
     pairs = cells.paired(scored, by)
-    permuted = [row for row in pairs.columns if row.split(":")[0] == cells.PERMUTED]
+    permuted = [row for row in pairs.columns if cells.method_of(row) == cells.PERMUTED]
     naive = pairs.reindex(columns=[cells.NAIVE])[cells.NAIVE]
     gains = cells.by_mask(pairs[permuted].sub(naive, axis="index"))
     long = gains.melt(ignore_index=False, var_name=cells.ROW, value_name=schema.PERMUTED_MINUS_NAIVE)
@@ -211,7 +211,7 @@ def _cell_run(
     points: dict[tuple[str, int], float],
 ) -> Average:
     row = place[cells.ROW]
-    params = {name: text for name, text in place.items() if text} | {schema.PARAM_METHOD: row.split(":")[0]}
+    params = {name: text for name, text in place.items() if text} | {schema.PARAM_METHOD: cells.method_of(row)}
     counts = [int(value) for (name, _), value in points.items() if name == schema.TEST_ACCURACY + schema.N]
     return Average(
         level=schema.CELL,
@@ -231,7 +231,7 @@ def _words(place: Mapping[Any, Any], named: Sequence[str], signs: Mapping[str, s
 
 def _row_order(row: str) -> str:
     """Return a text by which rows sort as in the table of methods, and ways of matching by their numbers."""
-    method, _, how = row.partition(":")
+    method, how = cells.method_of(row), cells.how_of(row)
     place = list(METHODS).index(method) if method in METHODS else len(METHODS)
     return f"{place:02d} {method} {re.sub('[0-9]+', lambda digits: digits[0].zfill(9), how)}".rstrip()
 
@@ -279,7 +279,7 @@ def _method_runs(
             colour=colours[row],
             # A legend shows its first entries only: last come those that have no curve in most charts, dense nets.
             order=f"{0 if measured[row] & set(schema.GAPS) else 1} {_row_order(row)}",
-            params={cells.ROW: row, schema.PARAM_METHOD: row.split(":")[0]},
+            params={cells.ROW: row, schema.PARAM_METHOD: cells.method_of(row)},
             points=found,
         )
         for row, found in points.items()
@@ -289,10 +289,9 @@ def _method_runs(
 
 def _method(row: str) -> str:
     """Return the name of a row, which begins with what tells it from the method's other rows: MLflow cuts names."""
-    method, _, how = row.partition(":")
-    settings = (part.partition("=") for part in how.split(", ") if part)
+    settings = (part.partition("=") for part in cells.how_of(row).split(", ") if part)
     parts = [f"{value} {name}" if name in KNOBS else f"{name}{sign}{value}" for name, sign, value in settings]
-    return labels.short(" · ".join([*parts, labels.method(method)]))
+    return labels.short(" · ".join([*parts, labels.method(cells.method_of(row))]))
 
 
 def _signs(shown: Sequence[str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from analysis import labels, stats
+from analysis import cells, labels, stats
 from analysis.drawing import hover, media
 from analysis.drawing.signs import ALPHA
 from trainables import schema
@@ -158,9 +158,8 @@ def themed(**more: Any) -> AbstractContextManager[None]:
 
 def look(row: str) -> Look:
     """Return how a row of :func:`analysis.cells.rows` is drawn: the colour tells the method, the dash the matching."""
-    name, _, how = row.partition(":")
-    known = LOOKS.get(name, STRANGER)
-    if not how:
+    known = LOOKS.get(cells.method_of(row), STRANGER)
+    if not (how := cells.how_of(row)):
         return known
     dash = MATCHER_DASHES.get(how, OTHER_DASHES[sum(map(ord, how)) % len(OTHER_DASHES)])
     return Look(colour=known.colour, marker=known.marker, dash=dash)

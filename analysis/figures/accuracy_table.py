@@ -155,7 +155,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
     main = cells.main_matching(frame)
     epoch = main[schema.PARAM_MATCH_EPOCH]
     when = "at the end of B's training" if epoch == cells.END else f"after {epoch} epochs of B's training"
-    variants = [row for row in cells.row_order(scored[cells.ROW]) if ":" in row]
+    variants = [row for row in cells.row_order(scored[cells.ROW]) if cells.how_of(row)]
     others = [f", {name}={main[name]}" for name in main if any(f"{name}=" in row for row in variants)]
     how = f"matched by {main[schema.PARAM_MATCHER]}, {when}{''.join(others)}"
     return labels.said(

@@ -178,7 +178,7 @@ def _ways(task: _Task, by: list[str], main: Mapping[str, object]) -> list[str]:
     where, runs, scored = task
     present = cells.row_order(scored[cells.ROW])
     over = cells.NAIVE if cells.NAIVE in present else match_quality.UNMOVED
-    ways = [row for row in present if row.partition(":")[0] == cells.PERMUTED and row != over]
+    ways = [row for row in present if cells.method_of(row) == cells.PERMUTED and row != over]
     if any("=" in row for row in ways):  # by number, the largest last
         ways = [row for row in ways if row != cells.PERMUTED] + [row for row in ways if row == cells.PERMUTED]
     pairs = {row: block(scored, by, row, over).pairs for row in ways}
