@@ -26,7 +26,6 @@ IMAGE_FOLDER_STUDY = SearchSpace(
     sparsity=(0.8, 0.9),
     rewind_epoch=(15, 30),
     interpolation_points=11,
-    match_images=0,
     **{
         **SHORT,
         "epochs": 60,
@@ -34,5 +33,6 @@ IMAGE_FOLDER_STUDY = SearchSpace(
         "weight_decay": 3e-3,
         "warmup_epochs": 6.0,
         "imp_epochs": 5,
+        "match_images": 0,
     },
 )

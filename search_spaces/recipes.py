@@ -3,7 +3,8 @@
 ``paper`` follows the paper's tables for CIFAR, which are the defaults of ``trainables.knobs``; ``paper_imagenet``
 follows its tables for ImageNet. ``paper_code`` follows the released code and depends on the model. ``short`` shows the
 ordering of the methods in a tenth of the epochs. On the command line ``--set recipe=short`` sets all knobs of a recipe
-at once; later ``--set`` options override them. The rewind epochs belong to the space: with fewer epochs, set them, too.
+at once, except those that the space itself varies; later ``--set`` options override them. The rewind epochs belong to
+the space: with fewer epochs, set them, too.
 """
 
 from __future__ import annotations

@@ -231,7 +231,8 @@ def _described(facts: DatasetFacts) -> str:
 def override(space: SearchSpace, assignments: Iterable[str]) -> SearchSpace:
     """Return the space with ``key=value`` assignments applied in order; commas separate the values of an axis.
 
-    ``recipe=NAME`` sets all fields of a recipe, with its values for the models of the resulting space.
+    ``recipe=NAME`` sets all fields of a recipe, with its values for the models of the resulting space. A field of which
+    `space` has several values stays as it is: the space asks what that field does.
 
     Raises:
         ValueError: a text is no assignment, a key is unknown, or a value is of the wrong type or out of bounds.
@@ -252,7 +253,11 @@ def override(space: SearchSpace, assignments: Iterable[str]) -> SearchSpace:
     models = dict(settings).get("model", space.model)
     changes: dict[str, Any] = {}
     for key, value in settings:
-        changes |= recipe(value, models) if key == "recipe" else {key: value}
+        if key != "recipe":
+            changes[key] = value
+            continue
+        own = recipe(value, models)
+        changes |= {name: setting for name, setting in own.items() if not isinstance(getattr(space, name), tuple)}
     if "rewind_epoch" in changes:  # rewind epochs that are set explicitly hold at every width
         changes["rewind_epochs_of_width"] = ()
     return dataclasses.replace(space, **changes)

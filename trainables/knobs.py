@@ -291,7 +291,11 @@ class Knobs:
     prune_classifier: bool = pruning(True, None, "the classifier is prunable (the paper's code: yes)")
     # --- matching
     match_images: int = matching(
-        10_000, f"[0, {MAX_IMAGES}]", "training images for matching and for BatchNorm statistics; 0: all", unit="images"
+        10_000,
+        f"[0, {MAX_IMAGES}]",
+        "training images for matching and for BatchNorm statistics; 0: all",
+        unit="images",
+        recipe=True,
     )
     match_augment: bool = matching(
         False, None, "these images are augmented (the paper's code: yes)", neutral=False, recipe=True

@@ -15,7 +15,7 @@ from checkout import ROOT
 from PIL import Image
 from small_spaces import small
 
-from search_spaces import RECIPES, SPACES, SearchSpace, get_space
+from search_spaces import RECIPES, SPACES, SearchSpace, get_space, recipe
 from study.plan import Plan, datasets, make_plan, override, varied_settings
 from study.tracking.labels import recipe_digest
 from trainables.config import TRAINING_CONFIGS, Cell
@@ -382,6 +382,27 @@ def test_an_unknown_key_is_refused_with_the_nearest(key: str, nearest: str) -> N
 def test_a_recipe_sets_all_its_fields_and_nothing_else(name: str) -> None:
     space = SearchSpace(name="test", question="?", epochs=60, rewind_epoch=5, width=(1, 4), lr=0.3, correction="none")
     assert override(space, [f"recipe={name}"]) == dataclasses.replace(space, **RECIPES[name])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_sets_every_knob_of_recipes_and_no_other(name: str, model: str) -> None:
+    """So that what one recipe sets, another one sets as well, and ``recipe=paper`` restores the paper's settings."""
+    assert recipe(name, [model]).keys() == {key for key, knob in SETTINGS.items() if knob.recipe}
+    space = SearchSpace(name="test", question="?", model=(model,), rewind_epoch=(0,))
+    assert override(space, [f"recipe={name}", "recipe=paper"]) == override(space, ["recipe=paper"]) == space
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_leaves_alone_what_the_space_varies(name: str) -> None:
+    space = get_space("match_images")
+    assert override(space, [f"recipe={name}", "rewind_epoch=10"]).match_images == space.match_images
+    varied = dataclasses.replace(space, lr=(0.1, 0.3))
+    found = override(varied, [f"recipe={name}", "rewind_epoch=10"])
+    assert (found.lr, found.epochs) == ((0.1, 0.3), RECIPES[name]["epochs"])
+    assert override(
+        space, ["match_images=100,300", f"recipe={name}", "match_images=50", "rewind_epoch=10"]
+    ).match_images == (50,)
 
 
 @pytest.mark.parametrize("model", MODELS)
