@@ -41,7 +41,7 @@ from trainables.config import (
     same_data,
 )
 from trainables.knobs import KNOBS, MAX_MEMBERS, MAX_SEED
-from trainables.methods import METHODS
+from trainables.methods import MATCHERS, METHODS
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE
 
@@ -162,7 +162,7 @@ def target(cell: Cell) -> Job:
         recipe=_sparse_recipe(cell, rewind_epoch).at(cell.sparsity),
         seed=init_seed,
         transform=method.transform,
-        transform_seed=cell.seed if method.transform in ("shuffle", "layerwise_random") else 0,
+        transform_seed=cell.seed + cell.member if method.transform in ("shuffle", "layerwise_random") else 0,
         order=cell.member if method.init == "a" else 0,
     )
     return make_job(SPARSE, config, **parents)
@@ -270,7 +270,9 @@ def match_job(cell: Cell, matcher: str) -> Job:
     """Return the job that matches A, fully trained, onto B after ``cell.match_epoch`` epochs (-1: fully trained)."""
     a = Ref(dense_job(_mask_cell(cell), cell.seed_a))
     b = Ref(dense_job(cell, cell.seed_b), None if cell.match_epoch in (-1, cell.epochs) else cell.match_epoch)
-    return make_job(MATCH, _config(MatchConfig, cell, matcher=matcher), a=a, b=b)
+    # Members of an ensemble match with the same images; only what is drawn at random is drawn for each.
+    seed = cell.seed + cell.member if MATCHERS[matcher].drawn else cell.seed
+    return make_job(MATCH, _config(MatchConfig, cell, matcher=matcher, seed=seed), a=a, b=b)
 
 
 def connect_job(cell: Cell, a: Ref, b: Ref, match: Job | None = None) -> Job:

@@ -61,11 +61,13 @@ class Matcher:
         solve: ``module:function`` that maps a ``trainables.symmetry.matching.Problem`` to a permutation; imported on
             first use, because a plan needs only the names.
         needs_data: whether the matcher compares activations and so needs training images.
+        drawn: whether the permutation is drawn at random; members of an ensemble then have draws of their own.
     """
 
     description: str
     solve: str
     needs_data: bool = False
+    drawn: bool = False
 
 
 MATCHERS: dict[str, Matcher] = {
@@ -87,6 +89,8 @@ MATCHERS: dict[str, Matcher] = {
         description="control: every unit stays where it is", solve="trainables.symmetry.matching:identity"
     ),
     "random": Matcher(
-        description="control: a uniformly random permutation", solve="trainables.symmetry.matching:random"
+        description="control: a uniformly random permutation",
+        solve="trainables.symmetry.matching:random",
+        drawn=True,
     ),
 }

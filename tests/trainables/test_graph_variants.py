@@ -332,6 +332,15 @@ def test_every_permuted_member_has_a_permutation_of_its_own() -> None:
     assert len({match.key for match in matches}) == 5
 
 
+def test_members_of_random_controls_have_draws_of_their_own() -> None:
+    for method in ("shuffled", "layerwise_random"):
+        assert [job.config.transform_seed for job in members(method, seed=3)] == [3, 4, 5, 6, 7]
+    drawn = [job.parent("permutation").job.config.seed for job in members("permuted", seed=3, matcher="random")]
+    assert drawn == [3, 4, 5, 6, 7]
+    found = [job.parent("permutation").job.config.seed for job in members("permuted", seed=3)]
+    assert found == [3] * 5, "they are matched by the same images"
+
+
 def test_members_with_their_own_masks_and_fresh_ones() -> None:
     own = members("own_mask", seed=3)
     assert [(seed_of(job.parent("init")), seed_of(job.parent("mask"))) for job in own] == [
