@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 
@@ -95,6 +96,10 @@ def course(job: Job, wanted: Collection[int | None], context: Context) -> Course
     context = dataclasses.replace(context, log=JobLog())
     surroundings = ", ".join(f"{name} {value}" for name, value in environment(context.device).items())
     context.log.write(f"{job.kind} {job.key}\n{surroundings}")
+    # Python shows a warning once per place in the code and process, so a job's log would lack those that an earlier job
+    # of the process has had. Any change of the filters, such as this one, makes Python forget which it has shown.
+    with warnings.catch_warnings():
+        pass
     try:
         with contextlib.closing(_steps(job, wanted, context)) as steps:
             while True:

@@ -10,6 +10,7 @@ import logging
 import re
 import shutil
 import time
+import warnings
 import weakref
 from collections.abc import Collection, Generator
 from contextlib import closing
@@ -52,7 +53,8 @@ from trainables.graph import (
     target,
 )
 from trainables.host.toolchain import find_compiler
-from trainables.jobs import publishing, task
+from trainables.jobs import publishing, task, train
+from trainables.jobs.measure import measure
 from trainables.jobs.publishing import Context, Row
 from trainables.jobs.train import EpochWanted, course
 from trainables.masks import apply_mask, magnitude_mask, mask_sparsity
@@ -507,6 +509,24 @@ def test_between_its_epochs_a_job_leaves_the_process_as_it_was(own_copy: Store) 
     rows = run_job(DENSE_A, {None}, Context(store=without(own_copy, DENSE_A.key)))
     assert [settings() for _ in rows] == [before] * 3
     assert settings() == before
+
+
+def test_a_warning_is_in_the_log_of_every_job_that_has_it(own_copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials reuse processes, and Python shows a warning once per process."""
+
+    def warned(job: Job, context: Context) -> None:
+        for _ in range(2):
+            warnings.warn("of no effect", UserWarning, stacklevel=1)
+        measure(job, context)
+
+    monkeypatch.setattr(train, "measure", warned)
+    jobs = [match_job(tiny_cell(match_images=images), CELL.matcher) for images in (100, 101)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        logging.captureWarnings(False)  # of an earlier test, whose end has undone it
+        publish([Ref(job) for job in jobs], Context(store=own_copy))
+    logs = [own_copy.read(job.key, schema.LOG).decode() for job in jobs]
+    assert [log.count("UserWarning: of no effect") for log in logs] == [1, 1]
 
 
 @pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
