@@ -183,10 +183,13 @@ def measurements(cell: Cell) -> tuple[Job, ...]:
     if METHODS[cell.method].init == "final" and cell.imp_path:
         source = _mask_cell(cell)  # measure these nets on the dataset on which they were trained
         dense = Ref(dense_job(source, cell.seed_own))
+        # Without BatchNorm, a reset measures the same as no correction.
+        same = cell.correction == "bn_reset" and not MODELS[cell.model].batchnorm
+        corrections = ("none",) if same else tuple(dict.fromkeys(("none", cell.correction)))
         jobs += [
             connect_job(dataclasses.replace(source, correction=correction), dense, Ref(pruned))
             for pruned in pruning_rounds(target(cell))
-            for correction in dict.fromkeys(("none", cell.correction))
+            for correction in corrections
         ]
     if cell.members and cell.member == 0:
         jobs.append(ensemble_job(cell))

@@ -377,6 +377,19 @@ def test_the_imp_path_leads_from_dense_a_to_each_round_with_and_without_correcti
         assert job.config.points == 3
 
 
+@pytest.mark.parametrize(
+    ("model", "correction", "measured"),
+    [
+        ("vgg11", "bn_reset", ["none"]),
+        ("vgg11", "repair", ["none", "repair"]),
+        ("vgg11_bn", "bn_reset", ["none", "bn_reset"]),
+    ],
+)
+def test_the_imp_path_of_a_net_without_batchnorm_has_no_reset(model: str, correction: str, measured: list[str]) -> None:
+    made = cell("imp", model=model, sparsity=0.2, imp_path=True, interpolation_points=3, correction=correction)
+    assert [job.config.correction for job in measurements(made)] == measured  # type: ignore[union-attr]
+
+
 def test_the_imp_path_is_not_measured_twice_without_correction() -> None:
     made = cell("imp", sparsity=0.5, imp_path=True, interpolation_points=3, correction="none")
     assert len(measurements(made)) == 4

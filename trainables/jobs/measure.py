@@ -155,7 +155,8 @@ def _plane(job: Job, context: Context) -> Outcome:
         data.test,
         resolution=config.resolution,
         margin=config.margin,
-        correction=config.correction,
+        # Without BatchNorm, a reset changes nothing, and its warning would recommend REPAIR, which planes do not have.
+        correction=config.correction if batchnorm_layers(model) else "none",
         train_batches=data.measuring(config.images, derive_seed(config.seed, "plane"), augment=config.augment),
     )
     document = {"networks": ["dense", "lth", "permuted"], **dataclasses.asdict(grid)}

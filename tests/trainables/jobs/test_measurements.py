@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from trainables.symmetry.permutations import (
     permutation_spec,
     random_permutation,
 )
+from trainables.symmetry.repair import NoEffectWarning
 from trainables.symmetry.similarity import disagreement, ensemble_accuracy, js_divergence, kl_divergence
 from trainables.training.evaluation import Evaluation, evaluate, predict_logits
 
@@ -352,6 +354,14 @@ def test_a_corrected_plane_has_corrected_corners(store: Store) -> None:
     _job, reset, _final = plane(store, correction="bn_reset")
     assert reset["coordinates"] == plain["coordinates"]
     assert reset["network_losses"] != plain["network_losses"]
+
+
+def test_a_plane_without_batchnorm_warns_of_no_reset(store: Store) -> None:
+    """The warning would recommend REPAIR, which planes do not have and which this user has asked for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoEffectWarning)
+        cell = tiny_cell(model="mlp", plane_resolution=2, correction="repair", match_images=150)
+        assert measured(plane_job(cell), store)["final"]
 
 
 # --- ensemble -------------------------------------------------------------------------------------------------------
