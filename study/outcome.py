@@ -161,7 +161,7 @@ def _shown(store: Store) -> str:
 
 
 def note_failures(store: Store, searcher: PlanSearcher, now: int) -> None:
-    """Record the failure of each job whose process died before recording it.
+    """Record the failure of each job whose process could not know that it was the last, or died before recording it.
 
     Args:
         store: the store, from which ``--status`` reads the notes.
@@ -170,7 +170,8 @@ def note_failures(store: Store, searcher: PlanSearcher, now: int) -> None:
     """
     noted = store.failures()
     for key in _without(searcher, noted):
-        store.record_failure(key, {"error": redact_text(searcher.errors[key]), "at": now, "environment": {}, "log": ""})
+        attempt = store.attempt(key) or {"environment": {}, "log": ""}
+        store.record_failure(key, {**attempt, "error": redact_text(searcher.errors[key]), "at": now})
 
 
 def _without(searcher: PlanSearcher, noted: Iterable[str]) -> list[str]:

@@ -282,7 +282,8 @@ class Runs:
         with self._opened(spec, int(rows[0]["timestamp"]) if rows else when) as run:
             self._send(run, epoch_metrics(rows), spec.params, {schema.TAG_ERROR: error})
             self._name_dataset(run, spec)
-        log = str((self._store.failure(key) or {}).get("log", ""))[-LOG_LENGTH:]
+        note = self._store.failure(key) or self._store.attempt(key) or {}
+        log = str(note.get("log", ""))[-LOG_LENGTH:]
         missing = self._attach(key, run, {schema.LOG: log} if log else {})
         self._end(key, run, FAILED, when)
         if missing:

@@ -196,3 +196,10 @@ def test_job_whose_process_died_gets_the_note_that_it_could_not_leave(plan: Plan
     assert noted is not None
     assert (noted["error"], noted["at"]) == ("the trial died", 7)
     assert all(searcher.state[key] != DONE for key in (first, second))
+
+
+def test_last_attempt_at_a_failed_job_leaves_its_log(plan: Plan, tmp_path: Path) -> None:
+    store, key = Store(tmp_path), last(plan, schema.DENSE)
+    store.record_attempt(key, {"error": "RuntimeError: cuDNN error", "at": 1, "environment": {}, "log": "epoch 1"})
+    note_failures(store, run_all(plan, {key: "cuDNN error"}), 7)
+    assert store.failure(key) == {"error": "cuDNN error", "at": 7, "environment": {}, "log": "epoch 1"}

@@ -113,9 +113,11 @@ def course(job: Job, wanted: Collection[int | None], context: Context) -> Course
     except (DamagedArtifact, NotPublished, StorageError):
         raise  # not caused by this job
     except Exception as error:
-        if verdict(error) is not Verdict.OF_HOST:
+        if (found := verdict(error)) is not Verdict.OF_HOST:
+            # Only the driver knows when it makes no more attempts at what may still succeed.
+            record = context.store.record_failure if found is Verdict.RECURRING else context.store.record_attempt
             with contextlib.suppress(StorageError):  # raising the error matters more than recording it
-                context.store.record_failure(job.key, failure_note(error, context))
+                record(job.key, failure_note(error, context))
         raise
 
 

@@ -5,7 +5,7 @@ Layout below the storage, a directory or an object store::
     store/<2 hex>/<key>/   manifest.json, and the artifacts that it lists with size and sha256 in the folder of the
                            attempt that published them; never changed once there
     store/.damaged/        results and documents that failed their checks
-    work/<key>/            checkpoint of a running job; removed when the job is published
+    work/<key>/            checkpoint of a running job, and why its last attempt failed; removed when it is published
     failed/<key>.json      why a job failed for good, with its log; removed when the job is published after all
     leases/<key>           who is computing a key now
     studies/<id>           a lease for each running driver
@@ -406,7 +406,17 @@ class Store:
 
     def failure(self, key: str) -> dict[str, Any] | None:
         """Return the note on a job's failure; None if there is none."""
-        path = _failure(key)
+        return self._note(_failure(key))
+
+    def record_attempt(self, key: str, document: Mapping[str, Any]) -> None:
+        """Note why an attempt at a job failed that may be made again; the note is removed with the job's checkpoint."""
+        self.storage.write(_attempt(key), json.dumps(document, indent=1).encode())
+
+    def attempt(self, key: str) -> dict[str, Any] | None:
+        """Return the note on the last attempt at a job that failed but may be made again; None if there is none."""
+        return self._note(_attempt(key))
+
+    def _note(self, path: str) -> dict[str, Any] | None:
         content = self.storage.read(path)
         if content is None:
             return None
@@ -475,6 +485,11 @@ def _checkpoint(key: str) -> str:
     """Return the path of a checkpoint: that of earlier versions, so that the job's log reports one that they left."""
     _place(key)
     return f"work/{key}/checkpoint.safetensors"
+
+
+def _attempt(key: str) -> str:
+    _place(key)
+    return f"work/{key}/failure.json"
 
 
 def _failure(key: str) -> str:

@@ -250,6 +250,28 @@ def test_a_net_that_diverges_fails_alone(context: Context, own_copy: Store) -> N
     assert not context.store.leases()
 
 
+def test_a_failure_that_may_not_recur_is_noted_as_that_of_an_attempt(
+    own_copy: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the job would count as failed, and its descendants as blocked, while it waits for its next attempt."""
+    context = without(own_copy, NAIVE)
+
+    def breaks(training: Training) -> Any:
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "run_epoch", breaks)
+        (error,) = of(NAIVE, together(context, NAIVE))
+    assert isinstance(error, RuntimeError)
+    assert own_copy.failures() == set()
+    note = own_copy.attempt(NAIVE.key)
+    assert note is not None
+    assert note["error"] == f"RuntimeError: {error}"
+    assert "Traceback" in note["log"]
+    assert of(NAIVE, together(context, NAIVE))[-1] is None
+    assert own_copy.attempt(NAIVE.key) is None
+
+
 def test_damage_without_end_is_the_end_of_whom_it_concerns(own_copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     context = without(own_copy, PERMUTED, NAIVE)
     damage_when_read(monkeypatch, schema.PERMUTATION)
