@@ -254,7 +254,6 @@ class PlannedJob(JobTrainable):
         if mates:
             wanted = [(self._target, list(config["outputs"])), *mates]
             self._results = self._following_all([job for job, _ in wanted], compute_together(wanted, self._context))
-            self._max_silence = self._max_silence and len(wanted) * self._max_silence
 
     def _job(self, config: dict[str, Any], data_dir: str | None, reading: Reading) -> tuple[Job, list[int | None]]:
         # The driver has derived the same job from the same cell, so any error here is this host's fault.

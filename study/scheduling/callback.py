@@ -68,7 +68,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
             searcher: hands out the jobs.
             tracker: records the jobs in MLflow.
             progress: shows the jobs.
-            max_silence: seconds after which a silent trial of one network counts as hung; 0: never.
+            max_silence: seconds after which a silent trial counts as hung, however many networks it trains; 0: never.
             published: asks the store for a job's results.
         """
         self._searcher, self._tracker, self._progress = searcher, tracker, progress
@@ -106,7 +106,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
         now, reason = time.monotonic(), ""
         trial.heard = trial.heard or now
         seconds = now - trial.heard
-        if self._max_silence and seconds > len(trial.keys) * self._max_silence + GRACE_SECONDS:
+        if self._max_silence and seconds > self._max_silence + GRACE_SECONDS:
             reason = f"nothing was heard of it for {seconds:.0f} s (--max-silence)"
         elif trial.answers and all(answer.done() for answer in trial.answers):
             answers, trial.answers = trial.answers, []
