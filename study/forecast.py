@@ -77,8 +77,13 @@ def _on_machines(schedule: Schedule, on_core: Estimates, options: Options) -> li
 
 
 def slots(options: Options, workers: int = 1) -> int:
-    """Return how many trials of `workers` workers run at a time on this machine."""
-    return options.max_concurrent or max(1, int(cores() / (workers * (options.cpus_per_trial or 1.0))))
+    """Return how many trials of `workers` workers run at a time: as many as this machine has room for, unless limited.
+
+    The size of a cluster is not known before it is joined, so its limit stands for it.
+    """
+    fit = max(1, int(cores() / (workers * (options.cpus_per_trial or 1.0))))
+    most = options.max_concurrent or fit
+    return most if options.cluster is not None else min(fit, most)
 
 
 def print_plan(

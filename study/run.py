@@ -24,6 +24,7 @@ from study.plan import Network, Plan, make_plan, override
 from study.preference import preferring
 from study.scheduling.address import ClusterError
 from study.scheduling.cards import CARDS, machines
+from study.scheduling.placement import check_shares, group
 from study.status import print_status
 from study.sweep import run_sweep
 from study.tracking.destination import check_tracking
@@ -162,8 +163,12 @@ def _preferring(plan: Plan, store: Store, options: Options) -> Plan:
 
 
 def _check_device(plan: Plan, store: Store, options: Options) -> None:
-    """Raise ValueError if unpublished jobs would run on CPUs with a setting that has an effect on GPUs only."""
+    """Raise ValueError if unpublished jobs cannot run on the devices that the options give to them.
+
+    They would run on CPUs with a setting that has an effect on GPUs only, or their workers would share a GPU.
+    """
     todo = plan.closure.todo(store.keys())
+    check_shares({group(plan.jobs[key], plan.space.workers) for key in todo}, options.gpus_per_trial)
     if _device_of_trials(store, options) == CPU and any(plan.jobs[key].config.task.deterministic for key in todo):
         raise ValueError(DETERMINISTIC_ON_CPU)
 

@@ -263,6 +263,18 @@ class Pool:
         return Request({"CPU": cpus, "GPU": share}, card, frozenset(others), need.workers)
 
 
+def check_shares(groups: Iterable[Group], gpus: float | None) -> None:
+    """Raise ValueError if several workers of a trial would share a GPU.
+
+    Args:
+        groups: groups of jobs.
+        gpus: GPUs of each worker; None: workers get whole ones.
+    """
+    for each in groups:
+        if each.uses_gpu and each.workers > 1 and 0.0 < (gpus or 0.0) < 1.0:
+            raise ValueError(f"each of {each.workers} workers needs a whole GPU or none, got --gpus-per-trial {gpus:g}")
+
+
 def needs(
     plan: Plan,
     keys: Iterable[str],
@@ -290,13 +302,12 @@ def needs(
     members: dict[Group, list[Job]] = {}
     for key in keys:
         members.setdefault(group(plan.jobs[key], plan.space.workers), []).append(plan.jobs[key])
+    check_shares(members, gpus)
     found: dict[Group, Need] = {}
     warnings = []
     largest = max((card.memory for card in cards), default=0.0)
     for each, jobs in members.items():
         share = gpus or 0.0 if each.uses_gpu else 0.0
-        if each.workers > 1 and 0.0 < share < 1.0:
-            raise ValueError(f"each of {each.workers} workers needs a whole GPU or none, got --gpus-per-trial {gpus:g}")
         need = Need(cpus=cpus or 1.0, workers=each.workers, share=share)
         if each.uses_gpu and gpus is None and cards:
             facts = plan.facts[each.dataset]

@@ -252,6 +252,17 @@ def test_options_are_checked_however_they_are_made(values: dict[str, Any], messa
         Options(**{"space": "digits_quickstart", **values})
 
 
+@pytest.mark.parametrize("mode", [[], ["--dry-run"], ["--address", "10.0.0.1:6379"]])
+def test_workers_that_would_share_a_gpu_are_refused_before_ray_starts(
+    mode: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*SPACE, "--set", "workers=2", "--set", "graphs=false", "--gpus-per-trial", "0.5"]
+    assert main([*asked, *mode]) == WRONG_REQUEST
+    out, err = capsys.readouterr()
+    assert err == "error: each of 2 workers needs a whole GPU or none, got --gpus-per-trial 0.5\n"
+    assert "starting Ray" not in out
+
+
 def test_every_option_has_a_flag_whose_default_is_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse_options(SPACE, "study.run", "") == Options(space="digits_quickstart")
     with pytest.raises(SystemExit):

@@ -329,6 +329,8 @@ def test_a_local_ray_and_its_forecast_have_the_cores_that_this_process_may_use(m
     monkeypatch.setattr(session, "Cluster", lambda **_: "connected")
     with connected(None):
         assert given["num_cpus"] == slots(Options(space="tiny")) == 1
+        assert slots(Options(space="tiny", max_concurrent=64)) == 1, "a limit is no capacity"
+        assert slots(Options(space="tiny", max_concurrent=64, address="10.0.0.1:6379")) == 64, "of unknown size"
 
 
 @pytest.mark.parametrize("failures", [1, 99])
