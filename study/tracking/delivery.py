@@ -104,6 +104,7 @@ class Tracker:
         self._failing_since: float | None = None
         self._problem: str | None = None
         self._refused: str | None = None
+        self._unattached: str | None = None
         self._logged, self._averaged, self._rested = 0, 0, 0.0
 
     @property
@@ -206,7 +207,7 @@ class Tracker:
         try:
             if not self._attempt(self._connect) or self._refused is not None:
                 return  # without an experiment there is nowhere to log to
-            if self._catch_up() and self._follow() and self._catch_up():
+            if self._catch_up() and self._follow() and self._deliver_again():
                 self._attempt(self._update_averages)
         except Exception as error:  # a bug of ours: the study goes on, and the next start delivers
             self._problem = redact_text(f"{type(error).__name__}: {error}")
@@ -262,6 +263,18 @@ class Tracker:
         # A failed job that is being computed again may still succeed.
         failed = [key for key in self._plan.jobs if key in failures - published - computed]
         return all(self._attempt(partial(self._runs.fail_as_noted, key)) for key in failed)
+
+    def _deliver_again(self) -> bool:
+        """Deliver what is still missing at the end; return False if told to stop.
+
+        What was refused before and is recorded now is no longer a problem, except for files that a run lacks.
+        """
+        refused, self._refused = self._refused, self._unattached
+        done = self._catch_up()
+        if self._refused is None and (not done or self.undelivered):
+            self._refused = refused
+        self._problem = self._problem if self._failing_since else self._refused
+        return done
 
     def _finish(self, keys: list[str]) -> bool:
         """Deliver published results; return False if told to stop."""
@@ -331,6 +344,8 @@ class Tracker:
                 refusals += _is_refusal(error)
                 if refusals == REFUSALS or isinstance(error, Unattached):
                     self._refused, self._failing_since = self._problem, None
+                    if isinstance(error, Unattached):  # its run is complete without them, and not logged again
+                        self._unattached = self._problem
                     return True
                 self._failing_since = self._failing_since or time.monotonic()
                 if self._waited(pause):

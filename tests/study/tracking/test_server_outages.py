@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from tracked import (
     AWAY,
     Logged,
@@ -36,6 +37,7 @@ from study.plan import Plan
 from study.tracking import delivery
 from study.tracking import mlflow_runs as study_runs
 from study.tracking.delivery import Tracker
+from study.tracking.mlflow_runs import Runs
 from trainables import schema
 from trainables.host.databases import sqlite_file
 from trainables.storage.artifacts import read_metrics
@@ -129,6 +131,28 @@ def test_what_the_server_refuses_for_good_does_not_hold_up_the_rest(
     assert by_key(uri)[other.key].info.status == "FAILED"
     log_all(plan, own_copy, uri)
     assert by_key(uri)[job.key].info.status == "FINISHED", "a new start makes a new run"
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_what_was_refused_and_is_recorded_in_the_end_is_no_problem(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch, for_good: bool
+) -> None:
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", (0.001,))
+    (key,) = dense_plan.jobs
+    finish, calls = Runs.finish, list[Any]()
+
+    def refused(runs: Runs, *args: Any) -> None:
+        calls.append(args)
+        if for_good or len(calls) <= 2 * delivery.REFUSALS:  # alone, and with the others
+            raise MlflowException("no such run", error_code=RESOURCE_DOES_NOT_EXIST)
+        finish(runs, *args)
+
+    monkeypatch.setattr(Runs, "finish", refused)
+    tracker = track(dense_plan, own_copy, uri)
+    tracker.start()
+    assert tracker.close(HANG_SECONDS) is not for_good, tracker.behind
+    assert (tracker.behind is not None) is for_good
+    assert tracker.undelivered == ([key] if for_good else [])
 
 
 def test_what_a_driver_could_not_deliver_the_next_one_does(
