@@ -309,7 +309,7 @@ def test_storage_that_two_nodes_or_the_only_one_do_not_reach_halts_the_study(pla
 
 def test_driver_that_does_not_reach_the_storage_blames_no_node(plan: Plan) -> None:
     away = StorageError("storage /data: Stale file handle")
-    cluster = Cluster(plan, {"a": CPUS, "b": CPUS}, held=lambda key: answered(away), retries=1)
+    cluster = Cluster(plan, {"a": CPUS, "b": CPUS}, stored=lambda key: answered(away), retries=1)
     cluster.run({"a": OK, "b": OK})
     assert {node for node, _ in cluster.places} == {"a"}
     assert (cluster.searcher.outs(), cluster.searcher.halted) == ([], str(away))
