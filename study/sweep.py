@@ -38,6 +38,7 @@ from study.scheduling.states import DONE
 from study.tracking.cell_runs import CellRuns
 from study.tracking.delivery import Tracker
 from study.tracking.labels import recipe_digest
+from trainables import schema
 from trainables.config import DETERMINISTIC_ON_CPU, TRAINING_CONFIGS
 from trainables.host.clock import now
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK
@@ -112,7 +113,7 @@ def run_sweep(plan: Plan, tracking_uri: str, store: Store, options: Options, com
     prepare_environment(options.cluster)
     published = store.keys()
     todo = plan.closure.todo(published)
-    store.sweep(todo)
+    _clear_up(plan, store, todo)
     estimates = estimate(plan, store, published)
     print_plan(plan, todo, estimates, store, options)
     if todo:
@@ -310,9 +311,9 @@ class _Sweep:
         return self._searcher is not None and self._searcher.halted is not None
 
     def clear_up(self) -> None:
-        """Remove checkpoints of jobs whose processes or nodes died just after publishing, and leases of the dead."""
+        """Remove leases and checkpoints of jobs whose processes or nodes died just after publishing."""
         if not self._halted:
-            self._store.sweep(self._plan.closure.todo(self._store.keys()))
+            _clear_up(self._plan, self._store, self._plan.closure.todo(self._store.keys()))
 
     def missing(self) -> list[str]:
         """Return the keys of the jobs that were reported as published but are not in the store now."""
@@ -338,6 +339,12 @@ class _Sweep:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(1)
+
+
+def _clear_up(plan: Plan, store: Store, todo: Collection[str]) -> None:
+    """Remove what dead processes have left of the jobs that are not in `todo`."""
+    # Only dense nets have states beside their result, which another study may be computing.
+    store.sweep(todo, {key for key, job in plan.jobs.items() if key not in todo and job.kind != schema.DENSE})
 
 
 def _needs(

@@ -10,7 +10,7 @@ from tiny_study import python
 from waiting import HANG_SECONDS
 
 from analysis import cells, load
-from analysis.gains import gains, pooled
+from analysis.gains import block
 from trainables import schema
 from trainables.host.databases import default_tracking_uri
 
@@ -28,7 +28,7 @@ def test_the_quickstart_finds_what_the_readme_claims(tmp_path: Path) -> None:
     scored = cells.scores(frame)
     accuracy = scored.groupby(cells.ROW)[schema.TEST_ACCURACY].mean()
     assert accuracy["dense"] > accuracy["lth"] > accuracy["permuted"] > accuracy["naive"]
-    gain = pooled(gains(scored, cells.axes(frame)))
+    gain = block(scored, cells.axes(frame), cells.PERMUTED, cells.NAIVE).gain()
     assert gain.n == 4
     assert gain.low > 0, "the interval of the mean gain leaves zero out"
     barrier = frame[frame["stage"] == schema.CONNECT].groupby(["width", "matcher"])[schema.ERROR_BARRIER].mean()

@@ -46,7 +46,7 @@ def accuracy(method: str, width: float, sparsity: float, rewind_epoch: int, seed
         return pruned + 0.2
     lth = pruned - (1.0 if rewind_epoch == 0 else 0.0)
     naive = lth - 3.0 / width
-    gain = PERMUTED_GAIN[seed_a] * (1.0 if rewind_epoch else 0.1)
+    gain = PERMUTED_GAIN.get(seed_a, 0.0) * (1.0 if rewind_epoch else 0.1)
     return {"lth": lth, "naive": naive, "permuted": naive + gain, "shuffled": naive - 0.1}[method]
 
 

@@ -352,16 +352,22 @@ class Store:
                 f"storage {self.uri!r} is not writable: {reason or error}; choose another --storage"
             ) from error
 
-    def sweep(self, needed: Container[str]) -> None:
+    def sweep(self, needed: Container[str], finished: Container[str] = ()) -> None:
         """Remove leases and half-written documents of dead processes, and checkpoints of finished jobs.
 
         Args:
             needed: keys of the jobs that a study still has to compute. A published dense net is among them if a state
                 is missing, to which it is then trained from its checkpoint.
+            finished: keys of jobs that have no other output than their result. Once that is published, their leases
+                are removed, even if nobody can tell yet that the owner is dead.
         """
         self.forget_damaged_leases()
         for path in (each for folder in _DOCUMENTS for each in self.storage.names(folder)):
             if (half := unfinished(path)) and not alive(half[1]):
+                self.storage.remove(path)
+        for path in self.storage.names("leases"):
+            name = path.removeprefix("leases/")
+            if name in finished and name in self:
                 self.storage.remove(path)
         computed = self.leases()  # another study may be computing a state that this one does not need
         for path in self.storage.names("work"):

@@ -140,7 +140,7 @@ def test_a_run_that_a_killed_driver_left_incomplete_is_replaced(plan: Plan, stud
 def test_only_what_has_changed_is_replaced(plan: Plan, study: str, published: Store, tmp_path: Path) -> None:
     before = derived(study)
     late = synthetic.Recorder(tmp_path, SPACE.name)
-    late.sparse("naive", 1.0, 0.8, 10, (0, 7))  # a pair more in one cell
+    late.sparse("naive", 1.0, 0.8, 10, (8, 9))  # a pair more in one cell
     update(plan, study, published)
     after = derived(study)
     changed = {after[key].info.run_name for key in before if after[key].info.run_id != before[key].info.run_id}

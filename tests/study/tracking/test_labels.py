@@ -13,6 +13,7 @@ from study.plan import Plan, make_plan
 from study.tracking.labels import run_name, run_params
 from trainables.config import Cell
 from trainables.graph import Closure, Job, Ref, measurements, target
+from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE, STAGES
 
 QUICKSTART = get_space("digits_quickstart")
@@ -47,12 +48,13 @@ def test_a_person_recognises_every_job() -> None:
 
 
 def test_names_of_the_imp_path() -> None:
-    names = named(small(method="imp", sparsity=0.3, imp_path=True, interpolation_points=3))
-    assert names[CONNECT] == {
-        f"connect imp · w1 · round {number} · A0 · {correction}"
-        for number in (1, 2)
-        for correction in ("none", "bn_reset")
-    }
+    for model, entry in MODELS.items():
+        names = named(small(model=model, method="imp", sparsity=0.3, imp_path=True, interpolation_points=3))
+        assert names[CONNECT] == {
+            f"connect imp · w1 · round {number} · A0 · {correction}"
+            for number in (1, 2)
+            for correction in ("none", *(["bn_reset"] if entry.batchnorm else []))
+        }
 
 
 def test_names_of_planes() -> None:
@@ -206,7 +208,8 @@ def test_params_of_a_transferred_mask_name_both_datasets() -> None:
 
 
 def test_params_of_the_imp_path() -> None:
-    plan = make_plan(small(method="imp", sparsity=0.3, seeds=1, imp_path=True, interpolation_points=3))
+    space = small(model="resnet20", method="imp", sparsity=0.3, seeds=1, imp_path=True, interpolation_points=3)
+    plan = make_plan(space)
     params = all_params(plan, CONNECT)
     assert [(each["round"], each["sparsity"], each["correction"]) for each in params] == [
         (1, "0.2", "none"),

@@ -43,6 +43,8 @@ VALUES: dict[str, Any] = {
     "names": [METRICS],
     "manifest": {"kind": "dense"},
     "note": {},
+    "needed": [],
+    "finished": [KEY],
     "document": {"error": "nan"},
     "reason": "torn",
 }
