@@ -194,7 +194,7 @@ class Options:
         if not (self.space or self.list or self.clean):
             raise ValueError("which space? --space NAME; python -m study.run --list shows them")
         if self.verify and (self.dry_run or self.status):
-            raise ValueError("--verify sets damaged results aside, --dry-run and --status change nothing: choose one")
+            raise ValueError("--verify reads every file of each result, --dry-run and --status read little: choose one")
 
         if self.on and not self.dry_run:
             raise ValueError("--on needs --dry-run: it estimates the time on hypothetical machines")

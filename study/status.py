@@ -20,6 +20,7 @@ from study.tracking.labels import name_in
 from trainables import schema
 from trainables.host.processes import host_of
 from trainables.host.redaction import redact_text
+from trainables.storage.lease import LEASE_SECONDS
 from trainables.storage.store import DAMAGED, Store
 
 PUBLISHED = "published"
@@ -97,13 +98,17 @@ def status(plan: Plan, store: Store) -> Status:
         ValueError: the storage does not exist, or is an object store without any object.
         StorageError: the storage cannot be read.
     """
+    running = store.leases()  # before the results: a job that ends in between is then published, and never nowhere
     published = store.keys()
     store.check_exists()
     todo = plan.closure.todo(published)
-    leases = {key: lease for key, lease in store.leases().items() if key in todo}
-    failures = {key: note for key in store.failures() & todo.keys() - leases.keys() if (note := store.failure(key))}
     found, damaged = store.results([key for key in plan.jobs if key not in todo and key in published])
-    manifests = {key: result.manifest for key, result in found.items()}
+    if damaged:  # these results have been set aside
+        published = store.keys()
+        todo = plan.closure.todo(published)
+    leases = {key: lease for key, lease in running.items() if key in todo}
+    failures = {key: note for key in store.failures() & todo.keys() - leases.keys() if (note := store.failure(key))}
+    manifests = {key: result.manifest for key, result in found.items() if key not in todo}
     states: dict[str, str] = {}
     for key, job in plan.jobs.items():  # parents come first
         parents = {states[ref.job.key] for _, ref in job.parents if ref.job.key in todo}
@@ -160,7 +165,9 @@ def _running_studies(status: Status) -> str:
     each = []
     for study in status.studies:
         host, since = host_of(study["owner"]), duration(status.now - study["since"])
-        each.append(f"{study['note'].get('space', '?')} on {host} for {since}")
+        silent = status.now - study["renewed"]
+        sign = f" (last sign of life {duration(silent)} ago)" if silent > LEASE_SECONDS else ""
+        each.append(f"{study['note'].get('space', '?')} on {host} for {since}{sign}")
         each += [f"no more jobs for {out}" for out in study["note"].get("out", [])]
     return f"running: {'; '.join(each)}"
 

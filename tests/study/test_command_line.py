@@ -240,7 +240,7 @@ def test_the_process_itself_ends_with_the_code_and_no_traceback(folder: Path) ->
         ({"storage": " "}, "--storage must not be empty"),
         (
             {"verify": True, "status": True},
-            "--verify sets damaged results aside, --dry-run and --status change nothing",
+            "--verify reads every file of each result, --dry-run and --status read little",
         ),
         ({"space": None}, "which space"),
         ({"on": "8xH100"}, "--on needs --dry-run"),

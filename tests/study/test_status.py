@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tracked
 from stored import file_of
 from tiny_images import write_folders
 from tiny_study import flip_bit, tiny_cell, tiny_space
@@ -140,9 +143,36 @@ def test_the_rate_is_that_of_the_last_hour(plan: Plan, own_copy: Store, monkeypa
 
 def test_damage_is_named(plan: Plan, own_copy: Store) -> None:
     flip_bit(file_of(own_copy, NAIVE.key, schema.MANIFEST), position=20)
-    text = "\n".join(lines(status(plan, own_copy)))
-    assert f"damaged: artifact manifest.json of {NAIVE.key[:12]} is damaged" in text
-    assert status(plan, own_copy).states[NAIVE.key] == WAITING
+    found = status(plan, own_copy)
+    assert f"damaged: artifact manifest.json of {NAIVE.key[:12]} is damaged" in "\n".join(lines(found))
+    assert found.states[NAIVE.key] == WAITING
+    assert NAIVE.key in found.todo
+
+
+def test_a_job_that_ends_while_the_storage_is_read_does_not_seem_to_wait(
+    plan: Plan, own_copy: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Store.leases
+    tracked.without(own_copy, NAIVE)
+
+    def leases(self: Store) -> dict[str, dict[str, Any]]:
+        found = read(self)
+        if NAIVE.key not in self:
+            tracked.bring_back(self, NAIVE)
+        return found
+
+    monkeypatch.setattr(Store, "leases", leases)
+    assert status(plan, own_copy).states[NAIVE.key] == PUBLISHED
+
+
+@pytest.mark.parametrize("silent", [0, 600])
+def test_a_study_without_a_sign_of_life_is_told_from_one_that_runs(plan: Plan, own_copy: Store, silent: int) -> None:
+    with own_copy.register_study({"space": "tiny"}):
+        (path,) = own_copy.storage.names("studies")
+        document = json.loads(own_copy.storage.read(path) or b"")
+        own_copy.storage.write(path, json.dumps({**document, "renewed": time.time() - silent}).encode())
+        text = "\n".join(lines(status(plan, own_copy)))
+    assert ("for 0 s (last sign of life 10 min" in text) == (silent > 0)
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,6 +151,7 @@ def _course(job: Job, outputs: Collection[int | None], context: Context) -> Cour
                 with closing(course(ready, wanted, context)) as steps:
                     for step in steps:
                         if isinstance(step, EpochWanted):
+                            lease.note = {**lease.note, "step": step.training.epoch}  # those of earlier attempts
                             yield step
                         else:
                             lease.note = {**lease.note, "step": step["step"]}

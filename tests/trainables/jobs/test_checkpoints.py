@@ -15,7 +15,8 @@ from trainables.jobs.execution import compute
 from trainables.jobs.publishing import Context
 from trainables.jobs.train import Course, EpochWanted, course
 from trainables.storage.artifacts import pack_checkpoint, unpack_checkpoint
-from trainables.storage.store import StorageError, Store
+from trainables.storage.store import Lease, StorageError, Store
+from trainables.training.loop import Training
 
 JOB = dense_job(tiny_cell(model="mlp"), 0)
 
@@ -61,6 +62,22 @@ def test_the_job_trains_on_while_a_checkpoint_is_written(context: Context, disk:
     disk.free.release()
     rows.close()
     assert epoch_saved(context) == 2, "a job that is stopped leaves no checkpoint half-written"
+
+
+def test_a_resumed_job_says_from_the_start_how_far_it_is(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, lease = list[Lease](), Store.lease
+
+    def taken(*arguments: Any) -> Lease | None:
+        held.extend(filter(None, [lease(*arguments)]))
+        return held[-1]
+
+    monkeypatch.setattr(Store, "lease", taken)
+    rows = compute(JOB, [None], context)
+    assert next(rows)["step"] == 1
+    rows.close()
+    monkeypatch.setattr(Training, "run_epoch", lambda training: pytest.fail(f"epoch {held[-1].note['step']} is said"))
+    with pytest.raises(pytest.fail.Exception, match="epoch 1 is said"):
+        next(compute(JOB, [None], context))
 
 
 def test_a_checkpoint_has_the_state_of_its_own_epoch(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
