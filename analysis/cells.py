@@ -170,8 +170,8 @@ def by_mask(pairs: pd.DataFrame) -> pd.DataFrame:
     Remove lines that lack a row before, or the means of two rows may be over different nets B.
     """
     levels = [pairs.index.get_level_values(name) for name in pairs.index.names]
-    nets = [level.map(_net_a) if level.name == PAIR else level for level in levels]
-    return pairs.groupby(nets, dropna=False).mean()
+    masks = [level.map(_net_a) if level.name == PAIR else level for level in levels]
+    return pairs.groupby(masks, dropna=False).mean()
 
 
 def observations(pairs: pd.DataFrame, *rows: str) -> list[list[float]]:

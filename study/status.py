@@ -98,7 +98,7 @@ def status(plan: Plan, store: Store) -> Status:
         ValueError: the storage does not exist, or is an object store without any object.
         StorageError: the storage cannot be read.
     """
-    running = store.leases()  # before the results: a job that ends in between is then published, and never nowhere
+    running = store.leases()  # first: a job that ends before the results are read is among these
     published = store.keys()
     store.check_exists()
     todo = plan.closure.todo(published)

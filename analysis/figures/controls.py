@@ -29,7 +29,7 @@ CAPTION = (
     f"{SHARED} By rewind epoch, each method {MINUS} naive, which is the line at 0. An arrow means that the interval "
     "extends beyond the panel."
 )
-TABLE_CAPTION = f"{SHARED} Over the largest set of cells of which all its pairs have all."
+TABLE_CAPTION = f"{SHARED} Over the largest block of pairs and cells in which no pair lacks a cell."
 CONTROLS = ("shuffled", "layerwise_random", "own_mask", "reinit")
 APART = (cells.DENSE, cells.IMP, cells.NAIVE)
 """Rows that are not compared: they are trained differently, or are the reference."""

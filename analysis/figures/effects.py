@@ -44,11 +44,10 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns: the cell's axes; ``cells``, the number of cells that the line averages: a line without a rewind epoch is
     the mean over the epochs from 1 on that all its pairs have (:func:`analysis.cells.complete`);
-    ``permuted_minus_naive``, ``ci_low``, ``ci_high``
-    (percentage points, 95 %), ``pairs``, ``p``; ``p_holm``, adjusted for the number of single cells;
-    ``lth_minus_naive``, ``lth_minus_permuted`` (percentage points, over the pairs that have all three);
-    ``share_closed`` with ``share_low``, ``share_high`` (:func:`analysis.stats.paired_share`), missing where LTH is
-    not ahead of naive by more than a standard error.
+    ``permuted_minus_naive``, ``ci_low``, ``ci_high`` (percentage points, 95 %), ``pairs``, ``p``; ``p_holm``, adjusted
+    for the number of single cells; ``lth_minus_naive``, ``lth_minus_permuted`` (percentage points, over the pairs that
+    have all three); ``share_closed`` with ``share_low``, ``share_high`` (:func:`analysis.stats.paired_share`), missing
+    where LTH is not ahead of naive by more than a standard error.
     """
     by = cells.axes(frame)
     pairs = cells.paired(cells.scores(frame), by).reindex(columns=list(COMPARED)).reset_index()

@@ -45,10 +45,10 @@ def details(frame: pd.DataFrame) -> list[str]:
         found = _gain(scored, by, where), _paths(runs, where)
         others = [" ".join(each) for each in found if not {*each} <= {*answer.sentences}]
         epochs = scored[schema.PARAM_REWIND_EPOCH]
-        parts = {_first(runs): scored[epochs == 0], "from epoch 1 or later": scored[epochs > 0]}
+        parts = {_from_epoch_0(runs): scored[epochs == 0], "from epoch 1 or later": scored[epochs > 0]}
         starts = {start: block(part, by, cells.PERMUTED, cells.NAIVE) for start, part in parts.items()}
-        if all(found.pairs for found in starts.values()):
-            points = "; ".join(f"{start}: {_points(found, found.gain())}" for start, found in starts.items())
+        if all(compared.pairs for compared in starts.values()):
+            points = "; ".join(f"{start}: {_points(compared, compared.gain())}" for start, compared in starts.items())
             others.append(f"{f'{where}, permuted' if named else 'Permuted'} {MINUS} naive {points}.")
         said += others
     return said + _tested(frame)
@@ -67,12 +67,6 @@ class _Task(NamedTuple):
     scored: pd.DataFrame
 
 
-def _first(runs: pd.DataFrame) -> str:
-    """Return where training from rewind epoch 0 starts."""
-    offsets = runs.get("rewind_offset", pd.Series(dtype=str)).replace("", "0")
-    return "from the untouched initialisation" if set(offsets) <= {"0"} else "from rewind epoch 0"
-
-
 class _Answer(NamedTuple):
     """What a task's headline says, and the name of the figure that shows it; empty if none does."""
 
@@ -89,7 +83,8 @@ def _tasks(frame: pd.DataFrame) -> list[_Task]:
 @once
 def _answers(frame: pd.DataFrame) -> list[_Answer]:
     """Return the answer of each task, in the order of :func:`_tasks`."""
-    return [_answer(task, cells.axes(frame), cells.main_matching(frame)) for task in _tasks(frame)]
+    by, main = cells.axes(frame), cells.main_matching(frame)
+    return [_answer(task, by, main) for task in _tasks(frame)]
 
 
 def _answer(task: _Task, by: list[str], main: Mapping[str, object]) -> _Answer:
@@ -148,22 +143,19 @@ def _gain(scored: pd.DataFrame, by: list[str], where: str) -> list[str]:
 def _closed(scored: pd.DataFrame, by: list[str], compared: Block) -> list[str]:
     """Return the share of the gap to LTH that is closed, also by width over the cells that every width has."""
     triple = (cells.PERMUTED, cells.NAIVE, cells.LTH)
-    whole, widths = block(scored, by, *triple), dict[str, stats.Estimate]()
-    if math.isnan(whole.share().value):
+    whole = block(scored, by, *triple)
+    closed = whole.share().value
+    if math.isnan(closed):
         return []
-    everywhere = _at_every_width(scored, by)
+    everywhere, each = _at_every_width(scored, by), []
     for width, group in everywhere.groupby(schema.PARAM_WIDTH):
-        widths[labels.value(schema.PARAM_WIDTH, width)] = block(group, by, *triple).share()
-    each = [
-        f"{stats.format_share(one.value)} at width {width}"
-        for width, one in widths.items()
-        if not math.isnan(one.value)
-    ]
+        part = stats.format_share(block(group, by, *triple).share().value)
+        each += [f"{part} at width {labels.value(schema.PARAM_WIDTH, width)}"] if part else []
     same = whole.accuracies.index.equals(compared.accuracies.index)
     lead = "This closes" if same else f"Where LTH nets have finished, too ({_basis(whole)}), it closes"
     common = "" if len(everywhere) == len(scored) else " over the rewind epochs that they have in common"
     by_width = f": {labels.listed(each)}{common}" if len(each) > 1 else ""
-    return [f"{lead} {stats.format_share(whole.share().value)} of the gap from naive to LTH{by_width}."]
+    return [f"{lead} {stats.format_share(closed)} of the gap from naive to LTH{by_width}."]
 
 
 def _at_every_width(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -187,7 +179,7 @@ def _ways(task: _Task, by: list[str], main: Mapping[str, object]) -> list[str]:
     if len(ways) < 2 or not compared.pairs:
         return []
     usual = ", ".join(_setting(name, value) for name, value in main.items() if len(_values(runs, name)) > 1)
-    each = [f"{labels.short(row.partition(':')[2]) or usual} {_differs(compared.gain(row, over))}" for row in ways]
+    each = [f"{labels.short(cells.how_of(row)) or usual} {_differs(compared.gain(row, over))}" for row in ways]
     return [
         f"{where}, permuting the mask gains over reusing it as it is, in points of test accuracy with "
         f"{100 * stats.CONFIDENCE:g} % intervals: {'; '.join(each)} ({_basis(compared)})."
@@ -258,35 +250,37 @@ def _paths(runs: pd.DataFrame, where: str) -> list[str]:
     Only pairs that were measured before and after the main matching count; of several corrections, the one that leaves
     the lowest barriers.
     """
-    done = cells.repeated(facets.finished(runs, schema.CONNECT)).assign(**{cells.PAIR: cells.pairs})
-    done = facets.finite(
-        done[done[schema.PARAM_PATH].replace("", schema.PATH_PAIR) == schema.PATH_PAIR], [schema.ERROR_BARRIER]
-    )
-    main, ends = cells.main_matching(runs), (schema.PARAM_WIDTH, schema.PARAM_CORRECTION)
-    epochs = done[schema.PARAM_MATCH_EPOCH].fillna(cells.END)
-    of_pair = [*dict.fromkeys([*ends, *facets.axes(done, cells.TASK), cells.PAIR])]
-    barriers = done[epochs == main[schema.PARAM_MATCH_EPOCH]].groupby([*of_pair, schema.PARAM_MATCHER], dropna=False)
-    wide = barriers[schema.ERROR_BARRIER].mean().unstack().reindex(columns=_before_and_after(main)).dropna()
+    main, done = cells.main_matching(runs), cells.repeated(facets.finished(runs, schema.CONNECT))
+    of_pairs = done[schema.PARAM_PATH].replace("", schema.PATH_PAIR) == schema.PATH_PAIR
+    at_end = done[schema.PARAM_MATCH_EPOCH].fillna(cells.END) == main[schema.PARAM_MATCH_EPOCH]
+    done = facets.finite(done[of_pairs & at_end], [schema.ERROR_BARRIER]).assign(**{cells.PAIR: cells.pairs})
+    place = facets.axes(done, (*cells.TASK, schema.PARAM_WIDTH, schema.PARAM_CORRECTION))
+    barriers = done.groupby([*place, cells.PAIR, schema.PARAM_MATCHER], dropna=False)[schema.ERROR_BARRIER].mean()
+    before, after = interpolation.IDENTITY, main[schema.PARAM_MATCHER]
+    wide = barriers.unstack().reindex(columns=[before, after]).dropna()
     if wide.empty:
         return []
-    *_, after = wide
     correction = wide[after].groupby(schema.PARAM_CORRECTION).mean().idxmin()
     several = wide.index.get_level_values(schema.PARAM_CORRECTION).nunique() > 1
     each = []
     for width, found in wide.xs(correction, level=schema.PARAM_CORRECTION).groupby(schema.PARAM_WIDTH):
-        first, last = found.mean()
+        first, last = found[before].mean(), found[after].mean()
         pairs = labels.plural(found.index.get_level_values(cells.PAIR).nunique(), "pair")
-        each.append(f"from {first:.1f} to {last:.1f} points at width {labels.value(ends[0], width)} ({pairs})")
-    ends_of_widths = " and ".join(dict.fromkeys((each[0], each[-1])))
+        each.append(
+            f"from {first:.1f} to {last:.1f} points at width {labels.value(schema.PARAM_WIDTH, width)} ({pairs})"
+        )
+    ends = " and ".join(dict.fromkeys((each[0], each[-1])))
     how = f" with {correction}" if several else ""
-    return [f"{where}, matching changes the error barrier between A and B{how} {ends_of_widths}."]
-
-
-def _before_and_after(main: Mapping[str, object]) -> list[object]:
-    return [interpolation.IDENTITY, main[schema.PARAM_MATCHER]]
+    return [f"{where}, matching changes the error barrier between A and B{how} {ends}."]
 
 
 # --- words ------------------------------------------------------------------------------------------------------
+def _from_epoch_0(runs: pd.DataFrame) -> str:
+    """Return where training from rewind epoch 0 starts."""
+    offsets = runs.get("rewind_offset", pd.Series(dtype=str)).replace("", "0")
+    return "from the untouched initialisation" if set(offsets) <= {"0"} else "from rewind epoch 0"
+
+
 def _basis(compared: Block) -> str:
     """Return which part of the study a mean is over."""
     masks = f" that share {labels.plural(compared.masks, 'net A', 'nets A')}" if compared.masks < compared.pairs else ""

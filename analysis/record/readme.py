@@ -108,26 +108,28 @@ def results(frame: pd.DataFrame) -> list[str]:
     scored, by, numbers = cells.scores(frame), cells.axes(frame), accuracy_table.table(frame)
     others = [row for row in cells.row_order(scored[cells.ROW]) if row not in (*accuracy_table.MAIN, cells.IMP)]
     rows = [row for row in (*accuracy_table.MAIN, *others) if row in set(scored[cells.ROW])]
-    resized = frame.assign(**{schema.PARAM_WIDTH: [_nearest_width(run) for run in frame.to_dict("records")]})
-    paper, nearest = (_paper_accuracies(versus_paper.table(runs), by) for runs in (frame, resized))
+    sizes = frame[[*cells.TASK, schema.PARAM_WIDTH]].to_dict("records")
+    resized = frame.assign(**{schema.PARAM_WIDTH: [_nearest_width(size) for size in sizes]})
+    paper = _paper_accuracies(versus_paper.table(resized), by)
     accuracies = {_values(place): nets for place, nets in facets.places(cells.by_seed(scored, by), [*by, cells.ROW])}
     shown = facets.told_apart(numbers, by, always=accuracy_table.GRID)
     lines = [[*map(labels.axis, shown), *map(labels.method, rows), accuracy_table.GAIN]]
     for place, cell in facets.places(numbers, by):
         texts = [labels.value(name, place[name]) for name in shown]
+        width = _nearest_width(place)
         for row in rows:
             found = accuracies.get((*_values(place), row), scored.iloc[:0])
             mean = stats.interval(found[schema.TEST_ACCURACY])
             text = stats.format_mean(mean.value, mean.high - mean.value, mean.n, decimals=2)
-            theirs = paper.get(_where(place, row, by))
+            theirs = paper.get(_where(place, row, by)) if width == place[schema.PARAM_WIDTH] else None
             texts.append(text if theirs is None else f"{text}<br>paper {theirs:.2f}")
         gain = cell.iloc[0]
         limits = (gain["permuted_minus_naive"], gain["ci_low"], gain["ci_high"])
-        lines.append([*texts, str(stats.Estimate(int(gain["pairs"]), *limits)) + _paper_gain(nearest, place, by)])
+        lines.append([*texts, str(stats.Estimate(int(gain["pairs"]), *limits)) + _paper_gain(paper, place, width, by)])
     said = [files.markdown_text(text) for text in accuracy_table.notes(frame)]
     rule = [":--" if name in map(labels.axis, cells.TASK) else "--:" for name in lines[0]]
     table = [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
-    return [*table, "", CAPTION + (PAPER if len(nearest) else ""), *said]
+    return [*table, "", CAPTION + (PAPER if paper else ""), *said]
 
 
 def _nearest_width(place: Mapping[Any, Any]) -> float:
@@ -155,11 +157,10 @@ def _values(place: Mapping[Any, Any]) -> Place:
     return tuple(None if pd.isna(value) else value for value in place.values())
 
 
-def _paper_gain(nearest: Mapping[Place, float], place: Mapping[str, Any], by: Sequence[str]) -> str:
+def _paper_gain(paper: Mapping[Place, float], place: Mapping[str, Any], width: float, by: Sequence[str]) -> str:
     """Return the paper's permuted - naive (points) at its width nearest to a cell's, as text; empty if it has none."""
-    width = _nearest_width(place)
     at = {**place, schema.PARAM_WIDTH: width}
-    permuted, naive = (nearest.get(_where(at, row, by)) for row in (cells.PERMUTED, cells.NAIVE))
+    permuted, naive = (paper.get(_where(at, row, by)) for row in (cells.PERMUTED, cells.NAIVE))
     if permuted is None or naive is None:
         return ""
     where = "" if width == place[schema.PARAM_WIDTH] else f" at {labels.value(schema.PARAM_WIDTH, width)}:"

@@ -243,17 +243,6 @@ def test_the_papers_recipe_goes_without_saying_and_any_other_does_not(frame):
         ("init", "fan_out"),
         ("imp_schedule", "steps"),
         ("warmup_epochs", "5"),
-    ],
-)
-def test_schedule_precision_and_initialisation_are_compared_with_the_papers_too(frame, name, ours):
-    theirs = numbers.RECIPES["resnet20"][name]
-    assert not any(f"{name} " in note for note in versus_paper.notes(frame.assign(**{name: str(theirs)})))
-    assert f"{name} {ours} ({theirs})" in " ".join(versus_paper.notes(frame.assign(**{name: ours})))
-
-
-@pytest.mark.parametrize(
-    ("name", "ours"),
-    [
         ("prune_shortcuts", "True"),
         ("prune_tolerance", "0.005"),
         ("augment", "False"),
@@ -264,7 +253,7 @@ def test_schedule_precision_and_initialisation_are_compared_with_the_papers_too(
         ("imp_weight_decay", "0.0"),
     ],
 )
-def test_the_network_its_mask_and_its_match_are_compared_with_the_papers_too(frame, name, ours):
+def test_training_network_mask_and_match_are_compared_with_the_papers_too(frame, name, ours):
     theirs = numbers.RECIPES["resnet20"][name]
     assert not any(f"{name} " in note for note in versus_paper.notes(frame.assign(**{name: str(theirs)})))
     assert f"{name} {ours} ({theirs})" in " ".join(versus_paper.notes(frame.assign(**{name: ours})))

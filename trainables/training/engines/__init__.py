@@ -2,8 +2,8 @@
 
 An engine consists of a module or package in this folder, whose class ``Trainer`` is or extends that of the plain
 engine, of a row of ``ENGINES`` with what a plan needs to know, and of the value of a setting that selects it, such as a
-row of ``KERNELS`` in ``trainables.knobs``. The plan, the placement of trials and the training
-loop get the engine from a job's settings (``trainables.training.way.Way.engine``); none of them names an engine.
+row of ``KERNELS`` in ``trainables.knobs``. The plan, the placement of trials and the training loop get the engine from
+a job's settings (``trainables.training.way.Way.engine``); none of them names an engine.
 
 Engines sum in different orders, so their results differ in rounding: the setting that selects an engine is part of a
 job's key. This module is torch-free; an engine's module imports torch and is imported when a network is trained.
