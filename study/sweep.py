@@ -261,6 +261,7 @@ class _Sweep:
                 nets_per_trial=options.nets_per_trial,
                 elastic=options.elastic,
                 stored=looks.stored,
+                free=looks.free,
                 say=say,
             )
             progress = Progress(self._plan, searcher, self._estimates)

@@ -1,4 +1,4 @@
-"""Checks that the store holds what trials report as published, in threads, because the searcher must not wait."""
+"""Questions to the store about jobs, answered in threads, because the searcher must not wait."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class Looks:
     def published(self, key: str) -> Future[bool]:
         """Ask whether the store holds a job's results now."""
         return self._pool.submit(self._look, key, PAUSES[:1])
+
+    def free(self, key: str) -> Future[bool]:
+        """Ask whether no process holds the lease on a job."""
+        return self._pool.submit(self._store.is_free, key)
 
     def _look(self, key: str, pauses: tuple[float, ...]) -> bool:
         missing = [Ref(self._plan.jobs[key], epoch).key for epoch in self._outputs[key]]

@@ -149,6 +149,7 @@ class PlanSearcher:
         nets_per_trial: int = 1,
         elastic: bool = False,
         stored: Callable[[str], Future[bool]] | None = None,
+        free: Callable[[str], Future[bool]] | None = None,
         say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -173,6 +174,7 @@ class PlanSearcher:
                 GPUs) busy.
             elastic: a trial starts with fewer workers while the cluster has no room for all, busy or not.
             stored: asks the store for a job's results; None: the searcher trusts the trial's report.
+            free: asks the store whether no process holds the lease on a job; None: the next trial finds out.
             say: shows a line about a further attempt, or about a node that gets no more jobs.
             clock: returns monotonic seconds.
         """
@@ -192,7 +194,7 @@ class PlanSearcher:
         self._most: dict[Group, int] = {}
         self._divided: dict[tuple[Group, bool], int] = {}
         """Group, and whether its jobs train or measure -> the micro-batches of their batches, if more than one."""
-        self._hosts, self._stored, self._say, self._clock = hosts, stored, say, clock
+        self._hosts, self._stored, self._free, self._say, self._clock = hosts, stored, free, say, clock
         self._ahead_in_growth, self._grown = max(ahead, ahead_in_growth), clock()
         self._room: Resources = hosts.room()
         """What the nodes that get jobs had for trials at the last call of :meth:`suggest`, or at the start."""
@@ -217,6 +219,10 @@ class PlanSearcher:
         self._urgency = self._longest_chains(estimates)
         self._ready: list[tuple[float, int, str]] = []
         self._pausing: list[tuple[float, int, str]] = []
+        self._held: dict[str, Future[bool] | None] = {}
+        """Key of a job that another process computes -> the store's pending answer whether it is free; None in a pause.
+
+        The driver asks, because a trial would have to watch the lease for a minute to see that its holder is dead."""
         self.trials: dict[str, Trial] = {}
         """Id of each trial that Tune holds -> the trial."""
         self._mean: Counter[str] = Counter()
@@ -255,11 +261,10 @@ class PlanSearcher:
         if any(amount > self._room.get(name, 0.0) for name, amount in room.items()):
             self._grown = now
         self._room = room
-        while self._pausing and self._pausing[0][0] <= now:
-            self._release(heapq.heappop(self._pausing)[2])
+        self._end_pauses(now)
         while self._ready and self._is_homeless(self._ready[0][2]):
             self._fail(heapq.heappop(self._ready)[2], f"no remaining host can run it; {self._outs()}")
-        if not (self.trials or self._ready or self._pausing or self._looking):
+        if not (self.trials or self._ready or self._pausing or self._looking or self._held):
             return NO_MORE_TRIALS
         if not self._ready:
             return None
@@ -331,7 +336,7 @@ class PlanSearcher:
         if status == STATUS_OK:
             self._look(key, trial, result)
         elif status == STATUS_HELD:
-            self._postpone(key, HELD_PAUSE)
+            self._wait_for_lease(key)
         elif status in (STATUS_DIED, STATUS_HOST, STATUS_STORAGE):
             self._go_elsewhere(key, trial, result, text)
         elif status in (STATUS_OUT_OF_MEMORY, STATUS_HOST_MEMORY):
@@ -587,6 +592,32 @@ class PlanSearcher:
         self._move(key, READY)
         heapq.heappush(self._pausing, (self._clock() + seconds, self._number[key], key))
 
+    def _wait_for_lease(self, key: str) -> None:
+        """Make a job that another process computes ready again once its lease is free."""
+        if self._free is None or self.halted is not None:
+            self._postpone(key, HELD_PAUSE)
+            return
+        self._move(key, READY)
+        self._held[key] = self._free(key)
+
+    def _end_pauses(self, now: float) -> None:
+        """Release the jobs whose pause is over, and those whose lease has become free."""
+        while self._pausing and self._pausing[0][0] <= now:
+            key = heapq.heappop(self._pausing)[2]
+            if key in self._held:
+                self._wait_for_lease(key)
+            else:
+                self._release(key)
+        for key, answer in list(self._held.items()):
+            if answer is None or not answer.done():
+                continue
+            if answer.exception() is None and not answer.result():
+                self._held[key] = None
+                self._postpone(key, HELD_PAUSE)
+            else:  # if the store has not answered, a trial finds out
+                del self._held[key]
+                self._release(key)
+
     def _unstack(self, key: str, together: int) -> bool:
         """Release a job that ran out of memory again, and let half as many networks of its group share a trial.
 
@@ -686,6 +717,7 @@ class PlanSearcher:
                 self._move(other, NOT_RUN)
         self._ready.clear()
         self._pausing.clear()
+        self._held.clear()
 
     # --- for other modules --------------------------------------------------------------------------------------------
     def unfinished(self) -> list[str]:

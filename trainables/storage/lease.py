@@ -70,7 +70,7 @@ class Lease:
         """
         lease = cls(storage, path, dict(note or {}))
         content = lease._content()
-        if not (storage.create(path, content) or (_clear_away(storage, path) and storage.create(path, content))):
+        if not (storage.create(path, content) or (clear_away(storage, path) and storage.create(path, content))):
             return None
         lease._keeper.start()
         return lease
@@ -175,7 +175,7 @@ def bury(storage: Storage, directory: str) -> bool:
             storage.remove(path)
             damaged = True
         else:
-            _clear_away(storage, path)
+            clear_away(storage, path)
     return damaged
 
 
@@ -184,8 +184,12 @@ def renewal_seconds() -> float:
     return LEASE_SECONDS / 6
 
 
-def _clear_away(storage: Storage, path: str) -> bool:
-    """Remove an abandoned lease; return whether there is none any more."""
+def clear_away(storage: Storage, path: str) -> bool:
+    """Remove an abandoned lease; return whether there is none any more.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
     seen = storage.read(path)
     if seen is None:
         return True

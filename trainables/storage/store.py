@@ -39,7 +39,7 @@ from trainables.host.processes import alive
 from trainables.schema import MANIFEST, METRICS, PLANE_GRID
 from trainables.storage import LocalStorage, StorageError, documents, open_storage
 from trainables.storage.documents import Malformed
-from trainables.storage.lease import Lease, bury, live_leases
+from trainables.storage.lease import Lease, bury, clear_away, live_leases
 from trainables.storage.local import unfinished
 
 __all__ = ["DamagedArtifact", "Lease", "NotPublished", "Result", "StorageError", "Store"]
@@ -393,6 +393,14 @@ class Store:
         """Return a lease on computing `key`, with a note for others, or None while another process holds one."""
         _place(key)
         return Lease.acquire(self.storage, f"leases/{key}", note)
+
+    def is_free(self, key: str) -> bool:
+        """Return whether no process holds the lease on `key`; remove the lease if its holder is known to be dead.
+
+        A process that asks again and again notices within ``LEASE_SECONDS`` that a holder on another host has died; one
+        that asks for the first time may know nothing of it for ``STALE_SECONDS``.
+        """
+        return clear_away(self.storage, f"leases/{key}")
 
     def forget_damaged_leases(self) -> bool:
         """Remove damaged leases and registrations and those of dead processes; return whether any was damaged.

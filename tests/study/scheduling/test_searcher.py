@@ -10,6 +10,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, QUEUED, READ
 from trainables import schema
 from trainables.config import Cell
 from trainables.graph import Closure, Ref, measurements, target
+from trainables.storage.store import StorageError
 
 OK = {"status": "ok", "done": True}
 FULL = {"status": "storage", "error": "storage /data: No space left on device", "done": True}
@@ -375,6 +377,41 @@ def test_job_that_another_study_computes_is_looked_at_again(plan: Plan) -> None:
     searcher.suggest("last")
     searcher.on_trial_complete("last", OK)
     assert searcher.state[leaf(plan)] == DONE
+
+
+@pytest.mark.parametrize("trouble", [None, StorageError("away")])
+def test_job_that_another_study_computes_gets_a_trial_once_its_lease_is_free(
+    plan: Plan, trouble: StorageError | None
+) -> None:
+    clock, answers = Clock(), []
+
+    def free(key: str) -> Future[bool]:
+        assert key == leaf(plan)
+        answers.append(Future())
+        return answers[-1]
+
+    searcher = lonely(plan, retries=0, clock=clock, free=free)
+    searcher.suggest("first")
+    searcher.on_trial_complete("first", {"status": "held", "done": True})
+    for looks in range(1, 4):
+        clock.now += 10 * HELD_PAUSE
+        assert searcher.suggest("unanswered") is None
+        assert len(answers) == looks, "one question at a time"
+        answers[-1].set_result(False)
+        assert searcher.suggest("held") is None
+        assert searcher.suggest("in the pause") is None
+        assert len(answers) == looks, "it asks again after a pause"
+        clock.now += HELD_PAUSE
+        assert searcher.suggest("after the pause") is None
+    if trouble is None:
+        answers[-1].set_result(True)
+    else:
+        answers[-1].set_exception(trouble)
+    assert isinstance(searcher.suggest("free"), dict)
+    searcher.on_trial_complete("free", OK)
+    assert searcher.state[leaf(plan)] == DONE
+    assert searcher.suggest("end") == NO_MORE_TRIALS
+    assert len(answers) == 4
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

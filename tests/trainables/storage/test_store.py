@@ -701,6 +701,20 @@ def test_the_lease_of_another_host_expires_when_it_stands_still(
     give_back(store.lease(KEY))
 
 
+def test_who_keeps_asking_frees_the_lease_of_a_dead_host_for_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    now = time.monotonic()
+    assert store.is_free(KEY), "nobody has ever held it"
+    lease_file(store, ELSEWHERE)
+    assert not store.is_free(KEY)
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: now + LEASE_SECONDS + 1)
+    assert line(start(HOLDER, store.root, KEY)) == "refused", "a new process has not watched it long enough"
+    assert store.is_free(KEY)
+    assert line(start(HOLDER, store.root, KEY)) == "held"
+    assert not store.is_free(KEY)
+
+
 @pytest.mark.parametrize("content", ["", "garbage", "[]", '{"owner": 3}', '{"owner": "host-without-numbers"}'])
 def test_an_unreadable_lease_expires_when_it_stands_still(
     store: Store, monkeypatch: pytest.MonkeyPatch, content: str
