@@ -1,7 +1,7 @@
 """Estimates of a plan's time: multiply-adds over a rate, corrected by the times that similar published jobs took.
 
 The rate is the one that ``python -m study.benchmark`` measured for the model, if possible in the job's way of training;
-without a measurement it is a constant.
+without a measurement it is a first guess for a core, by the network's width and the engine that trains it.
 
 An estimate affects only the output and the order of jobs, never a result.
 """
@@ -34,6 +34,7 @@ from trainables.config import (
 )
 from trainables.graph import Job
 from trainables.host import cpu
+from trainables.host.cpu import WIDEST_REGISTER
 from trainables.models import MODELS
 from trainables.storage.store import DamagedArtifact, Store
 from trainables.training import correction_passes, eval_batch
@@ -43,7 +44,8 @@ from trainables.training.way import Way
 _log = logging.getLogger(__name__)
 
 MULTIPLY_ADDS_PER_SECOND = 4e10
-"""One core of a current server processor, in fp32: a first guess for a machine without measurements."""
+"""One core of a current server processor, in fp32, on a network that fills its registers: a first guess for a machine
+without measurements."""
 SECONDS_PER_PASS = 1.4e-3
 """Fixed cost of a forward pass over a batch; a training step costs three times as much."""
 LAUNCHED_ONCE = 0.25
@@ -263,6 +265,16 @@ def multiply_adds_per_image(model: str, width: float, image_size: int) -> float:
     return entry.mult_adds * width**2 * (image_size / entry.reference_image_size) ** 2
 
 
+def _work(model: str, width: float, image_size: int, way: Way) -> float:
+    """Return how long a forward pass over one image takes, in multiply-adds of the plain engine at full registers.
+
+    The time of a network with fewer channels than a register holds falls with its width, not with the width squared.
+    """
+    engine = way.engine
+    filled = 1.0 if engine.fills_registers else min(1.0, MODELS[model].base_channels[0] * width / WIDEST_REGISTER)
+    return multiply_adds_per_image(model, width, image_size) / (filled * engine.gain)
+
+
 def _measured(store: Store, key: str) -> float | None:
     try:
         return float(store.read_json(key, schema.METRICS)["final"][schema.SECONDS])
@@ -274,11 +286,11 @@ def _first_guess(plan: Plan, job: Job, needed: Collection[int | None], net: Net,
     """Return the estimated seconds of a job from the nearest measured rate."""
     per_second, pass_seconds, compile_seconds = MULTIPLY_ADDS_PER_SECOND, SECONDS_PER_PASS, 0.0
     if rate is not None:
-        per_second = 3 * rate.images_per_second * multiply_adds_per_image(rate.model, rate.width, rate.image_size)
+        per_second = 3 * rate.images_per_second * _work(rate.model, rate.width, rate.image_size, Way.of(rate))
         # A rate measured on images no larger than the job's already includes the fixed cost of a pass.
         pass_seconds = SECONDS_PER_PASS if net.image_size < rate.image_size else 0.0
         compile_seconds = rate.compile_seconds
-    seconds_per_image = multiply_adds_per_image(net.model, net.width, net.image_size) / per_second
+    seconds_per_image = _work(net.model, net.width, net.image_size, net.way) / per_second
 
     def forward(images: int, batch: int) -> float:
         return images * seconds_per_image + -(-images // batch) * pass_seconds

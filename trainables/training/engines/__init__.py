@@ -47,6 +47,10 @@ class Engine:
         repeatable: whether a network gets the bits that it gets alone, whichever networks train with it.
         gains_from: least mask sparsity, in [0, 1), at which it is used; jobs below that use the default engine. 0 for
             an engine whose speed does not depend on the mask.
+        gain: about how many times faster than the plain engine it trains a network whose layers have at least
+            ``WIDEST_REGISTER`` channels: a first guess, for estimates without a measurement.
+        fills_registers: whether a register of the CPU holds one channel of several images. Elsewhere it holds several
+            channels of one image, so that networks with few channels leave it partly empty.
         batch_multiple: batch sizes must be multiples of this. It must not depend on the machine, so that a space valid
             on one machine is valid on all.
         convolutions_only: whether it trains only convolutional networks.
@@ -64,6 +68,8 @@ class Engine:
     shared: str = ""
     repeatable: bool = True
     gains_from: float = 0.0
+    gain: float = 1.0
+    fills_registers: bool = False
     batch_multiple: int = 1
     convolutions_only: bool = False
 
@@ -96,6 +102,8 @@ ENGINES: Final[dict[str, Engine]] = {
         devices=(CPU,),
         needs_compiler=True,
         gains_from=0.7,
+        gain=2.0,
+        fills_registers=True,
         batch_multiple=WIDEST_REGISTER,  # images per register; narrower registers hold a fraction of that
         convolutions_only=True,
     ),
