@@ -148,7 +148,7 @@ def _check_recipe(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 
 
 def _add_starts(found: Mapping[str, documents.Document], study: dict[str, Any], runs: Mapping[str, Run]) -> None:
-    """Add the starts in a storage to a record: how long each ran, and the estimate of the jobs that were new to it.
+    """Add the starts in a storage to a record: how long each ran, and the estimate of its new jobs that have finished.
 
     Starts of other recipes are left out. A start that does not name its recipe counts if it had a job of the record to
     run. A job that was interrupted is in several starts; the estimate of the first one counts, and the result belongs
@@ -161,20 +161,22 @@ def _add_starts(found: Mapping[str, documents.Document], study: dict[str, Any], 
         return not runs.keys().isdisjoint(start["jobs"])
 
     found = {name: start for name, start in found.items() if belongs(start)}
+    finished = {key for key, run in runs.items() if run["status"] == FINISHED}
     estimates: dict[str, float] = {}
     added = {}
     for name, start in found.items():
-        fresh = start["jobs"].keys() - estimates.keys()
+        new = start["jobs"].keys() - estimates.keys()
+        counted = new & finished
         total = sum(start["jobs"].values())
-        share = sum(start["jobs"][key] for key in fresh) / total if total else 0.0
-        estimates |= {key: start["jobs"][key] for key in fresh}
+        share = sum(start["jobs"][key] for key in counted) / total if total else 0.0
+        estimates |= {key: start["jobs"][key] for key in new}
         added[name] = {
             "id": name,
             "command": _without_places(start["command"]),
             "started": start["started"],
             "ended": start.get("ended"),
             "jobs": len(start["jobs"]),
-            "new_jobs": len(fresh),
+            "new_jobs": len(counted),
             "estimated_seconds": round(share * start["seconds"], 1),
         }
     last = {key: name for name, start in found.items() for key in start["jobs"]}

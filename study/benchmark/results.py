@@ -1,9 +1,9 @@
 """Results of benchmarks, as text and as a file. Torch-free: a dry run reads the file to estimate time.
 
 The file is JSON: ``{"measurements": [...]}``, with one entry per kind of measurement and settings. Each has its time
-(UTC), commit and machine. Repeating a measurement replaces its entry only. An entry has ``comparisons`` (seconds of
-both ways for each repeat, their ratios and the median ratio), ``figures`` (single numbers with a unit) and ``rates``
-(training images per second of a trial, for estimates and choices).
+(UTC), commit and machine. Repeating a measurement on a machine of the same kind replaces its entry only. An entry has
+``comparisons`` (seconds of both ways for each repeat, their ratios and the median ratio), ``figures`` (single numbers
+with a unit) and ``rates`` (training images per second of a trial, for estimates and choices).
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ _log = logging.getLogger(__name__)
 
 FILE: Final = "benchmark.json"
 """Name of the file of measurements; ``study.estimate.benchmark_file`` says where it is."""
+
+
+KIND: Final = ("device", "cpu", "instructions", "mps")
+"""What tells kinds of machines apart: a file that several share keeps the measurements of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,7 @@ def store(
     machine: Mapping[str, Any],
     commit: str | None,
 ) -> None:
-    """Add the rows of a measurement to a file; they replace those of the same kind (`what`) and settings.
+    """Add the rows of a measurement to a file; they replace those of the same `what`, settings and kind of machine.
 
     Raises:
         ValueError: the file exists and is not a file of measurements.
@@ -131,9 +135,15 @@ def store(
         "figures": [asdict(each) for each in rows if isinstance(each, Figure)],
         "rates": [asdict(each) for each in rows if isinstance(each, Rate)],
     }
-    kept = [each for each in read(path) if (each["what"], each["settings"]) != (what, entry["settings"])]
+    kept = [each for each in read(path) if _subject(each) != _subject(entry)]
     content = json.dumps({"measurements": [*kept, entry]}, indent=1)
     LocalStorage(path.parent).write(path.name, content.encode())
+
+
+def _subject(entry: Mapping[str, Any]) -> list[object]:
+    """Return what an entry of a file is about."""
+    machine = entry.get("machine", {})
+    return [entry["what"], entry["settings"], *map(machine.get, KIND)]
 
 
 def set_aside(path: Path) -> None:

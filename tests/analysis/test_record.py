@@ -267,8 +267,9 @@ def note_start(store, name, *, jobs, started, ended=None, seconds, space=SPACE, 
 def test_time_taken_stands_beside_the_first_estimate_of_each_job(study, record, tmp_path):
     out, store = tmp_path / "record", Store(tmp_path / "outputs")
     first, second, third, *_ = [run["run_id"] for run in folder.read_runs(record) if of_pair(FIRST)(run)]
-    # A start was killed after its first result, the next one finished; then a new job came beside an old one.
-    note_start(store, "a", jobs={first: 1.0, second: 1.0}, started=10, seconds=1.5)
+    # A start was killed after its first result, the next one finished; then a new job came beside an old one. A job of
+    # the first start has no result yet.
+    note_start(store, "a", jobs={first: 1.0, second: 1.0, "f" * 64: 8.0}, started=10, seconds=7.5)
     note_start(store, "b", jobs={second: 9.0}, started=20, ended=21, seconds=9.0)
     note_start(store, "c", jobs={second: 3.0, third: 1.0}, started=30, ended=31.5, seconds=2.0)
     note_start(store, "d", jobs={first: 1.0}, started=40, ended=50, seconds=99.0, space="another")
