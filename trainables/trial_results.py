@@ -20,7 +20,8 @@ STATUS_HOST_MEMORY = "host_memory"
 STATUS_STORAGE = "storage"
 """The storage could not be read or written, which affects every job."""
 STATUS_HELD = "held"
-"""Another process is computing the job."""
+"""Another process is computing the job or an ancestor. The entry ``held`` says which: key of each job of the trial ->
+key of the job for which it waits."""
 STATUS_DIED = "died"
 """The job failed for another reason, which may not recur."""
 HOST = ("hostname", "node")

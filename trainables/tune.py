@@ -327,7 +327,9 @@ class PlannedJob(JobTrainable):
         if time.monotonic() - self._held_since < HELD_SECONDS:
             return result
         self._close()
-        return {"stage": self._target.kind, "status": STATUS_HELD, "done": True}
+        nets = result.get("nets", [{"key": self._target.key, **result}])
+        held = {net["key"]: net["job_key"] for net in nets}
+        return {"stage": self._target.kind, "status": STATUS_HELD, "held": held, "done": True}
 
     def _following_all(self, wanted: Sequence[Job], computed: Generator[dict[str, News], None, None]) -> Results:
         """Yield the result of each step of several jobs that `computed` computes; the last one ends when all have."""

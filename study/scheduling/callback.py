@@ -18,7 +18,7 @@ from study.scheduling.searcher import PlanSearcher, Trial
 from study.scheduling.session import place_of
 from study.scheduling.states import DONE, FAILED, RUNNING
 from trainables import schema
-from trainables.trial_results import by_net
+from trainables.trial_results import STATUS_OK, by_net
 
 if TYPE_CHECKING:
     from study.progress import Progress
@@ -111,7 +111,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
         elif trial.answers and all(answer.done() for answer in trial.answers):
             answers, trial.answers = trial.answers, []
             if all(answer.exception() is None and answer.result() for answer in answers):
-                reason = f"silent for {seconds:.0f} s, and published"
+                reason, trial.published = f"silent for {seconds:.0f} s, and published", True
         elif now - max(trial.heard, trial.asked_store) > STILL_SECONDS and self._published is not None:
             trial.asked_store, trial.answers = now, [self._published(key) for key in trial.keys]
         if reason:
@@ -120,7 +120,10 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
                 ray.kill(actor)
 
     def _death(self, trial_id: str) -> dict[str, str]:
-        """Return why a trial has died, and its node if the node may be to blame; see ``PlanSearcher.deaths``."""
+        """Return why a trial has died, and its node if the node may be to blame; see ``PlanSearcher.deaths``.
+
+        A trial that was killed because all its jobs are published has succeeded.
+        """
         trial = next((each for each in reversed(self._trials) if each.trial_id == trial_id), None)
         if trial is None:
             return {}
@@ -131,6 +134,7 @@ class StudyCallback(Callback):  # type: ignore[misc] # ray is untyped
         # Other errors come from the network between nodes, or from a lost node.
         at_fault = isinstance(error, ActorDiedError | RayTaskError) and "node has died" not in str(error)
         return {
+            **({"status": STATUS_OK} if its is not None and its.published else {}),
             "error": killed or _reason(trial, error),
             "node": node if at_fault or killed else "",
             "hostname": hostname,

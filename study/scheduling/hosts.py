@@ -15,7 +15,8 @@ from study.scheduling.cards import Card
 from trainables.host.redaction import redact_text
 
 FAILURES: Final = 3
-"""A host gets no more jobs once this many different jobs have died on it, with no epoch or job done in between."""
+"""A host gets no more jobs once this many different jobs, in as many trials, have died on it with no epoch or job done
+in between."""
 TOLERANCE: Final = 1e-6
 """Rounding error of sums of resource fractions."""
 
@@ -56,19 +57,21 @@ class Hosts:
         self.out: dict[str, str] = {}
         """Id of a node that gets no more jobs -> its hostname and the reason."""
         self._nodes = nodes
-        self._streaks: dict[str, Counter[str]] = {}
+        self._streaks: dict[str, list[tuple[str, str]]] = {}
+        """Id of a node -> trial and job of each failure in a row."""
 
     def worked(self, node: str) -> None:
         """Note that an epoch or a job was done on a node."""
         self._streaks.pop(node, None)
 
-    def failed(self, node: str, key: str, error: str, *, surely: bool) -> bool:
+    def failed(self, node: str, trial: str, key: str, error: str, *, surely: bool) -> bool:
         """Note that a job failed on a node; return whether the node is to blame rather than the job.
 
         The last node is excluded only for errors that are surely its fault; jobs that die on it are tried again there.
 
         Args:
             node: id of the node.
+            trial: id of the trial, which may have been that of other jobs, too.
             key: key of the job.
             error: message of the failure.
             surely: whether every job would fail there.
@@ -78,10 +81,11 @@ class Hosts:
         nodes = self._nodes()
         if node not in nodes:  # the node was lost, and its trials with it
             return False
-        streak = self._streaks.setdefault(node, Counter())
-        streak[key] += 1
+        streak = self._streaks.setdefault(node, [])
+        streak.append((trial, key))
+        events = min(len(set(each)) for each in zip(*streak, strict=True))  # trials, or jobs if these are fewer
         others = any(each not in self.out for each in nodes.keys() - {node} if nodes[each].resources.get("CPU"))
-        if not (surely or (len(streak) >= FAILURES and others)):
+        if not (surely or (events >= FAILURES and others)):
             return False
         self.exclude(node, error)
         return True
@@ -93,7 +97,7 @@ class Hosts:
 
     def forgiven(self, node: str) -> Counter[str]:
         """Return and forget how often each job has failed on a node in a row; the node is to blame for this."""
-        return self._streaks.pop(node, Counter())
+        return Counter(key for _, key in self._streaks.pop(node, []))
 
     def fit(self, asked: Resources, avoided: Collection[str] = (), workers: int = 1) -> bool:
         """Return whether the nodes outside `avoided` could run a trial's workers if the nodes were idle.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 from study.plan import Plan
 from trainables.graph import Ref
@@ -24,15 +25,24 @@ class Looks:
 
     def stored(self, key: str) -> Future[bool]:
         """Ask whether the store holds a job's results; keep looking for a minute if it does not."""
-        return self._pool.submit(self._look, key, PAUSES)
+        return self._ask(self._look, key, PAUSES)
 
     def published(self, key: str) -> Future[bool]:
         """Ask whether the store holds a job's results now."""
-        return self._pool.submit(self._look, key, PAUSES[:1])
+        return self._ask(self._look, key, PAUSES[:1])
 
     def free(self, key: str) -> Future[bool]:
         """Ask whether no process holds the lease on a job."""
-        return self._pool.submit(self._store.is_free, key)
+        return self._ask(self._store.is_free, key)
+
+    def _ask(self, question: Callable[..., bool], *about: Any) -> Future[bool]:
+        """Return the answer to a question; it is an error if this process may not start the thread that would ask."""
+        try:
+            return self._pool.submit(question, *about)
+        except RuntimeError as error:
+            answer = Future[bool]()
+            answer.set_exception(error)
+            return answer
 
     def _look(self, key: str, pauses: tuple[float, ...]) -> bool:
         missing = [Ref(self._plan.jobs[key], epoch).key for epoch in self._outputs[key]]

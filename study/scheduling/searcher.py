@@ -76,6 +76,7 @@ class Trial:
     """A trial that Tune holds: one job, or several whose networks are stacked.
 
     Attributes:
+        trial_id: Tune's name of it.
         keys: keys of its jobs that have not ended.
         asked: the resources that each of its workers requests.
         avoided: nodes on which it must not run.
@@ -90,8 +91,10 @@ class Trial:
         asked_store: monotonic seconds of the last question to the store about its jobs; 0 if there was none.
         answers: the store's pending answers, one for each job.
         killed: why the driver has killed it; empty if it has not.
+        published: whether the driver has killed it because all its jobs are published.
     """
 
+    trial_id: str
     keys: list[str]
     asked: Resources
     avoided: frozenset[str]
@@ -106,6 +109,7 @@ class Trial:
     asked_store: float = 0.0
     answers: Sequence[Future[bool]] = ()
     killed: str = ""
+    published: bool = False
 
 
 class PlanSearcher:
@@ -128,7 +132,8 @@ class PlanSearcher:
     """
 
     deaths: Callable[[str], Mapping[str, Any]] = staticmethod(lambda trial_id: {})
-    """Returns ``error``, ``node`` and ``hostname`` of a trial that died; Tune does not pass them to a searcher."""
+    """Returns ``error``, ``node`` and ``hostname`` of a trial that died, and its ``status`` if its jobs were done; Tune
+    does not pass them to a searcher."""
     moved: Callable[[str, str], None] = staticmethod(lambda key, state: None)
     """Called with a job's key and new state, after each change of state except for the first ones."""
 
@@ -206,6 +211,8 @@ class PlanSearcher:
         """Key of a job -> nodes on which the job has died, or has not reached the storage."""
         self._unreached: dict[str, set[str]] = {}
         """Key of a job -> nodes from which the job has not reached the storage."""
+        self._homeless: dict[str, float] = {}
+        """Key of a job -> since when only excluded nodes could run it, in seconds of the clock: others may join."""
         self._published: dict[str, float] = {}
         """Id of a node -> seconds of the clock when the store last confirmed a result from there."""
         self._patience = default_patience()
@@ -219,8 +226,9 @@ class PlanSearcher:
         self._urgency = self._longest_chains(estimates)
         self._ready: list[tuple[float, int, str]] = []
         self._pausing: list[tuple[float, int, str]] = []
-        self._held: dict[str, Future[bool] | None] = {}
-        """Key of a job that another process computes -> the store's pending answer whether it is free; None in a pause.
+        self._held: dict[str, tuple[str, Future[bool] | None]] = {}
+        """Key of a job that waits for another process -> key of the job that this one computes, and the store's pending
+        answer whether it is free; None in a pause.
 
         The driver asks, because a trial would have to watch the lease for a minute to see that its holder is dead."""
         self.trials: dict[str, Trial] = {}
@@ -263,7 +271,11 @@ class PlanSearcher:
         self._room = room
         self._end_pauses(now)
         while self._ready and self._is_homeless(self._ready[0][2]):
-            self._fail(heapq.heappop(self._ready)[2], f"no remaining host can run it; {self._outs()}")
+            key = heapq.heappop(self._ready)[2]
+            if self._ahead_in_growth and now - self._homeless.setdefault(key, now) < GROWTH_SECONDS:
+                self._postpone(key, LONGEST_PAUSE)
+            else:
+                self._fail(key, f"no remaining host can run it; {self._outs()}")
         if not (self.trials or self._ready or self._pausing or self._looking or self._held):
             return NO_MORE_TRIALS
         if not self._ready:
@@ -279,11 +291,14 @@ class PlanSearcher:
         self._ready = [entry for entry in self._ready if entry[2] not in keys]
         heapq.heapify(self._ready)
         for each in keys:
+            self._homeless.pop(each, None)
             self._move(each, QUEUED)
         avoided = self._avoided(key, request)
         workers, micro_batches = request.workers, self._micro_batches(key)
         waiting = [None] * workers
-        self.trials[trial_id] = Trial(keys, asked, avoided, now, request.card, waiting, workers, micro_batches)
+        self.trials[trial_id] = Trial(
+            trial_id, keys, asked, avoided, now, request.card, waiting, workers, micro_batches
+        )
         nets = [
             {"cell": json.dumps(asdict(self.plan.cells[each])), "key": each, "outputs": self.todo[each]}
             for each in keys
@@ -336,7 +351,7 @@ class PlanSearcher:
         if status == STATUS_OK:
             self._look(key, trial, result)
         elif status == STATUS_HELD:
-            self._wait_for_lease(key)
+            self._wait_for_lease(key, result.get("held", {}).get(key, key))
         elif status in (STATUS_DIED, STATUS_HOST, STATUS_STORAGE):
             self._go_elsewhere(key, trial, result, text)
         elif status in (STATUS_OUT_OF_MEMORY, STATUS_HOST_MEMORY):
@@ -378,7 +393,7 @@ class PlanSearcher:
         node, host, known = str(result.get("node", "")), str(result.get("hostname", "")), len(self._hosts.out)
         surely, of_storage = (result.get("status") == status for status in (STATUS_HOST, STATUS_STORAGE))
         suspect = surely or (not trial.worked and (not of_storage or self._others_publish(node)))
-        its_fault = suspect and self._hosts.failed(node, key, text, surely=surely)
+        its_fault = suspect and self._hosts.failed(node, trial.trial_id, key, text, surely=surely)
         why = f"{text} (on {host})" if host and host not in text else text
         if not its_fault:
             self._shunned.setdefault(key, set()).update({node} - {""})
@@ -447,18 +462,30 @@ class PlanSearcher:
 
     def _avoided(self, key: str, request: Request) -> frozenset[str]:
         """Return the nodes on which the next attempt at a job must not run."""
-        out = self._hosts.present() | request.avoided
-        wary = out | self._shunned.get(key, set())
-        return wary if self._hosts.fit(request.resources, wary, request.workers) else out
+        out = self._hosts.present()
+        others = out | request.avoided
+        for avoided in (others | self._shunned.get(key, set()), others):
+            if self._hosts.fit(request.resources, avoided, request.workers):
+                return avoided
+        return out
 
     def is_stuck(self) -> bool:
-        """Return whether Tune holds only trials that have not started and may run on none of the remaining nodes."""
-        return bool(self.trials) and all(
+        """Return whether Tune holds only trials that have not started and may run on none of the remaining nodes.
+
+        They are stuck only if one of them could run if it was handed out again.
+        """
+        trials = self.trials.values()
+        return all(
             not trial.started
             and (trial.avoided or (self._elastic and trial.workers > 1))
             and not self._hosts.fit(trial.asked, trial.avoided, trial.workers)
-            for trial in self.trials.values()
-        )
+            for trial in trials
+        ) and any(self._fits_somewhere(key) for trial in trials for key in trial.keys[:1])
+
+    def _fits_somewhere(self, key: str) -> bool:
+        """Return whether the nodes could run a job's next attempt if they were idle."""
+        request = self._asks(key)
+        return self._hosts.fit(request.resources, self._avoided(key, request), request.workers)
 
     def take_back(self) -> None:
         """Take back the trials that Tune holds, none of which has started, and make their jobs ready again."""
@@ -500,6 +527,8 @@ class PlanSearcher:
             return False
         queued = [trial for trial in self.trials.values() if not trial.started]
         for trial in queued:
+            if not self._hosts.fit(trial.asked, trial.avoided, trial.workers):  # it waits for another machine
+                continue
             larger = any(
                 amount * trial.workers > request.resources.get(name, 0.0) * request.workers
                 for name, amount in trial.asked.items()
@@ -592,31 +621,34 @@ class PlanSearcher:
         self._move(key, READY)
         heapq.heappush(self._pausing, (self._clock() + seconds, self._number[key], key))
 
-    def _wait_for_lease(self, key: str) -> None:
-        """Make a job that another process computes ready again once its lease is free."""
+    def _wait_for_lease(self, key: str, computed: str) -> None:
+        """Make a job ready again once the job that another process computes, itself or an ancestor, is free."""
         if self._free is None or self.halted is not None:
             self._postpone(key, HELD_PAUSE)
             return
         self._move(key, READY)
-        self._held[key] = self._free(key)
+        self._held[key] = computed, self._free(computed)
 
     def _end_pauses(self, now: float) -> None:
         """Release the jobs whose pause is over, and those whose lease has become free."""
         while self._pausing and self._pausing[0][0] <= now:
             key = heapq.heappop(self._pausing)[2]
             if key in self._held:
-                self._wait_for_lease(key)
+                self._wait_for_lease(key, self._held[key][0])
             else:
                 self._release(key)
-        for key, answer in list(self._held.items()):
+        for key, (computed, answer) in list(self._held.items()):
             if answer is None or not answer.done():
                 continue
-            if answer.exception() is None and not answer.result():
-                self._held[key] = None
+            if answer.exception() is not None:  # then a trial finds out
+                del self._held[key]
                 self._postpone(key, HELD_PAUSE)
-            else:  # if the store has not answered, a trial finds out
+            elif answer.result():
                 del self._held[key]
                 self._release(key)
+            else:
+                self._held[key] = computed, None
+                self._postpone(key, HELD_PAUSE)
 
     def _unstack(self, key: str, together: int) -> bool:
         """Release a job that ran out of memory again, and let half as many networks of its group share a trial.

@@ -381,9 +381,9 @@ def test_measuring_again_replaces_only_what_was_measured(tmp_path: Path) -> None
 def test_a_shared_file_keeps_the_rates_of_each_kind_of_machine(tmp_path: Path, name: str) -> None:
     out = tmp_path / "benchmark.json"
     kinds: list[dict[str, object]] = [{"cores": 2}, {"cores": 2, name: "one"}, {"cores": 2, name: "another"}]
-    for number, machine in enumerate([*kinds, {**kinds[0], "cores": 4}], 1):
+    for number, kind in enumerate([*kinds, {**kinds[0], "cores": 4}], 1):
         rate = dataclasses.replace(RATE, images_per_second=float(number))
-        results.store(out, "training", {}, [rate], machine=machine, commit=None)
+        results.store(out, "training", {}, [rate], machine=kind, commit=None)
     assert sorted(rate.images_per_second for rate in results.read_rates(out)) == [2.0, 3.0, 4.0]
 
 

@@ -304,11 +304,13 @@ def test_trial_that_waits_for_another_study_gives_its_place_away(monkeypatch: py
             closed.append(True)
 
     trial = planned(rows())
-    statuses = []
+    results = []
     for _ in range(5):
-        statuses.append(trial.step().get("status"))
+        results.append(trial.step())
         now[0] += 0.6 * tune_module.HELD_SECONDS
+    statuses = [result.get("status") for result in results]
     assert statuses == [None, None, None, None, "held"], "what it computes in between counts as a new beginning"
+    assert list(results[-1]["held"].values()) == ["of an ancestor"], "the driver watches its lease"
     assert closed == [True], "and with it the lease that it may hold"
 
 
@@ -418,7 +420,8 @@ def test_only_a_trial_in_which_all_wait_gives_its_place_away(context: Context, m
         results.append(trial.step())
         now[0] += 0.6 * tune_module.HELD_SECONDS
     assert [result["done"] for result in results] == [False, False, False, False, False, True]
-    assert results[-1] == {"node": HERE, "stage": "dense", "status": "held", "done": True}
+    held = {one: TWO[0].key}
+    assert results[-1] == {"node": HERE, "stage": "dense", "status": "held", "held": held, "done": True}
     assert closed == [True]
 
 

@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +70,9 @@ class Lease:
         """
         lease = cls(storage, path, dict(note or {}))
         content = lease._content()
-        if not (storage.create(path, content) or (clear_away(storage, path) and storage.create(path, content))):
+        with _heeding_outages(storage, path):
+            created = storage.create(path, content)
+        if not (created or (clear_away(storage, path) and storage.create(path, content))):
             return None
         lease._keeper.start()
         return lease
@@ -184,13 +186,26 @@ def renewal_seconds() -> float:
     return LEASE_SECONDS / 6
 
 
+@contextlib.contextmanager
+def _heeding_outages(storage: Storage, path: str) -> Iterator[None]:
+    """Forget when a lease was first seen if the storage does not answer at once: its holder could not renew it then."""
+    asked, answered = time.monotonic(), False
+    try:
+        yield
+        answered = time.monotonic() - asked <= renewal_seconds()
+    finally:
+        if not answered:
+            _observed.pop((storage.uri, path), None)
+
+
 def clear_away(storage: Storage, path: str) -> bool:
     """Remove an abandoned lease; return whether there is none any more.
 
     Raises:
         StorageError: the storage does not answer.
     """
-    seen = storage.read(path)
+    with _heeding_outages(storage, path):
+        seen = storage.read(path)
     if seen is None:
         return True
     if not is_abandoned(storage, path, seen):

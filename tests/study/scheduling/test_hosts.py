@@ -13,6 +13,7 @@ from tiny_study import tiny_space
 from study.estimate import Estimates
 from study.plan import Plan, make_plan
 from study.scheduling import searcher as searcher_module
+from study.scheduling.cards import CARDS, GIB
 from study.scheduling.hosts import FAILURES, Hosts, Node
 from study.scheduling.placement import Need
 from study.scheduling.searcher import FIRST_PAUSE, LONGEST_PAUSE, NO_MORE_TRIALS, PlanSearcher
@@ -167,10 +168,21 @@ def test_one_job_that_dies_everywhere_is_not_the_nodes_fault(plan: Plan) -> None
     assert sum(line.startswith("again: ") for line in cluster.lines) == 3, "every further attempt is a line"
 
 
+@pytest.mark.parametrize(("trials", "jobs"), [(1, 10 * FAILURES), (10 * FAILURES, 1), (FAILURES, FAILURES)])
+def test_a_node_is_out_after_several_trials_of_several_jobs(trials: int, jobs: int) -> None:
+    hosts = Hosts(lambda: {"a": Node("host-a", CPUS), "b": Node("host-b", CPUS)})
+    for number in range(max(trials, jobs)):
+        out = hosts.failed("a", f"trial {number % trials}", f"job {number % jobs}", "died", surely=False)
+    assert out == (min(trials, jobs) >= FAILURES), (
+        "one death of a process is one event, however many networks it trains"
+    )
+    assert bool(hosts.out) == out
+
+
 def test_what_works_in_between_clears_a_node() -> None:
     hosts = Hosts(lambda: {"a": Node("host-a", CPUS), "b": Node("host-b", CPUS)})
     for number in range(10 * FAILURES):
-        assert not hosts.failed("a", f"job {number}", "died", surely=False)
+        assert not hosts.failed("a", f"trial {number}", f"job {number}", "died", surely=False)
         if (number + 1) % (FAILURES - 1) == 0:
             hosts.worked("a")
     assert not hosts.out
@@ -223,6 +235,60 @@ def test_jobs_that_fit_only_nodes_that_are_out_fail_and_the_others_go_on() -> No
     assert errors == {"no remaining host can run it; no more jobs for host-gpu: no data here"}
 
 
+def test_a_cluster_that_may_grow_waits_for_a_node_that_is_not_out() -> None:
+    plan = make_plan(tiny_space(method=("dense",), seeds=(0, 1), epochs=2))
+    for grows_again in (True, False):
+        nodes = {"out": CPUS, "lost": CPUS, "other": {"CPU": 1.0}}
+        cluster = Cluster(plan, nodes, needs=ask_by_width(plan, *2 * [Need(cpus=4.0)]), ahead_in_growth=9)
+        trial_id, _ = cluster.suggest() or ("", {})
+        cluster.end(trial_id, "out", BROKEN)
+        del cluster.nodes["lost"]
+        for _ in range(5):
+            cluster.now += LONGEST_PAUSE
+            assert cluster.searcher.suggest("nowhere") is None
+        assert FAILED not in cluster.states(), "its replacement may come"
+        if grows_again:
+            cluster.nodes["new"] = Node("host-new", CPUS)
+        cluster.run({"new": OK})
+        assert cluster.states() == {DONE if grows_again else FAILED}
+
+
+def test_a_trial_that_waits_for_a_machine_keeps_no_smaller_one_from_starting() -> None:
+    plan = make_plan(tiny_space(method=("dense",), seeds=(0,), epochs=2, width=(0.25, 0.5)))
+    needs = ask_by_width(plan, Need(cpus=8.0), Need(cpus=1.0))
+    cluster = Cluster(plan, {"large": {"CPU": 8.0}, "small": CPUS}, needs=needs, ahead=9)
+    first = cluster.searcher.suggest("first")
+    assert isinstance(first, dict)
+    assert first["resources"] == {"CPU": 8.0}
+    cluster.now += 2 * searcher_module.STARVING_SECONDS
+    assert cluster.searcher.suggest("second") is None, "it would take what the larger one waits for"
+    del cluster.nodes["large"]
+    assert isinstance(cluster.searcher.suggest("third"), dict)
+
+
+def test_a_trial_that_fits_no_node_of_its_kind_of_gpu_goes_to_another(plan: Plan) -> None:
+    needs = ask_by_width(plan, *2 * [Need(cpus=16.0, share=None, memory=GIB)])
+    cluster = Cluster(plan, {}, needs=needs, expected=CARDS["H100"])
+    cluster.nodes = {
+        "few CPUs": Node("host-a", {"CPU": 8.0, "GPU": 1.0}, CARDS["H100"]),
+        "many CPUs": Node("host-b", {"CPU": 64.0, "GPU": 1.0}, CARDS["L4"]),
+    }
+    for _ in plan.jobs:
+        found = cluster.suggest()
+        assert found is not None
+        assert cluster.hosts.fit(found[1]["resources"], found[1].get("avoided", ()))
+    assert not cluster.searcher.is_stuck()
+
+
+def test_trials_that_would_wait_again_are_not_taken_back(plan: Plan) -> None:
+    cluster = Cluster(plan, {"a": CPUS, "b": CPUS}, max_concurrent=1)
+    trial_id, _ = cluster.suggest() or ("", {})
+    cluster.end(trial_id, "a", BROKEN)
+    assert cluster.suggest() is not None
+    del cluster.nodes["b"]
+    assert not cluster.searcher.is_stuck(), "Tune would be restarted for ever"
+
+
 def test_node_that_comes_back_repaired_gets_jobs_again(plan: Plan) -> None:
     cluster = Cluster(plan, {"a": CPUS, "b": CPUS}, max_concurrent=1)
     trial_id, _ = cluster.suggest() or ("", {})
@@ -236,7 +302,7 @@ def test_node_that_comes_back_repaired_gets_jobs_again(plan: Plan) -> None:
 def test_what_a_node_that_is_out_has_is_no_room(plan: Plan) -> None:
     cluster = Cluster(plan, {"a": CPUS, "b": GPUS})
     assert cluster.hosts.room() == {"CPU": 8.0, "GPU": 1.0}
-    cluster.hosts.failed("a", "job", "no data", surely=True)
+    cluster.hosts.failed("a", "trial", "job", "no data", surely=True)
     assert cluster.hosts.room() == GPUS
 
 
@@ -260,7 +326,7 @@ def test_trials_that_may_run_nowhere_any_more_are_taken_back(plan: Plan) -> None
 
 def test_why_a_node_is_out_is_said_without_credentials() -> None:
     hosts = Hosts(lambda: {"a": Node("host-a", CPUS)})
-    hosts.failed("a", "job", "cannot read https://me:secret@server/data", surely=True)
+    hosts.failed("a", "trial", "job", "cannot read https://me:secret@server/data", surely=True)
     (out,) = hosts.out.values()
     assert "server/data" in out
     assert "secret" not in out

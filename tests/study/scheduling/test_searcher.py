@@ -379,20 +379,22 @@ def test_job_that_another_study_computes_is_looked_at_again(plan: Plan) -> None:
     assert searcher.state[leaf(plan)] == DONE
 
 
+@pytest.mark.parametrize("ancestor", [False, True])
 @pytest.mark.parametrize("trouble", [None, StorageError("away")])
 def test_job_that_another_study_computes_gets_a_trial_once_its_lease_is_free(
-    plan: Plan, trouble: StorageError | None
+    plan: Plan, trouble: StorageError | None, ancestor: bool
 ) -> None:
-    clock, answers = Clock(), []
+    clock, answers, parent = Clock(), list[Future[bool]](), "the key of an ancestor"
 
     def free(key: str) -> Future[bool]:
-        assert key == leaf(plan)
+        assert key == (parent if ancestor else leaf(plan))
         answers.append(Future())
         return answers[-1]
 
     searcher = lonely(plan, retries=0, clock=clock, free=free)
     searcher.suggest("first")
-    searcher.on_trial_complete("first", {"status": "held", "done": True})
+    held = {"held": {leaf(plan): parent}} if ancestor else {}
+    searcher.on_trial_complete("first", {"status": "held", "done": True, **held})
     for looks in range(1, 4):
         clock.now += 10 * HELD_PAUSE
         assert searcher.suggest("unanswered") is None
@@ -407,6 +409,8 @@ def test_job_that_another_study_computes_gets_a_trial_once_its_lease_is_free(
         answers[-1].set_result(True)
     else:
         answers[-1].set_exception(trouble)
+        assert searcher.suggest("unanswered") is None, "a trial finds out, but not at once"
+        clock.now += HELD_PAUSE
     assert isinstance(searcher.suggest("free"), dict)
     searcher.on_trial_complete("free", OK)
     assert searcher.state[leaf(plan)] == DONE

@@ -12,6 +12,7 @@ import ray
 from study.scheduling import callback as callback_module
 from study.scheduling.callback import GRACE_SECONDS, ROUND_SECONDS, STILL_SECONDS, StudyCallback
 from study.scheduling.searcher import Trial
+from trainables.trial_results import STATUS_DIED, STATUS_OK
 
 HOUR = 3600.0
 
@@ -26,6 +27,8 @@ class Watch:
         self.trial: Any = SimpleNamespace(
             trial_id="t",
             temporary_state=SimpleNamespace(ray_actor="its actor"),
+            pickled_error_file=None,
+            error_file=None,
         )
         self.asked: list[str] = []
 
@@ -35,7 +38,7 @@ class Watch:
             future.set_result(key in published)
             return future
 
-        its = Trial(["one", "two"], {"CPU": 1.0}, frozenset(), since=0.0)
+        self.its = its = Trial("t", ["one", "two"], {"CPU": 1.0}, frozenset(), since=0.0)
         searcher: Any = SimpleNamespace(is_stuck=lambda: False, trials={"t": its})
         self.callback = StudyCallback()
         self.callback.attach(searcher, max_silence=max_silence, published=ask)
@@ -77,6 +80,11 @@ def test_silent_trial_is_killed_when_all_its_jobs_are_published(
     assert watch.asked == []
     watch.wait(3 * ROUND_SECONDS)
     assert watch.killed == killed
+    monkeypatch.setattr(callback_module, "place_of", lambda actor: ("node", "host"))
+    watch.trial.temporary_state.ray_actor = None
+    watch.callback._trials = [watch.trial]
+    died = {"status": STATUS_DIED, **watch.callback._searcher.deaths("t")}
+    assert died["status"] == (STATUS_OK if killed else STATUS_DIED), "what is published has succeeded"
 
 
 def test_store_is_asked_once_a_minute_at_most(monkeypatch: pytest.MonkeyPatch) -> None:

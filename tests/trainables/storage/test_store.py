@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from trainables.host.processes import me
 from trainables.schema import MANIFEST, METRICS, WEIGHTS
 from trainables.storage import LocalStorage, local, patience
 from trainables.storage import lease as lease_module
-from trainables.storage.lease import LEASE_SECONDS, STALE_SECONDS
+from trainables.storage.lease import LEASE_SECONDS, STALE_SECONDS, clear_away
 from trainables.storage.store import DamagedArtifact, Lease, NotPublished, StorageError, Store
 
 
@@ -713,6 +714,39 @@ def test_who_keeps_asking_frees_the_lease_of_a_dead_host_for_all(
     assert store.is_free(KEY)
     assert line(start(HOLDER, store.root, KEY)) == "held"
     assert not store.is_free(KEY)
+
+
+class Interrupted(LocalStorage):
+    """A storage that answers only after an outage, or not at all."""
+
+    outage: Callable[[], None] = staticmethod(lambda: None)
+
+    def _read(self, path: str) -> bytes | None:
+        self.outage()
+        return super()._read(path)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_outage_of_the_storage_does_not_count_against_a_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    storage, now, path = Interrupted(tmp_path), [time.monotonic()], f"leases/{KEY}"
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: now[0])
+    lease_file(Store(tmp_path), ELSEWHERE)
+    assert not clear_away(storage, path)
+
+    def outage() -> None:
+        now[0] += LEASE_SECONDS + 1
+        if not answers:
+            raise StorageError("away")
+
+    monkeypatch.setattr(storage, "outage", outage)
+    with nullcontext() if answers else pytest.raises(StorageError):
+        assert not clear_away(storage, path), "its holder could not renew it, either"
+    monkeypatch.setattr(storage, "outage", lambda: None)
+    assert not clear_away(storage, path)
+    now[0] += LEASE_SECONDS + 1
+    assert clear_away(storage, path)
 
 
 @pytest.mark.parametrize("content", ["", "garbage", "[]", '{"owner": 3}', '{"owner": "host-without-numbers"}'])
