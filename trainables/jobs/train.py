@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -59,7 +60,7 @@ from trainables.symmetry.permutations import apply_permutation, permutation_spec
 from trainables.training.determinism import deterministic
 from trainables.training.engines import CPU, free_idle_memory
 from trainables.training.evaluation import evaluate, joined
-from trainables.training.loop import Training, tensor_float
+from trainables.training.loop import Diverged, Training, tensor_float
 
 LOGITS_LIMIT = 2_000_000
 """Test logits are kept, to compare functions later, unless they have more elements than this (8 MB)."""
@@ -301,11 +302,17 @@ class _Session:
         self._saved = time.perf_counter()
 
     def publish(self, metrics: Metrics, files: Files | None = None) -> None:
-        """Measure the final network on test and training images, and publish it with `metrics` and `files`."""
+        """Measure the final network on test and training images, and publish it with `metrics` and `files`.
+
+        Raises:
+            Diverged: its loss is not a number.
+        """
         training, data = self._training, self._data
         logits: list[Tensor] | None = [] if data.test.num_images * data.num_classes <= LOGITS_LIMIT else None
         test = evaluate(training.model, data.test, logits)
         train = evaluate(training.model, data.train_plain)
+        if math.isnan(test.loss) or math.isnan(train.loss):  # no training loss has seen the last update
+            raise Diverged(f"the trained network's loss is not a number (learning rate {training.recipe.lr:g})")
         files = {**(files or {}), schema.WEIGHTS: pack(training.weights())}
         if logits is not None:
             files[schema.LOGITS] = pack({"logits": joined(logits)})

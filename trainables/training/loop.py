@@ -31,7 +31,7 @@ _MODEL = "model/"
 
 
 class Diverged(WouldRecur, RuntimeError):
-    """The training loss is infinite or NaN. A repetition would diverge in the same way."""
+    """A loss is infinite or not a number. A repetition would diverge in the same way."""
 
 
 class Training:

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import itertools
 import logging
+import math
 import re
 import shutil
 import time
@@ -253,6 +254,22 @@ def test_all_outputs_at_once_equal_one_after_the_other(published: Store, context
 def test_divergence_publishes_nothing(context: Context) -> None:
     job = target(tiny_cell("dense", model="mlp", lr=90.0))
     with pytest.raises(Diverged):
+        publish([Ref(job)], context)
+    assert not context.store.keys()
+
+
+def test_a_net_that_breaks_in_its_last_step_is_not_published(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = Training.run_epoch
+
+    def breaks(training: Training) -> dict[str, float]:
+        metrics = epoch(training)
+        if training.epoch == training.recipe.epochs:
+            next(training.model.parameters()).detach().view(-1)[0] = math.nan
+        return metrics
+
+    job = target(tiny_cell("dense", model="mlp"))
+    monkeypatch.setattr(Training, "run_epoch", breaks)
+    with pytest.raises(Diverged, match="not a number"):
         publish([Ref(job)], context)
     assert not context.store.keys()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import math
 import os
 import platform
 import shutil
@@ -233,6 +234,26 @@ def test_every_convolutional_network_computes_the_same_on_lanes(name: str) -> No
         assert float((ours - theirs).norm()) <= 0.02 * float(theirs.norm()) + 1e-6, each
     for each, buffer in model.named_buffers():
         torch.testing.assert_close(buffer.double(), exact.get_buffer(each).double(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_a_network_that_is_no_longer_a_number_says_so(name: str) -> None:
+    parameters, seen = dict(network(name)[0].named_parameters()), 0
+    images, labels = torch.randn(WIDEST_REGISTER, 3, 16, 16), torch.randint(0, 7, (WIDEST_REGISTER,))
+    for each in [*parameters][:: max(1, len(parameters) // 4)]:
+        model, mask = network(name)
+        poisoned = model.get_parameter(each).detach()
+        kept = mask.get(each, torch.ones_like(poisoned, dtype=torch.bool))
+        poisoned[tuple(kept.nonzero()[0])] = math.nan
+        exact = copy.deepcopy(model)
+        logits, expected = OnLanes(model, mask)(images), exact(images)
+        # A weight that sees nothing but padding may break one of the two and not the other.
+        assert logits.isnan()[expected.isnan()].all(), each
+        found, wanted = learnt(model, logits, labels), learnt(exact, expected, labels)
+        broken = [parameter for parameter, theirs in wanted.items() if theirs.isnan().any()]
+        assert all(found[parameter].isnan().any() for parameter in broken), each
+        seen += len(broken)
+    assert seen, "else this test tests nothing"
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)

@@ -178,7 +178,8 @@ inline float total(const vec* sums) {
     return all;
 }
 
-inline vec relu(const vec& x) { return x > 0 ? x : vec{}; }
+// Comparisons with 0 let NaN pass, forwards and backwards: a network that is no longer a number must not look sound.
+inline vec relu(const vec& x) { return x <= 0 ? vec{} : x; }
 
 // to = max(0, from * scale + shift + add), for all positions of a channel in all blocks. Without `add` if it is null,
 // without the max if not `rectified`.
@@ -273,12 +274,12 @@ void normalize_gradients(const vec* gradient, const vec* more, Activations x, co
             else if (out) {
                 const vec* y = out + c * positions;
                 vec* add = of_residual + c * positions;
-                through_both([&](int64_t at) { return add[at] = y[at] > 0 ? all(at) : vec{}; },
+                through_both([&](int64_t at) { return add[at] = y[at] <= 0 ? vec{} : all(at); },
                              [&](int64_t at) { return add[at]; });
             } else {
                 const vec scale = splat(gamma[c] * inverses[c]);
                 const vec shift = splat(beta[c] - means[c] * gamma[c] * inverses[c]);
-                const auto positive = [&](int64_t at) { return from[at] * scale + shift > 0 ? all(at) : vec{}; };
+                const auto positive = [&](int64_t at) { return from[at] * scale + shift <= 0 ? vec{} : all(at); };
                 through_both(positive, positive);
             }
         }
