@@ -171,7 +171,7 @@ def _fetch(objects: Objects, files: Files, copy: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     cache.write_sealed(partial / _LISTING, {"files": files})
     _link(files, partial)
-    missing = [path for path in files if not (partial / path).exists()]
+    missing = [path for path in files if not _is_whole(partial / path, files[path].size)]
     _make_room(partial, objects.uri, files, sum(files[path].size for path in missing))
     if missing:
         size = sum(files[path].size for path in missing)
@@ -202,6 +202,14 @@ def _fetch(objects: Objects, files: Files, copy: Path) -> None:
     writing.rmdir()
     os.sync()  # a crash of the machine must not leave a complete copy with empty files
     partial.rename(copy)
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Return whether a file has its size: a crash of the machine may have left it empty."""
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
 
 
 def _link(files: Files, partial: Path) -> None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -114,15 +115,22 @@ def _locked(root: Path) -> Iterator[dict[FileState, Picture]]:
 
 
 def _read(root: Path) -> dict[FileState, Picture]:
-    """Return the index; without problems that another version of Pillow found, which this one may not have."""
-    for folder in cache.folders(root):
-        document = cache.read_sealed(folder / _name(root), _INDEX) if trusted(folder) else None
-        if document is not None and document["format"] == FORMAT:
-            known = {FileState(*state): Picture(*picture) for state, picture in document["files"]}
-            if document["pillow"] != _pillow():
-                known = {state: picture for state, picture in known.items() if not picture.problem}
-            return known
-    return {}
+    """Return the index; without problems that another version of Pillow found, which this one may not have.
+
+    It is put together from all folders, because the first one may be somebody else's; what was written last counts.
+    """
+    found = []
+    for path in (folder / _name(root) for folder in cache.folders(root) if trusted(folder)):
+        with contextlib.suppress(FileNotFoundError):
+            written, document = path.stat().st_mtime_ns, cache.read_sealed(path, _INDEX)
+            if document is not None and document["format"] == FORMAT:
+                found.append((written, document))
+    known: dict[FileState, Picture] = {}
+    for _, document in sorted(found, key=itemgetter(0)):
+        pictures = {FileState(*state): Picture(*picture) for state, picture in document["files"]}
+        same = document["pillow"] == _pillow()
+        known |= {state: picture for state, picture in pictures.items() if same or not picture.problem}
+    return known
 
 
 def _name(root: Path) -> str:

@@ -155,6 +155,21 @@ def test_a_damaged_index_is_made_again(
 
 
 @pytest.mark.usefixtures("settled")
+def test_what_is_found_out_counts_although_the_index_beside_the_data_is_read_only(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_dataset("image_folder", folders)
+    theirs, own = folders / ".decoded", tmp_path / "own"
+    own.mkdir()
+    monkeypatch.setattr(cache, "folders", lambda root: [theirs, own])
+    monkeypatch.setattr(index, "first_writable", lambda *_: own)
+    state = next(iter(index._read(folders)))
+    index.remember(folders, {state: "cut off"})
+    assert index._read(folders)[state].problem == "cut off"
+    assert sum(bool(picture.problem) for picture in index._read(folders).values()) == 1
+
+
+@pytest.mark.usefixtures("settled")
 def test_what_was_found_before_an_interruption_is_kept(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "_FILES_PER_TASK", 1)
     monkeypatch.setattr(index, "_THREADS", 1)
