@@ -120,7 +120,7 @@ def surplus(
     ours = [path for path in files if owner(path) is not None]
     others = recorded_versions(store) - {version for _, version in versions}
     # A published dense net may be on its way to a further state that a space needs.
-    finished = present.difference(*(plan.closure.todo(present) for plan in plans))
+    finished = (present & needed).difference(*(plan.closure.todo(present) for plan in plans))
     leftovers = _leftovers(store, ours, present, finished, needed, bool(unplanned) or bool(unchosen) or bool(others))
     return Surplus(
         results=dict(sorted(results.items())),
@@ -202,8 +202,9 @@ def _plans(space: SearchSpace, data_dir: str | None, choices: Mapping[str, Kept 
 
 def lines(found: Surplus, missing: Mapping[str, str]) -> list[str]:
     """Return what can be removed, as lines of text; `missing` as :func:`plan_all` returns it."""
-    size = size_in_words(sum(size for path, size in found.bytes.items() if _result(path) in found.keys))
-    text = [f"{len(found.keys)} results that no search space needs, {size}"]
+    keys = found.keys
+    size = size_in_words(sum(size for path, size in found.bytes.items() if _result(path) in keys))
+    text = [f"{len(keys)} results that no search space needs, {size}"]
     if found.results:
         text.append(f"  {'dataset':<14}{'model':<12}{'width':>6}  {'kind':<10}{'results':>8}")
     for (dataset, model, width, kind), keys in found.results.items():

@@ -25,7 +25,7 @@ from typing import Any
 
 from study.plan import Plan
 from study.tracking.contents import Row
-from study.tracking.experiment import DatabaseGone, Experiment
+from study.tracking.experiment import Busy, DatabaseGone, Experiment
 from study.tracking.mlflow_runs import Runs, Unattached
 from study.tracking.views import address
 from trainables.host.clock import now
@@ -93,7 +93,13 @@ class Tracker:
         self._plan, self._store, self._average = plan, store, average
         self._experiment = Experiment(plan.space, store, uri)
         self._runs = Runs(plan, store, self._experiment, fresh=fresh)
-        self._expected = plan.jobs.keys() - fresh
+        self._results = {key for key, outputs in plan.closure.outputs.items() if None in outputs}
+        """Keys of the jobs of which the plan needs the result.
+
+        The others are nets that train to an early state only. Without a result their runs would never end, so they have
+        one only if they fail.
+        """
+        self._expected = self._results - fresh
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._changed = threading.Condition()
         self._ended: deque[Callable[[], None]] = deque()
@@ -136,6 +142,8 @@ class Tracker:
 
     def epoch(self, key: str, row: Mapping[str, Any]) -> None:
         """Note an epoch of a running job."""
+        if key not in self._results:
+            return
         with self._changed:
             live = self._live.setdefault(key, _Live())
             if sum(len(each.rows) for each in self._live.values()) >= WAITING_EPOCHS:
@@ -150,6 +158,8 @@ class Tracker:
 
     def done(self, key: str) -> None:
         """Log a published job."""
+        if key not in self._results:
+            return
         with self._changed:
             self._live.pop(key, None)  # the result has all epochs
             self._end(key, partial(self._runs.finish, key))
@@ -258,6 +268,9 @@ class Tracker:
         # A driver holds no lease on a job between two attempts, so runs are ended only when no other driver is left.
         if drivers <= {me()} and not self._attempt(partial(self._runs.interrupt_abandoned, published | computed)):
             return False
+        done = self._plan.jobs.keys() - self._plan.closure.todo(published).keys()
+        if not self._attempt(partial(self._runs.drop_unended, done - self._results - published - computed)):
+            return False
         if not self._finish([key for key in self._plan.jobs if key in published and not self._runs.is_finished(key)]):
             return False
         # A failed job that is being computed again may still succeed.
@@ -347,7 +360,8 @@ class Tracker:
                     if isinstance(error, Unattached):  # its run is complete without them, and not logged again
                         self._unattached = self._problem
                     return True
-                self._failing_since = self._failing_since or time.monotonic()
+                if not isinstance(error, Busy):  # another driver ends, or its lease does
+                    self._failing_since = self._failing_since or time.monotonic()
                 if self._waited(pause):
                     return False
         raise AssertionError("pauses do not end")

@@ -30,6 +30,10 @@ class DatabaseGone(RuntimeError):
     """The study's SQLite database has been removed or replaced while the study ran."""
 
 
+class Busy(TimeoutError):
+    """Another driver is creating runs."""
+
+
 class Experiment:
     """The experiment named after a search space. Methods raise whatever MLflow's client raises.
 
@@ -113,12 +117,17 @@ class Experiment:
             raise DatabaseGone(f"{redact(self._uri)} has been removed or replaced while the study ran")
 
     def runs(self, chosen: str = "") -> Iterator[Any]:
-        """Yield the runs that a filter chooses."""
-        token = None
+        """Yield the runs that a filter chooses, each once.
+
+        MLflow numbers its pages by position, the latest runs first: a run that another driver creates meanwhile moves
+        earlier ones to the next page.
+        """
+        seen, token = set[str](), None
         while True:
             with without_collector():
                 page = self.client.search_runs([self.id], chosen, max_results=PAGE, page_token=token)
-            yield from page
+            yield from (run for run in page if run.info.run_id not in seen)
+            seen.update(run.info.run_id for run in page)
             token = page.token
             if not token:
                 return
@@ -145,8 +154,8 @@ class Experiment:
         """Keep other drivers from creating runs of this experiment meanwhile; nested uses cost nothing.
 
         Raises:
-            TimeoutError: another driver is creating runs, or died on another host while it did and its lease has not
-                yet expired.
+            Busy: another driver is creating runs, or died on another host while it did and its lease has not yet
+                expired.
         """
         if self._is_sole_creator:
             yield
@@ -155,7 +164,7 @@ class Experiment:
         end = time.monotonic() + LEASE_WAIT
         while (lease := self.store.lease(name)) is None:
             if time.monotonic() > end:
-                raise TimeoutError("another driver is creating runs")
+                raise Busy("another driver is creating runs")
             time.sleep(0.02)
         with lease:
             self._is_sole_creator = True
@@ -166,8 +175,12 @@ class Experiment:
 
 
 def _inode(database: Path | None) -> tuple[int, int] | None:
-    """Return device and inode, which tell a file from a later one of the same name; None if there is no file."""
-    with contextlib.suppress(OSError):
+    """Return device and inode, which tell a file from a later one of the same name; None if there is no file.
+
+    Raises:
+        OSError: the file system does not answer.
+    """
+    with contextlib.suppress(FileNotFoundError):
         if database is not None:
             found = database.stat()
             return found.st_dev, found.st_ino

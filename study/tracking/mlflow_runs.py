@@ -108,6 +108,8 @@ class Runs:
         self._digest = hashlib.sha256(store.uri.encode()).hexdigest()[:12]
         self._runs: dict[str, _Run] = {}
         self._doubtful: set[str] = set()
+        self._failed: set[str] = set()
+        """Keys of the jobs whose failure this driver has logged."""
         self._accuracies: dict[str, tuple[float | None, int]] = {}
         self._attempts: Counter[tuple[str, str]] = Counter()
         self._compared_with: dict[str, list[str]] = defaultdict(list)
@@ -241,6 +243,17 @@ class Runs:
                 if run.status == RUNNING:
                     self._end(key, run, KILLED)
 
+    def drop_unended(self, keys: Set[str]) -> None:
+        """Delete the runs of this storage that say that a job was interrupted or has failed.
+
+        Args:
+            keys: keys of the jobs that have succeeded and have no result that would end their run.
+        """
+        for key in keys & self._runs.keys():
+            if self._runs[key].status in (KILLED, FAILED) and self._is_ours(self._runs[key]):
+                self._client.delete_run(self._runs[key].id)
+                del self._runs[key]
+
     def add_epochs(self, key: str, rows: list[Row]) -> None:
         """Send epochs of a running job."""
         run = self._runs.get(key)
@@ -302,9 +315,12 @@ class Runs:
         return key in self._runs and self._runs[key].complete
 
     def is_recorded(self, key: str) -> bool:
-        """Return whether the job's run is complete or FAILED."""
+        """Return whether the job's run is complete, or says that the job has failed in this study.
+
+        A run that an earlier study has left as FAILED lacks the result of a job that has succeeded since.
+        """
         run = self._runs.get(key)
-        return run is not None and (run.complete or run.status == FAILED)
+        return run is not None and (run.complete or (run.status == FAILED and key in self._failed))
 
     def read(self, keys: Collection[str]) -> dict[str, Result]:
         """Return the results of published jobs with the files to log; damaged or removed results are left out."""
@@ -357,12 +373,10 @@ class Runs:
         missing = self._attach(key, run, {name: content.decode(errors="replace") for name, content in files.items()})
         for other in self._compared_with.get(key, ()):
             if other in self._runs and self._runs[other].complete:
-                with self._opened(self._contents.spec(other), finished) as compared:
-                    self._send(compared, self._due_gaps(self._contents.spec(other), compared))
+                self._send_gaps(other, finished)
         for outdated in {schema.TAG_ERROR} | ({schema.TAG_UNATTACHED} if not missing else set()):
             if outdated in run.tags:
-                self._client.delete_tag(run.id, outdated)
-                del run.tags[outdated]
+                self._delete_tag(run, outdated)
         self._end(key, run, FINISHED, finished)
         run.unseen |= {name for name, _ in run.sent}  # frees memory: the run is complete
         run.sent.clear()
@@ -382,11 +396,23 @@ class Runs:
         )
 
     def _replaced(self, spec: RunSpec, started: int, tags: Mapping[str, str]) -> _Run:
-        """Delete a job's run and return a new one."""
+        """Delete a job's run and return a new one, or the one that another driver has put in its place."""
         with self._experiment.sole_creator():
-            self._client.delete_run(self._runs.pop(spec.key).id)
-            self._runs[spec.key] = run = self._created(spec, started, tags)
+            old, run = self._runs.pop(spec.key), self._find(spec.key)
+            if run is not None and run.id == old.id:
+                self._client.delete_run(run.id)
+                run = None
+            self._runs[spec.key] = run = run or self._created(spec, started, tags)
             return run
+
+    def _delete_tag(self, run: _Run, name: str) -> None:
+        """Delete a tag, which another driver may have deleted before."""
+        try:
+            self._client.delete_tag(run.id, name)
+        except Exception as error:
+            if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        del run.tags[name]
 
     # --- what is sent -----------------------------------------------------------------------------------------------
     def _due_gaps(self, spec: RunSpec, run: _Run) -> list[Metric]:
@@ -394,6 +420,17 @@ class Runs:
         references = {gap: other for gap, other in self._contents.references(spec.key).items() if gap not in run.gaps}
         found = gaps(spec.key, references, lambda key: self._accuracy(key)[0])
         return [(gap, value, self._accuracy(spec.key)[1], spec.epochs) for gap, value in found.items()]
+
+    def _send_gaps(self, key: str, started: int) -> None:
+        """Send the gaps of a finished run that have become due; forget a run that somebody has deleted."""
+        spec = self._contents.spec(key)
+        try:
+            with self._opened(spec, started) as run:
+                self._send(run, self._due_gaps(spec, run))
+        except Exception:
+            if self._find(key) is not None:
+                raise
+            del self._runs[key]  # the next start creates it again
 
     def _accuracy(self, key: str) -> tuple[float | None, int]:
         """Return a published job's test accuracy (percent) and end (ms since 1970); (None, 0) if unreadable."""
@@ -475,6 +512,8 @@ class Runs:
         self._client.set_terminated(run.id, status, end_time=when)
         run.status, run.complete = status, status == FINISHED
         run.ended = when or now()
+        if status == FAILED:
+            self._failed.add(key)
         if key in self._doubtful:  # its creation failed once, perhaps only for us: there may be two runs
             self._find(key)
             self._doubtful.discard(key)

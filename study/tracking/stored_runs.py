@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Final
 
 import pandas as pd
 
 from analysis.load import frame_of
 from analysis.sources import Experiment, Record
 from study.plan import Plan
-from study.tracking.contents import Contents, RunSpec, gaps, outcome_of
+from study.tracking.contents import Contents, Metric, Outcome, RunSpec, gaps, outcome_of
 from study.tracking.labels import settings_tag
 from trainables import schema
 from trainables.schema import FAILED, FINISHED, SCHEDULED
 from trainables.storage.store import Store
+
+AT_ONCE: Final = 256
+"""Number of results whose epochs are in memory at the same time."""
 
 
 def stored_runs(plan: Plan, store: Store, fresh: Collection[str] = ()) -> pd.DataFrame:
@@ -38,16 +43,20 @@ def stored_runs(plan: Plan, store: Store, fresh: Collection[str] = ()) -> pd.Dat
     """
     contents = Contents(plan, store, fresh)
     specs = {key: contents.spec(key) for key in plan.jobs}
-    results, _ = store.results(plan.jobs, [schema.METRICS])
-    outcomes = {key: outcome_of(result, specs[key].epochs) for key, result in results.items()}
+    outcomes: dict[str, Outcome] = {}
+    keys = list(plan.jobs)
+    for start in range(0, len(keys), AT_ONCE):
+        for key, result in store.results(keys[start : start + AT_ONCE], [schema.METRICS])[0].items():
+            outcome = outcome_of(result, specs[key].epochs)
+            outcomes[key] = dataclasses.replace(outcome, metrics=_latest(outcome.metrics))
     accuracies = {key: outcome.accuracy for key, outcome in outcomes.items()}
-    failed = store.failures() & plan.jobs.keys() - results.keys()
+    failed = store.failures() & plan.jobs.keys() - outcomes.keys()
     records = []
     for key, outcome in outcomes.items():
-        latest = sorted(outcome.metrics, key=lambda metric: (metric[3], metric[2]))
-        metrics = {name: value for name, value, _, _ in latest} | gaps(key, contents.references(key), accuracies.get)
+        metrics = {name: value for name, value, _, _ in outcome.metrics}
+        metrics |= gaps(key, contents.references(key), accuracies.get)
         records.append(_record(specs[key], FINISHED, outcome.tags, metrics, outcome.started, outcome.finished))
-    for key in plan.jobs.keys() - results.keys():
+    for key in plan.jobs.keys() - outcomes.keys():
         if key in failed and (note := store.failure(key)) is not None:
             records.append(_record(specs[key], FAILED, {schema.TAG_ERROR: note["error"]}, ended=note.get("at")))
         elif None in plan.closure.outputs[key]:
@@ -61,6 +70,11 @@ def stored_runs(plan: Plan, store: Store, fresh: Collection[str] = ()) -> pd.Dat
     }
     experiment = Experiment(id="", name=plan.space.name, active=True, tags=tags)
     return frame_of(experiment, records, store.uri)
+
+
+def _latest(metrics: Sequence[Metric]) -> list[Metric]:
+    """Return the latest point of each metric."""
+    return list({metric[0]: metric for metric in sorted(metrics, key=lambda metric: (metric[3], metric[2]))}.values())
 
 
 def _record(

@@ -116,6 +116,7 @@ def test_checkpoint_of_a_published_net_on_its_way_to_a_state_stays(plan: Plan, o
     for key in (child, state.key):
         own_copy.remove(key)
     assert path not in surplus(own_copy, [plan], []).leftovers
+    assert path not in surplus(own_copy, [], ["digits"]).leftovers, "an unplanned space may need the state"
 
 
 def test_what_belongs_to_nothing(plan: Plan, own_copy: Store) -> None:

@@ -7,11 +7,12 @@ import shutil
 import threading
 import uuid
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 from stored import file_of
-from tiny_study import flip_bit
+from tiny_study import flip_bit, tiny_space
 from tracked import (
     Moody,
     artifact,
@@ -28,9 +29,10 @@ from tracked import (
 )
 from waiting import HANG_SECONDS
 
-from study.plan import Plan
+from study.plan import Plan, make_plan
 from study.tracking import delivery
 from trainables import schema
+from trainables.graph import snapshot_key
 from trainables.storage.artifacts import read_metrics
 from trainables.storage.objects import ObjectStorage
 from trainables.storage.store import Store
@@ -184,6 +186,26 @@ def test_epochs_of_an_interrupted_job_are_kept_in_a_run_that_says_so(
     run = by_key(uri)[job.key]
     assert run.info.status == "KILLED"
     assert curve(uri, run, schema.TEST_LOSS) == [(1, 1.0)]
+
+
+def test_a_net_of_which_only_a_state_is_needed_has_a_run_only_while_it_has_failed(tmp_path: Path, uri: str) -> None:
+    plan, store = make_plan(tiny_space(method=("dense", "reinit"))), Store(tmp_path / "states")
+    (key,) = {key for key, outputs in plan.closure.outputs.items() if None not in outputs}
+    tracker = track(plan, store, uri)
+    tracker.start()
+    tracker.failed(key, "out of memory")
+    assert tracker.close(HANG_SECONDS)
+    assert by_key(uri)[key].info.status == "FAILED"
+    tracker = track(plan, store, uri)
+    tracker.start()
+    tracker.epoch(key, {"step": 1, "timestamp": 1, schema.TEST_LOSS: 1.0})
+    for epoch in plan.closure.outputs[key]:
+        assert epoch is not None
+        store.publish(snapshot_key(key, epoch), {}, {})
+    tracker.done(key)
+    assert tracker.close(HANG_SECONDS)
+    assert key not in by_key(uri), "it has succeeded, and no result will ever end its run"
+    assert tracker.undelivered == []
 
 
 @pytest.mark.parametrize("restart", [False, True])

@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import http.client
 import http.server
+import itertools
 import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,13 @@ from tracked import (
     log_all,
     points,
     track,
+    without,
 )
-from waiting import HANG_SECONDS
+from waiting import HANG_SECONDS, wait_until
 
 from study.plan import Plan
 from study.tracking import delivery
+from study.tracking import experiment as experiment_module
 from study.tracking import mlflow_runs as study_runs
 from study.tracking.experiment import Experiment
 from trainables import schema
@@ -118,6 +122,69 @@ def test_of_two_runs_of_a_job_the_finished_one_stays(dense_plan: Plan, published
     assert {run.info.run_id for run in left if schema.TAG_KEY in run.data.tags} == {first.info.run_id}
     assert len(left) == 2, "runs of other people are left alone"
     assert points(uri) == before
+
+
+def test_a_run_that_is_made_while_the_runs_are_listed_costs_no_other_its_place(
+    dense_plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_all(dense_plan, published, uri)
+    (first,) = by_key(uri).values()
+    client, search = MlflowClient(uri), MlflowClient.search_runs
+    client.create_run(first.info.experiment_id, first.info.start_time + 1, {"somebody": "else"})
+    monkeypatch.setattr(experiment_module, "PAGE", 2)
+    later = itertools.count(first.info.start_time + 2)
+
+    def meanwhile(client: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+        page = search(client, *args, **kwargs)
+        if kwargs.get("page_token") is None and page.token:
+            client.create_run(first.info.experiment_id, next(later), {"somebody": "else"})
+        return page
+
+    client.create_run(first.info.experiment_id, 1, {"somebody": "else"})
+    monkeypatch.setattr(MlflowClient, "search_runs", meanwhile)
+    log_all(dense_plan, published, uri)
+    monkeypatch.undo()
+    assert next(later) > first.info.start_time + 2, "another run came while the runs were listed"
+    assert [run.info.run_id for run in by_key(uri).values()] == [first.info.run_id]
+
+
+def test_a_tag_that_another_driver_has_deleted_is_no_refusal(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = dense_plan.jobs.values()
+    without(own_copy, job)
+    tracker = track(dense_plan, own_copy, uri)
+    tracker.start()
+    tracker.failed(job.key, "first")
+    assert tracker.close(HANG_SECONDS)
+    bring_back(own_copy, job)
+    delete_tag = MlflowClient.delete_tag
+
+    def late(client: MlflowClient, *args: Any) -> None:
+        delete_tag(client, *args)
+        delete_tag(client, *args)
+
+    monkeypatch.setattr(MlflowClient, "delete_tag", late)
+    log_all(dense_plan, own_copy, uri)
+    assert by_key(uri)[job.key].info.status == "FINISHED"
+
+
+def test_driver_that_waits_for_another_one_does_not_give_up(
+    dense_plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment_module, "LEASE_WAIT", 0.01)
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr(delivery, "CLOSING_PATIENCE", 0.05)
+    other, tracker = Experiment(dense_plan.space, published, uri), track(dense_plan, published, uri)
+    with ExitStack() as creating:
+        creating.enter_context(other.sole_creator())
+        tracker.start()
+        tracker.last()
+        wait_until(lambda: tracker.behind is not None)
+        ends = threading.Timer(10 * delivery.CLOSING_PATIENCE, creating.close)
+        ends.start()
+        assert tracker.close(HANG_SECONDS), tracker.behind
+        ends.join()
 
 
 def test_mlflow_client_does_not_try_again_by_itself(dense_plan: Plan, published: Store, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 import shutil
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,7 @@ from study.plan import Plan
 from study.tracking import delivery
 from study.tracking import mlflow_runs as study_runs
 from study.tracking.delivery import Tracker
+from study.tracking.experiment import Experiment
 from study.tracking.mlflow_runs import Runs
 from trainables import schema
 from trainables.host.databases import sqlite_file
@@ -131,6 +134,67 @@ def test_what_the_server_refuses_for_good_does_not_hold_up_the_rest(
     assert by_key(uri)[other.key].info.status == "FAILED"
     log_all(plan, own_copy, uri)
     assert by_key(uri)[job.key].info.status == "FINISHED", "a new start makes a new run"
+
+
+def test_a_deleted_run_with_which_others_are_compared_is_made_again_and_holds_up_none(
+    plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", (0.001,))
+    job, other = job_of(plan, schema.SPARSE, "lth"), job_of(plan, schema.SPARSE, "naive")
+    without(own_copy, job)
+    log_all(plan, own_copy, uri)
+    tracker = track(plan, own_copy, uri)
+    tracker.start()
+    tracker.failed(job.key, "first")
+    wait_for(lambda: by_key(uri)[job.key].info.status == "FAILED")
+    MlflowClient(uri).delete_run(by_key(uri)[other.key].info.run_id)
+    bring_back(own_copy, job)
+    tracker.done(job.key)
+    assert tracker.close(HANG_SECONDS), tracker.behind
+    runs = by_key(uri)
+    assert {runs[each.key].info.status for each in (job, other)} == {"FINISHED"}
+    assert schema.GAP_TO_LTH in runs[other.key].data.metrics
+
+
+def test_a_job_that_once_failed_is_undelivered_until_its_run_has_the_result(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = dense_plan.jobs.values()
+    without(own_copy, job)
+    tracker = track(dense_plan, own_copy, uri)
+    tracker.start()
+    tracker.failed(job.key, "first")
+    assert tracker.close(HANG_SECONDS)
+    assert tracker.undelivered == [], "its run says that it has failed"
+    monkeypatch.setattr(delivery, "CLOSING_PATIENCE", 0.05)
+    away = threading.Event()
+    with monkeypatch.context() as outage:
+        Moody(outage, lambda *_: AWAY if away.is_set() else None)
+        tracker = track(dense_plan, own_copy, uri)
+        tracker.start()
+        wait_for(lambda: tracker._runs._runs)
+        away.set()
+        bring_back(own_copy, job)
+        tracker.done(job.key)
+        assert tracker.close(HANG_SECONDS) is False
+        assert tracker.undelivered == [job.key]
+    log_all(dense_plan, own_copy, uri)
+
+
+def test_a_database_that_does_not_answer_is_not_gone(
+    dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = Experiment(dense_plan.space, own_copy, uri)
+    experiment.open()
+
+    def stale(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(Path, "stat", stale)
+        with pytest.raises(OSError, match="Stale file handle"):
+            experiment.check()
+    experiment.check()
 
 
 @pytest.mark.parametrize("for_good", [False, True])
