@@ -109,7 +109,13 @@ def print_plan(
     )
     for name, facts in plan.facts.items():
         print(*facts.lines(name), sep="\n")
-    for line in (*_shared(plan, todo), *plan.notes, *fastest.lines(plan.ways), *_slow(plan, store, options)):
+    for line in (
+        *_shared(plan, todo),
+        *_trained_again(plan, todo, store),
+        *plan.notes,
+        *fastest.lines(plan.ways),
+        *_slow(plan, store, options),
+    ):
         print(line)
 
 
@@ -130,6 +136,19 @@ def _shared(plan: Plan, todo: Mapping[str, set[int | None]]) -> list[str]:
         else ""
     )
     return [f"workers: {', '.join(parts)}{why}"]
+
+
+def _trained_again(plan: Plan, todo: Mapping[str, set[int | None]], store: Store) -> list[str]:
+    """Return a line on the published dense nets that are trained again for further states, if there are any."""
+    again = [key for key in todo if plan.jobs[key].kind == schema.DENSE and None not in todo[key] and key in store]
+    if not again:
+        return []
+    nets = "1 dense net is" if len(again) == 1 else f"{len(again)} dense nets are"
+    return [
+        f"warning: {nets} trained again, for states at other epochs than those that were kept. Where training does not "
+        "repeat to the bit (on a GPU without deterministic=true, or elsewhere than before), these are not states of "
+        "the nets that were pruned and matched"
+    ]
 
 
 def _slow(plan: Plan, store: Store, options: Options) -> list[str]:

@@ -28,6 +28,8 @@ from study.estimate import (
     rates_here,
     rates_on,
 )
+from study.forecast import print_plan
+from study.options import Options
 from study.plan import Plan, make_plan
 from study.scheduling.cards import CARDS, Card
 from trainables.graph import snapshot_key
@@ -308,6 +310,22 @@ def test_a_damaged_or_vanished_result_is_no_measurement(store: Store) -> None:
     publish(store, damaged, 1e6)
     (file_of(store, damaged, METRICS)).write_bytes(b"{}")
     assert dict(estimate(plan, store, {damaged, vanished}).seconds) == guess(plan, store)
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+def test_a_plan_warns_of_nets_that_are_trained_again_for_a_state(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(method=("dense", "lth"), rewind_epoch=2, seeds=(0, 1))
+    options = Options(space="small")
+    for published in range(3):
+        todo = plan.closure.todo(store.keys())
+        print_plan(plan, todo, estimate(plan, store, store.keys()), store, options)
+        again = [line for line in capsys.readouterr().out.splitlines() if "trained again" in line]
+        assert len(again) == (published > 0)
+        assert not again or again[0].startswith(f"warning: {published} dense net")
+        if published < 2:
+            publish(store, of_kind(plan, DENSE)[published], 1.0)
 
 
 # --- on GPUs ----------------------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def _dense(job: Job, wanted: Collection[int | None], context: Context) -> Course
     # A checkpoint later than a missing state is of no use: training must pass through that state.
     session = _Session(job, data, training, context, latest=min(states, default=config.recipe.epochs))
     publish_state(training.epoch)
-    yield from session.epochs(job.epochs_to(missing), publish_state)
+    yield from session.epochs(job.epochs_to(missing), publish_state, states)
     if None in missing:
         session.publish({})
 
@@ -270,8 +270,14 @@ class _Session:
         self.context.log.precede(document["log"], document["seconds"])
         self.context.log.write(f"resuming after epoch {self._training.epoch}")
 
-    def epochs(self, stop: int, ended: Callable[[int], None] = lambda _epoch: None) -> Course:
-        """Train until `stop` epochs are complete; call `ended` with the number of each before its row is yielded."""
+    def epochs(
+        self, stop: int, ended: Callable[[int], None] = lambda _epoch: None, saved: Collection[int] = ()
+    ) -> Course:
+        """Train until `stop` epochs are complete; call `ended` with the number of each before its row is yielded.
+
+        After the epochs `saved`, a checkpoint is written first: if the process dies behind a published state, the net
+        goes on from there, even where a repetition would not lead through the same state.
+        """
         training, log = self._training, self.context.log
         repeats = _is_deterministic(self._job, self.context)
         # A traced network is a reference cycle: without the release, the activations of a whole batch would stay in the
@@ -285,14 +291,15 @@ class _Session:
                 row = {"step": training.epoch, "timestamp": now(), **metrics, **self._usage.sample()}
                 self._history.append(row)
                 log.write(f"epoch {training.epoch}/{training.recipe.epochs}: {in_words(metrics)}")
+                if training.epoch in saved:
+                    self._save(checkpoints)
+                    checkpoints.wait()
                 ended(training.epoch)
-                self._save_if_due(checkpoints)
+                if time.perf_counter() - self._saved >= self.context.checkpoint_seconds:
+                    self._save(checkpoints)
                 yield row
 
-    def _save_if_due(self, checkpoints: CheckpointWriter) -> None:
-        """Save a checkpoint if the last one is at least ``context.checkpoint_seconds`` old."""
-        if time.perf_counter() - self._saved < self.context.checkpoint_seconds:
-            return
+    def _save(self, checkpoints: CheckpointWriter) -> None:
         checkpoints.wait()  # memory holds one copy of the state, not two
         tensors, data = self._training.state()
         log = self.context.log

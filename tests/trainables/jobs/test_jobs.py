@@ -13,7 +13,7 @@ import shutil
 import time
 import warnings
 import weakref
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Mapping
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -687,6 +687,22 @@ def test_checkpoint_beyond_a_wanted_state_is_not_used(published: Store, own_copy
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert tensors(own_copy, state) == tensors(published, state)
     assert_same_result(published, own_copy, DENSE_A.key)
+
+
+def test_a_state_is_published_once_its_net_can_go_on_from_there(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published, saved = Store.publish, []
+
+    def noting(store: Store, key: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> bool:
+        if manifest.get("epoch"):
+            _, document = unpack_checkpoint(store.read_checkpoint(DENSE_B.key) or b"", DENSE_B.key)
+            saved.append((manifest["epoch"], document["epoch"]))
+        return published(store, key, files, manifest)
+
+    monkeypatch.setattr(Store, "publish", noting)
+    list(run_job(DENSE_B, {None, 0, 1, 2}, context))
+    assert saved == [(1, 1), (2, 2)]
 
 
 def test_published_result_stays_whoever_computes_it_again(own_copy: Store) -> None:
