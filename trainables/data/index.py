@@ -121,7 +121,7 @@ def _read(root: Path) -> dict[FileState, Picture]:
     """
     found = []
     for path in (folder / _name(root) for folder in cache.folders(root) if trusted(folder)):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # no file, or a place that holds none
             written, document = path.stat().st_mtime_ns, cache.read_sealed(path, _INDEX)
             if document is not None and document["format"] == FORMAT:
                 found.append((written, document))
