@@ -202,9 +202,9 @@ def _plans(space: SearchSpace, data_dir: str | None, choices: Mapping[str, Kept 
 
 def lines(found: Surplus, missing: Mapping[str, str]) -> list[str]:
     """Return what can be removed, as lines of text; `missing` as :func:`plan_all` returns it."""
-    keys = found.keys
-    size = size_in_words(sum(size for path, size in found.bytes.items() if _result(path) in keys))
-    text = [f"{len(keys)} results that no search space needs, {size}"]
+    removed = found.keys
+    size = size_in_words(sum(size for path, size in found.bytes.items() if _result(path) in removed))
+    text = [f"{len(removed)} results that no search space needs, {size}"]
     if found.results:
         text.append(f"  {'dataset':<14}{'model':<12}{'width':>6}  {'kind':<10}{'results':>8}")
     for (dataset, model, width, kind), keys in found.results.items():
