@@ -527,13 +527,13 @@ class PlanSearcher:
             return False
         queued = [trial for trial in self.trials.values() if not trial.started]
         for trial in queued:
-            if not self._hosts.fit(trial.asked, trial.avoided, trial.workers):  # it waits for another machine
-                continue
             larger = any(
                 amount * trial.workers > request.resources.get(name, 0.0) * request.workers
                 for name, amount in trial.asked.items()
             )
-            if larger and trial.card == request.card and now - trial.since > STARVING_SECONDS:
+            starves = larger and trial.card == request.card and now - trial.since > STARVING_SECONDS
+            # One that fits no node waits for another machine, and would not get what is left free.
+            if starves and self._hosts.fit(trial.asked, trial.avoided, trial.workers):
                 return False
         ahead = self._ahead_in_growth if now - self._grown < GROWTH_SECONDS else self._ahead
         return self._fits(request, pool) or len(queued) < ahead

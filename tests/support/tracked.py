@@ -50,6 +50,16 @@ def log_all(
     assert tracker.close(HANG_SECONDS), tracker.behind
 
 
+def log_failure(plan: Plan, store: Store, uri: str, job: Job, error: str = "first") -> Tracker:
+    """Do what a study does in which a job fails for good; return its tracker, which is closed."""
+    without(store, job)
+    tracker = track(plan, store, uri)
+    tracker.start()
+    tracker.failed(job.key, error)
+    assert tracker.close(HANG_SECONDS)
+    return tracker
+
+
 def all_runs(uri: str, space: SearchSpace = SPACE) -> list[Run]:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(space.name)

@@ -22,6 +22,7 @@ from tracked import (
     curve,
     job_of,
     log_all,
+    log_failure,
     points,
     track,
     wait_for,
@@ -40,11 +41,7 @@ from trainables.storage.store import Store
 
 def test_failed_job_and_its_later_success_are_one_run(plan: Plan, own_copy: Store, uri: str) -> None:
     job = job_of(plan, schema.SPARSE, "permuted")
-    without(own_copy, job)
-    tracker = track(plan, own_copy, uri)
-    tracker.start()
-    tracker.failed(job.key, "training loss is nan in epoch 2")
-    assert tracker.close(HANG_SECONDS)
+    log_failure(plan, own_copy, uri, job, "training loss is nan in epoch 2")
     failed = by_key(uri)[job.key]
     assert failed.info.status == "FAILED"
     assert failed.data.tags[schema.TAG_ERROR] == "training loss is nan in epoch 2"

@@ -29,9 +29,9 @@ from tracked import (
     computing,
     curve,
     log_all,
+    log_failure,
     points,
     track,
-    without,
 )
 from waiting import HANG_SECONDS, wait_until
 
@@ -152,11 +152,7 @@ def test_a_tag_that_another_driver_has_deleted_is_no_refusal(
     dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (job,) = dense_plan.jobs.values()
-    without(own_copy, job)
-    tracker = track(dense_plan, own_copy, uri)
-    tracker.start()
-    tracker.failed(job.key, "first")
-    assert tracker.close(HANG_SECONDS)
+    log_failure(dense_plan, own_copy, uri, job)
     bring_back(own_copy, job)
     delete_tag = MlflowClient.delete_tag
 

@@ -26,6 +26,7 @@ from tracked import (
     curve,
     job_of,
     log_all,
+    log_failure,
     points,
     track,
     wait_for,
@@ -160,11 +161,7 @@ def test_a_job_that_once_failed_is_undelivered_until_its_run_has_the_result(
     dense_plan: Plan, own_copy: Store, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (job,) = dense_plan.jobs.values()
-    without(own_copy, job)
-    tracker = track(dense_plan, own_copy, uri)
-    tracker.start()
-    tracker.failed(job.key, "first")
-    assert tracker.close(HANG_SECONDS)
+    tracker = log_failure(dense_plan, own_copy, uri, job)
     assert tracker.undelivered == [], "its run says that it has failed"
     monkeypatch.setattr(delivery, "CLOSING_PATIENCE", 0.05)
     away = threading.Event()
