@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ PACKED = "deflate;"
 HEIGHT, ACROSS = 320, (1, 2)
 """Height of a chart in pixels; bounds of the number of charts in a row. More would be too narrow for their titles and
 legends: menus, the list of runs and, where it opens, MLflow's Assistant leave a third of a page of 1440 pixels."""
+LONGEST = 5000
+"""Characters that every supported MLflow takes as a tag of an experiment."""
 CELLS = "cells"
 VIEWS = {
     schema.VIEW: "Gaps by width, sparsity and rewind epoch",
@@ -113,13 +117,29 @@ def view_tags(
         created: creation time of the experiment, ms since 1970.
         present: the experiment's tags.
     """
-    views = {view: _of_methods(_SHOWN[view], charts) for view in _SHOWN} | {CELLS: _of_cells(settings)}
-    names = {schema.VIEW_TAG + view: view for view in views}
+    names = {schema.VIEW_TAG + view: view for view in VIEWS}
     return {
-        name: _saved(VIEWS[view], created, views[view])
+        name: _saved(VIEWS[CELLS], created, _of_cells(settings)) if view == CELLS else _that_fits(view, created, charts)
         for name, view in names.items()
         if name not in present or _is_ours(present[name])
     }
+
+
+def _that_fits(view: str, created: int, charts: Sequence[Chart]) -> str:
+    """Return a view of method runs with as many charts in each section as MLflow stores.
+
+    MLflow's pages show the others among all other metrics.
+    """
+    counts = Counter((chart.measure, chart.axis) for chart in charts)
+    largest = max((counts[shown] for shown in _SHOWN[view]), default=0)
+
+    def saved(most: int) -> str:
+        kept = "" if most == largest else f" (first {most} charts of {largest})"
+        return _saved(VIEWS[view] + kept, created, _of_methods(_SHOWN[view], charts, most))
+
+    # The length grows with the number of charts, if not strictly, because the state is compressed.
+    most = bisect_right(range(largest), LONGEST, key=lambda most: len(saved(most + 1)))
+    return saved(most)
 
 
 def _is_ours(saved: str) -> bool:
@@ -136,12 +156,12 @@ def _saved(title: str, created: int, state: dict[str, Any]) -> str:
     return json.dumps({"name": title, "createdAt": created, "updatedAt": created, "state": packed})
 
 
-def _of_methods(shown: Iterable[tuple[str, str]], charts: Sequence[Chart]) -> dict[str, Any]:
-    """Return the state of a page with method runs: a section for each measure and group of charts."""
+def _of_methods(shown: Iterable[tuple[str, str]], charts: Sequence[Chart], most: int) -> dict[str, Any]:
+    """Return the state of a page with method runs: a section for each measure and axis, with `most` charts or fewer."""
     sections, cards = [], []
     for measure, axis in shown:
         place = f"{measure} {axis}"
-        chosen = [chart for chart in charts if (chart.measure, chart.axis) == (measure, axis)]
+        chosen = [chart for chart in charts if (chart.measure, chart.axis) == (measure, axis)][:most]
         sections.append(_section(place, _title(measure, axis, late=any(chart.late for chart in chosen)), len(chosen)))
         cards += [_line(place, chart.metric, axis) for chart in chosen]
     columns = [f"params.`{schema.PARAM_METHOD}`"]

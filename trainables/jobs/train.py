@@ -138,7 +138,7 @@ def _steps(job: Job, wanted: Collection[int | None], context: Context) -> Course
         case _:
             free_idle_memory()  # the trial asked for the memory of training or of measuring, not for both at once
             measure(job, context)
-    context.store.drop_checkpoint(job.key)
+    context.store.forget_attempts(job.key)
 
 
 # --- the kinds of job ---------------------------------------------------------------------------------------------

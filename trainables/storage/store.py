@@ -6,7 +6,7 @@ Layout below the storage, a directory or an object store::
                            attempt that published them; never changed once there
     store/.damaged/        results and documents that failed their checks
     work/<key>/            checkpoint of a running job, and why its last attempt failed; removed when it is published
-    failed/<key>.json      why a job failed for good, with its log; removed when the job is published after all
+    failed/<key>.json      why a job failed for good, with its log; removed when the job succeeds after all
     leases/<key>           who is computing a key now
     studies/<id>           a lease for each running driver
     data/<digest>.json     facts about a dataset, for machines that lack the data
@@ -384,10 +384,11 @@ class Store:
         """Replace a job's checkpoint in one step."""
         self.storage.write(_checkpoint(key), content)
 
-    def drop_checkpoint(self, key: str) -> None:
-        """Remove a job's checkpoint."""
+    def forget_attempts(self, key: str) -> None:
+        """Remove the checkpoint of a job that has ended well, and the notes on attempts that failed."""
         for path in self.storage.names(_checkpoint(key).rpartition("/")[0]):
             self.storage.remove(path)
+        self.storage.remove(_failure(key))
 
     def lease(self, key: str, note: Mapping[str, Any] | None = None) -> Lease | None:
         """Return a lease on computing `key`, with a note for others, or None while another process holds one."""
@@ -415,7 +416,7 @@ class Store:
 
     # --- failures and studies -----------------------------------------------------------------------------------
     def record_failure(self, key: str, document: Mapping[str, Any]) -> None:
-        """Note why a job failed for good; the note is removed when the job is published after all."""
+        """Note why a job failed for good; the note is removed when the job succeeds after all."""
         self.storage.write(_failure(key), json.dumps(document, indent=1).encode())
 
     def failure(self, key: str) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ import json
 import re
 import zlib
 from base64 import b64decode
+from collections import Counter
 
 import pytest
 from tiny_study import tiny_space
@@ -14,14 +15,18 @@ from search_spaces import SPACES
 from study.tracking import views
 from trainables import schema
 
-LONGEST_TAG = 5000
-"""Characters that every supported MLflow takes as a tag of an experiment."""
-CHARTS = [
-    Chart(measure=measure, axis=axis, metric=f"w{panel} - {measure} by {axis}", late=True)
-    for axis in (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
-    for measure in (schema.GAP_TO_DENSE, schema.GAP_TO_LTH, schema.TEST_ACCURACY, schema.GENERALIZATION_GAP)
-    for panel in range(16)
-]
+
+def charts(panels):
+    """Return charts of every measure over every axis, each for as many curves."""
+    return [
+        Chart(measure=measure, axis=axis, metric=f"w{panel} - {measure} by {axis}", late=True)
+        for axis in (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
+        for measure in (schema.GAP_TO_DENSE, schema.GAP_TO_LTH, schema.TEST_ACCURACY, schema.GENERALIZATION_GAP)
+        for panel in range(panels)
+    ]
+
+
+CHARTS = charts(16)
 FIELDS = {
     "LINE": {
         *("metricKey", "selectedMetricKeys", "xAxisKey", "selectedXAxisMetricKey", "useGlobalXaxisKey"),
@@ -50,11 +55,25 @@ def test_every_space_has_a_note_that_begins_with_its_question(name):
     note = views.note(SPACES[name], "7")
     assert note.split("\n\n")[0] == SPACES[name].question
     assert f"analysis.report --space {name}`" in note
-    assert len(note) <= LONGEST_TAG
+    assert len(note) <= views.LONGEST
 
 
 def test_views_of_the_paper_s_grid_are_tags_that_mlflow_takes():
-    assert all(len(tag) <= LONGEST_TAG for tag in views.view_tags(CHARTS, ["lr"], 1234, {}).values())
+    assert all(len(tag) <= views.LONGEST for tag in views.view_tags(CHARTS, ["lr"], 1234, {}).values())
+
+
+@pytest.mark.parametrize("panels", [0, 1, 37, 200])
+def test_a_grid_of_any_size_has_views_that_mlflow_takes(panels):
+    for name, tag in views.view_tags(charts(panels), ["lr"], 1234, {}).items():
+        assert len(tag) <= views.LONGEST, name
+        envelope = json.loads(tag)
+        state = json.loads(zlib.decompress(b64decode(envelope["state"].removeprefix(views.PACKED))))
+        if not name.endswith(views.CELLS):
+            shown = Counter(card["metricSectionId"] for card in state["compareRunCharts"])
+            assert len(set(shown.values())) <= 1, "a section lacks more charts than another"
+            kept = max(shown.values(), default=0)
+            assert kept == panels if panels <= 16 else 16 < kept <= panels
+            assert (f"(first {kept} charts of {panels})" in envelope["name"]) == (kept < panels)
 
 
 def test_lines_of_the_note_are_whole_sentences_because_mlflow_breaks_where_they_end():

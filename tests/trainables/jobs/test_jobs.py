@@ -208,6 +208,14 @@ def test_state_zero_is_the_untouched_initialisation(context: Context) -> None:
     assert DENSE_A.key not in context.store
 
 
+def test_a_state_that_is_there_after_all_leaves_no_note_of_an_earlier_failure(context: Context) -> None:
+    context.store.record_failure(DENSE_A.key, {"error": "no memory"})
+    context.store.record_attempt(DENSE_A.key, {"error": "no memory"})
+    publish([Ref(DENSE_A, 0)], context)
+    assert context.store.failures() == set()
+    assert context.store.attempt(DENSE_A.key) is None
+
+
 def test_seeds_give_different_nets(published: Store) -> None:
     a, b = (read_weights(published, Ref(target(tiny_cell(m)).parent("init").job, 1).key) for m in ("lth", "naive"))
     assert not torch.equal(a["conv1.weight"], b["conv1.weight"])

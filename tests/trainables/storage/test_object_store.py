@@ -157,8 +157,8 @@ def test_checkpoints_and_failures(store: Store) -> None:
     store.write_checkpoint(KEY, b"one")
     store.write_checkpoint(KEY, b"two")
     assert store.read_checkpoint(KEY) == b"two"
-    store.drop_checkpoint(KEY)
-    store.drop_checkpoint(KEY)
+    store.forget_attempts(KEY)
+    store.forget_attempts(KEY)
     assert store.read_checkpoint(KEY) is None
     store.record_failure(KEY, {"error": "nan"})
     assert (store.failures(), store.failure(KEY), store.failure(OTHER)) == ({KEY}, {"error": "nan"}, None)

@@ -149,7 +149,7 @@ def test_a_key_cannot_point_outside(store: Store, key: str) -> None:
         lambda: store.publish(key, {}, {}),
         lambda: store.read_checkpoint(key),
         lambda: store.write_checkpoint(key, b""),
-        lambda: store.drop_checkpoint(key),
+        lambda: store.forget_attempts(key),
         lambda: store.lease(key),
         lambda: store.record_failure(key, {}),
         lambda: store.failure(key),
@@ -586,8 +586,8 @@ def test_a_checkpoint_is_replaced_and_dropped(store: Store) -> None:
     store.write_checkpoint(KEY, b"one")
     store.write_checkpoint(KEY, b"two")
     assert store.read_checkpoint(KEY) == b"two"
-    store.drop_checkpoint(KEY)
-    store.drop_checkpoint(KEY)
+    store.forget_attempts(KEY)
+    store.forget_attempts(KEY)
     assert store.read_checkpoint(KEY) is None
     assert list((store.root / "work").iterdir()) == []
     assert KEY not in store
@@ -951,6 +951,9 @@ def test_a_failure_is_noted_until_the_result_is_there(store: Store) -> None:
     assert store.failure(KEY) == {"error": "Diverged: nan", "log": "epoch 1"}
     assert KEY not in store
     store.publish(KEY, FILES, {})
+    assert store.failures() == set()
+    store.record_failure(KEY, {"error": "while it was trained to a further state"})
+    store.forget_attempts(KEY)
     assert store.failures() == set()
 
 
