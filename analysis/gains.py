@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis import stats
 from analysis.cells import LTH, NAIVE, PAIR, PERMUTED, by_mask, complete, paired
+from trainables import schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,15 @@ class Block:
         accuracies: percent, a column per row, a line per cell and net A.
         pairs: number of pairs (A, B).
         cells: number of cells.
-        left_out: number of other pairs that have all rows in some cell.
+        left_out: number of other pairs that have all rows in some cell of these widths.
+        behind: widths that are left out, because they have fewer pairs.
     """
 
     accuracies: pd.DataFrame
     pairs: int
     cells: int
     left_out: int
+    behind: tuple[float, ...]
 
     @property
     def masks(self) -> int:
@@ -51,14 +54,26 @@ class Block:
 def block(scored: pd.DataFrame, by: list[str], *rows: str) -> Block:
     """Return the largest block in which each pair has all rows in each cell (:func:`analysis.cells.complete`).
 
+    A study goes on from width to width, so only the widths that have the most pairs count: the first cells of another
+    width must not cost a pair.
+
     Args:
         scored: as returned by :func:`analysis.cells.scores`.
         by: the axes that tell one cell from another.
         rows: what is to be compared.
     """
     found = paired(scored, by).reindex(columns=[*rows]).dropna()
-    cell = found.groupby(level=by, dropna=False).ngroup()
-    pair = pd.Series(found.index.get_level_values(PAIR), index=found.index)
-    chosen = complete(pair, cell)
-    pairs = pair[chosen].nunique()
-    return Block(by_mask(found[chosen]), pairs, cell[chosen].nunique(), pair.nunique() - pairs)
+    names = [PAIR, schema.PARAM_WIDTH]
+    lines = found.index.to_frame(index=False)[names].assign(cell=found.groupby(level=by, dropna=False).ngroup().array)
+    reached = {width: _largest(own)[PAIR].nunique() for width, own in lines.groupby(schema.PARAM_WIDTH)}
+    behind = tuple(width for width, pairs in reached.items() if pairs < max(reached.values()))
+    lines = lines[~lines[schema.PARAM_WIDTH].isin(behind)]
+    chosen = _largest(lines)
+    count = chosen[PAIR].nunique()
+    left_out = lines[PAIR].nunique() - count
+    return Block(by_mask(found.iloc[chosen.index]), count, chosen["cell"].nunique(), left_out, behind)
+
+
+def _largest(lines: pd.DataFrame) -> pd.DataFrame:
+    """Return those lines, each of a pair in a cell, that make up the largest complete block."""
+    return lines[complete(lines[PAIR], lines["cell"])]

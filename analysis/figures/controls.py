@@ -48,11 +48,13 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line per cell and row that has pairs in common with naive; empty if no control was measured.
 
     Columns: the cell's axes, ``row``, ``pairs``, ``minus_naive``, ``ci_low``, ``ci_high`` (percentage points, 95 %),
-    ``p`` and ``p_holm``, adjusted for the number of lines.
+    ``p`` and ``p_holm``, adjusted for the number of the row's cells: each row is a question of its own.
     """
     found = facets.leads(frame).rename(columns={"lead": "minus_naive"})
     found = found[~found[cells.ROW].isin(APART)] if found[cells.ROW].isin(CONTROLS).any() else found.iloc[:0]
-    found = found.reset_index(drop=True).assign(p_holm=stats.holm(found["p"].tolist()))
+    found = found.reset_index(drop=True)
+    adjusted = found.groupby(cells.ROW)["p"].transform(lambda p: stats.holm(p.tolist()))
+    found = found.assign(p_holm=adjusted.astype(float))
     return found.astype({schema.PARAM_REWIND_EPOCH: "Int64"})
 
 

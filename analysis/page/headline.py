@@ -25,8 +25,11 @@ MANY_WIDTHS = 3
 """A study of so many widths asks for their effect."""
 FIGURES_OF_WAYS = {schema.PARAM_MATCH_EPOCH: "early_matching", match_images.IMAGES: "match_images"}
 """Setting of matching -> the figure of its effect; ``match_quality`` has that of any other."""
+MAIN = (cells.PERMUTED, cells.NAIVE)
+"""The rows whose difference the study is about."""
 FIRST_CONTROLS = 2
 """How many of the controls' questions the headline answers; the figure answers all."""
+_LEVEL = f"{100 * stats.CONFIDENCE:g} % CI"
 
 
 def headline(frame: pd.DataFrame) -> str:
@@ -44,12 +47,8 @@ def details(frame: pd.DataFrame) -> list[str]:
     for (where, runs, scored), answer in zip(tasks, _answers(frame), strict=True):
         found = _gain(scored, by, where), _paths(runs, where)
         others = [" ".join(each) for each in found if not {*each} <= {*answer.sentences}]
-        epochs = scored[schema.PARAM_REWIND_EPOCH]
-        parts = {_from_epoch_0(runs): scored[epochs == 0], "from epoch 1 or later": scored[epochs > 0]}
-        starts = {start: block(part, by, cells.PERMUTED, cells.NAIVE) for start, part in parts.items()}
-        if all(compared.pairs for compared in starts.values()):
-            points = "; ".join(f"{start}: {_points(compared, compared.gain())}" for start, compared in starts.items())
-            others.append(f"{f'{where}, permuted' if named else 'Permuted'} {MINUS} naive {points}.")
+        for row, over in (MAIN, *(rows for _, *rows in controls.QUESTIONS[:FIRST_CONTROLS])):
+            others += _by_part(runs, scored, by, row, over, f"{where}: " if named else "")
         said += others
     return said + _tested(frame)
 
@@ -57,6 +56,24 @@ def details(frame: pd.DataFrame) -> list[str]:
 def figure_of(frame: pd.DataFrame) -> str:
     """Return the name of the figure that shows what the headline says; it may lack numbers so far."""
     return next((answer.figure for answer in _answers(frame) if answer.figure), "rewind")
+
+
+def _by_part(runs: pd.DataFrame, scored: pd.DataFrame, by: list[str], row: str, over: str, where: str) -> list[str]:
+    """Return how two rows compare at widths that have fewer pairs, and at early and late rewind epochs."""
+    whole = block(scored, by, row, over)
+    said = []
+    for width in whole.behind:
+        compared = block(scored[scored[schema.PARAM_WIDTH] == width], by, row, over)
+        said.append({f"at width {labels.value(schema.PARAM_WIDTH, width)}": compared})
+    kept = scored[~scored[schema.PARAM_WIDTH].isin(whole.behind)]
+    epochs = kept[schema.PARAM_REWIND_EPOCH]
+    parts = {_from_epoch_0(runs): kept[epochs == 0], "from epoch 1 or later": kept[epochs > 0]}
+    starts = {start: block(part, by, row, over) for start, part in parts.items()}
+    if all(compared.pairs for compared in starts.values()):
+        said.append(starts)
+    names = f"{where}{labels.method(row)} {MINUS} {labels.method(over).lower()}"
+    points = [[f"{part}: {_points(found, found.gain(row, over))}" for part, found in each.items()] for each in said]
+    return [f"{names} {'; '.join(each)}." for each in points]
 
 
 class _Task(NamedTuple):
@@ -104,14 +121,15 @@ def _answer(task: _Task, by: list[str], main: Mapping[str, object]) -> _Answer:
 
 def _tested(frame: pd.DataFrame) -> list[str]:
     """Return in how many cells permuted is ahead, and in how many the difference is significant."""
-    numbers = accuracy_table.table(frame)
-    numbers = numbers[numbers["pairs"] > 1] if len(numbers) else numbers
+    every = accuracy_table.table(frame)
+    numbers = every[every["pairs"] > 1] if len(every) else every
     if numbers.empty:
         return []
+    tested = labels.plural(len(numbers), "cell") + (" that have two pairs or more" if len(numbers) < len(every) else "")
     ahead = int((numbers["permuted_minus_naive"] > 0).sum())
     clear = int((numbers["p_holm"] < stats.LEVEL).sum())
     return [
-        f"Permuted is ahead of naive in {ahead} of {labels.plural(len(numbers), 'cell')}; tested cell by cell, the "
+        f"Permuted is ahead of naive in {ahead} of {tested}; tested cell by cell, the "
         f"difference is significant (p < {stats.LEVEL} after Holm's correction) in {clear or 'none'}."
     ]
 
@@ -144,18 +162,21 @@ def _closed(scored: pd.DataFrame, by: list[str], compared: Block) -> list[str]:
     """Return the share of the gap to LTH that is closed, also by width over the cells that every width has."""
     triple = (cells.PERMUTED, cells.NAIVE, cells.LTH)
     whole = block(scored, by, *triple)
-    closed = whole.share().value
-    if math.isnan(closed):
+    closed = whole.share()
+    if math.isnan(closed.value):
         return []
+    scored = scored[~scored[schema.PARAM_WIDTH].isin(whole.behind)]
     everywhere, each = _at_every_width(scored, by), []
     for width, group in everywhere.groupby(schema.PARAM_WIDTH):
         part = stats.format_share(block(group, by, *triple).share().value)
         each += [f"{part} at width {labels.value(schema.PARAM_WIDTH, width)}"] if part else []
     same = whole.accuracies.index.equals(compared.accuracies.index)
     lead = "This closes" if same else f"Where LTH nets have finished, too ({_basis(whole)}), it closes"
-    common = "" if len(everywhere) == len(scored) else " over the rewind epochs that they have in common"
+    common = "" if len(everywhere) == len(scored) else " over the cells that they have in common"
     by_width = f": {labels.listed(each)}{common}" if len(each) > 1 else ""
-    return [f"{lead} {stats.format_share(closed)} of the gap from naive to LTH{by_width}."]
+    share, _, limits = stats.format_share(closed.value, closed.low, closed.high).partition(" [")
+    interval = f" ({_LEVEL} [{limits} %)" if limits else ""
+    return [f"{lead} {share} of the gap from naive to LTH{interval}{by_width}."]
 
 
 def _at_every_width(scored: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -284,9 +305,21 @@ def _from_epoch_0(runs: pd.DataFrame) -> str:
 def _basis(compared: Block) -> str:
     """Return which part of the study a mean is over."""
     masks = f" that share {labels.plural(compared.masks, 'net A', 'nets A')}" if compared.masks < compared.pairs else ""
-    rest = f"; {labels.plural(compared.left_out, 'pair')} without all of these cells left out"
     pairs = f"{labels.plural(compared.pairs, 'pair')} of nets{masks}"
-    return f"{pairs}, {labels.plural(compared.cells, 'cell')} of the grid" + (rest if compared.left_out else "")
+    return f"{pairs}, {labels.plural(compared.cells, 'cell')} of the grid{_without(compared)}"
+
+
+def _without(compared: Block) -> str:
+    """Return what a mean leaves out."""
+    widths, pairs = (
+        labels.listed(labels.value(schema.PARAM_WIDTH, width) for width in compared.behind),
+        compared.left_out,
+    )
+    parts = {
+        f"; width {widths}, with fewer pairs, left out": widths,
+        f"; {labels.plural(pairs, 'pair')} without all of these cells left out": pairs,
+    }
+    return "".join(labels.said(parts))
 
 
 def _side(one: stats.Estimate) -> str:
@@ -300,10 +333,10 @@ def _differs(one: stats.Estimate) -> str:
 def _points(compared: Block, one: stats.Estimate) -> str:
     """Return a difference with its unit, interval and numbers of pairs and cells."""
     limits = "" if math.isnan(one.low) else f"{_interval(one)}; "
-    basis = f"{labels.plural(compared.pairs, 'pair')}, {labels.plural(compared.cells, 'cell')}"
+    basis = f"{labels.plural(compared.pairs, 'pair')}, {labels.plural(compared.cells, 'cell')}{_without(compared)}"
     return f"{stats.format_difference(one.value)} points ({limits}{basis})"
 
 
 def _interval(one: stats.Estimate) -> str:
     limits = _differs(one).partition(" ")[2]
-    return f"{100 * stats.CONFIDENCE:g} % CI {limits}"
+    return f"{_LEVEL} {limits}"

@@ -140,8 +140,33 @@ def test_a_pair_of_another_width_leaves_the_others_as_they_are(scored):
     other = scored[own & (scored["width"] == 4.0)]
     together = pd.concat([scored[~own & (scored["width"] == 1.0)], other])
     found = block(together, by, *TRIPLE)
-    assert (found.pairs, found.left_out) == (2, 1)
+    assert (found.pairs, found.left_out, found.behind) == (2, 0, (4.0,))
     assert found.gain() == block(scored[~own & (scored["width"] == 1.0)], by, *TRIPLE).gain()
+
+
+@pytest.mark.parametrize("begun", [(1, 0, 0), (9, 3, 0), (9, 4, 0), (9, 9, 1), (9, 9, 2)])
+def test_a_width_that_has_only_begun_costs_no_pair(scored, begun):
+    by, wide = [*cells.CELL], scored[scored["width"] == 4.0]
+    place = wide.groupby([*cells.CELL], dropna=False).ngroup()
+    counts = dict(zip(sorted(wide["seed_a"].dropna().unique()), begun, strict=False))
+    done = wide[place < wide["seed_a"].map(counts)]
+    finished = scored[scored["width"] == 1.0]
+    whole, found = block(finished, by, *TRIPLE), block(pd.concat([finished, done]), by, *TRIPLE)
+    assert whole.pairs == 3
+    assert found.behind == (4.0,)
+    assert (found.pairs, found.cells, found.gain(), found.share()) == (3, whole.cells, whole.gain(), whole.share())
+
+
+def test_what_is_left_out_is_said_and_shown_apart(uri):
+    frame = load.runs("resnet20_width_sweep", uri)
+    begun = (frame["stage"] == "sparse") & (frame["width"] == 16) & (frame["seed_a"] != 0)
+    said, more = headline.headline(frame[~begun]), headline.details(frame[~begun])
+    assert f"; width {TIMES}16, with fewer pairs, left out)" in said
+    assert f"at width {TIMES}16" not in said, "widths are compared over the same pairs"
+    assert [text for text in more if text.startswith(f"Permuted {MINUS} naive at width {TIMES}16: ")]
+    controls = headline.details(load.runs("cifar10_two_cores", uri))
+    split = [text.partition(" from the untouched")[0] for text in controls if "; from epoch 1 or later: " in text]
+    assert split == [f"Permuted {MINUS} {over}" for over in ("naive", "shuffled", "layerwise random")]
 
 
 def test_nothing_in_common_is_an_empty_block(scored):
@@ -179,7 +204,7 @@ def test_widths_are_compared_at_the_rewind_epochs_that_all_of_them_have(uri):
     shares = re.compile(r"\d+ % at width")
     said, alone = (headline.headline(each) for each in (lacking, common))
     assert shares.findall(said) == shares.findall(alone)
-    assert "over the rewind epochs that they have in common" in said
+    assert "over the cells that they have in common" in said
     assert "in common" not in alone
 
 
