@@ -250,7 +250,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
         "The paper says that its ensembles on CIFAR-100 are at 90 % sparsity, but their members are as accurate as its "
         "nets at 95 % (table 12).": (measures.isin(published.VOTES) & (numbers["dataset"] == "cifar100")).any(),
     }
-    return [*_agreement(numbers), *_by_method(numbers), *_recipe(frame, numbers), *labels.said(assumed)]
+    return [*_agreement(numbers), *_by_method(numbers), *recipes(frame, numbers), *labels.said(assumed)]
 
 
 def _agreement(numbers: pd.DataFrame) -> Iterator[str]:
@@ -277,8 +277,13 @@ def _by_method(numbers: pd.DataFrame) -> Iterator[str]:
         yield f"Ours {MINUS} the paper's, mean over its numbers (pp): {labels.listed(items)}."
 
 
-def _recipe(frame: pd.DataFrame, numbers: pd.DataFrame) -> Iterator[str]:
-    """Yield how the training of our nets, and of the masks and matches that they have, differs from the paper's."""
+def recipes(frame: pd.DataFrame, numbers: pd.DataFrame) -> Iterator[str]:
+    """Yield how the training of our nets, and of the masks and matches that they have, differs from the paper's.
+
+    Args:
+        frame: the study's runs.
+        numbers: what is compared with the paper, as returned by :func:`table`.
+    """
     sparse = frame[frame[schema.PARAM_STAGE] == schema.SPARSE]
     sparse = sparse[sparse[schema.PARAM_MODEL].isin(numbers[schema.PARAM_MODEL])]
     fixed = fixed_settings(frame)

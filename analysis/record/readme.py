@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from analysis.drawing import facets, files
 from analysis.drawing.signs import MINUS
 from analysis.figures import accuracy_table, versus_paper
 from analysis.figures.table import FIGURES
-from analysis.page import headline, how
+from analysis.page import coverage, headline, how
 from analysis.paper import numbers as published
 from analysis.record import folder
 from analysis.sources import AnalysisError
@@ -38,6 +38,7 @@ PAPER = (
 )
 FACTS = ("Precision and engine", "Hardware", "Software", "Commit", "Started", "Ended")
 HOUR = 3600.0
+T = TypeVar("T")
 Place = tuple[Any, ...]
 """Values of the axes of a place in the grid, and a row, to look numbers up by."""
 
@@ -53,13 +54,10 @@ def page(frame: pd.DataFrame, record: Path, written: Iterable[Path]) -> str:
     Raises:
         AnalysisError: a file of the record cannot be read.
     """
-    try:
-        study, runs = folder.read_study(record), folder.read_runs(record)
-    except (OSError, ValueError) as error:
-        raise AnalysisError(f"the record {record} cannot be read: {error}") from error
+    study, runs = _read(record, folder.read_study), _read(record, folder.read_runs)
     space, names = study["space"], {path.name for path in written}
     facts = _facts(frame, space) | _times(study["starts"], runs)
-    parts = [f"# {space}", study["question"], headline.headline(frame), *headline.details(frame)]
+    parts = [f"# {space}", study["question"], headline.headline(frame), *headline.details(frame), _missing(frame)]
     parts = [files.markdown_text(text) for text in parts if text]
     parts += ["\n".join(results(frame)), "## How it was computed"]
     parts += ["\n".join(f"- {name}: {files.markdown_text(text)}" for name, text in facts.items())]
@@ -72,6 +70,13 @@ def page(frame: pd.DataFrame, record: Path, written: Iterable[Path]) -> str:
             parts += [f"### {module.TITLE}", f"![{module.TITLE}]({name}.svg)", files.markdown_text(module.CAPTION)]
     parts += [f"`{_drawn_by(space, record)}` writes this folder again."]
     return "\n\n".join(parts) + "\n"
+
+
+def _read(record: Path, part: Callable[[Path], T]) -> T:
+    try:
+        return part(record)
+    except (OSError, ValueError) as error:
+        raise AnalysisError(f"the record {record} cannot be read: {error}") from error
 
 
 def _drawn_by(space: str, record: Path) -> str:
@@ -97,7 +102,7 @@ def refreshed(text: str, root: Path) -> str:
 
     def section(found: re.Match[str]) -> str:
         record = root / found["record"]
-        table = "\n".join(results(load.runs(record.name, str(record))))
+        table = "\n".join(results(load.runs(_read(record, folder.read_study)["space"], str(record))))
         return f"{found['record']} -->\n{table}\n"
 
     return SECTION.sub(section, text)
@@ -110,7 +115,8 @@ def results(frame: pd.DataFrame) -> list[str]:
     rows = [row for row in (*accuracy_table.MAIN, *others) if row in set(scored[cells.ROW])]
     sizes = frame[[*cells.TASK, schema.PARAM_WIDTH]].to_dict("records")
     resized = frame.assign(**{schema.PARAM_WIDTH: [_nearest_width(size) for size in sizes]})
-    paper = _paper_accuracies(versus_paper.table(resized), by)
+    theirs = versus_paper.table(resized)
+    paper = _paper_accuracies(theirs, by)
     accuracies = {_values(place): nets for place, nets in facets.places(cells.by_seed(scored, by), [*by, cells.ROW])}
     shown = facets.told_apart(numbers, by, always=accuracy_table.GRID)
     lines = [[*map(labels.axis, shown), *map(labels.method, rows), accuracy_table.GAIN]]
@@ -121,15 +127,16 @@ def results(frame: pd.DataFrame) -> list[str]:
             found = accuracies.get((*_values(place), row), scored.iloc[:0])
             mean = stats.interval(found[schema.TEST_ACCURACY])
             text = stats.format_mean(mean.value, mean.high - mean.value, mean.n, decimals=2)
-            theirs = paper.get(_where(place, row, by)) if width == place[schema.PARAM_WIDTH] else None
-            texts.append(text if theirs is None else f"{text}<br>paper {theirs:.2f}")
+            reached = paper.get(_where(place, row, by)) if width == place[schema.PARAM_WIDTH] else None
+            texts.append(text if reached is None else f"{text}<br>paper {reached:.2f}")
         gain = cell.iloc[0]
         limits = (gain["permuted_minus_naive"], gain["ci_low"], gain["ci_high"])
         lines.append([*texts, str(stats.Estimate(int(gain["pairs"]), *limits)) + _paper_gain(paper, place, width, by)])
-    said = [files.markdown_text(text) for text in accuracy_table.notes(frame)]
+    notes = [*accuracy_table.notes(frame), *(versus_paper.recipes(resized, theirs) if paper else ())]
+    said = [files.markdown_text(text) for text in notes]
     rule = [":--" if name in map(labels.axis, cells.TASK) else "--:" for name in lines[0]]
     table = [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
-    return [*table, "", CAPTION + (PAPER if paper else ""), *said]
+    return [*table, "", " ".join([CAPTION + (PAPER if paper else ""), *said])]
 
 
 def _nearest_width(place: Mapping[Any, Any]) -> float:
@@ -172,19 +179,32 @@ def _facts(frame: pd.DataFrame, space: str) -> dict[str, str]:
     known, settings = how.facts(frame, space, ""), how.settings(frame)
     own = [f"{name} {text}" for name, text in settings.items() if name in KNOBS and text != str(KNOBS[name].default)]
     counts = {name: int((frame["status"] == name).sum()) for name in (FINISHED, FAILED)}
+    widths = frame[schema.PARAM_WIDTH].value_counts().sort_index()
+    of_widths = (f"{count} at width {labels.value(schema.PARAM_WIDTH, width)}" for width, count in widths.items())
     return {
-        "Jobs": ", ".join(f"{count} {name.lower()}" for name, count in counts.items() if count),
+        "Jobs": ", ".join(f"{count} {name.lower()}" for name, count in counts.items() if count)
+        + f" ({labels.listed(of_widths, most=len(widths))})",
         "Settings that are not the default": labels.listed(own, most=len(own)),
         **{name: known[name] for name in FACTS},
     }
 
 
+def _missing(frame: pd.DataFrame) -> str:
+    """Return which rows lack results in cells that other rows have."""
+    lacking = coverage.missing(frame)
+    each = [
+        f"{line['method']} ({line['missing']} of {labels.plural(line['expected'], 'net')})"
+        for line in lacking[lacking["missing"] > 0].to_dict("records")
+    ]
+    return f"Still missing: {labels.listed(each, most=len(each))}." if each else ""
+
+
 def _times(starts: list[dict[str, Any]], runs: Iterable[folder.Run]) -> dict[str, str]:
     """Return how long a study took, beside its estimates: name -> fact."""
     timed = [run for run in runs if run["status"] == FINISHED and schema.SECONDS in run["metrics"]]
-    estimates = [float(run["tags"].get(folder.ESTIMATE, "nan")) for run in timed]
-    jobs = _with_estimate(sum(run["metrics"][schema.SECONDS] for run in timed), sum(estimates))
-    facts = {"Time of the finished jobs": jobs}
+    kinds = {kind: [run for run in timed if run["params"][schema.PARAM_STAGE] == kind] for kind in schema.STAGES}
+    each = "; ".join(f"{kind} {_taken(found)}" for kind, found in kinds.items() if found)
+    facts = {"Time of the finished jobs": _taken(timed), "By kind of job": each}
     if starts:
         taken = sum(folder.milliseconds(each["ended"]) - folder.milliseconds(each["started"]) for each in starts) / 1000
         whole = _with_estimate(taken, sum(each["estimated_seconds"] for each in starts))
@@ -192,6 +212,15 @@ def _times(starts: list[dict[str, Any]], runs: Iterable[folder.Run]) -> dict[str
         last = f", {killed} of which counts up to its last result" if killed else ""
         facts["Wall-clock time"] = f"{whole}, in {labels.plural(len(starts), 'start')}{last}"
     return facts
+
+
+def _taken(timed: Iterable[folder.Run]) -> str:
+    """Return the time that jobs took, beside its estimate."""
+    seconds, estimates = 0.0, 0.0
+    for run in timed:
+        seconds += run["metrics"][schema.SECONDS]
+        estimates += float(run["tags"].get(folder.ESTIMATE, "nan"))
+    return _with_estimate(seconds, estimates)
 
 
 def _with_estimate(taken: float, estimated: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import load, memo, write
+from analysis import labels, load, memo, write
 from analysis.record import folder, readme
 from analysis.record.folder import Curves, Run
 from analysis.sources import AnalysisError, Record, Source, source
@@ -21,6 +21,10 @@ from trainables.storage.starts import starts
 from trainables.storage.store import Store
 
 SAID = set(load.TAGS.values())
+ORIGINS = (schema.TAG_PARENTS, schema.TAG_DENSE_KEY, schema.TAG_LTH_KEY)
+"""Tags of a run that name jobs from whose results it descends, or whose results it is compared with."""
+TIMED = {schema.SECONDS, schema.IMAGES_PER_SECOND, *schema.SYSTEM_METRICS}
+"""Metrics of a run that differ when the same job is repeated."""
 KEPT = {*SAID, schema.TAG_KEY, schema.TAG_PLACE, schema.TAG_ASKED, schema.TAG_REUSED, folder.ESTIMATE}
 """Tags of a run that a record keeps, besides those of recipes: the ones that the analysis reads."""
 CURVES = (schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS)
@@ -53,6 +57,7 @@ def add(space: str, tracking_uri: str, store: Store | None, out: Path) -> None:
     ended = frame[frame["status"].isin([FINISHED, FAILED]) & frame["key"].str.fullmatch(documents.KEY_FORM)]
     chosen = set(ended["run_id"])
     runs = {run["run_id"]: run for run in (_run(each) for each in found if each.run_id in chosen)}
+    own = {key: run for key, run in runs.items() if run["status"] == FINISHED}
     curves = _curves(reader, ended)
     study: documents.Document = {
         "space": space,
@@ -64,6 +69,7 @@ def add(space: str, tracking_uri: str, store: Store | None, out: Path) -> None:
     if (out / folder.RUNS).exists():
         old_runs, old_curves, old_study = _old(out)
         _check_recipe(out, old_study, study)
+        _check_origin(out, old_runs, runs)
         for key, old in old_runs.items():
             new = runs.setdefault(key, old)
             if old["status"] == FINISHED != new["status"]:
@@ -74,7 +80,7 @@ def add(space: str, tracking_uri: str, store: Store | None, out: Path) -> None:
     if not runs:
         raise AnalysisError(f"no job of {space} has finished or failed yet")
     if store is not None:
-        _add_starts(starts(store, space), study, runs)
+        _add_starts(starts(store, space), study, runs, own)
     out.mkdir(parents=True, exist_ok=True)
     folder.write_runs(out, runs.values())
     folder.write_curves(out, curves)
@@ -147,8 +153,45 @@ def _check_recipe(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
         raise AnalysisError(f"{out} holds runs of another recipe ({what}): choose another --out")
 
 
-def _add_starts(found: Mapping[str, documents.Document], study: dict[str, Any], runs: Mapping[str, Run]) -> None:
+def _check_origin(out: Path, old: Mapping[str, Run], new: Mapping[str, Run]) -> None:
+    """Raise AnalysisError if runs that stay in a record descend from results that others are to take the place of.
+
+    A machine with other rounding gives the same job another result. Nets of one pair would then no longer be of one
+    pair, though nothing in the record would say so.
+    """
+    changed = {key for key, run in new.items() if key in old and _differ(old[key], run)}
+    stay = {key: run for key, run in old.items() if key not in new and run["status"] == FINISHED}
+    while True:  # a net of which only a state is a parent names its job under another tag
+        more = {key for key, run in stay.items() if key not in changed and not changed.isdisjoint(_origins(run))}
+        if not more:
+            break
+        changed |= more
+    if stale := sorted(stay[key]["name"] for key in changed & stay.keys()):
+        raise AnalysisError(
+            f"{labels.plural(len(stale), 'run')} of {out} descend from results that this study has computed again, "
+            f"with other numbers: {labels.listed(stale)}; let the study compute these, too, or choose another --out"
+        )
+
+
+def _origins(run: Run) -> set[str]:
+    """Return the keys of the jobs that a run is said to descend from."""
+    return {key for tag in ORIGINS for key in run["tags"].get(tag, "").split(",") if key}
+
+
+def _differ(old: Run, new: Run) -> bool:
+    """Return whether two finished runs of a job have different results; times are none."""
+    if not old["status"] == new["status"] == FINISHED:
+        return False
+    names = (old["metrics"].keys() & new["metrics"].keys()) - TIMED - {*schema.GAPS}
+    return any(repr(old["metrics"][name]) != repr(new["metrics"][name]) for name in names)
+
+
+def _add_starts(
+    found: Mapping[str, documents.Document], study: dict[str, Any], runs: Mapping[str, Run], own: Mapping[str, Run]
+) -> None:
     """Add the starts in a storage to a record: how long each ran, and the estimate of its new jobs that have finished.
+
+    A job counts if it is among the storage's own finished ones, `own`; the others have been computed elsewhere.
 
     Starts of other recipes are left out. A start that does not name its recipe counts if it had a job of the record to
     run. A job that was interrupted is in several starts; the estimate of the first one counts, and the result belongs
@@ -161,12 +204,11 @@ def _add_starts(found: Mapping[str, documents.Document], study: dict[str, Any], 
         return not runs.keys().isdisjoint(start["jobs"])
 
     found = {name: start for name, start in found.items() if belongs(start)}
-    finished = {key for key, run in runs.items() if run["status"] == FINISHED}
     estimates: dict[str, float] = {}
     added = {}
     for name, start in found.items():
         new = start["jobs"].keys() - estimates.keys()
-        counted = new & finished
+        counted = new & own.keys()
         total = sum(start["jobs"].values())
         share = sum(start["jobs"][key] for key in counted) / total if total else 0.0
         estimates |= {key: start["jobs"][key] for key in new}
@@ -184,7 +226,7 @@ def _add_starts(found: Mapping[str, documents.Document], study: dict[str, Any], 
     for key, run in runs.items():
         if key in estimates:
             run["tags"].setdefault(folder.ESTIMATE, repr(round(estimates[key], 3)))
-            results[last[key]] = max(results[last[key]], run["ended"] or 0)
+            results[last[key]] = max(results[last[key]], own.get(key, {}).get("ended") or 0)
     for name, start in added.items():
         start["end_noted"] = start["ended"] is not None
         start["ended"] = folder.time_text(start["ended"] or results[name])
