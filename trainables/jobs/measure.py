@@ -34,6 +34,8 @@ from trainables.symmetry.matching import match, mean_over_groups
 from trainables.symmetry.permutations import Permutation, apply_permutation, permutation_spec
 from trainables.symmetry.repair import batchnorm_layers
 from trainables.symmetry.similarity import disagreement, ensemble_accuracy, js_divergence, kl_divergence, pairwise_mean
+from trainables.training.allocation import keep_freed_memory
+from trainables.training.engines import CPU
 from trainables.training.evaluation import predict_logits
 
 Outcome = tuple[Files, Metrics, list[Row]]
@@ -45,6 +47,8 @@ def measure(job: Job, context: Context) -> None:
     Raises:
         DamagedArtifact: a parent was damaged; it is no longer published.
     """
+    if context.device.type == CPU:
+        keep_freed_memory()  # as training does: the next batch allocates what this one frees
     publish(job, context, *MEASUREMENTS[job.kind](job, context))
 
 

@@ -1,4 +1,4 @@
-"""Memory that a training step frees stays in this process, because the next step allocates it again.
+"""Memory that a training step or a measured batch frees stays in this process, because the next one allocates it again.
 
 By default the C library returns each step's activations to the kernel, which zeroes the pages when the next step
 allocates them: that takes a tenth of a ResNet20's training time on a CPU. Results are unaffected.
