@@ -168,7 +168,7 @@ def _check_origin(out: Path, old: Mapping[str, Run], new: Mapping[str, Run]) -> 
         changed |= more
     if stale := sorted(stay[key]["name"] for key in changed & stay.keys()):
         raise AnalysisError(
-            f"{labels.plural(len(stale), 'run')} of {out} descend from results that this study has computed again, "
+            f"{labels.plural(len(stale), 'run')} of {out} would descend from results that this study has computed again, "
             f"with other numbers: {labels.listed(stale)}; let the study compute these, too, or choose another --out"
         )
 

@@ -17,6 +17,7 @@ import synthetic_runs as synthetic
 from checkout import ROOT
 
 from analysis import load, sources, stats, write
+from analysis.drawing import files
 from analysis.drawing.signs import MINUS, TIMES
 from analysis.figures import accuracy_table
 from analysis.figures.table import FIGURES
@@ -163,6 +164,37 @@ def test_a_result_takes_the_place_of_an_earlier_one_but_no_failure_does(study, t
         assert list(zip(naive["status"], naive["test_accuracy"], strict=True)) == ([expected] if expected else [])
 
 
+def test_a_net_is_not_left_with_another_origin(study, tmp_path):
+    """A lost storage is computed again in part, on a machine with other rounding."""
+    out = tmp_path / "record"
+    update.add(SPACE, study(of_pair(FIRST)), None, out)
+    named = {run["name"].split()[0]: run["run_id"] for run in folder.read_runs(out)}
+    descent = {
+        "naive": {schema.TAG_DENSE_KEY: named["dense"]},
+        "permuted": {schema.TAG_PARENTS: f"{'0' * 64},{named['naive']}"},
+    }
+
+    def descended(run, change=0.0):
+        metrics = {name: value + change for name, value in run["metrics"].items()} | {schema.SECONDS: 1.0 + change}
+        return {**run, "metrics": metrics, "tags": run["tags"] | descent.get(run["name"].split()[0], {})}
+
+    def again(*names):
+        keys = {named[name] for name in names}
+        return study(lambda run: run["run_id"] in keys, lambda run: descended(run, 0.01))
+
+    update.add(SPACE, study(of_pair(FIRST), descended), None, out)
+    before = content(out)
+    refused = r"2 runs of .* would descend from .*: naive .*, permuted .*; let the study compute these, too"
+    with pytest.raises(sources.AnalysisError, match=refused):
+        update.add(SPACE, again("dense"), None, out)
+    with pytest.raises(sources.AnalysisError, match=r"1 run of .* would descend from .*: permuted "):
+        update.add(SPACE, again("dense", "naive"), None, out)
+    assert content(out) == before
+    update.add(SPACE, again("permuted"), None, out)
+    update.add(SPACE, again("dense", "naive", "permuted"), None, out)
+    assert content(out) != before
+
+
 @pytest.mark.parametrize("status", ["KILLED", "RUNNING"])
 def test_a_duplicate_does_not_take_the_place_of_a_finished_run(uri, tmp_path, status):
     recorder = synthetic.Recorder(outputs_of(uri), f"twice_{status}")
@@ -297,6 +329,25 @@ def test_time_taken_stands_beside_the_first_estimate_of_each_job(study, record, 
     assert "(1.00 times the estimate of 3.0 h)" in readme.page(load.runs(SPACE, str(out)), out, [])
 
 
+def test_a_result_of_another_storage_neither_ends_nor_counts_for_a_start(study, record, tmp_path):
+    out = tmp_path / "record"
+    first, second, *_ = [run["run_id"] for run in folder.read_runs(record) if of_pair(FIRST)(run)]
+
+    def ended(hours):
+        return lambda run: {**run, "ended": 3_600_000 * hours, "metrics": {schema.SECONDS: 3600.0}}
+
+    killed, later = Store(tmp_path / "killed"), Store(tmp_path / "later")
+    note_start(killed, "a", jobs={first: 1.0, second: 1.0}, started=10, seconds=2.0)
+    note_start(later, "b", jobs={second: 1.0}, started=30, ended=32, seconds=1.0)
+    lost = study(lambda run: run["run_id"] == first, ended(12))
+    update.add(SPACE, lost, killed, out)
+    update.add(SPACE, study(lambda run: run["run_id"] == second, ended(31)), later, out)
+    before = folder.read_study(out)["starts"]
+    assert [(each["ended"][11:16], each["new_jobs"]) for each in before] == [("12:00", 1), ("08:00", 1)]
+    update.add(SPACE, lost, killed, out)
+    assert folder.read_study(out)["starts"] == before
+
+
 def test_starts_of_other_recipes_are_left_out(study, record, tmp_path):
     out, store = tmp_path / "record", Store(tmp_path / "outputs")
     first, *_ = [run["run_id"] for run in folder.read_runs(record) if of_pair(FIRST)(run)]
@@ -329,6 +380,37 @@ def test_the_readme_shows_the_results_of_its_records():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.refreshed(text, ROOT) == text, "run `python -m analysis.record` with `--readme README.md`"
     assert untraced(text, ROOT) == []
+
+
+def committed():
+    """Return the records in the repository."""
+    return sorted(path.parent for path in (ROOT / folder.RECORDS).glob(f"*/{folder.STUDY}"))
+
+
+@pytest.mark.parametrize("record", committed(), ids=lambda path: path.name)
+def test_a_committed_record_says_what_its_runs_say(record, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    space = folder.read_study(record)["space"]
+    page = readme.page(load.runs(space, str(record)), record, record.iterdir())
+    assert page == (record / readme.PAGE).read_text(encoding="utf-8"), readme._drawn_by(space, record)
+    for name, module in {write.ACCURACY: accuracy_table, **FIGURES}.items():
+        if (kept := record / f"{name}.csv").exists():
+            files.write_tables(module, name, write.loader(module)(space, str(record)), tmp_path)
+            pd.testing.assert_frame_equal(pd.read_csv(tmp_path / kept.name), pd.read_csv(kept), rtol=1e-6, atol=1e-9)
+
+
+def test_a_record_whose_folder_has_another_name_shows_its_results(study, tmp_path):
+    root = Path(study(of_pair(FIRST))).parent
+    (own,) = (path.name for path in root.iterdir())
+    assert own != SPACE
+    page = readme.refreshed(f"<!-- results: {own} -->\n<!-- results end -->\n", root)
+    assert "Permuted" in page
+
+
+def test_results_that_some_methods_lack_are_named(study):
+    source = study(lambda run: not (run["params"].get("method") == "shuffled" and of_pair(SECOND)(run)))
+    page = readme.page(load.runs(SPACE, source), Path(source), [])
+    assert "Still missing: Shuffled (1 of 2 nets)." in page
 
 
 @pytest.mark.parametrize(
