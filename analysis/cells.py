@@ -38,7 +38,7 @@ MEASURES = (
     schema.GAP_TO_DENSE,
     schema.GAP_TO_LTH,
 )
-MATCHED = frozenset(name for name, method in METHODS.items() if method.transform == "permute")
+MATCHED = frozenset(name for name, method in METHODS.items() if method.aligned)
 MATCHER: str = KNOBS[schema.PARAM_MATCHER].default
 """The default matcher, which names of rows leave out wherever the study used it."""
 END: int = KNOBS[schema.PARAM_MATCH_EPOCH].default

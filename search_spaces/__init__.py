@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from search_spaces import (
     ablations,
     cifar10_two_cores,
@@ -25,9 +27,22 @@ _FILES = (
     function_space,
 )
 """The files of spaces, in the order of listings."""
-SPACES: dict[str, SearchSpace] = {
-    value.name: value for file in _FILES for value in vars(file).values() if isinstance(value, SearchSpace)
-}
+
+
+def by_name(spaces: Iterable[SearchSpace]) -> dict[str, SearchSpace]:
+    """Return spaces by name.
+
+    Raises:
+        ValueError: two spaces have one name: the later one would be run in the study of the earlier one.
+    """
+    found: dict[str, SearchSpace] = {}
+    for space in spaces:
+        if found.setdefault(space.name, space) is not space:
+            raise ValueError(f"two search spaces are called {space.name!r}: give each a name= of its own")
+    return found
+
+
+SPACES = by_name(value for file in _FILES for value in vars(file).values() if isinstance(value, SearchSpace))
 
 
 def get_space(name: str) -> SearchSpace:

@@ -41,7 +41,7 @@ from trainables.config import (
     same_data,
 )
 from trainables.knobs import KNOBS, MAX_MEMBERS, MAX_SEED
-from trainables.methods import MATCHERS, METHODS
+from trainables.methods import MATCHERS, METHODS, TRANSFORMS
 from trainables.models import MODELS
 from trainables.schema import CONNECT, DENSE, ENSEMBLE, MATCH, OVERLAP, PLANE, PRUNE, SPARSE
 
@@ -154,7 +154,7 @@ def target(cell: Cell) -> Job:
     rewind_epoch = 0 if method.init == "fresh" else cell.rewind_epoch
     rewound = Ref(dense_job(cell, init_seed), 0 if method.init == "fresh" else rewind_epoch + cell.rewind_offset)
     parents = {"init": rewound, "mask": Ref(pruned)}
-    if method.transform == "permute":
+    if method.aligned:
         parents["permutation"] = Ref(match_job(cell, cell.matcher))
     config = _config(
         SparseConfig,
@@ -162,7 +162,7 @@ def target(cell: Cell) -> Job:
         recipe=_sparse_recipe(cell, rewind_epoch).at(cell.sparsity),
         seed=init_seed,
         transform=method.transform,
-        transform_seed=cell.seed + cell.member if method.transform in ("shuffle", "layerwise_random") else 0,
+        transform_seed=cell.seed + cell.member if TRANSFORMS[method.transform].drawn else 0,
         order=cell.member if method.init == "a" else 0,
     )
     return make_job(SPARSE, config, **parents)
@@ -171,7 +171,7 @@ def target(cell: Cell) -> Job:
 def measurements(cell: Cell) -> tuple[Job, ...]:
     """Return the additional measurements that the cell requests; ``trainables.knobs`` documents the settings."""
     jobs: list[Job] = []
-    if METHODS[cell.method].transform == "permute":
+    if METHODS[cell.method].aligned:
         alike = same_data(_mask_cell(cell), cell)  # no path leads to B from a net with another classifier
         if cell.interpolation_points and alike:
             matches = [match_job(cell, matcher) for matcher in dict.fromkeys(("identity", cell.matcher))]
@@ -218,6 +218,7 @@ def prune_job(cell: Cell, seed: int) -> Job:
         rewind = Ref(dense, cell.rewind_epoch + cell.rewind_offset)
         recipe = _sparse_recipe(cell, cell.rewind_epoch)
     else:
+        assert cell.pruner in ("imp_finetune", "one_shot"), cell.pruner
         recipe = dataclasses.replace(
             _recipe(cell, cell.imp_epochs, cell.imp_lr),
             momentum=cell.imp_momentum,

@@ -9,11 +9,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-TRANSFORMS: dict[str, str] = {
-    "none": "the mask as it is",
-    "permute": "the mask permuted by the match of A onto B",
-    "shuffle": "the mask permuted by a random permutation of the same groups",
-    "layerwise_random": "a random mask with the same number of weights in every layer",
+from trainables.checks import known
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transform:
+    """One way to change a mask before a net is trained under it.
+
+    Attributes:
+        description: one line for listings.
+        drawn: whether the new mask is drawn at random; each pair of nets, and each member of an ensemble, then has a
+            draw of its own.
+    """
+
+    description: str
+    drawn: bool = False
+
+
+PERMUTE = "permute"
+TRANSFORMS: dict[str, Transform] = {
+    "none": Transform(description="the mask as it is"),
+    PERMUTE: Transform(description="the mask permuted by the match of A onto B"),
+    "shuffle": Transform(description="the mask permuted by a random permutation of the same groups", drawn=True),
+    "layerwise_random": Transform(
+        description="a random mask with the same number of weights in every layer", drawn=True
+    ),
 }
 
 
@@ -28,6 +48,9 @@ class Method:
             follows pruning.
         mask: net whose mask is used, ``a`` or ``b``; None for dense training.
         transform: a name of ``TRANSFORMS``.
+
+    Raises:
+        ValueError: the transform is unknown, or a match is to permute a mask other than A's or for a net other than B.
     """
 
     label: str
@@ -35,13 +58,26 @@ class Method:
     mask: Literal["a", "b"] | None
     transform: str = "none"
 
+    def __post_init__(self) -> None:
+        known("transform", self.transform, TRANSFORMS)
+        if self.aligned and (self.init, self.mask) != ("b", "a"):
+            raise ValueError(
+                f"the match moves A's units onto B's: {self.label} needs init b and mask a, got {self.init} and "
+                f"{self.mask}"
+            )
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the mask is permuted by the match of A onto B."""
+        return self.transform == PERMUTE
+
 
 METHODS: dict[str, Method] = {
     "dense": Method(label="Dense", init="a", mask=None),
     "imp": Method(label="IMP", init="final", mask="a"),
     "lth": Method(label="LTH", init="a", mask="a"),
     "naive": Method(label="Naive", init="b", mask="a"),
-    "permuted": Method(label="Permuted", init="b", mask="a", transform="permute"),
+    "permuted": Method(label="Permuted", init="b", mask="a", transform=PERMUTE),
     "shuffled": Method(label="Shuffled", init="b", mask="a", transform="shuffle"),
     "layerwise_random": Method(label="Layerwise random", init="b", mask="a", transform="layerwise_random"),
     "own_mask": Method(label="Own mask", init="b", mask="b"),

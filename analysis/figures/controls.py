@@ -14,6 +14,7 @@ from analysis.drawing.signs import MINUS
 from analysis.gains import block
 from analysis.memo import once
 from trainables import schema
+from trainables.methods import COMPARED, METHODS
 
 TITLE = "Is it the alignment, the layer densities or the mask?"
 ROWS_EXPLAINED = (
@@ -30,9 +31,9 @@ CAPTION = (
     "extends beyond the panel."
 )
 TABLE_CAPTION = f"{SHARED} Over the largest block of pairs and cells in which no pair lacks a cell."
-CONTROLS = ("shuffled", "layerwise_random", "own_mask", "reinit")
 APART = (cells.DENSE, cells.IMP, cells.NAIVE)
 """Rows that are not compared: they are trained differently, or are the reference."""
+CONTROLS = tuple(name for name in METHODS if name not in (*APART, *COMPARED))
 QUESTIONS = (
     ("Is it the alignment, or any permutation?", cells.PERMUTED, "shuffled"),
     ("Does it say more than its layer densities?", cells.PERMUTED, "layerwise_random"),

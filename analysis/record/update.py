@@ -167,9 +167,10 @@ def _check_origin(out: Path, old: Mapping[str, Run], new: Mapping[str, Run]) -> 
             break
         changed |= more
     if stale := sorted(stay[key]["name"] for key in changed & stay.keys()):
+        runs = labels.plural(len(stale), "run")
         raise AnalysisError(
-            f"{labels.plural(len(stale), 'run')} of {out} would descend from results that this study has computed again, "
-            f"with other numbers: {labels.listed(stale)}; let the study compute these, too, or choose another --out"
+            f"{runs} of {out} would descend from results that this study has computed again, with other numbers: "
+            f"{labels.listed(stale)}; let the study compute these, too, or choose another --out"
         )
 
 

@@ -212,7 +212,7 @@ def _place_in_words(cell: Cell) -> list[str]:
 
 
 def _matching(cell: Cell) -> dict[str, Any]:
-    if METHODS[cell.method].transform != "permute":
+    if not METHODS[cell.method].aligned:
         return {}
     return {schema.PARAM_MATCHER: cell.matcher, **_settings(cell, MATCHING)}
 
@@ -224,7 +224,7 @@ def _settings(cell: Cell, part: str) -> dict[str, Any]:
 
 def _unlike_the_defaults(cell: Cell) -> list[str]:
     """Return in words where the matching of a permuted cell's nets differs from the defaults."""
-    if METHODS[cell.method].transform != "permute":
+    if not METHODS[cell.method].aligned:
         return []
     early = [f"t={cell.match_epoch}"] if _is_early(cell) else []
     return [cell.matcher] * (cell.matcher != KNOBS["matcher"].default) + early + _few(cell.match_images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -14,13 +15,20 @@ import pytest
 from checkout import ROOT
 
 from analysis.paper import numbers
-from search_spaces import SPACES, SearchSpace, get_space
+from search_spaces import SPACES, SearchSpace, by_name, get_space
 from study import plan as plan_module
 from study.plan import make_plan
 from trainables.config import Cell
 from trainables.data import DATASETS, get_entry
 from trainables.data.dataset import DatasetFacts
 from trainables.knobs import SETTINGS
+
+
+def test_two_spaces_of_one_name_are_refused() -> None:
+    (name, space), *_ = SPACES.items()
+    assert by_name([space, space]) == {name: space}
+    with pytest.raises(ValueError, match=f"two search spaces are called '{name}'"):
+        by_name([space, dataclasses.replace(space, question="Is mine another one?")])
 
 
 def axes(space: SearchSpace) -> dict[str, tuple[Any, ...]]:

@@ -8,7 +8,8 @@ import pytest
 
 from trainables.config import Cell, DenseConfig, MatchConfig, SparseConfig
 from trainables.graph import FRESH_SEEDS, Closure, Job, Ref, target
-from trainables.methods import METHODS, TRANSFORMS
+from trainables.knobs import PRUNERS
+from trainables.methods import METHODS, PERMUTE, TRANSFORMS, Method
 from trainables.schema import DENSE, MATCH, PRUNE, SPARSE
 
 PAIR, A, B = 3, 6, 7
@@ -67,6 +68,29 @@ def test_rows_speak_of_known_things(name: str) -> None:
 def test_labels_tell_the_rows_apart() -> None:
     assert len({row.label for row in METHODS.values()}) == len(METHODS)
     assert len({(row.init, row.mask, row.transform) for row in METHODS.values()}) == len(METHODS)
+
+
+def test_a_match_permutes_only_the_mask_of_a_for_net_b() -> None:
+    for init, mask in (("a", "a"), ("a", "b"), ("fresh", "a"), ("b", "b"), ("b", None)):
+        with pytest.raises(ValueError, match=f"needs init b and mask a, got {init} and {mask}"):
+            Method(label="Mine", init=init, mask=mask, transform=PERMUTE)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"unknown transform 'permte' \(did you mean 'permute'\?\)"):
+        Method(label="Mine", init="b", mask="a", transform="permte")
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_what_a_transform_draws_differs_between_pairs_and_members(name: str) -> None:
+    method = next(each for each, row in METHODS.items() if row.mask and row.transform == name and row.init != "final")
+    seeds = {
+        job_of(method, seed=seed, member=member, members=members).config.transform_seed  # type: ignore[union-attr]
+        for seed, member, members in ((0, 0, 0), (1, 0, 0), (0, 3, 4))
+    }
+    assert (len(seeds) > 1) == TRANSFORMS[name].drawn
+
+
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.mask])
+def test_every_way_to_prune_finds_a_mask_of_its_own(method: str) -> None:
+    assert len({job_of(method, pruner=name).key for name in PRUNERS}) == len(PRUNERS)
 
 
 def test_every_transform_is_used() -> None:

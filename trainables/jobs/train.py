@@ -47,6 +47,7 @@ from trainables.masks import (
     mask_sparsity,
     network_sparsity,
 )
+from trainables.methods import PERMUTE
 from trainables.seeding import derive_seed
 from trainables.storage.artifacts import (
     pack,
@@ -195,7 +196,7 @@ def _sparse(job: Job, context: Context) -> Course:
         mask = layerwise_random_mask(mask, seed)
     elif config.transform != "none":
         spec = permutation_spec(data.model())
-        if config.transform == "permute":
+        if config.transform == PERMUTE:
             permutation = read_permutation(store, job.parent("permutation").key)
         else:
             assert config.transform == "shuffle", config.transform
