@@ -24,13 +24,17 @@ from trainables.methods import COMPARED, METHODS
 from trainables.schema import FINISHED
 
 TASK = (schema.PARAM_MODEL, schema.PARAM_DATASET)
-CELL = (*TASK, schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
+GRID = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
+"""The axes of every grid."""
+CELL = (*TASK, *GRID)
 ROW, PAIR = schema.PARAM_ROW, "pair"
 ARROW = "→"
 """Between net A and net B in the name of a pair."""
 NETS = (schema.PARAM_SEED_A, schema.PARAM_SEED_B, schema.PARAM_DATA_ORDER)
 DENSE, IMP = "dense", "imp"
 LTH, NAIVE, PERMUTED = COMPARED
+MAIN = (DENSE, LTH, PERMUTED, NAIVE)
+"""The rows that a study is about, the one that should be most accurate first."""
 MEASURES = (
     schema.TEST_ACCURACY,
     schema.TEST_TOP5_ACCURACY,

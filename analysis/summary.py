@@ -14,7 +14,6 @@ from trainables import schema
 from trainables.schema import FAILED, FINISHED
 
 COLUMNS = 100
-ROWS = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
 PRUNED = (cells.DENSE, cells.IMP)
 """Columns of a study that trains no sparse nets besides the pruned ones."""
 LAYOUTS = ((2, 2), (2, 1), (1, 2), (1, 1), (0, 1))
@@ -38,8 +37,8 @@ def short_table(frame: pd.DataFrame) -> str:
     by = cells.axes(frame)
     numbers = _counts(frame, by).merge(numbers, how="left", on=by)
     planned = {name.removesuffix("_all") for name in numbers if name.endswith("_all")}
-    rows = PRUNED if cells.IMP in planned <= {*PRUNED} else ROWS
-    apart = [name for name in by if name not in accuracy_table.GRID]
+    rows = PRUNED if cells.IMP in planned <= {*PRUNED} else cells.MAIN
+    apart = [name for name in by if name not in cells.GRID]
     lines = [f"Test accuracy (%), mean ± std (nets); permuted {MINUS} naive in points, paired, with 95 % interval"]
     for place, block in facets.places(numbers, apart):
         lines += ["", labels.cell(place, apart), *_block(block, rows)]
@@ -66,7 +65,7 @@ def _block(numbers: pd.DataFrame, rows: Sequence[str]) -> list[str]:
 def _cells(numbers: pd.DataFrame, rows: Sequence[str], decimals: int) -> list[list[str]]:
     body = []
     for _, line in numbers.iterrows():
-        texts = [labels.value(name, line[name]).replace(" ", "") for name in accuracy_table.GRID]
+        texts = [labels.value(name, line[name]).replace(" ", "") for name in cells.GRID]
         texts += [_entry(line, row, decimals) for row in rows]
         limits = (line["permuted_minus_naive"], line["ci_low"], line["ci_high"])
         difference = stats.format_difference(*limits, decimals=decimals).replace(", ", ",")
@@ -96,7 +95,7 @@ def _aligned(table: Sequence[Sequence[str]], blanks: int) -> list[str]:
 def _footer(frame: pd.DataFrame) -> list[str]:
     """Return notes on what the table does not show."""
     said = accuracy_table.notes(frame)
-    others = [name for name in cells.row_order(cells.scores(frame)[cells.ROW]) if name not in (*ROWS, cells.IMP)]
+    others = [name for name in cells.row_order(cells.scores(frame)[cells.ROW]) if name not in (*cells.MAIN, cells.IMP)]
     if others:
         said.append(f"Also measured, see the report: {labels.listed(map(labels.method, others))}.")
     failed = frame[frame["status"] == FAILED]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from study import fastest
-from study.estimate import Estimates, duration, estimate, rates_here, rates_on
+from study.estimate import Estimates, estimate, rates_here, rates_on
 from study.options import Options
 from study.plan import Network, Plan
 from study.scheduling.cards import CARDS, machines
@@ -14,6 +14,7 @@ from study.scheduling.simulation import Schedule, simulate
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.host import cpu
+from trainables.host.clock import duration
 from trainables.host.processes import cores
 from trainables.knobs import BF16
 from trainables.storage.store import Store

@@ -17,12 +17,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.estimate import Estimates, duration
+from study.estimate import Estimates
 from study.plan import Plan
 from study.scheduling.states import BLOCKED, DONE, FAILED, NOT_RUN, OPEN, QUEUED, READY, RUNNING, WAITING
 from study.tracking.labels import name_in
 from trainables import schema
 from trainables.graph import target
+from trainables.host.clock import duration
 from trainables.host.terminal import printable
 from trainables.methods import COMPARED
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from study import fastest
-from study.estimate import Estimates, duration, estimate
+from study.estimate import Estimates, estimate
 from study.plan import Network, Plan
 from study.scheduling.states import BLOCKED, FAILED, RUNNING, WAITING
 from study.tracking.labels import name_in
 from trainables import schema
+from trainables.host.clock import duration
 from trainables.host.processes import host_of
 from trainables.host.redaction import redact_text
 from trainables.storage.lease import LEASE_SECONDS

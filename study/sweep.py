@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from study.estimate import Estimates, duration, estimate, on_gpus
+from study.estimate import Estimates, estimate, on_gpus
 from study.fastest import kept
 from study.forecast import print_plan
 from study.known_data import remember
@@ -40,7 +40,7 @@ from study.tracking.delivery import Tracker
 from study.tracking.labels import recipe_digest
 from trainables import schema
 from trainables.config import DETERMINISTIC_ON_CPU, TRAINING_CONFIGS
-from trainables.host.clock import now
+from trainables.host.clock import duration, now
 from trainables.host.terminal import FAILURES, INTERRUPTED, OK
 from trainables.knobs import UNKEYED
 from trainables.storage.starts import noted

@@ -25,8 +25,7 @@ from trainables.methods import METHODS
 from trainables.schema import FINISHED
 
 MEASURES = (*schema.GAPS, schema.TEST_ACCURACY, schema.GENERALIZATION_GAP)
-AXES = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
-"""Axes of the charts of method runs. Values by width and by sparsity are means over rewind epochs."""
+"""Measures of the charts of method runs. Values by width and by sparsity are means over rewind epochs."""
 SIGNS = {schema.PARAM_WIDTH: "w", schema.PARAM_SPARSITY: "S", **dict.fromkeys(cells.TASK, "")}
 """Axis -> what stands before its value where space is short; nothing before models and datasets."""
 BRIEF = {
@@ -82,7 +81,7 @@ class Chart:
 
     Attributes:
         measure: one of ``MEASURES``.
-        axis: one of ``AXES``.
+        axis: one of ``cells.GRID``.
         metric: the metric that it draws, whose name is the chart's title.
         late: whether means over rewind epochs leave epoch 0 out, as they do where there are others.
     """
@@ -169,7 +168,7 @@ def _cell_runs(
             of_run = points.setdefault(tuple(_param(place[name]) for name in axes), {})
             for measure in measures:
                 of_run.update(_statistics(measure + suffix, _step(place), group[measure]))
-    named = [*facets.several_tasks(scored), *AXES[:2], *(name for name in apart if name not in cells.CELL)]
+    named = [*facets.several_tasks(scored), *cells.GRID[:2], *(name for name in apart if name not in cells.CELL)]
     places = [dict(zip([*apart, cells.ROW], place, strict=True)) for place in points]
     return [_cell_run(place, named, colours, found) for place, found in zip(places, points.values(), strict=True)]
 
@@ -252,7 +251,7 @@ def _method_runs(
     points: dict[str, dict[tuple[str, int], float]] = {row: {} for row in cells.row_order(scored[cells.ROW])}
     measured: dict[str, set[str]] = {row: set() for row in points}
     charts: dict[Chart, None] = {}
-    for axis in AXES:
+    for axis in cells.GRID:
         rewound = axis == schema.PARAM_REWIND_EPOCH
         numbers, places = (scored, by) if rewound else (pooled, _without(by))
         ticks = {value: step for step, value in enumerate(sorted(set(scored[axis].dropna())))}

@@ -12,14 +12,12 @@ from analysis.drawing.signs import MINUS
 from analysis.memo import once
 from trainables import schema
 
-GRID = (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
 INTERVAL = "[95\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}CI] (n)"
 GAIN = f"Permuted {MINUS} naive {INTERVAL}"
 SPREAD = ("mean", "std", "n")
 COMPARED = ("permuted_minus_naive", "ci_low", "ci_high", "pairs", "p", "share_closed", "share_low", "share_high")
-MAIN = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
 """Rows of the main table; the others are in :func:`imp` and :func:`controls`."""
-KEPT = {labels.axis(name) for name in GRID}
+KEPT = {labels.axis(name) for name in cells.GRID}
 TITLE = "Test accuracy"
 CAPTION = (
     "Test accuracy in percent after the last epoch: mean ± sample standard deviation (number of nets). "
@@ -77,7 +75,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = table(frame)
     if numbers.empty:
         return numbers
-    columns = _places(numbers, cells.axes(frame)) | _means(numbers, MAIN)
+    columns = _places(numbers, cells.axes(frame)) | _means(numbers, cells.MAIN)
     columns[GAIN] = _ahead(frame, cells.NAIVE)
     columns["p (Holm)"] = [stats.format_p(p) for p in numbers["p_holm"]]
     columns["Gap closed"] = [stats.format_share(share) for share in numbers["share_closed"]]
@@ -103,7 +101,7 @@ def imp(frame: pd.DataFrame) -> pd.DataFrame:
 def controls(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the other rows as people read them, each with permuted's lead over it; empty if there are none."""
     numbers = table(frame)
-    others = [row for row in _rows(numbers) if row not in (*MAIN, cells.IMP)]
+    others = [row for row in _rows(numbers) if row not in (*cells.MAIN, cells.IMP)]
     if not others:
         return pd.DataFrame()
     columns = _places(numbers, cells.axes(frame))
@@ -127,7 +125,7 @@ def _rows(numbers: pd.DataFrame) -> list[str]:
 
 def _places(numbers: pd.DataFrame, by: list[str]) -> dict[str, list[str]]:
     """Return the columns that say where in the grid a line stands."""
-    shown = facets.told_apart(numbers, by, always=GRID)
+    shown = facets.told_apart(numbers, by, always=cells.GRID)
     return {labels.axis(name): [labels.value(name, value) for value in numbers[name]] for name in shown}
 
 

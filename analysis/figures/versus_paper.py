@@ -30,8 +30,7 @@ TABLE_CAPTION = (
 )
 CLEAR = 2.0
 """Standard errors from which a difference is marked."""
-ROWS = (cells.DENSE, cells.LTH, cells.PERMUTED, cells.NAIVE)
-ORDER = {row: place for place, row in enumerate(("", cells.DENSE, cells.IMP, *ROWS[1:]))}
+ORDER = {row: place for place, row in enumerate(("", cells.DENSE, cells.IMP, *cells.MAIN[1:]))}
 NUMBERS = ("mean", "std", "n")
 SIDES = ("paper", "ours")
 COMPUTED = {"source", "measure", "difference", "standard_error", "in_standard_errors", "p", "p_holm"} | {
@@ -134,7 +133,7 @@ def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
     numbers.loc[dense, schema.PARAM_SPARSITY] = stats.NAN
     numbers.loc[dense, schema.PARAM_REWIND_EPOCH] = pd.NA
     place = [*cells.axes(frame), schema.PARAM_MATCH_EPOCH, "method", "measure"]
-    return numbers[numbers["method"].isin(ROWS)].drop_duplicates(place)
+    return numbers[numbers["method"].isin(cells.MAIN)].drop_duplicates(place)
 
 
 def _votes(frame: pd.DataFrame) -> pd.DataFrame:
@@ -272,7 +271,7 @@ def _agreement(numbers: pd.DataFrame) -> Iterator[str]:
 def _by_method(numbers: pd.DataFrame) -> Iterator[str]:
     accuracies = numbers[numbers["measure"] == schema.TEST_ACCURACY]
     means = accuracies.groupby("method")["difference"].mean()
-    items = [f"{labels.method(row)} {stats.format_difference(means[row])}" for row in ROWS if row in means]
+    items = [f"{labels.method(row)} {stats.format_difference(means[row])}" for row in cells.MAIN if row in means]
     if items:
         yield f"Ours {MINUS} the paper's, mean over its numbers (pp): {labels.listed(items)}."
 

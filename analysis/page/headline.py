@@ -25,8 +25,6 @@ MANY_WIDTHS = 3
 """A study of so many widths asks for their effect."""
 FIGURES_OF_WAYS = {schema.PARAM_MATCH_EPOCH: "early_matching", match_images.IMAGES: "match_images"}
 """Setting of matching -> the figure of its effect; ``match_quality`` has that of any other."""
-MAIN = (cells.PERMUTED, cells.NAIVE)
-"""The rows whose difference the study is about."""
 FIRST_CONTROLS = 2
 """How many of the controls' questions the headline answers; the figure answers all."""
 _LEVEL = f"{100 * stats.CONFIDENCE:g} % CI"
@@ -47,7 +45,7 @@ def details(frame: pd.DataFrame) -> list[str]:
     for (where, runs, scored), answer in zip(tasks, _answers(frame), strict=True):
         found = _gain(scored, by, where), _paths(runs, where)
         others = [" ".join(each) for each in found if not {*each} <= {*answer.sentences}]
-        for row, over in (MAIN, *(rows for _, *rows in controls.QUESTIONS[:FIRST_CONTROLS])):
+        for row, over in ((cells.PERMUTED, cells.NAIVE), *(rows for _, *rows in controls.QUESTIONS[:FIRST_CONTROLS])):
             others += _by_part(runs, scored, by, row, over, f"{where}: " if named else "")
         said += others
     return said + _tested(frame)

@@ -20,6 +20,7 @@ from analysis.paper import numbers as published
 from analysis.record import folder
 from analysis.sources import AnalysisError
 from trainables import schema
+from trainables.host.clock import duration
 from trainables.knobs import KNOBS
 from trainables.schema import FAILED, FINISHED
 
@@ -37,7 +38,6 @@ PAPER = (
     "nearest width."
 )
 FACTS = ("Precision and engine", "Hardware", "Software", "Commit", "Started", "Ended")
-HOUR = 3600.0
 T = TypeVar("T")
 Place = tuple[Any, ...]
 """Values of the axes of a place in the grid, and a row, to look numbers up by."""
@@ -111,14 +111,14 @@ def refreshed(text: str, root: Path) -> str:
 def results(frame: pd.DataFrame) -> list[str]:
     """Return the lines of a table in Markdown: every method in every cell, with the paper's numbers, and a caption."""
     scored, by, numbers = cells.scores(frame), cells.axes(frame), accuracy_table.table(frame)
-    others = [row for row in cells.row_order(scored[cells.ROW]) if row not in (*accuracy_table.MAIN, cells.IMP)]
-    rows = [row for row in (*accuracy_table.MAIN, *others) if row in set(scored[cells.ROW])]
+    others = [row for row in cells.row_order(scored[cells.ROW]) if row not in (*cells.MAIN, cells.IMP)]
+    rows = [row for row in (*cells.MAIN, *others) if row in set(scored[cells.ROW])]
     sizes = frame[[*cells.TASK, schema.PARAM_WIDTH]].to_dict("records")
     resized = frame.assign(**{schema.PARAM_WIDTH: [_nearest_width(size) for size in sizes]})
     theirs = versus_paper.table(resized)
     paper = _paper_accuracies(theirs, by)
     accuracies = {_values(place): nets for place, nets in facets.places(cells.by_seed(scored, by), [*by, cells.ROW])}
-    shown = facets.told_apart(numbers, by, always=accuracy_table.GRID)
+    shown = facets.told_apart(numbers, by, always=cells.GRID)
     lines = [[*map(labels.axis, shown), *map(labels.method, rows), accuracy_table.GAIN]]
     for place, cell in facets.places(numbers, by):
         texts = [labels.value(name, place[name]) for name in shown]
@@ -226,9 +226,5 @@ def _taken(timed: Iterable[folder.Run]) -> str:
 def _with_estimate(taken: float, estimated: float) -> str:
     """Return a time beside its estimate, which is NaN if there is none."""
     if not estimated > 0:
-        return _duration(taken)
-    return f"{_duration(taken)} ({taken / estimated:.2f} times the estimate of {_duration(estimated)})"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / HOUR:.1f} h" if seconds > HOUR else f"{seconds / 60:.1f} min"
+        return duration(taken)
+    return f"{duration(taken)} ({taken / estimated:.2f} times the estimate of {duration(estimated)})"

@@ -22,7 +22,7 @@ from study.benchmark.contest import Team, in_turns, machine, ready
 from study.benchmark.results import Rate
 from study.benchmark.settings import CLASSES, Training
 from study.benchmark.workloads import OurTrial, images_on_disk, rate
-from study.estimate import benchmark_file, duration, image_size, masked, multiply_adds_per_image
+from study.estimate import benchmark_file, image_size, masked, multiply_adds_per_image
 from study.fastest import Choice
 from study.options import parse_options
 from study.plan import Network, Plan, make_plan, override
@@ -30,6 +30,7 @@ from study.scheduling.cards import Card, card_of
 from study.scheduling.placement import needs
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
+from trainables.host.clock import duration
 from trainables.host.devices import problem, seen
 from trainables.host.terminal import OK, refused
 from trainables.host.toolchain import find_compiler

@@ -18,7 +18,7 @@ from functools import partial
 from graphlib import TopologicalSorter
 from typing import Any
 
-from study.estimate import Estimates, duration, image_size
+from study.estimate import Estimates, image_size
 from study.plan import Plan
 from study.scheduling.cards import Card
 from study.scheduling.hosts import TOLERANCE, Hosts, Resources
@@ -28,6 +28,7 @@ from study.tracking.labels import name_in
 from trainables import schema
 from trainables.config import TRAINING_CONFIGS
 from trainables.graph import Job
+from trainables.host.clock import duration
 from trainables.host.redaction import redact_text
 from trainables.storage.patience import default_patience
 from trainables.storage.store import StorageError

@@ -12,7 +12,7 @@ import synthetic_spaces
 from analysis import cells, load, stats
 from analysis.drawing import averages as drawing
 from analysis.drawing import style
-from analysis.drawing.averages import AXES, MEASURES, averages
+from analysis.drawing.averages import MEASURES, averages
 from analysis.figures import accuracy_table
 from search_spaces import SPACES
 from study.plan import override
@@ -205,7 +205,7 @@ def test_every_chart_has_a_metric_of_its_own_that_some_run_has(averaged):
     metrics = {name for run in runs if run.level == schema.METHOD for name, _ in run.points}
     assert sorted(chart.metric for chart in charts) == sorted(metrics - {"width", "sparsity"})
     assert all(chart.late for chart in charts)
-    assert {(chart.axis, chart.measure) for chart in charts} == set(itertools.product(AXES, MEASURES))
+    assert {(chart.axis, chart.measure) for chart in charts} == set(itertools.product(cells.GRID, MEASURES))
 
 
 def test_cells_are_listed_by_the_numbers_of_their_place_and_methods_with_gaps_before_dense_nets(averaged):

@@ -321,12 +321,12 @@ def test_time_taken_stands_beside_the_first_estimate_of_each_job(study, record, 
     ]
     assert {each["command"] for each in starts} == {f"python -m study.run --space {SPACE} --storage=DIR --set seeds=0"}
     text = readme.page(load.runs(SPACE, str(out)), out, [])
-    assert "- Time of the finished jobs: 3.0 h (1.00 times the estimate of 3.0 h)\n" in text
-    assert "- Wall-clock time: 4.5 h (2.25 times the estimate of 2.0 h), in 3 starts, 1 of which counts" in text
+    assert "- Time of the finished jobs: 3 h 0 min (1.00 times the estimate of 3 h 0 min)\n" in text
+    assert "- Wall-clock time: 4 h 30 min (2.25 times the estimate of 2 h 0 min), in 3 starts, 1 of which counts" in text
     (whole,) = {(out / folder.STUDY).read_bytes()}
     update.add(SPACE, source, Store(tmp_path / "lost"), out)
     assert (out / folder.STUDY).read_bytes() == whole, "starts of a storage that is gone stay in the record"
-    assert "(1.00 times the estimate of 3.0 h)" in readme.page(load.runs(SPACE, str(out)), out, [])
+    assert "(1.00 times the estimate of 3 h 0 min)" in readme.page(load.runs(SPACE, str(out)), out, [])
 
 
 def test_a_result_of_another_storage_neither_ends_nor_counts_for_a_start(study, record, tmp_path):

@@ -15,13 +15,14 @@ from tiny_study import tiny_space
 from waiting import wait_until
 
 from study import progress as module
-from study.estimate import Estimates, duration
+from study.estimate import Estimates
 from study.plan import Plan, make_plan
 from study.progress import Progress
 from study.scheduling.searcher import PlanSearcher
 from study.scheduling.states import DONE
 from study.tracking.labels import name_in
 from trainables import schema
+from trainables.host.clock import duration
 
 OK = {"status": "ok"}
 
