@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
+from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 from stored import file_of
 
+from analysis.record.folder import read_runs
 from search_spaces import SearchSpace, get_space
 from study import fastest, run
 from study.benchmark.results import FILE, Rate, read_rates
@@ -32,6 +36,7 @@ from study.forecast import print_plan
 from study.options import Options
 from study.plan import Plan, make_plan
 from study.scheduling.cards import CARDS, Card
+from trainables.data.dataset import DatasetFacts
 from trainables.graph import snapshot_key
 from trainables.host import cpu
 from trainables.knobs import FP32
@@ -76,6 +81,22 @@ def test_every_job_takes_time(store: Store) -> None:
     assert min(estimates.seconds.values()) > 0
     assert estimates.measured == 0
     assert not store.root.exists(), "an estimate must not create the storage"
+
+
+@pytest.mark.parametrize("kind", [DENSE, PRUNE, MATCH, SPARSE, CONNECT])
+def test_first_guesses_are_within_a_factor_of_two_of_a_recorded_study(store: Store, kind: str) -> None:
+    """On the record's machine with AVX-512, two trials at a time."""
+    space = dataclasses.replace(get_space("cifar10_two_cores"), width=(0.5,), seeds=(2,))
+    facts = DatasetFacts(train_images=50_000, test_images=10_000, num_classes=10, in_channels=3, image_size=32)
+    plan = make_plan(space, facts_of=lambda *_: facts)
+    expected, took = guess(plan, store), defaultdict(list)
+    for each in read_runs(ROOT / "records" / space.name):
+        if each["params"]["seed_a"] in ("4", "5") and each["tags"]["device"].startswith("Intel"):
+            took[each["params"]["stage"]].append(each["metrics"][SECONDS])
+    keys = of_kind(plan, kind)
+    mean = statistics.fmean(expected[key] for key in keys)
+    assert len(took[kind]) >= min(2, len(keys))
+    assert 0.5 < statistics.fmean(took[kind]) / mean < 2.0
 
 
 @pytest.mark.parametrize("kind", [DENSE, PRUNE, SPARSE])
