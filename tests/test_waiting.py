@@ -17,7 +17,7 @@ FILES = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path.name !=
 
 
 def own_clocks(text: str) -> list[int]:
-    """Return the lines that compare with a clock, or wait for others with a patience of their own."""
+    """Return the lines that compare with a clock, or wait for others with a patience of their own or without end."""
     found = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Compare):
@@ -28,6 +28,9 @@ def own_clocks(text: str) -> list[int]:
             if isinstance(node.func, ast.Attribute) and node.func.attr in ("wait", "join"):
                 patience += [each for each in node.args if type(getattr(each, "value", None)) in (int, float)]
             found += [node.lineno for each in patience if ast.unparse(each) != "HANG_SECONDS"]
+            # A grandchild that lives on keeps the pipes open, even of a process that was killed.
+            if not patience and ast.unparse(node.func).endswith(".communicate"):
+                found.append(node.lineno)
     return found
 
 
@@ -46,6 +49,7 @@ def test_what_is_waited_for_has_one_patience(path: Path) -> None:
         ("process.communicate(timeout=2 * HANG_SECONDS)", True),
         ("subprocess.run([], timeout=60)", True),
         ("thread.join(20)", True),
+        ("process.communicate()", True),
         ("process.communicate(timeout=HANG_SECONDS)", False),
         ("thread.join(HANG_SECONDS)", False),
         ("thread.join()", False),

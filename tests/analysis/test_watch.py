@@ -14,6 +14,7 @@ import types
 
 import pytest
 import synthetic_runs as synthetic
+from waiting import HANG_SECONDS
 
 from analysis import load, report, watch, write
 from trainables import schema
@@ -243,7 +244,7 @@ def test_the_command_ends_well_on_ctrl_c(folder, tmp_path):
         assert process.stdout
         assert any("6 of 8 jobs finished" in text for text in process.stdout)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=HANG_SECONDS)
     assert (process.returncode, err) == (0, "")
     assert out.splitlines()[-1].endswith(f"stopped; {tmp_path / 'index.html'}")
     assert 'http-equiv="refresh"' not in (tmp_path / "index.html").read_text(encoding="utf-8")

@@ -477,7 +477,7 @@ def test_the_tracking_server_answers_to_its_names_only(tmp_path: Path) -> None:
         assert [_status(port, question, host) for host in hosts] == [200, 200, 200, 403]
     finally:
         os.killpg(server.pid, signal.SIGKILL)
-        server.communicate()
+        server.communicate(timeout=HANG_SECONDS)
 
 
 def _status(port: int, path: str, host: str) -> int | None:

@@ -47,7 +47,7 @@ def test_killed_at_many_moments(tmp_path: Path, undisturbed: Study, plan_of_stud
                 if process.poll() is None:
                     process.kill()
                     drivers += 1
-                process.communicate()
+                process.communicate(timeout=HANG_SECONDS)
                 if luck.random() < 0.5:  # otherwise its workers may live on for a while beside the next start
                     study.kill_all()
                 assert_whole(study.store)
@@ -97,7 +97,7 @@ def test_stacked_networks_die_together_and_end_one_by_one(
         assert kill_a_worker(study, process, random.Random(1))
         assert wait_for_results(study, process, 2)
         process.kill()
-        process.communicate()
+        process.communicate(timeout=HANG_SECONDS)
         study.finish()
     finally:
         study.kill_all()

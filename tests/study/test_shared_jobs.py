@@ -33,7 +33,7 @@ def test_the_driver_and_then_a_worker_killed_in_the_middle_of_a_trial(tmp_path: 
         work = disturbed.folder / "outputs" / "work"
         wait_until(lambda: work.exists() and any(work.rglob("*")), "there is no checkpoint", process)
         process.kill()
-        process.communicate()
+        process.communicate(timeout=HANG_SECONDS)
         wait_until(lambda: not disturbed.processes(WORKER), "a worker outlives its driver")
         process = disturbed.start()
         wait_until(lambda: disturbed.processes(WORKER), "there is no worker", process)

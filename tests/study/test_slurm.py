@@ -93,7 +93,7 @@ class Slurm:
         for job in self.jobs:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(job.pid, signal.SIGKILL)
-            job.communicate()
+            job.communicate(timeout=HANG_SECONDS)
 
     def calls(self) -> list[str]:
         return self.calls_file.read_text().splitlines()

@@ -132,7 +132,7 @@ def test_process_that_stands_still_is_killed_by_the_driver(
 
     def attach(callback: StudyCallback) -> None:
         if published:
-            callback.attach(sweep.searcher, max_silence=3600.0, published=answer)
+            callback.attach(sweep.searcher, max_silence=HANG_SECONDS, published=answer)
         else:
             callback.attach(sweep.searcher, max_silence=0.5)
 

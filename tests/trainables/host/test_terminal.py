@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from waiting import HANG_SECONDS
 
 from trainables.host import terminal
 
@@ -54,7 +55,7 @@ def test_commands_end_as_they_do_when_nobody_reads_them_or_the_terminal_lacks_le
     for number, (name, (arguments, code)) in enumerate(COMMANDS.items()):
         surroundings = list(SURROUNDINGS)[number % len(SURROUNDINGS)]
         process = run(tmp_path, arguments, SURROUNDINGS[surroundings], **how)
-        output, errors = process.communicate()
+        output, errors = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == code, (name, surroundings, errors)
         assert "Traceback" not in errors, (name, errors)
         assert output or errors.strip().splitlines()[-1].startswith("error: ")
@@ -65,7 +66,7 @@ def test_commands_end_as_they_do_when_nobody_reads_them_or_the_terminal_lacks_le
         os.close(reader)
         process = run(tmp_path, arguments, {}, stdout=writer, stderr=subprocess.PIPE)
         os.close(writer)
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == code, (name, errors)
         assert "Traceback" not in errors
         assert "BrokenPipe" not in errors
@@ -102,7 +103,7 @@ def test_a_program_goes_on_when_its_output_is_not_taken(tmp_path: Path, output: 
             assert stream.read().endswith("line 19999\nleft in the buffer")
     else:
         os.close(reader)
-    assert process.communicate()[1] == ""
+    assert process.communicate(timeout=HANG_SECONDS)[1] == ""
     assert process.returncode == 7
     assert (tmp_path / "done").read_text() == "all of it"
 

@@ -169,7 +169,7 @@ def holder(own_copy: Store) -> Iterator[Popen[str]]:
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
-    process.communicate()
+    process.communicate(timeout=HANG_SECONDS)
 
 
 def test_waits_for_a_living_process_and_takes_over_from_a_dead_one(own_copy: Store, holder: Popen[str]) -> None:
@@ -177,7 +177,7 @@ def test_waits_for_a_living_process_and_takes_over_from_a_dead_one(own_copy: Sto
     for _ in range(3):
         assert next(rows) == {"stage": schema.SPARSE, "job_key": TARGET.key, "waiting": True}
     holder.kill()
-    holder.communicate()
+    holder.communicate(timeout=HANG_SECONDS)
     rest = [row for row in rows if "waiting" not in row]
     assert computed_epochs(rest, TARGET) == [1, 2]
     assert TARGET.key in own_copy

@@ -160,7 +160,7 @@ def killed_in_the_middle_of_a_job(study: Study) -> list[Path]:
         while process.poll() is None and not any(study.store.root.glob(pattern)):
             time.sleep(0.01)
         study.kill_all()
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode < 0, ("it ended before it could be killed", out, err)
         if checkpoints := list(study.store.root.glob(pattern)):
             return checkpoints

@@ -74,7 +74,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     yield run
     for process in running:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=HANG_SECONDS)
 
 
 def line(process: subprocess.Popen[str]) -> str:
