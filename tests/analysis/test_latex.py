@@ -26,6 +26,8 @@ PAPERS = {
 }
 
 
+VARIED = ("mode_connectivity", "ensemble_diversity_cifar100", "mask_controls")
+"""Spaces with tables of planes, of ensembles, and of controls."""
 SMALLEST = 7.0
 """Points of a table's letters in a text of 5.5 inches, at least."""
 SHRUNK = r"\ifdim\wd0>\linewidth"
@@ -84,8 +86,10 @@ def test_names_and_signs_of_all_kinds_and_tables_of_all_sizes(tmp_path):
     check_set(tmp_path, written, smallest=0)  # names of any length
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in VARIED else pytest.mark.exhaustive) for name in SPACES],
+)
 def test_tables_of_every_space(tmp_path, name):
     few = {axis: getattr(SPACES[name], axis)[:3] for axis in ("width", "sparsity", "rewind_epoch", "seeds")}
     space = dataclasses.replace(SPACES[name], rewind_epochs_of_width=(), **few)
