@@ -21,8 +21,8 @@ from trainables.jobs.publishing import Context
 from trainables.models import MODELS
 from trainables.storage.store import Store
 
-QUICK = "resnet8"
-"""The model whose jobs are not among the slow tests."""
+MARKS = {"resnet8": [], "resnet50": pytest.mark.exhaustive}
+"""The models whose jobs are not among the slow tests: the quickest and the slowest."""
 GPU = torch.device("cuda")
 
 
@@ -51,9 +51,7 @@ def contexts(folder: Path, tmp_path: Path) -> tuple[Context, Context]:
     return Context(store=Store(tmp_path / "cpu"), **there), Context(store=Store(tmp_path / "gpu"), device=GPU, **there)
 
 
-@pytest.mark.parametrize(
-    "model", [pytest.param(name, marks=[] if name == QUICK else pytest.mark.slow) for name in MODELS]
-)
+@pytest.mark.parametrize("model", [pytest.param(name, marks=MARKS.get(name, pytest.mark.slow)) for name in MODELS])
 def test_every_kind_of_job(folder: Path, tmp_path: Path, model: str) -> None:
     cell = small_cell(folder, model=model, plane_resolution=2, mask_overlap=True, correction="repair")
     ensemble = ensemble_job(small_cell(folder, "lth", model=model, members=2))

@@ -41,6 +41,8 @@ OF_MODEL: dict[str, dict[str, Any]] = {
     "mlp": {"width": 0.25, "lr": 0.05, "weight_decay": 1e-3, "correction": "repair"},
 }
 """A width and recipe for each model; without BatchNorm, there is REPAIR."""
+DEEPEST = "resnet50"
+"""The model that takes a minute."""
 
 
 def barriers(storage: Path, **settings: Any) -> tuple[float, float]:
@@ -68,7 +70,9 @@ def build_with_kaiming_weights(name: str, **options: Any) -> Network:
     return model
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=pytest.mark.exhaustive if name == DEEPEST else []) for name in MODELS]
+)
 def test_matching_lowers_the_barrier_between_two_trained_nets(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
