@@ -66,12 +66,15 @@ def _is_over(study: Study, undisturbed: Study) -> bool:
 
 
 @pytest.mark.slow
-def test_parents_damaged_between_two_runs(study: Study, undisturbed: Study, plan_of_studies: Plan) -> None:
+def test_termination_leaves_no_process_and_parents_damaged_then_are_made_anew(
+    study: Study, undisturbed: Study, plan_of_studies: Plan
+) -> None:
     process = study.start()
     assert wait_for_results(study, process, len(undisturbed.store.keys()) // 2)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130, (out, err)
+    wait_until(lambda: study.processes() == [], "its processes live on")
     store = study.store
     parents = {ref.key for job in plan_of_studies.jobs.values() for _, ref in job.parents} & store.keys()
     assert len(parents) > 3
@@ -118,12 +121,3 @@ def test_stacked_networks_die_together_and_end_one_by_one(
     differences = [stacked - alone for alone, stacked in accuracies.values()]
     assert abs(sum(differences) / len(differences)) < 3
     assert any(differences), "they were rounded differently"
-
-
-@pytest.mark.slow
-def test_nothing_is_running_after_termination(study: Study) -> None:
-    process = study.start()
-    assert wait_for_results(study, process, 1)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=HANG_SECONDS)
-    wait_until(lambda: study.processes() == [], "its processes live on")
