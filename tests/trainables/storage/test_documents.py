@@ -25,7 +25,7 @@ from waiting import wait_until
 from analysis import load, watch
 from analysis.sources import Record
 from search_spaces import SPACES
-from study import fastest, run
+from study import clean, fastest, run
 from study.benchmark.results import Rate
 from study.estimate import benchmark_file
 from study.plan import Plan, make_plan
@@ -274,7 +274,11 @@ def space(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
         yield make_plan(SPACES["tiny"])
 
 
-@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=s3)])
+PLACES: dict[str, list[pytest.MarkDecorator]] = {"local": [], "memory": [], "s3": s3}
+"""Where a store can be, with the marks of its tests."""
+
+
+@pytest.fixture(params=[pytest.param(place, marks=marks) for place, marks in PLACES.items()])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.chdir(tmp_path)
     if request.param == "local":
@@ -390,9 +394,19 @@ def said(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -
 
 
 WHAT = ("manifest", "metrics", "failure", "choice", "lease", "registration", "benchmark")
+AMONG_OBJECTS = ("manifest", "lease")
+"""What is damaged in S3 among the slow tests: a document that is written once, and one that is written again."""
 
 
-@pytest.mark.parametrize("what", WHAT)
+def marks_of(place: str, what: str) -> list[pytest.MarkDecorator]:
+    return [*PLACES[place], *([pytest.mark.exhaustive] if place == "s3" and what not in AMONG_OBJECTS else [])]
+
+
+@pytest.mark.parametrize(
+    ("store", "what"),
+    [pytest.param(place, what, marks=marks_of(place, what)) for place in PLACES for what in WHAT],
+    indirect=["store"],
+)
 def test_commands_survive_any_damage(what: str, space: Plan, store: Store, said: Callable[[], str]) -> None:
     luck = random.Random(what)
     scene = Scene(store, space)
@@ -401,7 +415,7 @@ def test_commands_survive_any_damage(what: str, space: Plan, store: Store, said:
         trial(scene, what, damage, luck, said)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("what", WHAT)
 def test_commands_survive_many_damages(what: str, space: Plan, tmp_path: Path, said: Callable[[], str]) -> None:
     luck = random.Random(f"{what}, many")
@@ -430,11 +444,19 @@ def test_a_holder_mends_its_lease(
 def test_cleaning_waits_for_a_holder_to_mend_its_registration(
     space: Plan, store: Store, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.6)
+    waited = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        wait_until(store.studies, "its holder does not mend it")
+
+    monkeypatch.setattr(clean, "time", types.SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 3.0)
     with store.register_study({"space": "tiny"}) as held:
         store.storage.write(held.path, b"")
         assert run.main(["--clean", "--yes", "--storage", store.uri]) == 2
         assert "a study or a job is running on" in said()
+    assert waited == [2 * lease.renewal_seconds()]
     assert run.main(["--clean", "--yes", "--storage", store.uri]) == 0
 
 
