@@ -30,6 +30,8 @@ from trainables.storage.store import Store
 if TYPE_CHECKING:  # processes that tests start do not need it
     import pytest
 
+    from study.plan import Plan
+
 METHODS = tuple(ALL_METHODS)
 SETTINGS: dict[str, Any] = {
     "model": "resnet8",
@@ -83,6 +85,13 @@ def assignments(space: SearchSpace, **changes: Any) -> list[str]:
 def publish(roots: Iterable[Ref], context: Context) -> list[Row]:
     """Compute outputs and their missing ancestors; return the rows."""
     return [row for root in roots for row in compute(root.job, [root.epoch], context)]
+
+
+def publish_all(plan: Plan, context: Context) -> None:
+    """Compute all that a plan asks for in this process, each job with the outputs that a study wants of it."""
+    for key, outputs in plan.closure.todo(context.store).items():
+        for _ in compute(plan.jobs[key], outputs, context):
+            pass
 
 
 def tensors(store: Store, key: str) -> dict[str, bytes]:

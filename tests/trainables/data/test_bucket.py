@@ -18,20 +18,19 @@ from s3_server import BUCKET, environment, s3_server
 from test_data import write_cifar10
 from test_judged_data import data_of
 from tiny_images import spoilt, write_folders
-from tiny_study import assert_same_result, assignments, python, tiny_cell, tiny_space
+from tiny_study import assert_same_result, assert_same_store, assignments, publish_all, python, tiny_cell, tiny_space
 from tiny_study import publish as published
 from waiting import HANG_SECONDS
 
 from search_spaces import get_space
 from study.known_data import known_facts, remember
-from study.plan import make_plan
+from study.plan import make_plan, override
 from trainables.data import BY_DEFAULT, bucket, check_dataset, forget, load_dataset
 from trainables.data.__main__ import main as data_command
 from trainables.errors import HostFault, Verdict, verdict
 from trainables.graph import Closure, Ref, target
 from trainables.host.terminal import WRONG_REQUEST
 from trainables.jobs.publishing import Context
-from trainables.schema import METRICS
 from trainables.storage import Storage, StorageError, open_storage
 from trainables.storage.objects import ObjectStorage
 from trainables.storage.store import Store
@@ -391,25 +390,18 @@ def test_a_study_on_a_bucket(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     name = "image_folder_study"
     settings = assignments(get_space(name), model="mlp", dataset="image_folder", batch_size=4)
     words = ["-m", "study.run", "--space", name, *(f"--set={each}" for each in settings)]
-
-    def finish(where: str, data_dir: str) -> tuple[Store, str]:
-        process = python(*words, "--storage", str(tmp_path / where), "--data-dir", data_dir, cwd=str(tmp_path), env={})
-        out, err = process.communicate(timeout=HANG_SECONDS)
-        assert process.returncode == 0, (out, err)
-        assert "very-secret" not in out + err
-        return Store(tmp_path / where), err
-
+    local, remote = Store(tmp_path / "local"), Store(tmp_path / "remote")
+    publish_all(make_plan(override(get_space(name), settings), str(folder)), Context(store=local, data_dir=str(folder)))
     with s3_server() as port:
-        for name, value in environment(port).items():
-            monkeypatch.setenv(name, value)
+        for variable, value in environment(port).items():
+            monkeypatch.setenv(variable, value)
         S3FileSystem.clear_instance_cache()
         uri = f"s3://{BUCKET}/pictures"
         for path in filter(Path.is_file, folder.rglob("*")):
             open_storage(uri).write(str(path.relative_to(folder)), path.read_bytes())
-        remote, err = finish("remote", uri)
+        process = python(*words, "--storage", remote.uri, "--data-dir", uri, cwd=str(tmp_path))
+        out, err = process.communicate(timeout=HANG_SECONDS)
+        assert process.returncode == 0, (out, err)
+        assert "very-secret" not in out + err
         assert f"fetching {FILES} files" in err
-    local, _ = finish("local", str(folder))
-    assert local.keys() == remote.keys()
-    for key in local.keys():  # noqa: SIM118 - a store is no dict
-        if METRICS in local.manifest(key)["files"]:
-            assert_same_result(local, remote, key)
+    assert_same_store(local, remote)
