@@ -18,6 +18,7 @@ from waiting import HANG_SECONDS, wait_until
 
 from study.plan import Plan
 from study.scheduling.hosts import FAILURES
+from study.scheduling.session import RECONNECT_VARIABLE
 
 pytestmark = pytest.mark.slow
 
@@ -86,13 +87,13 @@ def test_a_node_is_lost(study: Study, cluster: Nodes, undisturbed: Study, plan_o
     assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
 
 
-def test_a_node_joins_a_running_sweep(study: Study, cluster: Nodes, undisturbed: Study, plan_of_studies: Plan) -> None:
-    cluster.kill(2)
+def test_a_node_joins_a_running_sweep(study: Study, alone: Nodes, undisturbed: Study, plan_of_studies: Plan) -> None:
+    early = alone.add(cpus=2)
     process = study.start()
     assert wait_for_results(study, process, 3)
-    with halted(workers(cluster, 1)):  # or a quick machine ends the sweep before the other node is up
-        late = cluster.add(cpus=2)
-        wait_until(lambda: workers(cluster, late), "the late node gets no work", process)
+    with halted(workers(alone, early)):  # or a quick machine ends the sweep before the other node is up
+        late = alone.add(cpus=2)
+        wait_until(lambda: workers(alone, late), "the late node gets no work", process)
     out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, (out, err)
     assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
@@ -115,7 +116,8 @@ def test_the_head_is_lost(study: Study, cluster: Nodes, undisturbed: Study, plan
 def test_the_cluster_is_lost_under_a_driver(
     study: Study, cluster: Nodes, undisturbed: Study, plan_of_studies: Plan
 ) -> None:
-    """All of Ray dies but the driver lives: it ends by itself, with a message."""
+    """All of Ray dies but the driver lives: it ends by itself, with a message, before Ray ends it without one."""
+    study.environment = {**TOKEN, RECONNECT_VARIABLE: "40"}
     process = study.start()
     assert wait_for_results(study, process, 3)
     cluster.kill_ray(0)
@@ -133,16 +135,7 @@ def test_the_cluster_is_lost_under_a_driver(
 def test_a_node_that_does_not_reach_the_storage_gets_no_jobs(
     study: Study, alone: Nodes, undisturbed: Study, plan_of_studies: Plan
 ) -> None:
-    """The storage is a directory that exists on each node, but on one of them it is another one."""
-    study.store.root.mkdir(parents=True)
-    alone.add(2, without=study.store.root)
-    alone.add(2)
-    out, err = study.finish()
-    assert re.search(r"^no more jobs for (\S+): \1 does not see the driver's storage at ", out, re.M), (out, err)
-    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
-
-
-def test_a_study_that_no_node_can_store_results_of_ends_with_an_error(study: Study, alone: Nodes) -> None:
+    """The storage is a directory that exists on each node, but on one of them, at first the only one, it is another."""
     study.store.root.mkdir(parents=True)
     alone.add(2, without=study.store.root)
     process = study.start()
@@ -152,6 +145,10 @@ def test_a_study_that_no_node_can_store_results_of_ends_with_an_error(study: Stu
     assert "a directory that all nodes share" in err
     assert re.search(r"^not run: \d+ jobs", err, re.M)
     assert study.store.keys() == set()
+    alone.add(2)
+    out, err = study.finish()
+    assert re.search(r"^no more jobs for (\S+): \1 does not see the driver's storage at ", out, re.M), (out, err)
+    assert_as_if_nothing_had_happened(study, undisturbed, plan_of_studies)
 
 
 def test_a_node_on_which_all_jobs_die_gets_no_more(
