@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from s3_server import environment
 from tiny_study import assert_same_result, assignments, python
 from tracked import bring_back, job_of, without
 from waiting import HANG_SECONDS, wait_until
@@ -29,6 +30,7 @@ from study.tracking.labels import recipe_digest
 from trainables import schema
 from trainables.host.databases import default_tracking_uri
 from trainables.host.processes import me
+from trainables.storage import patience
 from trainables.storage.starts import starts
 from trainables.storage.store import Store
 
@@ -279,7 +281,7 @@ def test_dry_run_knows_what_is_published(published: Store, tmp_path: Path, capsy
         (["--space", SPACE, "--set", "method=lht"], "did you mean 'lth'"),
         (["--space", SPACE, "--set", "epochs"], "key=value"),
         (["--space", SPACE, "--storage", "s3://bucket"], "s3://bucket"),
-        (["--space", SPACE, "--tracking-uri", "http://user:secret@nowhere.invalid"], "cannot be reached"),
+        (["--space", SPACE, "--tracking-uri", "http://user:secret@127.0.0.1:9"], "cannot be reached"),
         ([], "--list"),
     ],
 )
@@ -291,6 +293,9 @@ def test_wrong_request_starts_nothing(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    for variable, value in environment(9).items():  # a port on which nothing listens
+        monkeypatch.setenv(variable, value)
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
