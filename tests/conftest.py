@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -114,8 +115,18 @@ def study(tmp_path: Path) -> Iterator[Study]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
-    """The same study, run in peace."""
-    each = Study(tmp_path_factory.mktemp("undisturbed"))
-    each.finish()
+    """The same study, run in peace once for all of pytest's processes; not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / "undisturbed"
+    each, done = Study(folder), base / "undisturbed.done"
+    with (base / "undisturbed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until this is closed
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            each.finish()
+            done.touch()
     yield each
     each.kill_all()
