@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -115,6 +116,7 @@ def assert_derivable(plan: Plan) -> None:
             assert target(cell).key == key, "a sparse net is known by the cell whose number it is"
 
 
+@functools.cache
 def in_full(name: str, data_dir: str) -> Plan:
     """Return the plan of a whole space, as if the stand-ins had images enough for its batches."""
 
