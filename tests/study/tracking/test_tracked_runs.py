@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from study.plan import Plan, make_plan
 from study.tracking.labels import recipe_digest
 from trainables import schema
 from trainables.data import check_dataset
-from trainables.host.databases import default_tracking_uri
 from trainables.host.places import user
 from trainables.host.version import project_commit
 from trainables.storage.artifacts import read_metrics
@@ -204,17 +202,15 @@ def test_a_run_takes_one_request_of_each_kind(
     }
 
 
-def test_logging_again_adds_nothing(plan: Plan, own_copy: Store, logged: Logged, tmp_path: Path) -> None:
-    shutil.copy(logged[0].removeprefix("sqlite:///"), tmp_path / "mlflow.db")
-    uri = default_tracking_uri(tmp_path)
-    before = points(uri), said(uri)
+def test_logging_again_adds_nothing(plan: Plan, own_copy: Store, logged_uri: str) -> None:
+    before = points(logged_uri), said(logged_uri)
     for _ in range(2):
-        tracker = track(plan, own_copy, uri, fresh=set())
+        tracker = track(plan, own_copy, logged_uri, fresh=set())
         tracker.start()
         for key in plan.jobs:
             tracker.done(key)
         assert tracker.close(HANG_SECONDS)
-    assert (points(uri), said(uri)) == before
+    assert (points(logged_uri), said(logged_uri)) == before
 
 
 def test_reused_jobs_have_runs_that_say_so(plan: Plan, published: Store, uri: str) -> None:
@@ -234,9 +230,9 @@ def test_a_wider_grid_adds_to_the_same_runs(plan: Plan, published: Store, uri: s
 
 
 def test_runs_of_an_earlier_version_get_its_tags_and_nothing_else(
-    plan: Plan, published: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, published: Store, logged_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log_all(plan, published, uri)
+    uri = logged_uri
     before, expected = points(uri), said(uri)
     recipe = f"{schema.TAG_RECIPE}.{recipe_digest(plan.space)}"
     client = MlflowClient(uri)
@@ -251,9 +247,9 @@ def test_runs_of_an_earlier_version_get_its_tags_and_nothing_else(
 
 
 def test_other_recipe_in_the_same_experiment_tags_the_runs_that_it_shares(
-    plan: Plan, published: Store, uri: str
+    plan: Plan, published: Store, logged_uri: str
 ) -> None:
-    log_all(plan, published, uri)
+    uri = logged_uri
     count = len(points(uri))
     # Has no influence on any job that is published here, but is a param of some of their runs.
     other = make_plan(tiny_space(interpolation_points=3, sparsity=0.2, prune_fraction=0.5))
