@@ -6,7 +6,6 @@ import io
 import itertools
 import re
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -40,6 +39,24 @@ def plain(stream: io.StringIO) -> str:
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     return make_plan(tiny_space())
+
+
+class Clock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of displays; the time that a test itself takes is none on it."""
+    each = Clock()
+    monkeypatch.setattr(module.time, "monotonic", each)
+    return each
 
 
 def new_progress(
@@ -138,44 +155,41 @@ def test_longest_chain_limits_how_much_more_slots_help(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("speed", [0.1, 1.0, 10.0])
-def test_estimate_follows_the_pace(plan: Plan, monkeypatch: pytest.MonkeyPatch, speed: float) -> None:
+def test_estimate_follows_the_pace(plan: Plan, clock: Clock, speed: float) -> None:
     searcher, progress = new_progress(plan)
     key = next(iter(plan.jobs))
-    now = time.monotonic()
     progress.result(key, {"epoch": 1})
     finish(searcher, 5)
-    monkeypatch.setattr(module.time, "monotonic", lambda: now + 50.0 * speed)
+    clock.now += 50.0 * speed
     assert progress.seconds_left() == pytest.approx(50.0 * speed, rel=0.01)
 
 
 @pytest.mark.parametrize("first", [1, 3])
-def test_estimate_follows_the_pace_of_epochs_before_a_job_ends(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+def test_estimate_follows_the_pace_of_epochs_before_a_job_ends(clock: Clock, first: int) -> None:
     """An epoch takes ten seconds, not the estimated one. What an earlier start did before the first epoch was free."""
     plan = make_plan(tiny_space(epochs=10, method=("dense",), seeds=(0, 1)))
     searcher, progress = new_progress(plan)
     config = searcher.suggest("t")
     assert isinstance(config, dict)
     searcher.on_trial_start("t")
-    now = time.monotonic()
     for epoch in range(first, 6):
         progress.result(config["key"], {"epoch": epoch})
     assert (len(plan.jobs), plan.epochs) == (2, 20)
     assert "epochs 5/20; 1 running, 1 waiting" in progress.line()
-    monkeypatch.setattr(module.time, "monotonic", lambda: now + 10.0 * (6 - first))
+    clock.now += 10.0 * (6 - first)
     assert progress.seconds_left() == pytest.approx(150.0, rel=0.01)
 
 
-def test_a_job_that_waits_or_starts_again_loses_no_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_waits_or_starts_again_loses_no_epochs(clock: Clock) -> None:
     plan = make_plan(tiny_space(epochs=10, method=("dense",)))
     searcher, progress = new_progress(plan)
     config = searcher.suggest("t")
     assert isinstance(config, dict)
     searcher.on_trial_start("t")
-    now = time.monotonic()
     for epoch in (0, 5, 0):  # it waits for a lease, goes on from a checkpoint, and waits again after an interruption
         progress.result(config["key"], {"epoch": epoch})
     assert f"epochs 5/{plan.epochs}; 1 running" in progress.line()
-    monkeypatch.setattr(module.time, "monotonic", lambda: now + 10.0)
+    clock.now += 10.0
     assert progress.seconds_left() == pytest.approx(50.0, rel=0.01), "one epoch took ten seconds"
     progress.result(config["key"], {"epoch": 1})  # its checkpoint was lost
     assert f"epochs 1/{plan.epochs}; 1 running" in progress.line()
@@ -184,24 +198,22 @@ def test_a_job_that_waits_or_starts_again_loses_no_epochs(monkeypatch: pytest.Mo
     assert left > 0
 
 
-def test_estimate_knows_of_slots_that_come_and_go(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimate_knows_of_slots_that_come_and_go(plan: Plan, clock: Clock) -> None:
     slots = [4]
     searcher, progress = new_progress(plan, lambda: slots[0])
-    now = time.monotonic()
     progress.result(next(iter(plan.jobs)), {"epoch": 1})
     finish(searcher, 5)
-    monkeypatch.setattr(module.time, "monotonic", lambda: now + 12.5)  # 4 slots: 50 slot seconds for 50 estimated ones
+    clock.now += 12.5  # 4 slots: 50 slot seconds for 50 estimated ones
     progress.seconds_left()
     slots[0] = 1
     assert progress.seconds_left() == pytest.approx(50.0, rel=0.01), "at the same pace per slot, on one of them"
 
 
-def test_line_says_when_there_are_no_machines(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_says_when_there_are_no_machines(plan: Plan, clock: Clock) -> None:
     searcher, progress = new_progress(plan)
     searcher.suggest("t")
-    now = time.monotonic()
     assert "waiting for machines" not in progress.line()
-    monkeypatch.setattr(module.time, "monotonic", lambda: now + 40)
+    clock.now += 40
     assert progress.line().endswith("; waiting for machines for 40 s")
     searcher.on_trial_start("t")
     assert "waiting for machines" not in progress.line()
