@@ -134,7 +134,7 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
             crew=self._crew_of(workers_of(job.config, workers), config.get("max_silence", SILENCE)),
             **{**surroundings, "data_dir": data_dir},
         )
-        # One thread per CPU of the trial: more would compete for the cores of other trials.
+        # One thread per CPU of this worker: more would compete for the cores of the other workers and trials.
         torch.set_num_threads(max(1, int(self._cpus())))
         self._target, self._context = job, context
         self._results = self._following(compute(job, outputs, context))
@@ -164,8 +164,9 @@ class JobTrainable(Trainable):  # type: ignore[misc] # ray is untyped
         return torch.device(GPU)
 
     def _cpus(self) -> float:
+        """Return the CPUs of the worker that leads, which has the first bundle; every worker has as many."""
         resources = self.trial_resources
-        return float(resources.required_resources.get("CPU", 1)) if resources else 1.0
+        return float(resources.bundles[0].get("CPU", 1)) if resources else 1.0
 
     def step(self) -> dict[str, Any]:
         """Compute one epoch, or one measurement.

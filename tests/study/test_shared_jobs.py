@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from studies import Study
-from tiny_study import assert_same_result
+from studies import Study, planned
+from tiny_study import assert_same_store, publish_all
 from waiting import HANG_SECONDS, wait_until
+
+from trainables.jobs.publishing import Context
+from trainables.storage.store import Store
+from trainables.training.crew import Crew
 
 pytestmark = pytest.mark.slow
 
@@ -22,13 +27,11 @@ WORKER = b"ray::_Serving"
 
 
 def test_the_driver_and_then_a_worker_killed_in_the_middle_of_a_trial(tmp_path: Path) -> None:
-    studies = [Study(tmp_path / name, arguments=ARGUMENTS) for name in ("undisturbed", "disturbed")]
-    for study in studies:
-        study.folder.mkdir()
-    undisturbed, disturbed = studies
+    disturbed, undisturbed = Study(tmp_path, arguments=ARGUMENTS), Store(tmp_path / "undisturbed")
+    plan = planned(*(word.removeprefix("--set=") for word in ARGUMENTS if word.startswith("--set=")))
+    with closing(Crew(2)) as crew:
+        publish_all(plan, Context(store=undisturbed, crew=crew))
     try:
-        out, _ = undisturbed.finish()
-        assert "with 2 workers, each with 1 CPU" in out
         process = disturbed.start()
         work = disturbed.folder / "outputs" / "work"
         wait_until(lambda: work.exists() and any(work.rglob("*")), "there is no checkpoint", process)
@@ -40,12 +43,9 @@ def test_the_driver_and_then_a_worker_killed_in_the_middle_of_a_trial(tmp_path: 
         os.kill(disturbed.processes(WORKER)[0], signal.SIGKILL)
         out, err = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 0, (out, err)
+        assert "with 2 workers, each with 1 CPU" in out
         assert "a worker was lost" in out + err
-        keys = undisturbed.store.keys()
-        assert keys == disturbed.store.keys()
-        for key in keys:
-            assert_same_result(disturbed.store, undisturbed.store, key)
+        assert_same_store(disturbed.store, undisturbed)
         wait_until(lambda: not disturbed.processes(WORKER), "a worker outlives its trial")
     finally:
-        for study in studies:
-            study.kill_all()
+        disturbed.kill_all()

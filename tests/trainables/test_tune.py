@@ -523,6 +523,21 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan
     return begin
 
 
+@pytest.mark.parametrize(
+    ("bundles", "threads"),
+    [([{"CPU": 1}] * 2, 1), ([{"CPU": 3, "GPU": 1}] * 4, 3), ([{"CPU": 0.5}], 1), ([{"GPU": 1}], 1)],
+)
+def test_a_trial_computes_with_a_thread_for_each_cpu_of_one_worker(
+    begun: Callable[..., PlannedJob], monkeypatch: pytest.MonkeyPatch, bundles: list[dict[str, float]], threads: int
+) -> None:
+    """More would compete with the other workers; and bits depend on the number of threads."""
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(PlannedJob, "trial_resources", tune.PlacementGroupFactory(bundles))
+    begun()
+    assert asked == [threads]
+
+
 def test_host_that_sees_another_storage_than_the_driver_takes_no_work(
     begun: Callable[..., PlannedJob], tmp_path: Path
 ) -> None:
