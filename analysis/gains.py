@@ -23,7 +23,7 @@ class Block:
         pairs: number of pairs (A, B).
         cells: number of cells.
         left_out: number of other pairs that have all rows in some cell of these widths.
-        behind: widths that are left out, because they have fewer pairs.
+        behind: widths that are left out, because they have fewer pairs than the width with the largest block.
     """
 
     accuracies: pd.DataFrame
@@ -54,8 +54,8 @@ class Block:
 def block(scored: pd.DataFrame, by: list[str], *rows: str) -> Block:
     """Return the largest block in which each pair has all rows in each cell (:func:`analysis.cells.complete`).
 
-    A study goes on from width to width, so only the widths that have the most pairs count: the first cells of another
-    width must not cost a pair.
+    A study goes on from width to width, and the first cells of another width must not cost a pair: of the widths, only
+    those count that have at least as many pairs as the one with the largest block of its own.
 
     Args:
         scored: as returned by :func:`analysis.cells.scores`.
@@ -65,8 +65,9 @@ def block(scored: pd.DataFrame, by: list[str], *rows: str) -> Block:
     found = paired(scored, by).reindex(columns=[*rows]).dropna()
     names = [PAIR, schema.PARAM_WIDTH]
     lines = found.index.to_frame(index=False)[names].assign(cell=found.groupby(level=by, dropna=False).ngroup().array)
-    reached = {width: _largest(own)[PAIR].nunique() for width, own in lines.groupby(schema.PARAM_WIDTH)}
-    behind = tuple(width for width, pairs in reached.items() if pairs < max(reached.values()))
+    largest = {width: _largest(own) for width, own in lines.groupby(schema.PARAM_WIDTH)}
+    _, pairs = max(((len(own), own[PAIR].nunique()) for own in largest.values()), default=(0, 0))
+    behind = tuple(width for width, own in largest.items() if own[PAIR].nunique() < pairs)
     lines = lines[~lines[schema.PARAM_WIDTH].isin(behind)]
     chosen = _largest(lines)
     count = chosen[PAIR].nunique()

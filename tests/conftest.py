@@ -126,7 +126,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            each.finish()
+            try:
+                each.finish()
+            except BaseException:
+                each.kill_all()  # the next process starts over in the same folder
+                raise
             done.touch()
     yield each
     each.kill_all()

@@ -74,6 +74,8 @@ IMAGES_PER_SECOND: Final = "images_per_second"
 """Training images per second of training time, evaluation excluded."""
 SECONDS: Final = "seconds"
 """Wall-clock seconds of the job's own work, summed over its attempts."""
+OF_THE_MACHINE: Final = (SECONDS, IMAGES_PER_SECOND, *SYSTEM_METRICS)
+"""Metrics that differ between two computations of one job."""
 
 # --- metrics of `match` -----------------------------------------------------------------------------------------
 MEAN_CORRELATION: Final = "mean_correlation"

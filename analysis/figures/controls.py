@@ -30,7 +30,10 @@ CAPTION = (
     f"{SHARED} By rewind epoch, each method {MINUS} naive, which is the line at 0. An arrow means that the interval "
     "extends beyond the panel."
 )
-TABLE_CAPTION = f"{SHARED} Over the largest block of pairs and cells in which no pair lacks a cell."
+TABLE_CAPTION = (
+    f"{SHARED} Over the largest set of pairs and cells in which no pair lacks a cell; widths with fewer pairs are left "
+    "out."
+)
 APART = (cells.DENSE, cells.IMP, cells.NAIVE)
 """Rows that are not compared: they are trained differently, or are the reference."""
 CONTROLS = tuple(name for name in METHODS if name not in (*APART, *COMPARED))

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from analysis import cells, labels, stats
 from analysis.drawing import facets, grid, style
 from analysis.drawing.signs import MINUS
+from analysis.figures import match_images
 from analysis.load import fixed_settings
 from analysis.memo import once
 from analysis.paper import numbers as published
@@ -291,10 +292,11 @@ def recipes(frame: pd.DataFrame, numbers: pd.DataFrame) -> Iterator[str]:
         for name, theirs in published.RECIPES[str(model)].items():
             ours = _values(group, fixed, name)
             if any(not _same(value, theirs) for value in ours):
-                differs.append(f"{name} {' and '.join(ours)} ({theirs})")
+                texts = [_setting(name, value) for value in (*ours, theirs)]
+                differs.append(f"{name} {' and '.join(texts[:-1])} ({texts[-1]})")
         if differs:
             yield (
-                f"{model} was not trained as the paper and its code state (in brackets): "
+                f"Training of {model} differs from what the paper and its code state (in brackets): "
                 f"{labels.listed(differs, most=len(differs))}. Differences are to be expected."
             )
 
@@ -303,6 +305,10 @@ def _values(runs: pd.DataFrame, fixed: Mapping[str, Any], name: str) -> list[str
     """Return the values of a setting in runs; of one that no run records, the study's."""
     values = set(runs[name].dropna()) if name in runs else {fixed[name]} if name in UNRECORDED and name in fixed else ()
     return sorted({str(value) for value in values} - {""})
+
+
+def _setting(name: str, value: object) -> str:
+    return "all" if name == match_images.IMAGES and str(value) == str(match_images.ALL) else str(value)
 
 
 def _same(text: str, value: float | str) -> bool:

@@ -45,7 +45,7 @@ def details(frame: pd.DataFrame) -> list[str]:
     for (where, runs, scored), answer in zip(tasks, _answers(frame), strict=True):
         found = _gain(scored, by, where), _paths(runs, where)
         others = [" ".join(each) for each in found if not {*each} <= {*answer.sentences}]
-        for row, over in ((cells.PERMUTED, cells.NAIVE), *(rows for _, *rows in controls.QUESTIONS[:FIRST_CONTROLS])):
+        for row, over in ((cells.PERMUTED, cells.NAIVE), *(rows for _, *rows in controls.QUESTIONS)):
             others += _by_part(runs, scored, by, row, over, f"{where}: " if named else "")
         said += others
     return said + _tested(frame)

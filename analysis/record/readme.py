@@ -204,7 +204,7 @@ def _times(starts: list[dict[str, Any]], runs: Iterable[folder.Run]) -> dict[str
     timed = [run for run in runs if run["status"] == FINISHED and schema.SECONDS in run["metrics"]]
     kinds = {kind: [run for run in timed if run["params"][schema.PARAM_STAGE] == kind] for kind in schema.STAGES}
     each = "; ".join(f"{kind} {_taken(found)}" for kind, found in kinds.items() if found)
-    facts = {"Time of the finished jobs": _taken(timed), "By kind of job": each}
+    facts = {"Time of the finished jobs": _taken(timed), **({"By kind of job": each} if each else {})}
     if starts:
         taken = sum(folder.milliseconds(each["ended"]) - folder.milliseconds(each["started"]) for each in starts) / 1000
         whole = _with_estimate(taken, sum(each["estimated_seconds"] for each in starts))

@@ -23,8 +23,6 @@ from trainables.storage.store import Store
 SAID = set(load.TAGS.values())
 ORIGINS = (schema.TAG_PARENTS, schema.TAG_DENSE_KEY, schema.TAG_LTH_KEY)
 """Tags of a run that name jobs from whose results it descends, or whose results it is compared with."""
-TIMED = {schema.SECONDS, schema.IMAGES_PER_SECOND, *schema.SYSTEM_METRICS}
-"""Metrics of a run that differ when the same job is repeated."""
 KEPT = {*SAID, schema.TAG_KEY, schema.TAG_PLACE, schema.TAG_ASKED, schema.TAG_REUSED, folder.ESTIMATE}
 """Tags of a run that a record keeps, besides those of recipes: the ones that the analysis reads."""
 CURVES = (schema.INTERPOLATION_ACCURACY, schema.INTERPOLATION_LOSS)
@@ -46,8 +44,8 @@ def add(space: str, tracking_uri: str, store: Store | None, out: Path) -> None:
         out: folder of the record; created if missing.
 
     Raises:
-        AnalysisError: the runs or the record cannot be read, the record holds runs of another recipe, or no job has
-            finished or failed yet.
+        AnalysisError: the runs or the record cannot be read, the record holds runs of another recipe or runs that
+            descend from other results of the same jobs, or no job has finished or failed yet.
         StorageError: the starts cannot be read.
     """
     reader = source(tracking_uri)
@@ -160,7 +158,8 @@ def _check_origin(out: Path, old: Mapping[str, Run], new: Mapping[str, Run]) -> 
     pair, though nothing in the record would say so.
     """
     changed = {key for key, run in new.items() if key in old and _differ(old[key], run)}
-    stay = {key: run for key, run in old.items() if key not in new and run["status"] == FINISHED}
+    replaced = {key for key, run in new.items() if run["status"] == FINISHED}
+    stay = {key: run for key, run in old.items() if key not in replaced and run["status"] == FINISHED}
     while True:  # a net of which only a state is a parent names its job under another tag
         more = {key for key, run in stay.items() if key not in changed and not changed.isdisjoint(_origins(run))}
         if not more:
@@ -183,7 +182,7 @@ def _differ(old: Run, new: Run) -> bool:
     """Return whether two finished runs of a job have different results; times are none."""
     if not old["status"] == new["status"] == FINISHED:
         return False
-    names = (old["metrics"].keys() & new["metrics"].keys()) - TIMED - {*schema.GAPS}
+    names = (old["metrics"].keys() & new["metrics"].keys()) - {*schema.OF_THE_MACHINE, *schema.GAPS}
     return any(repr(old["metrics"][name]) != repr(new["metrics"][name]) for name in names)
 
 
@@ -225,15 +224,17 @@ def _add_starts(
     last = {key: name for name, start in found.items() for key in start["jobs"]}
     results: dict[str, int] = {name: start["started"] for name, start in found.items()}
     for key, run in runs.items():
-        if key in estimates:
+        if key in estimates and key in own:
             run["tags"].setdefault(folder.ESTIMATE, repr(round(estimates[key], 3)))
-            results[last[key]] = max(results[last[key]], own.get(key, {}).get("ended") or 0)
+            results[last[key]] = max(results[last[key]], run["ended"] or 0)
     for name, start in added.items():
         start["end_noted"] = start["ended"] is not None
         start["ended"] = folder.time_text(start["ended"] or results[name])
         start["started"] = folder.time_text(start["started"])
-    merged = {start["id"]: start for start in study["starts"]} | added
-    study["starts"] = sorted(merged.values(), key=lambda start: start["started"])
+    for start in study["starts"]:  # another place may have recorded the runs of an earlier start
+        if start["new_jobs"] > added.get(start["id"], {}).get("new_jobs", -1):
+            added[start["id"]] = start
+    study["starts"] = sorted(added.values(), key=lambda start: start["started"])
 
 
 def _without_places(command: str) -> str:

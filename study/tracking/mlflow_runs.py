@@ -392,7 +392,7 @@ class Runs:
         return any(
             run.sent.get((name, step), _stored(value)) != _stored(value)
             for name, value, _, step in metrics
-            if name not in _OF_THE_MACHINE
+            if name not in schema.OF_THE_MACHINE
         )
 
     def _replaced(self, spec: RunSpec, started: int, tags: Mapping[str, str]) -> _Run:
@@ -519,8 +519,6 @@ class Runs:
             self._doubtful.discard(key)
 
 
-_OF_THE_MACHINE = frozenset({*schema.SYSTEM_METRICS, schema.IMAGES_PER_SECOND, schema.SECONDS})
-"""Metrics that differ between two attempts at one job; a run keeps those of the first attempt."""
 _ATTACHED = (schema.PLANE_GRID, schema.LOG)
 """Files of a result that become artifacts of its run."""
 _LOGGED = (schema.METRICS, *_ATTACHED)

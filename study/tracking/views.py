@@ -134,7 +134,7 @@ def _that_fits(view: str, created: int, charts: Sequence[Chart]) -> str:
     largest = max((counts[shown] for shown in _SHOWN[view]), default=0)
 
     def saved(most: int) -> str:
-        kept = "" if most == largest else f" (first {most} charts of {largest})"
+        kept = "" if most == largest else f" (first {most} of {largest} charts per section)"
         return _saved(VIEWS[view] + kept, created, _of_methods(_SHOWN[view], charts, most))
 
     # The length grows with the number of charts, if not strictly, because the state is compressed.

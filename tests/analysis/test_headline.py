@@ -157,6 +157,16 @@ def test_a_width_that_has_only_begun_costs_no_pair(scored, begun):
     assert (found.pairs, found.cells, found.gain(), found.share()) == (3, whole.cells, whole.gain(), whole.share())
 
 
+def test_the_first_cells_of_more_pairs_at_another_width_displace_no_results(scored):
+    by, wide = [*cells.CELL], scored[scored["width"] == 4.0]
+    two = scored[(scored["width"] == 1.0) & (scored["seed_a"] != 4) & (scored["pair"] != f"A4{cells.ARROW}B5")]
+    first = wide[wide.groupby([*cells.CELL], dropna=False).ngroup() < 1]
+    assert block(first, by, *TRIPLE).pairs == 3
+    found = block(pd.concat([two, first]), by, *TRIPLE)
+    assert (found.behind, found.pairs) == ((), 2)
+    assert found.cells == block(two, by, *TRIPLE).cells + 1
+
+
 def test_what_is_left_out_is_said_and_shown_apart(uri):
     frame = load.runs("resnet20_width_sweep", uri)
     begun = (frame["stage"] == "sparse") & (frame["width"] == 16) & (frame["seed_a"] != 0)
@@ -166,7 +176,8 @@ def test_what_is_left_out_is_said_and_shown_apart(uri):
     assert [text for text in more if text.startswith(f"Permuted {MINUS} naive at width {TIMES}16: ")]
     controls = headline.details(load.runs("cifar10_two_cores", uri))
     split = [text.partition(" from the untouched")[0] for text in controls if "; from epoch 1 or later: " in text]
-    assert split == [f"Permuted {MINUS} {over}" for over in ("naive", "shuffled", "layerwise random")]
+    compared = [("Permuted", "naive"), ("Permuted", "shuffled"), ("Permuted", "layerwise random")]
+    assert split == [f"{row} {MINUS} {over}" for row, over in [*compared, ("Naive", "layerwise random")]]
 
 
 def test_nothing_in_common_is_an_empty_block(scored):

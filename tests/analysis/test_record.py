@@ -178,9 +178,13 @@ def test_a_net_is_not_left_with_another_origin(study, tmp_path):
         metrics = {name: value + change for name, value in run["metrics"].items()} | {schema.SECONDS: 1.0 + change}
         return {**run, "metrics": metrics, "tags": run["tags"] | descent.get(run["name"].split()[0], {})}
 
-    def again(*names):
+    def again(*names, failed=""):
         keys = {named[name] for name in names}
-        return study(lambda run: run["run_id"] in keys, lambda run: descended(run, 0.01))
+
+        def once_more(run):
+            return descended(run, 0.01) | ({"status": "FAILED"} if run["name"].startswith(failed or "no run") else {})
+
+        return study(lambda run: run["run_id"] in keys, once_more)
 
     update.add(SPACE, study(of_pair(FIRST), descended), None, out)
     before = content(out)
@@ -189,6 +193,8 @@ def test_a_net_is_not_left_with_another_origin(study, tmp_path):
         update.add(SPACE, again("dense"), None, out)
     with pytest.raises(sources.AnalysisError, match=r"1 run of .* would descend from .*: permuted "):
         update.add(SPACE, again("dense", "naive"), None, out)
+    with pytest.raises(sources.AnalysisError, match=r"1 run of .* would descend from .*: permuted "):
+        update.add(SPACE, again("dense", "naive", "permuted", failed="permuted"), None, out)
     assert content(out) == before
     update.add(SPACE, again("permuted"), None, out)
     update.add(SPACE, again("dense", "naive", "permuted"), None, out)

@@ -45,7 +45,7 @@ SETTINGS: dict[str, Any] = {
     "match_images": 200,
     "prune_shortcuts": False,
 }
-TIMES = ("timestamp", schema.SECONDS, schema.IMAGES_PER_SECOND, *schema.SYSTEM_METRICS)
+TIMES = ("timestamp", *schema.OF_THE_MACHINE)
 """Metrics that may differ between two computations of one job."""
 
 

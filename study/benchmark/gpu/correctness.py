@@ -32,10 +32,7 @@ TOLERANCE: Final = 0.05
 """Difference from the CPU's result that is rounding, as a share of the metric's value or, if that is below 1, of 1."""
 LOSSES: Final = {schema.TEST_LOSS, schema.FINAL_TRAIN_LOSS}
 """Metrics that change little where a precision rounds more, unlike accuracies of hardly trained networks."""
-INCOMPARABLE: Final = {
-    *(schema.SECONDS, schema.IMAGES_PER_SECOND, *schema.SYSTEM_METRICS),
-    *(schema.MOVED_UNITS, schema.AGREEMENT_WITH_WEIGHT),
-}
+INCOMPARABLE: Final = {*schema.OF_THE_MACHINE, schema.MOVED_UNITS, schema.AGREEMENT_WITH_WEIGHT}
 """Final metrics that are times, or count units whose places rounding may swap."""
 DETERMINISM_STEPS: Final = 20
 SETTINGS: Final[dict[str, Any]] = {

@@ -17,7 +17,7 @@ from trainables import schema
 
 
 def charts(panels):
-    """Return charts of every measure over every axis, each for as many curves."""
+    """Return charts of every measure over every axis, `panels` of each."""
     return [
         Chart(measure=measure, axis=axis, metric=f"w{panel} - {measure} by {axis}", late=True)
         for axis in (schema.PARAM_WIDTH, schema.PARAM_SPARSITY, schema.PARAM_REWIND_EPOCH)
@@ -73,7 +73,7 @@ def test_a_grid_of_any_size_has_views_that_mlflow_takes(panels):
             assert len(set(shown.values())) <= 1, "a section lacks more charts than another"
             kept = max(shown.values(), default=0)
             assert kept == panels if panels <= 16 else 16 < kept <= panels
-            assert (f"(first {kept} charts of {panels})" in envelope["name"]) == (kept < panels)
+            assert (f"(first {kept} of {panels} charts per section)" in envelope["name"]) == (kept < panels)
 
 
 def test_lines_of_the_note_are_whole_sentences_because_mlflow_breaks_where_they_end():
