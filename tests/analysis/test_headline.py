@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -13,7 +14,7 @@ import pytest
 import synthetic_runs as synthetic
 import synthetic_spaces
 
-from analysis import cells, load
+from analysis import cells, load, memo
 from analysis.drawing.signs import MINUS, TIMES
 from analysis.figures.table import FIGURES
 from analysis.gains import block
@@ -75,9 +76,22 @@ def uri(tmp_path_factory):
     return synthetic.tracking_uri(folder)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def answered_once():
+    """Let the tests share what is found out about a frame, as the parts of a report do."""
+    with memo.remembered():
+        yield
+
+
+@pytest.fixture(scope="module")
+def frame_of(uri):
+    """Return a function that returns the runs of a space; not to be changed."""
+    return functools.cache(lambda name: load.runs(name, uri))
+
+
 @pytest.mark.parametrize("name", SPACES)
-def test_the_headline_answers_the_question_of_its_space(name, uri):
-    said = headline.headline(load.runs(name, uri))
+def test_the_headline_answers_the_question_of_its_space(name, frame_of):
+    said = headline.headline(frame_of(name))
     places = [said.find(part) for part in ANSWERS[name]]
     assert min(places) >= 0, said
     assert places == sorted(places), said
@@ -85,16 +99,16 @@ def test_the_headline_answers_the_question_of_its_space(name, uri):
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_the_first_figure_shows_what_the_headline_says(name, uri):
-    frame = load.runs(name, uri)
+def test_the_first_figure_shows_what_the_headline_says(name, frame_of):
+    frame = frame_of(name)
     first = headline.figure_of(frame)
     assert first == FIRST.get(name, "rewind")
     assert len(FIGURES[first].table(frame)), "it has numbers"
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_the_details_repeat_nothing_of_the_headline(name, uri):
-    frame = load.runs(name, uri)
+def test_the_details_repeat_nothing_of_the_headline(name, frame_of):
+    frame = frame_of(name)
     said = headline.headline(frame)
     assert not [each for each in headline.details(frame) if each in said]
 
@@ -104,9 +118,9 @@ TRIPLE = (cells.PERMUTED, cells.NAIVE, cells.LTH)
 
 
 @pytest.fixture
-def scored(uri):
+def scored(frame_of):
     """The scores of three pairs at widths 1 to 16 and one sparsity."""
-    return cells.scores(load.runs("resnet20_width_sweep", uri))
+    return cells.scores(frame_of("resnet20_width_sweep"))
 
 
 def first_cells(scored, count):
@@ -167,14 +181,14 @@ def test_the_first_cells_of_more_pairs_at_another_width_displace_no_results(scor
     assert found.cells == block(two, by, *TRIPLE).cells + 1
 
 
-def test_what_is_left_out_is_said_and_shown_apart(uri):
-    frame = load.runs("resnet20_width_sweep", uri)
+def test_what_is_left_out_is_said_and_shown_apart(frame_of):
+    frame = frame_of("resnet20_width_sweep")
     begun = (frame["stage"] == "sparse") & (frame["width"] == 16) & (frame["seed_a"] != 0)
     said, more = headline.headline(frame[~begun]), headline.details(frame[~begun])
     assert f"; width {TIMES}16, with fewer pairs, left out)" in said
     assert f"at width {TIMES}16" not in said, "widths are compared over the same pairs"
     assert [text for text in more if text.startswith(f"Permuted {MINUS} naive at width {TIMES}16: ")]
-    controls = headline.details(load.runs("cifar10_two_cores", uri))
+    controls = headline.details(frame_of("cifar10_two_cores"))
     split = [text.partition(" from the untouched")[0] for text in controls if "; from epoch 1 or later: " in text]
     compared = [("Permuted", "naive"), ("Permuted", "shuffled"), ("Permuted", "layerwise random")]
     assert split == [f"{row} {MINUS} {over}" for row, over in [*compared, ("Naive", "layerwise random")]]
@@ -198,8 +212,8 @@ def test_nets_b_under_one_mask_are_one_observation(scored):
     assert math.isnan(only.gain().low), "one mask says nothing about others"
 
 
-def test_the_share_names_its_own_cells_where_lth_lacks_some(uri):
-    frame = load.runs("digits_quickstart", uri)
+def test_the_share_names_its_own_cells_where_lth_lacks_some(frame_of):
+    frame = frame_of("digits_quickstart")
     lth = (frame["method"] == "lth") & (frame["stage"] == "sparse")
     first = frame.loc[lth, "rewind_epoch"].min()
     said = headline.headline(frame[~(lth & (frame["rewind_epoch"] > first))])
@@ -207,8 +221,8 @@ def test_the_share_names_its_own_cells_where_lth_lacks_some(uri):
     assert re.search(r"Where LTH nets have finished, too \(\d+ pairs of nets, \d+ cells of the grid\), it closes", said)
 
 
-def test_widths_are_compared_at_the_rewind_epochs_that_all_of_them_have(uri):
-    frame = load.runs("resnet20_width_sweep", uri)
+def test_widths_are_compared_at_the_rewind_epochs_that_all_of_them_have(frame_of):
+    frame = frame_of("resnet20_width_sweep")
     sparse = frame["stage"] == "sparse"
     late = sparse & (frame["rewind_epoch"] > 10)
     lacking, common = frame[~(late & (frame["width"] == 16))], frame[~late]
@@ -219,8 +233,8 @@ def test_widths_are_compared_at_the_rewind_epochs_that_all_of_them_have(uri):
     assert "in common" not in alone
 
 
-def test_ways_of_matching_are_compared_over_the_same_cells(uri):
-    frame = load.runs("matcher_ablation", uri)
+def test_ways_of_matching_are_compared_over_the_same_cells(frame_of):
+    frame = frame_of("matcher_ablation")
     by_weight = frame["matching"].map(lambda how: how.get("matcher") == "weight") & (frame["stage"] == "sparse")
     late = frame["rewind_epoch"] > frame["rewind_epoch"].min()
     activation = re.compile(r"activation (\S+)")
@@ -231,8 +245,8 @@ def test_ways_of_matching_are_compared_over_the_same_cells(uri):
     assert activation.search(some)[1] == activation.search(common)[1]
 
 
-def test_barriers_are_those_of_pairs_that_were_measured_before_and_after(uri):
-    frame = load.runs("mode_connectivity", uri)
+def test_barriers_are_those_of_pairs_that_were_measured_before_and_after(frame_of):
+    frame = frame_of("mode_connectivity")
     path = (frame["stage"] == "connect") & (frame["path"] == schema.PATH_PAIR)
     moved = path & (frame["matcher"] != "identity")
     first = frame["seed_a"] == frame.loc[path, "seed_a"].min()
@@ -243,8 +257,8 @@ def test_barriers_are_those_of_pairs_that_were_measured_before_and_after(uri):
     assert "A and B with bn_reset from" in headline.headline(pd.concat([frame, twice]))
 
 
-def test_ensembles_are_compared_at_places_that_all_methods_have(uri):
-    frame = load.runs("ensemble_diversity_cifar100", uri)
+def test_ensembles_are_compared_at_places_that_all_methods_have(frame_of):
+    frame = frame_of("ensemble_diversity_cifar100")
     said = headline.headline(frame)
     sparsities = sorted(set(frame.loc[frame["stage"] == "ensemble", "sparsity"].dropna()))
     assert [said.count(f"{100 * sparsity:g} % sparse, ensembles reach") for sparsity in sparsities] == [1, 1]
@@ -254,8 +268,8 @@ def test_ensembles_are_compared_at_places_that_all_methods_have(uri):
     assert all(part in said for part in lost.split(" sparse, ")[1:])
 
 
-def test_an_offset_start_is_not_called_untouched(uri):
-    frame = load.runs("cifar10_two_cores", uri)
+def test_an_offset_start_is_not_called_untouched(frame_of):
+    frame = frame_of("cifar10_two_cores")
     start = "from the untouched initialisation"
     assert any(start in each for each in headline.details(frame))
     offset = frame.assign(rewind_offset=frame["stage"].map(lambda stage: "1" if stage == "sparse" else ""))
@@ -263,16 +277,16 @@ def test_an_offset_start_is_not_called_untouched(uri):
     assert any("from rewind epoch 0:" in each for each in headline.details(offset))
 
 
-def test_no_number_is_without_the_pairs_and_cells_that_it_is_from(uri):
+def test_no_number_is_without_the_pairs_and_cells_that_it_is_from(frame_of):
     for name in SPACES:
-        frame = load.runs(name, uri)
+        frame = frame_of(name)
         for sentence in (headline.headline(frame), *headline.details(frame)):
             for said in re.findall(r"points \(([^)]*)\)", sentence):
                 assert re.search(r"\d+ pairs?\b|n = \d|\d ensembles|nets", said), sentence
 
 
-def test_the_headline_claims_no_way_that_some_pairs_lack(uri):
-    frame = load.runs("early_matching", uri)
+def test_the_headline_claims_no_way_that_some_pairs_lack(frame_of):
+    frame = frame_of("early_matching")
     some = frame[
         ~(frame["matching"].map(lambda matching: matching.get("match_epoch") == 5) & (frame["stage"] == "sparse"))
     ]
@@ -281,8 +295,8 @@ def test_the_headline_claims_no_way_that_some_pairs_lack(uri):
     assert "t=5 " not in said
 
 
-def test_without_a_result_nothing_is_said(uri):
-    frame = load.runs("early_matching", uri)
+def test_without_a_result_nothing_is_said(frame_of):
+    frame = frame_of("early_matching")
     assert headline.headline(frame.assign(status="RUNNING")) == headline.NOTHING
     dense = frame[frame["stage"] == "dense"]
     assert headline.headline(dense) == "With resnet20 on cifar10, nothing can be compared yet."
