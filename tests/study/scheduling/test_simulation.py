@@ -74,7 +74,7 @@ def test_as_many_jobs_are_handed_to_ray_as_in_a_real_run(tiny: Plan, monkeypatch
         pytest.param("8xH100", 1.05, marks=pytest.mark.slow),
         ("16xH100", 1.05),
         pytest.param("32xH100", 1.3, marks=pytest.mark.slow),  # urgent jobs wait behind those handed to Ray
-        pytest.param("64xH100", 1.05, marks=pytest.mark.slow),
+        pytest.param("64xH100", 1.1, marks=pytest.mark.slow),
         pytest.param("64xA100-40GB", 1.15, marks=pytest.mark.slow),
         pytest.param("24xA100-40GB+8xH100", 1.25, marks=pytest.mark.slow),
     ],
