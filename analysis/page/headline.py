@@ -45,8 +45,10 @@ def details(frame: pd.DataFrame) -> list[str]:
     for (where, runs, scored), answer in zip(tasks, _answers(frame), strict=True):
         found = _gain(scored, by, where), _paths(runs, where)
         others = [" ".join(each) for each in found if not {*each} <= {*answer.sentences}]
+        present = set(scored[cells.ROW])
         for row, over in ((cells.PERMUTED, cells.NAIVE), *(rows for _, *rows in controls.QUESTIONS)):
-            others += _by_part(runs, scored, by, row, over, f"{where}: " if named else "")
+            if {row, over} <= present:
+                others += _by_part(runs, scored, by, row, over, f"{where}: " if named else "")
         said += others
     return said + _tested(frame)
 
@@ -309,13 +311,10 @@ def _basis(compared: Block) -> str:
 
 def _without(compared: Block) -> str:
     """Return what a mean leaves out."""
-    widths, pairs = (
-        labels.listed(labels.value(schema.PARAM_WIDTH, width) for width in compared.behind),
-        compared.left_out,
-    )
+    widths = labels.listed(labels.value(schema.PARAM_WIDTH, width) for width in compared.behind)
     parts = {
         f"; width {widths}, with fewer pairs, left out": widths,
-        f"; {labels.plural(pairs, 'pair')} without all of these cells left out": pairs,
+        f"; {labels.plural(compared.left_out, 'pair')} without all of these cells left out": compared.left_out,
     }
     return "".join(labels.said(parts))
 
